@@ -1,0 +1,52 @@
+"""fastgrow: grow Transformers on a frozen glyph substrate, and compose them.
+
+Text becomes frozen vectors, vectors pass a stack of blocks that grows, several stacks speak as one
+("Growing Transformers: Modular Composition and Layer-wise Expansion on a Frozen Substrate",
+arXiv 2507.07129).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastgrow import ops as ops
+
+__version__ = "0.1.0"
+
+# Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
+# without one of the heavier packages can still use the rest.
+_HOME = {
+    "errors": "fastgrow.errors",
+}
+_SUBMODULES = frozenset(
+    {
+        "compose",
+        "errors",
+        "evaluation",
+        "growth",
+        "info",
+        "nn",
+        "ops",
+        "report",
+        "substrate",
+        "training",
+    }
+)
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"fastgrow.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fastgrow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_SUBMODULES})

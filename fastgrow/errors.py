@@ -1,0 +1,30 @@
+"""Errors a user can meet.
+
+Each message says what was wrong, where, and what was expected. The command line prints the message
+alone, so it has to stand without a traceback. Every class also derives from the built-in exception
+that a caller who does not know fastgrow would catch.
+"""
+
+
+class FastgrowError(Exception):
+    """Base of every error that fastgrow raises on purpose."""
+
+
+class ConfigError(FastgrowError, ValueError):
+    """A configuration value is missing, unknown or out of range."""
+
+
+class DataError(FastgrowError, ValueError):
+    """A text, corpus or token stream cannot be used as given."""
+
+
+class SubstrateError(FastgrowError, ValueError):
+    """A vocabulary, glyph table or substrate is inconsistent or differs from the one expected."""
+
+
+class CheckpointError(FastgrowError, RuntimeError):
+    """A file on disk is missing, damaged or does not fit the object it is loaded into."""
+
+
+class Interrupted(FastgrowError):
+    """A run was stopped by the user after its state had been saved."""

@@ -1,0 +1,37 @@
+"""Fixtures that every test folder shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# With FASTGROW_ACCEPTANCE=1 (`make acceptance`) what would be skipped fails instead.
+MUST_HAVE = os.environ.get("FASTGROW_ACCEPTANCE") == "1"
+
+
+def missing(reason: str) -> None:
+    """Skip the running test, or fail it under `make acceptance`."""
+    if MUST_HAVE:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def development_data() -> Path:
+    """The folder of development data named by FASTGROW_DATA."""
+    root = os.environ.get("FASTGROW_DATA")
+    if not root or not Path(root).is_dir():
+        missing("FASTGROW_DATA does not name the folder of development data")
+    assert root is not None
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def unifont_file() -> Path:
+    """Debian's Unifont outline font (package fonts-unifont)."""
+    path = Path("/usr/share/fonts/opentype/unifont/unifont.otf")
+    if not path.is_file():
+        missing(f"{path} is missing (Debian package fonts-unifont)")
+    return path
