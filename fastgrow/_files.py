@@ -1,7 +1,7 @@
 """Writing files so that a reader never sees half of one.
 
-Everything goes to a temporary sibling first, is flushed to the disk and then renamed: a crash, a full
-disk or a second process leaves either the old content or the new one.
+Everything goes to a temporary sibling first, is flushed to the disk and then renamed: a crash, a
+full disk or a second process leaves either the old content or the new one.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         # mkstemp makes private files; a finished file follows the user's umask as open() would.
-        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask())
         fsync_path(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -67,7 +67,7 @@ def atomic_folder(path: Path | str, owned: Collection[str]) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        temporary.chmod(0o777 & ~_umask())
         for file in temporary.rglob("*"):
             fsync_path(file)
         fsync_path(temporary)
@@ -95,7 +95,7 @@ def _refuse_foreign(path: Path, owned: Collection[str]) -> None:
 def _rename_over(source: Path, target: Path) -> None:
     """Put folder `source` at `target`; what stood at `target` is at `source` afterwards."""
     if not target.exists():
-        os.replace(source, target)
+        source.replace(target)
         return
     # rename(2) does not replace a non-empty folder, and two renames would leave a moment with
     # neither; Linux can swap the two names in one step.
@@ -108,13 +108,13 @@ def _rename_over(source: Path, target: Path) -> None:
         if not failed:
             return
     previous = target.with_name(f".{target.name}.{os.getpid()}.old")
-    os.replace(target, previous)
+    target.replace(previous)
     try:
-        os.replace(source, target)
+        source.replace(target)
     except OSError:
-        os.replace(previous, target)
+        previous.replace(target)
         raise
-    os.replace(previous, source)
+    previous.replace(source)
 
 
 def write_text(path: Path | str, text: str) -> None:
