@@ -64,16 +64,16 @@ class Tokenizer:
         """`encode` of several texts, in parallel."""
         if unknown not in ("error", "unk"):
             raise SubstrateError(f"unknown={unknown!r}: expected 'error' or 'unk'")
-        pieces: list[list[str]] = []
+        cut: list[list[str]] = []
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise SubstrateError(
                     f"text {index} of {len(texts)} is {type(text).__name__}, expected str"
                 )
-            pieces.append(list(self._pieces(text, allow_special)))
+            cut.append(list(self._pieces(text, allow_special)))
         try:
             encodings = self._backend.encode_batch_fast(
-                [piece for text in pieces for piece in text]
+                [piece for pieces in cut for piece in pieces]
             )
         except TypeError:
             _refuse_surrogates(texts)
@@ -81,10 +81,10 @@ class Tokenizer:
         encoded = iter(encodings)
         specials = self.vocabulary.specials if allow_special else {}
         result = []
-        for index, text in enumerate(pieces):
+        for index, pieces in enumerate(cut):
             ids: list[int] = []
             position = 0
-            for piece, encoding in zip(text, encoded, strict=False):
+            for piece, encoding in zip(pieces, encoded, strict=False):
                 if piece in specials:
                     ids.append(specials[piece])
                 else:
