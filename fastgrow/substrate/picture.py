@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +88,4 @@ def _line(text: str, width: int) -> np.ndarray:
         pen += advance
     line = line[:, :width]
     before = (width - line.shape[1]) // 2
-    return np.pad(
-        line, ((0, 0), (before, width - line.shape[1] - before)), constant_values=_PAPER
-    )
+    return np.pad(line, ((0, 0), (before, width - line.shape[1] - before)), constant_values=_PAPER)

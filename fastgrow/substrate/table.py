@@ -45,8 +45,8 @@ def principal_axes(packed: np.ndarray, n_bits: int, n_components: int) -> np.nda
         together += products
     mean = np.diagonal(together) / len(packed)
     covariance = together / len(packed) - np.outer(mean, mean)
-    # With two threads the eigensolver, which has them wait for each other thousands of times, took up
-    # to ten seconds on a busy machine where one thread takes a quarter of a second.
+    # The eigensolver's threads wait for each other thousands of times: on a busy machine two took
+    # ten seconds where one takes a quarter of a second.
     with threadpool_limits(1, "blas"):
         variance, axes = np.linalg.eigh(covariance)
     variance, axes = variance[::-1], axes[:, ::-1]
@@ -109,5 +109,9 @@ def _over_batches(
     step = max(1, _BATCH // n_bits)
     places = [slice(start, start + step) for start in range(0, len(packed), step)]
     n_threads = min(len(places), os.cpu_count() or 1)
+
+    def of(place: slice) -> T:
+        return function(binary_table(packed[place], n_bits), place)
+
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads) as pool:
-        yield from pool.map(lambda place: function(binary_table(packed[place], n_bits), place), places)
+        yield from pool.map(of, places)
