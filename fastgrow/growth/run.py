@@ -6,7 +6,7 @@ Source: "Growing Transformers: Modular Composition and Layer-wise Expansion on a
 
 from __future__ import annotations
 
-import math
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -203,7 +203,7 @@ class _Run:
         config = asdict(self.model.config)
         # A model that is resumed has grown; the depth that counts is the one it started from.
         config["n_layer"] = self.first_depth
-        return {
+        settings = {
             "kind": "growth",
             "model": config,
             "substrate": None if substrate is None else substrate.fingerprint,
@@ -212,6 +212,8 @@ class _Run:
             "data": self.data.fingerprint,
             "evaluate_on": sorted(self.evaluate_on),
         }
+        # As it will be read back: tuples become lists.
+        return json.loads(json.dumps(settings))
 
     def finish(self) -> GrowthResult:
         assert self.log is not None
@@ -261,7 +263,7 @@ class _Run:
                 depth=self.model.n_layer,
                 active_parameters=sum(p.numel() for p in active.values()),
                 total_parameters=self.model.num_parameters(),
-                tokens=self._steps(stage) * self._tokens_per_step(),
+                tokens=self._tokens(stage),
                 seconds=time.perf_counter() - started,
                 bits=self._measure(),
                 bits_at_start=self.progress.bits_at_start,
@@ -306,11 +308,12 @@ class _Run:
     def _seq_len(self) -> int:
         return self.train.seq_len or self.model.max_seq_len
 
-    def _tokens_per_step(self) -> int:
-        return self.train.batch_size * self.train.accumulate * self._seq_len()
-
     def _steps(self, stage: Stage) -> int:
-        return math.ceil(stage.tokens / self._tokens_per_step())
+        return self.train.steps_for(stage.tokens, self._seq_len())
+
+    def _tokens(self, stage: Stage) -> int:
+        per_step = self.train.batch_size * self.train.accumulate * self._seq_len()
+        return self._steps(stage) * per_step
 
     def _steps_before(self, index: int) -> int:
         return sum(self._steps(stage) for stage in self.schedule.stages[:index])
