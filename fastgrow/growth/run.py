@@ -161,39 +161,40 @@ class _Run:
         self.trainer: Trainer | None = None
         # The trainer's state of a stage that was stopped in the middle, until its trainer exists.
         self.unfinished: dict[str, Any] | None = None
-        self.checkpointer = None if out is None else Checkpointer(out / "checkpoints")
-        self.log: RunLog | None = None
+        self.checkpointer: Checkpointer | None = None
+        self.log = RunLog(quiet=quiet)
 
     # -- opening and closing -------------------------------------------------------------------
 
     def open(self, resume: Resume) -> None:
         """Start anew, or take up the run that stands in the output folder."""
-        step = 0
-        if self.out is not None:
-            self._claim_folder(resume)
-            assert self.checkpointer is not None
-            latest = self.checkpointer.latest()
-            if latest is not None:
-                self.load_state_dict(self.checkpointer.load(latest)["growth"])
-                step = self._global_step()
-        self.log = RunLog(self.out, resume_step=step, quiet=self.quiet)
+        if self.out is None:
+            return
+        self._claim_folder(self.out, resume)
+        self.log = RunLog(self.out, quiet=self.quiet)
+        self.checkpointer = Checkpointer(self.out / "checkpoints")
+        # A run that was stopped before its first checkpoint may have left rows in the log.
+        state = RunLog().state_dict()
+        latest = self.checkpointer.latest()
+        if latest is not None:
+            saved = self.checkpointer.load(latest)["growth"]
+            self.load_state_dict(saved)
+            state = saved["log"]
+        self.log.load_state_dict(state)
 
-    def _claim_folder(self, resume: Resume) -> None:
-        assert self.out is not None
+    def _claim_folder(self, out: Path, resume: Resume) -> None:
         settings = self._settings()
-        record = self.out / "run.json"
+        record = out / "run.json"
         if not record.exists():
             _files.write_json(record, settings)
             return
         if resume == "never":
-            raise ConfigError(
-                f"{self.out}: holds a run already; choose another folder or resume='auto'"
-            )
+            raise ConfigError(f"{out}: holds a run already; choose another folder or resume='auto'")
         there = _files.read_json(record)
         for key, value in settings.items():
             if there.get(key) != value:
                 raise ConfigError(
-                    f"{self.out}: holds a run with another {key} ({there.get(key)!r}, now "
+                    f"{out}: holds a run with another {key} ({there.get(key)!r}, now "
                     f"{value!r}); choose another folder, or go on with the old settings"
                 )
 
@@ -208,7 +209,7 @@ class _Run:
             "model": config,
             "substrate": None if substrate is None else substrate.fingerprint,
             "schedule": [asdict(stage) for stage in self.schedule.stages],
-            "train": asdict(self.train),
+            "train": self.train.identity(),
             "data": self.data.fingerprint,
             "evaluate_on": sorted(self.evaluate_on),
         }
@@ -216,7 +217,6 @@ class _Run:
         return json.loads(json.dumps(settings))
 
     def finish(self) -> GrowthResult:
-        assert self.log is not None
         self.log.close()
         if self.out is not None:
             _files.write_json(
@@ -247,11 +247,11 @@ class _Run:
             self.trainer.load_state_dict(resumed)
         started = time.perf_counter() - self.progress.seconds
 
-        def on_checkpoint() -> None:
+        def on_checkpoint(_: Trainer) -> Path | None:
             self.progress.seconds = time.perf_counter() - started
-            self._save()
+            return self._save()
 
-        self.trainer.run(on_checkpoint)
+        self.trainer.run(None if self.checkpointer is None else on_checkpoint)
         if frozen_digest(self.model) != frozen:
             raise FastgrowError(
                 f"stage {index + 1}: a frozen tensor changed during training; "
@@ -285,15 +285,12 @@ class _Run:
             batches,
             config,
             steps=self._steps(stage),
-            first_step=self._steps_before(index),
             validation=self.data.validation,
             log=self.log,
             labels={
                 "run": self.name,
                 "stage": f"{index + 1}/{len(self.schedule.stages)}",
                 "depth": self.model.n_layer,
-                "active": sum(p.numel() for p in active.values()),
-                "total": self.model.num_parameters(),
             },
         )
 
@@ -315,28 +312,23 @@ class _Run:
         per_step = self.train.batch_size * self.train.accumulate * self._seq_len()
         return self._steps(stage) * per_step
 
-    def _steps_before(self, index: int) -> int:
-        return sum(self._steps(stage) for stage in self.schedule.stages[:index])
-
     def _global_step(self) -> int:
-        within = 0
-        if self.trainer is not None:
-            within = self.trainer.step
-        elif self.unfinished is not None:
-            within = self.unfinished["step"]
-        return self._steps_before(self.progress.stage) + within
+        before = sum(self._steps(stage) for stage in self.schedule.stages[: self.progress.stage])
+        return before + (self.trainer.step if self.trainer is not None else 0)
 
     # -- saving and loading --------------------------------------------------------------------
 
-    def _save(self) -> None:
-        if self.checkpointer is not None:
-            self.checkpointer.save(self._global_step(), {"growth": self})
+    def _save(self) -> Path | None:
+        if self.checkpointer is None:
+            return None
+        return self.checkpointer.save(self._global_step(), {"growth": self})
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "trainer": None if self.trainer is None else self.trainer.state_dict(),
+            "log": self.log.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

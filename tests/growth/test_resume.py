@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from growing import digest
 
 from fastgrow.nn import Decoder
 
-from .test_run import digest
 
 RUN = """
 import sys
 from pathlib import Path
 from fastgrow.growth import GrowthSchedule, Stage, grow
-from tests.growth.conftest import make_data, make_model, make_substrate, make_train
+from growing import make_data, make_model, make_substrate, make_train
 
 out = Path(sys.argv[1])
 substrate = make_substrate()
@@ -37,6 +37,7 @@ grow(
 def start(out: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(out)],
+        cwd=Path(__file__).parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

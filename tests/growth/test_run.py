@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from growing import digest, make_data, make_model, make_train
 
 from fastgrow.errors import ConfigError, FastgrowError
 from fastgrow.growth import GrowthSchedule, Stage, grow
@@ -15,16 +15,8 @@ from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
 
-from .conftest import make_data, make_model, make_train
 
 SCHEDULE = GrowthSchedule([Stage(1, 512), Stage(2, 512), Stage(1, 512)])
-
-
-def digest(model: torch.nn.Module) -> str:
-    h = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        h.update(name.encode() + tensor.numpy().tobytes())
-    return h.hexdigest()
 
 
 class Spy:
@@ -44,10 +36,10 @@ class Spy:
                     "before": before,
                     "after": {n: p.detach().clone() for n, p in model.named_parameters()},
                     "optimized": {
-                        id(p) for g in trainer.optimizer.param_groups for p in g["params"]
+                        id(p) for g in trainer._optimizer.param_groups for p in g["params"]
                     },
                     "active_ids": {id(p) for p in model.parameters() if p.requires_grad},
-                    "with_state": {id(p) for p in trainer.optimizer.state},
+                    "with_state": {id(p) for p in trainer._optimizer.state},
                 }
             )
             return result
