@@ -9,15 +9,17 @@ import typer
 
 
 def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings to change, such as tokens_per_stage=50_000."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, model and report.")] = Path(
         "runs/demo"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="A smaller one, under a minute.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of weights and data order.")] = 0,
 ) -> None:
     """Grow three specialists (Latin, Cyrillic, Han), compose them, and write a report."""
-    from dataclasses import replace
+    from fastgrow.cli.settings import read_demo
+    from fastgrow.demo import run_demo
 
-    from fastgrow.demo import FULL, QUICK, run_demo
-
-    run_demo(replace(QUICK if quick else FULL, seed=seed), out)
+    run_demo(read_demo("demo-quick" if quick else "demo", overrides or []), out)

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from fastgrow.cli.config import apply_overrides, read_config, typed
+from fastgrow.demo import DemoSettings
 from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule
 from fastgrow.nn import DecoderConfig
@@ -114,6 +115,18 @@ def read_growth(name: str, overrides: Sequence[str]) -> GrowthSettings:
     if isinstance(model, dict):
         model.setdefault("vocab_size", _FROM_SUBSTRATE)
     return typed(tree, GrowthSettings, str(path))
+
+
+def read_demo(name: str, overrides: Sequence[str]) -> DemoSettings:
+    """Read the settings of the demo, by file or shipped name, and apply overrides.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is unknown or out of range.
+    """
+    path = find_config(name)
+    tree = read_config(path)
+    apply_overrides(tree, overrides)
+    return typed(tree, DemoSettings, str(path))
 
 
 def find_config(name: str) -> Path:

@@ -47,7 +47,7 @@ def run_demo(settings: DemoSettings, out: Path, *, quiet: bool = False) -> DemoR
     """Run the whole demo; a run that was stopped in `out` goes on where it was.
 
     Args:
-        settings: `fastgrow.demo.FULL` or `QUICK`, or your own.
+        settings: sizes and seed.
         out: folder for the runs, the composed model and the report.
         quiet: print nothing.
 

@@ -1,4 +1,4 @@
-"""The sizes of the demo, chosen so that two cores finish it within minutes."""
+"""The settings of the demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ SCRIPTS = ("Latin", "Cyrillic", "Han")
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What one run of the demo does; `FULL` and `QUICK` are the two that ship."""
+    """What one run of the demo does; configs/demo.yaml and configs/demo-quick.yaml ship.
+
+    Attributes:
+        stages: one-block stages of each specialist.
+        tokens_per_stage: training tokens of a stage.
+        d_model, n_head, seq_len: shape of the models; the frozen table is d_model wide.
+        batch_size: windows in a step.
+        lr: peak learning rate of a stage.
+        seed: of weights, data order and samples.
+        own_share: share of a specialist's windows from its own script. As in the paper the experts
+            share some text: the rest comes from the mix of all scripts.
+    """
 
     stages: int
     tokens_per_stage: int
@@ -22,7 +33,6 @@ class DemoSettings:
     batch_size: int
     lr: float
     seed: int = 0
-    # As in the paper, the experts share some text: a fifth of what each reads is the mix.
     own_share: float = 0.8
 
     @property
@@ -41,23 +51,3 @@ class DemoSettings:
             seed=self.seed,
             pick="best",
         )
-
-
-FULL = DemoSettings(
-    stages=3,
-    tokens_per_stage=100_000,
-    d_model=128,
-    n_head=4,
-    seq_len=128,
-    batch_size=8,
-    lr=2e-3,
-)
-QUICK = DemoSettings(
-    stages=3,
-    tokens_per_stage=12_000,
-    d_model=64,
-    n_head=2,
-    seq_len=64,
-    batch_size=8,
-    lr=3e-3,
-)
