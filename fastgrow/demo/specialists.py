@@ -46,16 +46,13 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
     splits = {script: demo_splits(script) for script in SCRIPTS}
 
     def data(of: list[str], name: str) -> TextData:
-        def joined(split: str) -> list[str]:
-            # Every script gets the same number of characters, or the mix would be the largest one.
-            texts = [getattr(splits[script], split) for script in of]
-            share = min(sum(map(len, documents)) for documents in texts)
-            return [d for documents in texts for d in _first(documents, share)]
+        def documents(split: str) -> list[str]:
+            return [text for script in of for text in getattr(splits[script], split)]
 
         return TextData.from_splits(
-            train=joined("train"),
-            validation=joined("validation"),
-            test=joined("test"),
+            train=documents("train"),
+            validation=documents("validation"),
+            test=documents("test"),
             substrate=substrate,
             cache_dir=cache_dir / name,
         )
@@ -94,14 +91,3 @@ def train_specialist(
             quiet=quiet,
         )
     return results
-
-
-def _first(documents: list[str], n_characters: int) -> list[str]:
-    """The first documents, until about `n_characters` characters are reached."""
-    chosen: list[str] = []
-    for document in documents:
-        if n_characters <= 0:
-            break
-        chosen.append(document)
-        n_characters -= len(document)
-    return chosen
