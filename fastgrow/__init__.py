@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 # without one of the heavier packages can still use the rest.
 _HOME = {
     "errors": "fastgrow.errors",
+    "use_impl": "fastgrow.ops",
 }
 _SUBMODULES = frozenset(
     {

@@ -14,6 +14,10 @@ class ConfigError(FastgrowError, ValueError):
     """A configuration value is missing, unknown or out of range."""
 
 
+class ArgumentError(FastgrowError, ValueError):
+    """A tensor given to an operation or module has a shape, dtype, device or content it cannot take."""
+
+
 class DataError(FastgrowError, ValueError):
     """A text, corpus or token stream cannot be used as given."""
 
