@@ -15,7 +15,7 @@ class ConfigError(FastgrowError, ValueError):
 
 
 class ArgumentError(FastgrowError, ValueError):
-    """A tensor given to an operation or module has a shape, dtype, device or content it cannot take."""
+    """A tensor has a shape, dtype, device or content that an operation or module cannot take."""
 
 
 class DataError(FastgrowError, ValueError):

@@ -5,5 +5,24 @@ Plain tensors in and out. Every public function takes `impl=` to force an implem
 """
 
 from fastgrow.ops._dispatch import explain_all, use_impl
+from fastgrow.ops.attention import attention
+from fastgrow.ops.embedding import embedding
+from fastgrow.ops.layer_norm import layer_norm
+from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
+from fastgrow.ops.mlp import mlp
+from fastgrow.ops.rms_norm import rms_norm
+from fastgrow.ops.rope import RopeTable, rope, rope_table
 
-__all__ = ["explain_all", "use_impl"]
+__all__ = [
+    "RopeTable",
+    "attention",
+    "embedding",
+    "explain_all",
+    "layer_norm",
+    "linear_cross_entropy",
+    "mlp",
+    "rms_norm",
+    "rope",
+    "rope_table",
+    "use_impl",
+]
