@@ -89,7 +89,9 @@ def _by_length(tokens: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]
 
 def _is_easy(codes: np.ndarray) -> np.ndarray:
     """Which rows of code points hold nothing but easy ones."""
-    return np.logical_or.reduce([(first <= codes) & (codes <= last) for first, last in _EASY]).all(1)
+    return np.logical_or.reduce([(first <= codes) & (codes <= last) for first, last in _EASY]).all(
+        1
+    )
 
 
 def _write(codes: np.ndarray, source: GlyphSource, drawing: Drawing) -> np.ndarray:
@@ -113,7 +115,7 @@ def _write(codes: np.ndarray, source: GlyphSource, drawing: Drawing) -> np.ndarr
 
 def _speckles(share: float, cell: int, length: int) -> np.ndarray:
     """The pixels that turn black, bool `[cell, length * cell]`: the same ones in every token."""
-    generator = np.random.RandomState(_SEED)  # noqa: NPY002 (the reference's generator)
+    generator = np.random.RandomState(_SEED)
     return generator.rand(cell, length * cell) < share
 
 
