@@ -18,6 +18,15 @@ __version__ = "0.1.0"
 # Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
 # without one of the heavier packages can still use the rest.
 _HOME = {
+    "Batches": "fastgrow.training",
+    "Checkpointer": "fastgrow.training",
+    "HubDataset": "fastgrow.training",
+    "Mixture": "fastgrow.training",
+    "RunLog": "fastgrow.training",
+    "TextData": "fastgrow.training",
+    "TrainConfig": "fastgrow.training",
+    "Trainer": "fastgrow.training",
+    "bits_per_character": "fastgrow.evaluation",
     "errors": "fastgrow.errors",
 }
 _SUBMODULES = frozenset(
