@@ -49,9 +49,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.drawing.newline not in get_args(Newline):
-            raise SubstrateError(
-                f"newline={self.drawing.newline!r}: expected 'blank' or 'glyph'"
-            )
+            raise SubstrateError(f"newline={self.drawing.newline!r}: expected 'blank' or 'glyph'")
         if self.drawing.cell not in _CELLS:
             raise SubstrateError(
                 f"cell={self.drawing.cell}: expected {_CELLS.start} to {_CELLS.stop - 1} pixels"
