@@ -14,6 +14,10 @@ class ConfigError(FastgrowError, ValueError):
     """A configuration value is missing, unknown or out of range."""
 
 
+class ArgumentError(FastgrowError, ValueError):
+    """A tensor has a shape, dtype, device or content that an operation or module cannot take."""
+
+
 class DataError(FastgrowError, ValueError):
     """A text, corpus or token stream cannot be used as given."""
 
@@ -24,6 +28,10 @@ class SubstrateError(FastgrowError, ValueError):
 
 class CheckpointError(FastgrowError, RuntimeError):
     """A file on disk is missing, damaged or does not fit the object it is loaded into."""
+
+
+class DivergenceError(FastgrowError, ArithmeticError):
+    """A loss or gradient became NaN or infinite."""
 
 
 class Interrupted(FastgrowError):

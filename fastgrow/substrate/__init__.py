@@ -1,7 +1,7 @@
 """Text to ids to frozen vectors: vocabulary, tokenizer, glyphs, table, codes (free of torch)."""
 
 from fastgrow.substrate.drawing import Drawing
-from fastgrow.substrate.picture import glyph_sheet, save_glyph_sheet
+from fastgrow.substrate.picture import draw_glyph_sheet, glyph_sheet
 from fastgrow.substrate.recipe import Recipe
 from fastgrow.substrate.substrate import Substrate
 from fastgrow.substrate.tokenizer import Tokenizer
@@ -13,6 +13,6 @@ __all__ = [
     "Substrate",
     "Tokenizer",
     "Vocabulary",
+    "draw_glyph_sheet",
     "glyph_sheet",
-    "save_glyph_sheet",
 ]

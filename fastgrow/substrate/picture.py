@@ -17,7 +17,7 @@ _MARGIN = 16
 _COLUMNS = 8
 
 
-def glyph_sheet(substrate: Substrate, text: str, *, columns: int = _COLUMNS) -> np.ndarray:
+def draw_glyph_sheet(substrate: Substrate, text: str, *, columns: int = _COLUMNS) -> np.ndarray:
     """The pictures of a text's tokens, enlarged, each above its name and its id.
 
     Args:
@@ -42,19 +42,19 @@ def glyph_sheet(substrate: Substrate, text: str, *, columns: int = _COLUMNS) -> 
     return np.concatenate(rows, axis=0)
 
 
-def save_glyph_sheet(
+def glyph_sheet(
     substrate: Substrate, text: str, path: Path | str, *, columns: int = _COLUMNS
 ) -> None:
-    """Write `glyph_sheet` as an image file, whose name tells the format.
+    """Write `draw_glyph_sheet` as an image file, whose name tells the format.
 
     Raises:
-        SubstrateError: as `glyph_sheet`, or a name without the ending of an image format.
+        SubstrateError: as `draw_glyph_sheet`, or a name without the ending of an image format.
         OSError: the file cannot be written.
     """
     from PIL import Image
 
     path = Path(path)
-    image = Image.fromarray(glyph_sheet(substrate, text, columns=columns))
+    image = Image.fromarray(draw_glyph_sheet(substrate, text, columns=columns))
     format_ = Image.registered_extensions().get(path.suffix.lower())
     if format_ is None:
         raise SubstrateError(f"{path}: name an image file, such as {path.stem}.png")

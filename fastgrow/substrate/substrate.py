@@ -179,6 +179,11 @@ class Substrate:
         return self.tokenizer.vocabulary
 
     @property
+    def n_characters(self) -> np.ndarray:
+        """Characters that each token stands for, int32 [V]."""
+        return self.vocabulary.n_characters
+
+    @property
     def pad_id(self) -> int:
         return self.vocabulary.pad_id
 
