@@ -46,7 +46,7 @@ def test_random_codes_are_a_published_stream() -> None:
 def test_names_and_limits() -> None:
     assert Code.parse("random-256-float") == Code(random=True, n_bits=256, real=True)
     for name in ("random-17", "id-64", "glyphs", "random-64-floats", ""):
-        with pytest.raises(SubstrateError, match="no codes .* there are id-16, random-16"):
+        with pytest.raises(SubstrateError, match=r"no codes .* there are id-16, random-16"):
             Code.parse(name)
     with pytest.raises(SubstrateError, match=r"65,537 tokens need more than the 65,536 codes"):
         Code.parse("id-16").bits(65537, seed=0)
