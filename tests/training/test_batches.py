@@ -107,7 +107,8 @@ def test_the_state_stays_small() -> None:
         ({"seed": 1}, "seed"),
         ({"batch_size": 2}, "batch_size"),
         ({"seq_len": 4}, "seq_len"),
-        ({"stream": counting_stream(999)}, "tokens"),
+        ({"stream": counting_stream(999)}, "data"),
+        ({"stream": MixedStream([(counting_stream(1000), 1.0)] * 2)}, "data"),
         ({"stream": counting_stream(1000, LetterSubstrate("abc"))}, "substrate"),
     ],
 )

@@ -323,7 +323,7 @@ def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
         ({"steps": STEPS + 1}, "steps=14"),
         ({"accumulate": 2}, "accumulate=1"),
         ({"pick": "last"}, "pick='best'"),
-        ({"stream": OTHER}, "tokens="),
+        ({"stream": OTHER}, "data="),
     ],
 )
 def test_a_state_of_another_run_is_refused(change: dict[str, Any], named: str) -> None:
