@@ -1,0 +1,1 @@
+"""Several models that speak as one: rules and ensembles."""
