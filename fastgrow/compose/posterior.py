@@ -129,6 +129,8 @@ class Posterior(PriorRule):
 def _scores(logits: Tensor, log_sum: Tensor, ids: Tensor, forecast: Tensor | None) -> Tensor:
     """log p(ids_t | ids_<t) of one expert, [B, T]; zero for a first token that none predicted."""
     first = ids[:, :1]
-    first_score = torch.zeros_like(log_sum[:, :1]) if forecast is None else forecast.gather(1, first)
+    first_score = (
+        torch.zeros_like(log_sum[:, :1]) if forecast is None else forecast.gather(1, first)
+    )
     following = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1).to(log_sum.dtype)
     return torch.cat([first_score, following - log_sum[:, :-1]], dim=1)

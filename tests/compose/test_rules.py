@@ -183,7 +183,7 @@ def test_posterior_of_identical_experts_stays_at_the_prior() -> None:
     torch.testing.assert_close(merged, same.log_softmax(-1))
 
 
-def test_posterior_moves_to_the_expert_of_the_text_and_back_to_the_prior_at_a_new_document() -> None:
+def test_posterior_follows_the_text_and_forgets_it_at_a_new_document() -> None:
     ids = torch.tensor([[BOS, 2, 2, 2, 2, BOS, 3, 3]])
     twos, threes = torch.zeros(1, 8, 4), torch.zeros(1, 8, 4)
     twos[..., 2], threes[..., 3] = 4.0, 4.0
@@ -213,7 +213,9 @@ def test_posterior_survives_tokens_that_every_expert_called_impossible() -> None
     torch.testing.assert_close(merged[0, 2], logits[0][0, 2].log_softmax(-1))
 
 
-@pytest.mark.parametrize("rule", [Mean(), ProbabilityMean(), Posterior(), Posterior(forgetting=0.5)])
+@pytest.mark.parametrize(
+    "rule", [Mean(), ProbabilityMean(), Posterior(), Posterior(forgetting=0.5)]
+)
 def test_no_rule_looks_ahead(rule: Rule) -> None:
     logits, ids = random_logits(8), random_ids(8)
     before = rule.merge(NAMES, logits, Tokens.of(ids, BOS, PAD))
