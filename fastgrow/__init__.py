@@ -11,14 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgrow import nn as nn
     from fastgrow import ops as ops
+    from fastgrow.nn import Decoder as Decoder
+    from fastgrow.nn import DecoderConfig as DecoderConfig
 
 __version__ = "0.1.0"
 
 # Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
 # without one of the heavier packages can still use the rest.
 _HOME = {
+    "Decoder": "fastgrow.nn",
+    "DecoderConfig": "fastgrow.nn",
     "errors": "fastgrow.errors",
+    "use_impl": "fastgrow.ops",
 }
 _SUBMODULES = frozenset(
     {

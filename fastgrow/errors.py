@@ -14,6 +14,10 @@ class ConfigError(FastgrowError, ValueError):
     """A configuration value is missing, unknown or out of range."""
 
 
+class ArgumentError(FastgrowError, ValueError):
+    """A tensor has a shape, dtype, device or content that an operation or module cannot take."""
+
+
 class DataError(FastgrowError, ValueError):
     """A text, corpus or token stream cannot be used as given."""
 

@@ -1,0 +1,277 @@
+"""Attention with rotary positions, in [B, H, T, D] layout (any strides).
+
+    q̃, k̃ = rope(q), rope(k)
+    w     = softmax over visible keys of scale · q̃ · k̃ᵀ
+    y     = w · v
+
+Several query heads may share a key/value head (H a multiple of H_kv). There may be fewer queries
+than keys, as when decoding with a cache: the queries are then the *last* ones. Query i of row b
+stands at index p = n_b − Tq + i, with n_b the row's number of keys, and sees key j if
+
+    starts[b] ≤ j < n_b                          (left padding, ragged cache)
+    j ≤ p                                        (causal)
+    p − j < window                               (sliding window)
+    j and p lie between the same cu_seqlens      (packed documents)
+
+A query that sees no key gives zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgrow.ops._check import check_float, check_ids, describe, refuse
+from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys a query sees; the fields are arguments of `attention`."""
+
+    causal: bool = True
+    window: int | None = None
+    cu_seqlens: Tensor | None = None
+    lengths: Tensor | None = None
+    starts: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rope: RopeTable | None = None,
+    position_ids: Tensor | None = None,
+    k_rotated: bool = False,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    impl: str | None = None,
+) -> Tensor:
+    """Attend from each query to the keys it may see.
+
+    Args:
+        q: [B, H, Tq, D] float.
+        k: [B, H_kv, Tk, D], Tk ≥ Tq.
+        v: [B, H_kv, Tk, D].
+        rope: cosines and sines [positions, R/2] (`rope_table`); None for no rotation.
+        position_ids: [Tk] or [B, Tk], the keys' positions in the table; 0 … Tk−1 without.
+        k_rotated: the keys have been rotated already (a cache); then only queries are.
+        scale: factor of the scores; 1/√D without.
+        causal: a query sees no key after it.
+        window: how many keys a query sees at most, its own included.
+        cu_seqlens: [n + 1] int32, where packed documents begin and end: 0, …, Tk. Needs B = 1 and
+            Tq = Tk.
+        lengths: [B] int32, each row's number of keys, at least 1; later ones are not seen. Excludes
+            `position_ids`.
+        starts: [B] int32, each row's first key that is not padding.
+        mask: broadcastable to [B, H, Tq, Tk]: bool (True is visible) or float (added to scores).
+        dropout: probability of dropping a weight.
+        impl: force an implementation.
+
+    Returns:
+        [B, H, Tq, D].
+
+    Raises:
+        ArgumentError: shapes, dtypes or devices do not go together.
+    """
+    _check(q, k, v, window, cu_seqlens, lengths, starts)
+    if lengths is not None and position_ids is not None:
+        raise refuse("attention", "position_ids", "None where lengths are given", "a tensor")
+    if rope is not None:
+        check_rope("attention", "k", k, rope, position_ids, 0)
+    visibility = Visibility(causal, window, cu_seqlens, lengths, starts, mask)
+    factor = q.shape[3] ** -0.5 if scale is None else scale
+    return _OPERATION(
+        q, k, v, rope, position_ids, k_rotated, factor, visibility, dropout, impl=impl
+    )
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    cu_seqlens: Tensor | None,
+    lengths: Tensor | None,
+    starts: Tensor | None,
+) -> None:
+    name = "attention"
+    if q.dim() != 4:
+        raise refuse(name, "q", "of shape [B, H, Tq, D]", describe(q))
+    check_float(name, "q", q)
+    batch, heads, queries, dim = q.shape
+    if k.dim() != 4 or k.shape[0] != batch or k.shape[3] != dim or k.shape[2] < queries:
+        expected = f"of shape [{batch}, H_kv, at least {queries}, {dim}]"
+        raise refuse(name, "k", expected, describe(k))
+    if k.shape[1] == 0 or heads % k.shape[1]:
+        raise refuse(name, "k", f"of heads that divide q's {heads}", describe(k))
+    if v.shape != k.shape:
+        raise refuse(name, "v", f"of k's shape {list(k.shape)}", describe(v))
+    for argument, tensor in (("k", k), ("v", v)):
+        if tensor.dtype != q.dtype or tensor.device != q.device:
+            raise refuse(name, argument, f"{q.dtype} on {q.device} as q", describe(tensor))
+    if window is not None and window < 1:
+        raise refuse(name, "window", "at least 1", window)
+    for argument, rows in (("lengths", lengths), ("starts", starts)):
+        if rows is not None:
+            check_ids(name, argument, rows)
+            if tuple(rows.shape) != (batch,):
+                raise refuse(name, argument, f"of shape [{batch}]", describe(rows))
+    if cu_seqlens is not None:
+        check_ids(name, "cu_seqlens", cu_seqlens)
+        if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or batch != 1 or k.shape[2] != queries:
+            expected = "of shape [documents + 1], with B = 1 and as many queries as keys"
+            raise refuse(name, "cu_seqlens", expected, f"{describe(cu_seqlens)}, q {describe(q)}")
+
+
+def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    q = torch.zeros(1, 2, 8, 32, device=device)
+    table = rope_table(8, 32, device=device)
+    return (q, q, q, table, None, False, 32**-0.5, Visibility(), 0.0), {}
+
+
+_OPERATION = Operation("attention", example=_example)
+
+
+@_OPERATION.implementation("eager")
+def attention_eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: RopeTable | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    scale: float,
+    visibility: Visibility,
+    dropout: float,
+) -> Tensor:
+    """The formula, as it stands: all scores are in memory at once."""
+    q, k = _rotate(q, k, rope, position_ids, k_rotated, visibility.lengths)
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = (q @ k.mT) * scale
+    visible = visible_keys(visibility, q, k)
+    added = visibility.mask
+    if added is not None and added.dtype != torch.bool:
+        scores = scores + added
+    if visible is None:
+        weights = scores.softmax(-1)
+    else:
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        # A softmax over no keys is NaN.
+        weights = weights.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+    return F.dropout(weights, dropout) @ v
+
+
+def _may_use_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: RopeTable | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    scale: float,
+    visibility: Visibility,
+    dropout: float,
+) -> Verdict:
+    ragged = visibility.lengths is not None and q.shape[2] > 1
+    if visibility.starts is not None or visibility.mask is not None or ragged:
+        return False, "a query might see no key at all, where SDPA's backends differ"
+    return True, ""
+
+
+@_OPERATION.implementation("vendor", verify=_may_use_sdpa)
+def attention_vendor(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: RopeTable | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    scale: float,
+    visibility: Visibility,
+    dropout: float,
+) -> Tensor:
+    """torch's scaled_dot_product_attention, after the rotation."""
+    q, k = _rotate(q, k, rope, position_ids, k_rotated, visibility.lengths)
+    plain = (
+        visibility.window is None and visibility.cu_seqlens is None and visibility.lengths is None
+    )
+    square = q.shape[2] == k.shape[2]
+    # A single query is the last one and sees every key, so causality asks nothing of it.
+    needs_mask = not plain or (visibility.causal and not square and q.shape[2] != 1)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=visible_keys(visibility, q, k) if needs_mask else None,
+        dropout_p=dropout,
+        is_causal=visibility.causal and square and not needs_mask and q.shape[2] != 1,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def visible_keys(visibility: Visibility, q: Tensor, k: Tensor) -> Tensor | None:
+    """The rules as a bool mask that broadcasts to [B, H, Tq, Tk]; None where all keys are seen."""
+    queries, keys = q.shape[2], k.shape[2]
+    j = torch.arange(keys, device=q.device)
+    p = torch.arange(keys - queries, keys, device=q.device)[:, None]
+    rules: list[Tensor] = []
+    if visibility.lengths is not None:
+        lengths = visibility.lengths[:, None, None, None]
+        p = lengths - keys + p
+        rules.append(j < lengths)
+    if visibility.starts is not None:
+        rules.append(j >= visibility.starts[:, None, None, None])
+    if visibility.causal and queries > 1:
+        rules.append(j <= p)
+    if visibility.window is not None:
+        rules.append(p - j < visibility.window)
+    if visibility.cu_seqlens is not None:
+        document = torch.searchsorted(visibility.cu_seqlens.to(j.dtype), j, right=True)
+        rules.append(document[:, None] == document)
+    if visibility.mask is not None and visibility.mask.dtype == torch.bool:
+        rules.append(visibility.mask)
+    if not rules:
+        return None
+    visible = rules[0]
+    for rule in rules[1:]:
+        visible = visible & rule
+    return visible
+
+
+def _rotate(
+    q: Tensor,
+    k: Tensor,
+    table: RopeTable | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if table is None:
+        return q, k
+    queries, keys = q.shape[2], k.shape[2]
+    of_queries = None
+    if position_ids is not None:
+        of_queries = position_ids[..., keys - queries :]
+    elif lengths is not None:
+        of_queries = lengths[:, None] + torch.arange(-queries, 0, device=q.device)
+        # Queries before the row's first key see nothing; the table only has to have a row for them.
+        of_queries = of_queries.clamp(min=0)
+    q = rope_eager(q, *table, of_queries, keys - queries)
+    return q, k if k_rotated else rope_eager(k, *table, position_ids, 0)

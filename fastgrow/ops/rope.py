@@ -1,0 +1,121 @@
+"""Rotary position embedding (RoPE), rotate-half pairing.
+
+With R rotated features out of D, position p and i < R/2:
+
+    angle(p, i) = p · base^(−2i/R)
+    y_i         = x_i · cos − x_{i+R/2} · sin
+    y_{i+R/2}   = x_{i+R/2} · cos + x_i · sin
+
+and features from R on pass unchanged. The product of a rotated query and a rotated key depends on
+the difference of their positions alone (Su et al., arXiv 2104.09864).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrow.ops._check import check_float, check_ids, describe, refuse
+from fastgrow.ops._dispatch import Operation
+
+# Cosines and sines, each [positions, R/2] float32.
+RopeTable = tuple[Tensor, Tensor]
+
+
+def rope_table(
+    positions: int, dim: int, *, base: float = 10000.0, device: torch.device | str | None = None
+) -> RopeTable:
+    """Cosines and sines for positions 0 … positions − 1, each [positions, dim/2] float32.
+
+    The angles are formed in float64: in float32 those of position 100,000 are off by 0.004.
+    """
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim
+    steps = torch.arange(positions, dtype=torch.float64, device="cpu")
+    angles = torch.outer(steps, base**-exponents)
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+def rope(
+    x: Tensor,
+    table: RopeTable,
+    position_ids: Tensor | None = None,
+    *,
+    offset: int = 0,
+    impl: str | None = None,
+) -> Tensor:
+    """Rotate queries or keys by their positions.
+
+    Args:
+        x: [B, H, T, D] float.
+        table: cosines and sines [positions, R/2] with R ≤ D (`rope_table`).
+        position_ids: [T] or [B, T] integers; without them the positions are offset … offset+T−1.
+        offset: the first token's position.
+        impl: force an implementation.
+
+    Returns:
+        [B, H, T, D], dtype of `x`.
+
+    Raises:
+        ArgumentError: shapes, dtypes or devices do not go together, or the table is too short.
+    """
+    check_rope("rope", "x", x, table, position_ids, offset)
+    return _OPERATION(x, *table, position_ids, offset, impl=impl)
+
+
+def check_rope(
+    operation: str,
+    argument: str,
+    x: Tensor,
+    table: RopeTable,
+    position_ids: Tensor | None,
+    offset: int,
+) -> None:
+    """The checks of `rope`, for operations that rotate inside."""
+    cos, sin = table
+    if x.dim() != 4:
+        raise refuse(operation, argument, "of shape [B, H, T, D]", describe(x))
+    check_float(operation, argument, x)
+    if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > x.shape[3]:
+        expected = f"two tensors [positions, R/2] with R ≤ {x.shape[3]}"
+        raise refuse(operation, "the rope table", expected, f"{describe(cos)}, {describe(sin)}")
+    if cos.device != x.device:
+        raise refuse(operation, "the rope table", f"on {x.device}", describe(cos))
+    length = x.shape[2]
+    if position_ids is None:
+        if offset + length > cos.shape[0]:
+            expected = f"of at least {offset + length} positions"
+            raise refuse(operation, "the rope table", expected, describe(cos))
+        return
+    check_ids(operation, "position_ids", position_ids)
+    if position_ids.shape[-1] != length or position_ids.dim() not in (1, 2):
+        expected = f"of shape [{length}] or [{x.shape[0]}, {length}]"
+        raise refuse(operation, "position_ids", expected, describe(position_ids))
+
+
+def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x = torch.zeros(1, 2, 4, 32, device=device)
+    return (x, *rope_table(4, 32, device=device), None, 0), {}
+
+
+_OPERATION = Operation("rope", example=_example)
+
+
+@_OPERATION.implementation("eager")
+def rope_eager(
+    x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, offset: int
+) -> Tensor:
+    """The formula, as it stands."""
+    if position_ids is None:
+        cos, sin = cos[offset : offset + x.shape[2]], sin[offset : offset + x.shape[2]]
+    else:
+        # [B, T, R/2] gets an axis for the heads, [T, R/2] needs none.
+        cos, sin = cos[position_ids], sin[position_ids]
+        if position_ids.dim() == 2:
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)

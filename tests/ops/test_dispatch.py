@@ -1,0 +1,146 @@
+"""Which implementation serves a call, who decides, and what is said when one cannot run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastgrow.errors import ConfigError
+from fastgrow.ops import _dispatch
+from fastgrow.ops._dispatch import OPERATIONS, Operation, explain_all, parse_wishes, use_impl
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Operation]:
+    """An operation whose implementations return who they are."""
+    monkeypatch.delenv("FASTGROW_IMPL", raising=False)
+    monkeypatch.setattr(_dispatch, "_logged", set())
+    operation = Operation("double", example=lambda device: ((torch.ones(2, device=device),), {}))
+
+    @operation.implementation("eager")
+    def eager(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @operation.implementation(
+        "triton", verify=lambda x: (x.dtype == torch.float16, f"{x.dtype} is not served")
+    )
+    def triton(x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+    @operation.implementation("vendor", pays=lambda x: (len(x) > 4, "the tensor is small"))
+    def vendor(x: torch.Tensor) -> torch.Tensor:
+        return x * 4
+
+    yield operation
+    del OPERATIONS["double"]
+
+
+ONES, LONG, HALF = torch.ones(2), torch.ones(5), torch.ones(2, dtype=torch.float16)
+
+
+def served(operation: Operation, x: torch.Tensor, impl: str | None = None) -> str:
+    return {2: "eager", 3: "triton", 4: "vendor"}[int(operation(x, impl=impl)[0])]
+
+
+def test_automatic_choice_follows_preference_verifiers_and_profit(double: Operation) -> None:
+    assert served(double, HALF) == "triton"
+    assert served(double, ONES) == "eager"
+    assert served(double, LONG) == "vendor"
+
+
+def test_the_most_local_wish_wins(double: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGROW_IMPL", "vendor")
+    assert served(double, ONES) == "vendor"
+    with use_impl("eager"):
+        assert served(double, LONG) == "eager"
+        with use_impl("double=vendor"):
+            assert served(double, ONES) == "vendor"
+            with use_impl("eager"):
+                assert served(double, ONES) == "eager"
+            assert served(double, HALF, impl="triton") == "triton"
+        assert served(double, LONG) == "eager"
+    assert served(double, ONES) == "vendor"
+
+
+def test_environment_names_single_operations(
+    double: Operation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTGROW_IMPL", "eager, double=vendor")
+    assert served(double, ONES) == "vendor"
+
+
+def test_blanket_wish_passes_by_operations_without_that_implementation(double: Operation) -> None:
+    with use_impl("native"):
+        assert served(double, LONG) == "vendor"
+
+
+def test_forced_choice_that_cannot_run_raises_with_the_reason(double: Operation) -> None:
+    with use_impl("triton"), pytest.raises(ConfigError, match=r"use_impl .*torch.float32 is not"):
+        double(ONES)
+    with pytest.raises(ConfigError, match="'native'; there are only triton, vendor, eager"):
+        double(ONES, impl="native")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fast", "'fast' is not an implementation"),
+        ("nothing=eager", "'nothing' is not an operation"),
+        ("double=fast", "'fast' is not an implementation"),
+        ("", "'' is not an implementation"),
+    ],
+)
+def test_misspelt_wishes_are_refused(double: Operation, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_wishes(text, "here")
+
+
+def test_wish_ends_with_its_block_even_after_an_error(double: Operation) -> None:
+    with pytest.raises(RuntimeError, match="stop"), use_impl("vendor"):
+        raise RuntimeError("stop")
+    assert served(double, ONES) == "eager"
+
+
+def test_wish_stays_in_its_thread(double: Operation) -> None:
+    seen = []
+    with use_impl("vendor"):
+        thread = threading.Thread(target=lambda: seen.append(served(double, ONES)))
+        thread.start()
+        thread.join()
+    assert seen == ["eager"]
+
+
+def test_fallback_is_logged_once(double: Operation, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "fastgrow.ops"):
+        double(ONES)
+        double(ONES)
+    assert [record.getMessage() for record in caplog.records] == [
+        "double: triton is not used: torch.float32 is not served",
+        "double: vendor is not used: the tensor is small",
+    ]
+
+
+def test_explain_tells_what_would_run_and_why(double: Operation) -> None:
+    explanation = double.explain(ONES)
+    assert explanation.active == "eager"
+    assert explanation.reason == (
+        "not triton: torch.float32 is not served; not vendor: the tensor is small"
+    )
+    assert explanation.verdicts["triton"] == (False, "torch.float32 is not served")
+    assert double.explain(LONG, impl="eager").reason == "asked for by impl="
+    refused = double.explain(ONES, impl="triton")
+    assert refused.active is None
+    assert "cannot run: torch.float32 is not served" in refused.reason
+    assert "double" in [e.operation for e in explain_all("cpu")]
+
+
+def test_compiles_whole_and_follows_the_wish(double: Operation) -> None:
+    compiled = torch.compile(lambda x: double(x), fullgraph=True, backend="eager")
+    assert compiled(ONES)[0] == 2
+    with use_impl("vendor"):
+        assert compiled(ONES)[0] == 4
+    assert compiled(ONES)[0] == 2
