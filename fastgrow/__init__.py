@@ -23,6 +23,15 @@ __version__ = "0.1.0"
 _HOME = {
     "Decoder": "fastgrow.nn",
     "DecoderConfig": "fastgrow.nn",
+    "Batches": "fastgrow.training",
+    "Checkpointer": "fastgrow.training",
+    "HubDataset": "fastgrow.training",
+    "Mixture": "fastgrow.training",
+    "RunLog": "fastgrow.training",
+    "TextData": "fastgrow.training",
+    "TrainConfig": "fastgrow.training",
+    "Trainer": "fastgrow.training",
+    "bits_per_character": "fastgrow.evaluation",
     "errors": "fastgrow.errors",
     "use_impl": "fastgrow.ops",
 }
