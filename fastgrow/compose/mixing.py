@@ -64,6 +64,11 @@ def log_normalizers(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([z.to(dtype).logsumexp(-1) for z in logits], dim=-1)
 
 
+def cut(logits: Sequence[Tensor], last_only: bool) -> Sequence[Tensor]:
+    """All positions, or for `last_only` the last one."""
+    return [z[:, -1:] for z in logits] if last_only else logits
+
+
 def decayed_sums(values: Tensor, carry: Tensor, initial: Tensor) -> Tensor:
     """s_t = carry_t · s_(t−1) + values_t for every t, in ⌈log₂ T⌉ parallel steps.
 

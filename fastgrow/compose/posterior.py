@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastgrow.compose.mixing import decayed_sums, log_mixture, log_normalizers
+from fastgrow.compose.mixing import cut, decayed_sums, log_mixture, log_normalizers
 from fastgrow.compose.rules import PriorRule, RuleState, Tokens
 from fastgrow.errors import ConfigError
 
@@ -29,11 +29,6 @@ class PosteriorState(RuleState):
 
     evidence: Tensor | None = None
     forecasts: tuple[Tensor, ...] = field(default_factory=tuple)
-
-    def reorder(self, rows: Tensor) -> None:
-        if self.evidence is not None:
-            self.evidence = self.evidence[rows]
-            self.forecasts = tuple(forecast[rows] for forecast in self.forecasts)
 
 
 @dataclass(frozen=True)
@@ -108,6 +103,8 @@ class Posterior(PriorRule):
         logits: Sequence[Tensor],
         tokens: Tokens,
         state: RuleState | None = None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
         log_sums = log_normalizers(logits)
         forecasts = state.forecasts if isinstance(state, PosteriorState) else ()
@@ -123,7 +120,9 @@ class Posterior(PriorRule):
             state.forecasts = tuple(
                 z[:, -1].to(log_sums.dtype) - log_sums[:, -1, k, None] for k, z in enumerate(logits)
             )
-        return log_mixture(logits, log_weights, log_sums)
+        if last_only:
+            log_weights, log_sums = log_weights[:, -1:], log_sums[:, -1:]
+        return log_mixture(cut(logits, last_only), log_weights, log_sums)
 
 
 def _scores(logits: Tensor, log_sum: Tensor, ids: Tensor, forecast: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from fastgrow.compose.mixing import log_mixture, log_normalizers, logit_sum
+from fastgrow.compose.mixing import cut, log_mixture, log_normalizers, logit_sum
 from fastgrow.compose.weights import (
     checked_weights,
     normalized,
@@ -60,15 +60,14 @@ class Tokens:
 class RuleState:
     """What a rule remembers between two calls of incremental decoding; most remember nothing."""
 
-    def reorder(self, rows: Tensor) -> None:
-        """Make row i of the batch a copy of what was row `rows[i]`."""
-
 
 class Rule(ABC):
     """Base of all rules. Subclasses are frozen dataclasses."""
 
     kind: ClassVar[str]
     """The rule's name in config.json."""
+    reads_text: ClassVar[bool] = False
+    """Whether merging depends on how well each expert predicted the text so far."""
     registry: ClassVar[dict[str, type[Rule]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -86,6 +85,8 @@ class Rule(ABC):
         logits: Sequence[Tensor],
         tokens: Tokens,
         state: RuleState | None = None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
         """Merge K tensors of logits [B, T, V] into one.
 
@@ -95,9 +96,12 @@ class Rule(ABC):
             tokens: the tokens that were read.
             state: what was remembered of the tokens before them, brought up to date here; None if
                 these tokens are the whole text.
+            last_only: merge the last position alone. A rule that does not read the text can do
+                with the last position's logits.
 
         Returns:
-            [B, T, V]: logits, or log-probabilities where the rule makes them.
+            [B, T, V], or [B, 1, V] for `last_only`: logits, or log-probabilities where the rule
+            makes them.
         """
 
     @abstractmethod
@@ -155,8 +159,10 @@ class LogitRule(Rule):
         logits: Sequence[Tensor],
         tokens: Tokens,
         state: RuleState | None = None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
-        return logit_sum(logits, self.coefficients(names))
+        return logit_sum(cut(logits, last_only), self.coefficients(names))
 
     def with_weights(self, weights: Mapping[str, float]) -> Rule:
         return Weighted(weights)
@@ -164,9 +170,6 @@ class LogitRule(Rule):
 
 class ProbabilityRule(Rule):
     """Merged probabilities p = Σ_k w_k · p_k with w_k ≥ 0 and Σ_k w_k = 1."""
-
-    reads_text: ClassVar[bool] = False
-    """Whether w_k depends on how well expert k predicted the text so far."""
 
     @abstractmethod
     def log_weights(
@@ -195,10 +198,11 @@ class ProbabilityRule(Rule):
         logits: Sequence[Tensor],
         tokens: Tokens,
         state: RuleState | None = None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
-        return log_mixture(
-            logits, self.log_weights(names, tokens, None, state), log_normalizers(logits)
-        )
+        logits = cut(logits, last_only)
+        return log_mixture(logits, self.log_weights(names, tokens), log_normalizers(logits))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ def save_model_folder(
     state: Mapping[str, Tensor],
     substrate: SubstrateLike | None,
     table: Tensor | None = None,
+    with_substrate: bool = True,
 ) -> None:
     """Write a model; what stood at `path` is replaced only once everything is on the disk.
 
@@ -45,6 +46,7 @@ def save_model_folder(
         config: JSON values that the model is built from.
         state: parameters by name.
         substrate: saved along, and its fingerprint noted.
+        with_substrate: False notes the fingerprint alone; `load` then has to be given one.
         table: a frozen table [V, n_embed] that comes from no substrate.
 
     Raises:
@@ -57,7 +59,7 @@ def save_model_folder(
         _write_tensors(folder / WEIGHTS, state, metadata)
         if table is not None:
             _write_tensors(folder / TABLE, {"table": table}, {"format": "pt"})
-        if substrate is not None:
+        if substrate is not None and with_substrate:
             substrate.save(folder)
         files = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
         content = {
@@ -156,7 +158,9 @@ def _owned(folder: Path) -> set[str]:
     except CheckpointError:
         return set()
     digests = content.get("sha256") if isinstance(content, dict) else None
-    return {CONFIG, *digests} if isinstance(digests, dict) else set()
+    if not isinstance(digests, dict):
+        return set()
+    return {CONFIG, *(Path(name).parts[0] for name in digests if name)}
 
 
 def _check_file(file: Path, digest: str) -> None:
