@@ -32,6 +32,12 @@ _HOME = {
     "TrainConfig": "fastgrow.training",
     "Trainer": "fastgrow.training",
     "bits_per_character": "fastgrow.evaluation",
+    "Ensemble": "fastgrow.compose",
+    "Mean": "fastgrow.compose",
+    "Posterior": "fastgrow.compose",
+    "ProbabilityMean": "fastgrow.compose",
+    "Weighted": "fastgrow.compose",
+    "load": "fastgrow.compose",
     "errors": "fastgrow.errors",
     "use_impl": "fastgrow.ops",
 }
