@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,6 +77,15 @@ class TrainConfig:
     def _require(self, name: str, fits: bool, expected: str) -> None:
         if not fits:
             raise ConfigError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's numbers, in JSON values: all but when to log and to checkpoint."""
+        free = ("log_every", "checkpoint_every")
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in free
+        }
 
     def steps_for(self, tokens: int, seq_len: int) -> int:
         """Steps that read at least `tokens` tokens.

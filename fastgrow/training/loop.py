@@ -23,9 +23,6 @@ from fastgrow.training.precision import autocast, resolve_precision
 from fastgrow.training.rng import rng_state, set_rng_state
 from fastgrow.training.schedule import learning_rate
 
-# What may change between an interrupted run and its continuation without changing its numbers.
-_FREE_SETTINGS = frozenset({"log_every", "checkpoint_every"})
-
 
 class BatchSource(Protocol):
     """Where steps come from; `Batches` is one."""
@@ -332,8 +329,8 @@ class Trainer:
         path = on_checkpoint(self)
         where = f" in {path}" if path is not None else ""
         raise Interrupted(
-            f'{stopped}; the state is saved{where}. Start the same run again with resume="auto" '
-            "(on the command line: --resume) to go on from this step"
+            f"{stopped}; the state is saved{where}. Start the same run again, by the same "
+            'command or with resume="auto", to go on from this step'
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -390,12 +387,7 @@ class Trainer:
 
     def _plan(self) -> dict[str, Any]:
         """What decides the run's numbers, in JSON values."""
-        settings = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self.config).items()
-            if name not in _FREE_SETTINGS
-        }
-        return {**settings, "steps": self.steps, "active": sorted(self.active)}
+        return {**self.config.identity(), "steps": self.steps, "active": sorted(self.active)}
 
 
 def _run_length(steps: int | None, tokens: int | None, tokens_per_step: int) -> int:
