@@ -174,11 +174,12 @@ class Ensemble(GenerationMixin, nn.Module):
             ConfigError: there is no such expert, or no other one.
         """
         model = self.experts[name]
-        if len(self.experts) == 1:
-            raise ConfigError(f"expert {name!r} is the last one; an ensemble needs at least one")
         rest = tuple(other for other in self.names if other != name)
+        if not rest:
+            raise ConfigError(f"expert {name!r} is the last one; an ensemble needs at least one")
         self._rule = _check_rule(self._rule.without(name) if rule is None else rule, rest)
-        return self.experts.pop(name)
+        self.experts.pop(name)
+        return model
 
     def rename(self, old: str, new: str) -> None:
         """Call an expert by another name; order and weights stay.
@@ -217,7 +218,9 @@ class Ensemble(GenerationMixin, nn.Module):
         """
         tables = [m.table for m in self.modules() if isinstance(m, FrozenEmbedding)]
         table_memory = {table.data_ptr(): table for table in tables}
-        counted = [p for p in self.parameters() if p.data_ptr() not in table_memory]
+        counted: list[Tensor] = [
+            p for p in self.parameters() if p.data_ptr() not in table_memory
+        ]
         if include_table:
             counted += table_memory.values()
         return sum(tensor.numel() for tensor in counted if tensor.requires_grad or not active)

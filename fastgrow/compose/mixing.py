@@ -7,9 +7,12 @@ Shapes: logits [B, T, V], one tensor for each of K experts; what belongs to a to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
+
+from fastgrow import ops
 
 
 def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
@@ -23,17 +26,13 @@ def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor
         coefficients: K numbers, not all zero.
 
     Returns:
-        A tensor of that shape and dtype, summed in float32 or better.
+        A tensor of that shape, summed in float32 or better, in the widest of the dtypes.
     """
-    dtype = accumulation_dtype(logits)
-    total: Tensor | None = None
-    for z, coefficient in zip(logits, coefficients, strict=True):
-        if coefficient != 0:
-            term = z.to(dtype) * coefficient
-            total = term if total is None else total + term
-    if total is None:
+    kept = [(z, c) for z, c in zip(logits, coefficients, strict=True) if c != 0]
+    if not kept:
         raise ValueError("logit_sum: every coefficient is zero")
-    return total.to(logits[0].dtype)
+    dtype = reduce(torch.promote_types, (z.dtype for z in logits))
+    return ops.logit_mean([z.to(dtype) for z, _ in kept], [c for _, c in kept])
 
 
 def log_mixture(logits: Sequence[Tensor], log_weights: Tensor, log_sums: Tensor) -> Tensor:
@@ -99,7 +98,4 @@ def decayed_sums(values: Tensor, carry: Tensor, initial: Tensor) -> Tensor:
 
 def accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """The dtype to add up in: the tensors' own, but no less than float32."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
