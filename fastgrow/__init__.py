@@ -11,10 +11,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgrow import nn as nn
-    from fastgrow import ops as ops
+    from fastgrow.compose import Ensemble as Ensemble
+    from fastgrow.compose import Mean as Mean
+    from fastgrow.compose import Posterior as Posterior
+    from fastgrow.compose import ProbabilityMean as ProbabilityMean
+    from fastgrow.compose import Weighted as Weighted
+    from fastgrow.compose import load as load
+    from fastgrow.evaluation import bits_per_character as bits_per_character
+    from fastgrow.growth import GrowthResult as GrowthResult
+    from fastgrow.growth import GrowthSchedule as GrowthSchedule
+    from fastgrow.growth import Stage as Stage
+    from fastgrow.growth import grow as grow
     from fastgrow.nn import Decoder as Decoder
     from fastgrow.nn import DecoderConfig as DecoderConfig
+    from fastgrow.ops import use_impl as use_impl
+    from fastgrow.substrate import Substrate as Substrate
+    from fastgrow.training import Mixture as Mixture
+    from fastgrow.training import TextData as TextData
+    from fastgrow.training import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
 
@@ -26,11 +40,18 @@ _HOME = {
     "Batches": "fastgrow.training",
     "Checkpointer": "fastgrow.training",
     "HubDataset": "fastgrow.training",
+    "Ensemble": "fastgrow.compose",
+    "GrowthResult": "fastgrow.growth",
+    "GrowthSchedule": "fastgrow.growth",
+    "Mean": "fastgrow.compose",
     "Mixture": "fastgrow.training",
-    "RunLog": "fastgrow.training",
+    "Posterior": "fastgrow.compose",
+    "ProbabilityMean": "fastgrow.compose",
+    "Stage": "fastgrow.growth",
+    "Substrate": "fastgrow.substrate",
     "TextData": "fastgrow.training",
     "TrainConfig": "fastgrow.training",
-    "Trainer": "fastgrow.training",
+    "Weighted": "fastgrow.compose",
     "bits_per_character": "fastgrow.evaluation",
     "Ensemble": "fastgrow.compose",
     "Mean": "fastgrow.compose",
@@ -39,6 +60,8 @@ _HOME = {
     "Weighted": "fastgrow.compose",
     "load": "fastgrow.compose",
     "errors": "fastgrow.errors",
+    "grow": "fastgrow.growth",
+    "load": "fastgrow.compose",
     "use_impl": "fastgrow.ops",
 }
 _SUBMODULES = frozenset(
@@ -56,7 +79,7 @@ _SUBMODULES = frozenset(
     }
 )
 
-__all__ = sorted(_HOME)
+__all__ = sorted({*_HOME, *_SUBMODULES})
 
 
 def __getattr__(name: str) -> Any:

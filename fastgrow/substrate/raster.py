@@ -29,7 +29,7 @@ def rotation_sources(height: int, width: int, degrees: float) -> np.ndarray:
     x, y = np.arange(width), np.arange(height)[:, None]
     source_x = (_fixed(offset_x + cos * 0.5 + sin * 0.5) + _fixed(sin) * y + _fixed(cos) * x) >> 16
     source_y = (_fixed(offset_y - sin * 0.5 + cos * 0.5) + _fixed(cos) * y + _fixed(-sin) * x) >> 16
-    inside = (0 <= source_x) & (source_x < width) & (0 <= source_y) & (source_y < height)
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
     return np.where(inside, source_y * width + source_x, OUTSIDE)
 
 
@@ -103,7 +103,7 @@ def _box_blur(images: np.ndarray, centre: np.uint32, side: np.uint32, axis: int)
 
 
 def polar_order(size: int) -> np.ndarray:
-    """Pixels of a `size` x `size` image by distance from its centre (size / 2, size / 2), then angle.
+    """Pixels of a square image by distance from its centre (size / 2, size / 2), then by angle.
 
     Returns:
         int64 `[size * size]`: row-major indices in polar order.
