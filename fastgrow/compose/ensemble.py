@@ -218,9 +218,7 @@ class Ensemble(GenerationMixin, nn.Module):
         """
         tables = [m.table for m in self.modules() if isinstance(m, FrozenEmbedding)]
         table_memory = {table.data_ptr(): table for table in tables}
-        counted: list[Tensor] = [
-            p for p in self.parameters() if p.data_ptr() not in table_memory
-        ]
+        counted: list[Tensor] = [p for p in self.parameters() if p.data_ptr() not in table_memory]
         if include_table:
             counted += table_memory.values()
         return sum(tensor.numel() for tensor in counted if tensor.requires_grad or not active)

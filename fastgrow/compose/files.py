@@ -9,19 +9,19 @@ Each expert's config.json vouches for the expert's files, and the ensemble's for
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastgrow._files import atomic_folder, read_json, sha256_file
+from fastgrow._files import atomic_folder, read_json
 from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.rules import Rule
 from fastgrow.errors import CheckpointError, ConfigError, SubstrateError
 from fastgrow.nn import Decoder, SubstrateLike
-from fastgrow.nn.serialization import CONFIG, FORMAT, read_model_config
+from fastgrow.nn.serialization import CONFIG, owned_names, read_model_config, write_model_config
+from fastgrow.substrate import Substrate
 
 KIND = "ensemble"
 EXPERTS = "experts"
@@ -56,7 +56,7 @@ def load(
         raise CheckpointError(f"{folder}: no such folder")
     content = read_json(folder / CONFIG)
     kind = content.get("kind") if isinstance(content, dict) else None
-    if kind not in _LOADERS:
+    if not isinstance(kind, str) or kind not in _LOADERS:
         raise CheckpointError(
             f"{folder / CONFIG}: holds a model of kind {kind!r}; "
             f"expected one of {', '.join(_LOADERS)}"
@@ -73,22 +73,16 @@ def save_ensemble(ensemble: Ensemble, path: Path, *, with_substrate: bool = True
                 "can be saved"
             )
     substrate = ensemble.substrate
-    with atomic_folder(path, owned=_owned(path)) as folder:
+    config = {"rule": ensemble.rule.to_config(), "experts": list(ensemble.names)}
+    fingerprint = None if substrate is None else substrate.fingerprint
+    with atomic_folder(path, owned=owned_names(path)) as folder:
         for name, model in ensemble.experts.items():
             model.save(folder / EXPERTS / name, with_substrate=False)
-        vouched = [folder / EXPERTS / name / CONFIG for name in ensemble.names]
+        files = [folder / EXPERTS / name / CONFIG for name in ensemble.names]
         if substrate is not None and with_substrate:
             substrate.save(folder)
-            vouched += [file for file in sorted(folder.iterdir()) if file.is_file()]
-        content = {
-            "kind": KIND,
-            "format": FORMAT,
-            "config": {"rule": ensemble.rule.to_config(), "experts": list(ensemble.names)},
-            "fingerprint": None if substrate is None else substrate.fingerprint,
-            "sha256": {file.relative_to(folder).as_posix(): sha256_file(file) for file in vouched},
-        }
-        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
+            files += [file for file in sorted(folder.iterdir()) if file.is_file()]
+        write_model_config(folder, KIND, config, fingerprint, files)
 
 
 def load_ensemble(
@@ -104,7 +98,9 @@ def load_ensemble(
     names = config.get("experts")
     if not isinstance(names, list) or not names:
         raise CheckpointError(f"{config_file}: 'experts' is missing or not a list of names")
-    for name in names:
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise CheckpointError(f"{config_file}: lists the expert {name!r} twice")
         if f"{EXPERTS}/{name}/{CONFIG}" not in content["sha256"]:
             raise CheckpointError(f"{config_file}: lists the expert {name!r}, but not its files")
     try:
@@ -128,8 +124,6 @@ def _substrate(
     if fingerprint is None:
         return None
     if given is None:
-        from fastgrow.substrate import Substrate
-
         given = Substrate.load(folder)
     if given.fingerprint != fingerprint:
         raise CheckpointError(
@@ -137,28 +131,6 @@ def _substrate(
             f"got one of {given.fingerprint[:16]}…"
         )
     return given
-
-
-def _owned(folder: Path) -> set[str]:
-    """The names in `folder` that earlier saves wrote and nobody has added to."""
-    saved = {file.relative_to(folder) for file in _saved_files(folder)}
-    found = {file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()}
-    foreign = {file.parts[0] for file in found - saved}
-    return {file.parts[0] for file in saved} - foreign
-
-
-def _saved_files(folder: Path) -> list[Path]:
-    """The files that the config.json of a model in `folder` vouches for, and it itself."""
-    try:
-        content = read_json(folder / CONFIG)
-    except CheckpointError:
-        return []
-    digests = content.get("sha256") if isinstance(content, dict) else None
-    files = [folder / CONFIG]
-    for name in digests if isinstance(digests, dict) else ():
-        file = folder / name
-        files += _saved_files(file.parent) if file.name == CONFIG else [file]
-    return files
 
 
 _LOADERS: dict[str, Callable[..., Any]] = {"decoder": Decoder.load, KIND: load_ensemble}

@@ -131,16 +131,17 @@ class Rule(ABC):
         Raises:
             ConfigError: the rule is unknown, or its options are.
         """
-        if not isinstance(config, Mapping) or config.get("kind") not in Rule.registry:
+        kind = config.get("kind") if isinstance(config, Mapping) else None
+        if not isinstance(kind, str) or kind not in Rule.registry:
             raise ConfigError(
                 f"rule {config!r} is unknown; expected an object whose 'kind' is one of "
                 f"{', '.join(sorted(Rule.registry))}"
             )
         options = {key: value for key, value in config.items() if key != "kind"}
         try:
-            return Rule.registry[config["kind"]](**options)
+            return Rule.registry[kind](**options)
         except TypeError as error:
-            raise ConfigError(f"rule {config['kind']}: {error}") from None
+            raise ConfigError(f"rule {kind}: {error}") from None
 
 
 class LogitRule(Rule):

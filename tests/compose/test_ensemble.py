@@ -275,7 +275,7 @@ def test_a_cache_knows_what_it_was_made_for(
     with pytest.raises(ArgumentError, match="batch of 3, got a batch of 1"):
         ensemble(ids[:1, :1], cache)
     ensemble.reweight(Posterior())
-    with pytest.raises(ArgumentError, match="under the rule 'mean'.*now 'posterior'"):
+    with pytest.raises(ArgumentError, match=r"under the rule 'mean'.*now 'posterior'"):
         ensemble(ids[:, :1], cache)
     ensemble.reweight(Mean())
     ensemble.remove("zh")
@@ -330,7 +330,9 @@ def test_weights_by_name_follow_the_experts(
     assert torch.equal(ensemble(ids), before)
 
 
-def test_reweighting_takes_effect_at_once_and_back(experts: dict[str, Decoder], ids: Tensor) -> None:
+def test_reweighting_takes_effect_at_once_and_back(
+    experts: dict[str, Decoder], ids: Tensor
+) -> None:
     ensemble = Ensemble(experts)
     before = ensemble(ids)
     ensemble.reweight({"ru": 1, "zh": 0, "en": 0})
