@@ -14,17 +14,17 @@ from fastgrow.training import TokenStream
 
 
 class LetterSubstrate:
-    """pad 0, <s> 1, </s> 2, then one token a character; "th" is a token of two characters."""
+    """pad 0, <s> 1, </s> 2, <unk> 3, then one token a character; "th" is one token."""
 
-    pad_id, bos_id, eos_id = 0, 1, 2
+    pad_id, bos_id, eos_id, unk_id = 0, 1, 2, 3
 
     def __init__(
         self, letters: str = "abcdefghijklmnopqrstuvwxyz ", pairs: tuple[str, ...] = ("th",)
     ):
-        self.tokens = ["<pad>", "<s>", "</s>", *letters, "th"]
+        self.tokens = ["<pad>", "<s>", "</s>", "<unk>", *letters, "th"]
         self._ids = {token: index for index, token in enumerate(self.tokens)}
         self.n_characters = np.array(
-            [0, 0, 0, *(len(token) for token in self.tokens[3:])], dtype=np.int32
+            [0, 0, 0, 0, *(len(token) for token in self.tokens[4:])], dtype=np.int32
         )
         self.fingerprint = hashlib.sha256("\0".join(self.tokens).encode()).hexdigest()
         self.encoded_documents = 0
@@ -32,19 +32,19 @@ class LetterSubstrate:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_batch(self, texts: list[str], *, unknown: str = "error") -> list[list[int]]:
         self.encoded_documents += len(texts)
-        return [self._encode(text) for text in texts]
+        return [self._encode(text, unknown) for text in texts]
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, unknown: str) -> list[int]:
         ids, position = [], 0
         while position < len(text):
             piece = text[position : position + 2]
             if piece not in self._ids:
                 piece = text[position]
-            if piece not in self._ids:
+            if piece not in self._ids and unknown == "error":
                 raise SubstrateError(f"unknown character U+{ord(piece):04X} at position {position}")
-            ids.append(self._ids[piece])
+            ids.append(self._ids.get(piece, self.unk_id))
             position += len(piece)
         return ids
 

@@ -22,8 +22,9 @@ PUBLISHED = {
 
 
 def grown(settings: GrowthSettings, n_blocks: int) -> Decoder:
-    with torch.device("meta"):
-        return Decoder(replace(settings.model, n_layer=n_blocks))
+    config = replace(settings.model, n_layer=n_blocks)
+    table = torch.empty(config.vocab_size, config.embed_width, device="meta")
+    return Decoder(config, table=table, device="meta")
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

@@ -14,7 +14,6 @@ from growing import digest
 
 from fastgrow.nn import Decoder
 
-
 RUN = """
 import sys
 from pathlib import Path

@@ -15,7 +15,6 @@ from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
 
-
 SCHEDULE = GrowthSchedule([Stage(1, 512), Stage(2, 512), Stage(1, 512)])
 
 

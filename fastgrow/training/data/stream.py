@@ -6,7 +6,7 @@ Documents stand one after the other, each as `<s> tokens … </s>`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class SubstrateLike(Protocol):
     def n_characters(self) -> np.ndarray: ...
     @property
     def fingerprint(self) -> str: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: list[str], *, unknown: Any = "error") -> list[list[int]]: ...
     def __len__(self) -> int: ...
 
 
@@ -116,8 +116,18 @@ class MixedStream:
 
     @property
     def ids(self) -> np.ndarray:
-        """Token ids in proportion to the weights, shape [tokens]."""
+        """Token ids in proportion to the weights, shape [tokens].
+
+        Raises:
+            DataError: some part is empty and another is not.
+        """
         if self._ids is None:
+            empty = [index for index, (stream, _) in enumerate(self.parts) if not len(stream)]
+            if empty and len(empty) < len(self.parts):
+                raise DataError(
+                    f"{self.name}: part {empty[0]} of the mixture is empty, so its share of "
+                    f"{self.parts[empty[0]][1]:.2f} cannot be kept"
+                )
             length = min(len(stream) / weight for stream, weight in self.parts)
             pieces = [_whole_documents(stream, round(length * w)) for stream, w in self.parts]
             self._ids = np.concatenate(pieces)

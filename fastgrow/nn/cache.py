@@ -1,0 +1,87 @@
+"""Keys and values of tokens already read, so that each new token costs one position."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastgrow.errors import ArgumentError
+
+
+class LayerCache:
+    """One block's rotated keys and its values, each [B, H_kv, max_len, D]; rows fill up together.
+
+    Room is made as it is needed, in powers of two.
+    """
+
+    def __init__(self, batch_size: int, max_len: int) -> None:
+        self.batch_size = batch_size
+        self.max_len = max_len
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add [B, H_kv, T, D] keys and values; returns all of them so far, as views.
+
+        Raises:
+            ArgumentError: another batch size than the cache's, or more tokens than fit.
+        """
+        batch, heads, added, dim = keys.shape
+        _check_room(self, batch, added)
+        end = self.length + added
+        if self._keys is None or self._values is None or self._keys.shape[2] < end:
+            capacity = min(self.max_len, max(64, 1 << (end - 1).bit_length()))
+            self._keys = self._grown(self._keys, keys.new_empty(batch, heads, capacity, dim))
+            self._values = self._grown(self._values, values.new_empty(batch, heads, capacity, dim))
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+    def _grown(self, old: Tensor | None, new: Tensor) -> Tensor:
+        if old is not None:
+            new[:, :, : self.length] = old[:, :, : self.length]
+        return new
+
+
+class KVCache:
+    """A cache for every block of a decoder.
+
+    Args:
+        n_layer: number of blocks.
+        batch_size: number of sequences; all have the same length at any time.
+        max_len: tokens that fit.
+    """
+
+    def __init__(self, n_layer: int, batch_size: int, max_len: int) -> None:
+        self.layers = [LayerCache(batch_size, max_len) for _ in range(n_layer)]
+        self.batch_size = batch_size
+        self.max_len = max_len
+        self.length = 0
+
+    def begin(self, ids: Tensor, n_layer: int) -> None:
+        """Check that ids [B, T] fit, before any block has taken them in.
+
+        Raises:
+            ArgumentError: another batch size or depth than the cache's, or more tokens than fit.
+        """
+        if n_layer != len(self.layers):
+            raise ArgumentError(
+                f"cache: made for {len(self.layers)} blocks, but the model has {n_layer}"
+            )
+        _check_room(self, ids.shape[0], ids.shape[1])
+
+    def advance(self, added: int) -> None:
+        """Count tokens that every block has taken in."""
+        self.length += added
+
+
+def _check_room(cache: LayerCache | KVCache, batch_size: int, added: int) -> None:
+    if batch_size != cache.batch_size:
+        raise ArgumentError(
+            f"cache: made for a batch of {cache.batch_size}, got a batch of {batch_size}"
+        )
+    if cache.length + added > cache.max_len:
+        raise ArgumentError(
+            f"cache: holds at most {cache.max_len} tokens, got {added} after {cache.length}"
+        )

@@ -1,0 +1,152 @@
+"""The shape of a decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastgrow.errors import ConfigError
+from fastgrow.ops.mlp import ACTIVATIONS
+
+NORMS = ("layer_norm", "rms_norm")
+EMBEDDINGS = ("frozen", "trainable")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of a `Decoder`; the defaults are those of arXiv 2507.07129.
+
+    Attributes:
+        vocab_size: V, number of token ids.
+        d_model: width of the residual stream.
+        n_layer: number of blocks; 0 for a model that growth will fill.
+        n_head: number of query heads; d_model / n_head is even (RoPE pairs features).
+        n_kv_head: number of key/value heads, a divisor of n_head; None for n_head.
+        n_embed: width of the embedding table, a divisor of d_model: each feature is repeated
+            d_model / n_embed times. None: the substrate's width where it divides d_model, else
+            d_model.
+        mlp_ratio: width of the feed-forward layer over d_model.
+        activation: `gelu`, `gelu_tanh`, `relu2` or `swiglu`.
+        norm: `layer_norm` or `rms_norm`.
+        attention_bias, mlp_bias, head_bias: whether those layers have biases.
+        rope_base: base of the rotary frequencies.
+        max_seq_len: longest context in tokens.
+        embedding: `frozen` (a constant, not in the state dict) or `trainable` (a parameter).
+        init_std: standard deviation of initial weights; projections into the residual stream have
+            it divided by √(2 · depth), as GPT-2 does.
+
+    Raises:
+        ConfigError: a field is out of range or does not go with another; the message names it.
+    """
+
+    vocab_size: int
+    d_model: int = 1024
+    n_layer: int = 0
+    n_head: int = 32
+    n_kv_head: int | None = None
+    n_embed: int | None = None
+    mlp_ratio: float = 4.0
+    activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    attention_bias: bool = False
+    mlp_bias: bool = True
+    head_bias: bool = True
+    rope_base: float = 10000.0
+    max_seq_len: int = 1024
+    embedding: Literal["frozen", "trainable"] = "frozen"
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_head", "max_seq_len"):
+            _check(_is_int(value := getattr(self, name)) and value >= 1, name, "at least 1", value)
+        for name in ("n_kv_head", "n_embed"):
+            value = getattr(self, name)
+            _check(value is None or (_is_int(value) and value >= 1), name, "at least 1", value)
+        _check(_is_int(self.n_layer) and self.n_layer >= 0, "n_layer", "at least 0", self.n_layer)
+        for name in ("mlp_ratio", "rope_base", "init_std"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            _check(number and value > 0, name, "a number above 0", value)
+        for name in ("attention_bias", "mlp_bias", "head_bias"):
+            _check(isinstance(value := getattr(self, name), bool), name, "true or false", value)
+        for name, choices in (
+            ("activation", ACTIVATIONS),
+            ("norm", NORMS),
+            ("embedding", EMBEDDINGS),
+        ):
+            _check((value := getattr(self, name)) in choices, name, f"one of {choices}", value)
+        head_dim, rest = divmod(self.d_model, self.n_head)
+        _check(
+            rest == 0 and head_dim % 2 == 0,
+            "n_head",
+            f"such that d_model {self.d_model} / n_head is an even number",
+            self.n_head,
+        )
+        _check(
+            self.n_head % self.kv_heads == 0,
+            "n_kv_head",
+            f"a divisor of n_head {self.n_head}",
+            self.n_kv_head,
+        )
+        _check(
+            self.n_embed is None or self.d_model % self.n_embed == 0,
+            "n_embed",
+            f"a divisor of d_model {self.d_model}",
+            self.n_embed,
+        )
+        width = self.mlp_ratio * self.d_model
+        _check(
+            width >= 1 and width == int(width),
+            "mlp_ratio",
+            f"such that mlp_ratio · d_model {self.d_model} is a whole number",
+            self.mlp_ratio,
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the feed-forward layer."""
+        return int(self.mlp_ratio * self.d_model)
+
+    @property
+    def embed_width(self) -> int:
+        """Width of the embedding table."""
+        return self.d_model if self.n_embed is None else self.n_embed
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DecoderConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a field is unknown, missing or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"DecoderConfig: unknown field {unknown[0]!r}")
+        if "vocab_size" not in values:
+            raise ConfigError("DecoderConfig: the field 'vocab_size' is missing")
+        return cls(**values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"DecoderConfig: {name} must be {expected}, got {got!r}")

@@ -1,0 +1,318 @@
+"""The decoder: a frozen embedding, a stack of blocks that may grow, a norm and a head."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastgrow.errors import ArgumentError, CheckpointError, ConfigError
+from fastgrow.nn.block import Block, initialise_linears
+from fastgrow.nn.cache import KVCache
+from fastgrow.nn.config import DecoderConfig
+from fastgrow.nn.embedding import FrozenEmbedding, substrate_table
+from fastgrow.nn.generate import GenerationMixin
+from fastgrow.nn.head import LMHead
+from fastgrow.nn.language_model import SubstrateLike
+from fastgrow.nn.norm import make_norm
+from fastgrow.nn.rotary import RotaryTable
+from fastgrow.nn.serialization import (
+    TABLE,
+    WEIGHTS,
+    load_weights,
+    read_model_config,
+    read_tensors,
+    save_model_folder,
+)
+from fastgrow.ops._check import describe
+
+KIND = "decoder"
+
+
+class Decoder(GenerationMixin, nn.Module):
+    """Pre-norm decoder-only Transformer with rotary positions and an untied head.
+
+    Args:
+        config: its shape. `config.n_layer` follows the true depth as blocks are appended.
+        substrate: gives the embedding table, and turns text into ids.
+        table: [V, n_embed] float, a table of the caller's instead of the substrate's. A trainable
+            embedding without either starts from random rows.
+        generator: source of the initial weights' randomness; torch's global one without.
+        device: where to build; torch's default device without.
+        dtype: of the parameters; torch's default dtype without.
+
+    Raises:
+        ConfigError: the configuration does not go with the substrate or the table.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        substrate: SubstrateLike | None = None,
+        *,
+        table: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        config = _with_width(config, substrate, table)
+        self.config = dataclasses.replace(config, n_layer=0)
+        self.substrate = substrate
+        place = torch.device(device or torch.get_default_device())
+        with place:
+            self.embedding = FrozenEmbedding(
+                _make_table(config, substrate, table, generator),
+                config.d_model,
+                trainable=config.embedding == "trainable",
+            )
+            # A constant stays real where a module is only sketched on the meta device: the state
+            # dict could not bring it back.
+            self.embedding.to(None if place.type == "meta" else place, dtype)
+            self.rope = RotaryTable(config.max_seq_len, config.head_dim, config.rope_base)
+            self.blocks = nn.ModuleList()
+            self.final_norm = make_norm(config.norm, config.d_model, dtype=dtype)
+            self.lm_head = LMHead(config.d_model, config.vocab_size, config.head_bias, dtype=dtype)
+        initialise_linears(self.lm_head, config.init_std, generator)
+        self.append_blocks(config.n_layer, generator=generator)
+
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Logits of the next token after each token.
+
+        Args:
+            ids: [B, T] int64.
+            cache: earlier tokens (`new_cache`); these are added to it.
+            last_only: give the last position's logits alone.
+
+        Returns:
+            [B, T, V], or [B, 1, V] for `last_only`.
+
+        Raises:
+            ArgumentError: wrong shape, an id out of range, more tokens than max_seq_len or than
+                the cache holds.
+        """
+        hidden = self.hidden(ids, cache)
+        return self.lm_head(hidden[:, -1:] if last_only else hidden)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The vectors that the head reads, [B, T, d_model]; arguments and errors as `forward`."""
+        if ids.dim() != 2:
+            raise ArgumentError(f"Decoder: ids must be of shape [B, T], got {describe(ids)}")
+        past = 0 if cache is None else cache.length
+        end = past + ids.shape[1]
+        if end > self.max_seq_len:
+            raise ArgumentError(
+                f"Decoder: max_seq_len is {self.max_seq_len} tokens, got {ids.shape[1]}"
+                + (f" after {past} in the cache" if past else "")
+            )
+        if cache is not None:
+            cache.begin(ids, self.n_layer)
+        x = self.embedding(ids)
+        rope = self.rope(end)
+        for index, block in enumerate(self.blocks):
+            x = block(x, rope, None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return self.final_norm(x)
+
+    def loss(
+        self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+    ) -> Tensor:
+        """Cross-entropy in nats of `targets` [B, T], the token that follows each of `ids` [B, T].
+
+        Args:
+            ids: [B, T] int64.
+            targets: [B, T] int64.
+            ignore_index: targets of this value count nothing.
+            reduction: `mean` over the targets that count, `sum`, or `none` for [B, T].
+
+        Raises:
+            ArgumentError: as `forward`, or a target out of range.
+        """
+        return self.lm_head.loss(
+            self.hidden(ids), targets, ignore_index=ignore_index, reduction=reduction
+        )
+
+    def append_blocks(
+        self,
+        n: int,
+        init: Literal["random", "identity"] = "random",
+        *,
+        generator: torch.Generator | None = None,
+    ) -> range:
+        """Stack new blocks on top.
+
+        Args:
+            n: how many.
+            init: `random`, or `identity` for blocks that at first pass their input through, so that
+                the logits stay what they were, bit for bit.
+            generator: source of randomness; torch's global one without.
+
+        Returns:
+            The new blocks' indices in `blocks`.
+
+        Raises:
+            ConfigError: n is negative or `init` unknown.
+        """
+        if n < 0:
+            raise ConfigError(f"append_blocks: n must be 0 or more, got {n}")
+        if init not in ("random", "identity"):
+            raise ConfigError(f"append_blocks: init must be 'random' or 'identity', got {init!r}")
+        first, depth = self.n_layer, self.n_layer + n
+        like = self.lm_head.weight
+        for _ in range(n):
+            block = Block(self.config, device=like.device, dtype=like.dtype)
+            block.initialise(self.config.init_std, depth, generator)
+            if init == "identity":
+                block.make_identity()
+            self.blocks.append(block.train(self.training))
+        self.config = dataclasses.replace(self.config, n_layer=depth)
+        return range(first, depth)
+
+    def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
+        """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
+        return KVCache(self.n_layer, batch_size, max_len or self.max_seq_len)
+
+    def num_parameters(self, *, active: bool = False, include_table: bool = True) -> int:
+        """Count numbers.
+
+        Args:
+            active: only those that train.
+            include_table: the embedding table too, frozen or not.
+        """
+        parameters = {p for p in self.parameters() if p.requires_grad or not active}
+        parameters.discard(self.embedding.table)
+        counted = sum(p.numel() for p in parameters)
+        if include_table and (self.embedding.table.requires_grad or not active):
+            counted += self.embedding.table.numel()
+        return counted
+
+    @property
+    def n_layer(self) -> int:
+        """The number of blocks there are now."""
+        return len(self.blocks)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of token ids."""
+        return self.config.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest context in tokens."""
+        return self.config.max_seq_len
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are and ids are expected."""
+        return self.lm_head.weight.device
+
+    def save(self, path: Path | str) -> None:
+        """Write the model into a folder (`fastgrow.nn.serialization`).
+
+        Raises:
+            FileExistsError: the folder holds something that is not a saved model's.
+        """
+        own_table = self.substrate is None and not self.embedding.trainable
+        save_model_folder(
+            path,
+            kind=KIND,
+            config=self.config.to_dict(),
+            state=self.state_dict(),
+            substrate=self.substrate,
+            table=self.embedding.table if own_table else None,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        substrate: SubstrateLike | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Decoder:
+        """Read a model from a folder, at the depth it was saved with.
+
+        Args:
+            path: the folder.
+            substrate: share this one instead of loading another of the same fingerprint.
+            device: where to put the model; the CPU without.
+            dtype: cast the parameters.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or does not fit; the message names it.
+        """
+        folder = Path(path)
+        content = read_model_config(folder, KIND)
+        try:
+            config = DecoderConfig.from_dict(content["config"])
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+        fingerprint = content.get("fingerprint")
+        if fingerprint is not None:
+            substrate = _matching_substrate(folder, fingerprint, substrate)
+        table = None
+        if (folder / TABLE).exists():
+            table = read_tensors(folder / TABLE)["table"]
+        with torch.device("meta"):
+            model = cls(config, substrate, table=table)
+        load_weights(model, folder / WEIGHTS)
+        return model.to(device=device or "cpu", dtype=dtype)
+
+
+def _with_width(
+    config: DecoderConfig, substrate: SubstrateLike | None, table: Tensor | None
+) -> DecoderConfig:
+    """The configuration with n_embed settled; refuses a substrate or table that does not fit."""
+    if substrate is not None and len(substrate) != config.vocab_size:
+        raise ConfigError(
+            f"DecoderConfig: vocab_size is {config.vocab_size}, "
+            f"but the substrate has {len(substrate)} tokens"
+        )
+    if table is not None:
+        width = config.n_embed or (table.shape[-1] if table.dim() == 2 else 0)
+        if tuple(table.shape) != (config.vocab_size, width):
+            expected = [config.vocab_size, config.n_embed or "n_embed"]
+            raise ConfigError(f"Decoder: table must be of shape {expected}, got {describe(table)}")
+        return dataclasses.replace(config, n_embed=width)
+    if substrate is not None and config.n_embed is None:
+        fits = config.d_model % substrate.n_embed == 0
+        return dataclasses.replace(config, n_embed=substrate.n_embed if fits else config.d_model)
+    return dataclasses.replace(config, n_embed=config.embed_width)
+
+
+def _make_table(
+    config: DecoderConfig,
+    substrate: SubstrateLike | None,
+    table: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if table is None and substrate is not None:
+        table = substrate_table(substrate, config.embed_width)
+    if table is None:
+        if config.embedding == "frozen":
+            raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
+        empty = torch.empty(config.vocab_size, config.embed_width)
+        return nn.init.normal_(empty, 0.0, config.init_std, generator)
+    return table
+
+
+def _matching_substrate(
+    folder: Path, fingerprint: str, given: SubstrateLike | None
+) -> SubstrateLike:
+    if given is None:
+        from fastgrow.substrate import Substrate  # type: ignore[import-not-found]
+
+        given = Substrate.load(folder)
+    if given.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{folder}: was trained on a substrate of fingerprint {fingerprint[:16]}…, "
+            f"got one of {given.fingerprint[:16]}…"
+        )
+    return given

@@ -1,0 +1,262 @@
+"""Continuing a prompt with any `LanguageModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.nn.language_model import LanguageModel, SubstrateLike
+from fastgrow.nn.sampling import check_sampling, sample
+from fastgrow.ops._check import INTEGERS, describe
+
+Piece = TypeVar("Piece", str, Tensor)
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How a prompt is continued.
+
+    Attributes:
+        max_new_tokens: most tokens to add.
+        temperature: divides the logits; 0 always takes the most likely token.
+        top_k: draw from the k most likely tokens alone.
+        top_p: draw from the smallest set of most likely tokens whose probabilities reach p.
+        stop: token ids, or for text also strings, at which to end. The substrate's end-of-document
+            token always ends a continuation.
+        seed: makes the draws repeatable; torch's global generator serves without.
+
+    Raises:
+        ConfigError: a value is out of range; the message names it.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: str | int | Sequence[str | int] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise ConfigError(
+                f"generate: max_new_tokens must be 0 or more, got {self.max_new_tokens}"
+            )
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        if "" in self._stops:
+            raise ConfigError("generate: an empty stop string would end every continuation")
+
+    @property
+    def _stops(self) -> tuple[str | int, ...]:
+        return (self.stop,) if isinstance(self.stop, str | int) else tuple(self.stop)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The strings among the stops."""
+        return tuple(stop for stop in self._stops if isinstance(stop, str))
+
+    def stop_ids(self, substrate: SubstrateLike | None) -> tuple[int, ...]:
+        """The token ids among the stops, and the end of a document."""
+        ids = tuple(stop for stop in self._stops if isinstance(stop, int))
+        return ids if substrate is None else (*ids, substrate.eos_id)
+
+
+@overload
+def stream(model: LanguageModel, prompt: str, **options: Any) -> Iterator[str]: ...
+@overload
+def stream(
+    model: LanguageModel, prompt: Tensor | Sequence[int], **options: Any
+) -> Iterator[Tensor]: ...
+def stream(
+    model: LanguageModel, prompt: str | Tensor | Sequence[int], **options: Any
+) -> Iterator[str] | Iterator[Tensor]:
+    """Continue a prompt piece by piece.
+
+    Args:
+        model: any `LanguageModel`.
+        prompt: text, which begins a document, or ids [T] or [B, T].
+        options: fields of `GenerationOptions`.
+
+    Returns:
+        An iterator over pieces of text, or over the next ids [B] int64. Of a prompt longer than
+        the model's context the last max_seq_len tokens are read; when the context is full, reading
+        goes on from its later half.
+
+    Raises:
+        ConfigError: an option is out of range.
+        ArgumentError: the prompt is empty, or is text where the model has no substrate.
+    """
+    settings = GenerationOptions(**options)
+    if isinstance(prompt, str):
+        return _stream_text(model, _require_substrate(model), prompt, settings)
+    if settings.stop_strings:
+        raise ConfigError("generate: stop strings need a text prompt; give token ids instead")
+    return _stream_ids(model, _as_ids(model, prompt), settings)
+
+
+@overload
+def generate(
+    model: LanguageModel,
+    prompt: str,
+    *,
+    on_piece: Callable[[Any], object] | None = None,
+    **options: Any,
+) -> str: ...
+@overload
+def generate(
+    model: LanguageModel,
+    prompt: Tensor | Sequence[int],
+    *,
+    on_piece: Callable[[Any], object] | None = None,
+    **options: Any,
+) -> Tensor: ...
+def generate(
+    model: LanguageModel,
+    prompt: str | Tensor | Sequence[int],
+    *,
+    on_piece: Callable[[Any], object] | None = None,
+    **options: Any,
+) -> str | Tensor:
+    """Continue a prompt.
+
+    Args:
+        model: any `LanguageModel`.
+        prompt: text, or ids [T] or [B, T].
+        on_piece: called with each new piece as `stream` gives it.
+        options: fields of `GenerationOptions`.
+
+    Returns:
+        The prompt and its continuation: text without the stop; or ids [B, T + n] int64, stop
+        tokens included, rows that ended early filled up with the substrate's pad_id (without a
+        substrate, with the stop token).
+
+    Raises:
+        As `stream`.
+    """
+    if isinstance(prompt, str):
+        return prompt + "".join(_collect(stream(model, prompt, **options), on_piece))
+    steps = _collect(stream(model, prompt, **options), on_piece)
+    return torch.cat([_as_ids(model, prompt), *(step[:, None] for step in steps)], dim=1)
+
+
+class GenerationMixin:
+    """Gives a `LanguageModel` the methods `generate` and `stream`."""
+
+    def generate(self: Any, prompt: Any, **options: Any) -> Any:
+        """Continue a prompt: `fastgrow.nn.generate` with this model."""
+        return generate(self, prompt, **options)
+
+    def stream(self: Any, prompt: Any, **options: Any) -> Any:
+        """Continue a prompt piece by piece: `fastgrow.nn.stream` with this model."""
+        return stream(self, prompt, **options)
+
+
+def _collect(pieces: Iterator[Piece], on_piece: Callable[[Any], object] | None) -> list[Piece]:
+    collected = []
+    for piece in pieces:
+        collected.append(piece)
+        if on_piece is not None:
+            on_piece(piece)
+    return collected
+
+
+def _stream_text(
+    model: LanguageModel, substrate: SubstrateLike, prompt: str, options: GenerationOptions
+) -> Iterator[str]:
+    ids = torch.tensor([[substrate.bos_id, *substrate.encode(prompt)]], device=model.device)
+    stop_ids = options.stop_ids(substrate)
+    new_ids: list[int] = []
+    text, sent = "", 0
+    for step in _stream_ids(model, ids, options):
+        token = int(step[0])
+        if token in stop_ids:
+            break
+        new_ids.append(token)
+        text = substrate.decode(new_ids)
+        ends = [place for stop in options.stop_strings if (place := text.find(stop)) >= 0]
+        if ends:
+            text = text[: min(ends)]
+            break
+        ready = len(text) - _held_back(text, options.stop_strings)
+        if ready > sent:
+            yield text[sent:ready]
+            sent = ready
+    if len(text) > sent:
+        yield text[sent:]
+
+
+def _held_back(text: str, stops: tuple[str, ...]) -> int:
+    """How many last characters of `text` might turn out to begin a stop string."""
+    return max(
+        (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+    )
+
+
+def _stream_ids(model: LanguageModel, ids: Tensor, options: GenerationOptions) -> Iterator[Tensor]:
+    stop_ids = options.stop_ids(model.substrate)
+    if not stop_ids:
+        yield from _next_ids(model, ids, options)
+        return
+    stops = torch.tensor(stop_ids, device=ids.device)
+    filler = stop_ids[-1] if model.substrate is None else model.substrate.pad_id
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for step in _next_ids(model, ids, options):
+        tokens = step.masked_fill(ended, filler)
+        yield tokens
+        ended |= torch.isin(tokens, stops)
+        if bool(ended.all()):
+            return
+
+
+def _next_ids(model: LanguageModel, ids: Tensor, options: GenerationOptions) -> Iterator[Tensor]:
+    """The endless continuation, cut at max_new_tokens."""
+    limit = model.max_seq_len
+    batch, length = ids.shape
+    room = min(limit, length + options.max_new_tokens)
+    generator = None
+    if options.seed is not None:
+        generator = torch.Generator(ids.device).manual_seed(options.seed)
+    history = [ids]
+    unread = ids[:, -limit:]
+    cache = None
+    for _ in range(options.max_new_tokens):
+        if cache is not None and cache.length == limit:
+            unread = torch.cat(history, dim=1)[:, -max(1, limit // 2) :]
+            cache = None
+        # Not around the `yield`: the caller's code would run without gradients, too.
+        with torch.no_grad():
+            if cache is None:
+                cache = model.new_cache(batch, room)
+            logits = model(unread, cache, last_only=True)[:, -1]
+            tokens = sample(
+                logits,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                generator=generator,
+            )
+        yield tokens
+        unread = tokens[:, None]
+        history.append(unread)
+
+
+def _require_substrate(model: LanguageModel) -> SubstrateLike:
+    if model.substrate is None:
+        raise ArgumentError("generate: the model has no substrate; prompt must be token ids")
+    return model.substrate
+
+
+def _as_ids(model: LanguageModel, prompt: Tensor | Sequence[int]) -> Tensor:
+    ids = prompt if isinstance(prompt, Tensor) else torch.tensor(list(prompt), dtype=torch.int64)
+    if ids.dim() == 1:
+        ids = ids[None]
+    if ids.dim() != 2 or ids.shape[1] == 0 or ids.dtype not in INTEGERS:
+        raise ArgumentError(
+            f"generate: prompt must be text or integer ids [T] or [B, T] with T ≥ 1, "
+            f"got {describe(ids)}"
+        )
+    return ids.to(model.device, torch.int64)

@@ -1,0 +1,56 @@
+"""The feed-forward layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastgrow import ops
+
+
+class MLP(nn.Module):
+    """Widens, applies an activation, narrows again.
+
+    Args:
+        d_model: width of input and output.
+        width: width in between.
+        activation: `gelu`, `gelu_tanh`, `relu2` or `swiglu` (which has a third matrix, `gate`).
+        bias: whether `up` and `down` have biases.
+
+    Shapes:
+        x [..., d_model] → [..., d_model].
+    """
+
+    gate: nn.Linear | None
+
+    def __init__(
+        self,
+        d_model: int,
+        width: int,
+        *,
+        activation: str = "gelu",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(d_model, width, bias, device, dtype)
+        self.down = nn.Linear(width, d_model, bias, device, dtype)
+        self.gate = None
+        if activation == "swiglu":
+            self.gate = nn.Linear(d_model, width, False, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.mlp(
+            x,
+            self.up.weight,
+            self.down.weight,
+            gate=None if self.gate is None else self.gate.weight,
+            up_bias=self.up.bias,
+            down_bias=self.down.bias,
+            activation=self.activation,
+        )
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"

@@ -1,0 +1,170 @@
+"""A model as a folder.
+
+    config.json            kind, format, configuration, substrate's fingerprint, SHA-256 of the rest
+    model.safetensors      parameters by their plain names; metadata: fingerprint
+    table.safetensors      the frozen table, where there is no substrate to make it from
+    tokenizer.json, …      what the substrate saves
+
+No pickle. What is damaged, missing or does not fit is named before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fastgrow._files import atomic_folder, read_json, sha256_file
+from fastgrow.errors import CheckpointError
+from fastgrow.nn.language_model import SubstrateLike
+
+CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "table.safetensors"
+FORMAT = 1
+
+
+def save_model_folder(
+    path: Path | str,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    substrate: SubstrateLike | None,
+    table: Tensor | None = None,
+) -> None:
+    """Write a model; what stood at `path` is replaced only once everything is on the disk.
+
+    Args:
+        path: the folder.
+        kind: what the folder holds, for `load`.
+        config: JSON values that the model is built from.
+        state: parameters by name.
+        substrate: saved along, and its fingerprint noted.
+        table: a frozen table [V, n_embed] that comes from no substrate.
+
+    Raises:
+        FileExistsError: `path` holds something that is not a saved model's.
+        OSError: the disk is full or not writable; what was there before still is.
+    """
+    fingerprint = None if substrate is None else substrate.fingerprint
+    metadata = {"format": "pt"} | ({} if fingerprint is None else {"fingerprint": fingerprint})
+    with atomic_folder(path, owned=_owned(Path(path))) as folder:
+        _write_tensors(folder / WEIGHTS, state, metadata)
+        if table is not None:
+            _write_tensors(folder / TABLE, {"table": table}, {"format": "pt"})
+        if substrate is not None:
+            substrate.save(folder)
+        files = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+        content = {
+            "kind": kind,
+            "format": FORMAT,
+            "config": dict(config),
+            "fingerprint": fingerprint,
+            "sha256": files,
+        }
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def read_model_config(path: Path | str, kind: str | None = None) -> dict[str, Any]:
+    """Read a model folder's config.json and check every file against it.
+
+    Args:
+        path: the folder.
+        kind: the kind that the caller can load; None for any.
+
+    Raises:
+        CheckpointError: the folder or a file is missing, damaged, or of another kind or format.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    file = folder / CONFIG
+    content = read_json(file)
+    fields = {"kind": str, "format": int, "config": dict, "sha256": dict}
+    for name, expected in fields.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), expected):
+            raise CheckpointError(f"{file}: {name!r} is missing or not a {expected.__name__}")
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{file}: written in format {content['format']} by a later version; "
+            f"this one reads up to {FORMAT}"
+        )
+    if kind is not None and content["kind"] != kind:
+        raise CheckpointError(f"{file}: holds a {content['kind']!r}, expected a {kind!r}")
+    for name, digest in content["sha256"].items():
+        _check_file(folder / name, digest)
+    return content
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: not a valid safetensors file ({error})") from None
+
+
+def load_weights(module: torch.nn.Module, file: Path) -> None:
+    """Give a module built on the meta device the parameters of a file, which it takes over.
+
+    Raises:
+        CheckpointError: a key is missing or unexpected, or a tensor has another shape; the message
+            names file, key, expected and got.
+    """
+    state, wanted = read_tensors(file), module.state_dict()
+    missing = [key for key in wanted if key not in state]
+    if missing:
+        raise CheckpointError(f"{file}: the key {missing[0]!r} is missing{_more(missing)}")
+    unexpected = [key for key in state if key not in wanted]
+    if unexpected:
+        raise CheckpointError(
+            f"{file}: the key {unexpected[0]!r} is not one of the model's{_more(unexpected)}"
+        )
+    for key, tensor in wanted.items():
+        if state[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{file}: {key!r} has shape {list(state[key].shape)}, expected {list(tensor.shape)}"
+            )
+    module.load_state_dict(state, assign=True)
+
+
+def _more(keys: list[str]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(on_cpu, file, metadata=metadata)
+
+
+def _owned(folder: Path) -> set[str]:
+    """The names that an earlier save wrote into `folder`."""
+    try:
+        content = read_json(folder / CONFIG)
+    except CheckpointError:
+        return set()
+    digests = content.get("sha256") if isinstance(content, dict) else None
+    return {CONFIG, *digests} if isinstance(digests, dict) else set()
+
+
+def _check_file(file: Path, digest: str) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file, but {CONFIG} lists it")
+    got = sha256_file(file)
+    if got != digest:
+        raise CheckpointError(
+            f"{file}: damaged or changed since it was saved: SHA-256 {got[:16]}…, "
+            f"{file.stat().st_size} bytes, expected SHA-256 {digest[:16]}…"
+        )
