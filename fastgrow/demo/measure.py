@@ -55,9 +55,8 @@ def rules(ensemble: Ensemble, texts: DemoTexts) -> dict[str, Rule]:
 
 def _best_weights(ensemble: Ensemble, texts: DemoTexts, steps: int = 5) -> dict[str, float]:
     """Weights on a grid that do best on the mixed validation text (never on a test text)."""
-    names = list(ensemble.experts)
+    names = list(ensemble.names)
     validation = texts.mix.validation
-    assert validation is not None
     best: tuple[float, dict[str, float]] | None = None
     for parts in itertools.product(range(1, steps), repeat=len(names)):
         if sum(parts) != steps:

@@ -42,7 +42,7 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
         n_components: width of the frozen table.
         cache_dir: folder for the token files.
     """
-    substrate = Substrate.build(characters=demo_characters(), n_components=n_components)
+    substrate = Substrate.build(characters=demo_characters(), n_ngrams=0, n_components=n_components)
     splits = {script: demo_splits(script) for script in SCRIPTS}
 
     def data(of: list[str], name: str) -> TextData:
