@@ -71,7 +71,7 @@ def run_demo(settings: DemoSettings, out: Path, *, quiet: bool = False) -> DemoR
     ensemble = Ensemble(experts, rule=Mean())
     ensemble.save(out / "composed")
     samples = _samples(experts, ensemble, settings.seed)
-    matrix = measure_matrix(experts, texts)
+    matrix = measure_matrix(experts, texts, settings)
     findings = [*growth_findings(growth), *composition_findings(matrix)]
     result = DemoResult(growth, matrix, samples, findings, time.perf_counter() - started)
     _write(result, texts, settings, out)

@@ -12,7 +12,7 @@ from fastgrow.demo.settings import SCRIPTS, DemoSettings
 from fastgrow.growth import GrowthResult, grow
 from fastgrow.nn import Decoder, DecoderConfig
 from fastgrow.substrate import Substrate
-from fastgrow.training import Mixture, TextData, TokenStream
+from fastgrow.training import Mixture, TextData
 
 GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
 
@@ -28,11 +28,6 @@ class DemoTexts:
     def specialist(self, script: str, own_share: float) -> Mixture:
         """What the specialist of `script` reads: mostly its own, the rest from the mix."""
         return Mixture([(self.own[script], own_share), (self.mix, 1 - own_share)])
-
-    @property
-    def tests(self) -> dict[str, TokenStream]:
-        """The test text of every script, and the mixed one, by name."""
-        return {**{script: data.test for script, data in self.own.items()}, "mixed": self.mix.test}
 
 
 def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
@@ -58,7 +53,7 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
         )
 
     own = {script: data([script], script) for script in SCRIPTS}
-    return DemoTexts(substrate, own, data(list(SCRIPTS), "mixed"))
+    return DemoTexts(substrate, own, data(list(SCRIPTS), "mix"))
 
 
 def train_specialist(
