@@ -8,22 +8,61 @@ arXiv 2507.07129).
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgrow import nn as nn
-    from fastgrow import ops as ops
+    from fastgrow.compose import Ensemble as Ensemble
+    from fastgrow.compose import Mean as Mean
+    from fastgrow.compose import Posterior as Posterior
+    from fastgrow.compose import ProbabilityMean as ProbabilityMean
+    from fastgrow.compose import Weighted as Weighted
+    from fastgrow.compose import load as load
+    from fastgrow.evaluation import bits_per_character as bits_per_character
+    from fastgrow.growth import GrowthResult as GrowthResult
+    from fastgrow.growth import GrowthSchedule as GrowthSchedule
+    from fastgrow.growth import Stage as Stage
+    from fastgrow.growth import grow as grow
     from fastgrow.nn import Decoder as Decoder
     from fastgrow.nn import DecoderConfig as DecoderConfig
+    from fastgrow.ops import use_impl as use_impl
+    from fastgrow.substrate import Substrate as Substrate
+    from fastgrow.training import Mixture as Mixture
+    from fastgrow.training import TextData as TextData
+    from fastgrow.training import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
+
+_PACKAGE = Path(__file__).resolve().parent
+if not (_PACKAGE / "kernels").is_dir():
+    # In a working copy the kernels stand beside the package (setup.py says why), where neither
+    # Python nor setuptools' editable finder looks for a package without an __init__.py.
+    kernels = ModuleType("fastgrow.kernels")
+    kernels.__path__ = [str(_PACKAGE.parent / "kernels")]
+    sys.modules["fastgrow.kernels"] = kernels
 
 # Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
 # without one of the heavier packages can still use the rest.
 _HOME = {
     "Decoder": "fastgrow.nn",
     "DecoderConfig": "fastgrow.nn",
-    "errors": "fastgrow.errors",
+    "Ensemble": "fastgrow.compose",
+    "GrowthResult": "fastgrow.growth",
+    "GrowthSchedule": "fastgrow.growth",
+    "Mean": "fastgrow.compose",
+    "Mixture": "fastgrow.training",
+    "Posterior": "fastgrow.compose",
+    "ProbabilityMean": "fastgrow.compose",
+    "Stage": "fastgrow.growth",
+    "Substrate": "fastgrow.substrate",
+    "TextData": "fastgrow.training",
+    "TrainConfig": "fastgrow.training",
+    "Weighted": "fastgrow.compose",
+    "bits_per_character": "fastgrow.evaluation",
+    "grow": "fastgrow.growth",
+    "load": "fastgrow.compose",
     "use_impl": "fastgrow.ops",
 }
 _SUBMODULES = frozenset(
@@ -41,7 +80,7 @@ _SUBMODULES = frozenset(
     }
 )
 
-__all__ = sorted(_HOME)
+__all__ = sorted({*_HOME, *_SUBMODULES})
 
 
 def __getattr__(name: str) -> Any:

@@ -69,6 +69,8 @@ def atomic_folder(path: Path | str, owned: Collection[str]) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for file in temporary.rglob("*"):
+            # safetensors makes private files, as mkstemp does.
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
             fsync_path(file)
         fsync_path(temporary)
         _refuse_foreign(path, owned)

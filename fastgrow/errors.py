@@ -30,5 +30,9 @@ class CheckpointError(FastgrowError, RuntimeError):
     """A file on disk is missing, damaged or does not fit the object it is loaded into."""
 
 
+class DivergenceError(FastgrowError, ArithmeticError):
+    """A loss or gradient became NaN or infinite."""
+
+
 class Interrupted(FastgrowError):
     """A run was stopped by the user after its state had been saved."""

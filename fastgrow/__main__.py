@@ -1,0 +1,7 @@
+"""`python -m fastgrow` is the command line."""
+
+import sys
+
+from fastgrow.cli import main
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""The command line: `fastgrow COMMAND --help` tells what each command does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; an error is one line on standard error and a non-zero status.
+
+    Args:
+        arguments: what stands after `fastgrow`; None takes the process's own.
+
+    Returns:
+        0 when all went well, 1 for an error, 2 for a wrong command line, 130 when the user
+        stopped it.
+    """
+    import typer
+
+    from fastgrow.cli.app import app
+    from fastgrow.errors import FastgrowError, Interrupted
+
+    try:
+        result = app(args=arguments, prog_name="fastgrow", standalone_mode=False)
+        # An early exit such as --help arrives as the returned status.
+        return result if isinstance(result, int) else 0
+    except typer.Abort:
+        return _fail("stopped", 130)
+    except Interrupted as error:
+        return _fail(str(error), 130)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:
+        # The reader (`| head`) has all it wanted; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except FastgrowError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    except Exception as error:
+        # A wrong command line. The class is click's own in some releases of typer and a private
+        # copy of it in others; this method is what both have in common.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        return _fail(f"{message()} (see `{_command(error)} --help`)", 2)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"fastgrow: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _command(error: object) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "fastgrow"

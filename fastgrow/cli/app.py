@@ -1,0 +1,23 @@
+"""The list of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from fastgrow.cli import compose, data, demo, evaluate, generate, grow, info, substrate
+
+app = typer.Typer(
+    help="Grow Transformers on a frozen glyph substrate, and compose them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.add_typer(substrate.app, name="substrate")
+app.add_typer(data.app, name="data")
+app.command("grow")(grow.grow)
+app.command("compose")(compose.compose)
+app.command("evaluate")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.command("info")(info.info)

@@ -1,0 +1,42 @@
+"""`fastgrow data`: text into token files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Prepare and inspect token files.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `prepare` a command of its own: typer folds a group of one into the group."""
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="A text, JSONL or Parquet file, folder or Hub.")],
+    substrate: Annotated[Path, typer.Option(help="Folder of a saved substrate.")],
+    out: Annotated[Path, typer.Option(help="Folder for the token files.")] = Path("runs/tokens"),
+    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0,
+) -> None:
+    """Tokenize a corpus, split by document, and print what it holds."""
+    from fastgrow.report import table_text
+    from fastgrow.substrate import Substrate
+    from fastgrow.training import TextData
+
+    data = TextData(
+        source, Substrate.load(substrate), seed=seed, cache_dir=out, text_field=text_field
+    )
+    rows = [
+        [name, f"{s.n_documents:,}", f"{len(s.ids):,}", f"{s.n_characters:,}"]
+        for name, s in (
+            ("train", data.train),
+            ("validation", data.validation),
+            ("test", data.test),
+        )
+    ]
+    typer.echo(table_text(["split", "documents", "tokens", "characters"], rows))

@@ -1,0 +1,25 @@
+"""`fastgrow demo`: the main job end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings to change, such as tokens_per_stage=50_000."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs, model and report.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller one, under a minute.")] = False,
+) -> None:
+    """Grow three specialists (Latin, Cyrillic, Han), compose them, and write a report."""
+    from fastgrow.cli.settings import read_demo
+    from fastgrow.demo import run_demo
+
+    run_demo(read_demo("demo-quick" if quick else "demo", overrides or []), out)

@@ -1,0 +1,57 @@
+"""`fastgrow grow`: one growth run from a configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def grow(
+    config: Annotated[
+        str, typer.Argument(help="A YAML or TOML file, or the name of a shipped configuration.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as train.lr=1e-3.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; else the file's.")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Train a control instead: monolith or never-grown.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse a folder that holds a run; else go on with it.")
+    ] = False,
+) -> None:
+    """Grow a model stage by stage. The same command again resumes where it stopped."""
+    import torch
+
+    import fastgrow
+    from fastgrow.cli import settings
+    from fastgrow.errors import ConfigError
+
+    run = settings.read_growth(config, overrides or [])
+    schedules = {
+        None: run.schedule,
+        "monolith": run.schedule.as_monolith(),
+        "never-grown": run.schedule.as_never_grown(),
+    }
+    if control not in schedules:
+        raise ConfigError(f"--control: expected monolith or never-grown, got {control!r}")
+    substrate = run.substrate.build()
+    model_config = run.model_config(substrate)
+    data = run.open_data(substrate)
+    torch.manual_seed(run.train.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = fastgrow.grow(
+        fastgrow.Decoder(model_config, substrate).to(device),
+        data,
+        schedules[control],
+        train=run.train,
+        out=out or run.out,
+        resume="never" if fresh else "auto",
+    )
+    for stage in result.stages:
+        bits = ", ".join(f"{name} {value:.3f}" for name, value in stage.bits.items())
+        typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits a character: {bits}")
+    typer.echo(f"model: {(out or run.out) / 'model'}")

@@ -1,0 +1,155 @@
+"""What a configuration file of `fastgrow grow` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from fastgrow.cli.config import apply_overrides, read_config, typed
+from fastgrow.demo import DemoSettings
+from fastgrow.errors import ConfigError
+from fastgrow.growth import GrowthSchedule
+from fastgrow.nn import DecoderConfig
+from fastgrow.substrate import Substrate
+from fastgrow.training import Mixture, TextData, TrainConfig
+
+# Stands for a vocabulary size that the file leaves to the substrate; no vocabulary has one token.
+_FROM_SUBSTRATE = 1
+
+
+@dataclass(frozen=True)
+class SubstrateSettings:
+    """A saved substrate (`path`), or how to draw one: the options of `Substrate.build`."""
+
+    path: str | None = None
+    recipe: str = "default"
+    ngrams: str | None = None
+    scripts: list[str] | None = None
+    blocks: list[str] | None = None
+    characters: str | None = None
+    n_ngrams: int | None = None
+    max_size: int | None = None
+    n_components: int | None = None
+    newline: Literal["blank", "glyph"] = "blank"
+    cell: int | None = None
+    font: str | None = None
+    codes: str | None = None
+    seed: int = 0
+
+    def build(self) -> Substrate:
+        if self.path is not None:
+            return Substrate.load(self.path)
+        options = {
+            name: value for name, value in asdict(self).items() if name not in ("path", "recipe")
+        }
+        return Substrate.build(self.recipe, **options)
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """One text source: a file, a folder or the name of a Hub dataset, and its share."""
+
+    source: str
+    weight: float = 1.0
+    split: tuple[float, float, float] = (0.98, 0.01, 0.01)
+    text_field: str = "text"
+
+
+@dataclass(frozen=True)
+class GrowthSettings:
+    """A growth run: substrate, model, data, schedule, training and the folder to write to."""
+
+    data: list[SourceSettings]
+    schedule: GrowthSchedule
+    out: str
+    model: DecoderConfig
+    substrate: SubstrateSettings = field(default_factory=SubstrateSettings)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cache: str = "runs/tokens"
+
+    def model_config(self, substrate: Substrate) -> DecoderConfig:
+        """The model's configuration on `substrate`.
+
+        Raises:
+            ConfigError: the file states another vocabulary size or table width than it has.
+        """
+        stated = self.model.vocab_size
+        if stated not in (_FROM_SUBSTRATE, len(substrate)):
+            raise ConfigError(
+                f"model.vocab_size: {stated} is stated, the substrate has {len(substrate)} tokens"
+            )
+        if self.model.n_embed not in (None, substrate.n_embed):
+            raise ConfigError(
+                f"model.n_embed: {self.model.n_embed} is stated, the substrate's table is "
+                f"{substrate.n_embed} wide"
+            )
+        return replace(self.model, vocab_size=len(substrate), n_embed=substrate.n_embed)
+
+    def open_data(self, substrate: Substrate) -> TextData | Mixture:
+        """The run's text, tokenized (or taken from the cache)."""
+        opened = [
+            TextData(
+                source.source,
+                substrate,
+                split=source.split,
+                seed=self.train.seed,
+                text_field=source.text_field,
+                cache_dir=self.cache,
+            )
+            for source in self.data
+        ]
+        if len(opened) == 1:
+            return opened[0]
+        weights = [source.weight for source in self.data]
+        return Mixture(list(zip(opened, weights, strict=True)))
+
+
+def read_growth(name: str, overrides: Sequence[str]) -> GrowthSettings:
+    """Read a configuration file, or a shipped one by its name, and apply overrides.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is unknown or out of range.
+    """
+    path = find_config(name)
+    tree = read_config(path)
+    apply_overrides(tree, overrides)
+    model = tree.get("model")
+    if isinstance(model, dict):
+        model.setdefault("vocab_size", _FROM_SUBSTRATE)
+    return typed(tree, GrowthSettings, str(path))
+
+
+def read_demo(name: str, overrides: Sequence[str]) -> DemoSettings:
+    """Read the settings of the demo, by file or shipped name, and apply overrides.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is unknown or out of range.
+    """
+    path = find_config(name)
+    tree = read_config(path)
+    apply_overrides(tree, overrides)
+    return typed(tree, DemoSettings, str(path))
+
+
+def find_config(name: str) -> Path:
+    """A file of that name, or else the shipped configuration.
+
+    Raises:
+        ConfigError: neither exists; the message lists the shipped ones.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    shipped = shipped_configs()
+    if name in shipped:
+        return shipped[name]
+    raise ConfigError(f"{name}: no such file; shipped configurations: {', '.join(shipped)}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations inside the package, by name."""
+    folder = Path(str(resources.files("fastgrow") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

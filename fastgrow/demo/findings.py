@@ -1,0 +1,81 @@
+"""What the numbers say, in words. Every sentence follows from the run; none is written in advance.
+
+Two results of a run this small are called equal when they differ by less than `NOISE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastgrow.demo.measure import MEAN, MIXED, Matrix
+from fastgrow.demo.specialists import GROWN, MONOLITH, NEVER_GROWN
+from fastgrow.growth import GrowthResult
+
+NOISE = 0.02
+
+
+def composition_findings(matrix: Matrix) -> list[str]:
+    """Does the paper's mean beat the best expert and the baselines on the mix, and at what cost."""
+    experts = {name: matrix.at(name, MIXED) for name in matrix.rows if name.startswith("expert ")}
+    best = min(experts, key=lambda name: experts[name])
+    mean = matrix.at(MEAN, MIXED)
+    sentences = [
+        f"On the mixed text the mean of logits reaches {mean:.2f} bits a character, "
+        + _against(mean, experts[best], f"the best single expert ({best.removeprefix('expert ')})")
+        + f", {_against(mean, matrix.at('unigram', 'mixed'), 'unigram')} and "
+        + f"{_against(mean, matrix.at('uniform', 'mixed'), 'uniform')}."
+    ]
+    rules = [
+        name for name in matrix.rows if name not in experts and name not in ("unigram", "uniform")
+    ]
+    winner = min(rules, key=lambda name: matrix.at(name, MIXED))
+    if winner != MEAN:
+        sentences.append(
+            f"Of the rules, {winner} does best there: {matrix.at(winner, 'mixed'):.2f}."
+        )
+    for name in experts:
+        script = name.removeprefix("expert ")
+        own = matrix.at(name, script)
+        costs = ", ".join(f"{rule} {matrix.at(rule, script) - own:+.2f}" for rule in rules)
+        sentences.append(
+            f"Averaging has a price on a specialist's own script; against the {script} expert's "
+            f"{own:.2f}: {costs}."
+        )
+    return sentences
+
+
+def growth_findings(results: Mapping[str, Mapping[str, GrowthResult]]) -> list[str]:
+    """Does depth pay: grown against never grown and against the monolith, at equal tokens."""
+    sentences = []
+    for script, runs in results.items():
+        grown = [stage.bits["test"] for stage in runs[GROWN].stages]
+        end = grown[-1]
+        never = runs[NEVER_GROWN].stages[-1].bits["test"]
+        monolith = runs[MONOLITH].stages[-1].bits["test"]
+        sentences.append(
+            f"{script}: growing from {runs[GROWN].stages[0].depth} to "
+            f"{runs[GROWN].stages[-1].depth} blocks went from {grown[0]:.2f} to {end:.2f}; at "
+            f"equal tokens it ended {_against(end, never, 'never grown')} and "
+            f"{_against(end, monolith, 'the monolith')}."
+        )
+    ahead = sum(
+        runs[GROWN].stages[-1].bits["test"] < runs[NEVER_GROWN].stages[-1].bits["test"] - NOISE
+        for runs in results.values()
+    )
+    if ahead == len(results):
+        sentences.append("So at this size depth added by growing paid for every specialist.")
+    else:
+        sentences.append(
+            f"So at this size growing beat one block trained for as long in {ahead} of "
+            f"{len(results)} specialists: the gain along the depth column is not proof that depth "
+            "did it, since the head goes on training in every stage."
+        )
+    return sentences
+
+
+def _against(value: float, other: float, name: str) -> str:
+    difference = value - other
+    if abs(difference) < NOISE:
+        return f"level with {name} ({other:.2f})"
+    word = "better" if difference < 0 else "worse"
+    return f"{abs(difference):.2f} {word} than {name} ({other:.2f})"

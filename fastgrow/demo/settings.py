@@ -1,0 +1,58 @@
+"""The settings of the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastgrow.growth import GrowthSchedule
+from fastgrow.training import TrainConfig
+
+SCRIPTS = ("Latin", "Cyrillic", "Han")
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What one run of the demo does; configs/demo.yaml and configs/demo-quick.yaml ship.
+
+    Attributes:
+        stages: one-block stages of each specialist.
+        tokens_per_stage: training tokens of a stage.
+        d_model, n_head, seq_len: shape of the models; the frozen table is d_model wide.
+        batch_size: windows in a step.
+        lr: peak learning rate of a stage.
+        eval_tokens: validation tokens that pick the checkpoint, read six times a stage.
+        test_tokens: of each test text; None reads all.
+        seed: of weights, data order and samples.
+        own_share: share of a specialist's windows from its own script. As in the paper the experts
+            share some text: the rest comes from the mix of all scripts.
+    """
+
+    stages: int
+    tokens_per_stage: int
+    d_model: int
+    n_head: int
+    seq_len: int
+    batch_size: int
+    lr: float
+    eval_tokens: int
+    test_tokens: int | None = None
+    seed: int = 0
+    own_share: float = 0.8
+
+    @property
+    def schedule(self) -> GrowthSchedule:
+        return GrowthSchedule.blocks(self.stages, tokens=self.tokens_per_stage)
+
+    @property
+    def train(self) -> TrainConfig:
+        steps = self.tokens_per_stage // (self.batch_size * self.seq_len)
+        return TrainConfig(
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+            lr=self.lr,
+            eval_every=max(1, steps // 6),
+            eval_tokens=self.eval_tokens,
+            checkpoint_every=max(1, steps // 2),
+            seed=self.seed,
+            pick="best",
+        )

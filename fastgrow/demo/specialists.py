@@ -1,0 +1,88 @@
+"""Training the demo's models: for each script one that is grown, and its two controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastgrow.data import demo_characters, demo_splits
+from fastgrow.demo.settings import SCRIPTS, DemoSettings
+from fastgrow.growth import GrowthResult, grow
+from fastgrow.nn import Decoder, DecoderConfig
+from fastgrow.substrate import Substrate
+from fastgrow.training import Mixture, TextData
+
+GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
+
+
+@dataclass(frozen=True)
+class DemoTexts:
+    """The texts of every script on one substrate, and the mix of them all."""
+
+    substrate: Substrate
+    own: dict[str, TextData]
+    mix: TextData
+
+    def specialist(self, script: str, own_share: float) -> Mixture:
+        """What the specialist of `script` reads: mostly its own, the rest from the mix."""
+        return Mixture([(self.own[script], own_share), (self.mix, 1 - own_share)])
+
+
+def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
+    """Draw the substrate and tokenize the declarations and poems.
+
+    Args:
+        n_components: width of the frozen table.
+        cache_dir: folder for the token files.
+    """
+    substrate = Substrate.build(characters=demo_characters(), n_ngrams=0, n_components=n_components)
+    splits = {script: demo_splits(script) for script in SCRIPTS}
+
+    def data(of: list[str], name: str) -> TextData:
+        def documents(split: str) -> list[str]:
+            return [text for script in of for text in getattr(splits[script], split)]
+
+        return TextData.from_splits(
+            train=documents("train"),
+            validation=documents("validation"),
+            test=documents("test"),
+            substrate=substrate,
+            cache_dir=cache_dir / name,
+        )
+
+    own = {script: data([script], script) for script in SCRIPTS}
+    return DemoTexts(substrate, own, data(list(SCRIPTS), "mix"))
+
+
+def train_specialist(
+    script: str, texts: DemoTexts, settings: DemoSettings, out: Path, *, quiet: bool = False
+) -> dict[str, GrowthResult]:
+    """Grow the specialist of `script` and train its controls, at equal tokens and settings."""
+    schedules = {
+        GROWN: settings.schedule,
+        NEVER_GROWN: settings.schedule.as_never_grown(),
+        MONOLITH: settings.schedule.as_monolith(),
+    }
+    results = {}
+    for kind, schedule in schedules.items():
+        torch.manual_seed(settings.seed)
+        config = DecoderConfig(
+            vocab_size=len(texts.substrate),
+            d_model=settings.d_model,
+            n_layer=0,
+            n_head=settings.n_head,
+            max_seq_len=settings.seq_len,
+        )
+        results[kind] = grow(
+            Decoder(config, texts.substrate),
+            texts.specialist(script, settings.own_share),
+            schedule,
+            train=settings.train,
+            out=out / f"{script}-{kind}".lower().replace(" ", "-"),
+            evaluate_on={"test": texts.own[script].test},
+            name=f"{script} {kind}",
+            quiet=quiet,
+        )
+    return results

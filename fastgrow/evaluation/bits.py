@@ -1,0 +1,236 @@
+"""Bits per character: a loss that compares across vocabularies.
+
+A token stream is a row of documents, each `<s> tokens … </s>`. What is predicted is every token but
+`<s>` and padding: the characters' tokens and `</s>`. With L the sum of -ln p over those targets and
+C the number of characters they stand for,
+
+    bits per character = L / (ln 2 * C).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastgrow.errors import ConfigError, DataError
+
+_IGNORE_INDEX = -100
+# Counting takes blocks of this many tokens, so that a memory-mapped stream stays on the disk.
+_BLOCK = 1 << 20
+
+
+class EncodedText(Protocol):
+    """A stream: `ids` is a 1-D integer array, `substrate` the substrate they belong to."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def substrate(self) -> Any: ...
+
+
+class HasLoss(Protocol):
+    """A model, an ensemble, or anything else that scores targets."""
+
+    def loss(
+        self, ids: torch.Tensor, targets: torch.Tensor, *, ignore_index: int, reduction: str
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class BitsPerCharacter:
+    """A measured loss.
+
+    Attributes:
+        bits_per_character: bits for each character of text.
+        bits_per_token: bits for each predicted token.
+        loss: nats for each predicted token.
+        tokens: predicted tokens, `</s>` included.
+        characters: characters that those tokens stand for.
+    """
+
+    bits_per_character: float
+    bits_per_token: float
+    loss: float
+    tokens: int
+    characters: int
+
+    @classmethod
+    def from_nats(cls, nats: float, tokens: int, characters: int) -> BitsPerCharacter:
+        """From the sum of -ln p over all targets."""
+        bits = nats / math.log(2)
+        return cls(bits / characters, bits / tokens, nats / tokens, tokens, characters)
+
+    @classmethod
+    def over_all(cls, parts: Iterable[BitsPerCharacter]) -> BitsPerCharacter:
+        """The measure of several texts taken together: each counts by its length."""
+        parts = list(parts)
+        return cls.from_nats(
+            sum(part.loss * part.tokens for part in parts),
+            sum(part.tokens for part in parts),
+            sum(part.characters for part in parts),
+        )
+
+
+def bits_per_character(
+    model: HasLoss,
+    stream: EncodedText,
+    *,
+    batch_size: int = 16,
+    seq_len: int | None = None,
+    max_tokens: int | None = None,
+) -> BitsPerCharacter:
+    """Score a stream, each target exactly once.
+
+    The stream is cut into windows of seq_len targets that do not overlap; the first token of a
+    window sees nothing of the window before it. The last window may be shorter. Module modes are
+    put back afterwards; no gradient is computed.
+
+    Args:
+        model: anything with `loss(ids, targets, ignore_index=…, reduction="sum")`; ids and targets
+            are int64 [B, T] on the model's device.
+        stream: ids and their substrate.
+        batch_size: windows scored at once.
+        seq_len: targets in a window; None takes the model's `max_seq_len`.
+        max_tokens: score the first targets only, at most this many positions.
+
+    Raises:
+        ConfigError: a size is not positive, or seq_len is None and the model has no max_seq_len.
+        DataError: the stream holds nothing to predict or not one character.
+    """
+    if seq_len is None:
+        seq_len = getattr(model, "max_seq_len", None)
+        if seq_len is None:
+            raise ConfigError("the model has no max_seq_len: pass seq_len")
+    for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    positions = _positions(stream, max_tokens)
+    device = _device(model)
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    with torch.no_grad(), _evaluation_mode(model):
+        for ids, targets in _windows(stream, positions, batch_size, seq_len):
+            summed = model.loss(
+                torch.from_numpy(ids).to(device),
+                torch.from_numpy(targets).to(device),
+                ignore_index=_IGNORE_INDEX,
+                reduction="sum",
+            )
+            nats += summed.double()
+    tokens, characters = _count_targets(stream, positions)
+    return BitsPerCharacter.from_nats(nats.item(), tokens, characters)
+
+
+def uniform_bits(test_stream: EncodedText, *, max_tokens: int | None = None) -> BitsPerCharacter:
+    """The loss of a predictor that gives every entry of the vocabulary the same probability."""
+    tokens, characters = _count_targets(test_stream, _positions(test_stream, max_tokens))
+    vocab_size = len(test_stream.substrate)
+    return BitsPerCharacter.from_nats(tokens * math.log(vocab_size), tokens, characters)
+
+
+def unigram_bits(
+    train_stream: EncodedText, test_stream: EncodedText, *, max_tokens: int | None = None
+) -> BitsPerCharacter:
+    """The loss of the training set's token frequencies, smoothed by one count for each token.
+
+    p(v) = (count(v) + 1) / (N + V), with N the predicted tokens of the training stream and V the
+    size of the vocabulary.
+
+    Raises:
+        DataError: the streams belong to different substrates, or a stream is empty.
+    """
+    train, test = train_stream.substrate, test_stream.substrate
+    if train.fingerprint != test.fingerprint:
+        raise DataError(
+            "the streams were encoded with different substrates: "
+            f"{train.fingerprint[:12]} and {test.fingerprint[:12]}"
+        )
+    vocab_size = len(test)
+    counts = _target_counts(train_stream, _positions(train_stream, None), vocab_size)
+    log_p = np.log(counts + 1.0) - math.log(counts.sum() + vocab_size)
+    positions = _positions(test_stream, max_tokens)
+    seen = _target_counts(test_stream, positions, vocab_size)
+    tokens, characters = _count_targets(test_stream, positions)
+    return BitsPerCharacter.from_nats(-float(seen @ log_p), tokens, characters)
+
+
+def _positions(stream: EncodedText, max_tokens: int | None) -> int:
+    """How many tokens after the first are looked at as targets."""
+    positions = max(len(stream.ids) - 1, 0)
+    if max_tokens is None:
+        return positions
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens must be at least 1, got {max_tokens}")
+    return min(positions, max_tokens)
+
+
+def _windows(
+    stream: EncodedText, positions: int, batch_size: int, seq_len: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, targets), int64 [B, seq_len]; at the end one window of what is left, [1, rest]."""
+    full = positions // seq_len
+    for first in range(0, full, batch_size):
+        windows = min(batch_size, full - first)
+        start, stop = first * seq_len, (first + windows) * seq_len
+        yield _window_rows(stream, start, stop, windows)
+    if positions % seq_len:
+        yield _window_rows(stream, full * seq_len, positions, 1)
+
+
+def _window_rows(
+    stream: EncodedText, start: int, stop: int, windows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    ids = stream.ids[start:stop].astype(np.int64).reshape(windows, -1)
+    targets = stream.ids[start + 1 : stop + 1].astype(np.int64)
+    targets[~_predicted(stream, targets)] = _IGNORE_INDEX
+    return ids, targets.reshape(windows, -1)
+
+
+def _predicted(stream: EncodedText, targets: np.ndarray) -> np.ndarray:
+    return (targets != stream.substrate.bos_id) & (targets != stream.substrate.pad_id)
+
+
+def _target_counts(stream: EncodedText, positions: int, vocab_size: int) -> np.ndarray:
+    """How often each token is a target, int64 [V]."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(1, positions + 1, _BLOCK):
+        targets = np.asarray(stream.ids[start : min(start + _BLOCK, positions + 1)])
+        counts += np.bincount(targets[_predicted(stream, targets)], minlength=vocab_size)
+    return counts
+
+
+def _count_targets(stream: EncodedText, positions: int) -> tuple[int, int]:
+    """Predicted tokens and the characters they stand for."""
+    counts = _target_counts(stream, positions, len(stream.substrate))
+    tokens = int(counts.sum())
+    characters = int(counts @ stream.substrate.n_characters.astype(np.int64))
+    if not characters:
+        name = getattr(stream, "name", "stream")
+        raise DataError(f"{name}: holds no text to evaluate ({positions + 1} tokens)")
+    return tokens, characters
+
+
+def _device(model: HasLoss) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: HasLoss) -> Iterator[None]:
+    """Evaluation mode for all modules; each gets its own mode back."""
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    if training and isinstance(model, nn.Module):
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,353 @@
+"""Growing a model: for each stage freeze, stack, train; and survive being stopped anywhere.
+
+Source: "Growing Transformers: Modular Composition and Layer-wise Expansion on a Frozen Substrate"
+(arXiv 2507.07129), §3: train the newest blocks and the head, freeze, stack the next, repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastgrow import _files
+from fastgrow.errors import ConfigError, FastgrowError
+from fastgrow.evaluation import bits_per_character
+from fastgrow.growth.freeze import frozen_digest, select_active
+from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.nn import Decoder
+from fastgrow.training import (
+    Batches,
+    Checkpointer,
+    MixedStream,
+    Mixture,
+    RunLog,
+    TextData,
+    TokenStream,
+    TrainConfig,
+    Trainer,
+)
+
+Text = TokenStream | MixedStream
+Resume = Literal["auto", "never"]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage did.
+
+    Attributes:
+        stage: its number, from 1.
+        depth: blocks of the model when it ended.
+        active_parameters, total_parameters: numbers that trained, and all, the table included.
+        tokens: trained on in this stage.
+        seconds: it took, evaluations and checkpoints included.
+        bits: bits per character after the stage, by the name of the text.
+        bits_at_start: on the validation text right after its blocks were stacked, before any
+            training: the spike that the papers describe. None without validation text.
+    """
+
+    stage: int
+    depth: int
+    active_parameters: int
+    total_parameters: int
+    tokens: int
+    seconds: float
+    bits: dict[str, float]
+    bits_at_start: float | None
+
+
+@dataclass(frozen=True)
+class GrowthResult:
+    """The grown model and the record of every stage."""
+
+    model: Decoder
+    stages: list[StageResult]
+    out: Path | None = None
+
+
+@dataclass
+class _Progress:
+    """Where a run stands; all of it goes into every checkpoint."""
+
+    stage: int = 0
+    results: list[StageResult] = field(default_factory=list)
+    seconds: float = 0.0
+    bits_at_start: float | None = None
+
+
+def grow(
+    model: Decoder,
+    data: TextData | Mixture,
+    schedule: GrowthSchedule,
+    *,
+    train: TrainConfig | None = None,
+    out: Path | str | None = None,
+    resume: Resume = "auto",
+    evaluate_on: Mapping[str, Text] | None = None,
+    name: str | None = None,
+    quiet: bool = False,
+) -> GrowthResult:
+    """Grow `model` by `schedule`: stack blocks, train them with the final norm and head, freeze.
+
+    Blocks that `model` has already are the first frozen ones. Within a stage the optimizer holds
+    the active parameters and nothing else, and its learning rate warms up and decays anew.
+
+    Args:
+        model: grown in place, on the device where it stands.
+        data: `TextData` or `Mixture`; its validation text picks the best weights of each stage.
+        schedule: the stages.
+        train: how to train; its defaults suit small models.
+        out: folder for checkpoints, logs, the record (`growth.json`) and the model (`model/`).
+            None keeps everything in memory.
+        resume: `"auto"` goes on with the run that stands in `out`, at the step where it stopped,
+            and returns at once if it is finished; `"never"` refuses a folder that holds a run.
+        evaluate_on: further texts to measure at every boundary, by name.
+        name: what the progress line calls this run; defaults to the folder's name.
+        quiet: print nothing.
+
+    Returns:
+        The model and one `StageResult` a stage. A run that was stopped and resumed gives the same
+        bits as one that was not (on a CPU).
+
+    Raises:
+        ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`.
+        Interrupted: the user stopped the run; its state is saved.
+        FastgrowError: a frozen tensor changed during a stage.
+    """
+    run = _Run(
+        model=model,
+        data=data,
+        schedule=schedule,
+        train=train or TrainConfig(),
+        out=None if out is None else Path(out),
+        evaluate_on=dict(evaluate_on or {}),
+        name=name or ("grow" if out is None else Path(out).name),
+        quiet=quiet,
+    )
+    run.open(resume)
+    while run.progress.stage < len(schedule.stages):
+        run.one_stage()
+    return run.finish()
+
+
+class _Run:
+    """The moving parts of one call of `grow`; a stateful object for the checkpointer."""
+
+    def __init__(
+        self,
+        *,
+        model: Decoder,
+        data: TextData | Mixture,
+        schedule: GrowthSchedule,
+        train: TrainConfig,
+        out: Path | None,
+        evaluate_on: dict[str, Text],
+        name: str,
+        quiet: bool,
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.schedule = schedule
+        self.train = train
+        self.out = out
+        self.evaluate_on = evaluate_on
+        self.validation = data.validation if len(data.validation) else None
+        if self.validation is not None:
+            self.evaluate_on = {"validation": self.validation, **evaluate_on}
+        self.name = name
+        self.quiet = quiet
+        self.first_depth = model.n_layer
+        self.progress = _Progress()
+        self.trainer: Trainer | None = None
+        # The trainer's state of a stage that was stopped in the middle, until its trainer exists.
+        self.unfinished: dict[str, Any] | None = None
+        self.checkpointer: Checkpointer | None = None
+        self.log = RunLog(quiet=quiet)
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    def open(self, resume: Resume) -> None:
+        """Start anew, or take up the run that stands in the output folder."""
+        if self.out is None:
+            return
+        self._claim_folder(self.out, resume)
+        self.log = RunLog(self.out, quiet=self.quiet)
+        self.checkpointer = Checkpointer(self.out / "checkpoints")
+        # A run that was stopped before its first checkpoint may have left rows in the log.
+        state = RunLog().state_dict()
+        latest = self.checkpointer.latest()
+        if latest is not None:
+            saved = self.checkpointer.load(latest)["growth"]
+            self.load_state_dict(saved)
+            state = saved["log"]
+        self.log.load_state_dict(state)
+
+    def _claim_folder(self, out: Path, resume: Resume) -> None:
+        settings = self._settings()
+        record = out / "run.json"
+        if not record.exists():
+            _files.write_json(record, settings)
+            return
+        if resume == "never":
+            raise ConfigError(f"{out}: holds a run already; choose another folder or resume='auto'")
+        there = _files.read_json(record)
+        for key, value in settings.items():
+            if there.get(key) != value:
+                raise ConfigError(
+                    f"{out}: holds a run with another {key} ({there.get(key)!r}, now "
+                    f"{value!r}); choose another folder, or go on with the old settings"
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        """All that decides what the run computes, as JSON values."""
+        substrate = self.model.substrate
+        config = asdict(self.model.config)
+        # A model that is resumed has grown; the depth that counts is the one it started from.
+        config["n_layer"] = self.first_depth
+        settings = {
+            "kind": "growth",
+            "model": config,
+            "substrate": None if substrate is None else substrate.fingerprint,
+            "schedule": [asdict(stage) for stage in self.schedule.stages],
+            "train": self.train.identity(),
+            "data": self.data.train.digest,
+            "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
+        }
+        # As it will be read back: tuples become lists.
+        return json.loads(json.dumps(settings))
+
+    def finish(self) -> GrowthResult:
+        self.log.close()
+        if self.out is not None:
+            _files.write_json(
+                self.out / "growth.json", [asdict(result) for result in self.progress.results]
+            )
+            self.model.save(self.out / "model")
+        return GrowthResult(self.model, self.progress.results, self.out)
+
+    # -- one stage -----------------------------------------------------------------------------
+
+    def one_stage(self) -> None:
+        """Train the stage that is due, from its beginning or from where it was stopped."""
+        index = self.progress.stage
+        stage = self.schedule.stages[index]
+        resumed, self.unfinished = self.unfinished, None
+        if resumed is None:
+            # New blocks depend on the seed and the stage alone, not on what ran before, and the
+            # caller's random numbers stay as they were.
+            with torch.random.fork_rng():
+                torch.manual_seed(_stage_seed(self.train.seed, index))
+                self.model.append_blocks(stage.blocks, init=stage.insertion)
+            if self.validation is not None:
+                self.progress.bits_at_start = self._bits(self.validation)
+            self.progress.seconds = 0.0
+        active = select_active(self.model, self.model.n_layer - stage.blocks)
+        frozen = frozen_digest(self.model)
+        self.trainer = self._new_trainer(stage, index, active)
+        if resumed is not None:
+            self.trainer.load_state_dict(resumed)
+        started = time.perf_counter() - self.progress.seconds
+
+        def on_checkpoint(_: Trainer) -> Path | None:
+            self.progress.seconds = time.perf_counter() - started
+            return self._save()
+
+        self.trainer.run(None if self.checkpointer is None else on_checkpoint)
+        if frozen_digest(self.model) != frozen:
+            raise FastgrowError(
+                f"stage {index + 1}: a frozen tensor changed during training; "
+                "the model in memory is not to be trusted, the last checkpoint is"
+            )
+        self.progress.results.append(
+            StageResult(
+                stage=index + 1,
+                depth=self.model.n_layer,
+                active_parameters=sum(p.numel() for p in active.values()),
+                total_parameters=self.model.num_parameters(),
+                tokens=self._tokens(stage),
+                seconds=time.perf_counter() - started,
+                bits={name: self._bits(text) for name, text in self.evaluate_on.items()},
+                bits_at_start=self.progress.bits_at_start,
+            )
+        )
+        self.trainer = None
+        self.progress.stage += 1
+        self._save()
+
+    def _new_trainer(
+        self, stage: Stage, index: int, active: dict[str, torch.nn.Parameter]
+    ) -> Trainer:
+        config = self.train if stage.lr is None else replace(self.train, lr=stage.lr)
+        seed = _stage_seed(self.train.seed, index)
+        batches = Batches(self.data.train, config.batch_size, self._seq_len(), seed=seed)
+        return Trainer(
+            self.model,
+            active,
+            batches,
+            config,
+            steps=self._steps(stage),
+            validation=self.validation,
+            log=self.log,
+            labels={
+                "run": self.name,
+                "stage": f"{index + 1}/{len(self.schedule.stages)}",
+                "depth": self.model.n_layer,
+            },
+        )
+
+    def _bits(self, text: Text) -> float:
+        return bits_per_character(
+            self.model, text, batch_size=self.train.batch_size, seq_len=self._seq_len()
+        ).bits_per_character
+
+    # -- counting ------------------------------------------------------------------------------
+
+    def _seq_len(self) -> int:
+        return self.train.seq_len or self.model.max_seq_len
+
+    def _steps(self, stage: Stage) -> int:
+        return self.train.steps_for(stage.tokens, self._seq_len())
+
+    def _tokens(self, stage: Stage) -> int:
+        per_step = self.train.batch_size * self.train.accumulate * self._seq_len()
+        return self._steps(stage) * per_step
+
+    def _global_step(self) -> int:
+        before = sum(self._steps(stage) for stage in self.schedule.stages[: self.progress.stage])
+        return before + (self.trainer.step if self.trainer is not None else 0)
+
+    # -- saving and loading --------------------------------------------------------------------
+
+    def _save(self) -> Path | None:
+        if self.checkpointer is None:
+            return None
+        return self.checkpointer.save(self._global_step(), {"growth": self})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "trainer": None if self.trainer is None else self.trainer.state_dict(),
+            "log": self.log.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        progress = dict(state["progress"])
+        progress["results"] = [StageResult(**result) for result in progress["results"]]
+        self.progress = _Progress(**progress)
+        self.unfinished = state["trainer"]
+        stages_begun = self.progress.stage + (self.unfinished is not None)
+        for stage in self.schedule.stages[:stages_begun]:
+            self.model.append_blocks(stage.blocks)
+        self.model.load_state_dict(state["model"])
+
+
+def _stage_seed(seed: int, index: int) -> int:
+    # A large odd multiplier keeps the seeds of one run's stages apart from those of the next run's.
+    return (seed * 1_000_003 + index) % 2**63

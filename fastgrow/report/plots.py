@@ -1,0 +1,83 @@
+"""The pictures of a report. Each function draws one and writes it as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's validation curve: bits per character against tokens trained on."""
+
+    tokens: Sequence[int]
+    bits: Sequence[float]
+    boundaries: Sequence[int] = ()
+
+
+def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """A panel for each specialist, a line for each run; stage boundaries are dashed.
+
+    Args:
+        panels: specialist → run ("grown", "never grown", …) → its curve.
+        path: the PNG to write.
+    """
+    figure = _figure(4.2 * len(panels), 3.6)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, curve in curves.items():
+            axis.plot(np.asarray(curve.tokens) / 1000, curve.bits, label=name, linewidth=1.5)
+            for boundary in curve.boundaries:
+                axis.axvline(boundary / 1000, color="0.6", linestyle="--", linewidth=0.8)
+        axis.set_title(title)
+        axis.set_xlabel("thousand tokens")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("validation, bits per character")
+    axes[-1].legend(frameon=False)
+    _save(figure, path)
+
+
+def matrix(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], path: Path
+) -> None:
+    """A table of numbers as a heat map, lower (better) being darker.
+
+    Args:
+        rows, columns: the labels.
+        values: bits per character, a list for each row.
+        path: the PNG to write.
+    """
+    array = np.asarray(values, dtype=float)
+    figure = _figure(1.6 + 1.3 * len(columns), 1.2 + 0.42 * len(rows))
+    axis = figure.subplots()
+    # Columns are texts of different difficulty: each is coloured on a scale of its own.
+    low, high = array.min(axis=0), array.max(axis=0)
+    shade = (array - low) / np.where(high > low, high - low, 1.0)
+    axis.imshow(shade, cmap="YlGnBu_r", aspect="auto", vmin=-0.15, vmax=1.15)
+    for i, row in enumerate(array):
+        for j, value in enumerate(row):
+            color = "white" if shade[i, j] < 0.35 else "black"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xlabel("test text, bits per character (lower is better)")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Figure rather than pyplot: no global state, no window system, safe in any thread.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

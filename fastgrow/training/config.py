@@ -1,0 +1,106 @@
+"""The settings of one training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastgrow.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a set of parameters is trained.
+
+    Attributes:
+        batch_size: windows in a micro-batch.
+        accumulate: micro-batches whose gradients make one step.
+        seq_len: tokens in a window; None takes the model's `max_seq_len`.
+        lr: peak learning rate.
+        min_lr_ratio: the cosine ends at lr * min_lr_ratio.
+        warmup: share of the steps over which the learning rate rises from 0 to lr.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of AdamW; matrices only, never biases or norms.
+        grad_clip: largest global gradient norm; None does not clip.
+        precision: "auto" is bf16 autocast on a GPU that has it and fp32 elsewhere.
+        eval_every: steps between evaluations; None evaluates ten times in a run.
+        eval_tokens: tokens of the validation stream to read; None reads all.
+        log_every: steps between logged rows.
+        checkpoint_every: steps between checkpoints; None writes one on interruption only.
+        seed: of the order of the data.
+        pick: "best" ends with the weights that were best on validation, "last" with the last ones.
+    """
+
+    batch_size: int = 16
+    accumulate: int = 1
+    seq_len: int | None = None
+    lr: float = 1e-3
+    min_lr_ratio: float = 0.1
+    warmup: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float | None = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    eval_every: int | None = None
+    eval_tokens: int | None = None
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    seed: int = 0
+    pick: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every"):
+            self._require(name, _is_count(getattr(self, name)), "an integer of at least 1")
+        for name in ("seq_len", "eval_every", "eval_tokens", "checkpoint_every"):
+            value = getattr(self, name)
+            self._require(name, value is None or _is_count(value), "None or at least 1")
+        self._require("lr", _is_number(self.lr) and self.lr > 0, "a positive number")
+        for name in ("min_lr_ratio", "warmup"):
+            value = getattr(self, name)
+            self._require(name, _is_number(value) and 0 <= value <= 1, "between 0 and 1")
+        betas_fit = len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas)
+        self._require("betas", betas_fit, "two numbers in [0, 1)")
+        self._require("eps", _is_number(self.eps) and self.eps > 0, "a positive number")
+        decays = _is_number(self.weight_decay) and self.weight_decay >= 0
+        self._require("weight_decay", decays, "a number of at least 0")
+        clips = self.grad_clip is None or (_is_number(self.grad_clip) and self.grad_clip > 0)
+        self._require("grad_clip", clips, "None or a positive number")
+        precisions = ("auto", "fp32", "bf16")
+        self._require("precision", self.precision in precisions, " or ".join(precisions))
+        self._require("seed", isinstance(self.seed, int), "an integer")
+        self._require("pick", self.pick in ("best", "last"), '"best" or "last"')
+
+    def _require(self, name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise ConfigError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's numbers, in JSON values: all but when to log and to checkpoint."""
+        free = ("log_every", "checkpoint_every")
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in free
+        }
+
+    def steps_for(self, tokens: int, seq_len: int) -> int:
+        """Steps that read at least `tokens` tokens.
+
+        Raises:
+            ConfigError: tokens is not positive.
+        """
+        if not _is_count(tokens):
+            raise ConfigError(f"tokens must be an integer of at least 1, got {tokens!r}")
+        return math.ceil(tokens / (self.batch_size * self.accumulate * seq_len))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

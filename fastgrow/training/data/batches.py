@@ -1,0 +1,140 @@
+"""Batches of windows in a seeded order that can be resumed at any point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastgrow.errors import CheckpointError, ConfigError, DataError
+from fastgrow.training.data.counter import derive_key, permutation, uniform
+from fastgrow.training.data.stream import MixedStream, TokenStream
+
+IGNORE_INDEX = -100
+
+
+class Batches:
+    """An endless iterator of (ids, targets), both int64 of shape [batch_size, seq_len].
+
+    A stream of n tokens is cut into windows of seq_len + 1 tokens that start every seq_len tokens,
+    so each token is a target once; the last window is moved back to end with the stream. An epoch
+    visits all windows in an order drawn from (seed, part, epoch); from a mixture, window number i
+    of the run comes from the part drawn from (seed, i). Targets that are `<s>` or padding are -100:
+    which document comes next is nothing to be learned.
+
+    The whole position is one count of windows for each part, so a resumed iterator goes on
+    mid-epoch with exactly the windows that the interrupted one would have given.
+
+    Args:
+        stream: a split of a `TextData` or `Mixture`.
+        batch_size: windows in a batch.
+        seq_len: tokens in a window.
+        seed: of the order.
+
+    Raises:
+        ConfigError: batch_size or seq_len is not positive.
+        DataError: a stream is shorter than one window.
+    """
+
+    def __init__(
+        self, stream: TokenStream | MixedStream, batch_size: int, seq_len: int, seed: int = 0
+    ) -> None:
+        if batch_size < 1 or seq_len < 1:
+            raise ConfigError(
+                "batch_size and seq_len must be at least 1, "
+                f"got batch_size={batch_size}, seq_len={seq_len}"
+            )
+        self.stream = stream
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.seed = seed
+        parts = stream.parts if isinstance(stream, MixedStream) else [(stream, 1.0)]
+        self._streams = [part for part, _ in parts]
+        self._bounds = np.cumsum([weight for _, weight in parts])[:-1]
+        for part in self._streams:
+            if len(part) < seq_len + 1:
+                raise DataError(
+                    f"{part.name}: {len(part)} tokens are fewer than one window of seq_len + 1 = "
+                    f"{seq_len + 1}; give more text or a smaller seq_len"
+                )
+        self._windows = [-(-(len(part) - 1) // seq_len) for part in self._streams]
+        self._taken = [0] * len(self._streams)
+        self._choice_key = derive_key(seed, "choice")
+        self._offsets = np.arange(seq_len + 1)
+        # Two epochs meet inside a batch at most, unless a part is smaller than a batch.
+        self._order = lru_cache(maxsize=2 * len(self._streams))(self._draw_order)
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens that one batch feeds to the model."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def epochs(self) -> list[float]:
+        """How often each part has been read so far."""
+        return [taken / size for taken, size in zip(self._taken, self._windows, strict=True)]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
+        choices = self._choose()
+        for part, stream in enumerate(self._streams):
+            mine = np.flatnonzero(choices == part)
+            if len(mine):
+                starts = self._starts(part, len(mine))
+                rows[mine] = stream.ids[starts[:, None] + self._offsets]
+        targets = rows[:, 1:].copy()
+        substrate = self.stream.substrate
+        targets[(targets == substrate.bos_id) | (targets == substrate.pad_id)] = IGNORE_INDEX
+        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(targets)
+
+    def _choose(self) -> np.ndarray:
+        """The part that each window of the next batch comes from."""
+        if len(self._streams) == 1:
+            return np.zeros(self.batch_size, dtype=np.int64)
+        first = sum(self._taken)
+        draws = uniform(self._choice_key, np.arange(first, first + self.batch_size))
+        return np.searchsorted(self._bounds, draws, side="right")
+
+    def _starts(self, part: int, count: int) -> np.ndarray:
+        """Positions in the stream of the part's next `count` windows, which are then taken."""
+        first, size = self._taken[part], self._windows[part]
+        self._taken[part] += count
+        windows = [self._order(part, i // size)[i % size] for i in range(first, first + count)]
+        last = len(self._streams[part]) - 1 - self.seq_len
+        return np.minimum(np.array(windows) * self.seq_len, last)
+
+    def _draw_order(self, part: int, epoch: int) -> np.ndarray:
+        return permutation(derive_key(self.seed, "order", part, epoch), self._windows[part])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and what it is a position in; a few numbers, whatever the corpus's size."""
+        return {"taken": list(self._taken), **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            CheckpointError: the state belongs to other data, another seed or another shape.
+        """
+        for name, expected in self._identity().items():
+            if state.get(name) != expected:
+                raise CheckpointError(
+                    f"the data cursor was saved with {name}={state.get(name)!r}, "
+                    f"this run has {name}={expected!r}; it cannot go on where that run stopped"
+                )
+        self._taken = [int(taken) for taken in state["taken"]]
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "seq_len": self.seq_len,
+            "substrate": self.stream.substrate.fingerprint,
+            "data": self.stream.digest,
+        }

@@ -1,0 +1,153 @@
+"""Documents out of files, one at a time, each with the place it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fastgrow.errors import DataError
+
+SampleBy = Literal["line", "paragraph", "document"]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TEXT = frozenset({".txt", ".text"})
+_JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
+_PARQUET = frozenset({".parquet"})
+SUFFIXES = sorted(_TEXT | _JSON_LINES | _PARQUET)
+
+
+class Document(NamedTuple):
+    """One text and where it stands: `place` + `number` is what messages say."""
+
+    text: str
+    place: str
+    number: int
+
+    @property
+    def where(self) -> str:
+        """For example "corpus.txt:12" or "corpus.parquet, row 3"."""
+        return f"{self.place}{self.number}"
+
+
+def read_documents(path: Path, *, text_field: str, sample_by: SampleBy) -> Iterator[Document]:
+    """The documents of one file, by its suffix; an unknown suffix is read as text.
+
+    Args:
+        path: a text, JSON-lines or Parquet file.
+        text_field: field or column that holds the text.
+        sample_by: what a document of a text file is: a line, a paragraph (blank lines between), or
+            the whole file.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8 (with the byte's offset), or a line or
+            column is not what was expected (with its line or row).
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix in _PARQUET:
+            yield from _parquet_rows(path, text_field)
+        elif suffix in _JSON_LINES:
+            yield from _json_lines(path, text_field)
+        else:
+            yield from _text(path, sample_by)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text without its line end) of each line."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = raw
+            if number == 1 and raw.startswith(_BYTE_ORDER_MARK):
+                line = raw[len(_BYTE_ORDER_MARK) :]
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                position = offset + len(raw) - len(line) + error.start
+                raise DataError(
+                    f"{path}: not UTF-8: byte 0x{line[error.start]:02x} at offset {position} "
+                    f"(line {number}; {error.reason})"
+                ) from None
+            offset += len(raw)
+            yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def _text(path: Path, sample_by: SampleBy) -> Iterator[Document]:
+    place = f"{path}:"
+    if sample_by == "line":
+        for number, line in _lines(path):
+            yield Document(line, place, number)
+    elif sample_by == "document":
+        yield Document("\n".join(line for _, line in _lines(path)), place, 1)
+    else:
+        paragraph: list[str] = []
+        for number, line in _lines(path):
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield Document("\n".join(paragraph), place, number - len(paragraph))
+                paragraph = []
+        if paragraph:
+            yield Document("\n".join(paragraph), place, number - len(paragraph) + 1)
+
+
+def _json_lines(path: Path, field: str) -> Iterator[Document]:
+    place = f"{path}:"
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place}{number}: not valid JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{place}{number}: expected an object with the field {field!r}, "
+                f"got {type(row).__name__}"
+            )
+        yield Document(text_of(row, field, f"{place}{number}"), place, number)
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    place = f"{path}, row "
+    number = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if field not in names:
+            raise DataError(f"{path}: no column {field!r} (columns: {', '.join(names)})")
+        for batch in file.iter_batches(batch_size=1024, columns=[field]):
+            for value in batch.column(0).to_pylist():
+                yield Document(text_of({field: value}, field, f"{place}{number}"), place, number)
+                number += 1
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 in rows {number} to {number + 1023}") from error
+
+
+def text_of(row: dict[str, Any], field: str, where: str) -> str:
+    """The text of a row.
+
+    Raises:
+        DataError: the field is missing or not a string.
+    """
+    if field not in row:
+        names = ", ".join(map(repr, row)) or "none"
+        raise DataError(f"{where}: the field {field!r} is missing (fields: {names})")
+    text = row[field]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the field {field!r} is {type(text).__name__}, expected a string")
+    return text
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

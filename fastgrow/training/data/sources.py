@@ -1,0 +1,278 @@
+"""Where documents come from: files, lists, and datasets of the `datasets` library."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fastgrow._files import sha256_file
+from fastgrow.errors import ConfigError, DataError
+from fastgrow.training.data.documents import (
+    SUFFIXES,
+    Document,
+    SampleBy,
+    first_line,
+    read_documents,
+    text_of,
+)
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_SECONDS = 2.0
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """A corpus that can be read from its beginning as often as needed."""
+
+    name: str
+
+    def fingerprint(self) -> Any:
+        """A JSON value that changes whenever the documents do."""
+
+    def documents(self) -> Iterator[Document]:
+        """All documents in their order."""
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the Hugging Face Hub.
+
+    Attributes:
+        name: "owner/name".
+        config: its configuration, where it has several.
+        split: which of its splits to read.
+        revision: branch, tag or commit; the commit it stands for is part of the cache's key.
+        streaming: read over the network while encoding, without storing the dataset.
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False
+
+
+def open_source(source: Any, *, text_field: str, sample_by: SampleBy, name: str = "") -> Source:
+    """The source that a user's value stands for.
+
+    Args:
+        source: a path, a folder, documents, a `HubDataset` or its name, or a dataset object.
+        text_field: field that holds the text of a row.
+        sample_by: what a document of a text file is.
+        name: how messages call a list of documents.
+
+    Raises:
+        DataError: a path that does not exist, a folder without texts, a Hub that is out of reach.
+        ConfigError: a value of another kind.
+    """
+    if isinstance(source, HubDataset):
+        return _open_hub(source, text_field)
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.exists():
+            return FileSource(path, text_field=text_field, sample_by=sample_by)
+        if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not _is_file_name(path):
+            return _open_hub(HubDataset(source), text_field)
+        raise DataError(f"{source}: no such file or folder")
+    if isinstance(source, dict):
+        raise ConfigError(f"the source has several splits ({', '.join(source)}): pass one of them")
+    if hasattr(source, "column_names") and isinstance(source, Iterable):
+        return RowSource(source, text_field=text_field, name=name or "dataset")
+    if isinstance(source, Sequence):
+        return ListSource(source, name=name)
+    raise ConfigError(
+        "a source is a file, a folder, a list of documents, a dataset or its name on the Hub; "
+        f"got {type(source).__name__}"
+    )
+
+
+def _is_file_name(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+class FileSource:
+    """A file, or all text, JSON-lines and Parquet files under a folder in the order of their names.
+
+    Raises:
+        DataError: the folder holds no such file.
+    """
+
+    def __init__(self, path: Path, *, text_field: str, sample_by: SampleBy) -> None:
+        self.name = str(path)
+        self._text_field = text_field
+        self._sample_by: SampleBy = sample_by
+        self._files = [path]
+        if path.is_dir():
+            self._files = sorted(
+                file
+                for file in path.rglob("*")
+                if file.is_file() and _is_file_name(file) and not file.name.startswith(".")
+            )
+            if not self._files:
+                raise DataError(f"{path}: the folder holds no file of {', '.join(SUFFIXES)}")
+
+    def fingerprint(self) -> Any:
+        """Hash and kind of each file, and how it is read; not its name or age."""
+        try:
+            files = [[sha256_file(file), file.suffix.lower()] for file in self._files]
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        return {"files": files, "text_field": self._text_field, "sample_by": self._sample_by}
+
+    def documents(self) -> Iterator[Document]:
+        """File after file."""
+        for file in self._files:
+            yield from read_documents(file, text_field=self._text_field, sample_by=self._sample_by)
+
+
+class ListSource:
+    """Documents that are in memory already."""
+
+    def __init__(self, documents: Sequence[str], *, name: str = "") -> None:
+        self.name = name or "documents"
+        self._place = f"{name} document ".lstrip()
+        self._documents = documents
+
+    def fingerprint(self) -> Any:
+        """Hash of the documents."""
+        return {"documents": hash_documents(self.documents())}
+
+    def documents(self) -> Iterator[Document]:
+        """The list's items.
+
+        Raises:
+            DataError: an item is not a string.
+        """
+        for number, text in enumerate(self._documents):
+            if not isinstance(text, str):
+                raise DataError(f"{self._place}{number}: is {type(text).__name__}, expected str")
+            yield Document(text, self._place, number)
+
+
+class RowSource:
+    """A `datasets.Dataset` or `datasets.IterableDataset`.
+
+    Args:
+        rows: the dataset.
+        text_field: column that holds the text.
+        name: how messages call it.
+        key: a JSON value that identifies the content; None reads the rows once more to hash them.
+    """
+
+    def __init__(self, rows: Any, *, text_field: str, name: str, key: Any = None) -> None:
+        self.name = name
+        self._rows = rows
+        self._text_field = text_field
+        self._key = key
+
+    def fingerprint(self) -> Any:
+        """The key, or a hash of all documents."""
+        if self._key is not None:
+            return {**self._key, "text_field": self._text_field}
+        return {"documents": hash_documents(self.documents())}
+
+    def documents(self) -> Iterator[Document]:
+        """The rows' texts.
+
+        Raises:
+            DataError: a row lacks the field, or the library failed to read on.
+        """
+        place = f"{self.name}, row "
+        rows = iter(self._rows)
+        number = 0
+        while True:
+            # The library raises errors of its own, of its readers and of the network.
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:
+                reason = first_line(error)
+                raise DataError(f"{place}{number}: cannot be read ({reason})") from error
+            yield Document(text_of(row, self._text_field, f"{place}{number}"), place, number)
+            number += 1
+
+
+def hash_documents(documents: Iterable[Document]) -> str:
+    """SHA-256 over the documents and their lengths."""
+    digest = hashlib.sha256()
+    for document in documents:
+        # Surrogates are refused with their place when the document is encoded.
+        data = document.text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def _open_hub(dataset: HubDataset, text_field: str) -> RowSource:
+    """Resolve the revision, then load; a Hub out of reach is known after two seconds.
+
+    Raises:
+        DataError: the Hub or the dataset cannot be reached, or has no such configuration or split.
+    """
+    import datasets
+    from huggingface_hub import HfApi, constants
+
+    name = f"Hub dataset {dataset.name!r}"
+    revision, key = dataset.revision, None
+    if not constants.HF_HUB_OFFLINE:
+        # `datasets` would retry for half a minute; one question first settles whether it can work.
+        try:
+            info = _within(
+                _HUB_SECONDS,
+                lambda: HfApi().dataset_info(
+                    dataset.name, revision=dataset.revision, timeout=_HUB_SECONDS
+                ),
+            )
+        except Exception as error:
+            raise DataError(
+                f"{name}: cannot be had from {constants.ENDPOINT} ({first_line(error)}). For a "
+                "local corpus give its path; HF_HUB_OFFLINE=1 uses a copy in the Hub's cache"
+            ) from error
+        revision = info.sha
+        key = {
+            "hub": dataset.name,
+            "revision": revision,
+            "config": dataset.config,
+            "split": dataset.split,
+        }
+    try:
+        rows = datasets.load_dataset(
+            dataset.name,
+            dataset.config,
+            split=dataset.split,
+            revision=revision,
+            streaming=dataset.streaming,
+        )
+    except Exception as error:
+        raise DataError(f"{name}: cannot be loaded ({first_line(error)})") from error
+    return RowSource(rows, text_field=text_field, name=name, key=key)
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """The call's result; a look-up of a host name has no time limit of its own.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]

@@ -1,0 +1,427 @@
+"""The training loop: a set of parameters, a stream of batches, a number of steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from fastgrow.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
+from fastgrow.evaluation.bits import EncodedText, HasLoss, bits_per_character
+from fastgrow.training.config import TrainConfig
+from fastgrow.training.data.batches import IGNORE_INDEX
+from fastgrow.training.interrupt import InterruptGuard
+from fastgrow.training.log import RunLog
+from fastgrow.training.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from fastgrow.training.precision import autocast, resolve_precision
+from fastgrow.training.rng import rng_state, set_rng_state
+from fastgrow.training.schedule import learning_rate
+
+
+class BatchSource(Protocol):
+    """Where steps come from; `Batches` is one."""
+
+    @property
+    def stream(self) -> Any: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def tokens_per_batch(self) -> int: ...
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a finished training came to.
+
+    Attributes:
+        step: steps made.
+        tokens: tokens read.
+        loss: training loss at the end, nats a token, averaged over the last logged steps.
+        best_step: the step of the best validation; None without validation.
+        best_bits_per_character: its bits per character; None without validation.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    best_step: int | None
+    best_bits_per_character: float | None
+
+
+class Trainer:
+    """Trains exactly the parameters in `active` for a number of steps.
+
+    One step: `config.accumulate` micro-batches, whose gradients are weighted by their targets so
+    that the sum is the gradient of the mean loss over all of them; clipping; AdamW. On a CPU a run
+    that was stopped at any step and resumed ends in the same bits as one that was not.
+
+    Args:
+        model: has `loss(ids, targets, ignore_index=…, reduction="mean")`. Moved to `device`.
+        active: name to parameter of the model. Every other parameter of the model must be frozen.
+        batches: training data.
+        config: settings.
+        steps: length of the run; or
+        tokens: length of the run in tokens, rounded up to whole steps.
+        validation: stream that is evaluated every `config.eval_every` steps and at the end.
+        log: where progress goes; None is silent.
+        device: None keeps the model where it is.
+        labels: what the log calls this training ("stage": 2, "depth": 3).
+
+    Raises:
+        ConfigError: neither or both of steps and tokens; an active parameter is frozen or not the
+            model's; another one is not frozen; the device lacks the precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        active: Mapping[str, nn.Parameter],
+        batches: BatchSource,
+        config: TrainConfig,
+        *,
+        steps: int | None = None,
+        tokens: int | None = None,
+        validation: EncodedText | None = None,
+        log: RunLog | None = None,
+        device: torch.device | str | None = None,
+        labels: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._tokens_per_step = batches.tokens_per_batch * config.accumulate
+        self.steps = _run_length(steps, tokens, self._tokens_per_step)
+        _check_active(model, active)
+        self.device = torch.device(device) if device is not None else _device_of(active)
+        self.model = model.to(self.device)
+        # nn.Module promises any type for its attributes.
+        self._loss: Callable[..., torch.Tensor] = cast(Any, self.model).loss
+        self.active = dict(active)
+        self.batches = batches
+        self.config = config
+        self.validation = validation
+        self.labels = {
+            **(labels or {}),
+            "active_parameters": sum(p.numel() for p in active.values()),
+            "total_parameters": sum(p.numel() for p in model.parameters()),
+        }
+        self.step = 0
+        self.best_step: int | None = None
+        self.best_bits_per_character = math.inf
+        self._best_weights: dict[str, torch.Tensor] = {}
+        self._log = log if log is not None else RunLog(quiet=True)
+        self._dtype = resolve_precision(config.precision, self.device)
+        self._optimizer = build_optimizer(self.active, config)
+        self._parameters = list(self.active.values())
+        self._eval_every = config.eval_every or max(1, math.ceil(self.steps / 10))
+        # Reading a value of a CPU tensor costs nothing. Elsewhere it would wait for the device, so
+        # losses are added up there and looked at when something is due; a sum keeps a NaN.
+        self._reads_every_step = self.device.type == "cpu"
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._norm_sum = torch.zeros((), device=self.device)
+        self._summed_steps = 0
+        self._last_loss = math.nan
+        self._seconds = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far."""
+        return self.step * self._tokens_per_step
+
+    def run(
+        self, on_checkpoint: Callable[[Trainer], Path | str | None] | None = None
+    ) -> TrainResult:
+        """Train from the present step to the last one.
+
+        Args:
+            on_checkpoint: called every `config.checkpoint_every` steps, and when the run is
+                interrupted; saves what has to be saved and may return where.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came. The step was finished and `on_checkpoint` called.
+            DivergenceError: loss or gradients are NaN or infinite. Nothing was saved since.
+        """
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.train()
+        self._log.begin(self.labels)
+        try:
+            with InterruptGuard() as guard:
+                self._clock = time.perf_counter()
+                first = self.step
+                while self.step < self.steps:
+                    self._train_step(check_gradients=self.step == first)
+                    self._report(on_checkpoint)
+                    if guard.requested is not None:
+                        self._stop(guard.requested.name, on_checkpoint)
+            self._restore_best()
+        finally:
+            self._log.clear_line()
+            for module, training in modes.items():
+                module.training = training
+        return TrainResult(
+            step=self.step,
+            tokens=self.tokens,
+            loss=self._last_loss,
+            best_step=self.best_step,
+            best_bits_per_character=(
+                self.best_bits_per_character if self.best_step is not None else None
+            ),
+        )
+
+    def _train_step(self, *, check_gradients: bool) -> None:
+        rate = learning_rate(
+            self.step,
+            self.steps,
+            peak=self.config.lr,
+            warmup=self.config.warmup,
+            min_ratio=self.config.min_lr_ratio,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._backward()
+        if check_gradients:
+            self._require_gradients()
+        norm = self._clip()
+        self._loss_sum += loss
+        self._norm_sum += norm
+        self._summed_steps += 1
+        if self._reads_every_step:
+            self._require_finite(loss.item(), norm.item(), self.step + 1)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def _backward(self) -> torch.Tensor:
+        """Gradients of the mean loss over all micro-batches; returns that loss."""
+        batches = [next(self.batches) for _ in range(self.config.accumulate)]
+        counts = [int((targets != IGNORE_INDEX).sum()) for _, targets in batches]
+        total = torch.zeros((), device=self.device)
+        for (ids, targets), count in zip(batches, counts, strict=True):
+            if not count:
+                continue
+            with autocast(self._dtype, self.device):
+                loss = self._loss(
+                    self._to_device(ids),
+                    self._to_device(targets),
+                    ignore_index=IGNORE_INDEX,
+                    reduction="mean",
+                )
+            loss = loss.float() * (count / sum(counts))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _clip(self) -> torch.Tensor:
+        limit = self.config.grad_clip
+        return nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
+
+    def _require_gradients(self) -> None:
+        for name, parameter in self.active.items():
+            if parameter.grad is None:
+                raise ConfigError(
+                    f"{name} is to be trained but got no gradient: the loss does not depend on it"
+                )
+
+    def _require_finite(self, loss: float, norm: float, step: int) -> None:
+        for what, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise DivergenceError(
+                    f"the {what} became {value} at step {step} of {self.steps} (learning rate "
+                    f"{self._optimizer.param_groups[0]['lr']:.3g}); nothing was saved since. Go "
+                    "back to the last checkpoint with a lower learning rate or stronger clipping"
+                )
+
+    def _report(self, on_checkpoint: Callable[[Trainer], Path | str | None] | None) -> None:
+        """After a step: whatever is due of logging, evaluation and checkpoint."""
+        last = self.step == self.steps
+        config = self.config
+        evaluates = self.validation is not None and (last or self.step % self._eval_every == 0)
+        saves = (
+            on_checkpoint is not None
+            and config.checkpoint_every is not None
+            and self.step % config.checkpoint_every == 0
+            and not last
+        )
+        logs = last or self.step % config.log_every == 0
+        if logs or evaluates or saves:
+            # A broken model must neither count as the best nor reach the disk.
+            self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
+        if evaluates:
+            with self._off_the_clock():
+                self._evaluate()
+        if logs:
+            self._log_training()
+        if saves and on_checkpoint is not None:
+            with self._off_the_clock():
+                on_checkpoint(self)
+
+    @contextlib.contextmanager
+    def _off_the_clock(self) -> Iterator[None]:
+        """Tokens per second are of training alone."""
+        started = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - started
+
+    def _log_training(self) -> None:
+        steps = self._summed_steps
+        loss, norm = self._loss_sum.item() / steps, self._norm_sum.item() / steps
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        self._seconds += elapsed
+        values = {
+            "loss": loss,
+            "bits_per_character": loss / math.log(2) * self.batches.stream.tokens_per_character,
+            "gradient_norm": norm,
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "tokens": self.tokens,
+            "tokens_per_second": steps * self._tokens_per_step / elapsed,
+            "seconds": self._seconds,
+        }
+        self._log.row(self.step, values)
+        remaining = (self.steps - self.step) * elapsed / steps
+        self._log.progress(self.step, self.steps, values, seconds=remaining)
+        self._last_loss = loss
+        self._loss_sum.zero_()
+        self._norm_sum.zero_()
+        self._summed_steps = 0
+
+    def _evaluate(self) -> None:
+        assert self.validation is not None
+        with autocast(self._dtype, self.device):
+            result = bits_per_character(
+                cast(HasLoss, self.model),
+                self.validation,
+                batch_size=self.config.batch_size,
+                seq_len=self.batches.seq_len,
+                max_tokens=self.config.eval_tokens,
+            )
+        bits = result.bits_per_character
+        if not math.isfinite(bits):
+            raise DivergenceError(f"the validation loss became {bits} at step {self.step}")
+        values = {"validation_loss": result.loss, "validation_bits_per_character": bits}
+        self._log.row(self.step, values)
+        self._log.note(values)
+        if bits < self.best_bits_per_character:
+            self.best_bits_per_character, self.best_step = bits, self.step
+            if self.config.pick == "best":
+                self._best_weights = {
+                    name: p.detach().to("cpu", copy=True) for name, p in self.active.items()
+                }
+
+    def _restore_best(self) -> None:
+        if self._best_weights and self.best_step != self.step:
+            with torch.no_grad():
+                for name, weights in self._best_weights.items():
+                    self.active[name].copy_(weights)
+
+    def _stop(
+        self, signal_name: str, on_checkpoint: Callable[[Trainer], Path | str | None] | None
+    ) -> None:
+        stopped = f"stopped by {signal_name} after step {self.step:,} of {self.steps:,}"
+        if on_checkpoint is None:
+            raise Interrupted(f"{stopped}; this run keeps no checkpoints, so it starts anew")
+        self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
+        path = on_checkpoint(self)
+        where = f" in {path}" if path is not None else ""
+        raise Interrupted(
+            f"{stopped}; the state is saved{where}. Start the same run again, by the same "
+            'command or with resume="auto", to go on from this step'
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run needs to go on but the model's weights, which are the model's state."""
+        return {
+            "step": self.step,
+            "plan": self._plan(),
+            "optimizer": optimizer_state(self._optimizer, self.active),
+            "rng": rng_state(),
+            "data": self.batches.state_dict(),
+            "log": self._log.state_dict(),
+            "best": {
+                "step": self.best_step,
+                "bits_per_character": self.best_bits_per_character,
+                "weights": self._best_weights,
+            },
+            "sums": {
+                "loss": self._loss_sum.clone(),
+                "norm": self._norm_sum.clone(),
+                "steps": self._summed_steps,
+                "last_loss": self._last_loss,
+                "seconds": self._seconds,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; the model's weights of that moment are loaded by the caller.
+
+        Raises:
+            CheckpointError: the state belongs to a run with other settings, parameters or data.
+        """
+        mine = self._plan()
+        for name, expected in mine.items():
+            saved = state["plan"].get(name)
+            if saved != expected:
+                raise CheckpointError(
+                    f"the checkpoint was made with {name}={saved!r}, this run has "
+                    f"{name}={expected!r}; resume with the same settings or start a new run"
+                )
+        load_optimizer_state(self._optimizer, self.active, state["optimizer"])
+        self.batches.load_state_dict(state["data"])
+        self._log.load_state_dict(state["log"])
+        self.step = int(state["step"])
+        best, sums = state["best"], state["sums"]
+        self.best_step = best["step"]
+        self.best_bits_per_character = best["bits_per_character"]
+        self._best_weights = dict(best["weights"])
+        self._loss_sum = sums["loss"].to(self.device, copy=True)
+        self._norm_sum = sums["norm"].to(self.device, copy=True)
+        self._summed_steps = sums["steps"]
+        self._last_loss = sums["last_loss"]
+        self._seconds = sums["seconds"]
+        set_rng_state(state["rng"])
+
+    def _plan(self) -> dict[str, Any]:
+        """What decides the run's numbers, in JSON values."""
+        return {**self.config.identity(), "steps": self.steps, "active": sorted(self.active)}
+
+
+def _run_length(steps: int | None, tokens: int | None, tokens_per_step: int) -> int:
+    if (steps is None) == (tokens is None):
+        raise ConfigError("the length of a run is given by either steps or tokens")
+    if steps is None:
+        assert tokens is not None
+        steps = math.ceil(tokens / tokens_per_step)
+    if steps < 1:
+        raise ConfigError(f"a run takes at least one step, got {steps}")
+    return steps
+
+
+def _device_of(active: Mapping[str, nn.Parameter]) -> torch.device:
+    return next(iter(active.values())).device if active else torch.device("cpu")
+
+
+def _check_active(model: nn.Module, active: Mapping[str, nn.Parameter]) -> None:
+    """Every active parameter is the model's, and no other parameter would move or cost anything."""
+    owned = {id(parameter) for parameter in model.parameters()}
+    for name, parameter in active.items():
+        if id(parameter) not in owned:
+            raise ConfigError(f"{name} is to be trained but is not a parameter of the model")
+    trained = {id(parameter) for parameter in active.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in trained:
+            raise ConfigError(
+                f"{name} is not among the parameters to train but requires a gradient; freeze it "
+                "with requires_grad_(False)"
+            )

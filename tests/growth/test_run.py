@@ -1,0 +1,207 @@
+"""The guarantees at a stage's boundary: what is frozen stands still, what is active trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from growing import digest, make_data, make_model, make_train
+
+from fastgrow.errors import ConfigError, FastgrowError
+from fastgrow.growth import GrowthSchedule, Stage, grow
+from fastgrow.growth.freeze import frozen_digest, select_active
+from fastgrow.nn import Decoder
+from fastgrow.training import Trainer
+
+SCHEDULE = GrowthSchedule([Stage(1, 512), Stage(2, 512), Stage(1, 512)])
+
+
+class Spy:
+    """Records, at the start and end of every stage, what trains and what everything holds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stages: list[dict] = []
+        original = Trainer.run
+
+        def run(trainer: Trainer, *args: object, **kwargs: object) -> object:
+            model: Decoder = trainer.model  # type: ignore[assignment]
+            before = {n: p.detach().clone() for n, p in model.named_parameters()}
+            result = original(trainer, *args, **kwargs)
+            self.stages.append(
+                {
+                    "active": {n for n, p in model.named_parameters() if p.requires_grad},
+                    "before": before,
+                    "after": {n: p.detach().clone() for n, p in model.named_parameters()},
+                    "optimized": {
+                        id(p) for g in trainer._optimizer.param_groups for p in g["params"]
+                    },
+                    "active_ids": {id(p) for p in model.parameters() if p.requires_grad},
+                    "with_state": {id(p) for p in trainer._optimizer.state},
+                }
+            )
+            return result
+
+        monkeypatch.setattr(Trainer, "run", run)
+
+
+def test_only_the_newest_blocks_norm_and_head_move(substrate, data, monkeypatch) -> None:
+    spy = Spy(monkeypatch)
+    result = grow(make_model(substrate), data, SCHEDULE, train=make_train(pick="last"), quiet=True)
+    assert [stage.depth for stage in result.stages] == [1, 3, 4]
+    new_blocks = [{"0"}, {"1", "2"}, {"3"}]
+    for seen, new in zip(spy.stages, new_blocks, strict=True):
+        assert {n.split(".")[1] for n in seen["active"] if n.startswith("blocks.")} == new
+        outside = {n for n in seen["active"] if not n.startswith("blocks.")}
+        assert {n.split(".")[0] for n in outside} == {"final_norm", "lm_head"}
+        assert seen["optimized"] == seen["active_ids"]
+        # Adam keeps state for exactly the parameters that have had a gradient.
+        assert seen["with_state"] == seen["active_ids"]
+        for name, before in seen["before"].items():
+            assert torch.equal(before, seen["after"][name]) == (name not in seen["active"]), name
+
+
+def test_a_trainable_table_trains_with_the_first_blocks_only(substrate, data, monkeypatch) -> None:
+    spy = Spy(monkeypatch)
+    model = make_model(substrate, embedding="trainable")
+    grow(model, data, SCHEDULE, train=make_train(pick="last"), quiet=True)
+    moved = [
+        [n for n in seen["before"] if n.startswith("embedding.") and n in seen["active"]]
+        for seen in spy.stages
+    ]
+    assert [len(names) for names in moved] == [1, 0, 0]
+
+
+def test_blocks_that_were_there_stay_frozen(substrate, data) -> None:
+    model = make_model(substrate)
+    model.append_blocks(2)
+    before = {n: t.clone() for n, t in model.blocks.state_dict().items()}
+    grow(model, data, GrowthSchedule.blocks(1, tokens=256), train=make_train(), quiet=True)
+    assert model.n_layer == 3
+    after = model.blocks.state_dict()
+    assert all(torch.equal(after[n], t) for n, t in before.items())
+
+
+def test_identity_insertion_changes_nothing_at_first(substrate, data) -> None:
+    schedule = GrowthSchedule([Stage(1, 512), Stage(1, 512, "identity"), Stage(1, 512, "random")])
+    # The last weights are kept: the next stage starts from exactly what this one measured.
+    stages = grow(
+        make_model(substrate), data, schedule, train=make_train(pick="last"), quiet=True
+    ).stages
+    assert stages[1].bits_at_start == stages[0].bits["validation"]
+    assert stages[2].bits_at_start != stages[1].bits["validation"]
+
+
+def test_a_frozen_tensor_that_moves_is_noticed(substrate, data, monkeypatch) -> None:
+    original = Trainer.run
+
+    def run(trainer: Trainer, *args: object, **kwargs: object) -> object:
+        result = original(trainer, *args, **kwargs)
+        frozen = next((p for p in trainer.model.parameters() if not p.requires_grad), None)
+        if frozen is not None:
+            frozen.data.view(-1)[0] += 1e-7
+        return result
+
+    monkeypatch.setattr(Trainer, "run", run)
+    with pytest.raises(FastgrowError, match="stage 2: a frozen tensor changed"):
+        grow(make_model(substrate), data, SCHEDULE, train=make_train(), quiet=True)
+
+
+def test_frozen_digest_sees_the_table_and_every_frozen_bit(substrate) -> None:
+    model = make_model(substrate)
+    model.append_blocks(2)
+    select_active(model, 1)
+    first = frozen_digest(model)
+    next(model.blocks[1].parameters()).data.add_(1)
+    assert frozen_digest(model) == first, "an active tensor does not count"
+    for name in ("blocks.0.", "embedding."):
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        tensor = next(t for n, t in tensors if n.startswith(name))
+        kept = tensor.detach().clone()
+        tensor.data.view(-1)[0] += 1
+        assert frozen_digest(model) != first, name
+        tensor.data.copy_(kept)
+    assert frozen_digest(model) == first
+
+
+def test_gradients_of_the_last_stage_are_gone(substrate) -> None:
+    model = make_model(substrate)
+    model.append_blocks(2)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    select_active(model, 1)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_saved_model_reloads_at_its_true_depth(substrate, data, tmp_path: Path) -> None:
+    result = grow(
+        make_model(substrate), data, SCHEDULE, train=make_train(), out=tmp_path / "run", quiet=True
+    )
+    loaded = Decoder.load(tmp_path / "run" / "model")
+    assert loaded.n_layer == 4
+    assert digest(loaded) == digest(result.model)
+    assert loaded.substrate is not None
+    assert loaded.substrate.fingerprint == substrate.fingerprint
+
+
+def test_a_finished_run_is_not_run_again(substrate, data, tmp_path: Path, monkeypatch) -> None:
+    def once() -> object:
+        return grow(
+            make_model(substrate), data, SCHEDULE, train=make_train(), out=tmp_path, quiet=True
+        )
+
+    first = once()
+    monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained again"))
+    second = once()
+    assert digest(first.model) == digest(second.model)
+    assert first.stages == second.stages
+
+
+def test_runs_of_other_settings_are_refused_and_kept(substrate, data, tmp_path: Path) -> None:
+    short = GrowthSchedule.blocks(1, tokens=128)
+    run = {"train": make_train(), "out": tmp_path / "run", "quiet": True}
+    grow(make_model(substrate), data, short, **run)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match="another schedule"):
+        grow(make_model(substrate), data, SCHEDULE, **run)
+    with pytest.raises(ConfigError, match="another train"):
+        grow(make_model(substrate), data, short, **{**run, "train": make_train(lr=0.5)})
+    other = make_data(substrate, tmp_path / "other")
+    other_text = type(other).from_splits(
+        train=["abc " * 20], validation=["abc"], test=["abc"], substrate=substrate
+    )
+    with pytest.raises(ConfigError, match="another data"):
+        grow(make_model(substrate), other_text, short, **run)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        grow(make_model(substrate), data, short, **run, resume="never")
+    after = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert before == after
+
+
+def test_the_record_holds_what_was_measured(substrate, data, tmp_path: Path) -> None:
+    result = grow(
+        make_model(substrate),
+        data,
+        SCHEDULE,
+        train=make_train(),
+        out=tmp_path,
+        evaluate_on={"test": data.test},
+        quiet=True,
+    )
+    record = json.loads((tmp_path / "growth.json").read_text())
+    assert [row["depth"] for row in record] == [1, 3, 4]
+    for row, stage in zip(record, result.stages, strict=True):
+        assert row["bits"] == stage.bits
+        assert set(stage.bits) == {"validation", "test"}
+        assert row["tokens"] == 512
+        assert row["active_parameters"] < row["total_parameters"]
+
+
+def test_an_unwritable_folder_is_found_at_the_start(substrate, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained before checking"))
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(OSError, match="file"):
+        grow(make_model(substrate), data, SCHEDULE, out=blocked / "run", quiet=True)
+    assert blocked.read_text() == "not a folder"
