@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -21,22 +21,20 @@ from fastgrow.evaluation import bits_per_character
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.growth.schedule import GrowthSchedule, Stage
 from fastgrow.nn import Decoder
-from fastgrow.training import Batches, Checkpointer, RunLog, TokenStream, TrainConfig, Trainer
+from fastgrow.training import (
+    Batches,
+    Checkpointer,
+    MixedStream,
+    Mixture,
+    RunLog,
+    TextData,
+    TokenStream,
+    TrainConfig,
+    Trainer,
+)
 
+Text = TokenStream | MixedStream
 Resume = Literal["auto", "never"]
-
-
-class GrowthData(Protocol):
-    """What `grow` needs of its data: `TextData` and `Mixture` are both of this form."""
-
-    @property
-    def train(self) -> Any: ...
-
-    @property
-    def validation(self) -> TokenStream | None: ...
-
-    @property
-    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,13 @@ class _Progress:
 
 def grow(
     model: Decoder,
-    data: GrowthData,
+    data: TextData | Mixture,
     schedule: GrowthSchedule,
     *,
     train: TrainConfig | None = None,
     out: Path | str | None = None,
     resume: Resume = "auto",
-    evaluate_on: Mapping[str, TokenStream] | None = None,
+    evaluate_on: Mapping[str, Text] | None = None,
     name: str | None = None,
     quiet: bool = False,
 ) -> GrowthResult:
@@ -138,11 +136,11 @@ class _Run:
         self,
         *,
         model: Decoder,
-        data: GrowthData,
+        data: TextData | Mixture,
         schedule: GrowthSchedule,
         train: TrainConfig,
         out: Path | None,
-        evaluate_on: dict[str, TokenStream],
+        evaluate_on: dict[str, Text],
         name: str,
         quiet: bool,
     ) -> None:
@@ -152,8 +150,9 @@ class _Run:
         self.train = train
         self.out = out
         self.evaluate_on = evaluate_on
-        if data.validation is not None:
-            self.evaluate_on = {"validation": data.validation, **evaluate_on}
+        self.validation = data.validation if len(data.validation) else None
+        if self.validation is not None:
+            self.evaluate_on = {"validation": self.validation, **evaluate_on}
         self.name = name
         self.quiet = quiet
         self.first_depth = model.n_layer
@@ -210,8 +209,8 @@ class _Run:
             "substrate": None if substrate is None else substrate.fingerprint,
             "schedule": [asdict(stage) for stage in self.schedule.stages],
             "train": self.train.identity(),
-            "data": self.data.fingerprint,
-            "evaluate_on": sorted(self.evaluate_on),
+            "data": self.data.train.digest,
+            "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
         }
         # As it will be read back: tuples become lists.
         return json.loads(json.dumps(settings))
@@ -285,7 +284,7 @@ class _Run:
             batches,
             config,
             steps=self._steps(stage),
-            validation=self.data.validation,
+            validation=self.validation,
             log=self.log,
             labels={
                 "run": self.name,

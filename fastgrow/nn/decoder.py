@@ -212,8 +212,13 @@ class Decoder(GenerationMixin, nn.Module):
         """Where the parameters are and ids are expected."""
         return self.lm_head.weight.device
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str, *, with_substrate: bool = True) -> None:
         """Write the model into a folder (`fastgrow.nn.serialization`).
+
+        Args:
+            path: the folder.
+            with_substrate: False leaves the substrate's files out, for a folder of several models
+                that keeps them once; `load` then has to be given the substrate.
 
         Raises:
             FileExistsError: the folder holds something that is not a saved model's.
@@ -226,6 +231,7 @@ class Decoder(GenerationMixin, nn.Module):
             state=self.state_dict(),
             substrate=self.substrate,
             table=self.embedding.table if own_table else None,
+            with_substrate=with_substrate,
         )
 
     @classmethod

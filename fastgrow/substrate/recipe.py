@@ -49,13 +49,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.drawing.newline not in get_args(Newline):
-            raise SubstrateError(
-                f"newline={self.drawing.newline!r}: expected 'blank' or 'glyph'"
-            )
+            raise SubstrateError(f"newline={self.drawing.newline!r}: expected 'blank' or 'glyph'")
         if self.drawing.cell not in _CELLS:
             raise SubstrateError(
                 f"cell={self.drawing.cell}: expected {_CELLS.start} to {_CELLS.stop - 1} pixels"
             )
+        if self.codes is not None and self.font is not None:
+            raise SubstrateError(f"codes {self.codes!r} are not drawn: they need no font")
         if self.n_components is not None:
             if not self.is_real:
                 raise SubstrateError(

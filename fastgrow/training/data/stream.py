@@ -5,6 +5,8 @@ Documents stand one after the other, each as `<s> tokens … </s>`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -44,6 +46,7 @@ class TokenStream:
         n_documents: documents in the stream.
         n_characters: characters of all documents, specials not counted.
         name: how messages call the stream ("train", …).
+        digest: SHA-256 of the ids if it is known already.
     """
 
     def __init__(
@@ -54,12 +57,22 @@ class TokenStream:
         n_documents: int,
         n_characters: int,
         name: str = "stream",
+        digest: str | None = None,
     ) -> None:
         self.ids = ids
         self.substrate = substrate
         self.n_documents = n_documents
         self.n_characters = n_characters
         self.name = name
+        self._digest = digest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the ids as little-endian integers: what was read, whatever file it was in."""
+        if self._digest is None:
+            little_endian = self.ids.astype(self.ids.dtype.newbyteorder("<"), copy=False)
+            self._digest = hashlib.sha256(little_endian.tobytes()).hexdigest()
+        return self._digest
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,6 +126,12 @@ class MixedStream:
         self.substrate = first
         self.name = name
         self._ids: np.ndarray | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the parts' digests and weights."""
+        parts = [[stream.digest, weight] for stream, weight in self.parts]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def ids(self) -> np.ndarray:

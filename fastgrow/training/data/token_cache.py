@@ -78,6 +78,7 @@ def _open(path: Path, request: dict[str, Any], substrate: SubstrateLike) -> dict
             n_documents=entry["documents"],
             n_characters=entry["characters"],
             name=name,
+            digest=digest,
         )
     return streams
 
