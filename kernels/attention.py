@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from torch import Tensor
-
 from fastgrow.kernels.attention_backward import d_key_kernel, d_query_kernel, prepare_kernel
 from fastgrow.kernels.attention_forward import forward_kernel
 from fastgrow.kernels.common import (
@@ -18,6 +16,7 @@ from fastgrow.kernels.common import (
     on_device_of,
 )
 from fastgrow.kernels.rotation import rotate
+from torch import Tensor
 
 HEAD_DIMS = (16, 256)  # least and greatest that the kernels serve
 

@@ -46,8 +46,7 @@ def operand(x, INTERPRETED: tl.constexpr):
     """
     if INTERPRETED:
         return x.to(tl.float32)
-    else:
-        return x
+    return x
 
 
 @triton.jit
@@ -55,5 +54,4 @@ def operand_like(x, like, INTERPRETED: tl.constexpr):
     """A computed fp32 tile as the other operand of a product with `like`."""
     if INTERPRETED:
         return x
-    else:
-        return x.to(like.dtype)
+    return x.to(like.dtype)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-
 from fastgrow.kernels.common import on_device_of
 
 

@@ -16,8 +16,7 @@ def keys_of_row(b, LENGTHS, KEYS):
     """Number of keys of batch row b."""
     if LENGTHS is not None:
         return tl.load(LENGTHS + b).to(tl.int32)
-    else:
-        return KEYS
+    return KEYS
 
 
 @triton.jit
