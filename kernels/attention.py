@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -34,7 +35,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines [positions, R/2] float32, the keys' positions, and who is rotated already."""
+    """Cosines and sines [positions, R/2] float32, the keys' positions, who is rotated already."""
 
     cos: Tensor
     sin: Tensor
@@ -211,7 +212,7 @@ def backward(
     delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     block_d = block_of(dim)
     rows = max(16, 4096 // block_d)
-    common = {"D": dim, "R": rotated, "BLOCK_D": block_d}
+    common: dict[str, Any] = {"D": dim, "R": rotated, "BLOCK_D": block_d}
     with on_device_of(q):
         prepare_kernel[(triton.cdiv(queries, rows), batch * heads)](
             q, out, d_out, scaled, delta, *tensors, rules.lengths,
