@@ -1,10 +1,232 @@
-"""Where the packages live. Everything else about the project stands in pyproject.toml."""
+"""Where the packages live, and the C++/CUDA extension. The rest stands in pyproject.toml.
 
-from setuptools import find_packages, setup
+FASTGROW_BUILD_EXT says what to build:
+
+- `auto` (default): the CUDA extension where nvcc and a CUDA build of torch are there, and the CPU
+  extension where a C++ compiler is;
+- `cpu`, `cuda`: that one (`cuda` includes `cpu`, which serves the tensors on the host);
+- `0`: nothing.
+
+CXX and CXXFLAGS are honoured. Whatever goes wrong, the install goes on without the extension and
+the reason is written to `fastgrow/_build.json`, which `python -m fastgrow.info` shows.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CHOICES = ("auto", "0", "cpu", "cuda")
+OLDEST_TORCH = (2, 11)
+# The stable ABI of that version: the file works with every later torch and with every Python.
+ABI = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
+
+
+class NotBuilt(Exception):
+    """Why an extension is missing, in words for the user."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The torch that the extension is compiled against."""
+
+    folder: Path
+    version: str
+    has_cuda: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of a compiler."""
+
+    output: Path
+    inputs: tuple[Path, ...]
+    command: tuple[str, ...]
+
+
+def find_torch() -> Torch:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise NotBuilt(
+            "torch is not there at build time; install torch first, then fastgrow with "
+            "--no-build-isolation"
+        )
+    folder = Path(spec.origin).parent
+    version = importlib.metadata.version("torch")
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_TORCH:
+        raise NotBuilt(f"torch {version} is older than {'.'.join(map(str, OLDEST_TORCH))}")
+    if not (folder / "include" / "torch" / "csrc" / "stable" / "library.h").is_file():
+        raise NotBuilt(f"torch {version} was installed without its C++ headers")
+    return Torch(folder, version, (folder / "lib" / "libtorch_cuda.so").is_file())
+
+
+def find_compiler() -> list[str]:
+    named = shlex.split(os.environ.get("CXX", ""))
+    for candidate in [named] if named else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(candidate[0]):
+            return candidate
+    raise NotBuilt(f"no C++ compiler ({' '.join(named) or 'c++, g++, clang++'}) on the PATH")
+
+
+def cpu_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) -> list[Step]:
+    compiler = find_compiler()
+    flags = [
+        *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
+        # Only written-out fused multiply-adds, so that a row's tail rounds as its body does.
+        "-ffp-contract=off",
+        f"-DTORCH_TARGET_VERSION={ABI}",
+        *("-isystem", str(torch.folder / "include")),
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
+    ]
+    steps = []
+    for source in sources:
+        output = folder / f"{source.stem}.o"
+        # The dependency file tells ninja which headers the object was made from.
+        depends = ("-MMD", "-MF", f"{output}.d")
+        command = (*compiler, *flags, *depends, "-c", str(source), "-o", str(output))
+        steps.append(Step(output, (source,), command))
+    objects = tuple(step.output for step in steps)
+    link = [
+        *compiler,
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
+        *("-shared", *map(str, objects), "-o", str(target)),
+        *(f"-L{torch.folder / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"),
+    ]
+    return [*steps, Step(target, objects, tuple(link))]
+
+
+def cuda_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) -> list[Step]:
+    if shutil.which("nvcc") is None:
+        raise NotBuilt("nvcc is not on the PATH")
+    if not torch.has_cuda:
+        raise NotBuilt(f"torch {torch.version} is not a CUDA build")
+    raise NotBuilt("this version of fastgrow has no CUDA sources")
+
+
+STEPS = {"_C": cpu_steps, "_C_cuda": cuda_steps}
+WANTED_BY = {"_C": ("auto", "cpu", "cuda"), "_C_cuda": ("auto", "cuda")}
+
+
+def run_steps(steps: list[Step], folder: Path) -> None:
+    """Run compilers, several at once where ninja is there; NotBuilt ends with their output."""
+    beside_python = Path(sys.executable).parent / "ninja"
+    ninja = shutil.which("ninja") or (str(beside_python) if beside_python.is_file() else None)
+    if ninja is None:
+        for step in steps:
+            run(step.command)
+        return
+
+    def quote(path: Path) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(path))
+
+    lines = ["rule run", "  command = $command", "rule compile", "  command = $command"]
+    lines += ["  deps = gcc", "  depfile = $out.d"]
+    for step in steps:
+        rule = "compile" if "-MMD" in step.command else "run"
+        lines.append(f"build {quote(step.output)}: {rule} {' '.join(map(quote, step.inputs))}")
+        lines.append(f"  command = {shlex.join(step.command).replace('$', '$$')}")
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    run((ninja, "-C", str(folder)))
+
+
+def run(command: tuple[str, ...]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise NotBuilt(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr).strip()[-2000:] or "it said nothing"
+        raise NotBuilt(f"{Path(command[0]).name} failed with status {done.returncode}: {said}")
+
+
+def build(name: str, sources: list[Path], folder: Path, target: Path) -> str:
+    """Build one extension and say with what; NotBuilt says why not."""
+    choice = os.environ.get("FASTGROW_BUILD_EXT", "auto")
+    if choice not in CHOICES:
+        raise NotBuilt(f"FASTGROW_BUILD_EXT={choice!r} is none of {', '.join(CHOICES)}")
+    if choice not in WANTED_BY[name]:
+        raise NotBuilt(f"FASTGROW_BUILD_EXT={choice} asked to leave it out")
+    torch = find_torch()
+    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    run_steps(STEPS[name](torch, sources, folder, target), folder)
+    return f"built against torch {torch.version}"
+
+
+class BuildNative(build_ext):
+    """Builds what can be built and records the rest."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # Not tied to a Python version: the file has no Python symbols.
+        return fullname.replace(".", os.sep) + ".so"
+
+    def run(self) -> None:
+        build_lib = Path(self.build_lib).resolve()
+        states = {}
+        for extension in self.extensions:
+            name = extension.name.rpartition(".")[2]
+            target = build_lib / self.get_ext_filename(extension.name)
+            # One of an earlier build must not pass for this build's.
+            target.unlink(missing_ok=True)
+            sources = [ROOT / source for source in extension.sources]
+            try:
+                detail = build(name, sources, Path(self.build_temp).resolve() / name, target)
+            except Exception as error:
+                known = isinstance(error, NotBuilt)
+                detail = str(error) if known else f"{type(error).__name__}: {error}"
+                self.warn(f"fastgrow.{name} is not built: {detail}")
+            digests = {
+                file: hashlib.sha256((ROOT / file).read_bytes()).hexdigest()
+                for file in (*extension.sources, *extension.depends)
+            }
+            states[name] = {"built": target.exists(), "detail": detail, "sources": digests}
+        record = build_lib / "fastgrow" / "_build.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(states, indent=1) + "\n")
+        if self.inplace:
+            self.copy_extensions_to_source()
+
+    def copy_extensions_to_source(self) -> None:
+        for name in ("_build.json", *(f"{name}.so" for name in STEPS)):
+            built = Path(self.build_lib) / "fastgrow" / name
+            (ROOT / "fastgrow" / name).unlink(missing_ok=True)
+            if built.exists():
+                shutil.copy2(built, ROOT / "fastgrow" / name)
+
+
+class StableWheel(bdist_wheel):
+    """Tags the wheel for any Python 3: the extension depends on the platform and torch alone."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+def native(name: str, folder: str, suffix: str) -> Extension:
+    files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / folder).glob("*"))
+    sources = [file for file in files if file.endswith(suffix)]
+    headers = [file for file in files if file.endswith((".h", ".inl"))]
+    return Extension(f"fastgrow.{name}", sources, depends=headers, optional=True)
+
 
 setup(
     # `kernels/` is installed as `fastgrow.kernels` and has no __init__.py: at the repository root a
     # top-level package of that name would shadow Hugging Face's `kernels`.
     packages=[*find_packages(include=["fastgrow", "fastgrow.*"]), "fastgrow.kernels"],
     package_dir={"fastgrow": "fastgrow", "fastgrow.kernels": "kernels"},
+    ext_modules=[native("_C", "csrc/cpu", ".cpp"), native("_C_cuda", "csrc/cuda", ".cu")],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": StableWheel},
 )

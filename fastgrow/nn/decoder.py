@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow.errors import ArgumentError, CheckpointError, ConfigError
-from fastgrow.nn.block import Block, initialise_linears
+from fastgrow.nn.block import Block, draw_normal, initialise_linears
 from fastgrow.nn.cache import KVCache
 from fastgrow.nn.config import DecoderConfig
 from fastgrow.nn.embedding import FrozenEmbedding, substrate_table
@@ -212,8 +212,13 @@ class Decoder(GenerationMixin, nn.Module):
         """Where the parameters are and ids are expected."""
         return self.lm_head.weight.device
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str, *, with_substrate: bool = True) -> None:
         """Write the model into a folder (`fastgrow.nn.serialization`).
+
+        Args:
+            path: the folder.
+            with_substrate: False leaves the substrate's files out, for a folder of several models
+                that keeps them once; `load` then has to be given the substrate.
 
         Raises:
             FileExistsError: the folder holds something that is not a saved model's.
@@ -226,6 +231,7 @@ class Decoder(GenerationMixin, nn.Module):
             state=self.state_dict(),
             substrate=self.substrate,
             table=self.embedding.table if own_table else None,
+            with_substrate=with_substrate,
         )
 
     @classmethod
@@ -299,7 +305,7 @@ def _make_table(
         if config.embedding == "frozen":
             raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
         empty = torch.empty(config.vocab_size, config.embed_width)
-        return nn.init.normal_(empty, 0.0, config.init_std, generator)
+        return draw_normal(empty, config.init_std, generator)
     return table
 
 

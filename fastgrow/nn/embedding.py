@@ -66,6 +66,22 @@ class FrozenEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return ops.embedding(ids, self.table, repeat=self.repeat)
 
+    def share(self, other: FrozenEmbedding) -> bool:
+        """Use another module's memory for the table, if both tables are frozen and equal.
+
+        Returns:
+            Whether the two modules hold one table now.
+        """
+        mine, theirs = self.table, other.table
+        if self.trainable or other.trainable or mine.is_meta or theirs.is_meta:
+            return False
+        if (mine.shape, mine.dtype, mine.device) != (theirs.shape, theirs.dtype, theirs.device):
+            return False
+        if mine.data_ptr() != theirs.data_ptr() and not torch.equal(mine, theirs):
+            return False
+        self.table, self._original = theirs, other._original
+        return True
+
     def extra_repr(self) -> str:
         kind = "trainable" if self.trainable else "frozen"
         return f"{self.table.shape[0]}, {self.table.shape[1]}, repeat={self.repeat}, {kind}"

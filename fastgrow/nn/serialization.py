@@ -11,7 +11,7 @@ No pickle. What is damaged, missing or does not fit is named before anything is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def save_model_folder(
     state: Mapping[str, Tensor],
     substrate: SubstrateLike | None,
     table: Tensor | None = None,
+    with_substrate: bool = True,
 ) -> None:
     """Write a model; what stood at `path` is replaced only once everything is on the disk.
 
@@ -45,6 +46,7 @@ def save_model_folder(
         config: JSON values that the model is built from.
         state: parameters by name.
         substrate: saved along, and its fingerprint noted.
+        with_substrate: False notes the fingerprint alone; `load` then has to be given one.
         table: a frozen table [V, n_embed] that comes from no substrate.
 
     Raises:
@@ -53,22 +55,32 @@ def save_model_folder(
     """
     fingerprint = None if substrate is None else substrate.fingerprint
     metadata = {"format": "pt"} | ({} if fingerprint is None else {"fingerprint": fingerprint})
-    with atomic_folder(path, owned=_owned(Path(path))) as folder:
+    with atomic_folder(path, owned=owned_names(Path(path))) as folder:
         _write_tensors(folder / WEIGHTS, state, metadata)
         if table is not None:
             _write_tensors(folder / TABLE, {"table": table}, {"format": "pt"})
-        if substrate is not None:
+        if substrate is not None and with_substrate:
             substrate.save(folder)
-        files = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
-        content = {
-            "kind": kind,
-            "format": FORMAT,
-            "config": dict(config),
-            "fingerprint": fingerprint,
-            "sha256": files,
-        }
-        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_model_config(folder, kind, config, fingerprint, sorted(folder.iterdir()))
+
+
+def write_model_config(
+    folder: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    fingerprint: str | None,
+    files: Iterable[Path],
+) -> None:
+    """Write the config.json that makes a folder a model, with the SHA-256 of its files."""
+    content = {
+        "kind": kind,
+        "format": FORMAT,
+        "config": dict(config),
+        "fingerprint": fingerprint,
+        "sha256": {file.relative_to(folder).as_posix(): sha256_file(file) for file in files},
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def read_model_config(path: Path | str, kind: str | None = None) -> dict[str, Any]:
@@ -149,14 +161,27 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str
     safetensors.torch.save_file(on_cpu, file, metadata=metadata)
 
 
-def _owned(folder: Path) -> set[str]:
-    """The names that an earlier save wrote into `folder`."""
+def owned_names(folder: Path) -> set[str]:
+    """The names in `folder` that earlier saves of a model wrote and nobody has added to."""
+    saved = {file.relative_to(folder) for file in _saved_files(folder)}
+    found = {file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()}
+    foreign = {file.parts[0] for file in found - saved}
+    return {file.parts[0] for file in saved} - foreign
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The files that a config.json vouches for, and it itself; those of models within, too."""
     try:
         content = read_json(folder / CONFIG)
     except CheckpointError:
-        return set()
+        return []
     digests = content.get("sha256") if isinstance(content, dict) else None
-    return {CONFIG, *digests} if isinstance(digests, dict) else set()
+    if not isinstance(digests, dict):
+        return []
+    files = [folder / CONFIG]
+    for file in (folder / name for name in digests):
+        files += _saved_files(file.parent) if file.name == CONFIG else [file]
+    return files
 
 
 def _check_file(file: Path, digest: str) -> None:

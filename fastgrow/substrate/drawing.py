@@ -89,9 +89,8 @@ def _by_length(tokens: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]
 
 def _is_easy(codes: np.ndarray) -> np.ndarray:
     """Which rows of code points hold nothing but easy ones."""
-    return np.logical_or.reduce([(first <= codes) & (codes <= last) for first, last in _EASY]).all(
-        1
-    )
+    inside = [(codes >= first) & (codes <= last) for first, last in _EASY]
+    return np.logical_or.reduce(inside).all(axis=1)
 
 
 def _write(codes: np.ndarray, source: GlyphSource, drawing: Drawing) -> np.ndarray:
@@ -115,8 +114,8 @@ def _write(codes: np.ndarray, source: GlyphSource, drawing: Drawing) -> np.ndarr
 
 def _speckles(share: float, cell: int, length: int) -> np.ndarray:
     """The pixels that turn black, bool `[cell, length * cell]`: the same ones in every token."""
-    generator = np.random.RandomState(_SEED)
-    return generator.rand(cell, length * cell) < share
+    # The reference's generator, whose stream numpy has promised to keep.
+    return np.random.RandomState(_SEED).rand(cell, length * cell) < share
 
 
 def _sampled_columns(length: int) -> slice:

@@ -119,8 +119,7 @@ class _Malformed(Exception):
     pass
 
 
-# Possessive repeats (*+): a malformed file fails at once instead of being tried in every way.
-_STRING = r"""(?:'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")"""
+_STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
 _PAIR = rf"\({_STRING}, \d+\)"
 
 
@@ -130,7 +129,7 @@ class _Parser:
     _LANGUAGE = re.compile(
         rf"\{{'lang': ({_STRING}), 'language_name': {_STRING}, 'top_ngrams': \{{"
     )
-    _LENGTH = re.compile(rf"(\d+): \[((?:{_PAIR}(?:, )?)*+)\]")
+    _LENGTH = re.compile(rf"(\d+): \[((?:{_PAIR}(?:, )?)*)\]")
     _NGRAM = re.compile(rf"\(({_STRING}), ")
 
     def __init__(self, text: str) -> None:

@@ -103,7 +103,7 @@ def _box_blur(images: np.ndarray, centre: np.uint32, side: np.uint32, axis: int)
 
 
 def polar_order(size: int) -> np.ndarray:
-    """Pixels of a `size` x `size` image by distance from its centre (size / 2, size / 2), then angle.
+    """Pixels of a square image by distance from its centre (size / 2, size / 2), then by angle.
 
     Returns:
         int64 `[size * size]`: row-major indices in polar order.

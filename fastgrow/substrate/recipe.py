@@ -54,6 +54,8 @@ class Recipe:
             raise SubstrateError(
                 f"cell={self.drawing.cell}: expected {_CELLS.start} to {_CELLS.stop - 1} pixels"
             )
+        if self.codes is not None and self.font is not None:
+            raise SubstrateError(f"codes {self.codes!r} are not drawn: they need no font")
         if self.n_components is not None:
             if not self.is_real:
                 raise SubstrateError(

@@ -47,7 +47,7 @@ class Header:
         return {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
-            "digests": dict(self.digests),
+            "digests": {**self.digests, "recipe": _recipe_digest(self.recipe)},
             "recipe": self.recipe.to_json(),
         }
 
@@ -61,8 +61,9 @@ class Header:
         try:
             found = content["format"]
             if found == FORMAT:
-                recipe = Recipe.from_json(content["recipe"])
-                return cls(recipe, content["fingerprint"], dict(content["digests"]))
+                recipe, digests = Recipe.from_json(content["recipe"]), dict(content["digests"])
+                check_digest(file, "recipe", _recipe_digest(recipe), digests.pop("recipe"))
+                return cls(recipe, content["fingerprint"], digests)
         except (KeyError, TypeError, SubstrateError) as error:
             raise CheckpointError(f"{file}: does not describe a substrate ({error})") from None
         raise CheckpointError(f"{file}: written in format {found}; this version reads {FORMAT}")
@@ -115,8 +116,10 @@ def read(folder: Path) -> tuple[Tokenizer, Header, dict[str, np.ndarray]]:
     if packed.is_file():
         content, tensors = _read_packed(packed)
         header = Header.from_json(content, packed)
-        for name, tensor in tensors.items():
-            check_digest(packed, name, digest(tensor.tobytes()), header.digests.get(name))
+        for name in header.digests.keys() - {"vocabulary"}:
+            if name not in tensors:
+                raise CheckpointError(f"{packed}: the tensor {name!r} is missing")
+            check_digest(packed, name, digest(tensors[name].tobytes()), header.digests[name])
     elif recipe.is_file():
         header, tensors = Header.from_json(read_json(recipe), recipe), {}
     else:
@@ -139,9 +142,13 @@ def check_digest(file: Path, name: str, found: str, expected: str | None) -> Non
     """Refuse content that is not what was saved."""
     if found != expected:
         raise CheckpointError(
-            f"{file}: the {name} are not those that were saved: SHA-256 {found[:16]}…, "
+            f"{file}: {name} differ from what was saved: SHA-256 {found[:16]}…, "
             f"expected {str(expected)[:16]}…"
         )
+
+
+def _recipe_digest(recipe: Recipe) -> str:
+    return digest(json.dumps(recipe.to_json(), sort_keys=True).encode())
 
 
 def digest(content: bytes) -> str:

@@ -17,7 +17,7 @@ from fastgrow.substrate.drawing import Newline, unpack_bitmap
 from fastgrow.substrate.recipe import DRAWINGS, Recipe
 from fastgrow.substrate.table import binary_table, principal_axes, principal_table
 from fastgrow.substrate.tokenizer import Tokenizer, Unknown
-from fastgrow.substrate.vocabulary import REQUIRED_SPECIALS, Vocabulary
+from fastgrow.substrate.vocabulary import REQUIRED_SPECIALS, Vocabulary, describe
 from fastgrow.substrate.vocabulary_recipes import NgramSource, build_vocabulary
 
 
@@ -125,7 +125,13 @@ class Substrate:
         bits = tensors.get("bits")
         if bits is None:
             bits = header.recipe.make_bits(tokenizer.vocabulary.tokens)
-        substrate = cls(tokenizer, header.recipe, bits, tensors.get("axes"))
+        recipe, n_tokens = header.recipe, len(tokenizer.vocabulary)
+        if bits.shape != (n_tokens, -(-recipe.n_bits // 8)):
+            raise CheckpointError(
+                f"{folder / storage.PACKED}: bits of shape {list(bits.shape)}, expected "
+                f"{[n_tokens, -(-recipe.n_bits // 8)]} for the tokens of {storage.TOKENIZER}"
+            )
+        substrate = cls(tokenizer, recipe, bits, tensors.get("axes"))
         for name, file in (("vocabulary", storage.TOKENIZER), ("bits", storage.RECIPE)):
             found = substrate._digests[name]
             storage.check_digest(folder / file, name, found, header.digests.get(name))
@@ -298,3 +304,26 @@ class Substrate:
         for id_ in np.flatnonzero(size[group] > 1).tolist():
             members.setdefault(int(group[id_]), []).append(id_)
         return list(members.values())
+
+    def describe_collisions(self, limit: int = 10) -> str:
+        """A report of `collisions`: how many vectors are distinct, and the first `limit` groups."""
+        groups = self.collisions()
+        if not groups:
+            return f"all {len(self):,} tokens have vectors of their own"
+        distinct = len(self) - sum(len(group) - 1 for group in groups)
+        lines = [
+            f"{distinct:,} distinct vectors for {len(self):,} tokens; a model cannot tell apart "
+            f"the tokens within each of {len(groups):,} groups:"
+        ]
+        for group in groups[:limit]:
+            tokens = [self.vocabulary.tokens[id_] for id_ in group]
+            lines.append(
+                "  " + " = ".join(map(_named, tokens[:limit])) + " …" * (len(tokens) > limit)
+            )
+        if len(groups) > limit:
+            lines.append(f"  and {len(groups) - limit:,} more groups")
+        return "\n".join(lines)
+
+
+def _named(token: str) -> str:
+    return describe(token) if len(token) == 1 else repr(token)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from fastgrow.errors import SubstrateError
 
-# Rows unpacked at once: 32 MB of float32 at 1,024 bits.
-_ROWS = 8192
+T = TypeVar("T")
+
+# Bits unpacked at once by each thread: 16 MB of float32.
+_BATCH = 1 << 22
 # Loadings this close to the largest count as the largest too, see `principal_axes`.
 _TIE = 1e-6
 
@@ -35,11 +41,14 @@ def principal_axes(packed: np.ndarray, n_bits: int, n_components: int) -> np.nda
     check_components(n_components, n_bits)
     # Sums of products of bits are whole numbers below 2^24: exact in float32, in any order.
     together = np.zeros((n_bits, n_bits), np.float64)
-    for rows in _batches(packed, n_bits):
-        together += rows.T @ rows
+    for products in _over_batches(lambda rows, _: rows.T @ rows, packed, n_bits):
+        together += products
     mean = np.diagonal(together) / len(packed)
     covariance = together / len(packed) - np.outer(mean, mean)
-    variance, axes = np.linalg.eigh(covariance)
+    # The eigensolver's threads wait for each other thousands of times: on a busy machine two took
+    # ten seconds where one takes a quarter of a second.
+    with threadpool_limits(1, "blas"):
+        variance, axes = np.linalg.eigh(covariance)
     variance, axes = variance[::-1], axes[:, ::-1]
     size = np.abs(axes)
     largest = (size >= size.max(axis=0) * (1 - _TIE)).argmax(axis=0)
@@ -58,15 +67,21 @@ def principal_table(packed: np.ndarray, axes: np.ndarray) -> np.ndarray:
     Returns:
         float32 `[V, n_components]`; a row that does not differ from the mean is zeros.
     """
-    n_bits = len(axes)
-    ones = sum(rows.sum(axis=0, dtype=np.float64) for rows in _batches(packed, n_bits))
-    centre = (ones / len(packed) @ axes.astype(np.float64)).astype(np.float32)
-    table = np.empty((len(packed), axes.shape[1]), np.float32)
-    for start, rows in enumerate(_batches(packed, n_bits)):
-        projected = np.matmul(rows, axes, out=table[start * _ROWS :][: len(rows)])
-        projected -= centre
-    length = np.sqrt(np.einsum("ij,ij->i", table, table))[:, None]
-    table /= np.where(length > 0, length, 1)
+    n_bits, n_components = axes.shape
+    ones = np.zeros(n_bits, np.float64)
+    for sums in _over_batches(lambda rows, _: rows.sum(axis=0), packed, n_bits):
+        ones += sums
+    centre = (ones / len(packed) @ axes).astype(np.float32)
+    table = np.empty((len(packed), n_components), np.float32)
+
+    def project(rows: np.ndarray, place: slice) -> None:
+        vectors = np.matmul(rows, axes, out=table[place])
+        vectors -= centre
+        length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+        vectors /= np.where(length > 0, length, 1)
+
+    for _ in _over_batches(project, packed, n_bits):
+        pass
     return table
 
 
@@ -83,6 +98,20 @@ def check_components(n_components: int, n_bits: int) -> None:
         )
 
 
-def _batches(packed: np.ndarray, n_bits: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(packed), _ROWS):
-        yield binary_table(packed[start : start + _ROWS], n_bits)
+def _over_batches(
+    function: Callable[[np.ndarray, slice], T], packed: np.ndarray, n_bits: int
+) -> Iterator[T]:
+    """`function(rows, place)` of each batch of unpacked rows, in order, on all processors.
+
+    A batch is one thread's work from end to end, so the results do not depend on how many threads
+    there are.
+    """
+    step = max(1, _BATCH // n_bits)
+    places = [slice(start, start + step) for start in range(0, len(packed), step)]
+    n_threads = min(len(places), os.cpu_count() or 1)
+
+    def of(place: slice) -> T:
+        return function(binary_table(packed[place], n_bits), place)
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads) as pool:
+        yield from pool.map(of, places)

@@ -22,8 +22,13 @@ from fastgrow.errors import SubstrateError
 from fastgrow.substrate.vocabulary import Kind, Vocabulary, describe
 
 # The library's merging costs more than linear time in the length of a text, and one text keeps one
-# thread busy; pieces of this many characters are merged in parallel.
-PIECE = 32_768
+# thread busy; pieces of this many characters are merged in parallel. It also keeps some hundred
+# bytes a token until its answer is dropped, so it gets this many pieces at a time.
+PIECE = 8_192
+GROUP = 512
+
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor")
+_MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 
 Unknown = Literal["error", "unk"]
 
@@ -41,6 +46,10 @@ class Tokenizer:
         self._backend = _backend(vocabulary)
         # Not part of the saved file: the library then treats specials in a text as text.
         self._backend.encode_special_tokens = True
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary]]:
+        # Copies and pickles are built anew: the library's own would forget that switch.
+        return Tokenizer, (self.vocabulary,)
 
     def encode(
         self, text: str, *, unknown: Unknown = "error", allow_special: bool = False
@@ -71,24 +80,16 @@ class Tokenizer:
                     f"text {index} of {len(texts)} is {type(text).__name__}, expected str"
                 )
             cut.append(list(self._pieces(text, allow_special)))
-        try:
-            encodings = self._backend.encode_batch_fast(
-                [piece for pieces in cut for piece in pieces]
-            )
-        except TypeError:
-            _refuse_surrogates(texts)
-            raise
-        encoded = iter(encodings)
+        encoded = self._encode_pieces([piece for pieces in cut for piece in pieces], texts)
         specials = self.vocabulary.specials if allow_special else {}
         result = []
         for index, pieces in enumerate(cut):
             ids: list[int] = []
             position = 0
-            for piece, encoding in zip(pieces, encoded, strict=False):
+            for piece, piece_ids in zip(pieces, encoded, strict=False):
                 if piece in specials:
                     ids.append(specials[piece])
                 else:
-                    piece_ids = encoding.ids
                     if unknown == "error" and self.vocabulary.unk_id in piece_ids:
                         self._refuse_unknown(piece, position, _of_text(index, texts))
                     ids.extend(piece_ids)
@@ -180,6 +181,16 @@ class Tokenizer:
             start = cut
         yield text[start:]
 
+    def _encode_pieces(self, pieces: list[str], texts: Sequence[str]) -> Iterator[list[int]]:
+        for start in range(0, len(pieces), GROUP):
+            try:
+                encodings = self._backend.encode_batch_fast(pieces[start : start + GROUP])
+            except TypeError:
+                _refuse_surrogates(texts)
+                raise
+            for encoding in encodings:
+                yield encoding.ids
+
     def _refuse_unknown(self, piece: str, start: int, of_text: str) -> None:
         ids, kinds = self.vocabulary.ids, self.vocabulary.kinds
         for position, character in enumerate(piece, start):
@@ -223,15 +234,17 @@ def _vocabulary_of(content: Any) -> Vocabulary:
         specials = [added["content"] for added in content["added_tokens"]]
         vocabulary = Vocabulary.from_ids(model["vocab"], specials)
         merges = [tuple(merge) for merge in model["merges"]]
-        steps = {name: content[name] for name in ("normalizer", "pre_tokenizer", "post_processor")}
         kind = model["type"]
+        steps = {name: content[name] for name in _STEPS} | {
+            name: model.get(name) for name in _MODEL_OPTIONS
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise SubstrateError(f"not a tokenizer.json ({type(error).__name__}: {error})") from None
     if kind != "BPE":
         raise SubstrateError(f"a tokenizer of type {kind!r}, expected 'BPE'")
     for name, step in steps.items():
-        if step is not None:
-            raise SubstrateError(f"the tokenizer has a {name}, which would change the text")
+        if step:
+            raise SubstrateError(f"the tokenizer has {name} = {step!r}, expected none")
     expected = vocabulary.merges()
     if merges != expected:
         at = next(

@@ -330,6 +330,8 @@ def _check_ngrams(tokens: Iterable[str]) -> None:
     characters: set[str] = set()
     ngrams: list[str] = []
     for token in tokens:
+        if not token:
+            raise SubstrateError("the empty string is no token")
         if len(token) == 1:
             characters.add(token)
         else:

@@ -34,7 +34,7 @@ def is_easy(text: str) -> bool:
     )
 
 
-class Literal:
+class LiteralRecipe:
     """Draws tokens with one font; `cell` is both the side of a cell and the font's size.
 
     The defaults are bvv241-2-3; bvv241-abs has cell 64, rotation 7, shift 3 and speckle 0.03.

@@ -1,0 +1,64 @@
+"""The compiled extension: used where it is there, never required.
+
+Importing this module loads it, once; `CPU` and `CUDA` then say whether its operations can be
+called, and if not why. They are plain values because torch.compile reads them while tracing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Extension:
+    """State of one compiled library: `fastgrow._C` (CPU) or `fastgrow._C_cuda`."""
+
+    name: str
+    loaded: bool
+    reason: str
+
+
+def _load(name: str, package: Path) -> Extension:
+    state = _build_state(name, package)
+    library = package / f"{name}.so"
+    if not library.is_file():
+        why = state.get("detail", "it has not been built")
+        return Extension(name, False, f"fastgrow.{name} is not there: {why}")
+    changed = _changed_source(state, package.parent)
+    if changed is not None:
+        return Extension(name, False, f"fastgrow.{name} is older than {changed}: build it again")
+    try:
+        torch.ops.load_library(library)
+    except (OSError, RuntimeError) as error:
+        return Extension(name, False, f"fastgrow.{name} cannot be loaded: {error}")
+    return Extension(name, True, str(state.get("detail", "built")))
+
+
+def _build_state(name: str, package: Path) -> dict[str, Any]:
+    """What setup.py recorded of the build."""
+    try:
+        state = json.loads((package / "_build.json").read_text())[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _changed_source(state: dict[str, Any], root: Path) -> str | None:
+    """A source file that no longer is what the library was made from (in a working copy)."""
+    for name, digest in state.get("sources", {}).items():
+        file = root / name
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            return str(name)
+    return None
+
+
+CPU = _load("_C", PACKAGE)
+CUDA = _load("_C_cuda", PACKAGE)

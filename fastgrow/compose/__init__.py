@@ -1,0 +1,31 @@
+"""Several models that speak as one: rules, ensembles, and `load` for whatever was saved."""
+
+from fastgrow.compose.cache import EnsembleCache
+from fastgrow.compose.ensemble import Ensemble
+from fastgrow.compose.files import load
+from fastgrow.compose.posterior import Posterior
+from fastgrow.compose.rules import (
+    LogitRule,
+    Mean,
+    ProbabilityMean,
+    ProbabilityRule,
+    Rule,
+    RuleState,
+    Tokens,
+    Weighted,
+)
+
+__all__ = [
+    "Ensemble",
+    "EnsembleCache",
+    "LogitRule",
+    "Mean",
+    "Posterior",
+    "ProbabilityMean",
+    "ProbabilityRule",
+    "Rule",
+    "RuleState",
+    "Tokens",
+    "Weighted",
+    "load",
+]

@@ -1,0 +1,57 @@
+"""What an ensemble remembers of the tokens it has read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fastgrow.compose.rules import Rule
+from fastgrow.errors import ArgumentError
+
+
+class EnsembleCache:
+    """Each expert's cache and the rule's memory, filling up together.
+
+    Args:
+        caches: one cache for each expert's name.
+        rule: the rule in force.
+        batch_size: number of sequences.
+        max_len: tokens that fit.
+    """
+
+    def __init__(self, caches: dict[str, Any], rule: Rule, batch_size: int, max_len: int) -> None:
+        self.caches = caches
+        self.rule_kind = rule.kind
+        self.state = rule.new_state()
+        self.batch_size = batch_size
+        self.max_len = max_len
+        self.length = 0
+
+    def begin(self, ids: Tensor, names: Sequence[str], rule: Rule) -> None:
+        """Check that ids [B, T] can be read, before any expert has read them.
+
+        Raises:
+            ArgumentError: another batch size, more tokens than fit, or an ensemble whose experts
+                or kind of rule have changed since the cache was made.
+        """
+        if tuple(self.caches) != tuple(names):
+            raise ArgumentError(
+                f"cache: made for the experts {', '.join(self.caches)}, "
+                f"but the ensemble has {', '.join(names)}; make a new one"
+            )
+        if rule.kind != self.rule_kind:
+            raise ArgumentError(
+                f"cache: made under the rule {self.rule_kind!r}, but the ensemble's is now "
+                f"{rule.kind!r}; make a new one"
+            )
+        if ids.shape[0] != self.batch_size:
+            raise ArgumentError(
+                f"cache: made for a batch of {self.batch_size}, got a batch of {ids.shape[0]}"
+            )
+        if self.length + ids.shape[1] > self.max_len:
+            raise ArgumentError(
+                f"cache: holds at most {self.max_len} tokens, "
+                f"got {ids.shape[1]} after {self.length}"
+            )

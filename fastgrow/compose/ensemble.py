@@ -1,0 +1,323 @@
+"""An ensemble: several models of one vocabulary that speak as one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgrow.compose.cache import EnsembleCache
+from fastgrow.compose.experts import (
+    Experts,
+    check_model,
+    check_name,
+    check_substrate,
+    share_substrate,
+)
+from fastgrow.compose.losses import ensemble_loss
+from fastgrow.compose.rules import Mean, Rule, Tokens
+from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.evaluation import BitsPerCharacter, bits_per_character
+from fastgrow.nn import FrozenEmbedding, LanguageModel, SubstrateLike
+from fastgrow.nn.generate import GenerationMixin
+from fastgrow.ops._check import describe
+
+
+class Ensemble(GenerationMixin, nn.Module):
+    """Experts on one frozen substrate, merged by a rule; itself a `LanguageModel`.
+
+    No router and no training: every expert reads every token, so the cost is the sum of theirs
+    (arXiv 2507.07129, modular composition). Experts may differ in depth and width, and may be
+    ensembles themselves. They hold their common table once: one whose frozen table equals one that
+    is here already is made to use that memory.
+
+    Args:
+        experts: models by name, at least one; names may have letters, digits, "_" and "-".
+        rule: how predictions are merged.
+
+    Attributes:
+        experts: the models by name, in order; change them with `add`, `remove` and `rename`.
+
+    Raises:
+        ConfigError: a bad name, something that is not a language model, another vocabulary size or
+            device, a rule whose weights do not name exactly the experts.
+        SubstrateError: experts on different substrates; the message says what differs.
+    """
+
+    def __init__(self, experts: Mapping[str, LanguageModel], rule: Rule | None = None) -> None:
+        super().__init__()
+        if not experts:
+            raise ConfigError("Ensemble: expected at least one expert, got none")
+        self.experts = Experts()
+        for name, model in experts.items():
+            self._insert(check_name(name, self.experts), model)
+        self._rule = _check_rule(Mean() if rule is None else rule, self.experts.names)
+
+    def forward(
+        self, ids: Tensor, cache: EnsembleCache | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Merged prediction of the next token after each token.
+
+        Args:
+            ids: [B, T] int64.
+            cache: earlier tokens (`new_cache`); these are added to it.
+            last_only: give the last position alone.
+
+        Returns:
+            [B, T, V], or [B, 1, V] for `last_only`: logits; under a rule that mixes probabilities,
+            log-probabilities, in float32 or better.
+
+        Raises:
+            ArgumentError: wrong shape, an id out of range, more tokens than max_seq_len or than
+                the cache holds, a cache from before the experts changed.
+        """
+        self._check_ids(ids)
+        if cache is not None:
+            cache.begin(ids, self.names, self._rule)
+        # What the experts made of the whole text matters to such a rule.
+        last_logits = last_only and not self._rule.reads_text
+        logits = [
+            model(ids, None if cache is None else cache.caches[name], last_only=last_logits)
+            for name, model in self.experts.items()
+        ]
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return self._rule.merge(
+            self.names,
+            logits,
+            self._tokens(ids),
+            None if cache is None else cache.state,
+            last_only=last_only,
+        )
+
+    def loss(
+        self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+    ) -> Tensor:
+        """Cross-entropy in nats of `targets` [B, T] under what `forward` predicts after `ids`.
+
+        Computed without the experts' logits where rule and experts allow it.
+
+        Args:
+            ids: [B, T] int64.
+            targets: [B, T] int64.
+            ignore_index: targets of this value count nothing.
+            reduction: `mean` over the targets that count, `sum`, or `none` for [B, T].
+
+        Raises:
+            ArgumentError: as `forward`, or a target out of range.
+        """
+        self._check_ids(ids)
+        return ensemble_loss(
+            self._rule,
+            self.experts.items(),
+            self._tokens(ids),
+            targets,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
+
+    def evaluate(self, data: Any, *, split: str = "test", **options: Any) -> BitsPerCharacter:
+        """Bits per character on a text.
+
+        Args:
+            data: a token stream, or data with splits such as `fastgrow.TextData`.
+            split: which of the splits, `train`, `validation` or `test`.
+            options: of `fastgrow.evaluation.bits_per_character`.
+
+        Raises:
+            ConfigError: there is no such split.
+            SubstrateError: the text was encoded with another substrate.
+        """
+        stream = data
+        if not hasattr(data, "ids"):
+            if not hasattr(data, split):
+                raise ConfigError(f"evaluate: {type(data).__name__} has no split {split!r}")
+            stream = getattr(data, split)
+        check_substrate("the text", stream.substrate, "the ensemble", self.substrate)
+        return bits_per_character(self, stream, **options)
+
+    def add(self, name: str, model: LanguageModel, rule: Rule | None = None) -> None:
+        """Add an expert; it takes part from the next call on.
+
+        Args:
+            name: a new name.
+            model: any `LanguageModel` of the same vocabulary.
+            rule: a rule to go on with, needed where the present one has weights by name.
+
+        Raises:
+            ConfigError, SubstrateError: as for the constructor; the ensemble stays as it was.
+        """
+        check_name(name, self.experts)
+        new_rule = self._rule if rule is None else rule
+        try:
+            _check_rule(new_rule, (*self.names, name))
+        except ConfigError as error:
+            hint = "" if rule is not None else "; pass add(…, rule=…) with all weights"
+            raise ConfigError(f"{error}{hint}") from None
+        self._insert(name, model)
+        self._rule = new_rule
+
+    def remove(self, name: str, rule: Rule | None = None) -> Any:
+        """Take an expert out.
+
+        Args:
+            name: of the expert.
+            rule: a rule to go on with; the present one, without the expert's weight, if not given.
+
+        Returns:
+            The model.
+
+        Raises:
+            ConfigError: there is no such expert, or no other one.
+        """
+        model = self.experts[name]
+        rest = tuple(other for other in self.names if other != name)
+        if not rest:
+            raise ConfigError(f"expert {name!r} is the last one; an ensemble needs at least one")
+        self._rule = _check_rule(self._rule.without(name) if rule is None else rule, rest)
+        self.experts.pop(name)
+        return model
+
+    def rename(self, old: str, new: str) -> None:
+        """Call an expert by another name; order and weights stay.
+
+        Raises:
+            ConfigError: there is no expert `old`, or there is a `new` already.
+        """
+        check_name(new, self.experts)
+        self.experts.rename(old, new)
+        self._rule = self._rule.renamed(old, new)
+
+    def reweight(self, rule: Rule | Mapping[str, float]) -> None:
+        """Merge by another rule from the next call on.
+
+        Args:
+            rule: a rule; or weights by name for the present one, `Mean` becoming `Weighted`.
+
+        Raises:
+            ConfigError: the weights do not name exactly the experts; the rule stays as it was.
+        """
+        new_rule = rule if isinstance(rule, Rule) else self._rule.with_weights(rule)
+        self._rule = _check_rule(new_rule, self.names)
+
+    def new_cache(self, batch_size: int, max_len: int | None = None) -> EnsembleCache:
+        """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
+        room = max_len or self.max_seq_len
+        caches = {name: m.new_cache(batch_size, room) for name, m in self.experts.items()}
+        return EnsembleCache(caches, self._rule, batch_size, room)
+
+    def num_parameters(self, *, active: bool = False, include_table: bool = True) -> int:
+        """Count numbers; a tensor that several experts share counts once.
+
+        Args:
+            active: only those that train.
+            include_table: embedding tables too, frozen or not.
+        """
+        tables = [m.table for m in self.modules() if isinstance(m, FrozenEmbedding)]
+        table_memory = {table.data_ptr(): table for table in tables}
+        counted: list[Tensor] = [p for p in self.parameters() if p.data_ptr() not in table_memory]
+        if include_table:
+            counted += table_memory.values()
+        return sum(tensor.numel() for tensor in counted if tensor.requires_grad or not active)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experts' names, in order."""
+        return self.experts.names
+
+    @property
+    def rule(self) -> Rule:
+        """How predictions are merged; `reweight` changes it."""
+        return self._rule
+
+    @property
+    def substrate(self) -> SubstrateLike | None:
+        """The experts' common substrate."""
+        substrates = (model.substrate for model in self.experts.values())
+        return next((substrate for substrate in substrates if substrate is not None), None)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of token ids."""
+        return self.experts.values()[0].vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest context in tokens: the shortest among the experts'."""
+        return min(model.max_seq_len for model in self.experts.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the experts are and ids are expected."""
+        return self.experts.values()[0].device
+
+    def extra_repr(self) -> str:
+        return f"rule={self._rule}"
+
+    def save(self, path: Path | str, *, with_substrate: bool = True) -> None:
+        """Write the ensemble into a folder (`fastgrow.compose.files`).
+
+        Args:
+            path: the folder.
+            with_substrate: False leaves the substrate's files out, for a folder of several models
+                that keeps them once; `load` then has to be given the substrate.
+
+        Raises:
+            ConfigError: an expert is not one of fastgrow's own models.
+            FileExistsError: the folder holds something that is not a saved model's.
+            OSError: the disk is full or not writable; what was there before still is.
+        """
+        from fastgrow.compose.files import save_ensemble
+
+        save_ensemble(self, Path(path), with_substrate=with_substrate)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        substrate: SubstrateLike | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Ensemble:
+        """Read an ensemble from a folder.
+
+        Args:
+            path: the folder.
+            substrate: share this one instead of loading another of the same fingerprint.
+            device: where to put the experts; the CPU without.
+            dtype: cast the parameters.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or does not fit; the message names it.
+        """
+        from fastgrow.compose.files import load_ensemble
+
+        return load_ensemble(Path(path), substrate=substrate, device=device, dtype=dtype)
+
+    def _insert(self, name: str, model: LanguageModel) -> None:
+        if isinstance(model, nn.Module) and any(module is self for module in model.modules()):
+            raise ConfigError(f"expert {name!r} contains the ensemble that it is to join")
+        check_model(name, model, self.experts)
+        share_substrate(model, self.experts, self.substrate)
+        self.experts.insert(name, model)
+
+    def _tokens(self, ids: Tensor) -> Tokens:
+        substrate = self.substrate
+        if substrate is None:
+            return Tokens.of(ids)
+        return Tokens.of(ids, substrate.bos_id, substrate.pad_id)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.dim() != 2:
+            raise ArgumentError(f"Ensemble: ids must be of shape [B, T], got {describe(ids)}")
+
+
+def _check_rule(rule: object, names: tuple[str, ...]) -> Rule:
+    if not isinstance(rule, Rule):
+        raise ConfigError(f"Ensemble: expected a rule such as Mean(), got {rule!r}")
+    rule.check(names)
+    return rule

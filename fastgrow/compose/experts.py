@@ -1,0 +1,154 @@
+"""The models of an ensemble, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from fastgrow.errors import ConfigError, SubstrateError
+from fastgrow.nn import Decoder, FrozenEmbedding, LanguageModel, SubstrateLike
+
+# What an ensemble asks of its experts.
+_NEEDED = ("vocab_size", "max_seq_len", "substrate", "device", "loss", "new_cache")
+
+
+class Experts(nn.Module):
+    """An ordered mapping from names to models.
+
+    Modules among the models are children of this one, so that they move, train and are counted with
+    it; other objects with a language model's methods are kept beside them.
+
+    Not a `ModuleDict`: that one refuses names such as "type" and models that are no modules.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+        self._others: dict[str, LanguageModel] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise ConfigError(f"there is no expert {name!r}; the experts are {self.listed()}")
+        return self._modules[name] if name in self._modules else self._others[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Names and models, in order."""
+        return [(name, self[name]) for name in self.names]
+
+    def values(self) -> list[Any]:
+        """Models, in order."""
+        return [self[name] for name in self.names]
+
+    def listed(self) -> str:
+        """The names, for a message."""
+        return ", ".join(repr(name) for name in self.names) or "none"
+
+    def insert(self, name: str, model: LanguageModel) -> None:
+        """Add a model at the end; it has been checked."""
+        self.names = (*self.names, name)
+        if isinstance(model, nn.Module):
+            self._modules[name] = model
+        else:
+            self._others[name] = model
+
+    def pop(self, name: str) -> Any:
+        """Take a model out."""
+        model = self[name]
+        self.names = tuple(other for other in self.names if other != name)
+        self._modules.pop(name, None)
+        self._others.pop(name, None)
+        return model
+
+    def rename(self, old: str, new: str) -> None:
+        """Call a model otherwise; the order stays."""
+        order = tuple(new if name == old else name for name in self.names)
+        self.insert(new, self.pop(old))
+        self.names = order
+
+
+def check_name(name: object, taken: Experts) -> str:
+    """A name that can be a folder and a part of a state dict's keys.
+
+    Raises:
+        ConfigError: it cannot, or another expert has it.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,63}", name):
+        raise ConfigError(
+            f"expert name {name!r}: expected up to 64 letters, digits, '_' and '-', "
+            "not beginning with '-'"
+        )
+    if name in taken:
+        raise ConfigError(f"there is an expert {name!r} already; remove it or choose another name")
+    return name
+
+
+def check_model(name: str, model: Any, experts: Experts) -> None:
+    """Refuse a model that cannot speak with the experts there are.
+
+    Raises:
+        ConfigError: it is not a language model, or has another vocabulary size or device.
+        SubstrateError: its substrate differs; the message says in what.
+    """
+    lacking = [attribute for attribute in _NEEDED if not hasattr(model, attribute)]
+    if lacking or not callable(model):
+        what = f"{lacking[0]!r}" if lacking else "a call"
+        raise ConfigError(
+            f"expert {name!r} is a {type(model).__name__} and not a language model: it lacks {what}"
+        )
+    for other_name, other in experts.items():
+        if model.vocab_size != other.vocab_size:
+            raise ConfigError(
+                f"expert {name!r} has a vocabulary of {model.vocab_size:,} tokens, "
+                f"expert {other_name!r} one of {other.vocab_size:,}"
+            )
+        if model.device != other.device:
+            raise ConfigError(
+                f"expert {name!r} is on {model.device}, "
+                f"expert {other_name!r} on {other.device}; move one of them"
+            )
+        check_substrate(
+            f"expert {name!r}", model.substrate, f"expert {other_name!r}", other.substrate
+        )
+
+
+def check_substrate(name: str, substrate: Any | None, other_name: str, other: Any | None) -> None:
+    """Refuse two substrates that differ; where one is unknown there is nothing to compare.
+
+    Raises:
+        SubstrateError: they differ; the message says in what.
+    """
+    if substrate is None or other is None or substrate.fingerprint == other.fingerprint:
+        return
+    if hasattr(other, "difference"):
+        difference = other.difference(substrate)
+    else:
+        difference = f"fingerprints {other.fingerprint[:16]}… against {substrate.fingerprint[:16]}…"
+    raise SubstrateError(
+        f"{name} and {other_name} stand on different substrates (the latter's named first): "
+        f"{difference}"
+    )
+
+
+def share_substrate(model: object, experts: Experts, substrate: SubstrateLike | None) -> None:
+    """Let a new expert use the tables and the substrate that the others hold, where equal."""
+    if not isinstance(model, nn.Module):
+        return
+    held = [module for module in experts.modules() if isinstance(module, FrozenEmbedding)]
+    for module in model.modules():
+        if isinstance(module, FrozenEmbedding):
+            # `any` stops at the first table that is equal.
+            any(module.share(embedding) for embedding in held)
+        if isinstance(module, Decoder) and module.substrate is not None and substrate is not None:
+            module.substrate = substrate

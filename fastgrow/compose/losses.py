@@ -1,0 +1,164 @@
+"""Cross-entropy of an ensemble, from no more of its experts than the rule needs.
+
+A rule over logits needs one product of concatenated hidden states and heads where the experts are
+decoders, and their logits otherwise. A rule over probabilities needs the log-probability that each
+expert gave to the targets, and, if it reads the text, to the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgrow import ops
+from fastgrow.compose.mixing import logit_sum
+from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
+from fastgrow.errors import ArgumentError
+from fastgrow.nn import Decoder, LMHead
+
+_NO_TARGET = -100
+
+
+def ensemble_loss(
+    rule: Rule,
+    experts: Sequence[tuple[str, Any]],
+    tokens: Tokens,
+    targets: Tensor,
+    *,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """Cross-entropy in nats of targets [B, T] under the merged prediction after each token.
+
+    Args:
+        rule: how predictions are merged.
+        experts: names and models.
+        tokens: what is read, [B, T].
+        targets: [B, T] int64.
+        ignore_index: targets of this value count nothing.
+        reduction: `mean` over the targets that count, `sum`, or `none` for [B, T].
+
+    Raises:
+        ArgumentError: an unknown reduction, or targets of another shape than the ids.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ArgumentError(f"loss: reduction must be mean, sum or none, got {reduction!r}")
+    if targets.shape != tokens.ids.shape:
+        raise ArgumentError(
+            f"loss: targets must be of shape {list(tokens.ids.shape)} like the ids, "
+            f"got {list(targets.shape)}"
+        )
+    targets = targets.masked_fill(targets == ignore_index, _NO_TARGET)
+    if isinstance(rule, LogitRule):
+        return _logit_loss(rule, experts, tokens.ids, targets, reduction)
+    if isinstance(rule, ProbabilityRule):
+        nats = _mixture_nats(rule, experts, tokens, targets)
+        return _reduced(nats, targets, reduction)
+    logits = rule.merge(
+        [n for n, _ in experts], [model(tokens.ids) for _, model in experts], tokens
+    )
+    return _cross_entropy(logits, targets, reduction)
+
+
+def _logit_loss(
+    rule: LogitRule,
+    experts: Sequence[tuple[str, Any]],
+    ids: Tensor,
+    targets: Tensor,
+    reduction: str,
+) -> Tensor:
+    coefficients = rule.coefficients([name for name, _ in experts])
+    # Nothing is remembered here, so an expert that has no say need not even run.
+    voices = [(model, c) for (_, model), c in zip(experts, coefficients, strict=True) if c != 0]
+    models, coefficients = [model for model, _ in voices], [c for _, c in voices]
+    if _have_plain_heads(models):
+        return _fused_heads_loss(models, coefficients, ids, targets, reduction)
+    logits = logit_sum([model(ids) for model in models], coefficients)
+    return _cross_entropy(logits, targets, reduction)
+
+
+def _have_plain_heads(models: Sequence[Any]) -> bool:
+    """Whether all logits are one linear layer away from hidden states, in one dtype."""
+    return (
+        all(type(m) is Decoder and type(m.lm_head) is LMHead for m in models)
+        and len({m.lm_head.weight.dtype for m in models}) == 1
+    )
+
+
+def _fused_heads_loss(
+    models: Sequence[Decoder],
+    coefficients: Sequence[float],
+    ids: Tensor,
+    targets: Tensor,
+    reduction: str,
+) -> Tensor:
+    """Σ_k c_k · (h_k · W_kᵀ + b_k) = [c_1 · h_1 … c_K · h_K] · [W_1 … W_K]ᵀ + Σ_k c_k · b_k."""
+    hidden = torch.cat([c * m.hidden(ids) for m, c in zip(models, coefficients, strict=True)], -1)
+    weight = torch.cat([m.lm_head.weight for m in models], dim=-1)
+    bias: Tensor | None = None
+    for model, coefficient in zip(models, coefficients, strict=True):
+        if model.lm_head.bias is not None:
+            term = coefficient * model.lm_head.bias
+            bias = term if bias is None else bias + term
+    return ops.linear_cross_entropy(
+        hidden, weight, targets, bias, ignore_index=_NO_TARGET, reduction=reduction
+    )
+
+
+def _mixture_nats(
+    rule: ProbabilityRule, experts: Sequence[tuple[str, Any]], tokens: Tokens, targets: Tensor
+) -> Tensor:
+    """−log Σ_k w_k · p_k(target), [B, T]; meaningless where there is no target."""
+    names = [name for name, _ in experts]
+    if not rule.reads_text:
+        target_scores = _scores(experts, tokens.ids, targets)
+        return _mixed(rule.log_weights(names, tokens), target_scores)
+    # The token after the next is scored as a target and as text: once, if they are the same.
+    following = torch.cat([tokens.ids[:, 1:], targets[:, -1:]], dim=1)
+    following_scores = _scores(experts, tokens.ids, following)
+    if bool(((targets == following) | (targets == _NO_TARGET)).all()):
+        target_scores = following_scores
+    else:
+        target_scores = _scores(experts, tokens.ids, targets)
+    first = torch.zeros_like(following_scores[:, :1])
+    text_scores = torch.cat([first, following_scores[:, :-1]], dim=1)
+    return _mixed(rule.log_weights(names, tokens, text_scores), target_scores)
+
+
+def _mixed(log_weights: Tensor, scores: Tensor) -> Tensor:
+    return -(log_weights.to(scores.dtype) + scores).logsumexp(-1)
+
+
+def _scores(experts: Sequence[tuple[str, Any]], ids: Tensor, targets: Tensor) -> Tensor:
+    """log p_k(target) of each expert, [B, T, K]."""
+    return torch.stack(
+        [
+            -model.loss(ids, targets, ignore_index=_NO_TARGET, reduction="none")
+            for _, model in experts
+        ],
+        dim=-1,
+    )
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    loss = F.cross_entropy(
+        logits.flatten(0, 1).to(dtype),
+        targets.flatten(),
+        ignore_index=_NO_TARGET,
+        reduction=reduction,
+    )
+    return loss.view(targets.shape) if reduction == "none" else loss
+
+
+def _reduced(nats: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    counts = targets != _NO_TARGET
+    nats = torch.where(counts, nats, 0.0)
+    if reduction == "none":
+        return nats
+    total = nats.sum()
+    return total if reduction == "sum" else total / counts.sum()

@@ -1,0 +1,135 @@
+"""`Posterior`: a mixture of experts whose weights follow the text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastgrow.compose.mixing import cut, decayed_sums, log_mixture, log_normalizers
+from fastgrow.compose.rules import PriorRule, RuleState, Tokens
+from fastgrow.errors import ConfigError
+
+# An expert that called a token impossible has a log-probability of −inf there. This finite stand-in
+# rules it out just as well, and weights stay defined where every expert was wrong.
+IMPOSSIBLE = -1e6
+
+
+@dataclass
+class PosteriorState(RuleState):
+    """The memory of `Posterior`.
+
+    evidence: the sum of past scores, [B, K] float64; None before the first token.
+    forecasts: each expert's log-probabilities of the coming token, K tensors [B, V].
+    """
+
+    evidence: Tensor | None = None
+    forecasts: tuple[Tensor, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Posterior(PriorRule):
+    """A mixture weighted by how well each expert predicted the document so far.
+
+    p(x) = Σ_k w_k(t) · p_k(x | x_<t), where by Bayes' rule
+    w_k(t) ∝ prior_k · (Π_{s<t} p_k(x_s | x_<s)^(γ^(t−1−s)))^(1/τ)
+
+    With γ = τ = 1 this is exact Bayesian averaging, and the probability of a document is
+    Σ_k prior_k · Π_t p_k(x_t | x_<t). The paper of cluster-branch-train-merge (Gururangan et al.
+    2023, "Scaling Expert Language Models with Unsupervised Domain Discovery") weights experts by
+    a posterior in the same way, theirs coming from clusters of text; the running posterior by the
+    experts' own likelihood is DEMix's (Gururangan et al. 2022).
+
+    The product runs over the present document: every `<s>` begins it anew, and `<s>` and padding
+    themselves count for nothing. A window that begins within a document begins with the prior.
+
+    Args:
+        weights: the prior by expert name, each at least 0; divided by their sum. Equal if not
+            given.
+        forgetting: γ in (0, 1]; below 1, old tokens lose weight, and the mixture follows a text
+            that changes language on its way. 1/(1 − γ) is its memory in tokens.
+        temperature: τ > 0; above 1, the weights move more slowly towards one expert.
+
+    Raises:
+        ConfigError: a weight is negative or not a finite number, or all are zero; γ or τ is out
+            of range.
+    """
+
+    kind = "posterior"
+    reads_text: ClassVar[bool] = True
+
+    forgetting: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.forgetting <= 1:
+            raise ConfigError(f"Posterior: forgetting is {self.forgetting}; expected 0 < γ ≤ 1")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"Posterior: temperature is {self.temperature}; expected τ > 0")
+
+    def new_state(self) -> PosteriorState:
+        return PosteriorState()
+
+    def log_weights(
+        self,
+        names: Sequence[str],
+        tokens: Tokens,
+        scores: Tensor | None = None,
+        state: RuleState | None = None,
+    ) -> Tensor:
+        if scores is None:
+            raise ValueError("Posterior: weights follow from scores [B, T, K]; got none")
+        log_prior = self.log_prior(names, tokens.ids.device)
+        # Sums over a long text of nats that cancel in the end: float64 costs nothing at this size.
+        values = scores.double().clamp(min=IMPOSSIBLE)
+        values = values.masked_fill(tokens.silent[..., None], 0.0)
+        carry = torch.full_like(values[..., 0], self.forgetting)
+        carry = carry.masked_fill(tokens.silent, 1.0).masked_fill(tokens.starts, 0.0)
+        past = state.evidence if isinstance(state, PosteriorState) else None
+        initial = torch.zeros_like(values[:, 0]) if past is None else past
+        evidence = decayed_sums(values, carry, initial)
+        if isinstance(state, PosteriorState):
+            state.evidence = evidence[:, -1]
+        return torch.log_softmax(log_prior + evidence / self.temperature, dim=-1)
+
+    def merge(
+        self,
+        names: Sequence[str],
+        logits: Sequence[Tensor],
+        tokens: Tokens,
+        state: RuleState | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        log_sums = log_normalizers(logits)
+        forecasts = state.forecasts if isinstance(state, PosteriorState) else ()
+        scores = torch.stack(
+            [
+                _scores(z, log_sums[..., k], tokens.ids, forecasts[k] if forecasts else None)
+                for k, z in enumerate(logits)
+            ],
+            dim=-1,
+        )
+        log_weights = self.log_weights(names, tokens, scores, state)
+        if isinstance(state, PosteriorState):
+            state.forecasts = tuple(
+                z[:, -1].to(log_sums.dtype) - log_sums[:, -1, k, None] for k, z in enumerate(logits)
+            )
+        if last_only:
+            log_weights, log_sums = log_weights[:, -1:], log_sums[:, -1:]
+        return log_mixture(cut(logits, last_only), log_weights, log_sums)
+
+
+def _scores(logits: Tensor, log_sum: Tensor, ids: Tensor, forecast: Tensor | None) -> Tensor:
+    """log p(ids_t | ids_<t) of one expert, [B, T]; zero for a first token that none predicted."""
+    first = ids[:, :1]
+    first_score = (
+        torch.zeros_like(log_sum[:, :1]) if forecast is None else forecast.gather(1, first)
+    )
+    following = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1).to(log_sum.dtype)
+    return torch.cat([first_score, following - log_sum[:, :-1]], dim=1)
