@@ -86,6 +86,8 @@ class Family:
         inputs: `inputs(shape, dtype, generator)` makes random arguments on the generator's device.
         call: `call(inputs, impl)` runs our operation; impl None is the automatic choice.
         differentiate: names of the inputs that get gradients; none means `forward` only.
+        parameters: those of them whose gradient is a sum over the rows.
+        rows: `rows(shape)`, how many terms such a sum has.
         libraries: `libraries(case)` gives what a user would call instead, by name.
         required: `required(case)` names libraries that must have run on a GPU for a speed-up to
             be told.
@@ -99,6 +101,8 @@ class Family:
     inputs: Callable[[Shape, torch.dtype, torch.Generator], Inputs]
     call: Callable[[Inputs, str | None], Output]
     differentiate: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    rows: Callable[[Shape], int] = field(default=lambda shape: shape.get("N", 1))
     libraries: Callable[[Case], dict[str, Run]] = field(default=lambda case: {})
     required: Callable[[Case], tuple[str, ...]] = field(default=lambda case: ())
     work: Callable[[Shape, int, str], Work] = field(default=lambda shape, itemsize, pass_: Work())

@@ -13,7 +13,7 @@ from benchmarks.cases import FAMILIES, families
 from benchmarks.contenders import COMPILE_MODES, KINDS
 from benchmarks.machine import ROOT, find_machine
 from benchmarks.measure import Budget, Settings
-from benchmarks.results import Result, Row, save
+from benchmarks.results import Ceilings, Result, Row, save
 from benchmarks.suite import run_suite
 from fastgrow.errors import ConfigError, FastgrowError
 
@@ -40,23 +40,20 @@ def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int
 def _measure(arguments: Sequence[str], program: str) -> int:
     options = _parser(program).parse_args(arguments)
     machine = find_machine(options.device)
-    grid = options.grid or ("cpu" if machine.device.type == "cpu" else "gpu")
-    default_dtypes = "fp32" if machine.device.type == "cpu" else "bf16"
-    cases = select(
-        families(_names(options.op, [f.name for f in FAMILIES], "--op")),
-        device=machine.device.type,
-        grid=grid,
-        dtypes=_names(options.dtype or default_dtypes, list(DTYPES), "--dtype"),
-        passes=_names(options.passes, list(PASSES), "--pass"),
-        shapes=[parse_shape(text) for text in options.shape],
+    cases = choose_cases(
+        machine.device.type,
+        op=options.op,
+        dtype=options.dtype,
+        grid=options.grid,
+        passes=options.passes,
+        shapes=options.shape,
         first_only=options.quick and not options.shape,
     )
     if options.list:
         print("\n".join(case.name for case in cases))
         return 0
-    default_against = ",".join(k for k in KINDS if not (options.quick and k == "compile-max"))
     settings = Settings(
-        against=_names(options.against or default_against, list(KINDS), "--against"),
+        against=kinds(options.against, quick=options.quick),
         seconds=options.seconds,
         min_rounds=options.rounds,
     )
@@ -73,6 +70,40 @@ def _measure(arguments: Sequence[str], program: str) -> int:
     return 1 if any(row.role == "ours" and row.correct is False for row in result.rows) else 0
 
 
+def choose_cases(
+    device: str,
+    *,
+    op: str = "",
+    dtype: str = "",
+    grid: str = "",
+    passes: str = "",
+    shapes: Sequence[str] = (),
+    first_only: bool = False,
+) -> list[Case]:
+    """The cases that comma-separated names ask for; an empty text leaves the choice to the suite.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    on_cpu = device == "cpu"
+    (chosen,) = _names(grid or ("cpu" if on_cpu else "gpu"), ("tiny", "cpu", "gpu"), "--grid")
+    return select(
+        families(_names(op, [f.name for f in FAMILIES], "--op")),
+        device=device,
+        grid=chosen,
+        dtypes=_names(dtype or ("fp32" if on_cpu else "bf16"), list(DTYPES), "--dtype"),
+        passes=_names(passes or ",".join(PASSES), PASSES, "--pass"),
+        shapes=[parse_shape(text) for text in shapes],
+        first_only=first_only,
+    )
+
+
+def kinds(against: str, *, quick: bool) -> list[str]:
+    """Kinds of contenders; max-autotune takes too long for a quick run unless asked for."""
+    default = ",".join(kind for kind in KINDS if not (quick and kind == "compile-max"))
+    return _names(against or default, KINDS, "--against")
+
+
 def write(result: Result, folder: Path) -> None:
     """JSON, CSV and, where matplotlib is there, the PNG."""
     save(result, folder)
@@ -81,10 +112,8 @@ def write(result: Result, folder: Path) -> None:
     print(f"{folder}: {names}" + ("" if drawn else " (no PNG: matplotlib is not installed)"))
 
 
-def _print_case(case: Case, rows: list[Row]) -> None:
-    from benchmarks.results import Ceilings
-
-    print(show.case_table(rows, Ceilings()), flush=True)
+def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
+    print(show.case_table(rows, ceilings), flush=True)
 
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
@@ -121,9 +150,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--op", default="", help=f"comma-separated: {', '.join(f.name for f in FAMILIES)}")
     add("--dtype", default="", help=f"of {', '.join(DTYPES)}; fp32 on a CPU, bf16 on a GPU")
     add("--shape", action="append", default=[], help="such as B=2,T=1024; may be repeated")
-    add("--pass", dest="passes", default=",".join(PASSES), help=f"of {', '.join(PASSES)}")
+    add("--pass", dest="passes", default="", help=f"of {', '.join(PASSES)}")
     add("--against", default="", help=f"of {', '.join(KINDS)}; all of them without")
-    add("--grid", choices=("tiny", "cpu", "gpu"), help="the device's own without")
+    add("--grid", default="", choices=("tiny", "cpu", "gpu"), help="the device's own without")
     add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
     add("--quick", action="store_true", help=f"a shape of each, in {QUICK_SECONDS:.0f} seconds")
     add("--seconds", type=_positive, default=2.0, help="of timing for each case")

@@ -4,9 +4,11 @@ The truth is the formula in fp64 (fp32 inputs are exact there, and so are half-p
 With e the largest deviation from it and u the dtype's unit in the last place of the largest true
 value, a result is right if, for the output and for every gradient,
 
-    e ≤ 2 · e(formula in the same dtype) + 2 · u
+    e ≤ 2 · e(formula in the same dtype) + 2 · u · √n
 
-and the RMS of the deviations is at most the dtype's ceiling times the RMS of the truth.
+with n = 1, or the number of rows where a parameter's gradient is a sum over n of them (the errors
+of n terms add up like a random walk), and the RMS of the deviations is at most the dtype's ceiling
+times the RMS of the truth.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Truth:
     results: dict[str, Tensor]
     formula_errors: dict[str, float]
     gradients: tuple[Tensor, ...]
+    terms: dict[str, int]
 
 
 def truth_of(case: Case) -> Truth:
@@ -58,7 +61,9 @@ def truth_of(case: Case) -> Truth:
     results = results_of(case, run, wide, gradients)
     formula_results = results_of(case, run, inputs, gradients)
     errors = {name: _largest(formula_results[name], true) for name, true in results.items()}
-    return Truth(inputs, results, errors, gradients)
+    rows = case.family.rows(case.family.checked(case.shape))
+    terms = {f"d {name}": rows for name in case.family.parameters}
+    return Truth(inputs, results, errors, gradients, terms)
 
 
 def random_gradients(run: Run, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -89,21 +94,16 @@ def results_of(
 def judge(case: Case, run: Run, truth: Truth) -> Verdict:
     """Compare a contender's results with the truth."""
     results = results_of(case, run, truth.inputs, truth.gradients)
-    return compare(results, truth.results, truth.formula_errors, DTYPES[case.dtype])
+    return compare(results, truth, DTYPES[case.dtype])
 
 
-def compare(
-    results: Mapping[str, Tensor],
-    truths: Mapping[str, Tensor],
-    formula_errors: Mapping[str, float],
-    dtype: torch.dtype,
-) -> Verdict:
+def compare(results: Mapping[str, Tensor], truth: Truth, dtype: torch.dtype) -> Verdict:
     """The rule above, over all results."""
     ceiling = CEILINGS[dtype]
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         ceiling = TF32_CEILING
     worst, reasons = 0.0, []
-    for name, true in truths.items():
+    for name, true in truth.results.items():
         got = results[name].double()
         if not bool(got.isfinite().all()):
             return Verdict(False, float("inf"), f"{name} is not finite")
@@ -111,7 +111,7 @@ def compare(
         relative = float((got - true).square().mean().sqrt()) / max(scale, 1e-300)
         worst = max(worst, relative)
         unit = torch.finfo(dtype).eps * float(true.abs().max())
-        limit = 2 * formula_errors[name] + 2 * unit
+        limit = 2 * truth.formula_errors[name] + 2 * unit * truth.terms.get(name, 1) ** 0.5
         error = _largest(got, true)
         if error > limit:
             reasons.append(f"{name} is off by {error:.2g}, allowed {limit:.2g}")

@@ -33,6 +33,12 @@ class Budget:
         self._end = now() + seconds
         self.seconds = seconds
         self.compiling = FIRST_GUESS_OF_COMPILING
+        self.spent_compiling = 0.0
+
+    def compiled(self, seconds: float) -> None:
+        """A compilation took so long; the next one is taken to last as long."""
+        self.compiling = seconds
+        self.spent_compiling += seconds
 
     def left(self) -> float:
         return self._end - self._now()
@@ -118,7 +124,7 @@ def _prepare(
     try:
         _run_once(step)
         if contender.is_compiled:
-            budget.compiling = start - budget.left()
+            budget.compiled(start - budget.left())
         verdict = None
         # Another shape would be compiled for the check alone.
         if not contender.is_compiled or case.family.checked(case.shape) == case.shape:

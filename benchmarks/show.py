@@ -93,12 +93,9 @@ def environment_text(result: Result) -> str:
 
 
 def _numbers(row: Row, ceilings: Ceilings) -> list[str]:
-    assert row.median_ms is not None and row.p20_ms is not None and row.p80_ms is not None
     right = {True: "yes", False: "NO", None: "–"}[row.correct]
     return [
-        milliseconds(row.median_ms),
-        milliseconds(row.p20_ms),
-        milliseconds(row.p80_ms),
+        *map(milliseconds, (row.median_ms, row.p20_ms, row.p80_ms)),
         str(row.runs),
         "–" if row.peak_mib is None else f"{row.peak_mib:.1f}",
         reached(row, ceilings),
@@ -107,8 +104,10 @@ def _numbers(row: Row, ceilings: Ceilings) -> list[str]:
     ]
 
 
-def milliseconds(value: float) -> str:
+def milliseconds(value: float | None) -> str:
     """Three digits that mean something."""
+    if value is None:
+        return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 1 else f"{value:.3f}"
 
 

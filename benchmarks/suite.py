@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from benchmarks.case import Case
 from benchmarks.machine import CPU_NOTE, Machine
 from benchmarks.measure import Budget, Settings, measure
-from benchmarks.results import Result, Row
+from benchmarks.results import Ceilings, Result, Row
 
-# What a case takes besides its rounds: inputs, the truth, warm-up and memory.
-CASE_OVERHEAD = 1.5
+# What a case is taken to need besides its rounds (inputs, truth, warm-up, memory), before the
+# first one has been seen.
+FIRST_GUESS_OF_OVERHEAD = 2.0
 
 
 def run_cases(
@@ -20,21 +21,26 @@ def run_cases(
     machine: Machine,
     budget: Budget,
     *,
-    on_case: Callable[[Case, list[Row]], None] = lambda case, rows: None,
+    on_case: Callable[[list[Row]], None] = lambda rows: None,
 ) -> tuple[list[Row], list[str]]:
     """Rows of all cases, and notes on what the budget left out."""
     rows: list[Row] = []
+    overheads = [FIRST_GUESS_OF_OVERHEAD]
     for i, case in enumerate(cases):
         left = len(cases) - i
         if budget.left() <= 0:
-            return rows, [f"{left} of {len(cases)} cases were not measured: no time left"]
-        share = max(0.0, budget.left() / left - CASE_OVERHEAD)
-        seconds = min(settings.seconds, max(0.1, share))
-        reserved = (left - 1) * (seconds + CASE_OVERHEAD)
-        now = dataclasses.replace(settings, seconds=seconds)
-        found = measure(case, now, machine.clock, budget, reserved=reserved)
+            note = f"{left} of {len(cases)} cases were not measured: no time left"
+            return rows, [f"{note} of {budget.seconds:.0f} s"]
+        overhead = sum(overheads) / len(overheads)
+        seconds = min(settings.seconds, max(0.05, budget.left() / left - overhead))
+        reserved = (left - 1) * (seconds + overhead)
+        start, compiling = budget.left(), budget.spent_compiling
+        shorter = dataclasses.replace(settings, seconds=seconds)
+        found = measure(case, shorter, machine.clock, budget, reserved=reserved)
+        spent = start - budget.left() - (budget.spent_compiling - compiling)
+        overheads.append(max(0.0, spent - seconds))
         rows += found
-        on_case(case, found)
+        on_case(found)
     return rows, []
 
 
@@ -45,11 +51,13 @@ def run_suite(
     budget: Budget,
     command: str,
     *,
-    on_case: Callable[[Case, list[Row]], None] = lambda case, rows: None,
+    on_case: Callable[[list[Row], Ceilings], None] = lambda rows, ceilings: None,
 ) -> Result:
     """Ceilings first, then the cases, as one result."""
     ceilings = machine.ceilings()
-    rows, notes = run_cases(cases, settings, machine, budget, on_case=on_case)
+    rows, notes = run_cases(
+        cases, settings, machine, budget, on_case=lambda rows: on_case(rows, ceilings)
+    )
     if machine.device.type == "cpu":
         notes = [CPU_NOTE, *notes]
     return Result(command, machine.environment, ceilings, rows, notes)

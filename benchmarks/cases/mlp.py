@@ -37,12 +37,13 @@ FAMILY = Family(
     op="mlp",
     grids={
         "tiny": [{"N": 32, "d": 16}],
-        "cpu": [{"N": 1024, "d": 256}],
+        "cpu": [{"N": 512, "d": 256}],
         "gpu": [{"N": 16384, "d": 1024}, {"N": 4096, "d": 4096}],
     },
     inputs=_inputs,
     call=_call,
     differentiate=("x", "up", "down", "up_bias", "down_bias"),
+    parameters=("up", "down", "up_bias", "down_bias"),
     work=_work,
     checked=lambda shape: {**shape, "N": min(shape["N"], 256)},
 )
