@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import results, tuning
 from benchmarks.case import PASSES, Case, Family, select
 from benchmarks.cases import FAMILIES
+from benchmarks.contenders import KINDS
 from benchmarks.machine import ROOT, Machine
 from benchmarks.measure import Budget, Settings
 from benchmarks.parts import Done, Part, run_parts
@@ -32,6 +33,7 @@ TUNING_SECONDS = 150.0
 # The rest is for speeds, a share for each operation.
 SPEED_SHARES = {"attention": 4.0, "linear_cross_entropy": 2.0}
 SECONDS_A_CASE = 1.0
+AGAINST = KINDS
 COMMAND = "python -m benchmarks gpu"
 COUNTED = ("passed", "failed", "skipped", "error")
 # What has to be the same for a part of an earlier run to stand.
@@ -140,7 +142,7 @@ def _speeds(machine: Machine, cases: Sequence[Case], seconds: float) -> dict[str
     """Ceilings and rows, measured together."""
     budget = Budget(seconds)
     ceilings = machine.ceilings()
-    rows, notes = run_cases(cases, Settings(seconds=SECONDS_A_CASE), machine, budget)
+    rows, notes = run_cases(cases, Settings(AGAINST, SECONDS_A_CASE), machine, budget)
     part = Result(COMMAND, machine.environment, ceilings, rows, notes)
     tree = results.as_json(part)
     return {name: tree[name] for name in ("ceilings", "rows", "notes")}

@@ -180,6 +180,7 @@ def _row(
         correct=None if verdict is None else verdict.ok,
         error=None if verdict is None else verdict.error,
         problem="" if verdict is None else verdict.reason,
+        checked="" if verdict is None else shape_text(case.family.checked(case.shape)),
         tflop_per_s=work.flops / times.median / 1e12 if work.flops else None,
         gb_per_s=work.bytes / times.median / 1e9 if work.bytes else None,
     )

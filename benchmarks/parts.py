@@ -82,7 +82,8 @@ def run_parts(
         try:
             content = part.run(min(part.seconds, left))
         except Exception as error:
-            state = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            state = f"failed: {type(error).__name__}: {first_line}"
         done = Done(part.name, state, now() - start, content)
         spent += done.seconds
         _write(folder / f"{part.name}.json", key, done)

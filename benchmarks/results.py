@@ -35,7 +35,8 @@ class Row:
 
     Times are milliseconds and memory is MiB above the inputs. `ratio` is the time of the best
     library variant over this one's (above 1 is faster), told for our rows alone, and None with the
-    reason in `withheld` where it is not to be trusted.
+    reason in `withheld` where it is not to be trusted. `correct` was found on the shape `checked`,
+    smaller than `shape` where the truth would be too large.
     """
 
     op: str
@@ -53,6 +54,7 @@ class Row:
     correct: bool | None = None
     error: float | None = None
     problem: str = ""
+    checked: str = ""
     ratio: float | None = None
     withheld: str = ""
     tflop_per_s: float | None = None

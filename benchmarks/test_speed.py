@@ -7,7 +7,6 @@ memory, and interleaves the contenders, which makes its ratios the ones to quote
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,13 +33,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         first_only=not option("--full-grid"),
     )
     against = kinds(option("--against"), quick=True)
-    pairs = [(case, name) for case in cases for name in _names(case, against)]
+    pairs = [(case, contender) for case in cases for contender in contenders(case, against)]
     ids = [f"{case.name} {contender.name}".replace(" ", "-") for case, contender in pairs]
     metafunc.parametrize(("case", "contender"), pairs, ids=ids)
-
-
-def _names(case: Case, against: list[str]) -> Iterator[Contender]:
-    yield from contenders(case, against)
 
 
 def test_speed(case: Case, contender: Contender, benchmark: Any) -> None:
