@@ -313,7 +313,7 @@ def _matching_substrate(
     folder: Path, fingerprint: str, given: SubstrateLike | None
 ) -> SubstrateLike:
     if given is None:
-        from fastgrow.substrate import Substrate  # type: ignore[import-not-found]
+        from fastgrow.substrate import Substrate
 
         given = Substrate.load(folder)
     if given.fingerprint != fingerprint:
