@@ -286,6 +286,10 @@ def test_misfits_are_refused(substrate: TinySubstrate) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Decoder(small_config(**changes), substrate)
+    codes = TinySubstrate()
+    codes.table = (codes.table > 0).astype("float32")
+    with pytest.raises(ConfigError, match="has codes of 8 bits, which cannot be cut"):
+        Decoder(small_config(d_model=4, n_head=2), codes)
     with pytest.raises(ConfigError, match="needs a substrate or a table"):
         Decoder(small_config())
     with pytest.raises(ConfigError, match=r"table must be of shape \[260, 'n_embed'\]"):
