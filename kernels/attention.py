@@ -35,7 +35,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines [positions, R/2] float32, the keys' positions, and who is rotated already."""
+    """Cosines and sines [positions, R/2] float32, and the keys' positions (0 … Tk − 1 without)."""
 
     cos: Tensor
     sin: Tensor
@@ -77,7 +77,7 @@ def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
         return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
     if dim <= 64:
         return Tiles(64, 64, 4, 3)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(64, 32, 8, 1)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
 def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
@@ -85,10 +85,14 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if INTERPRETED:
         return Tiles(64, 64, 4, 1)
     if dtype == torch.float32:
-        return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
-    if dim <= 64:
+        if dim <= 64:
+            return Tiles(32, 32, 8, 1)
+        return Tiles(16, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
+    if dim <= 32:
         return Tiles(64, 64, 4, 2)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 64, 8, 1)
+    if dim <= 64:
+        return Tiles(32, 64, 4, 2)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
 def block_of(dim: int) -> int:
