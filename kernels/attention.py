@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
+from torch import Tensor
+
 from fastgrow.kernels.attention_backward import d_key_kernel, d_query_kernel, prepare_kernel
 from fastgrow.kernels.attention_forward import forward_kernel
 from fastgrow.kernels.common import (
@@ -17,7 +18,6 @@ from fastgrow.kernels.common import (
     on_device_of,
 )
 from fastgrow.kernels.rotation import rotate
-from torch import Tensor
 
 HEAD_DIMS = (16, 256)  # least and greatest that the kernels serve
 
@@ -35,7 +35,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines [positions, R/2] float32, the keys' positions, who is rotated already."""
+    """Cosines and sines [positions, R/2] float32, and the keys' positions (0 … Tk − 1 without)."""
 
     cos: Tensor
     sin: Tensor
@@ -77,7 +77,7 @@ def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
         return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
     if dim <= 64:
         return Tiles(64, 64, 4, 3)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(64, 32, 8, 1)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
 def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
@@ -85,10 +85,14 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if INTERPRETED:
         return Tiles(64, 64, 4, 1)
     if dtype == torch.float32:
-        return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
-    if dim <= 64:
+        if dim <= 64:
+            return Tiles(32, 32, 8, 1)
+        return Tiles(16, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
+    if dim <= 32:
         return Tiles(64, 64, 4, 2)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 64, 8, 1)
+    if dim <= 64:
+        return Tiles(32, 64, 4, 2)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
 def block_of(dim: int) -> int:
@@ -212,7 +216,7 @@ def backward(
     delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     block_d = block_of(dim)
     rows = max(16, 4096 // block_d)
-    common: dict[str, Any] = {"D": dim, "R": rotated, "BLOCK_D": block_d}
+    common = {"D": dim, "R": rotated, "BLOCK_D": block_d}
     with on_device_of(q):
         prepare_kernel[(triton.cdiv(queries, rows), batch * heads)](
             q, out, d_out, scaled, delta, *tensors, rules.lengths,
