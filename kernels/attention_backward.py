@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from fastgrow.kernels.common import LN_2, operand, operand_like
 from fastgrow.kernels.rotation import load_rotated, load_rotation, rotate_back
 from fastgrow.kernels.visibility import interval, keys_of_row

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from fastgrow.kernels.common import on_device_of
 
 
