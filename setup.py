@@ -122,7 +122,7 @@ WANTED_BY = {"_C": ("auto", "cpu", "cuda"), "_C_cuda": ("auto", "cuda")}
 
 
 def run_steps(steps: list[Step], folder: Path) -> None:
-    """Run compilers, several at once where ninja is there; NotBuilt with the end of their output."""
+    """Run compilers, several at once where ninja is there; NotBuilt ends with their output."""
     beside_python = Path(sys.executable).parent / "ninja"
     ninja = shutil.which("ninja") or (str(beside_python) if beside_python.is_file() else None)
     if ninja is None:

@@ -8,6 +8,9 @@ arXiv 2507.07129).
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +34,14 @@ if TYPE_CHECKING:
     from fastgrow.training import TrainConfig as TrainConfig
 
 __version__ = "0.1.0"
+
+_PACKAGE = Path(__file__).resolve().parent
+if not (_PACKAGE / "kernels").is_dir():
+    # In a working copy the kernels stand beside the package (setup.py says why), where neither
+    # Python nor setuptools' editable finder looks for a package without an __init__.py.
+    kernels = ModuleType("fastgrow.kernels")
+    kernels.__path__ = [str(_PACKAGE.parent / "kernels")]
+    sys.modules["fastgrow.kernels"] = kernels
 
 # Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
 # without one of the heavier packages can still use the rest.

@@ -41,14 +41,19 @@ def pack(glyphs: Glyphs) -> bytes:
     return lzma.compress(content, lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=FILTERS)
 
 
+def draw_table(font: Path) -> bytes:
+    """The packed table of a font file."""
+    characters = [chr(code) for code in range(MISSING)] + [LACKING]
+    characters[0xD800:0xE000] = [LACKING] * 0x800  # surrogates are no characters
+    return pack(FontFile(font).glyphs("".join(characters), SIZE))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--font", type=Path, default=FONT)
     options = parser.parse_args()
-    characters = [chr(code) for code in range(MISSING)] + [LACKING]
-    characters[0xD800:0xE000] = [LACKING] * 0x800  # surrogates are no characters
     with atomic_file(DATA / TABLE) as temporary:
-        temporary.write_bytes(pack(FontFile(options.font).glyphs("".join(characters), SIZE)))
+        temporary.write_bytes(draw_table(options.font))
     sums = DATA / "SHA256SUMS"
     others = [line for line in sums.read_text().splitlines() if not line.endswith(f"  {TABLE}")]
     digest = f"{sha256_file(DATA / TABLE)}  {TABLE}"

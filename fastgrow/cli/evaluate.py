@@ -15,10 +15,13 @@ def evaluate(
 ) -> None:
     """Print bits per character on each text, whole and unsplit."""
     import fastgrow
+    from fastgrow.errors import ConfigError
     from fastgrow.report import table_text
     from fastgrow.training import TextData
 
     loaded = fastgrow.load(model)
+    if loaded.substrate is None:
+        raise ConfigError(f"{model}: has no substrate, so it cannot read text")
     rows = []
     for path in texts:
         data = TextData(path, loaded.substrate, split=(0.0, 0.0, 1.0))

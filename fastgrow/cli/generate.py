@@ -21,13 +21,7 @@ def generate(
     import fastgrow
 
     typer.echo(prompt, nl=False)
-    fastgrow.load(model).generate(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stream=lambda piece: typer.echo(piece, nl=False),
-    )
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    for piece in fastgrow.load(model).stream(prompt, max_new_tokens=max_new_tokens, **options):
+        typer.echo(piece, nl=False)
     typer.echo()

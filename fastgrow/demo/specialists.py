@@ -12,7 +12,7 @@ from fastgrow.demo.settings import SCRIPTS, DemoSettings
 from fastgrow.growth import GrowthResult, grow
 from fastgrow.nn import Decoder, DecoderConfig
 from fastgrow.substrate import Substrate
-from fastgrow.training import Mixture, TextData, TokenStream
+from fastgrow.training import Mixture, TextData
 
 GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
 
@@ -29,11 +29,6 @@ class DemoTexts:
         """What the specialist of `script` reads: mostly its own, the rest from the mix."""
         return Mixture([(self.own[script], own_share), (self.mix, 1 - own_share)])
 
-    @property
-    def tests(self) -> dict[str, TokenStream]:
-        """The test text of every script, and the mixed one, by name."""
-        return {**{script: data.test for script, data in self.own.items()}, "mixed": self.mix.test}
-
 
 def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
     """Draw the substrate and tokenize the declarations and poems.
@@ -42,7 +37,7 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
         n_components: width of the frozen table.
         cache_dir: folder for the token files.
     """
-    substrate = Substrate.build(characters=demo_characters(), n_components=n_components)
+    substrate = Substrate.build(characters=demo_characters(), n_ngrams=0, n_components=n_components)
     splits = {script: demo_splits(script) for script in SCRIPTS}
 
     def data(of: list[str], name: str) -> TextData:
@@ -58,7 +53,7 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
         )
 
     own = {script: data([script], script) for script in SCRIPTS}
-    return DemoTexts(substrate, own, data(list(SCRIPTS), "mixed"))
+    return DemoTexts(substrate, own, data(list(SCRIPTS), "mix"))
 
 
 def train_specialist(

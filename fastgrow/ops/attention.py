@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.ops import _attention_triton
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
 from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
@@ -211,19 +212,30 @@ def attention_vendor(
     plain = (
         visibility.window is None and visibility.cu_seqlens is None and visibility.lengths is None
     )
-    square = q.shape[2] == k.shape[2]
+    mask, is_causal = None, False
+    if not plain:
+        mask = visible_keys(visibility, q, k)
     # A single query is the last one and sees every key, so causality asks nothing of it.
-    needs_mask = not plain or (visibility.causal and not square and q.shape[2] != 1)
+    elif visibility.causal and q.shape[2] > 1:
+        if q.shape[2] == k.shape[2]:
+            is_causal = True
+        else:
+            mask = visible_keys(visibility, q, k)
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=visible_keys(visibility, q, k) if needs_mask else None,
+        attn_mask=mask,
         dropout_p=dropout,
-        is_causal=visibility.causal and square and not needs_mask and q.shape[2] != 1,
+        is_causal=is_causal,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+
+
+_OPERATION.implementation(
+    "triton", verify=_attention_triton.can_serve, pays=_attention_triton.pays
+)(_attention_triton.attention_triton)
 
 
 def visible_keys(visibility: Visibility, q: Tensor, k: Tensor) -> Tensor | None:

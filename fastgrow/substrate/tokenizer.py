@@ -47,6 +47,10 @@ class Tokenizer:
         # Not part of the saved file: the library then treats specials in a text as text.
         self._backend.encode_special_tokens = True
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary]]:
+        # Copies and pickles are built anew: the library's own would forget that switch.
+        return Tokenizer, (self.vocabulary,)
+
     def encode(
         self, text: str, *, unknown: Unknown = "error", allow_special: bool = False
     ) -> list[int]:

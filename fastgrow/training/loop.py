@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -120,7 +121,9 @@ class Trainer:
         self._optimizer = build_optimizer(self.active, config)
         self._parameters = list(self.active.values())
         self._eval_every = config.eval_every or max(1, math.ceil(self.steps / 10))
-        # Losses are added up on the device and read when a row is due: no step waits for the GPU.
+        # Reading a value of a CPU tensor costs nothing. Elsewhere it would wait for the device, so
+        # losses are added up there and looked at when something is due; a sum keeps a NaN.
+        self._reads_every_step = self.device.type == "cpu"
         self._loss_sum = torch.zeros((), device=self.device)
         self._norm_sum = torch.zeros((), device=self.device)
         self._summed_steps = 0
@@ -189,9 +192,7 @@ class Trainer:
         self._loss_sum += loss
         self._norm_sum += norm
         self._summed_steps += 1
-        # Reading a value of a CPU tensor costs nothing; elsewhere it would wait for the device, and
-        # the sums, which keep a NaN, are looked at when a row is due.
-        if self.device.type == "cpu":
+        if self._reads_every_step:
             self._require_finite(loss.item(), norm.item(), self.step + 1)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -253,23 +254,29 @@ class Trainer:
             and self.step % config.checkpoint_every == 0
             and not last
         )
-        if last or self.step % config.log_every == 0:
-            self._log_training()
-        elif evaluates or saves:
+        logs = last or self.step % config.log_every == 0
+        if logs or evaluates or saves:
             # A broken model must neither count as the best nor reach the disk.
             self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
-        if evaluates or saves:
-            started = time.perf_counter()
-            if evaluates:
+        if evaluates:
+            with self._off_the_clock():
                 self._evaluate()
-            if saves and on_checkpoint is not None:
+        if logs:
+            self._log_training()
+        if saves and on_checkpoint is not None:
+            with self._off_the_clock():
                 on_checkpoint(self)
-            self._clock += time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def _off_the_clock(self) -> Iterator[None]:
+        """Tokens per second are of training alone."""
+        started = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - started
 
     def _log_training(self) -> None:
         steps = self._summed_steps
         loss, norm = self._loss_sum.item() / steps, self._norm_sum.item() / steps
-        self._require_finite(loss, norm, self.step)
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         self._seconds += elapsed

@@ -65,7 +65,14 @@ def stop_at(process: subprocess.Popen, checkpoints: Path, step: int, sent: signa
     return False
 
 
-@pytest.mark.parametrize("steps", [(5, 25), (12,), (24, 30)])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (5, 25),
+        pytest.param((12,), marks=pytest.mark.slow),
+        pytest.param((24, 30), marks=pytest.mark.slow),
+    ],
+)
 def test_kill_and_resume(uninterrupted: str, tmp_path: Path, steps: tuple[int, ...]) -> None:
     for step in steps:
         process = start(tmp_path)

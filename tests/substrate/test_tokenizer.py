@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+import pickle
 import time
 
 import pytest
@@ -150,6 +152,12 @@ def test_special_tokens_in_a_text_are_text_unless_allowed(small, full):
     assert allowed[: len(SPECIALS)] == list(range(0xE000, 0xE000 + len(SPECIALS)))
     assert full.decode(allowed) == "the"
     assert full.decode(allowed, skip_special=False) == text
+
+
+def test_copies_and_pickles_keep_specials_in_a_text_as_text(small):
+    ids = small.encode("a<s>b")
+    assert pickle.loads(pickle.dumps(small)).encode("a<s>b") == ids
+    assert copy.deepcopy(small).encode("a<s>b") == ids
 
 
 def test_decoding_leaves_out_specials_and_holes(full):

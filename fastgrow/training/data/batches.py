@@ -135,7 +135,6 @@ class Batches:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "seq_len": self.seq_len,
-            "tokens": [len(part) for part in self._streams],
-            "bounds": [float(bound) for bound in self._bounds],
             "substrate": self.stream.substrate.fingerprint,
+            "data": self.stream.digest,
         }

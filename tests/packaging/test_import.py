@@ -1,0 +1,80 @@
+"""`import fastgrow` costs nothing and asks for nothing that may be missing."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastgrow import _native
+
+ROOT = Path(__file__).resolve().parents[2]
+
+COST = """
+import time
+import torch
+start = time.perf_counter()
+import fastgrow
+print(time.perf_counter() - start)
+"""
+
+WITHOUT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("triton", "PIL", "freetype", "matplotlib", "datasets"):
+            raise ModuleNotFoundError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+import fastgrow as fg
+from fastgrow import _native
+
+_native.CPU = _native.Extension("_C", False, "blocked")
+print(fg.ops.logit_mean([torch.ones(1, 2), torch.zeros(1, 2)]).tolist())
+fg.use_impl, fg.nn, fg.errors
+"""
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_adds_little_to_that_of_torch() -> None:
+    assert statistics.median(float(python(COST)) for _ in range(3)) <= 0.3
+
+
+def test_works_without_triton_and_without_the_extension() -> None:
+    assert python(WITHOUT).strip() == "[[0.5, 0.5]]"
+
+
+def test_broken_extension_is_reported_and_not_fatal(tmp_path: Path) -> None:
+    (tmp_path / "_C.so").write_bytes(b"\x7fELF is how it starts, and nothing follows")
+    extension = _native._load("_C", tmp_path)
+    assert not extension.loaded
+    assert "fastgrow._C cannot be loaded" in extension.reason
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", '{"_C": 3}', '{"_C": {}}'])
+def test_missing_extension_is_reported_whatever_the_record_says(
+    tmp_path: Path, record: str
+) -> None:
+    (tmp_path / "_build.json").write_text(record)
+    extension = _native._load("_C", tmp_path)
+    assert not extension.loaded
+    assert "fastgrow._C is not there: it has not been built" in extension.reason
+
+
+def test_recorded_reason_is_shown(tmp_path: Path) -> None:
+    state = {"_C": {"built": False, "detail": "the compiler is on strike"}}
+    (tmp_path / "_build.json").write_text(json.dumps(state))
+    assert _native._load("_C", tmp_path).reason.endswith("is not there: the compiler is on strike")

@@ -1,0 +1,59 @@
+"""The report names what there is, and ends with the command that would help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgrow import _native, info
+from fastgrow.ops._dispatch import OPERATIONS
+
+
+def test_module_prints_the_report() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastgrow.info"],
+        cwd=Path(__file__).resolve().parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"torch {torch.__version__}" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Faster: ")
+
+
+def test_every_operation_is_explained() -> None:
+    lines = info.report().splitlines()
+    for name in OPERATIONS:
+        assert [line for line in lines if line.startswith(f"  {name}: ")]
+
+
+def test_variables_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGROW_IMPL", "logit_mean=eager")
+    report = info.report()
+    assert "  FASTGROW_IMPL=logit_mean=eager" in report
+    assert "  logit_mean: eager (asked for by FASTGROW_IMPL)" in report
+
+
+def test_missing_extension_and_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = _native.Extension("_C", False, "fastgrow._C is not there: no C++ compiler")
+    monkeypatch.setattr(_native, "CPU", missing)
+    report = info.report()
+    assert f"  {missing.reason}" in report
+    assert "  logit_mean: eager (not native: fastgrow._C is not there" in report
+    monkeypatch.setattr(info.shutil, "which", lambda name: None)
+    assert info.advice().startswith("apt-get install g++ && pip install --no-build-isolation")
+    monkeypatch.setattr(
+        info.shutil, "which", lambda name: f"/usr/bin/{name}" if "+" in name else None
+    )
+    assert info.advice().startswith("FASTGROW_BUILD_EXT=auto pip install --no-build-isolation")
+
+
+def test_nothing_to_do_where_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "CPU", _native.Extension("_C", True, "built"))
+    monkeypatch.setattr(info.shutil, "which", lambda name: None)
+    monkeypatch.setattr(info, "_extension", list)
+    assert info.report().endswith("Faster: nothing to do")

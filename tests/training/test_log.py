@@ -1,0 +1,206 @@
+"""What a run tells: the live line, plain lines, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standin import LetterSubstrate, TinyModel, make_stream, random_text
+
+from fastgrow.errors import CheckpointError
+from fastgrow.training import Batches, RunLog, TrainConfig, Trainer
+from fastgrow.training.log import format_count, format_line, format_seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+VALUES = {"loss": 2.0, "bits_per_character": 3.25, "tokens_per_second": 45_600.0}
+LABELS = {"stage": 2, "depth": 3, "active_parameters": 105_000_000, "total_parameters": 180.5e6}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_line_says_it_all() -> None:
+    line = format_line(1200, 5000, LABELS, {**VALUES, "validation_bits_per_character": 3.5}, 754)
+    assert line == (
+        "stage 2 · depth 3 · 105M/180M active · step 1,200/5,000 · loss 2.000 · "
+        "3.250 bits/char · val 3.500 · 45.6K tok/s · ETA 12:34"
+    )
+
+
+def test_counts_and_times_are_short() -> None:
+    assert [format_count(n) for n in (7, 950, 12_600, 105e6, 2.3e9)] == [
+        "7",
+        "950",
+        "12.6K",
+        "105M",
+        "2.3B",
+    ]
+    assert [format_seconds(s) for s in (0.4, 7, 750, 3725)] == ["0:00", "0:07", "12:30", "1:02:05"]
+
+
+def test_a_terminal_has_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("fastgrow.training.log._LIVE_SECONDS", 0.0)
+    stream = Terminal()
+    log = RunLog(stream=stream)
+    log.begin(LABELS)
+    log.progress(1, 9, VALUES, seconds=9)
+    log.progress(2, 9, {"loss": 1.0}, seconds=8)
+    output = stream.getvalue()
+    assert "\n" not in output
+    lines = output.split("\r")[1:]
+    assert [len(line) for line in lines] == [59, 59]
+    assert "step 2/9" in lines[1]
+    log.print("a line that stays")
+    # The live line is blanked before other text is written.
+    assert stream.getvalue().endswith("\r" + " " * 59 + "\ra line that stays\n")
+
+
+def test_elsewhere_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 1000.0
+    monkeypatch.setattr("fastgrow.training.log.time.monotonic", lambda: clock)
+    stream = io.StringIO()
+    log = RunLog(stream=stream)
+    log.begin({"stage": 1})
+    for step in range(1, 101):
+        clock += 1.0
+        log.progress(step, 100, VALUES, seconds=100 - step)
+    steps = [line.split("step ")[1].split("/")[0] for line in stream.getvalue().splitlines()]
+    assert steps == ["1", "16", "31", "46", "61", "76", "91", "100"]
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_quiet_log_says_nothing() -> None:
+    stream = Terminal()
+    log = RunLog(stream=stream, quiet=True)
+    log.progress(1, 1, VALUES, seconds=0)
+    log.event("boundary", "grown")
+    assert stream.getvalue() == ""
+
+
+def test_rows_carry_labels_and_the_step_of_the_run(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True, tensorboard=False) as log:
+        log.begin({"stage": 1})
+        log.row(10, {"loss": 3.0})
+        log.event("boundary", depth=2)
+        log.begin({"stage": 2})
+        log.row(4, {"loss": 2.0})
+        log.begin({"stage": 2})
+        log.row(5, {"loss": 1.0})
+    assert rows(tmp_path) == [
+        {"step": 10, "global_step": 10, "stage": 1, "loss": 3.0},
+        {"event": "boundary", "global_step": 10, "stage": 1, "depth": 2},
+        {"step": 4, "global_step": 14, "stage": 2, "loss": 2.0},
+        {"step": 5, "global_step": 15, "stage": 2, "loss": 1.0},
+    ]
+
+
+def test_resuming_drops_the_rows_after_the_checkpoint(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True, tensorboard=False) as log:
+        log.begin({"stage": 1})
+        log.row(1, {"loss": 3.0})
+        log.begin({"stage": 2})
+        log.row(1, {"loss": 2.0})
+        state = json.loads(json.dumps(log.state_dict()))
+        log.row(2, {"loss": 1.0})
+        log.begin({"stage": 3})
+        log.row(1, {"loss": 0.5})
+    with RunLog(tmp_path, quiet=True, tensorboard=False) as log:
+        log.load_state_dict(state)
+        log.begin({"stage": 2})
+        log.row(2, {"loss": 1.5})
+    assert [
+        (row["stage"], row["step"], row["global_step"], row["loss"]) for row in rows(tmp_path)
+    ] == [
+        (1, 1, 1, 3.0),
+        (2, 1, 2, 2.0),
+        (2, 2, 3, 1.5),
+    ]
+
+
+def test_a_shorter_file_is_only_added_to(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True, tensorboard=False) as log:
+        log.row(1, {"loss": 3.0})
+        log.load_state_dict({"bytes": 10_000, "base": 0, "global_step": 7, "labels": {}})
+        log.row(8, {"loss": 2.0})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 8]
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written"):
+        RunLog(tmp_path / "file" / "run")
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True) as log:
+        log.begin({"stage": 1})
+        log.row(5, {"loss": 3.0, "note": "no number"})
+        log.row(9, {"loss": 2.0})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(5, 3.0), (9, 2.0)]
+    assert events.Tags()["scalars"] == ["loss"]
+
+
+def test_a_machine_without_tensorboard_logs_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with RunLog(tmp_path, quiet=True) as log:
+        log.row(1, {"loss": 3.0})
+    assert [row["loss"] for row in rows(tmp_path)] == [3.0]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_training_logs_what_it_should(tmp_path: Path) -> None:
+    substrate = LetterSubstrate()
+    model = TinyModel(len(substrate))
+    stream = make_stream(random_text(50, 0), substrate)
+    stream_to = io.StringIO()
+    config = TrainConfig(log_every=4, eval_every=5, batch_size=2)
+    with RunLog(tmp_path, stream=stream_to, tensorboard=False) as log:
+        trainer = Trainer(
+            model,
+            dict(model.named_parameters()),
+            Batches(stream, 2, 16),
+            config,
+            steps=10,
+            validation=stream,
+            log=log,
+            labels={"stage": 1, "depth": 2},
+        )
+        result = trainer.run()
+    training = [row for row in rows(tmp_path) if "loss" in row]
+    validation = [row for row in rows(tmp_path) if "validation_loss" in row]
+    assert [row["step"] for row in training] == [4, 8, 10]
+    assert [row["step"] for row in validation] == [5, 10]
+    size = sum(parameter.numel() for parameter in model.parameters())
+    for row in training:
+        assert (row["stage"], row["depth"]) == (1, 2)
+        assert row["active_parameters"] == row["total_parameters"] == size
+        assert row["tokens"] == row["step"] * 32
+        assert row["tokens_per_second"] > 0
+        # Bits per character from nats per token: 1 / ln 2 times predicted tokens per character.
+        ratio = (len(stream) - stream.n_documents) / stream.n_characters
+        assert row["bits_per_character"] == pytest.approx(row["loss"] / 0.6931472 * ratio)
+    assert training[-1]["loss"] == result.loss
+    assert result.best_bits_per_character in {
+        row["validation_bits_per_character"] for row in validation
+    }
+    last = stream_to.getvalue().splitlines()[-1]
+    assert last.startswith(f"stage 1 · depth 2 · {format_count(size)}/")
+    assert "step 10/10" in last
+    assert "ETA 0:00" in last
+    assert f"val {validation[-1]['validation_bits_per_character']:.3f}" in last
