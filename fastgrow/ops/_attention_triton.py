@@ -64,6 +64,9 @@ def pays(
     rules = (visibility.window, visibility.cu_seqlens, visibility.lengths, visibility.starts)
     if any(rule is not None for rule in rules):
         return True, "SDPA would need a mask of all scores"
+    needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    if q.shape[2] <= 8 and k.shape[2] >= 1024 and not needs_gradient:
+        return True, "SDPA does not split the keys of a few queries"
     if q.shape[3] <= 32 and q.dtype != torch.float32:
         return True, "SDPA's kernels are made for larger heads"
     return False, "SDPA's kernels are made for this head dimension"

@@ -45,6 +45,22 @@ def test_reference_head_dimension() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("dim", [32, 128, 256])
+def test_decoding(dim: int, dtype: torch.dtype) -> None:
+    q, k = torch.zeros(1, 8, 1, dim, dtype=dtype), torch.zeros(1, 2, 1024, dim, dtype=dtype)
+    rope = attention.Rope(torch.zeros(1024, dim // 2), torch.zeros(1024, dim // 2), None, True)
+    rules = attention.Rules(lengths=torch.zeros(1, dtype=torch.int32))
+    step = recorded(lambda: attention.forward(q, k, k, rope, 1.0, rules, with_lse=False))
+    assert [launch.name for launch in step] == ["decode_kernel", "join_kernel"]
+    for capability in TARGETS:
+        for launch in step:
+            compiled = compile_for(launch, capability)
+            assert compiled.shared <= SHARED_LIMIT[capability]
+            assert compiled.spills == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
 @pytest.mark.parametrize("dim", [16, 32, 64, 128, 256])
