@@ -1,0 +1,181 @@
+"""Launchers of the attention kernels: shapes in, tensors out, and the choice of tiles."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from fastgrow.kernels.attention_arguments import (
+    Rope,
+    Rules,
+    Tiles,
+    block_of,
+    empty_output,
+    rope_as_arguments,
+    rotated_keys,
+    rules_as_arguments,
+)
+from fastgrow.kernels.attention_backward import d_key_kernel, d_query_kernel, prepare_kernel
+from fastgrow.kernels.attention_decode import can_decode, decode
+from fastgrow.kernels.attention_forward import forward_kernel
+from fastgrow.kernels.common import (
+    INTERPRETED,
+    LOG2_E,
+    as_strided_rows,
+    dot_precision,
+    on_device_of,
+)
+
+__all__ = ["Rope", "Rules", "backward", "forward"]
+
+
+def forward_tiles(dim: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of the forward pass, by head dimension."""
+    if INTERPRETED:
+        return Tiles(64, 64, 4, 1)
+    if dtype == torch.float32:
+        # Products outside the matrix units: the operands live in registers.
+        if dim <= 64:
+            return Tiles(64, 32, 8, 2)
+        return Tiles(32, 32, 8, 2) if dim <= 128 else Tiles(16, 32, 8, 2)
+    if dim <= 32:
+        return Tiles(64, 128, 4, 3)
+    if dim <= 64:
+        return Tiles(128, 64, 4, 3)
+    return Tiles(128, 64, 8, 3) if dim <= 128 else Tiles(64, 32, 8, 2)
+
+
+def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of the kernel for dq."""
+    if INTERPRETED:
+        return Tiles(64, 64, 4, 1)
+    if dtype == torch.float32:
+        return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
+    if dim <= 64:
+        return Tiles(64, 64, 4, 3)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
+
+
+def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of the kernel for dk and dv; block_m queries at a time meet block_n keys."""
+    if INTERPRETED:
+        return Tiles(64, 64, 4, 1)
+    if dtype == torch.float32:
+        if dim <= 64:
+            return Tiles(32, 32, 8, 1)
+        return Tiles(16, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
+    if dim <= 32:
+        return Tiles(64, 64, 4, 2)
+    if dim <= 64:
+        return Tiles(32, 64, 4, 2)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: Rope | None,
+    scale: float,
+    rules: Rules,
+    *,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of q [B, H, Tq, D] over k, v [B, H_kv, Tk, D].
+
+    Returns:
+        out [B, H, Tq, D], contiguous as [B, Tq, H, D], and lse [B, H, Tq] float32 in units of log2
+        (None without `with_lse`, as for inference).
+    """
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    out = empty_output(q)
+    lse = None
+    if with_lse:
+        lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    if out.numel() == 0:
+        return out, lse
+    if not with_lse and can_decode(q, k):
+        decode(q, k, v, rope, scale, rules, out)
+        return out, None
+    q, v = as_strided_rows(q), as_strided_rows(v)
+    k = rotated_keys(k, rope)
+    tensors, numbers, rotated = rope_as_arguments(rope)
+    tiles = forward_tiles(dim, q.dtype)
+    grid = (triton.cdiv(queries, tiles.block_m) * batch * heads,)
+    with on_device_of(q):
+        forward_kernel[grid](
+            q, k, v, out, lse, *tensors, *rules_as_arguments(rules, keys),
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *numbers,
+            heads, heads // k.shape[1], queries, keys, scale * LOG2_E, rules.window,
+            D=dim, R=rotated, BLOCK_D=block_of(dim),
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CAUSAL=rules.causal,
+            PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rope: Rope | None,
+    scale: float,
+    rules: Rules,
+    *,
+    for_query: bool = True,
+    for_key: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dq, and dk with dv, of what `forward` computed; None for what is not asked for.
+
+    dq [B, H, Tq, D] is laid out as [B, Tq, H, D], dk and dv likewise.
+    """
+    batch, heads, queries, dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    dq = empty_output(q) if for_query else None
+    dk, dv = (empty_output(k), empty_output(v)) if for_key else (None, None)
+    if q.numel() == 0 or k.numel() == 0:
+        return dq, None if dk is None else dk.zero_(), None if dv is None else dv.zero_()
+    q, v, d_out = as_strided_rows(q), as_strided_rows(v), as_strided_rows(d_out)
+    k = rotated_keys(k, rope)
+    tensors, numbers, rotated = rope_as_arguments(rope)
+    bounds = rules_as_arguments(rules, keys)
+    scaled = torch.empty(batch, heads, queries, dim, dtype=q.dtype, device=q.device)
+    delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    block_d = block_of(dim)
+    rows = max(16, 4096 // block_d)
+    common = {"D": dim, "R": rotated, "BLOCK_D": block_d}
+    with on_device_of(q):
+        prepare_kernel[(triton.cdiv(queries, rows), batch * heads)](
+            q, out, d_out, scaled, delta, *tensors, rules.lengths,
+            *q.stride()[:3], *out.stride()[:3], *d_out.stride()[:3], *numbers,
+            heads, queries, keys, scale * LOG2_E, **common, BLOCK_M=rows, num_warps=4,
+        )  # fmt: skip
+        common |= {"CAUSAL": rules.causal, "INTERPRETED": INTERPRETED}
+        common["PRECISION"] = dot_precision(q.dtype)
+        if dq is not None:
+            tiles = d_query_tiles(dim, q.dtype)
+            d_query_kernel[(triton.cdiv(queries, tiles.block_m) * batch * heads,)](
+                scaled, k, v, d_out, lse, delta, dq, *tensors, *bounds,
+                *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dq.stride()[:3], *numbers,
+                heads, heads // kv_heads, queries, keys, scale, rules.window,
+                **common, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            )  # fmt: skip
+        if dk is not None and dv is not None:
+            tiles = d_key_tiles(dim, q.dtype)
+            # Keys that came rotated get the gradient of what they are.
+            cos, sin, positions = (None, None, None) if rope and rope.k_rotated else tensors
+            d_key_kernel[(triton.cdiv(keys, tiles.block_n) * batch * kv_heads,)](
+                scaled, k, v, d_out, lse, delta, dk, dv, cos, sin, positions, *bounds,
+                *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dk.stride()[:3], *numbers,
+                kv_heads, heads // kv_heads, queries, keys, rules.window,
+                **common, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            )  # fmt: skip
+    return dq, dk, dv

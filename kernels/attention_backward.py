@@ -1,0 +1,300 @@
+"""Attention, backward, deterministic: one kernel for dq, one for dk and dv, no atomics.
+
+With s = q̃·k̃ᵀ in units of log2 (scale and log2(e) folded into q̃), w = exp2(s − lse) and
+δ_i = Σ_d out_id · dout_id:
+
+    dv_j = Σ_i w_ij dout_i
+    ds   = w ∘ (dout · vᵀ − δ)
+    dq̃_i = scale · Σ_j ds_ij k̃_j              dk̃_j = ln 2 · Σ_i ds_ij q̃_i
+
+Nothing rotated was saved: queries and keys are rotated once into transient workspaces, and the
+gradients are rotated back in registers before they are stored.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastgrow.kernels.common import LN_2, operand, operand_like
+from fastgrow.kernels.rotation import load_rotated, load_rotation, rotate_back
+from fastgrow.kernels.visibility import interval, keys_of_row
+
+_LN_2 = tl.constexpr(LN_2)
+
+
+@triton.jit
+def prepare_kernel(
+    Q, OUT, D_OUT, SCALED, DELTA,
+    COS, SIN, POSITIONS, LENGTHS,
+    q_b, q_h, q_t, o_b, o_h, o_t, do_b, do_h, do_t,
+    table_stride, positions_b, n_positions,
+    HEADS, QUERIES, KEYS, factor,
+    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """SCALED [B·H, Tq, D] = factor · rotated queries, and DELTA [B·H, Tq] = Σ out · dout."""
+    head = tl.program_id(1)
+    b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_ok = rows < QUERIES
+    d = tl.arange(0, BLOCK_D)
+    mask = row_ok[:, None] & (d < D)[None, :]
+    wide = rows.to(tl.int64)[:, None]
+
+    out = tl.load(OUT + b * o_b + h * o_h + wide * o_t + d[None, :], mask=mask, other=0.0)
+    d_out = tl.load(D_OUT + b * do_b + h * do_h + wide * do_t + d[None, :], mask=mask, other=0.0)
+    delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
+    plane = head.to(tl.int64) * QUERIES
+    tl.store(DELTA + plane + rows, delta, mask=row_ok)
+
+    q_from = Q + b * q_b + h * q_h
+    if COS is None:
+        q = tl.load(q_from + wide * q_t + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    else:
+        p = keys_of_row(b, LENGTHS, KEYS) - QUERIES + rows
+        positions = p
+        if POSITIONS is not None:
+            known = (p >= 0) & (p < KEYS)
+            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
+        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        q = load_rotated(q_from, rows.to(tl.int64) * q_t, row_ok, cos, sin, D, R, BLOCK_D)
+    q = (q * tl.cast(factor, tl.float32)).to(SCALED.dtype.element_ty)
+    tl.store(SCALED + (plane + wide) * D + d[None, :], q, mask=mask)
+
+
+@triton.jit
+def _gather_d_query(
+    dq, q, d_out, lse, delta, K, V, k_t, v_t, begin, stop, first, end, n_keys,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Add what the key blocks from `begin` to `stop` give to dq."""
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    for j0 in tl.range(begin, stop, BLOCK_N):
+        j = j0 + n
+        at = tl.cast(j0, tl.int64)
+        mask = (d < D)[None, :]
+        if MASKED:
+            mask = mask & (j < n_keys)[:, None]
+        k = tl.load(K + at * k_t + n[:, None] * k_t + d[None, :], mask=mask, other=0.0)
+        v = tl.load(V + at * v_t + n[:, None] * v_t + d[None, :], mask=mask, other=0.0)
+        k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        weights = tl.exp2(scores - lse[:, None])
+        if MASKED:
+            seen = (j[None, :] >= first[:, None]) & (j[None, :] < end[:, None])
+            weights = tl.where(seen, weights, 0.0)
+        d_weights = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+        d_scores = weights * (d_weights - delta[:, None])
+        dq = tl.dot(operand_like(d_scores, k, INTERPRETED), k, dq, input_precision=PRECISION)
+    return dq
+
+
+@triton.jit
+def d_query_kernel(
+    SCALED, K, V, D_OUT, LSE, DELTA, DQ,
+    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dq_b, dq_h, dq_t,
+    table_stride, positions_b, n_positions,
+    HEADS, GROUP, QUERIES, KEYS, scale, window,
+    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One program per tile of queries, over the blocks of keys that the tile sees."""
+    n_tiles = tl.cdiv(QUERIES, BLOCK_M)
+    n_heads = tl.num_programs(0) // n_tiles
+    tile = n_tiles - 1 - tl.program_id(0) // n_heads
+    head = tl.program_id(0) % n_heads
+    b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
+    kv = h // GROUP
+    K += b * k_b + kv * k_h
+    V += b * v_b + kv * v_h
+
+    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_ok = rows < QUERIES
+    n_keys = keys_of_row(b, LENGTHS, KEYS)
+    p = n_keys - QUERIES + rows
+    first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
+    last = tl.minimum(QUERIES - 1, tile * BLOCK_M + BLOCK_M - 1)
+    end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
+    first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+
+    d = tl.arange(0, BLOCK_D)
+    mask = row_ok[:, None] & (d < D)[None, :]
+    wide = rows.to(tl.int64)[:, None]
+    plane = head.to(tl.int64) * QUERIES
+    q = tl.load(SCALED + (plane + wide) * D + d[None, :], mask=mask, other=0.0)
+    d_out = tl.load(D_OUT + b * do_b + h * do_h + wide * do_t + d[None, :], mask=mask, other=0.0)
+    q, d_out = operand(q, INTERPRETED), operand(d_out, INTERPRETED)
+    lse = tl.load(LSE + plane + rows, mask=row_ok, other=float("inf"))
+    delta = tl.load(DELTA + plane + rows, mask=row_ok, other=0.0)
+
+    begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
+    stop = tl.minimum(tl.max(end, 0), n_keys)
+    all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
+    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
+
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if (window is not None) or (FIRSTS is not None) or (STARTS is not None):
+        dq = _gather_d_query(
+            dq, q, d_out, lse, delta, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
+            D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+        )  # fmt: skip
+    dq = _gather_d_query(
+        dq, q, d_out, lse, delta, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
+        D, BLOCK_D, BLOCK_N, False, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    dq = _gather_d_query(
+        dq, q, d_out, lse, delta, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
+        D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+    )  # fmt: skip
+
+    dq *= tl.cast(scale, tl.float32)
+    if COS is not None:
+        positions = p
+        if POSITIONS is not None:
+            known = (p >= 0) & (p < KEYS)
+            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
+        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        dq = rotate_back(dq, cos, sin, R, BLOCK_D)
+    to = DQ + b * dq_b + h * dq_h + wide * dq_t + d[None, :]
+    tl.store(to, dq.to(DQ.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _gather_d_key(
+    dk, dv, k, v, Q, D_OUT, LSE, DELTA, do_t, begin, stop, j, b, n_keys,
+    STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Add what the query blocks from `begin` to `stop` of one head give to dk and dv."""
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    for i0 in tl.range(begin, stop, BLOCK_M):
+        rows = i0 + m
+        at = tl.cast(i0, tl.int64)
+        mask = (d < D)[None, :]
+        if MASKED:
+            mask = mask & (rows < QUERIES)[:, None]
+            lse = tl.load(LSE + rows, mask=rows < QUERIES, other=float("inf"))
+            delta = tl.load(DELTA + rows, mask=rows < QUERIES, other=0.0)
+        else:
+            lse = tl.load(LSE + rows)
+            delta = tl.load(DELTA + rows)
+        q = tl.load(Q + at * D + m[:, None] * D + d[None, :], mask=mask, other=0.0)
+        d_out = tl.load(D_OUT + at * do_t + m[:, None] * do_t + d[None, :], mask=mask, other=0.0)
+        q, d_out = operand(q, INTERPRETED), operand(d_out, INTERPRETED)
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        weights = tl.exp2(scores - lse[None, :])
+        if MASKED:
+            p = n_keys - QUERIES + rows
+            first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
+            seen = (j[:, None] >= first[None, :]) & (j[:, None] < end[None, :])
+            weights = tl.where(seen, weights, 0.0)
+        dv = tl.dot(operand_like(weights, d_out, INTERPRETED), d_out, dv, input_precision=PRECISION)
+        d_weights = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
+        d_scores = weights * (d_weights - delta[None, :])
+        dk = tl.dot(operand_like(d_scores, q, INTERPRETED), q, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit
+def d_key_kernel(
+    SCALED, K, V, D_OUT, LSE, DELTA, DK, DV,
+    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dk_b, dk_h, dk_t,
+    table_stride, positions_b, n_positions,
+    KV_HEADS, GROUP, QUERIES, KEYS, window,
+    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One program per block of keys, over the heads that share it and the queries that see it.
+
+    DK and DV have the same strides.
+    """
+    n_blocks = tl.cdiv(KEYS, BLOCK_N)
+    n_heads = tl.num_programs(0) // n_blocks
+    # Under causality the first keys are seen by most queries: they are first already.
+    block = tl.program_id(0) // n_heads
+    head = tl.program_id(0) % n_heads
+    b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
+    n_keys = keys_of_row(b, LENGTHS, KEYS)
+    shift = n_keys - QUERIES
+
+    j0 = block * BLOCK_N
+    j = j0 + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    wide = j.to(tl.int64)[:, None]
+    mask = (j < n_keys)[:, None] & (d < D)[None, :]
+    k = tl.load(K + b * k_b + kv * k_h + wide * k_t + d[None, :], mask=mask, other=0.0)
+    v = tl.load(V + b * v_b + kv * v_h + wide * v_t + d[None, :], mask=mask, other=0.0)
+    k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
+
+    # The queries p that see some key of the block, as rows i = p − shift.
+    j_last = tl.minimum(j0 + BLOCK_N, n_keys) - 1
+    p_from, p_to = 0, shift + QUERIES
+    if not CAUSAL:
+        p_from += tl.minimum(shift, 0)
+    if CAUSAL:
+        p_from += j0
+    if window is not None:
+        p_to = tl.minimum(p_to, j_last + window)
+    if FIRSTS is not None:
+        p_from = tl.maximum(p_from, tl.load(FIRSTS + tl.minimum(j0, KEYS - 1)))
+        p_to = tl.minimum(p_to, tl.load(ENDS + tl.minimum(tl.maximum(j_last, 0), KEYS - 1)))
+    begin = tl.maximum(p_from - shift, 0) // BLOCK_M * BLOCK_M
+    stop = tl.minimum(p_to - shift, QUERIES)
+    if j_last < j0:
+        stop = begin
+
+    # Only where causality is the one rule do the later queries see the whole block.
+    plain: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
+    whole = stop
+    if plain:
+        full_block = j0 + BLOCK_N <= n_keys
+        see_all = begin
+        if CAUSAL:
+            see_all = tl.cdiv(tl.maximum(j_last - shift, 0), BLOCK_M) * BLOCK_M
+        whole = tl.where(full_block, tl.minimum(tl.maximum(see_all, begin), stop), stop)
+    whole_to = tl.maximum(stop // BLOCK_M * BLOCK_M, whole)
+
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for g in range(GROUP):
+        h = kv * GROUP + g
+        plane = (b * KV_HEADS * GROUP + h) * QUERIES
+        q_plane, d_out = SCALED + plane * D, D_OUT + b * do_b + h * do_h
+        lse, delta = LSE + plane, DELTA + plane
+        dk, dv = _gather_d_key(
+            dk, dv, k, v, q_plane, d_out, lse, delta, do_t, begin, whole, j, b, n_keys,
+            STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
+            D, BLOCK_D, BLOCK_M, CAUSAL, True, PRECISION, INTERPRETED,
+        )  # fmt: skip
+        if plain:
+            dk, dv = _gather_d_key(
+                dk, dv, k, v, q_plane, d_out, lse, delta, do_t, whole, whole_to, j, b, n_keys,
+                STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
+                D, BLOCK_D, BLOCK_M, CAUSAL, False, PRECISION, INTERPRETED,
+            )  # fmt: skip
+            dk, dv = _gather_d_key(
+                dk, dv, k, v, q_plane, d_out, lse, delta, do_t, whole_to, stop, j, b, n_keys,
+                STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
+                D, BLOCK_D, BLOCK_M, CAUSAL, True, PRECISION, INTERPRETED,
+            )  # fmt: skip
+
+    dk *= _LN_2
+    if COS is not None:
+        positions = j
+        if POSITIONS is not None:
+            positions = tl.load(POSITIONS + b * positions_b + j, mask=j < KEYS, other=0)
+        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        dk = rotate_back(dk, cos, sin, R, BLOCK_D)
+    at = b * dk_b + kv * dk_h + wide * dk_t + d[None, :]
+    mask = (j < KEYS)[:, None] & (d < D)[None, :]
+    tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=mask)
+    tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=mask)

@@ -1,0 +1,140 @@
+"""Attention, forward: one program per tile of queries, online softmax over blocks of keys.
+
+Queries are rotated in the prologue, from their memory as it stands; keys come rotated. The scores
+are in units of log2 and carry the softmax scale, both folded into the queries.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastgrow.kernels.common import operand, operand_like
+from fastgrow.kernels.rotation import load_rotated, load_rotation
+from fastgrow.kernels.visibility import interval, keys_of_row
+
+
+@triton.jit
+def attend(
+    acc, total, pivot, q, K, V, k_t, v_t, begin, stop, first, end, n_keys,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Fold the key blocks from `begin` to `stop` into the running sums."""
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    d_ok = d < D
+    for j0 in tl.range(begin, stop, BLOCK_N):
+        j = j0 + n
+        at = tl.cast(j0, tl.int64)
+        k_from = K + at * k_t + n[None, :] * k_t + d[:, None]
+        v_from = V + at * v_t + n[:, None] * v_t + d[None, :]
+        if MASKED:
+            k = tl.load(k_from, mask=d_ok[:, None] & (j < n_keys)[None, :], other=0.0)
+            v = tl.load(v_from, mask=(j < n_keys)[:, None] & d_ok[None, :], other=0.0)
+        elif D == BLOCK_D:
+            k = tl.load(k_from)
+            v = tl.load(v_from)
+        else:
+            k = tl.load(k_from, mask=d_ok[:, None], other=0.0)
+            v = tl.load(v_from, mask=d_ok[None, :], other=0.0)
+        k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
+        scores = tl.dot(q, k, input_precision=PRECISION)
+        if MASKED:
+            seen = (j[None, :] >= first[:, None]) & (j[None, :] < end[:, None])
+            scores = tl.where(seen, scores, float("-inf"))
+        new_pivot = tl.maximum(pivot, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_pivot[:, None])
+        shrink = tl.exp2(pivot - new_pivot)
+        total = total * shrink + tl.sum(weights, 1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(operand_like(weights, v, INTERPRETED), v, acc, input_precision=PRECISION)
+        pivot = new_pivot
+    return acc, total, pivot
+
+
+@triton.jit
+def forward_kernel(
+    Q, K, V, OUT, LSE,
+    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
+    table_stride, positions_b, n_positions,
+    HEADS, GROUP, QUERIES, KEYS, factor, window,
+    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """out and, where LSE is given, log2 of the softmax's sum (+inf for a query that sees no key).
+
+    `factor` is scale · log2(e). COS None: queries come rotated or are not to be.
+    """
+    # Programs start in the order of their number: the tiles that see most keys go first, and
+    # neighbours share a tile's height so that the last wave is an even one.
+    n_tiles = tl.cdiv(QUERIES, BLOCK_M)
+    n_heads = tl.num_programs(0) // n_tiles
+    tile = n_tiles - 1 - tl.program_id(0) // n_heads
+    head = tl.program_id(0) % n_heads
+    b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
+    kv = h // GROUP
+    K += b * k_b + kv * k_h
+    V += b * v_b + kv * v_h
+
+    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_ok = rows < QUERIES
+    n_keys = keys_of_row(b, LENGTHS, KEYS)
+    p = n_keys - QUERIES + rows
+    first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
+    # Rows beyond the last query must neither widen the runs of blocks nor narrow them.
+    last = tl.minimum(QUERIES - 1, tile * BLOCK_M + BLOCK_M - 1)
+    end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
+    first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+
+    d = tl.arange(0, BLOCK_D)
+    if COS is None:
+        q_mask = row_ok[:, None] & (d < D)[None, :]
+        q_from = Q + b * q_b + h * q_h + rows.to(tl.int64)[:, None] * q_t + d[None, :]
+        q = tl.load(q_from, mask=q_mask, other=0.0).to(tl.float32)
+    else:
+        positions = p
+        if POSITIONS is not None:
+            known = (p >= 0) & (p < KEYS)
+            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
+        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        offsets = b * q_b + h * q_h + rows.to(tl.int64) * q_t
+        q = load_rotated(Q, offsets, row_ok, cos, sin, D, R, BLOCK_D)
+    q = q * tl.cast(factor, tl.float32)
+    if not INTERPRETED:
+        q = q.to(Q.dtype.element_ty)
+
+    # The runs of blocks: partly seen, seen by all, partly seen.
+    begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
+    stop = tl.minimum(tl.max(end, 0), n_keys)
+    all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
+    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
+
+    # A finite pivot: a row that sees no key in a block subtracts it from -inf and gets exp2 = 0.
+    pivot = tl.full([BLOCK_M], -1.0e30, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if (window is not None) or (FIRSTS is not None) or (STARTS is not None):
+        acc, total, pivot = attend(
+            acc, total, pivot, q, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
+            D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+        )  # fmt: skip
+    acc, total, pivot = attend(
+        acc, total, pivot, q, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
+        D, BLOCK_D, BLOCK_N, False, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    acc, total, pivot = attend(
+        acc, total, pivot, q, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
+        D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+    )  # fmt: skip
+
+    blind = end <= first
+    total = tl.where(blind, 1.0, total)
+    out = acc / total[:, None]
+    to = OUT + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + d[None, :]
+    tl.store(to, out.to(OUT.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])
+    if LSE is not None:
+        lse = tl.where(blind, float("inf"), pivot + tl.log2(total))
+        tl.store(LSE + head.to(tl.int64) * QUERIES + rows, lse, mask=row_ok)

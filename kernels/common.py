@@ -1,0 +1,57 @@
+"""What every kernel and launcher shares.
+
+Rules of the house: offsets are 64-bit before strides multiply them, every masked load says what
+stands in, sums run in fp32, and exponentials are powers of two with log2(e) folded into a factor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+LOG2_E = 1.4426950408889634
+LN_2 = 0.6931471805599453
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Launch where the tensor lives: Triton takes the current device and its current stream."""
+    if tensor.is_cuda:
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot: TF32 only where the user lets torch's own products use it."""
+    relaxed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if relaxed else "ieee"
+
+
+def as_strided_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+@triton.jit
+def operand(x, INTERPRETED: tl.constexpr):
+    """A loaded tile as an operand of tl.dot.
+
+    The interpreter keeps bf16 as bare 16-bit integers and multiplies those; there the tile is
+    widened. A GPU gets it as it is, for its matrix units.
+    """
+    if INTERPRETED:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def operand_like(x, like, INTERPRETED: tl.constexpr):
+    """A computed fp32 tile as the other operand of a product with `like`."""
+    if not INTERPRETED:
+        x = x.to(like.dtype)
+    return x
