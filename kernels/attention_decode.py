@@ -126,7 +126,9 @@ def can_decode(q: Tensor, k: Tensor) -> bool:
     """Few queries over more keys than one program should read."""
     queries, keys = q.shape[2], k.shape[2]
     rows = queries * (q.shape[1] // k.shape[1])
-    return queries <= MAX_QUERIES and rows <= MAX_ROWS and keys >= 4 * block_n_of(q.shape[3], q.dtype)
+    return (
+        queries <= MAX_QUERIES and rows <= MAX_ROWS and keys >= 4 * block_n_of(q.shape[3], q.dtype)
+    )
 
 
 def block_n_of(dim: int, dtype: torch.dtype) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastgrow.cli.settings import read_demo
 from fastgrow.demo import DemoResult, run_demo
@@ -139,6 +141,7 @@ def test_findings_say_what_the_numbers_say() -> None:
 @pytest.mark.timeout(1500)
 def test_the_mean_beats_expert_unigram_and_uniform_on_the_mix(tmp_path: Path) -> None:
     """Over three seeds at the demo's own size; depth is credited nowhere."""
+    torch.set_num_threads(os.cpu_count() or 1)
     for seed in range(3):
         settings = read_demo("demo", [f"seed={seed}"])
         texts = prepare_texts(settings.d_model, tmp_path / "tokens")
