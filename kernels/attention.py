@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import triton
+from torch import Tensor
+
+from fastgrow.kernels.attention_arguments import (
+    Rope,
+    Rules,
+    Tiles,
+    block_of,
+    empty_output,
+    rope_as_arguments,
+    rotated_keys,
+    rules_as_arguments,
+)
 from fastgrow.kernels.attention_backward import d_key_kernel, d_query_kernel, prepare_kernel
+from fastgrow.kernels.attention_decode import can_decode, decode
 from fastgrow.kernels.attention_forward import forward_kernel
 from fastgrow.kernels.common import (
     INTERPRETED,
@@ -16,41 +26,8 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
-from fastgrow.kernels.rotation import rotate
-from torch import Tensor
 
-HEAD_DIMS = (16, 256)  # least and greatest that the kernels serve
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which keys a query sees (fastgrow.ops.attention says how the rules combine)."""
-
-    causal: bool = True
-    window: int | None = None
-    cu_seqlens: Tensor | None = None
-    lengths: Tensor | None = None
-    starts: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Cosines and sines [positions, R/2] float32, the keys' positions, who is rotated already."""
-
-    cos: Tensor
-    sin: Tensor
-    position_ids: Tensor | None = None
-    k_rotated: bool = False
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Queries and keys a program handles at a time, and how it is compiled."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
+__all__ = ["Rope", "Rules", "backward", "forward"]
 
 
 def forward_tiles(dim: int, dtype: torch.dtype) -> Tiles:
@@ -77,7 +54,7 @@ def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
         return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
     if dim <= 64:
         return Tiles(64, 64, 4, 3)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(64, 32, 8, 1)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
 def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
@@ -85,50 +62,14 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if INTERPRETED:
         return Tiles(64, 64, 4, 1)
     if dtype == torch.float32:
-        return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
-    if dim <= 64:
+        if dim <= 64:
+            return Tiles(32, 32, 8, 1)
+        return Tiles(16, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
+    if dim <= 32:
         return Tiles(64, 64, 4, 2)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 64, 8, 1)
-
-
-def block_of(dim: int) -> int:
-    """Width of a tile that holds `dim` features."""
-    return max(16, triton.next_power_of_2(dim))
-
-
-def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """Where the document of each of `keys` tokens begins and ends, int32 [keys] each."""
-    bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32), (1, 0))
-    bounds = torch.nn.functional.pad(bounds, (0, 1), value=keys)
-    tokens = torch.arange(keys, device=cu_seqlens.device, dtype=torch.int32)
-    inner = torch.searchsorted(bounds[1:-1].contiguous(), tokens, right=True)
-    return bounds[inner].contiguous(), bounds[inner + 1].contiguous()
-
-
-def rules_as_arguments(rules: Rules, keys: int) -> tuple[Tensor | None, ...]:
-    """LENGTHS, STARTS, FIRSTS and ENDS of the kernels."""
-    firsts, ends = None, None
-    if rules.cu_seqlens is not None:
-        firsts, ends = documents(rules.cu_seqlens, keys)
-    return rules.lengths, rules.starts, firsts, ends
-
-
-def rotated_keys(k: Tensor, rope: Rope | None) -> Tensor:
-    """The keys as the kernels want them; a transient workspace where they have to be rotated."""
-    k = as_strided_rows(k)
-    if rope is None or rope.k_rotated:
-        return k
-    return rotate(k, rope.cos, rope.sin, rope.position_ids)
-
-
-def rope_as_arguments(rope: Rope | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...], int]:
-    """(COS, SIN, POSITIONS), (table_stride, positions_b, n_positions) and the rotated width."""
-    if rope is None:
-        return (None, None, None), (0, 0, 0), 0
-    ids = rope.position_ids
-    of_rows = 0 if ids is None or ids.dim() == 1 else ids.stride(0)
-    numbers = (rope.cos.stride(0), of_rows, rope.cos.shape[0])
-    return (rope.cos, rope.sin, ids), numbers, 2 * rope.cos.shape[1]
+    if dim <= 64:
+        return Tiles(32, 64, 4, 2)
+    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
 def forward(
@@ -155,6 +96,9 @@ def forward(
         lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     if out.numel() == 0:
         return out, lse
+    if not with_lse and can_decode(q, k):
+        decode(q, k, v, rope, scale, rules, out)
+        return out, None
     q, v = as_strided_rows(q), as_strided_rows(v)
     k = rotated_keys(k, rope)
     tensors, numbers, rotated = rope_as_arguments(rope)
@@ -171,13 +115,6 @@ def forward(
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
     return out, lse
-
-
-def empty_output(q: Tensor) -> Tensor:
-    """[B, H, T, D] laid out as [B, T, H, D], which the output projection reads without a copy."""
-    batch, heads, queries, dim = q.shape
-    out = torch.empty(batch, queries, heads, dim, dtype=q.dtype, device=q.device)
-    return out.transpose(1, 2)
 
 
 def backward(
@@ -212,7 +149,7 @@ def backward(
     delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     block_d = block_of(dim)
     rows = max(16, 4096 // block_d)
-    common: dict[str, Any] = {"D": dim, "R": rotated, "BLOCK_D": block_d}
+    common = {"D": dim, "R": rotated, "BLOCK_D": block_d}
     with on_device_of(q):
         prepare_kernel[(triton.cdiv(queries, rows), batch * heads)](
             q, out, d_out, scaled, delta, *tensors, rules.lengths,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from fastgrow.kernels.common import LN_2, operand, operand_like
 from fastgrow.kernels.rotation import load_rotated, load_rotation, rotate_back
 from fastgrow.kernels.visibility import interval, keys_of_row
@@ -56,7 +57,7 @@ def prepare_kernel(
             known = (p >= 0) & (p < KEYS)
             positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
         cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
-        q = load_rotated(q_from, rows, row_ok, q_t, cos, sin, D, R, BLOCK_D)
+        q = load_rotated(q_from, rows.to(tl.int64) * q_t, row_ok, cos, sin, D, R, BLOCK_D)
     q = (q * tl.cast(factor, tl.float32)).to(SCALED.dtype.element_ty)
     tl.store(SCALED + (plane + wide) * D + d[None, :], q, mask=mask)
 

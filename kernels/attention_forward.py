@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from fastgrow.kernels.common import operand, operand_like
 from fastgrow.kernels.rotation import load_rotated, load_rotation
 from fastgrow.kernels.visibility import interval, keys_of_row
 
 
 @triton.jit
-def _attend(
+def attend(
     acc, total, pivot, q, K, V, k_t, v_t, begin, stop, first, end, n_keys,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -99,7 +100,8 @@ def forward_kernel(
             known = (p >= 0) & (p < KEYS)
             positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
         cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
-        q = load_rotated(Q + b * q_b + h * q_h, rows, row_ok, q_t, cos, sin, D, R, BLOCK_D)
+        offsets = b * q_b + h * q_h + rows.to(tl.int64) * q_t
+        q = load_rotated(Q, offsets, row_ok, cos, sin, D, R, BLOCK_D)
     q = q * tl.cast(factor, tl.float32)
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
@@ -115,15 +117,15 @@ def forward_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if (window is not None) or (FIRSTS is not None) or (STARTS is not None):
-        acc, total, pivot = _attend(
+        acc, total, pivot = attend(
             acc, total, pivot, q, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
             D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
         )  # fmt: skip
-    acc, total, pivot = _attend(
+    acc, total, pivot = attend(
         acc, total, pivot, q, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
         D, BLOCK_D, BLOCK_N, False, PRECISION, INTERPRETED,
     )  # fmt: skip
-    acc, total, pivot = _attend(
+    acc, total, pivot = attend(
         acc, total, pivot, q, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
         D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
     )  # fmt: skip

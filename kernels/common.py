@@ -45,13 +45,13 @@ def operand(x, INTERPRETED: tl.constexpr):
     widened. A GPU gets it as it is, for its matrix units.
     """
     if INTERPRETED:
-        return x.to(tl.float32)
+        x = x.to(tl.float32)
     return x
 
 
 @triton.jit
 def operand_like(x, like, INTERPRETED: tl.constexpr):
     """A computed fp32 tile as the other operand of a product with `like`."""
-    if INTERPRETED:
-        return x
-    return x.to(like.dtype)
+    if not INTERPRETED:
+        x = x.to(like.dtype)
+    return x

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from fastgrow.kernels.common import on_device_of
 
 
@@ -50,12 +51,15 @@ def rotate_back(x, cos, sin, R: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def load_rotated(
-    X, rows, row_ok, stride, cos, sin, D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr
+    X, offsets, row_ok, cos, sin, D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """Rows of X rotated, [rows, BLOCK_D] fp32. The partners are a second load of the same lines."""
+    """The rows of X at int64 offsets, rotated, [rows, BLOCK_D] fp32.
+
+    The partners are a second load of the same lines.
+    """
     d = tl.arange(0, BLOCK_D)
     mask = row_ok[:, None] & (d < D)[None, :]
-    base = X + rows.to(tl.int64)[:, None] * stride
+    base = X + offsets[:, None]
     x = tl.load(base + d[None, :], mask=mask, other=0.0).to(tl.float32)
     partner = tl.load(base + partner_of(R, BLOCK_D)[None, :], mask=mask, other=0.0)
     return x * cos + partner.to(tl.float32) * sin
@@ -76,7 +80,9 @@ def _rotate_kernel(
     if POSITIONS is not None:
         positions = tl.load(POSITIONS + b * positions_b + rows, mask=row_ok, other=0)
     cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
-    y = load_rotated(X + b * x_b + h * x_h, rows, row_ok, x_t, cos, sin, D, R, BLOCK_D)
+    y = load_rotated(
+        X + b * x_b + h * x_h, rows.to(tl.int64) * x_t, row_ok, cos, sin, D, R, BLOCK_D
+    )
     d = tl.arange(0, BLOCK_D)
     to = OUT + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + d[None, :]
     tl.store(to, y.to(OUT.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])

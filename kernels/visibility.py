@@ -14,9 +14,10 @@ import triton.language as tl
 @triton.jit
 def keys_of_row(b, LENGTHS, KEYS):
     """Number of keys of batch row b."""
+    n_keys = KEYS
     if LENGTHS is not None:
-        return tl.load(LENGTHS + b).to(tl.int32)
-    return KEYS
+        n_keys = tl.load(LENGTHS + b).to(tl.int32)
+    return n_keys
 
 
 @triton.jit

@@ -65,7 +65,7 @@ def measure_matrix(experts: dict[str, Decoder], texts: DemoTexts, settings: Demo
 
 
 def _best_weights(
-    ensemble: Ensemble, texts: DemoTexts, settings: DemoSettings, steps: int = 5
+    ensemble: Ensemble, texts: DemoTexts, settings: DemoSettings, steps: int = 6
 ) -> dict[str, float]:
     """Weights on a grid that do best on the validation texts together (never on a test text)."""
 

@@ -39,6 +39,10 @@ class DemoSettings:
     seed: int = 0
     own_share: float = 0.8
 
+    def __post_init__(self) -> None:
+        # Both refuse what is out of range; better here than after the substrate has been drawn.
+        _ = self.schedule, self.train
+
     @property
     def schedule(self) -> GrowthSchedule:
         return GrowthSchedule.blocks(self.stages, tokens=self.tokens_per_stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fastgrow.nn import Decoder, DecoderConfig
 from fastgrow.substrate import Substrate
 from fastgrow.training import Mixture, TextData
 
-GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
+KINDS = GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,34 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
 
 
 def train_specialist(
-    script: str, texts: DemoTexts, settings: DemoSettings, out: Path, *, quiet: bool = False
+    script: str,
+    texts: DemoTexts,
+    settings: DemoSettings,
+    out: Path,
+    *,
+    kinds: Sequence[str] = KINDS,
+    quiet: bool = False,
 ) -> dict[str, GrowthResult]:
-    """Grow the specialist of `script` and train its controls, at equal tokens and settings."""
+    """Grow the specialist of `script` and train its controls, at equal tokens and settings.
+
+    Args:
+        script: whose specialist.
+        texts: what it reads.
+        settings: sizes and seed.
+        out: folder for the runs.
+        kinds: which of them to train.
+        quiet: print nothing.
+
+    Returns:
+        The runs by kind.
+    """
     schedules = {
         GROWN: settings.schedule,
         NEVER_GROWN: settings.schedule.as_never_grown(),
         MONOLITH: settings.schedule.as_monolith(),
     }
     results = {}
-    for kind, schedule in schedules.items():
+    for kind in kinds:
         torch.manual_seed(settings.seed)
         config = DecoderConfig(
             vocab_size=len(texts.substrate),
@@ -78,7 +97,7 @@ def train_specialist(
         results[kind] = grow(
             Decoder(config, texts.substrate),
             texts.specialist(script, settings.own_share),
-            schedule,
+            schedules[kind],
             train=settings.train,
             out=out / f"{script}-{kind}".lower().replace(" ", "-"),
             evaluate_on={"test": texts.own[script].test},

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.ops import _attention_triton
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
 from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
@@ -230,6 +231,11 @@ def attention_vendor(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+
+
+_OPERATION.implementation(
+    "triton", verify=_attention_triton.can_serve, pays=_attention_triton.pays
+)(_attention_triton.attention_triton)
 
 
 def visible_keys(visibility: Visibility, q: Tensor, k: Tensor) -> Tensor | None:

@@ -183,6 +183,16 @@ def test_appended_identity_blocks_change_no_bit(model: Decoder, ids: torch.Tenso
         assert projection.weight.grad.abs().max() > 0
 
 
+def test_any_block_can_be_made_the_identity() -> None:
+    block = Block(small_config(attention_bias=True))
+    torch.nn.init.ones_(block.attention.out.bias)
+    torch.nn.init.ones_(block.mlp.down.bias)
+    x = torch.randn(1, 5, 32)
+    assert not torch.equal(block(x), x)
+    block.make_identity()
+    assert torch.equal(block(x), x)
+
+
 def test_appended_random_blocks_follow_the_generator(
     config: DecoderConfig, substrate: TinySubstrate, ids: torch.Tensor
 ) -> None:
@@ -286,6 +296,10 @@ def test_misfits_are_refused(substrate: TinySubstrate) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Decoder(small_config(**changes), substrate)
+    codes = TinySubstrate()
+    codes.table = (codes.table > 0).astype("float32")
+    with pytest.raises(ConfigError, match="has codes of 8 bits, which cannot be cut"):
+        Decoder(small_config(d_model=4, n_head=2), codes)
     with pytest.raises(ConfigError, match="needs a substrate or a table"):
         Decoder(small_config())
     with pytest.raises(ConfigError, match=r"table must be of shape \[260, 'n_embed'\]"):

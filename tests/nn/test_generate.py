@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import TinySubstrate
+from tiny_model import TinySubstrate, small_config
 
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.nn import Decoder, generate, stream
@@ -39,28 +39,42 @@ class Scripted:
         raise NotImplementedError
 
 
-def test_greedy_is_a_loop_over_full_passes(model: Decoder, ids: torch.Tensor) -> None:
+@pytest.fixture
+def model(substrate: TinySubstrate) -> Decoder:
+    # Large weights: what stands further back changes what comes next.
+    config = small_config(init_std=0.3)
+    return Decoder(config, substrate, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def endless(model: Decoder) -> Decoder:
+    """The same without a substrate, so that no token ends a document."""
+    model.substrate = None
+    return model
+
+
+def test_greedy_is_a_loop_over_full_passes(endless: Decoder, ids: torch.Tensor) -> None:
     expected = ids[:, :5]
     for _ in range(12):
-        expected = torch.cat([expected, model(expected)[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(generate(model, ids[:, :5], max_new_tokens=12, temperature=0), expected)
-    one = generate(model, ids[0, :5].tolist(), max_new_tokens=12, temperature=0)
+        expected = torch.cat([expected, endless(expected)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(generate(endless, ids[:, :5], max_new_tokens=12, temperature=0), expected)
+    one = generate(endless, ids[0, :5].tolist(), max_new_tokens=12, temperature=0)
     assert torch.equal(one, expected[:1])
 
 
 def test_past_the_context_reading_goes_on_from_the_later_half(
-    model: Decoder, ids: torch.Tensor
+    endless: Decoder, ids: torch.Tensor
 ) -> None:
-    got = generate(model, ids, max_new_tokens=30, temperature=0)
+    got = generate(endless, ids, max_new_tokens=30, temperature=0)
     expected, begin = ids, 0
     for _ in range(30):
         if expected.shape[1] - begin > 24:
             begin = expected.shape[1] - 12
-        expected = torch.cat([expected, model(expected[:, begin:])[:, -1:].argmax(-1)], dim=1)
+        expected = torch.cat([expected, endless(expected[:, begin:])[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(got, expected)
     long = torch.cat([ids, ids], 1)
-    next_id = generate(model, long, max_new_tokens=1, temperature=0)[:, -1]
-    assert torch.equal(next_id, model(long[:, -24:])[:, -1].argmax(-1))
+    next_id = generate(endless, long, max_new_tokens=1, temperature=0)[:, -1]
+    assert torch.equal(next_id, endless(long[:, -24:])[:, -1].argmax(-1))
 
 
 def test_seed_decides_and_leaves_the_global_generator_alone(
@@ -110,6 +124,7 @@ def test_stop_strings_and_what_is_held_back_for_them(substrate: TinySubstrate) -
     model = Scripted(substrate, "ab\nc\n\nd")
     assert generate(model, ">", stop="\n\n") == ">ab\nc"
     assert generate(model, ">", stop=["x", "b\nc", "\n\n"]) == ">a"
+    assert generate(model, ">", stop=["c", "b\nc"]) == ">a"
     assert generate(model, ">", stop="d!") == ">ab\nc\n\nd"
     assert list(stream(model, ">", stop="\n\n")) == ["a", "b", "\nc"]
     assert list(stream(model, ">")) == ["a", "b", "\n", "c", "\n", "\n", "d"]

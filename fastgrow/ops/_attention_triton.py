@@ -1,0 +1,243 @@
+"""The Triton implementation of `attention`: when it serves, its torch.library ops, its gradients.
+
+Nothing rotated is saved for the backward pass, which rotates queries and keys again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastgrow.ops import _triton
+from fastgrow.ops._check import refuse
+from fastgrow.ops._dispatch import Verdict
+
+if TYPE_CHECKING:
+    from fastgrow.kernels.attention import Rope, Rules
+    from fastgrow.ops.attention import Visibility
+    from fastgrow.ops.rope import RopeTable
+
+MAX_HEAD_DIM = 256
+
+
+def can_serve(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: RopeTable | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    scale: float,
+    visibility: Visibility,
+    dropout: float,
+) -> Verdict:
+    """The verifier."""
+    ok, reason = _triton.can_run(q)
+    if not ok:
+        return False, reason
+    if q.shape[3] > MAX_HEAD_DIM:
+        return False, f"it serves head dimensions to {MAX_HEAD_DIM}, not {q.shape[3]}"
+    if visibility.mask is not None:
+        return False, "it takes no mask"
+    if dropout > 0:
+        return False, "it has no dropout"
+    return True, ""
+
+
+def pays(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: RopeTable | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    scale: float,
+    visibility: Visibility,
+    dropout: float,
+) -> Verdict:
+    """Where SDPA has kernels of its own for the rules, only small heads are known to be ours."""
+    ok, reason = _triton.pays_on(q)
+    if not ok:
+        return False, reason
+    rules = (visibility.window, visibility.cu_seqlens, visibility.lengths, visibility.starts)
+    if any(rule is not None for rule in rules):
+        return True, "SDPA would need a mask of all scores"
+    needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    if q.shape[2] <= 8 and k.shape[2] >= 1024 and not needs_gradient:
+        return True, "SDPA does not split the keys of a few queries"
+    if q.shape[3] <= 32 and q.dtype != torch.float32:
+        return True, "SDPA's kernels are made for larger heads"
+    return False, "SDPA's kernels are made for this head dimension"
+
+
+def attention_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: RopeTable | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    scale: float,
+    visibility: Visibility,
+    dropout: float,
+) -> Tensor:
+    """The kernels of fastgrow.kernels.attention."""
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    cos, sin = (None, None) if rope is None else rope
+    rules = visibility
+    settings = (cos, sin, position_ids, k_rotated, scale, rules.causal, rules.window)
+    settings = (*settings, rules.cu_seqlens, rules.lengths, rules.starts)
+    out: Tensor
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        out = _Attention.apply(q, k, v, *settings)
+    else:
+        out = torch.ops.fastgrow.attention_inference(q, k, v, *settings)
+    return out
+
+
+_SETTINGS = (
+    "Tensor? cos, Tensor? sin, Tensor? position_ids, bool k_rotated, float scale, bool causal, "
+    "int? window, Tensor? cu_seqlens, Tensor? lengths, Tensor? starts"
+)
+_library = torch.library.Library("fastgrow", "FRAGMENT")
+_library.define(f"attention_inference(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> Tensor")
+_library.define(f"attention_forward(Tensor q, Tensor k, Tensor v, {_SETTINGS}) -> (Tensor, Tensor)")
+_library.define(
+    "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_SETTINGS}, bool for_query, bool for_key) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _unpack(
+    cos: Tensor | None,
+    sin: Tensor | None,
+    position_ids: Tensor | None,
+    k_rotated: bool,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    cu_seqlens: Tensor | None,
+    lengths: Tensor | None,
+    starts: Tensor | None,
+) -> tuple[Rope | None, float, Rules]:
+    from fastgrow.kernels.attention import Rope, Rules
+
+    rope = None if cos is None or sin is None else Rope(cos, sin, position_ids, k_rotated)
+    return rope, scale, Rules(causal, window, cu_seqlens, lengths, starts)
+
+
+def _inference(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
+    from fastgrow.kernels.attention import forward
+
+    return forward(q, k, v, *_unpack(*settings), with_lse=False)[0]
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    from fastgrow.kernels.attention import forward
+
+    out, lse = forward(q, k, v, *_unpack(*settings), with_lse=True)
+    assert lse is not None
+    return out, lse
+
+
+def _backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    from fastgrow.kernels.attention import backward
+
+    *settings_, for_query, for_key = settings
+    arguments = (d_out, q, k, v, out, lse, *_unpack(*settings_))
+    dq, dk, dv = backward(*arguments, for_query=for_query, for_key=for_key)
+    nothing = q.new_empty(0)
+    return (
+        nothing if dq is None else dq,
+        nothing if dk is None else dk,
+        q.new_empty(0) if dv is None else dv,
+    )
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("attention_inference", _inference, _key)
+    _library.impl("attention_forward", _forward, _key)
+    _library.impl("attention_backward", _backward, _key)
+
+
+def _like_output(q: Tensor) -> Tensor:
+    batch, heads, queries, dim = q.shape
+    return q.new_empty(batch, queries, heads, dim).transpose(1, 2)
+
+
+@torch.library.register_fake("fastgrow::attention_inference", lib=_library)
+def _(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
+    return _like_output(q)
+
+
+@torch.library.register_fake("fastgrow::attention_forward", lib=_library)
+def _(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return _like_output(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.register_fake("fastgrow::attention_backward", lib=_library)
+def _(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *_, for_query, for_key = settings
+    dq = _like_output(q) if for_query else q.new_empty(0)
+    if for_key:
+        return dq, _like_output(k), _like_output(v)
+    return dq, q.new_empty(0), q.new_empty(0)
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps q, k, v, the output and one number a query."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
+        out, lse = torch.ops.fastgrow.attention_forward(q, k, v, *settings)
+        ctx.is_tensor = [isinstance(x, Tensor) for x in settings]
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in settings]
+        tensors = [x for x in settings if isinstance(x, Tensor)]
+        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (d_out,) = gradients
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        kept = iter(tensors)
+        settings = [
+            next(kept) if is_tensor else number
+            for is_tensor, number in zip(ctx.is_tensor, ctx.numbers, strict=True)
+        ]
+        wants_q, wants_k, wants_v = ctx.needs_input_grad[:3]
+        dq, dk, dv = _AttentionBackward.apply(
+            d_out, q, k, v, out, lse, *settings, wants_q, wants_k or wants_v
+        )
+        return (
+            dq if wants_q else None,
+            dk if wants_k else None,
+            dv if wants_v else None,
+            *(None for _ in settings),
+        )
+
+
+class _AttentionBackward(torch.autograd.Function):
+    """The gradients, which refuse to be differentiated rather than pass for constants."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        gradients: tuple[Tensor, Tensor, Tensor]
+        gradients = torch.ops.fastgrow.attention_backward(*arguments)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise refuse(
+            "attention", "impl", "eager or vendor where gradients are differentiated", "triton"
+        )

@@ -1,0 +1,36 @@
+"""Whether Triton kernels can run on a tensor."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from fastgrow.ops._dispatch import Verdict
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+# Set before Triton is imported, or not at all: a process has either the interpreter or a compiler.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def can_run(tensor: Tensor) -> Verdict:
+    """May a kernel read this tensor, by device and dtype?"""
+    if not INSTALLED:
+        return False, "triton is not installed"
+    if tensor.device.type == "cpu" and not INTERPRETED:
+        return False, "the tensors are on the CPU and TRITON_INTERPRET=1 is not set"
+    if tensor.device.type not in ("cpu", "cuda"):
+        return False, f"it has no kernel for {tensor.device.type} tensors"
+    if tensor.dtype not in DTYPES:
+        return False, f"it takes float32, bfloat16 or float16, not {tensor.dtype}"
+    return True, ""
+
+
+def pays_on(tensor: Tensor) -> Verdict:
+    """The interpreter is slower than any other implementation."""
+    if tensor.device.type == "cpu":
+        return False, "the interpreter is for tests"
+    return True, ""

@@ -1,0 +1,90 @@
+"""What the attention launchers share: rules and rotation as arguments of kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from fastgrow.kernels.common import as_strided_rows
+from fastgrow.kernels.rotation import rotate
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which keys a query sees (fastgrow.ops.attention says how the rules combine)."""
+
+    causal: bool = True
+    window: int | None = None
+    cu_seqlens: Tensor | None = None
+    lengths: Tensor | None = None
+    starts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Cosines and sines [positions, R/2] float32, and the keys' positions (0 … Tk − 1 without)."""
+
+    cos: Tensor
+    sin: Tensor
+    position_ids: Tensor | None = None
+    k_rotated: bool = False
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Queries and keys a program handles at a time, and how it is compiled."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def block_of(dim: int) -> int:
+    """Width of a tile that holds `dim` features."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Where the document of each of `keys` tokens begins and ends, int32 [keys] each."""
+    bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32), (1, 0))
+    bounds = torch.nn.functional.pad(bounds, (0, 1), value=keys)
+    tokens = torch.arange(keys, device=cu_seqlens.device, dtype=torch.int32)
+    inner = torch.searchsorted(bounds[1:-1].contiguous(), tokens, right=True)
+    return bounds[inner].contiguous(), bounds[inner + 1].contiguous()
+
+
+def rules_as_arguments(rules: Rules, keys: int) -> tuple[Tensor | None, ...]:
+    """LENGTHS, STARTS, FIRSTS and ENDS of the kernels."""
+    firsts, ends = None, None
+    if rules.cu_seqlens is not None:
+        firsts, ends = documents(rules.cu_seqlens, keys)
+    return rules.lengths, rules.starts, firsts, ends
+
+
+def rotated_keys(k: Tensor, rope: Rope | None) -> Tensor:
+    """The keys as the kernels want them; a transient workspace where they have to be rotated."""
+    k = as_strided_rows(k)
+    if rope is None or rope.k_rotated:
+        return k
+    return rotate(k, rope.cos, rope.sin, rope.position_ids)
+
+
+def rope_as_arguments(rope: Rope | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...], int]:
+    """(COS, SIN, POSITIONS), (table_stride, positions_b, n_positions) and the rotated width."""
+    if rope is None:
+        return (None, None, None), (0, 0, 0), 0
+    ids = rope.position_ids
+    of_rows = 0 if ids is None or ids.dim() == 1 else ids.stride(0)
+    numbers = (rope.cos.stride(0), of_rows, rope.cos.shape[0])
+    return (rope.cos, rope.sin, ids), numbers, 2 * rope.cos.shape[1]
+
+
+def empty_output(q: Tensor) -> Tensor:
+    """[B, H, T, D] laid out as [B, T, H, D], which the output projection reads without a copy."""
+    batch, heads, queries, dim = q.shape
+    out = torch.empty(batch, queries, heads, dim, dtype=q.dtype, device=q.device)
+    return out.transpose(1, 2)

@@ -1,0 +1,198 @@
+"""Attention of a few queries over many keys, as in decoding with a cache: split over the keys.
+
+One program takes a run of keys for all the queries that share them (a group's heads times the
+last few tokens), so the cache is read once; a second kernel joins the runs. Rows of different
+lengths are a batch: a program beyond its row's last key has nothing to read.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrow.kernels.attention_arguments import (
+    Rope,
+    Rules,
+    block_of,
+    rope_as_arguments,
+    rotated_keys,
+    rules_as_arguments,
+)
+from fastgrow.kernels.attention_forward import attend
+from fastgrow.kernels.common import (
+    INTERPRETED,
+    LOG2_E,
+    as_strided_rows,
+    dot_precision,
+    on_device_of,
+)
+from fastgrow.kernels.rotation import load_rotated, load_rotation
+from fastgrow.kernels.visibility import interval, keys_of_row
+
+MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
+MAX_ROWS = 64  # of queries times heads that share a key head
+MAX_RUNS = 64
+
+
+@triton.jit
+def decode_kernel(
+    Q, K, V, PARTS, SUMS, PIVOTS,
+    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    table_stride, positions_b, n_positions,
+    KV_HEADS, GROUP, QUERIES, KEYS, run, factor, window,
+    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """PARTS [B·H_kv, runs, rows, D], SUMS and PIVOTS [B·H_kv, runs, rows] of one run of keys.
+
+    Row r stands for head r // QUERIES of the group and query r % QUERIES.
+    """
+    head = tl.program_id(1)
+    b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
+    rows = tl.arange(0, BLOCK_M)
+    n_rows = GROUP * QUERIES
+    row_ok = rows < n_rows
+    i = rows % QUERIES
+    n_keys = keys_of_row(b, LENGTHS, KEYS)
+    p = n_keys - QUERIES + i
+    first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
+
+    d = tl.arange(0, BLOCK_D)
+    offsets = b * q_b + (kv * GROUP + rows // QUERIES) * q_h + i.to(tl.int64) * q_t
+    if COS is None:
+        q_mask = row_ok[:, None] & (d < D)[None, :]
+        q = tl.load(Q + offsets[:, None] + d[None, :], mask=q_mask, other=0.0).to(tl.float32)
+    else:
+        positions = p
+        if POSITIONS is not None:
+            known = (p >= 0) & (p < KEYS)
+            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
+        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        q = load_rotated(Q, offsets, row_ok, cos, sin, D, R, BLOCK_D)
+    q = q * tl.cast(factor, tl.float32)
+    if not INTERPRETED:
+        q = q.to(Q.dtype.element_ty)
+
+    begin = tl.program_id(0) * run
+    stop = tl.minimum(tl.minimum(begin + run, tl.max(end, 0)), n_keys)
+    # A window may leave the first runs without a key.
+    begin = tl.maximum(begin, tl.minimum(tl.min(first, 0) // BLOCK_N * BLOCK_N, begin + run))
+    pivot = tl.full([BLOCK_M], -1.0e30, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc, total, pivot = attend(
+        acc, total, pivot, q, K + b * k_b + kv * k_h, V + b * v_b + kv * v_h, k_t, v_t,
+        begin, stop, first, end, tl.minimum(stop, n_keys),
+        D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    at = (head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * n_rows + rows
+    tl.store(SUMS + at, total, mask=row_ok)
+    tl.store(PIVOTS + at, pivot, mask=row_ok)
+    mask = row_ok[:, None] & (d < D)[None, :]
+    tl.store(PARTS + at[:, None] * D + d[None, :], acc, mask=mask)
+
+
+@triton.jit
+def join_kernel(
+    PARTS, SUMS, PIVOTS, OUT, o_b, o_h, o_t, KV_HEADS, GROUP, QUERIES, n_runs,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, RUNS: tl.constexpr,
+):  # fmt: skip
+    """OUT for one row from its runs."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
+    runs = tl.arange(0, RUNS)
+    d = tl.arange(0, BLOCK_D)
+    at = (head.to(tl.int64) * n_runs + runs) * (GROUP * QUERIES) + row
+    known = runs < n_runs
+    total = tl.load(SUMS + at, mask=known, other=0.0)
+    pivots = tl.load(PIVOTS + at, mask=known, other=-1.0e30)
+    mask = known[:, None] & (d < D)[None, :]
+    parts = tl.load(PARTS + at[:, None] * D + d[None, :], mask=mask, other=0.0)
+    share = tl.exp2(pivots - tl.max(pivots, 0))
+    total = tl.sum(total * share, 0)
+    # Only a query that sees no key has a sum of exactly zero.
+    out = tl.sum(parts * share[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    to = OUT + b * o_b + (kv * GROUP + row // QUERIES) * o_h + (row % QUERIES).to(tl.int64) * o_t
+    tl.store(to + d, out.to(OUT.dtype.element_ty), mask=d < D)
+
+
+def can_decode(q: Tensor, k: Tensor) -> bool:
+    """Few queries over more keys than one program should read."""
+    queries, keys = q.shape[2], k.shape[2]
+    rows = queries * (q.shape[1] // k.shape[1])
+    return (
+        queries <= MAX_QUERIES and rows <= MAX_ROWS and keys >= 4 * block_n_of(q.shape[3], q.dtype)
+    )
+
+
+def block_n_of(dim: int, dtype: torch.dtype) -> int:
+    """Keys a program reads at a time: 16 KiB of them."""
+    if INTERPRETED:
+        return 16
+    return max(16, min(128, 16384 // dtype.itemsize // block_of(dim)))
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def runs_of_keys(
+    batch_heads: int, keys: int, block_n: int, device: torch.device
+) -> tuple[int, int]:
+    """How many runs the keys are split into, and the keys of a run (a multiple of block_n).
+
+    Two programs a processor, none with less than two blocks.
+    """
+    processors = _processors(device) if device.type == "cuda" else 4
+    wanted = max(1, 2 * processors // batch_heads)
+    blocks = triton.cdiv(keys, block_n)
+    blocks_of_run = max(2, triton.cdiv(blocks, min(wanted, MAX_RUNS)))
+    return triton.cdiv(blocks, blocks_of_run), blocks_of_run * block_n
+
+
+def decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope: Rope | None,
+    scale: float,
+    rules: Rules,
+    out: Tensor,
+) -> None:
+    """Write to out [B, H, Tq, D] what `attention.forward` would."""
+    batch, heads, queries, dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    group = heads // kv_heads
+    rows = group * queries
+    q, v = as_strided_rows(q), as_strided_rows(v)
+    k = rotated_keys(k, rope)
+    block_n = block_n_of(dim, q.dtype)
+    runs, run = runs_of_keys(batch * kv_heads, keys, block_n, q.device)
+    wide = {"dtype": torch.float32, "device": q.device}
+    parts = torch.empty(batch * kv_heads, runs, rows, dim, **wide)
+    sums = torch.empty(batch * kv_heads, runs, rows, **wide)
+    pivots = torch.empty_like(sums)
+    tensors, numbers, rotated = rope_as_arguments(rope)
+    # Without matrix units the operands of a product lie in registers, which more warps share.
+    num_warps = 8 if q.dtype == torch.float32 else 4
+    shape = {"D": dim, "BLOCK_D": block_of(dim)}
+    with on_device_of(q):
+        decode_kernel[(runs, batch * kv_heads)](
+            q, k, v, parts, sums, pivots, *tensors, *rules_as_arguments(rules, keys),
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *numbers,
+            kv_heads, group, queries, keys, run, scale * LOG2_E, rules.window,
+            **shape, R=rotated, BLOCK_M=max(16, triton.next_power_of_2(rows)), BLOCK_N=block_n,
+            CAUSAL=rules.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
+            num_warps=num_warps, num_stages=2 if num_warps == 8 else 3,
+        )  # fmt: skip
+        join_kernel[(rows, batch * kv_heads)](
+            parts, sums, pivots, out, *out.stride()[:3], kv_heads, group, queries, runs,
+            **shape, RUNS=triton.next_power_of_2(runs), num_warps=4,
+        )  # fmt: skip

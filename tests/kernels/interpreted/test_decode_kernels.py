@@ -1,0 +1,75 @@
+"""Attention of a few queries over a cache, split over the keys, against the eager formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from harness import DEVICE, assert_accurate
+from torch import Tensor
+
+from fastgrow.kernels import attention_decode
+from fastgrow.ops import attention, rope_table
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def ids(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
+
+
+CASES: list[tuple[dict[str, int], torch.dtype, dict[str, Any]]] = [
+    ({}, F32, {}),
+    ({"queries": 5, "dim": 24, "rotated": 16}, F32, {}),
+    ({"heads": 8, "kv_heads": 2, "queries": 3}, BF16, {}),
+    ({"dim": 128}, F16, {"k_rotated": True}),
+    ({"batch": 3, "queries": 2}, F32, {"lengths": ids(1, 150, 70), "k_rotated": True}),
+    ({"batch": 2, "queries": 4}, F32, {"starts": ids(0, 149)}),
+    ({"queries": 8}, F32, {"window": 20}),
+    ({"queries": 3, "rotated": 0}, F32, {"causal": False}),
+    ({"batch": 2}, F32, {"lengths": ids(4, 150), "window": 9, "starts": ids(1, 100)}),
+]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, rotated: int, impl: str, **options: Any) -> Tensor:
+    table = rope_table(k.shape[2], rotated, device=DEVICE) if rotated else None
+    if table is not None and q.dtype == torch.float64:
+        table = (table[0].double(), table[1].double())
+    return attention(q, k, v, rope=table, impl=impl, **options)
+
+
+@pytest.mark.parametrize(("shape", "dtype", "options"), CASES)
+def test_agrees_with_truth(
+    shape: dict[str, int], dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    batch, dim, kv_heads = shape.get("batch", 1), shape.get("dim", 32), shape.get("kv_heads", 1)
+    sizes = (shape.get("heads", 2), shape.get("queries", 1)), (kv_heads, 150), (kv_heads, 150)
+    q, k, v = (torch.randn(batch, h, t, dim, device=DEVICE).to(dtype) for h, t in sizes)
+    assert attention_decode.can_decode(q, k)
+    block_n = attention_decode.block_n_of(dim, dtype)
+    runs, _ = attention_decode.runs_of_keys(batch * kv_heads, 150, block_n, q.device)
+    assert runs > 1, "the case does not split its keys"
+    rotated = shape.get("rotated", dim)
+    truth = attend(q.double(), k.double(), v.double(), rotated, "eager", **options)
+    eager = attend(q, k, v, rotated, "eager", **options)
+    assert_accurate("out", attend(q, k, v, rotated, "triton", **options), eager, truth)
+
+
+def test_unwritten_part_of_a_cache_is_never_read() -> None:
+    q = torch.randn(2, 1, 1, 32, device=DEVICE)
+    k, v = (torch.randn(2, 1, 150, 32, device=DEVICE) for _ in range(2))
+    lengths = ids(3, 77)
+    expected = attention(q, k, v, lengths=lengths, impl="triton")
+    for row, length in enumerate(lengths.tolist()):
+        k[row, :, length:], v[row, :, length:] = float("nan"), float("nan")
+    assert torch.equal(attention(q, k, v, lengths=lengths, impl="triton"), expected)
+
+
+def test_result_does_not_depend_on_the_split_beyond_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, k, v = (torch.randn(1, 2, t, 32, device=DEVICE) for t in (1, 150, 150))
+    split = attention(q, k, v, impl="triton")
+    monkeypatch.setattr(attention_decode, "MAX_RUNS", 1)
+    torch.testing.assert_close(attention(q, k, v, impl="triton"), split, rtol=1e-5, atol=1e-6)

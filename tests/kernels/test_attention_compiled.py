@@ -1,0 +1,76 @@
+"""Attention's kernels as GPUs would get them: they compile, fit and do not spill."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
+
+attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+MATRIX_KERNELS = ("forward_kernel", "d_query_kernel", "d_key_kernel")
+
+
+def launches(dim: int, dtype: torch.dtype, **rules: object) -> list[Launch]:
+    """Everything that a training step launches."""
+    q = torch.zeros(1, 2, 256, dim, dtype=dtype)
+    lse = torch.zeros(1, 2, 256)
+    rope = attention.Rope(torch.zeros(256, dim // 2), torch.zeros(256, dim // 2))
+    setting = (rope, 1.0, attention.Rules(**rules))
+
+    def step() -> None:
+        attention.forward(q, q, q, *setting, with_lse=True)
+        attention.backward(q, q, q, q, q, lse, *setting)
+
+    return recorded(step)
+
+
+def check(dim: int, dtype: torch.dtype, capability: int, **rules: object) -> None:
+    names = []
+    for launch in launches(dim, dtype, **rules):
+        names.append(launch.name)
+        compiled = compile_for(launch, capability)
+        what = f"{launch.name} {dtype} D={dim} sm_{capability}"
+        assert compiled.shared <= SHARED_LIMIT[capability], f"{what}: {compiled.shared} bytes"
+        assert compiled.spills == 0, f"{what}: {compiled.spills} spills"
+        if launch.name in MATRIX_KERNELS and capability == 90 and dtype != F32 and dim <= 128:
+            assert compiled.count("HGMMA") > 0, f"{what}: the matrix units are not used"
+            assert compiled.count("HMMA") == 0, f"{what}: the old matrix units are used"
+    assert set(MATRIX_KERNELS) <= set(names)
+
+
+def test_reference_head_dimension() -> None:
+    check(32, BF16, 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("dim", [32, 128, 256])
+def test_decoding(dim: int, dtype: torch.dtype) -> None:
+    q, k = torch.zeros(1, 8, 1, dim, dtype=dtype), torch.zeros(1, 2, 1024, dim, dtype=dtype)
+    rope = attention.Rope(torch.zeros(1024, dim // 2), torch.zeros(1024, dim // 2), None, True)
+    rules = attention.Rules(lengths=torch.zeros(1, dtype=torch.int32))
+    step = recorded(lambda: attention.forward(q, k, k, rope, 1.0, rules, with_lse=False))
+    assert [launch.name for launch in step] == ["decode_kernel", "join_kernel"]
+    for capability in TARGETS:
+        for launch in step:
+            compiled = compile_for(launch, capability)
+            assert compiled.shared <= SHARED_LIMIT[capability]
+            assert compiled.spills == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
+@pytest.mark.parametrize("dim", [16, 32, 64, 128, 256])
+def test_every_configuration(dim: int, dtype: torch.dtype, capability: int) -> None:
+    check(dim, dtype, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [24, 32, 80, 128])
+def test_with_every_rule(dim: int) -> None:
+    ids = torch.zeros(1, dtype=torch.int32)
+    check(dim, BF16, 90, window=64, lengths=ids, starts=ids)
+    check(dim, BF16, 90, cu_seqlens=torch.tensor([0, 100, 256], dtype=torch.int32))
