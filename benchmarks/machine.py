@@ -33,6 +33,10 @@ CPU_NOTE = (
 )
 
 
+# Load average per core above which others are taken to disturb the times.
+QUIET = 0.5
+
+
 @dataclass(frozen=True)
 class Machine:
     """A device with what measures it; tests put a fake one together."""
@@ -47,6 +51,18 @@ class Machine:
         """The name of the folder for its results."""
         name = re.sub(r"[^a-z0-9]+", "-", str(self.environment["device"]).lower()).strip("-")
         return name if self.device.type == "cuda" else f"cpu-{name}"
+
+
+def cpu_notes(environment: dict[str, Any]) -> list[str]:
+    """What a CPU's numbers mean, and whether other work disturbed them."""
+    load, cores = environment.get("load", 0.0), environment.get("cores") or 1
+    if load <= QUIET * cores:
+        return [CPU_NOTE]
+    busy = (
+        f"The machine was not quiet: the load average was {load:.1f} on {cores} cores when the "
+        "run began. Ratios of interleaved runs stand that better than times do."
+    )
+    return [CPU_NOTE, busy]
 
 
 def find_machine(kind: str | None = None) -> Machine:
@@ -100,6 +116,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
         found |= {
             "device": _cpu_model(),
             "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "load": round(os.getloadavg()[0], 2),
         }

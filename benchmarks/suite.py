@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from benchmarks.case import Case
-from benchmarks.machine import CPU_NOTE, Machine
+from benchmarks.machine import Machine, cpu_notes
 from benchmarks.measure import Budget, Settings, measure
 from benchmarks.results import Ceilings, Result, Row
 
@@ -59,5 +59,5 @@ def run_suite(
         cases, settings, machine, budget, on_case=lambda rows: on_case(rows, ceilings)
     )
     if machine.device.type == "cpu":
-        notes = [CPU_NOTE, *notes]
+        notes = [*cpu_notes(machine.environment), *notes]
     return Result(command, machine.environment, ceilings, rows, notes)

@@ -107,3 +107,10 @@ def test_ceilings_are_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None
     # 4,000 bytes read and written, and 2 · 10³ operations, in a millisecond each.
     assert found.copy_gb_per_s == pytest.approx(8e-3)
     assert found.matmul_tflop_per_s == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize(("load", "notes"), [(0.9, 1), (1.1, 2)])
+def test_a_busy_machine_is_told(load: float, notes: int) -> None:
+    found = machines.cpu_notes({"load": load, "cores": 2})
+    assert len(found) == notes
+    assert found[0] == machines.CPU_NOTE
