@@ -87,7 +87,8 @@ def environment_text(result: Result) -> str:
     names = ("driver", "cuda", "torch", "triton", "fastgrow", "commit", "date")
     parts = [str(known["device"])]
     if known["kind"] == "cpu":
-        parts.append(f"{known.get('threads')} threads")
+        threads = known.get("threads")
+        parts.append(f"{threads} thread{'' if threads == 1 else 's'}")
     parts += [f"{name} {known[name]}" for name in names if known.get(name)]
     return ", ".join(parts)
 

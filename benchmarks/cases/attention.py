@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +79,9 @@ def _rotate(q: Tensor, k: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor,
 
 
 @functools.cache
-def _compiled_rotation():  # type: ignore[no-untyped-def]
-    return torch.compile(_rotate)
+def _compiled_rotation() -> Callable[..., tuple[Tensor, Tensor]]:
+    # Once for all shapes: compiling it for each would take most of a GPU run's time.
+    return torch.compile(_rotate, dynamic=True)
 
 
 def required(case: Case) -> tuple[str, ...]:
