@@ -38,8 +38,7 @@ def composition_findings(matrix: Matrix) -> list[str]:
         own = matrix.at(name, script)
         costs = ", ".join(f"{rule} {matrix.at(rule, script) - own:+.2f}" for rule in rules)
         sentences.append(
-            f"Averaging has a price on a specialist's own script; against the {script} expert's "
-            f"{own:.2f}: {costs}."
+            f"Against the {script} expert's own {own:.2f} on {script}, composing costs: {costs}."
         )
     return sentences
 
@@ -56,7 +55,9 @@ def growth_findings(results: Mapping[str, Mapping[str, GrowthResult]]) -> list[s
             f"{script}: growing from {runs[GROWN].stages[0].depth} to "
             f"{runs[GROWN].stages[-1].depth} blocks went from {grown[0]:.2f} to {end:.2f}; at "
             f"equal tokens it ended {_against(end, never, 'never grown')} and "
-            f"{_against(end, monolith, 'the monolith')}."
+            f"{_against(end, monolith, 'the monolith')}. Training took "
+            + ", ".join(f"{kind} {_seconds(run):.0f} s" for kind, run in runs.items())
+            + "."
         )
     ahead = sum(
         runs[GROWN].stages[-1].bits["test"] < runs[NEVER_GROWN].stages[-1].bits["test"] - NOISE
@@ -71,6 +72,10 @@ def growth_findings(results: Mapping[str, Mapping[str, GrowthResult]]) -> list[s
             "did it, since the head goes on training in every stage."
         )
     return sentences
+
+
+def _seconds(run: GrowthResult) -> float:
+    return sum(stage.seconds for stage in run.stages)
 
 
 def _against(value: float, other: float, name: str) -> str:

@@ -113,6 +113,7 @@ def growth(grown: float, never: float, monolith: float) -> dict[str, dict[str, G
 def test_findings_say_what_the_numbers_say() -> None:
     (behind, verdict) = growth_findings(growth(4.50, 4.20, 4.00))
     assert "0.30 worse than never grown (4.20)" in behind
+    assert "Training took grown 2 s, never grown 1 s, monolith 1 s." in behind
     assert "0.50 worse than the monolith (4.00)" in behind
     assert "beat one block trained for as long in 0 of 1" in verdict
     (ahead, verdict) = growth_findings(growth(4.00, 4.20, 4.01))
@@ -133,7 +134,8 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert "0.50 better than the best single expert (Latin) (6.00)" in sentences[0]
     assert "2.50 better than unigram" in sentences[0]
     assert "posterior does best there: 5.00" in sentences[1]
-    assert "against the Latin expert's 4.00: mean of logits +0.50, posterior +0.10" in sentences[2]
+    assert "Latin expert's own 4.00 on Latin" in sentences[2]
+    assert "costs: mean of logits +0.50, posterior +0.10." in sentences[2]
     assert "0.50 worse than the best single expert" in composition_findings(matrix(6.5))[0]
 
 
