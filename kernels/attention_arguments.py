@@ -65,11 +65,14 @@ def rules_as_arguments(rules: Rules, keys: int) -> tuple[Tensor | None, ...]:
     return rules.lengths, rules.starts, firsts, ends
 
 
-def rotated_keys(k: Tensor, rope: Rope | None) -> Tensor:
-    """The keys as the kernels want them; a transient workspace where they have to be rotated."""
+def rotated_keys(k: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor | None]:
+    """The keys as the kernels want them, and their norms [B · H_kv, blocks] where those are known.
+
+    Keys that have to be rotated are so in a transient workspace.
+    """
     k = as_strided_rows(k)
     if rope is None or rope.k_rotated:
-        return k
+        return k, None
     return rotate(k, rope.cos, rope.sin, rope.position_ids)
 
 
