@@ -50,7 +50,8 @@ def block_of(dim: int) -> int:
 
 def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """Where the document of each of `keys` tokens begins and ends, int32 [keys] each."""
-    bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32), (1, 0))
+    # What cu_seqlens holds is not checked on the host: nothing may point outside of the tokens.
+    bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32).clamp(0, keys), (1, 0))
     bounds = torch.nn.functional.pad(bounds, (0, 1), value=keys)
     tokens = torch.arange(keys, device=cu_seqlens.device, dtype=torch.int32)
     inner = torch.searchsorted(bounds[1:-1].contiguous(), tokens, right=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from harness import DEVICE, assert_accurate
 from torch import Tensor
 from torch.library import opcheck
@@ -266,3 +267,40 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
         out.sum().backward()
         assert k.grad is not None
     assert graphs == 1
+
+
+def test_contents_out_of_range_are_clamped() -> None:
+    """They are not looked at on the host; a kernel must not read or write outside of its tensors."""
+    q = torch.randn(1, 1, 20, 16, device=DEVICE)
+    table = rope_table(20, 16, device=DEVICE)
+    far = torch.full((20,), 10**6, device=DEVICE)
+    last = torch.full((20,), 19, device=DEVICE)
+    clamped = attention(q, q, q, rope=table, position_ids=far, impl="triton")
+    assert torch.equal(clamped, attention(q, q, q, rope=table, position_ids=last, impl="triton"))
+    too_long = attention(q, q, q, lengths=far[:1], impl="triton")
+    assert torch.equal(too_long, attention(q, q, q, impl="triton"))
+    beyond = torch.tensor([0, 10, 10**6], dtype=torch.int32, device=DEVICE)
+    exact = torch.tensor([0, 10, 20], dtype=torch.int32, device=DEVICE)
+    assert torch.equal(
+        attention(q, q, q, cu_seqlens=beyond, impl="triton"),
+        attention(q, q, q, cu_seqlens=exact, impl="triton"),
+    )
+
+
+class Layer(torch.nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, impl="triton")
+
+
+def test_exports() -> None:
+    inputs = tuple(torch.randn(1, 1, 5, 16, device=DEVICE) for _ in range(3))
+    exported = torch.export.export(Layer(), inputs).module()
+    assert torch.equal(exported(*inputs), Layer()(*inputs))
+
+
+def test_recomputes_under_checkpointing() -> None:
+    inputs = [torch.randn(1, 1, 5, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    plain = torch.autograd.grad(Layer()(*inputs).sum(), inputs)
+    again = torch.utils.checkpoint.checkpoint(Layer(), *inputs, use_reentrant=False)
+    for expected, gradient in zip(plain, torch.autograd.grad(again.sum(), inputs), strict=True):
+        assert torch.equal(gradient, expected)
