@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# The tests' tensors are small: several threads would spend their time waiting for each other. Set
+# before torch is imported, and in the environment, so that processes started by tests follow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # With FASTGROW_ACCEPTANCE=1 (`make acceptance`) what would be skipped fails instead.
 MUST_HAVE = os.environ.get("FASTGROW_ACCEPTANCE") == "1"
 

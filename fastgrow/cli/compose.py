@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fastgrow.compose import Rule
 
 
 def compose(
@@ -38,7 +41,7 @@ def compose(
     typer.echo(f"{out}: {len(models)} experts ({', '.join(models)}) under {rule}")
 
 
-def _rule(rule: str, weights: str | None, names: list[str]) -> object:
+def _rule(rule: str, weights: str | None, names: list[str]) -> Rule:
     import fastgrow
     from fastgrow.errors import ConfigError
 
@@ -54,7 +57,7 @@ def _rule(rule: str, weights: str | None, names: list[str]) -> object:
         if len(values) != len(names):
             raise ConfigError(f"--weights: expected {len(names)} numbers, got {len(values)}")
         return fastgrow.Weighted(dict(zip(names, values, strict=True)))
-    rules = {
+    rules: dict[str, type[Rule]] = {
         "mean": fastgrow.Mean,
         "probability-mean": fastgrow.ProbabilityMean,
         "posterior": fastgrow.Posterior,

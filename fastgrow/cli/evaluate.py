@@ -15,13 +15,16 @@ def evaluate(
 ) -> None:
     """Print bits per character on each text, whole and unsplit."""
     import fastgrow
+    from fastgrow.errors import ConfigError
     from fastgrow.report import table_text
     from fastgrow.training import TextData
 
     loaded = fastgrow.load(model)
+    if loaded.substrate is None:
+        raise ConfigError(f"{model}: has no substrate, so it cannot read text")
     rows = []
     for path in texts:
-        data = TextData(path, loaded.substrate, split=(0.0, 0.0, 1.0))
-        bits = fastgrow.bits_per_character(loaded, data.test, batch_size=batch_size)
+        data = TextData(path, loaded.substrate, split=(1.0, 0.0, 0.0))
+        bits = fastgrow.bits_per_character(loaded, data.train, batch_size=batch_size)
         rows.append([str(path), f"{bits.bits_per_character:.4f}", f"{bits.characters:,}"])
     typer.echo(table_text(["text", "bits per character", "characters"], rows))

@@ -20,14 +20,10 @@ def generate(
     """Print the prompt and its continuation as it comes."""
     import fastgrow
 
-    typer.echo(prompt, nl=False)
-    fastgrow.load(model).generate(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stream=lambda piece: typer.echo(piece, nl=False),
-    )
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    pieces = fastgrow.load(model).stream(prompt, max_new_tokens=max_new_tokens, **options)
+    # The prompt is printed once the first piece is there, so that an error stands alone.
+    typer.echo(prompt + next(pieces, ""), nl=False)
+    for piece in pieces:
+        typer.echo(piece, nl=False)
     typer.echo()

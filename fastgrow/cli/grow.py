@@ -43,15 +43,16 @@ def grow(
     data = run.open_data(substrate)
     torch.manual_seed(run.train.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = out or Path(run.out)
     result = fastgrow.grow(
         fastgrow.Decoder(model_config, substrate).to(device),
         data,
         schedules[control],
         train=run.train,
-        out=out or run.out,
+        out=folder,
         resume="never" if fresh else "auto",
     )
     for stage in result.stages:
         bits = ", ".join(f"{name} {value:.3f}" for name, value in stage.bits.items())
         typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits a character: {bits}")
-    typer.echo(f"model: {(out or run.out) / 'model'}")
+    typer.echo(f"model: {folder / 'model'}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from fastgrow.cli.config import apply_overrides, read_config, typed
 from fastgrow.demo import DemoSettings
@@ -29,10 +30,14 @@ class SubstrateSettings:
     scripts: list[str] | None = None
     blocks: list[str] | None = None
     characters: str | None = None
+    n_ngrams: int | None = None
+    max_size: int | None = None
     n_components: int | None = None
-    newline: str = "blank"
+    newline: Literal["blank", "glyph"] = "blank"
+    cell: int | None = None
     font: str | None = None
     codes: str | None = None
+    seed: int = 0
 
     def build(self) -> Substrate:
         if self.path is not None:

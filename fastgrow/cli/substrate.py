@@ -56,7 +56,8 @@ def show(
     ] = None,
 ) -> None:
     """Draw the glyphs of a text as a model sees them."""
-    from fastgrow.substrate import Substrate, glyph_sheet
+    from fastgrow.substrate import Substrate
+    from fastgrow.substrate.picture import glyph_sheet
 
     substrate = Substrate.build(characters=text) if path is None else Substrate.load(path)
     glyph_sheet(substrate, text, out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fastgrow.demo.measure import MEAN, Matrix
+from fastgrow.demo.measure import MEAN, MIXED, Matrix
 from fastgrow.demo.specialists import GROWN, MONOLITH, NEVER_GROWN
 from fastgrow.growth import GrowthResult
 
@@ -16,9 +16,9 @@ NOISE = 0.02
 
 def composition_findings(matrix: Matrix) -> list[str]:
     """Does the paper's mean beat the best expert and the baselines on the mix, and at what cost."""
-    experts = {name: matrix.at(name, "mixed") for name in matrix.rows if name.startswith("expert ")}
+    experts = {name: matrix.at(name, MIXED) for name in matrix.rows if name.startswith("expert ")}
     best = min(experts, key=lambda name: experts[name])
-    mean = matrix.at(MEAN, "mixed")
+    mean = matrix.at(MEAN, MIXED)
     sentences = [
         f"On the mixed text the mean of logits reaches {mean:.2f} bits a character, "
         + _against(mean, experts[best], f"the best single expert ({best.removeprefix('expert ')})")
@@ -28,7 +28,7 @@ def composition_findings(matrix: Matrix) -> list[str]:
     rules = [
         name for name in matrix.rows if name not in experts and name not in ("unigram", "uniform")
     ]
-    winner = min(rules, key=lambda name: matrix.at(name, "mixed"))
+    winner = min(rules, key=lambda name: matrix.at(name, MIXED))
     if winner != MEAN:
         sentences.append(
             f"Of the rules, {winner} does best there: {matrix.at(winner, 'mixed'):.2f}."

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from fastgrow.compose import Ensemble, Mean, Posterior, ProbabilityMean, Rule, Weighted
+from fastgrow.demo.settings import DemoSettings
 from fastgrow.demo.specialists import DemoTexts
-from fastgrow.evaluation import bits_per_character, uniform_bits, unigram_bits
+from fastgrow.evaluation import (
+    BitsPerCharacter,
+    bits_per_character,
+    uniform_bits,
+    unigram_bits,
+)
 from fastgrow.nn import Decoder
+from fastgrow.training import TokenStream
 
 MEAN = "mean of logits"
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -24,48 +34,51 @@ class Matrix:
         return self.rows[row][self.columns.index(column)]
 
 
-def measure_matrix(experts: dict[str, Decoder], texts: DemoTexts) -> Matrix:
+def measure_matrix(experts: dict[str, Decoder], texts: DemoTexts, settings: DemoSettings) -> Matrix:
     """Evaluate every expert, the ensemble under every rule, unigram and uniform on every text."""
-    tests = texts.tests
+    tests = {script: data.test for script, data in texts.own.items()}
+    limit = settings.test_tokens
+
+    def row(measure: Callable[[TokenStream], BitsPerCharacter]) -> list[float]:
+        parts = [measure(test) for test in tests.values()]
+        # The mixed text is the three test texts together.
+        return [part.bits_per_character for part in [*parts, BitsPerCharacter.over_all(parts)]]
+
     rows = {
-        f"expert {name}": [bits_per_character(model, t).bits_per_character for t in tests.values()]
+        f"expert {name}": row(partial(bits_per_character, model, max_tokens=limit))
         for name, model in experts.items()
     }
     ensemble = Ensemble(experts, rule=Mean())
-    for name, rule in rules(ensemble, texts).items():
-        ensemble.reweight(rule)
-        rows[name] = [bits_per_character(ensemble, t).bits_per_character for t in tests.values()]
-    train = texts.mix.train
-    rows["unigram"] = [unigram_bits(train, t).bits_per_character for t in tests.values()]
-    rows["uniform"] = [uniform_bits(t).bits_per_character for t in tests.values()]
-    return Matrix(list(tests), rows)
-
-
-def rules(ensemble: Ensemble, texts: DemoTexts) -> dict[str, Rule]:
-    """The composition rules that the demo shows, by the name of their row."""
-    weights = _best_weights(ensemble, texts)
-    label = ", ".join(f"{weight:.2f}" for weight in weights.values())
-    return {
+    weights = _best_weights(ensemble, texts, settings)
+    rules: dict[str, Rule] = {
         MEAN: Mean(),
-        f"weighted ({label})": Weighted(weights),
+        f"weighted ({', '.join(f'{w:.1f}' for w in weights.values())})": Weighted(weights),
         "mean of probabilities": ProbabilityMean(),
         "posterior": Posterior(),
     }
+    for name, rule in rules.items():
+        ensemble.reweight(rule)
+        rows[name] = row(partial(bits_per_character, ensemble, max_tokens=limit))
+    rows["unigram"] = row(partial(unigram_bits, texts.mix.train, max_tokens=limit))
+    rows["uniform"] = row(partial(uniform_bits, max_tokens=limit))
+    return Matrix([*tests, MIXED], rows)
 
 
-def _best_weights(ensemble: Ensemble, texts: DemoTexts, steps: int = 5) -> dict[str, float]:
-    """Weights on a grid that do best on the mixed validation text (never on a test text)."""
-    names = list(ensemble.experts)
-    validation = texts.mix.validation
-    assert validation is not None
-    best: tuple[float, dict[str, float]] | None = None
-    for parts in itertools.product(range(1, steps), repeat=len(names)):
-        if sum(parts) != steps:
-            continue
-        weights = {name: part / steps for name, part in zip(names, parts, strict=True)}
+def _best_weights(
+    ensemble: Ensemble, texts: DemoTexts, settings: DemoSettings, steps: int = 6
+) -> dict[str, float]:
+    """Weights on a grid that do best on the validation texts together (never on a test text)."""
+
+    def mixed_bits(weights: dict[str, float]) -> float:
         ensemble.reweight(Weighted(weights))
-        bits = bits_per_character(ensemble, validation, max_tokens=2_000).bits_per_character
-        if best is None or bits < best[0]:
-            best = bits, weights
-    assert best is not None
-    return best[1]
+        return BitsPerCharacter.over_all(
+            bits_per_character(ensemble, data.validation, max_tokens=settings.eval_tokens // 4)
+            for data in texts.own.values()
+        ).bits_per_character
+
+    grid = [
+        {name: part / steps for name, part in zip(ensemble.names, parts, strict=True)}
+        for parts in itertools.product(range(1, steps), repeat=len(ensemble.names))
+        if sum(parts) == steps
+    ]
+    return min(grid, key=mixed_bits)

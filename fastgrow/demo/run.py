@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from fastgrow.demo.specialists import (
     train_specialist,
 )
 from fastgrow.growth import GrowthResult
-from fastgrow.substrate import glyph_sheet
+from fastgrow.nn import Decoder
+from fastgrow.substrate.picture import glyph_sheet
 
 PROMPTS = {
     "Latin": "Everyone has the right to ",
@@ -69,7 +71,7 @@ def run_demo(settings: DemoSettings, out: Path, *, quiet: bool = False) -> DemoR
     ensemble = Ensemble(experts, rule=Mean())
     ensemble.save(out / "composed")
     samples = _samples(experts, ensemble, settings.seed)
-    matrix = measure_matrix(experts, texts)
+    matrix = measure_matrix(experts, texts, settings)
     findings = [*growth_findings(growth), *composition_findings(matrix)]
     result = DemoResult(growth, matrix, samples, findings, time.perf_counter() - started)
     _write(result, texts, settings, out)
@@ -109,7 +111,7 @@ def matrix_table(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
 
 
 def _samples(
-    experts: Mapping[str, object], ensemble: Ensemble, seed: int
+    experts: Mapping[str, Decoder], ensemble: Ensemble, seed: int
 ) -> dict[str, dict[str, str]]:
     """Continuations of every prompt by its specialist and by the composed model."""
     return {
@@ -121,26 +123,30 @@ def _samples(
     }
 
 
-def _curves(growth: Mapping[str, Mapping[str, GrowthResult]]) -> dict[str, dict[str, report.Curve]]:
+def _curves(
+    growth: Mapping[str, Mapping[str, GrowthResult]], tokens_per_step: int
+) -> dict[str, dict[str, report.Curve]]:
     """The validation curves, read back from each run's log."""
+    key = "validation_bits_per_character"
     panels: dict[str, dict[str, report.Curve]] = {}
     for script, runs in growth.items():
         panels[script] = {}
         for kind, run in runs.items():
             assert run.out is not None
             lines = (run.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            rows = [row for row in map(json.loads, lines) if "validation_bits" in row]
-            ends = []
-            for stage in run.stages[:-1]:
-                ends.append((ends[-1] if ends else 0) + stage.tokens)
+            rows = [row for row in map(json.loads, lines) if key in row]
+            ends = list(itertools.accumulate(stage.tokens for stage in run.stages))
             panels[script][kind] = report.Curve(
-                [row["tokens"] for row in rows], [row["validation_bits"] for row in rows], ends
+                [row["global_step"] * tokens_per_step for row in rows],
+                [row[key] for row in rows],
+                ends[:-1],
             )
     return panels
 
 
 def _write(result: DemoResult, texts: DemoTexts, settings: DemoSettings, out: Path) -> None:
-    report.growth_curves(_curves(result.growth), out / "growth.png")
+    tokens_per_step = settings.batch_size * settings.seq_len
+    report.growth_curves(_curves(result.growth, tokens_per_step), out / "growth.png")
     matrix = result.matrix
     report.matrix(list(matrix.rows), matrix.columns, list(matrix.rows.values()), out / "matrix.png")
     glyph_sheet(texts.substrate, GLYPHS, out / "glyphs.png")

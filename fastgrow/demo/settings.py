@@ -20,6 +20,8 @@ class DemoSettings:
         d_model, n_head, seq_len: shape of the models; the frozen table is d_model wide.
         batch_size: windows in a step.
         lr: peak learning rate of a stage.
+        eval_tokens: validation tokens that pick the checkpoint, read six times a stage.
+        test_tokens: of each test text; None reads all.
         seed: of weights, data order and samples.
         own_share: share of a specialist's windows from its own script. As in the paper the experts
             share some text: the rest comes from the mix of all scripts.
@@ -32,8 +34,14 @@ class DemoSettings:
     seq_len: int
     batch_size: int
     lr: float
+    eval_tokens: int
+    test_tokens: int | None = None
     seed: int = 0
     own_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        # Both refuse what is out of range; better here than after the substrate has been drawn.
+        _ = self.schedule, self.train
 
     @property
     def schedule(self) -> GrowthSchedule:
@@ -47,6 +55,7 @@ class DemoSettings:
             seq_len=self.seq_len,
             lr=self.lr,
             eval_every=max(1, steps // 6),
+            eval_tokens=self.eval_tokens,
             checkpoint_every=max(1, steps // 2),
             seed=self.seed,
             pick="best",

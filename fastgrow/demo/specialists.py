@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from fastgrow.demo.settings import SCRIPTS, DemoSettings
 from fastgrow.growth import GrowthResult, grow
 from fastgrow.nn import Decoder, DecoderConfig
 from fastgrow.substrate import Substrate
-from fastgrow.training import Mixture, TextData, TokenStream
+from fastgrow.training import Mixture, TextData
 
-GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
+KINDS = GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,6 @@ class DemoTexts:
         """What the specialist of `script` reads: mostly its own, the rest from the mix."""
         return Mixture([(self.own[script], own_share), (self.mix, 1 - own_share)])
 
-    @property
-    def tests(self) -> dict[str, TokenStream]:
-        """The test text of every script, and the mixed one, by name."""
-        return {**{script: data.test for script, data in self.own.items()}, "mixed": self.mix.test}
-
 
 def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
     """Draw the substrate and tokenize the declarations and poems.
@@ -42,7 +38,7 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
         n_components: width of the frozen table.
         cache_dir: folder for the token files.
     """
-    substrate = Substrate.build(characters=demo_characters(), n_components=n_components)
+    substrate = Substrate.build(characters=demo_characters(), n_ngrams=0, n_components=n_components)
     splits = {script: demo_splits(script) for script in SCRIPTS}
 
     def data(of: list[str], name: str) -> TextData:
@@ -58,20 +54,38 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
         )
 
     own = {script: data([script], script) for script in SCRIPTS}
-    return DemoTexts(substrate, own, data(list(SCRIPTS), "mixed"))
+    return DemoTexts(substrate, own, data(list(SCRIPTS), "mix"))
 
 
 def train_specialist(
-    script: str, texts: DemoTexts, settings: DemoSettings, out: Path, *, quiet: bool = False
+    script: str,
+    texts: DemoTexts,
+    settings: DemoSettings,
+    out: Path,
+    *,
+    kinds: Sequence[str] = KINDS,
+    quiet: bool = False,
 ) -> dict[str, GrowthResult]:
-    """Grow the specialist of `script` and train its controls, at equal tokens and settings."""
+    """Grow the specialist of `script` and train its controls, at equal tokens and settings.
+
+    Args:
+        script: whose specialist.
+        texts: what it reads.
+        settings: sizes and seed.
+        out: folder for the runs.
+        kinds: which of them to train.
+        quiet: print nothing.
+
+    Returns:
+        The runs by kind.
+    """
     schedules = {
         GROWN: settings.schedule,
         NEVER_GROWN: settings.schedule.as_never_grown(),
         MONOLITH: settings.schedule.as_monolith(),
     }
     results = {}
-    for kind, schedule in schedules.items():
+    for kind in kinds:
         torch.manual_seed(settings.seed)
         config = DecoderConfig(
             vocab_size=len(texts.substrate),
@@ -83,7 +97,7 @@ def train_specialist(
         results[kind] = grow(
             Decoder(config, texts.substrate),
             texts.specialist(script, settings.own_share),
-            schedule,
+            schedules[kind],
             train=settings.train,
             out=out / f"{script}-{kind}".lower().replace(" ", "-"),
             evaluate_on={"test": texts.own[script].test},

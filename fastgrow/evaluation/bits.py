@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,6 +66,16 @@ class BitsPerCharacter:
         """From the sum of -ln p over all targets."""
         bits = nats / math.log(2)
         return cls(bits / characters, bits / tokens, nats / tokens, tokens, characters)
+
+    @classmethod
+    def over_all(cls, parts: Iterable[BitsPerCharacter]) -> BitsPerCharacter:
+        """The measure of several texts taken together: each counts by its length."""
+        parts = list(parts)
+        return cls.from_nats(
+            sum(part.loss * part.tokens for part in parts),
+            sum(part.tokens for part in parts),
+            sum(part.characters for part in parts),
+        )
 
 
 def bits_per_character(

@@ -41,8 +41,15 @@ Resume = Literal["auto", "never"]
 class StageResult:
     """What one stage did.
 
-    `bits` and `bits_at_start` are bits per character by the name of the text they were measured on,
-    after the stage and right after its blocks were stacked (the spike that the papers describe).
+    Attributes:
+        stage: its number, from 1.
+        depth: blocks of the model when it ended.
+        active_parameters, total_parameters: numbers that trained, and all, the table included.
+        tokens: trained on in this stage.
+        seconds: it took, evaluations and checkpoints included.
+        bits: bits per character after the stage, by the name of the text.
+        bits_at_start: on the validation text right after its blocks were stacked, before any
+            training: the spike that the papers describe. None without validation text.
     """
 
     stage: int
@@ -52,7 +59,7 @@ class StageResult:
     tokens: int
     seconds: float
     bits: dict[str, float]
-    bits_at_start: dict[str, float]
+    bits_at_start: float | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class _Progress:
     stage: int = 0
     results: list[StageResult] = field(default_factory=list)
     seconds: float = 0.0
-    bits_at_start: dict[str, float] = field(default_factory=dict)
+    bits_at_start: float | None = None
 
 
 def grow(
@@ -237,7 +244,8 @@ class _Run:
             with torch.random.fork_rng():
                 torch.manual_seed(_stage_seed(self.train.seed, index))
                 self.model.append_blocks(stage.blocks, init=stage.insertion)
-            self.progress.bits_at_start = self._measure()
+            if self.validation is not None:
+                self.progress.bits_at_start = self._bits(self.validation)
             self.progress.seconds = 0.0
         active = select_active(self.model, self.model.n_layer - stage.blocks)
         frozen = frozen_digest(self.model)
@@ -264,7 +272,7 @@ class _Run:
                 total_parameters=self.model.num_parameters(),
                 tokens=self._tokens(stage),
                 seconds=time.perf_counter() - started,
-                bits=self._measure(),
+                bits={name: self._bits(text) for name, text in self.evaluate_on.items()},
                 bits_at_start=self.progress.bits_at_start,
             )
         )
@@ -293,11 +301,10 @@ class _Run:
             },
         )
 
-    def _measure(self) -> dict[str, float]:
-        return {
-            name: bits_per_character(self.model, stream).bits_per_character
-            for name, stream in self.evaluate_on.items()
-        }
+    def _bits(self, text: Text) -> float:
+        return bits_per_character(
+            self.model, text, batch_size=self.train.batch_size, seq_len=self._seq_len()
+        ).bits_per_character
 
     # -- counting ------------------------------------------------------------------------------
 

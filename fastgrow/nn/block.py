@@ -75,7 +75,7 @@ class Block(nn.Module):
         """
         initialise_linears(self, std, generator)
         for projection in self.residual_projections:
-            nn.init.normal_(projection.weight, 0.0, std / math.sqrt(2 * depth), generator)
+            draw_normal(projection.weight, std / math.sqrt(2 * depth), generator)
         for norm in (self.attention_norm, self.mlp_norm):
             nn.init.ones_(norm.weight)
             if getattr(norm, "bias", None) is not None:
@@ -101,6 +101,13 @@ def initialise_linears(
     """Draw the weights of all linear layers from a normal distribution and zero their biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, 0.0, std, generator)
+            draw_normal(layer.weight, std, generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def draw_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a tensor from a normal distribution of mean 0, in place."""
+    # On the meta device there is nothing to fill, and torch would load its compiler to say so.
+    return weight if weight.is_meta else nn.init.normal_(weight, 0.0, std, generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow.errors import ArgumentError, CheckpointError, ConfigError
-from fastgrow.nn.block import Block, initialise_linears
+from fastgrow.nn.block import Block, draw_normal, initialise_linears
 from fastgrow.nn.cache import KVCache
 from fastgrow.nn.config import DecoderConfig
 from fastgrow.nn.embedding import FrozenEmbedding, substrate_table
@@ -305,7 +305,7 @@ def _make_table(
         if config.embedding == "frozen":
             raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
         empty = torch.empty(config.vocab_size, config.embed_width)
-        return nn.init.normal_(empty, 0.0, config.init_std, generator)
+        return draw_normal(empty, config.init_std, generator)
     return table
 
 
@@ -313,7 +313,7 @@ def _matching_substrate(
     folder: Path, fingerprint: str, given: SubstrateLike | None
 ) -> SubstrateLike:
     if given is None:
-        from fastgrow.substrate import Substrate  # type: ignore[import-not-found]
+        from fastgrow.substrate import Substrate
 
         given = Substrate.load(folder)
     if given.fingerprint != fingerprint:

@@ -122,7 +122,8 @@ def substrate_table(substrate: SubstrateLike, width: int) -> Tensor:
     substrate built with that many components has.
 
     Raises:
-        ConfigError: the substrate's table is narrower than `width`.
+        ConfigError: the substrate's table is narrower than `width`, or is wider and not made of
+            principal components (bits of token codes), so that cutting it would lose tokens.
     """
     tables = _TABLES.setdefault(substrate, {})
     if width not in tables:
@@ -135,6 +136,11 @@ def substrate_table(substrate: SubstrateLike, width: int) -> Tensor:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             table = torch.from_numpy(substrate.table)
         if width < substrate.n_embed:
+            if bool(((table == 0) | (table == 1)).all()):
+                raise ConfigError(
+                    f"DecoderConfig: n_embed is {width}, but the substrate has codes of "
+                    f"{substrate.n_embed} bits, which cannot be cut"
+                )
             table = nn.functional.normalize(table[:, :width], dim=1)
         tables[width] = table
     return tables[width]

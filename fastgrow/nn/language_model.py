@@ -17,7 +17,7 @@ from torch import Tensor
 
 @runtime_checkable
 class SubstrateLike(Protocol):
-    """What models ask of a `fastgrow.Substrate`: text to ids, ids to frozen vectors."""
+    """What models and training ask of a `fastgrow.Substrate`: text to ids, ids to vectors."""
 
     @property
     def n_embed(self) -> int:
@@ -43,11 +43,18 @@ class SubstrateLike(Protocol):
     def eos_id(self) -> int:
         """Id that ends a document."""
 
+    @property
+    def n_characters(self) -> np.ndarray[Any, Any]:
+        """Characters that each token stands for, int32 [V]."""
+
     def __len__(self) -> int:
         """V, number of token ids."""
 
     def encode(self, text: str) -> list[int]:
         """Text to ids."""
+
+    def encode_batch(self, texts: list[str], *, unknown: Any = "error") -> list[list[int]]:
+        """Texts to ids."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text, special tokens left out."""

@@ -52,3 +52,15 @@ def check_like(
         raise refuse(operation, argument, f"on {like.device}", describe(tensor))
     if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
         raise refuse(operation, argument, f"of dtype {like.dtype}", describe(tensor))
+
+
+def refuse_double_backward(operation: str) -> None:
+    """Called in a backward whose result has no gradient of its own: refuse `create_graph=True`.
+
+    Autograd would take such a result for a constant and give wrong numbers silently.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise ArgumentError(
+            f"{operation}: its gradient cannot be differentiated again (create_graph=True); "
+            "impl='eager' can"
+        )

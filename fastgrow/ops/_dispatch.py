@@ -15,7 +15,8 @@ The most local wish wins: the `impl=` argument, then the innermost `use_impl(…
 environment variable FASTGROW_IMPL, then the operation's own order of preference. A wish is either
 an implementation's name, meant for every operation that has one of that name, or a list such as
 `attention=triton,mlp=eager`. A wish that cannot be met raises and says why; what the automatic
-choice passed over is logged once at level INFO.
+choice passed over is logged once at level INFO. Under torch.compile all of this happens while a
+graph is traced: it is traced again when `use_impl` changes, not when the environment does.
 """
 
 from __future__ import annotations

@@ -212,16 +212,22 @@ def attention_vendor(
     plain = (
         visibility.window is None and visibility.cu_seqlens is None and visibility.lengths is None
     )
-    square = q.shape[2] == k.shape[2]
+    mask, is_causal = None, False
+    if not plain:
+        mask = visible_keys(visibility, q, k)
     # A single query is the last one and sees every key, so causality asks nothing of it.
-    needs_mask = not plain or (visibility.causal and not square and q.shape[2] != 1)
+    elif visibility.causal and q.shape[2] > 1:
+        if q.shape[2] == k.shape[2]:
+            is_causal = True
+        else:
+            mask = visible_keys(visibility, q, k)
     return F.scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=visible_keys(visibility, q, k) if needs_mask else None,
+        attn_mask=mask,
         dropout_p=dropout,
-        is_causal=visibility.causal and square and not needs_mask and q.shape[2] != 1,
+        is_causal=is_causal,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )

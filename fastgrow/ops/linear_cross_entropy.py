@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._check import check_float, check_ids, check_like, describe, refuse
+from fastgrow.ops._check import (
+    check_float,
+    check_ids,
+    check_like,
+    describe,
+    refuse,
+    refuse_double_backward,
+)
 from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops.embedding import out_of_range
 
@@ -226,8 +233,8 @@ class _ChunkedLoss(torch.autograd.Function):
         return _reduce(losses, targets, ignore_index, "mean" if mean else "sum")
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward("linear_cross_entropy")
         dh, dweight, dbias = ctx.saved_tensors
         needs = ctx.needs_input_grad
         return (

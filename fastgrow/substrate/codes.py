@@ -71,7 +71,8 @@ def _random_rows(n_rows: int, n_bytes: int, seed: int) -> np.ndarray:
     drawn = 2 * n_rows
     while True:
         stream = hashlib.shake_256(f"fastgrow codes {seed}".encode()).digest(drawn * n_bytes)
-        rows = np.frombuffer(stream, np.dtype((np.void, n_bytes)))
+        # Sorting numbers is many times faster than sorting strings of bytes.
+        rows = np.frombuffer(stream, f"u{n_bytes}" if n_bytes in (2, 8) else f"V{n_bytes}")
         first = np.sort(np.unique(rows, return_index=True)[1])
         if len(first) >= n_rows:
             return np.frombuffer(rows[first[:n_rows]].tobytes(), np.uint8).reshape(n_rows, n_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,6 +180,18 @@ def test_loss_under_a_rule_of_another_family(
     torch.testing.assert_close(Ensemble(experts, Loudest()).loss(ids, targets), expected, **EXACT)
 
 
+def test_an_expert_without_a_say_is_not_run_for_a_loss(
+    experts: dict[str, Decoder], ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = Ensemble(experts, Weighted({"ru": 1, "zh": 0, "en": 0}))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("was run")
+
+    monkeypatch.setattr(experts["zh"].embedding, "forward", refuse)
+    torch.testing.assert_close(ensemble.loss(ids, ids), experts["ru"].loss(ids, ids), **EXACT)
+
+
 def test_loss_without_a_target_that_counts_is_nan_as_in_torch(
     experts: dict[str, Decoder], ids: Tensor
 ) -> None:
@@ -198,6 +211,8 @@ def test_loss_and_forward_agree_in_low_precision(
     targets = shifted(ids, substrate)
     loss = ensemble.loss(ids, targets)
     assert loss.dtype == torch.float32
+    if not isinstance(rule, Mean):
+        assert ensemble(ids).dtype == torch.float32
     expected = F.cross_entropy(ensemble(ids).float().flatten(0, 1), targets.flatten())
     # Merged bfloat16 logits of up to 16 are rounded to multiples of 1/16 at worst.
     bound = 1e-5 if dtype == torch.float32 else 1 / 16
@@ -437,6 +452,27 @@ def test_the_table_is_held_once(
     assert twin.embedding.table.dtype == torch.float32
     ensemble.to(torch.float64)
     assert len(tables()) == 1
+
+
+def test_tables_that_differ_stay_apart(ids: Tensor, substrate: Substrate) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.randn(len(substrate), 16, generator=generator) for _ in range(2)]
+    models = [make_decoder(None, 1, table=t, vocab_size=len(substrate)) for t in tables]
+    before = [model(ids) for model in models]
+    Ensemble({"a": models[0], "b": models[1]})
+    assert torch.equal(models[0](ids), before[0])
+    assert torch.equal(models[1](ids), before[1])
+
+
+def test_a_guest_leaves_without_a_trace(experts: dict[str, Decoder]) -> None:
+    ensemble = Ensemble(experts)
+    guest = Guest(experts["ru"])
+    ensemble.add("guest", guest)
+    assert ensemble.experts["guest"] is guest
+    gone = weakref.ref(guest)
+    ensemble.remove("guest")
+    del guest
+    assert gone() is None
 
 
 def test_parameters_are_counted_once(experts: dict[str, Decoder], substrate: Substrate) -> None:

@@ -105,6 +105,16 @@ def test_low_precision_is_added_up_in_float32() -> None:
     assert total.item() == 258.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_log_probabilities_are_at_least_float32(dtype: torch.dtype) -> None:
+    logits, tokens = [z.to(dtype) for z in random_logits(3)], Tokens.of(random_ids(3))
+    for rule in (ProbabilityMean(), Posterior()):
+        merged = rule.merge(NAMES, logits, tokens)
+        assert merged.dtype == torch.float32
+        exact = rule.merge(NAMES, [z.double() for z in logits], tokens)
+        torch.testing.assert_close(merged.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_probability_mean_is_the_mean_of_softmaxes() -> None:
     logits = random_logits(3)
     merged = ProbabilityMean().merge(NAMES, logits, Tokens.of(random_ids(3)))

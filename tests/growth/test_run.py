@@ -89,8 +89,8 @@ def test_identity_insertion_changes_nothing_at_first(substrate, data) -> None:
     stages = grow(
         make_model(substrate), data, schedule, train=make_train(pick="last"), quiet=True
     ).stages
-    assert stages[1].bits_at_start["validation"] == stages[0].bits["validation"]
-    assert stages[2].bits_at_start["validation"] != stages[1].bits["validation"]
+    assert stages[1].bits_at_start == stages[0].bits["validation"]
+    assert stages[2].bits_at_start != stages[1].bits["validation"]
 
 
 def test_a_frozen_tensor_that_moves_is_noticed(substrate, data, monkeypatch) -> None:
@@ -193,7 +193,7 @@ def test_the_record_holds_what_was_measured(substrate, data, tmp_path: Path) -> 
     assert [row["depth"] for row in record] == [1, 3, 4]
     for row, stage in zip(record, result.stages, strict=True):
         assert row["bits"] == stage.bits
-        assert set(stage.bits) == set(stage.bits_at_start) == {"validation", "test"}
+        assert set(stage.bits) == {"validation", "test"}
         assert row["tokens"] == 512
         assert row["active_parameters"] < row["total_parameters"]
 

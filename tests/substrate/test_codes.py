@@ -25,7 +25,7 @@ def test_random_codes_are_unique_balanced_and_follow_the_seed(n_bits: int) -> No
     n_tokens = 65536 if n_bits == 16 else 5000
     bits = code.bits(n_tokens, seed=1)
     assert bits.shape == (n_tokens, n_bits // 8)
-    assert len(np.unique(bits, axis=0)) == n_tokens
+    assert len({row.tobytes() for row in bits}) == n_tokens
     # Five standard deviations of a fair coin tossed n_tokens times.
     share = np.unpackbits(bits, axis=1).mean(axis=0)
     assert (np.abs(share - 0.5) < 5 * 0.5 / n_tokens**0.5).all()
@@ -46,7 +46,7 @@ def test_random_codes_are_a_published_stream() -> None:
 def test_names_and_limits() -> None:
     assert Code.parse("random-256-float") == Code(random=True, n_bits=256, real=True)
     for name in ("random-17", "id-64", "glyphs", "random-64-floats", ""):
-        with pytest.raises(SubstrateError, match="no codes .* there are id-16, random-16"):
+        with pytest.raises(SubstrateError, match=r"no codes .* there are id-16, random-16"):
             Code.parse(name)
     with pytest.raises(SubstrateError, match=r"65,537 tokens need more than the 65,536 codes"):
         Code.parse("id-16").bits(65537, seed=0)

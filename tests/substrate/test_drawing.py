@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,9 +36,9 @@ def literal_bits(renderer: LiteralRecipe, tokens: Sequence[str]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("cell", "options"), [(24, {}), (32, {}), (64, ABS)], ids=["24", "bvv241-2-3", "bvv241-abs"]
 )
-def test_any_font_is_drawn_as_pillow_draws_it(cell: int, options: dict[str, float]) -> None:
-    expected = literal_bits(LiteralRecipe(DEJAVU, cell, **options), TOKENS)  # type: ignore[arg-type]
-    drawn = draw_tokens(TOKENS, FontFile(DEJAVU), Drawing(cell=cell, **options))  # type: ignore[arg-type]
+def test_any_font_is_drawn_as_pillow_draws_it(cell: int, options: dict[str, Any]) -> None:
+    expected = literal_bits(LiteralRecipe(DEJAVU, cell, **options), TOKENS)
+    drawn = draw_tokens(TOKENS, FontFile(DEJAVU), Drawing(cell=cell, **options))
     differing = np.flatnonzero((drawn != expected).any(axis=1))
     assert [TOKENS[index] for index in differing] == []
 

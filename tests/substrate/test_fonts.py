@@ -101,10 +101,10 @@ def test_bitmap_font_is_enlarged_from_the_size_that_divides(tmp_path: Path) -> N
 
 
 def test_font_errors_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(SubstrateError, match="absent.ttf: no such font file"):
+    with pytest.raises(SubstrateError, match=r"absent\.ttf: no such font file"):
         FontFile(tmp_path / "absent.ttf")
     (tmp_path / "text.ttf").write_text("no font")
-    with pytest.raises(SubstrateError, match="text.ttf: FreeType cannot read this font"):
+    with pytest.raises(SubstrateError, match=r"text\.ttf: FreeType cannot read this font"):
         FontFile(tmp_path / "text.ttf")
 
 

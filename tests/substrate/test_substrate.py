@@ -315,6 +315,28 @@ def test_flipped_bits_are_detected_or_harmless(tmp_path: Path, name: str) -> Non
     assert caught > 200
 
 
+@pytest.mark.parametrize(
+    ("written", "edited", "message"),
+    [
+        (b'rotation\\": 4.0', b'rotation\\": 5.0', "recipe differ"),
+        (b'n_components\\": 3', b'n_components\\": 4', "recipe differ"),
+        (b'\\"fingerprint\\": \\"', b'\\"fingerprint\\": \\"0', "fingerprint is"),
+    ],
+)
+def test_edited_description_is_detected(
+    tmp_path: Path, written: bytes, edited: bytes, message: str
+) -> None:
+    Substrate.build(characters="abж", n_components=3).save(tmp_path / "s")
+    file = tmp_path / "s" / PACKED
+    content = file.read_bytes()
+    assert content.count(written) == 1
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].replace(written, edited)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    with pytest.raises(CheckpointError, match=message):
+        Substrate.load(tmp_path / "s")
+
+
 def test_files_of_two_substrates_do_not_mix(tmp_path: Path, substrate: Substrate) -> None:
     substrate.save(tmp_path / "a")
     Substrate.build(characters=TEXT).save(tmp_path / "b")

@@ -46,16 +46,19 @@ def test_a_file_is_a_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_invalid_utf8_names_file_line_and_byte_offset(tmp_path: Path, mark: bytes) -> None:
+@pytest.mark.parametrize(("before", "line"), [("жук", 1), ("жук\nab", 2)])
+def test_invalid_utf8_names_file_line_and_byte_offset(
+    tmp_path: Path, mark: bytes, before: str, line: int
+) -> None:
     path = tmp_path / "broken.txt"
-    start = mark + "жук\nab".encode()
+    start = mark + before.encode()
     path.write_bytes(start + b"\xff\n")
     with pytest.raises(DataError) as caught:
         read(path)
     message = str(caught.value)
     assert str(path) in message
     assert "0xff" in message
-    assert f"offset {len(start)} (line 2" in message
+    assert f"offset {len(start)} (line {line}" in message
 
 
 def test_json_lines(tmp_path: Path) -> None:

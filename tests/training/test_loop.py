@@ -195,14 +195,17 @@ def mixture() -> MixedStream:
         {"accumulate": 3, "grad_clip": 0.2},
         {"stream": mixture(), "accumulate": 2, "pick": "last"},
         {"validation": None},
+        {"lr": 3.0, "warmup": 1.0, "grad_clip": None, "eval_every": 1},
     ],
-    ids=["plain", "accumulated", "mixture", "without validation"],
+    ids=["plain", "accumulated", "mixture", "without validation", "best in the middle"],
 )
 def test_a_run_stopped_at_any_step_ends_in_the_same_bits(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     whole = make_trainer(**settings)
     expected = whole.run()
+    if settings.get("eval_every") == 1:
+        assert expected.best_step in range(1, STEPS)
     for stop in range(1, STEPS):
         checkpoints = Checkpointer(tmp_path / str(stop))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -175,6 +176,16 @@ def test_a_damaged_cache_is_named_and_rebuilt(corpus: Path, file: str, damage: s
     assert encoded == 200
     assert np.array_equal(data.train.ids, before)
     assert build(corpus)[1] == 0
+
+
+def test_an_entry_of_other_data_is_not_taken(corpus: Path) -> None:
+    build(corpus)
+    build(corpus, seed=1)
+    one, two = entries(corpus)
+    shutil.rmtree(one)
+    shutil.copytree(two, one)
+    with pytest.warns(RuntimeWarning, match="describes other data"):
+        assert build(corpus)[1] + build(corpus, seed=1)[1] == 200
 
 
 def test_a_failed_build_leaves_nothing_behind(corpus: Path) -> None:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fastgrow.errors import DataError, FastgrowError, SubstrateError
+from fastgrow.nn import SubstrateLike
 from fastgrow.training.data.documents import Document
-from fastgrow.training.data.stream import SubstrateLike, token_dtype
+from fastgrow.training.data.stream import token_dtype
 
 SPLITS = ("train", "validation", "test")
 # Characters that are encoded in one call: enough to keep every core busy, little to hold.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastgrow.errors import ConfigError
-from fastgrow.training.data.stream import MixedStream, SubstrateLike
+from fastgrow.nn import SubstrateLike
+from fastgrow.training.data.stream import MixedStream
 from fastgrow.training.data.textdata import TextData
 
 

@@ -8,28 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import numpy as np
 
 from fastgrow.errors import ConfigError, DataError
-
-
-class SubstrateLike(Protocol):
-    """What training needs of a `fastgrow.Substrate`."""
-
-    @property
-    def bos_id(self) -> int: ...
-    @property
-    def eos_id(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
-    @property
-    def n_characters(self) -> np.ndarray: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode_batch(self, texts: list[str], *, unknown: Any = "error") -> list[list[int]]: ...
-    def __len__(self) -> int: ...
+from fastgrow.nn import SubstrateLike
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

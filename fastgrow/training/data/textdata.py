@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fastgrow.errors import ConfigError, DataError
+from fastgrow.nn import SubstrateLike
 from fastgrow.training.data.documents import SampleBy
 from fastgrow.training.data.encoding import SPLITS, EncodedDocument, encode_documents
 from fastgrow.training.data.sources import ListSource, Source, open_source
-from fastgrow.training.data.stream import SubstrateLike, TokenStream, token_dtype
+from fastgrow.training.data.stream import TokenStream, token_dtype
 from fastgrow.training.data.token_cache import (
     default_cache_dir,
     entry_path,

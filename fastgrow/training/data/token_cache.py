@@ -20,8 +20,9 @@ import numpy as np
 
 from fastgrow._files import atomic_folder, read_json, sha256_file
 from fastgrow.errors import CheckpointError, DataError
+from fastgrow.nn import SubstrateLike
 from fastgrow.training.data.encoding import SPLITS, EncodedDocument
-from fastgrow.training.data.stream import SubstrateLike, TokenStream, token_dtype
+from fastgrow.training.data.stream import TokenStream, token_dtype
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1

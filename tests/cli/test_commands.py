@@ -1,0 +1,229 @@
+"""Every command as a user types it: what it prints, writes and returns, and its errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastgrow.cli import main
+
+TEXT = "the cat sat on the mat and the dog sat on the cat\n"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    lines = [TEXT.strip()[i % 20 :] + f" {chr(97 + i % 26)}" for i in range(300)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(corpus: Path) -> Path:
+    path = corpus.parent / "run.yaml"
+    path.write_text(
+        f"""
+substrate: {{characters: "abcdefghijklmnopqrstuvwxyz ", n_ngrams: 0, n_components: 16}}
+model: {{d_model: 16, n_head: 2, max_seq_len: 16}}
+data: [{{source: {corpus}, split: [0.8, 0.1, 0.1]}}]
+schedule: {{stages: [{{tokens: 512}}, {{tokens: 512}}]}}
+train: {{batch_size: 4, lr: 1e-2}}
+out: {corpus.parent / "run"}
+cache: {corpus.parent / "tokens"}
+"""
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(config: Path) -> tuple[Path, Path]:
+    """Two grown models on one substrate."""
+    folders = []
+    for name, seed in (("one", 1), ("two", 2)):
+        out = config.parent / name
+        assert main(["grow", str(config), f"train.seed={seed}", "--out", str(out)]) == 0
+        folders.append(out / "model")
+    return folders[0], folders[1]
+
+
+def test_grow_prints_stages_and_resumes(capsys, config: Path, tmp_path: Path) -> None:
+    status, out, _ = run(capsys, "grow", config, "--out", tmp_path)
+    assert status == 0
+    assert [line.split(",")[0] for line in out.splitlines()[:2]] == [
+        "stage 1: depth 1",
+        "stage 2: depth 2",
+    ]
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["config"]["n_layer"] == 2
+    again, same, _ = run(capsys, "grow", config, "--out", tmp_path)
+    assert (again, same) == (0, out)
+    fresh, _, error = run(capsys, "grow", config, "--out", tmp_path, "--fresh")
+    assert fresh == 1
+    assert "holds a run already" in error
+
+
+def test_controls_are_other_schedules(capsys, config: Path, tmp_path: Path) -> None:
+    for control, depth in (("monolith", 2), ("never-grown", 1)):
+        status, out, _ = run(
+            capsys, "grow", config, "--control", control, "--out", tmp_path / control
+        )
+        assert status == 0
+        assert out.startswith(f"stage 1: depth {depth},")
+        rows = json.loads((tmp_path / control / "growth.json").read_text())
+        assert [row["tokens"] for row in rows] == [1024]
+
+
+def test_compose_evaluate_and_generate(capsys, models, corpus: Path, tmp_path: Path) -> None:
+    one, two = models
+    for rule, extra in (
+        ("mean", []),
+        ("probability-mean", []),
+        ("posterior", []),
+        ("weighted", ["--weights", "0.7,0.3"]),
+    ):
+        both = tmp_path / rule
+        status, out, _ = run(
+            capsys, "compose", one, f"second={two}", "--rule", rule, *extra, "--out", both
+        )
+        assert status == 0
+        assert "2 experts (one, second)" in out
+        status, out, _ = run(capsys, "evaluate", both, corpus)
+        assert status == 0
+        bits = float(out.splitlines()[-1].split()[1])
+        assert 0 < bits < 10
+        status, out, _ = run(capsys, "generate", both, "the ", "--max-new-tokens", "5")
+        assert status == 0
+        assert out.startswith("the ")
+        assert len(out) <= len("the ") + 5 + 1
+
+
+def test_generate_repeats_with_a_seed(capsys, models) -> None:
+    options = ["the ", "--max-new-tokens", "20", "--seed", "3"]
+    _, first, _ = run(capsys, "generate", models[0], *options)
+    _, second, _ = run(capsys, "generate", models[0], *options)
+    _, other, _ = run(capsys, "generate", models[0], *options[:-1], "4")
+    assert first == second != other
+
+
+def test_substrate_commands(capsys, tmp_path: Path) -> None:
+    folder = tmp_path / "substrate"
+    status, out, _ = run(
+        capsys, "substrate", "build", folder, "--script", "Latin", "--n-components", "32"
+    )
+    assert status == 0
+    assert "fingerprint" in out
+    status, shown, _ = run(capsys, "substrate", "inspect", folder)
+    assert status == 0
+    assert "table width: 32" in shown
+    assert out.split()[-1] in shown
+    picture = tmp_path / "glyphs.png"
+    status, _, _ = run(capsys, "substrate", "show", "Aж汉", "--out", picture)
+    assert status == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_prepare_counts(capsys, corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "substrate"
+    run(capsys, "substrate", "build", folder, "--script", "Latin", "--n-components", "8")
+    status, out, _ = run(
+        capsys, "data", "prepare", corpus, "--substrate", folder, "--out", tmp_path / "tokens"
+    )
+    assert status == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:]}
+    assert set(rows) == {"train", "validation", "test"}
+    assert sum(int(row[0].replace(",", "")) for row in rows.values()) == 300
+    characters = sum(int(row[2].replace(",", "")) for row in rows.values())
+    assert characters == len(corpus.read_text()) - 300
+
+
+def test_info_ends_with_advice(capsys) -> None:
+    status, out, _ = run(capsys, "info")
+    assert status == 0
+    assert out.splitlines()[-1].startswith("Faster: ")
+
+
+COMMANDS = [
+    "demo",
+    "substrate build",
+    "substrate inspect",
+    "substrate show",
+    "data prepare",
+    "grow",
+    "compose",
+    "evaluate",
+    "generate",
+    "info",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_everywhere(capsys, command: str) -> None:
+    status, out, _ = run(capsys, *command.split(), "--help")
+    assert status == 0
+    assert f"Usage: fastgrow {command}" in out
+
+
+def test_help_lists_the_commands(capsys) -> None:
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    for command in COMMANDS:
+        assert command.split()[0] in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["grow", "absent.yaml"], 1, "absent.yaml: no such file; shipped configurations: abs-bvv"),
+        (["grow", "{config}", "train.lr=fast"], 1, "train.lr: expected float, got str"),
+        (["grow", "{config}", "schedule.stages=[]"], 1, "expected at least one stage, got none"),
+        (["grow", "{config}", "model.vocab_size=7"], 1, "model.vocab_size: 7 is stated"),
+        (["grow", "{config}", "data.0.source=/absent"], 1, "/absent"),
+        (["grow", "{config}", "--control", "twice"], 1, "--control: expected monolith or"),
+        (["grow", "{config}", "--out", "{corpus}"], 1, "text.txt"),
+        (["demo", "stages=0"], 1, "expected at least 1 stage, got 0"),
+        (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected mean,"),
+        (["compose", "{one}", "--out", "x", "--rule", "weighted"], 1, "--weights goes with"),
+        (["compose", "{one}", "{one}", "--out", "x"], 1, "a second expert of the name 'one'"),
+        (["compose", "/absent", "--out", "x"], 1, "/absent"),
+        (["evaluate", "/absent", "{corpus}"], 1, "/absent"),
+        (["generate", "{one}", "Ж"], 1, "U+0416"),
+        (["generate", "{one}", "a", "--temperature", "-1"], 1, "temperature"),
+        (["substrate", "build", "x", "--recipe", "none"], 1, "no recipe 'none'"),
+        (["nonsense"], 2, "nonsense"),
+        (["grow"], 2, "Missing argument"),
+        (["generate", "{one}", "a", "--seed", "x"], 2, "--seed"),
+    ],
+)
+def test_errors_are_one_line(
+    capsys, config, corpus, models, tmp_path, monkeypatch, arguments, status, words
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"config": config, "corpus": corpus, "one": models[0]}
+    got, out, error = run(capsys, *(argument.format(**names) for argument in arguments))
+    assert got == status
+    assert error.startswith("fastgrow: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_process_shows_no_traceback(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "fastgrow", "grow", "absent.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("fastgrow: absent.yaml: no such file")
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,255 @@
+"""Attention against a loop over queries in float64, and SDPA against the eager formula."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from fastgrow import ops
+from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.ops.attention import Visibility, visible_keys
+
+
+def loop(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    rope: ops.RopeTable | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    lengths: torch.Tensor | None = None,
+    starts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One query after the other, one key after the other."""
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    group = heads // k.shape[1]
+    y = torch.zeros_like(q)
+
+    def rotated(x: torch.Tensor, position: int) -> torch.Tensor:
+        if rope is None:
+            return x
+        cos, sin = rope[0][position].double(), rope[1][position].double()
+        a, b = x.chunk(2)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin])
+
+    def document(index: int) -> int:
+        assert cu_seqlens is not None
+        return sum(int(end) <= index for end in cu_seqlens)
+
+    for b in range(batch):
+        n = keys if lengths is None else int(lengths[b])
+        for h in range(heads):
+            for i in range(queries):
+                p = n - queries + i
+                scores, values = [], []
+                for j in range(n):
+                    if causal and j > p:
+                        continue
+                    if window is not None and p - j >= window:
+                        continue
+                    if starts is not None and j < int(starts[b]):
+                        continue
+                    if cu_seqlens is not None and document(j) != document(p):
+                        continue
+                    dot = rotated(q[b, h, i], p) @ rotated(k[b, h // group, j], j)
+                    scores.append(dot * (dim**-0.5 if scale is None else scale))
+                    values.append(v[b, h // group, j])
+                if scores:
+                    y[b, h, i] = torch.stack(scores).softmax(0) @ torch.stack(values)
+    return y
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "every key": {"causal": False},
+    "fewer queries than keys": {"tq": 3},
+    "one query": {"tq": 1},
+    "grouped heads": {"kv": 2},
+    "one key head": {"kv": 1, "tq": 4},
+    "scale": {"scale": 0.9},
+    "window": {"window": 3},
+    "window and fewer queries": {"window": 2, "tq": 4, "kv": 2},
+    "packed documents": {"batch": 1, "cu_seqlens": torch.tensor([0, 3, 4, 7])},
+    "ragged cache": {"tq": 1, "lengths": torch.tensor([7, 2])},
+    "ragged cache, two queries": {"tq": 2, "lengths": torch.tensor([7, 4])},
+    "left padding": {"starts": torch.tensor([0, 3])},
+    "one token": {"tk": 1},
+}
+
+
+def tensors(
+    batch: int = 2,
+    heads: int = 4,
+    kv: int = 4,
+    tq: int | None = None,
+    tk: int = 7,
+    dim: int = 8,
+    **rules: Any,
+) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, heads, tq or tk, dim), (batch, kv, tk, dim), (batch, kv, tk, dim)]
+    qkv = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    return qkv, rules
+
+
+@pytest.mark.parametrize("with_rope", [False, True], ids=["plain", "rope"])
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_a_loop(case: str, with_rope: bool) -> None:
+    (q, k, v), rules = tensors(**CASES[case])
+    rope = tuple(t.double() for t in ops.rope_table(7, 8)) if with_rope else None
+    expected = loop(q, k, v, rope=rope, **rules)  # type: ignore[arg-type]
+    served = 0
+    for impl in ("eager", "vendor"):
+        try:
+            y = ops.attention(q, k, v, rope=rope, impl=impl, **rules)  # type: ignore[arg-type]
+        except ConfigError:
+            assert impl == "vendor"
+            assert case in ("left padding", "ragged cache, two queries")
+            continue
+        served += 1
+        torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-12)
+    assert served
+
+
+def test_rotated_keys_of_a_cache_give_the_same() -> None:
+    (q, k, v), _ = tensors(tq=3)
+    rope = ops.rope_table(7, 8)
+    rotated = ops.rope(k, rope)
+    torch.testing.assert_close(
+        ops.attention(q, rotated, v, rope=rope, k_rotated=True),
+        ops.attention(q, k, v, rope=rope),
+        atol=1e-12,
+        rtol=0,
+    )
+
+
+def test_position_ids_move_the_rotation() -> None:
+    (q, k, v), _ = tensors(tq=3)
+    table = ops.rope_table(40, 8)
+    ids = torch.tensor([[0, 5, 6, 7, 20, 30, 31], [1, 2, 3, 4, 5, 6, 7]])
+    y = ops.attention(q, k, v, rope=table, position_ids=ids)
+    rotated = ops.rope(q, table, ids[:, -3:]), ops.rope(k, table, ids)
+    torch.testing.assert_close(y, ops.attention(*rotated, v), atol=1e-12, rtol=0)
+    # Only distances count, so the second row is at its default positions.
+    torch.testing.assert_close(y[1], ops.attention(q, k, v, rope=table)[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("impl", ["eager", "vendor"])
+def test_later_tokens_do_not_change_earlier_results(impl: str) -> None:
+    (q, k, v), _ = tensors()
+    before = ops.attention(q, k, v, impl=impl)
+    k, v = k.clone(), v.clone()
+    k[:, :, 4:], v[:, :, 4:] = 1e3, -1e3
+    after = ops.attention(q, k, v, impl=impl)
+    torch.testing.assert_close(after[:, :, :4], before[:, :, :4], atol=0, rtol=0)
+    assert not torch.allclose(after[:, :, 4:], before[:, :, 4:])
+
+
+def test_query_without_keys_gives_zeros_and_finite_gradients() -> None:
+    (q, k, v), _ = tensors()
+    for t in (q, k, v):
+        t.requires_grad_()
+    y = ops.attention(q, k, v, starts=torch.tensor([2, 7]))
+    assert torch.equal(y[0, :, :2], torch.zeros_like(y[0, :, :2]))
+    assert torch.equal(y[1], torch.zeros_like(y[1]))
+    assert y[0, :, 2:].abs().min() > 0
+    y.sum().backward()
+    for t in (q, k, v):
+        assert t.grad is not None
+        assert torch.isfinite(t.grad).all()
+
+
+def test_masks_and_dropout() -> None:
+    (q, k, v), _ = tensors()
+    seen = torch.rand(2, 1, 7, 7, generator=torch.Generator().manual_seed(1)) < 0.6
+    seen |= torch.eye(7, dtype=torch.bool)
+    by_bool = ops.attention(q, k, v, mask=seen)
+    added = torch.zeros(2, 1, 7, 7, dtype=torch.float64).masked_fill(~seen, -math.inf)
+    torch.testing.assert_close(by_bool, ops.attention(q, k, v, mask=added), atol=1e-12, rtol=0)
+    assert not torch.allclose(by_bool, ops.attention(q, k, v))
+    with pytest.raises(ConfigError, match="vendor"):
+        ops.attention(q, k, v, mask=seen, impl="vendor")
+    ones = torch.ones_like(v)
+    for impl in ("eager", "vendor"):
+        torch.manual_seed(0)
+        dropped = ops.attention(q, k, ones, dropout=0.5, causal=False, impl=impl)
+        assert dropped.std() > 0.1
+        assert dropped.mean() == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("rules", [{}, {"window": 2}, {"starts": torch.tensor([1])}])
+def test_gradient(rules: dict[str, Any]) -> None:
+    (q, k, v), _ = tensors(batch=1, heads=2, kv=1, tq=3, tk=4, dim=4)
+    rope = tuple(t.double() for t in ops.rope_table(4, 4))
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: ops.attention(q, k, v, rope=rope, impl="eager", **rules),
+        [t.requires_grad_() for t in (q, k, v)],
+    )
+
+
+def test_mask_is_built_only_where_it_is_needed() -> None:
+    q, k = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 5, 4)
+    assert visible_keys(Visibility(), q, k) is None
+    assert visible_keys(Visibility(causal=False), k, k) is None
+
+
+def test_compiles_whole_for_any_length() -> None:
+    graphs = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    table = ops.rope_table(64, 8)
+    compiled = torch.compile(
+        lambda q, k, v: ops.attention(q, k, v, rope=table), fullgraph=True, backend=count
+    )
+    for length in (5, 9, 13, 17):
+        (q, k, v), _ = tensors(tk=length)
+        q, k, v = q.float(), k.float(), v.float()
+        torch.testing.assert_close(compiled(q, k, v), ops.attention(q, k, v, rope=table))
+    # One for the first length, one for all others.
+    assert len(graphs) == 2
+
+
+def test_half_precision_stays_near_the_truth() -> None:
+    (q, k, v), _ = tensors(tk=64)
+    exact = ops.attention(q, k, v, impl="eager")
+    for impl in ("eager", "vendor"):
+        y = ops.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), impl=impl)
+        assert y.dtype == torch.bfloat16
+        assert (y - exact).square().mean().sqrt() < 5e-3 * exact.square().mean().sqrt() * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(4, 7, 8)}, r"q must be of shape \[B, H, Tq, D\], got \[4, 7, 8\]"),
+        ({"q": torch.zeros(2, 4, 7, 8, dtype=torch.int64)}, "q must be a floating-point"),
+        ({"k": torch.zeros(2, 4, 6, 8)}, r"k must be of shape \[2, H_kv, at least 7, 8\]"),
+        ({"k": torch.zeros(2, 3, 7, 8), "v": torch.zeros(2, 3, 7, 8)}, "divide q's 4"),
+        ({"v": torch.zeros(2, 4, 7, 4)}, r"v must be of k's shape \[2, 4, 7, 8\]"),
+        ({"v": torch.zeros(2, 4, 7, 8).double()}, "v must be torch.float32 on cpu"),
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"lengths": torch.tensor([1])}, r"lengths must be of shape \[2\]"),
+        ({"starts": torch.tensor([1.0, 2.0])}, "starts must be an int64 or int32"),
+        ({"cu_seqlens": torch.tensor([0, 7])}, "with B = 1"),
+        ({"rope": ops.rope_table(6, 8)}, "at least 7 positions"),
+        (
+            {"lengths": torch.tensor([1, 1]), "position_ids": torch.arange(7)},
+            "position_ids must be None",
+        ),
+    ],
+)
+def test_bad_input(change: dict[str, Any], message: str) -> None:
+    arguments = {name: torch.zeros(2, 4, 7, 8) for name in "qkv"} | change
+    with pytest.raises(ArgumentError, match=message):
+        ops.attention(**arguments)

@@ -1,0 +1,204 @@
+"""Linear cross-entropy: torch's loss on full logits, and the chunked implementation beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastgrow import ops
+from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.ops import linear_cross_entropy as public
+from fastgrow.ops._dispatch import OPERATIONS
+
+
+def inputs(
+    n: int = 23, d: int = 6, vocabulary: int = 11, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """h, weight, targets, bias; every fifth target is ignored."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, d, generator=generator, dtype=torch.float64)
+    bias = torch.randn(vocabulary, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, vocabulary, (n,), generator=generator)
+    targets[::5] = -100
+    return h.to(dtype), weight.to(dtype), targets, bias.to(dtype)
+
+
+@pytest.fixture(params=["eager", "vendor"])
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    # Several chunks, the last of them shorter.
+    module = OPERATIONS["linear_cross_entropy"].implementations["vendor"].run.__globals__
+    monkeypatch.setitem(module, "_MIN_ROWS", 1)
+    monkeypatch.setitem(module, "_MAX_ROWS", 7)
+    return request.param
+
+
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_value_and_gradients(impl: str, reduction: str, with_bias: bool) -> None:
+    h, weight, targets, bias = inputs()
+    given = [t.requires_grad_() for t in ((h, weight, bias) if with_bias else (h, weight))]
+    used_bias = bias if with_bias else None
+    expected = F.cross_entropy(F.linear(h, weight, used_bias), targets, reduction=reduction)
+    loss = public(h, weight, targets, used_bias, reduction=reduction, impl=impl)
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-12)
+    # A gradient other than 1 has to arrive.
+    for got, want in zip(
+        torch.autograd.grad(loss * 3, given), torch.autograd.grad(expected * 3, given), strict=True
+    ):
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-10)
+
+
+def test_losses_of_single_rows(impl: str) -> None:
+    h, weight, targets, bias = inputs()
+    expected = F.cross_entropy(F.linear(h, weight, bias), targets, reduction="none")
+    shaped = public(
+        h[:22].view(2, 11, -1), weight, targets[:22].view(2, 11), bias, reduction="none", impl=impl
+    )
+    torch.testing.assert_close(shaped, expected[:22].view(2, 11), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", ["h", "weight", "bias"])
+def test_only_what_trains_gets_a_gradient(impl: str, frozen: str) -> None:
+    h, weight, targets, bias = inputs()
+    given = {"h": h, "weight": weight, "bias": bias}
+    for name, tensor in given.items():
+        tensor.requires_grad_(name != frozen)
+    public(h, weight, targets, bias, impl=impl).backward()
+    for name, tensor in given.items():
+        assert (tensor.grad is None) == (name == frozen)
+
+
+def test_frozen_weight_has_no_gradient_computed() -> None:
+    h, weight, targets, bias = inputs()
+    _, dh, dweight, dbias = torch.ops.fastgrow.linear_cross_entropy_chunked(
+        h, weight, targets, bias, -100, True, True, False, False
+    )
+    assert dh.shape == h.shape
+    assert dweight.numel() == dbias.numel() == 0
+
+
+def test_ignored_targets(impl: str) -> None:
+    h, weight, targets, bias = inputs()
+    with_own_index = torch.where(targets == -100, 3, targets)
+    expected = F.cross_entropy(F.linear(h, weight, bias), with_own_index, ignore_index=3)
+    loss = public(h, weight, with_own_index, bias, ignore_index=3, impl=impl)
+    torch.testing.assert_close(loss, expected)
+    h.requires_grad_()
+    nothing = torch.full_like(targets, -100)
+    assert public(h, weight, nothing, bias, impl=impl).isnan()
+    total = public(h, weight, nothing, bias, reduction="sum", impl=impl)
+    assert total == 0
+    total.backward()
+    assert h.grad is not None
+    assert torch.equal(h.grad, torch.zeros_like(h))
+
+
+def test_smoothing_and_z_loss() -> None:
+    h, weight, targets, bias = inputs()
+    logits = F.linear(h, weight, bias)
+    kept = targets != -100
+    smooth = F.cross_entropy(logits, targets, label_smoothing=0.1)
+    squares = logits.logsumexp(-1).square()[kept]
+    options: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-2}
+    loss = public(h, weight, targets, bias, **options)
+    torch.testing.assert_close(loss, smooth + 1e-2 * squares.mean())
+    rows = public(h, weight, targets, bias, reduction="none", **options)
+    assert torch.equal(rows == 0, ~kept)
+    torch.testing.assert_close(rows.sum() / kept.sum(), loss)
+    total = public(h, weight, targets, bias, reduction="sum", **options)
+    torch.testing.assert_close(total, rows.sum())
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_float32_error_is_bounded(scale: float) -> None:
+    h, weight, targets, bias = inputs(n=300, d=64, vocabulary=1000)
+    weight = weight * scale / 8
+    exact = F.cross_entropy(F.linear(h, weight, bias), targets)
+    single = [t.float() for t in (h, weight, bias)]
+    errors = {
+        name: abs(float(public(single[0], single[1], targets, single[2], impl=name) - exact))
+        for name in ("eager", "vendor")
+    }
+    ulp = float(exact) * 2**-23
+    assert errors["vendor"] <= 2 * errors["eager"] + 2 * ulp
+
+
+def test_gradient_of_the_formula() -> None:
+    h, weight, targets, bias = inputs(n=4, vocabulary=5)
+    tensors = [t.requires_grad_() for t in (h, weight, bias)]
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: public(h, w, targets, b, z_loss=0.1, impl="eager"), tensors
+    )
+
+
+def test_double_backward_is_refused() -> None:
+    h, weight, targets, bias = inputs()
+    h.requires_grad_()
+    loss = public(h, weight, targets, bias, impl="vendor")
+    with pytest.raises(ArgumentError, match="cannot be differentiated again"):
+        torch.autograd.grad(loss, h, create_graph=True)
+
+
+def test_operator_is_registered_well() -> None:
+    h, weight, targets, bias = inputs()
+    operator = torch.ops.fastgrow.linear_cross_entropy_chunked.default
+    for needs in ((False, False, False), (True, True, True), (True, False, True)):
+        torch.library.opcheck(operator, (h, weight, targets, bias, -100, True, *needs))
+
+
+def test_compiles_whole(impl: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda h, w, t, b: public(h, w, t, b, impl=impl), fullgraph=True, backend="aot_eager"
+    )
+    h, weight, targets, bias = inputs()
+    tensors = [t.requires_grad_() for t in (h, weight, bias)]
+    loss, expected = compiled(h, weight, targets, bias), public(h, weight, targets, bias)
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(
+        torch.autograd.grad(loss, tensors), torch.autograd.grad(expected, tensors), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
+def test_automatic_choice() -> None:
+    operation = OPERATIONS["linear_cross_entropy"]
+    h, weight, targets, bias = inputs(dtype=torch.float32)
+    weight.requires_grad_()
+    rest: tuple[Any, ...] = (targets, bias, -100)
+    assert operation.explain(h, weight, *rest, "mean", 0.0, 0.0).active == "vendor"
+    assert operation.explain(h, weight, *rest, "none", 0.0, 0.0).active == "eager"
+    assert operation.explain(h, weight, *rest, "mean", 0.1, 0.0).active == "eager"
+    assert operation.explain(h.half(), weight, *rest, "mean", 0.0, 0.0).active == "eager"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert operation.explain(h, weight, *rest, "mean", 0.0, 0.0).active == "eager"
+    with pytest.raises(ConfigError, match="single rows"):
+        public(h, weight, targets, bias, reduction="none", impl="vendor")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": torch.tensor([0, 11])}, r"targets must be in \[0, 11\), got 11 at \[1\]"),
+        ({"targets": torch.tensor([-100, -1])}, r"in \[0, 11\), got -1 at \[1\]"),
+        ({"targets": torch.tensor([0])}, r"targets must be of shape \[2\] on cpu"),
+        ({"targets": torch.zeros(2)}, "targets must be an int64 or int32"),
+        ({"weight": torch.zeros(11, 5)}, r"weight must be of shape \[V, 6\]"),
+        ({"weight": torch.zeros(11, 6).double()}, "weight must be of dtype torch.float32"),
+        ({"bias": torch.zeros(6)}, r"bias must be of shape \[11\]"),
+        ({"reduction": "avg"}, "reduction must be one of mean, sum, none, got 'avg'"),
+    ],
+)
+def test_bad_input(impl: str, change: dict[str, Any], message: str) -> None:
+    arguments = {
+        "h": torch.zeros(2, 6),
+        "weight": torch.zeros(11, 6),
+        "targets": torch.tensor([0, 1]),
+        "bias": torch.zeros(11),
+    }
+    with pytest.raises(ArgumentError, match=message):
+        ops.linear_cross_entropy(**(arguments | change), impl=impl)  # type: ignore[arg-type]
