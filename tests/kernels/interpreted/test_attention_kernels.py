@@ -270,7 +270,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
 
 
 def test_contents_out_of_range_are_clamped() -> None:
-    """They are not looked at on the host; a kernel must not read or write outside of its tensors."""
+    """They are not looked at on the host; nothing outside of the tensors may be touched."""
     q = torch.randn(1, 1, 20, 16, device=DEVICE)
     table = rope_table(20, 16, device=DEVICE)
     far = torch.full((20,), 10**6, device=DEVICE)
