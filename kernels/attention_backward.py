@@ -137,7 +137,8 @@ def d_query_kernel(
     delta = tl.load(DELTA + plane + rows, mask=row_ok, other=0.0)
 
     begin, all_from = 0, 0
-    stop = tl.minimum(tl.max(end, 0), n_keys)
+    # Queries before a short row's first key end below zero.
+    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
     if not from_first:
         begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
         all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)

@@ -76,7 +76,8 @@ def attend_all(
 ):  # fmt: skip
     """The runs of blocks: partly seen (none where all see key 0), seen by all, partly seen."""
     begin, all_from = 0, 0
-    stop = tl.minimum(tl.max(end, 0), n_keys)
+    # Queries before a short row's first key end below zero.
+    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
     if not FROM_FIRST:
         begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
         all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
