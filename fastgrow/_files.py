@@ -11,11 +11,14 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from fastgrow.errors import CheckpointError
 
@@ -31,22 +34,27 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes `path`'s place when the block ends well."""
+    """Yield a temporary path beside `path`; it takes `path`'s place when the block ends well.
+
+    Raises:
+        OSError: the disk is full, the folder is not writable, …; its `filename` is `path`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes private files; a finished file follows the user's umask as open() would.
-        temporary.chmod(0o666 & ~_umask())
-        fsync_path(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_path(path.parent)
+    with _errors_naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            # mkstemp makes private files; a finished file follows the user's umask as open() would.
+            temporary.chmod(0o666 & ~_umask())
+            fsync_path(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
 
 
 @contextlib.contextmanager
@@ -60,25 +68,45 @@ def atomic_folder(path: Path | str, owned: Collection[str]) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` is a file, or a folder that holds a name not in `owned`.
+        OSError: the disk is full, the folder is not writable, …; its `filename` is `path`, or
+            another file at fault.
     """
     path = Path(path)
     _refuse_foreign(path, owned)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    with _errors_naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                # safetensors makes private files, as mkstemp does.
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
+                fsync_path(file)
+            fsync_path(temporary)
+            _refuse_foreign(path, owned)
+            _rename_over(temporary, path)
+            fsync_path(path.parent)
+        finally:
+            # After a swap this is the previous content, after a failure the unfinished one.
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _errors_naming(path: Path) -> Iterator[None]:
+    """Let errors of the disk name `path`: a full disk names no file, and others a temporary one."""
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            # safetensors makes private files, as mkstemp does.
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
-            fsync_path(file)
-        fsync_path(temporary)
-        _refuse_foreign(path, owned)
-        _rename_over(temporary, path)
-        fsync_path(path.parent)
-    finally:
-        # After a swap this is the previous content, after a failure the unfinished one.
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    except OSError as error:
+        temporary = f".{path.name}." in os.fsdecode(error.filename or "")
+        if error.errno is None or (error.filename is not None and not temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _refuse_foreign(path: Path, owned: Collection[str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from fastgrow import _files
 from fastgrow.errors import CheckpointError
@@ -39,6 +42,38 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def tensors_without_space() -> None:
+    raise SafetensorError("Error while serializing: I/O error: … (os error 28)")
+
+
+@pytest.mark.parametrize("fail", [no_space, tensors_without_space])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_full_disk_names_the_file(tmp_path: Path, fail: Callable[[], None], inside: bool) -> None:
+    def write() -> None:
+        with _files.atomic_folder(tmp_path / "model", owned=[]) as folder:
+            if not inside:
+                fail()
+            with _files.atomic_file(folder / "part"):
+                fail()
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write()
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "model")
+    assert names(tmp_path) == []
+
+
+def test_errors_of_other_files_and_kinds_pass_unchanged(tmp_path: Path) -> None:
+    for error in (FileNotFoundError(2, "No such file", "source.txt"), SafetensorError("too long")):
+        with pytest.raises(type(error)) as caught, _files.atomic_file(tmp_path / "a.txt"):
+            raise error
+        assert caught.value is error
 
 
 def test_finished_file_follows_the_umask(tmp_path: Path) -> None:

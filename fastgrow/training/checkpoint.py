@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fastgrow._files import atomic_folder, read_json, sha256_file
@@ -92,11 +91,11 @@ class Checkpointer:
                 }
                 manifest = {"format": _FORMAT, "step": step, "states": list(flat), "files": files}
                 _dump(folder / _MANIFEST, {**manifest, "sha256": _manifest_hash(manifest)})
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             previous = next(self._newest_first(), None)
             stands = f"{previous} still stands" if previous else "there was none before it"
             raise CheckpointError(
-                f"{path}: the checkpoint could not be written ({_cause(error)}); {stands}"
+                f"{path}: the checkpoint could not be written ({error.strerror or error}); {stands}"
             ) from error
         self._known_good.add(path)
         self._prune()
@@ -235,7 +234,3 @@ def _files_of(path: Path) -> list[str]:
 
 def _dump(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _cause(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from fastgrow.errors import CheckpointError
+from fastgrow.training.event_file import EventFile
 
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
@@ -34,7 +36,8 @@ class RunLog:
         tensorboard: write event files too, if the package is there.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written; later, from any method that writes a row, the
+            disk is full.
     """
 
     def __init__(
@@ -57,15 +60,11 @@ class RunLog:
         self._latest: dict[str, Any] = {}
         self._file: TextIO | None = None
         self._tensorboard = tensorboard
-        self._writer: Any = None
+        self._events: EventFile | None = None
         if self.folder is not None:
-            try:
+            with self._errors_naming(self._metrics_path):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._file = self._metrics_path.open("a", encoding="utf-8")
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self._metrics_path}: cannot be written ({error.strerror})"
-                ) from error
 
     @property
     def _metrics_path(self) -> Path:
@@ -159,12 +158,14 @@ class RunLog:
     def close(self) -> None:
         """Flush and close the files."""
         self.clear_line()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        # Rows are flushed as they are written: what is left here is a row that could not be.
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        self._file = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
     def __enter__(self) -> RunLog:
         return self
@@ -174,8 +175,16 @@ class RunLog:
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
+            with self._errors_naming(self._metrics_path):
+                self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                self._file.flush()
+
+    @contextlib.contextmanager
+    def _errors_naming(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
     def _rewrite(self, line: str) -> None:
         line = line[: shutil.get_terminal_size().columns - 1]
@@ -184,19 +193,16 @@ class RunLog:
         self._live_width = len(line)
 
     def _scalar(self, name: str, value: Any) -> None:
-        if self._file is None or not self._tensorboard or isinstance(value, bool | str):
+        if self.folder is None or not self._tensorboard or isinstance(value, bool | str):
             return
-        if self._writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                self._tensorboard = False
-                return
-            # Events at and after this step, left by an interrupted run, are hidden.
-            self._writer = SummaryWriter(
-                str(self.folder), purge_step=self._global_step, flush_secs=30
-            )
-        self._writer.add_scalar(name, value, self._global_step)
+        with self._errors_naming(self.folder / "events.out.tfevents…"):
+            if self._events is None:
+                try:
+                    self._events = EventFile(self.folder, self._global_step)
+                except ImportError:
+                    self._tensorboard = False
+                    return
+            self._events.scalar(name, value, self._global_step)
 
 
 def format_line(

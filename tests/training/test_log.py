@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +156,53 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     assert events.Tags()["scalars"] == ["loss"]
 
 
+def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
+    with RunLog(tmp_path, quiet=True) as log:
+        log.row(5, {"loss": 3.0})
+        state = log.state_dict()
+        log.row(9, {"loss": 2.0})
+        log.row(12, {"loss": 1.0})
+    with RunLog(tmp_path, quiet=True) as log:
+        log.load_state_dict(state)
+        log.row(9, {"loss": 2.5})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(5, 3.0), (9, 2.5)]
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_full_disk_is_named(tmp_path: Path, tensorboard: bool) -> None:
+    """In a process of its own, whose files may not grow beyond a size."""
+    program = f"""
+        import resource, signal
+        from fastgrow.errors import CheckpointError
+        from fastgrow.training import RunLog
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+        with RunLog({str(tmp_path)!r}, quiet=True, tensorboard={tensorboard}) as log:
+            values = {{f"v{{i}}": 1.0 for i in range(20)}} if {tensorboard} else {{"v": 1.0}}
+            try:
+                log.row(1, values)
+                for step in range(2, 20):
+                    log.row(step, values)
+            except CheckpointError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith(str(tmp_path))
+    assert ("tfevents" if tensorboard else "metrics.jsonl") in done.stdout
+    assert "cannot be written (File too large)" in done.stdout
+
+
 def test_a_machine_without_tensorboard_logs_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
     with RunLog(tmp_path, quiet=True) as log:
         log.row(1, {"loss": 3.0})
     assert [row["loss"] for row in rows(tmp_path)] == [3.0]
