@@ -63,7 +63,7 @@ def _measure(arguments: Sequence[str], program: str) -> int:
     command = " ".join([program, *_without_out(arguments)])
     result = run_suite(cases, settings, machine, budget, command, on_case=_print_case)
     print(show.overview_table(result.rows))
-    print(show.ceilings_text(result.ceilings))
+    print(f"ceilings: {show.ceilings_text(result.ceilings)}")
     print("\n".join([show.environment_text(result), *result.notes]))
     if options.out is not None:
         write(result, options.out)

@@ -144,7 +144,8 @@ def _prepare(
     except torch.OutOfMemoryError:
         return "failed: out of memory"
     except FastgrowError as error:
-        return f"cannot run: {_first_line(error)}"
+        # Dispatch names the operation and the wish first, which the row does too.
+        return f"cannot run: {_first_line(error).rpartition('which cannot run: ')[2]}"
     except Exception as error:
         # A baseline may fail in ways of its own; the others are still worth measuring.
         return f"failed: {type(error).__name__}: {_first_line(error)}"

@@ -33,7 +33,7 @@ def markdown(result: Result, origin: str) -> str:
     parts = [_table(OVERVIEW_HEADER, overview_rows(result.rows))]
     for op, rows in itertools.groupby(result.rows, key=lambda row: row.op):
         parts += [f"**{op}**", _table(HEADER, [_line(row, result) for row in rows])]
-    parts += [*result.notes, f"{ceilings_text(result.ceilings).capitalize()}."]
+    parts += [*result.notes, f"Ceilings: {ceilings_text(result.ceilings)}."]
     parts.append(f"Origin: `{origin}`; {environment_text(result)}; made by `{result.command}`.")
     return "\n\n".join(parts)
 

@@ -61,10 +61,10 @@ def overview_table(rows: Sequence[Row]) -> str:
 
 def ceilings_text(ceilings: Ceilings) -> str:
     if ceilings.copy_gb_per_s is None or ceilings.matmul_tflop_per_s is None:
-        return "ceilings were not measured"
+        return "not measured"
     return (
-        f"ceilings in the same run: copy {ceilings.copy_gb_per_s:.0f} GB/s, "
-        f"{ceilings.matmul_dtype} matmul {ceilings.matmul_tflop_per_s:.3g} TFLOP/s"
+        f"copy {ceilings.copy_gb_per_s:.0f} GB/s, "
+        f"{ceilings.matmul_dtype} matmul {ceilings.matmul_tflop_per_s:.3g} TFLOP/s, in the same run"
     )
 
 

@@ -81,6 +81,7 @@ def test_the_report_has_every_row_and_its_origin(result: Result, tmp_path: Path)
     assert text.count("| **fastgrow** |") == 6
     assert text.count("| library |") == 6
     assert "Origin: `results.json`; Fake GPU 9000, driver 1.2" in text
+    assert "Ceilings: copy 1000 GB/s, bf16 matmul 500 TFLOP/s, in the same run." in text
     assert "made by `python -m benchmarks`" in text
     assert str(tmp_path) not in text
 
