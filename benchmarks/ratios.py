@@ -51,6 +51,23 @@ def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
     return filled
 
 
+def ratio_range(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
+    """The ratio if both sides were at the unlucky, and at the lucky end of their p20 to p80.
+
+    A range that holds 1 tells no difference. None where no ratio is told.
+
+    Args:
+        rows: the result's rows; those of the row's cell are looked at.
+    """
+    rivals = [r for r in rows if r.cell == row.cell and r.role == "library" and r.median_ms]
+    if row.ratio is None or not rivals or not row.p20_ms or not row.p80_ms:
+        return None
+    best = min(rivals, key=lambda rival: rival.median_ms or 0.0)
+    if best.p20_ms is None or best.p80_ms is None:
+        return None
+    return best.p20_ms / row.p80_ms, best.p80_ms / row.p20_ms
+
+
 def overviews(rows: Sequence[Row]) -> list[Overview]:
     """One for each operation and pass, in the rows' order; cells withheld are counted, not used."""
     groups: dict[tuple[str, str], list[Row]] = {}

@@ -16,6 +16,7 @@ from benchmarks.show import (
     environment_text,
     milliseconds,
     overview_rows,
+    ratio_text,
     reached,
 )
 
@@ -43,7 +44,7 @@ def _line(row: Row, result: Result) -> list[str]:
     start = [row.shape, row.dtype, row.pass_, name]
     if row.median_ms is None or row.p20_ms is None or row.p80_ms is None:
         return [*start, "not measured", "", "", "", row.status]
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
+    ratio = ratio_text(row, result.rows)
     if row.withheld:
         ratio = f"withheld: {row.withheld}"
     spread = f"{milliseconds(row.p20_ms)}–{milliseconds(row.p80_ms)}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.ratios import overviews
+from benchmarks.ratios import overviews, ratio_range
 from benchmarks.results import Ceilings, Result, Row
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ HEADER = ("contender", "median ms", "p20", "p80", "runs", "peak MiB", "reached",
 def case_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
     """The rows of one case under its name, for a terminal."""
     first = rows[0]
-    measured = [[row.contender, *_numbers(row, ceilings)] for row in rows if row.status == "ok"]
+    measured = [
+        [row.contender, *_numbers(row, rows, ceilings)] for row in rows if row.status == "ok"
+    ]
     widths = [max(map(len, column)) for column in zip(HEADER, *measured, strict=True)]
     lines = [f"{first.op} {first.shape} {first.dtype} {first.pass_}"]
     for cells in (HEADER, *measured):
@@ -93,7 +95,7 @@ def environment_text(result: Result) -> str:
     return ", ".join(parts)
 
 
-def _numbers(row: Row, ceilings: Ceilings) -> list[str]:
+def _numbers(row: Row, rows: Sequence[Row], ceilings: Ceilings) -> list[str]:
     right = {True: "yes", False: "NO", None: "–"}[row.correct]
     return [
         *map(milliseconds, (row.median_ms, row.p20_ms, row.p80_ms)),
@@ -101,8 +103,16 @@ def _numbers(row: Row, ceilings: Ceilings) -> list[str]:
         "–" if row.peak_mib is None else f"{row.peak_mib:.1f}",
         reached(row, ceilings),
         right,
-        f"{row.ratio:.2f}×" if row.ratio is not None else "–",
+        ratio_text(row, rows) or "–",
     ]
+
+
+def ratio_text(row: Row, rows: Sequence[Row]) -> str:
+    """`1.06× (0.98–1.15)`, the range being that of p20 to p80; empty where none is told."""
+    if row.ratio is None:
+        return ""
+    found = ratio_range(row, rows)
+    return f"{row.ratio:.2f}×" + (f" ({found[0]:.2f}–{found[1]:.2f})" if found else "")
 
 
 def milliseconds(value: float | None) -> str:

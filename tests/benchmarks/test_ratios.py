@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks.ratios import overviews, with_ratios
+from benchmarks.ratios import overviews, ratio_range, with_ratios
 from benchmarks.results import Row
 
 
@@ -86,3 +86,13 @@ def test_the_overview_tells_the_worst_beside_mean_and_best() -> None:
 def test_an_overview_of_nothing_told_has_no_numbers() -> None:
     (view,) = overviews([row("fastgrow", "ours", 1.0, withheld="not correct")])
     assert (view.mean, view.worst, view.best, view.told) == (None, None, None, 0)
+
+
+def test_the_range_is_from_the_unlucky_to_the_lucky_end() -> None:
+    ours = row("fastgrow", "ours", 2.0, p20_ms=1.5, p80_ms=2.5)
+    fast = row("sdpa flash", "library", 3.0, p20_ms=2.0, p80_ms=4.5)
+    slow = row("eager", "library", 8.0, p20_ms=7.0, p80_ms=9.0)
+    elsewhere = row("compile", "library", 1.0, p20_ms=1.0, p80_ms=1.0, shape="T=2")
+    rows = with_ratios([ours, slow, fast], ())
+    assert ratio_range(rows[0], [*rows, elsewhere]) == pytest.approx((0.8, 3.0))
+    assert ratio_range(dataclasses.replace(rows[0], ratio=None), rows) is None
