@@ -100,16 +100,20 @@ def forward(
         decode(q, k, v, rope, scale, rules, out)
         return out, None
     q, v = as_strided_rows(q), as_strided_rows(v)
-    k = rotated_keys(k, rope)
+    k, norms = rotated_keys(k, rope)
+    if q.dtype == torch.float16 or dim > 32:
+        # Weights without a pivot may pass the range of fp16, and larger heads keep the matrix
+        # units busy for longer than the pivot costs.
+        norms = None
     tensors, numbers, rotated = rope_as_arguments(rope)
     tiles = forward_tiles(dim, q.dtype)
     grid = (triton.cdiv(queries, tiles.block_m) * batch * heads,)
     with on_device_of(q):
         forward_kernel[grid](
-            q, k, v, out, lse, *tensors, *rules_as_arguments(rules, keys),
+            q, k, v, out, lse, norms, *tensors, *rules_as_arguments(rules, keys),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *numbers,
-            heads, heads // k.shape[1], queries, keys, scale * LOG2_E, rules.window,
-            D=dim, R=rotated, BLOCK_D=block_of(dim),
+            heads, heads // k.shape[1], queries, keys, 0 if norms is None else norms.shape[1],
+            scale * LOG2_E, rules.window, D=dim, R=rotated, BLOCK_D=block_of(dim),
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CAUSAL=rules.causal,
             PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
@@ -142,7 +146,7 @@ def backward(
     if q.numel() == 0 or k.numel() == 0:
         return dq, None if dk is None else dk.zero_(), None if dv is None else dv.zero_()
     q, v, d_out = as_strided_rows(q), as_strided_rows(v), as_strided_rows(d_out)
-    k = rotated_keys(k, rope)
+    k, _ = rotated_keys(k, rope)
     tensors, numbers, rotated = rope_as_arguments(rope)
     bounds = rules_as_arguments(rules, keys)
     scaled = torch.empty(batch, heads, queries, dim, dtype=q.dtype, device=q.device)

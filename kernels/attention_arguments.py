@@ -50,7 +50,8 @@ def block_of(dim: int) -> int:
 
 def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """Where the document of each of `keys` tokens begins and ends, int32 [keys] each."""
-    bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32), (1, 0))
+    # What cu_seqlens holds is not checked on the host: nothing may point outside of the tokens.
+    bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32).clamp(0, keys), (1, 0))
     bounds = torch.nn.functional.pad(bounds, (0, 1), value=keys)
     tokens = torch.arange(keys, device=cu_seqlens.device, dtype=torch.int32)
     inner = torch.searchsorted(bounds[1:-1].contiguous(), tokens, right=True)
@@ -65,11 +66,14 @@ def rules_as_arguments(rules: Rules, keys: int) -> tuple[Tensor | None, ...]:
     return rules.lengths, rules.starts, firsts, ends
 
 
-def rotated_keys(k: Tensor, rope: Rope | None) -> Tensor:
-    """The keys as the kernels want them; a transient workspace where they have to be rotated."""
+def rotated_keys(k: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor | None]:
+    """The keys as the kernels want them, and their norms [B · H_kv, blocks] where those are known.
+
+    Keys that have to be rotated are so in a transient workspace.
+    """
     k = as_strided_rows(k)
     if rope is None or rope.k_rotated:
-        return k
+        return k, None
     return rotate(k, rope.cos, rope.sin, rope.position_ids)
 
 

@@ -66,7 +66,8 @@ def prepare_kernel(
 def _gather_d_query(
     dq, q, d_out, lse, delta, K, V, k_t, v_t, begin, stop, first, end, n_keys,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    MASKED: tl.constexpr, FROM_FIRST: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Add what the key blocks from `begin` to `stop` give to dq."""
     n = tl.arange(0, BLOCK_N)
@@ -83,7 +84,9 @@ def _gather_d_query(
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         weights = tl.exp2(scores - lse[:, None])
         if MASKED:
-            seen = (j[None, :] >= first[:, None]) & (j[None, :] < end[:, None])
+            seen = j[None, :] < end[:, None]
+            if not FROM_FIRST:
+                seen = seen & (j[None, :] >= first[:, None])
             weights = tl.where(seen, weights, 0.0)
         d_weights = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
         d_scores = weights * (d_weights - delta[:, None])
@@ -117,9 +120,11 @@ def d_query_kernel(
     n_keys = keys_of_row(b, LENGTHS, KEYS)
     p = n_keys - QUERIES + rows
     first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
+    from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
     last = tl.minimum(QUERIES - 1, tile * BLOCK_M + BLOCK_M - 1)
     end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
-    first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+    if not from_first:
+        first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
 
     d = tl.arange(0, BLOCK_D)
     mask = row_ok[:, None] & (d < D)[None, :]
@@ -131,24 +136,27 @@ def d_query_kernel(
     lse = tl.load(LSE + plane + rows, mask=row_ok, other=float("inf"))
     delta = tl.load(DELTA + plane + rows, mask=row_ok, other=0.0)
 
-    begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
-    stop = tl.minimum(tl.max(end, 0), n_keys)
-    all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
+    begin, all_from = 0, 0
+    # Queries before a short row's first key end below zero.
+    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
+    if not from_first:
+        begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
+        all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
     all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
 
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if (window is not None) or (FIRSTS is not None) or (STARTS is not None):
+    if not from_first:
         dq = _gather_d_query(
             dq, q, d_out, lse, delta, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
-            D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+            D, BLOCK_D, BLOCK_N, True, from_first, PRECISION, INTERPRETED,
         )  # fmt: skip
     dq = _gather_d_query(
         dq, q, d_out, lse, delta, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, False, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, False, from_first, PRECISION, INTERPRETED,
     )  # fmt: skip
     dq = _gather_d_query(
         dq, q, d_out, lse, delta, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, True, from_first, PRECISION, INTERPRETED,
     )  # fmt: skip
 
     dq *= tl.cast(scale, tl.float32)
@@ -168,7 +176,7 @@ def _gather_d_key(
     dk, dv, k, v, Q, D_OUT, LSE, DELTA, do_t, begin, stop, j, b, n_keys,
     STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    CAUSAL: tl.constexpr, MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr, FROM_FIRST: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Add what the query blocks from `begin` to `stop` of one head give to dk and dv."""
@@ -193,7 +201,9 @@ def _gather_d_key(
         if MASKED:
             p = n_keys - QUERIES + rows
             first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
-            seen = (j[:, None] >= first[None, :]) & (j[:, None] < end[None, :])
+            seen = j[:, None] < end[None, :]
+            if not FROM_FIRST:
+                seen = seen & (j[:, None] >= first[None, :])
             weights = tl.where(seen, weights, 0.0)
         dv = tl.dot(operand_like(weights, d_out, INTERPRETED), d_out, dv, input_precision=PRECISION)
         d_weights = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
@@ -253,9 +263,9 @@ def d_key_kernel(
         stop = begin
 
     # Only where causality is the one rule do the later queries see the whole block.
-    plain: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
+    from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
     whole = stop
-    if plain:
+    if from_first:
         full_block = j0 + BLOCK_N <= n_keys
         see_all = begin
         if CAUSAL:
@@ -273,18 +283,18 @@ def d_key_kernel(
         dk, dv = _gather_d_key(
             dk, dv, k, v, q_plane, d_out, lse, delta, do_t, begin, whole, j, b, n_keys,
             STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
-            D, BLOCK_D, BLOCK_M, CAUSAL, True, PRECISION, INTERPRETED,
+            D, BLOCK_D, BLOCK_M, CAUSAL, True, from_first, PRECISION, INTERPRETED,
         )  # fmt: skip
-        if plain:
+        if from_first:
             dk, dv = _gather_d_key(
                 dk, dv, k, v, q_plane, d_out, lse, delta, do_t, whole, whole_to, j, b, n_keys,
                 STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
-                D, BLOCK_D, BLOCK_M, CAUSAL, False, PRECISION, INTERPRETED,
+                D, BLOCK_D, BLOCK_M, CAUSAL, False, from_first, PRECISION, INTERPRETED,
             )  # fmt: skip
             dk, dv = _gather_d_key(
                 dk, dv, k, v, q_plane, d_out, lse, delta, do_t, whole_to, stop, j, b, n_keys,
                 STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
-                D, BLOCK_D, BLOCK_M, CAUSAL, True, PRECISION, INTERPRETED,
+                D, BLOCK_D, BLOCK_M, CAUSAL, True, from_first, PRECISION, INTERPRETED,
             )  # fmt: skip
 
     dk *= _LN_2

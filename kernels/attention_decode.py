@@ -81,15 +81,17 @@ def decode_kernel(
 
     begin = tl.program_id(0) * run
     stop = tl.minimum(tl.minimum(begin + run, tl.max(end, 0)), n_keys)
-    # A window may leave the first runs without a key.
-    begin = tl.maximum(begin, tl.minimum(tl.min(first, 0) // BLOCK_N * BLOCK_N, begin + run))
+    from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
+    if not from_first:
+        # A window may leave the first runs without a key.
+        begin = tl.maximum(begin, tl.minimum(tl.min(first, 0) // BLOCK_N * BLOCK_N, begin + run))
     pivot = tl.full([BLOCK_M], -1.0e30, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     acc, total, pivot = attend(
         acc, total, pivot, q, K + b * k_b + kv * k_h, V + b * v_b + kv * v_h, k_t, v_t,
         begin, stop, first, end, tl.minimum(stop, n_keys),
-        D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, True, from_first, False, PRECISION, INTERPRETED,
     )  # fmt: skip
     at = (head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * n_rows + rows
     tl.store(SUMS + at, total, mask=row_ok)
@@ -172,7 +174,7 @@ def decode(
     group = heads // kv_heads
     rows = group * queries
     q, v = as_strided_rows(q), as_strided_rows(v)
-    k = rotated_keys(k, rope)
+    k, _ = rotated_keys(k, rope)
     block_n = block_n_of(dim, q.dtype)
     runs, run = runs_of_keys(batch * kv_heads, keys, block_n, q.device)
     wide = {"dtype": torch.float32, "device": q.device}
@@ -181,7 +183,7 @@ def decode(
     pivots = torch.empty_like(sums)
     tensors, numbers, rotated = rope_as_arguments(rope)
     # Without matrix units the operands of a product lie in registers, which more warps share.
-    num_warps = 8 if q.dtype == torch.float32 else 4
+    num_warps = 8 if q.dtype == torch.float32 and block_n > 16 else 4
     shape = {"D": dim, "BLOCK_D": block_of(dim)}
     with on_device_of(q):
         decode_kernel[(runs, batch * kv_heads)](
@@ -190,7 +192,7 @@ def decode(
             kv_heads, group, queries, keys, run, scale * LOG2_E, rules.window,
             **shape, R=rotated, BLOCK_M=max(16, triton.next_power_of_2(rows)), BLOCK_N=block_n,
             CAUSAL=rules.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
-            num_warps=num_warps, num_stages=2 if num_warps == 8 else 3,
+            num_warps=num_warps, num_stages=2 if q.dtype == torch.float32 else 3,
         )  # fmt: skip
         join_kernel[(rows, batch * kv_heads)](
             parts, sums, pivots, out, *out.stride()[:3], kv_heads, group, queries, runs,

@@ -13,14 +13,22 @@ from fastgrow.kernels.common import operand, operand_like
 from fastgrow.kernels.rotation import load_rotated, load_rotation
 from fastgrow.kernels.visibility import interval, keys_of_row
 
+# Scores to 2^±64 leave fp32 sums of any length, and bf16 weights, far from their limits.
+_BOUND = tl.constexpr(64.0)
+
 
 @triton.jit
 def attend(
     acc, total, pivot, q, K, V, k_t, v_t, begin, stop, first, end, n_keys,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    MASKED: tl.constexpr, FROM_FIRST: tl.constexpr, BOUNDED: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Fold the key blocks from `begin` to `stop` into the running sums."""
+    """Fold the key blocks from `begin` to `stop` into the running sums.
+
+    Keys from `first` (0 with FROM_FIRST) to `end` are seen. BOUNDED: the scores are known to be
+    small, the pivot stays at 0 and nothing is rescaled.
+    """
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     d_ok = d < D
@@ -41,32 +49,71 @@ def attend(
         k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
         scores = tl.dot(q, k, input_precision=PRECISION)
         if MASKED:
-            seen = (j[None, :] >= first[:, None]) & (j[None, :] < end[:, None])
+            seen = j[None, :] < end[:, None]
+            if not FROM_FIRST:
+                seen = seen & (j[None, :] >= first[:, None])
             scores = tl.where(seen, scores, float("-inf"))
-        new_pivot = tl.maximum(pivot, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_pivot[:, None])
-        shrink = tl.exp2(pivot - new_pivot)
-        total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None]
+        if BOUNDED:
+            weights = tl.exp2(scores)
+            total += tl.sum(weights, 1)
+        else:
+            new_pivot = tl.maximum(pivot, tl.max(scores, 1))
+            weights = tl.exp2(scores - new_pivot[:, None])
+            shrink = tl.exp2(pivot - new_pivot)
+            total = total * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None]
+            pivot = new_pivot
         acc = tl.dot(operand_like(weights, v, INTERPRETED), v, acc, input_precision=PRECISION)
-        pivot = new_pivot
     return acc, total, pivot
 
 
 @triton.jit
+def attend_all(
+    pivot, q, K, V, k_t, v_t, first, end, n_keys,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FROM_FIRST: tl.constexpr, BOUNDED: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """The runs of blocks: partly seen (none where all see key 0), seen by all, partly seen."""
+    begin, all_from = 0, 0
+    # Queries before a short row's first key end below zero.
+    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
+    if not FROM_FIRST:
+        begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
+        all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
+    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if not FROM_FIRST:
+        acc, total, pivot = attend(
+            acc, total, pivot, q, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
+            D, BLOCK_D, BLOCK_N, True, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+        )  # fmt: skip
+    acc, total, pivot = attend(
+        acc, total, pivot, q, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
+        D, BLOCK_D, BLOCK_N, False, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    return attend(
+        acc, total, pivot, q, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
+        D, BLOCK_D, BLOCK_N, True, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+    )  # fmt: skip
+
+
+@triton.jit
 def forward_kernel(
-    Q, K, V, OUT, LSE,
+    Q, K, V, OUT, LSE, NORMS,
     COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     table_stride, positions_b, n_positions,
-    HEADS, GROUP, QUERIES, KEYS, factor, window,
+    HEADS, GROUP, QUERIES, KEYS, n_norms, factor, window,
     D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """out and, where LSE is given, log2 of the softmax's sum (+inf for a query that sees no key).
 
-    `factor` is scale · log2(e). COS None: queries come rotated or are not to be.
+    `factor` is scale · log2(e). COS None: queries are not rotated. NORMS [B · H_kv, n_norms]: the
+    largest norms of keys; by Cauchy and Schwarz they bound the scores.
     """
     # Programs start in the order of their number: the tiles that see most keys go first, and
     # neighbours share a tile's height so that the last wave is an even one.
@@ -84,10 +131,12 @@ def forward_kernel(
     n_keys = keys_of_row(b, LENGTHS, KEYS)
     p = n_keys - QUERIES + rows
     first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
+    from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
     # Rows beyond the last query must neither widen the runs of blocks nor narrow them.
     last = tl.minimum(QUERIES - 1, tile * BLOCK_M + BLOCK_M - 1)
     end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
-    first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+    if not from_first:
+        first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
 
     d = tl.arange(0, BLOCK_D)
     if COS is None:
@@ -106,29 +155,28 @@ def forward_kernel(
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
-    # The runs of blocks: partly seen, seen by all, partly seen.
-    begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
-    stop = tl.minimum(tl.max(end, 0), n_keys)
-    all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
-    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
-
     # A finite pivot: a row that sees no key in a block subtracts it from -inf and gets exp2 = 0.
     pivot = tl.full([BLOCK_M], -1.0e30, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if (window is not None) or (FIRSTS is not None) or (STARTS is not None):
-        acc, total, pivot = attend(
-            acc, total, pivot, q, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
-            D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
+    bounded = False
+    if NORMS is not None:
+        of_keys = 0.0
+        plane = (b * (HEADS // GROUP) + kv) * n_norms
+        for at in range(0, n_norms, 64):
+            block = at + tl.arange(0, 64)
+            norms = tl.load(NORMS + plane + block, mask=block < n_norms, other=0.0)
+            of_keys = tl.maximum(of_keys, tl.max(norms, 0))
+        wide = q.to(tl.float32)
+        bounded = tl.sqrt(tl.max(tl.sum(wide * wide, 1), 0)) * of_keys <= _BOUND
+    if bounded:
+        acc, total, pivot = attend_all(
+            pivot * 0.0, q, K, V, k_t, v_t, first, end, n_keys,
+            D, BLOCK_D, BLOCK_M, BLOCK_N, from_first, True, PRECISION, INTERPRETED,
         )  # fmt: skip
-    acc, total, pivot = attend(
-        acc, total, pivot, q, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, False, PRECISION, INTERPRETED,
-    )  # fmt: skip
-    acc, total, pivot = attend(
-        acc, total, pivot, q, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, True, PRECISION, INTERPRETED,
-    )  # fmt: skip
+    else:
+        acc, total, pivot = attend_all(
+            pivot, q, K, V, k_t, v_t, first, end, n_keys,
+            D, BLOCK_D, BLOCK_M, BLOCK_N, from_first, False, PRECISION, INTERPRETED,
+        )  # fmt: skip
 
     blind = end <= first
     total = tl.where(blind, 1.0, total)

@@ -67,7 +67,7 @@ def load_rotated(
 
 @triton.jit
 def _rotate_kernel(
-    X, COS, SIN, POSITIONS, OUT,
+    X, COS, SIN, POSITIONS, OUT, NORMS,
     x_b, x_h, x_t, o_b, o_h, o_t, table_stride, positions_b,
     HEADS, LENGTH, n_positions,
     D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -86,27 +86,33 @@ def _rotate_kernel(
     d = tl.arange(0, BLOCK_D)
     to = OUT + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + d[None, :]
     tl.store(to, y.to(OUT.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])
+    at = head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(NORMS + at, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
 
 
 def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor | None
-) -> torch.Tensor:
-    """x [B, H, T, D] rotated by position, as a contiguous tensor of its dtype.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate x [B, H, T, D] by position: 0 … T − 1, or `position_ids` [T] or [B, T].
 
-    Positions are 0 … T − 1, or `position_ids` [T] or [B, T].
+    Returns:
+        The rotated tensor, contiguous, of x's dtype; and the largest norm of a row for each block
+        of rows, [B · H, blocks] float32, which a bound on attention's scores follows from.
     """
     batch, heads, length, dim = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if out.numel() == 0:
-        return out
     block_d = max(16, triton.next_power_of_2(dim))
     block_t = max(16, 4096 // block_d)
+    n_blocks = triton.cdiv(length, block_t)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    norms = torch.empty(batch * heads, n_blocks, dtype=torch.float32, device=x.device)
+    if out.numel() == 0:
+        return out, norms
     of_rows = 0 if position_ids is None or position_ids.dim() == 1 else position_ids.stride(0)
     with on_device_of(x):
-        _rotate_kernel[(triton.cdiv(length, block_t), batch * heads)](
-            x, cos, sin, position_ids, out,
+        _rotate_kernel[(n_blocks, batch * heads)](
+            x, cos, sin, position_ids, out, norms,
             *x.stride()[:3], *out.stride()[:3], cos.stride(0), of_rows,
             heads, length, cos.shape[0],
             D=dim, R=2 * cos.shape[1], BLOCK_D=block_d, BLOCK_T=block_t, num_warps=4,
         )  # fmt: skip
-    return out
+    return out, norms

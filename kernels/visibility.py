@@ -13,10 +13,10 @@ import triton.language as tl
 
 @triton.jit
 def keys_of_row(b, LENGTHS, KEYS):
-    """Number of keys of batch row b."""
+    """Number of keys of batch row b; what LENGTHS holds is not checked on the host."""
     n_keys = KEYS
     if LENGTHS is not None:
-        n_keys = tl.load(LENGTHS + b).to(tl.int32)
+        n_keys = tl.minimum(tl.maximum(tl.load(LENGTHS + b).to(tl.int32), 0), KEYS)
     return n_keys
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fastgrow.cli import compose, data, demo, evaluate, generate, grow, info, substrate
+from fastgrow.cli import bench, compose, data, demo, evaluate, generate, grow, info, substrate
 
 app = typer.Typer(
     help="Grow Transformers on a frozen glyph substrate, and compose them.",
@@ -21,3 +21,6 @@ app.command("compose")(compose.compose)
 app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
+app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    bench.bench
+)

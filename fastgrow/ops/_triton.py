@@ -10,7 +10,16 @@ from torch import Tensor
 
 from fastgrow.ops._dispatch import Verdict
 
-INSTALLED = importlib.util.find_spec("triton") is not None
+
+def _is_installed() -> bool:
+    # Finding is cheap where importing takes a while; a finder may also refuse by raising.
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:
+        return False
+
+
+INSTALLED = _is_installed()
 # Set before Triton is imported, or not at all: a process has either the interpreter or a compiler.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -65,6 +65,29 @@ class Compiled:
         """How often an instruction (`HGMMA`, `MUFU.EX2`, …) stands in the code."""
         return len(re.findall(rf"\b{re.escape(instruction)}\b", self.sass))
 
+    def loops(self, instruction: str) -> list[list[str]]:
+        """The instructions of each innermost loop in which `instruction` stands."""
+        place, lines = {}, []
+        for line in self.sass.splitlines():
+            label = re.match(r"\s*(\.L_x_\d+):", line)
+            if label:
+                place[label[1]] = len(lines)
+            code = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line)
+            if code:
+                lines.append(code[1].strip())
+        spans = []
+        for end, line in enumerate(lines):
+            back = re.search(r"BRA.*\((\.L_x_\d+)\)", line)
+            if back and place.get(back[1], end + 1) <= end:
+                spans.append((place[back[1]], end + 1))
+        inner = [
+            (a, b)
+            for a, b in spans
+            if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in spans)
+        ]
+        bodies = [lines[a:b] for a, b in inner]
+        return [body for body in bodies if any(instruction in line for line in body)]
+
     @property
     def spills(self) -> int:
         """Loads and stores of registers that did not fit."""

@@ -44,6 +44,20 @@ def test_reference_head_dimension() -> None:
     check(32, BF16, 90)
 
 
+def test_issue_slots_of_the_reference_head_dimension() -> None:
+    """Instructions a score in the loop over whole blocks: without a pivot, and with one."""
+    (forward,) = (x for x in launches(32, BF16) if x.name == "forward_kernel")
+    tile = forward.arguments["BLOCK_M"] * forward.arguments["BLOCK_N"]
+    scores_of_thread = tile / (32 * forward.options["num_warps"])
+    loops = compile_for(forward, 90).loops("HGMMA")
+    whole_blocks = [len(loop) for loop in loops if not any("FSEL" in line for line in loop)]
+    without, with_pivot = sorted(n / scores_of_thread for n in whole_blocks)
+    assert without <= 4.5
+    assert with_pivot <= 7.0
+    for loop in loops:
+        assert not any(name in line for line in loop for name in ("LDL", "STL", " HMMA"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 @pytest.mark.parametrize("dim", [32, 128, 256])

@@ -1,0 +1,10 @@
+"""The benchmark suite: time and memory of fastgrow's operations beside what a user would pick.
+
+    python -m benchmarks --quick            a minute on this machine
+    python -m benchmarks --op attention     one operation, its whole grid
+    python -m benchmarks gpu --out DIR      everything that a GPU machine is asked, ten minutes
+    python -m benchmarks report FILE        Markdown tables of a recorded result
+    pytest benchmarks --benchmark-only      the same cases under pytest-benchmark
+
+An operation takes part through one file in `benchmarks/cases/` (see `benchmarks.case.Family`).
+"""

@@ -1,0 +1,42 @@
+"""The operations that take part, in the order in which a run of limited time takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.case import Family
+from benchmarks.cases import (
+    attention,
+    attention_decode,
+    embedding,
+    layer_norm,
+    linear_cross_entropy,
+    logit_mean,
+    mlp,
+    rms_norm,
+)
+from fastgrow.errors import ConfigError
+
+FAMILIES = (
+    attention.FAMILY,
+    attention_decode.FAMILY,
+    linear_cross_entropy.FAMILY,
+    mlp.FAMILY,
+    logit_mean.FAMILY,
+    layer_norm.FAMILY,
+    rms_norm.FAMILY,
+    embedding.FAMILY,
+)
+
+
+def families(names: Sequence[str] = ()) -> list[Family]:
+    """Those of the given names, or all.
+
+    Raises:
+        ConfigError: there is no operation of a name.
+    """
+    known = {family.name: family for family in FAMILIES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"--op: {unknown[0]!r} is not measured; there are {', '.join(known)}")
+    return [known[name] for name in names] if names else list(FAMILIES)

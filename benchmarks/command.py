@@ -1,0 +1,190 @@
+"""The command line of the suite. argparse, because a plain CUDA image has nothing better."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import show
+from benchmarks.case import DTYPES, PASSES, Case, parse_shape, select
+from benchmarks.cases import FAMILIES, families
+from benchmarks.contenders import COMPILE_MODES, KINDS
+from benchmarks.machine import ROOT, find_machine
+from benchmarks.measure import Budget, Settings
+from benchmarks.results import Ceilings, Result, Row, save
+from benchmarks.suite import run_suite
+from fastgrow.errors import ConfigError, FastgrowError
+
+QUICK_SECONDS = 60.0
+NO_BUDGET = 24 * 3600.0
+
+
+def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int:
+    """Run one command; an error is one line on standard error and a non-zero status."""
+    try:
+        if arguments and arguments[0] == "gpu":
+            return _gpu(arguments[1:], program)
+        if arguments and arguments[0] == "report":
+            return _report(arguments[1:], program)
+        return _measure(arguments, program)
+    except FastgrowError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        return 130
+
+
+def _measure(arguments: Sequence[str], program: str) -> int:
+    options = _parser(program).parse_args(arguments)
+    machine = find_machine(options.device)
+    cases = choose_cases(
+        machine.device.type,
+        op=options.op,
+        dtype=options.dtype,
+        grid=options.grid,
+        passes=options.passes,
+        shapes=options.shape,
+        first_only=options.quick and not options.shape,
+    )
+    if options.list:
+        print("\n".join(case.name for case in cases))
+        return 0
+    settings = Settings(
+        against=kinds(options.against, quick=options.quick),
+        seconds=options.seconds,
+        min_rounds=options.rounds,
+    )
+    if any(kind in COMPILE_MODES for kind in settings.against) and options.quick:
+        print("compiling takes most of the time here; --against leaves it out", flush=True)
+    budget = Budget(options.budget or (QUICK_SECONDS if options.quick else NO_BUDGET))
+    command = " ".join([program, *_without_out(arguments)])
+    result = run_suite(cases, settings, machine, budget, command, on_case=_print_case)
+    print(show.overview_table(result.rows))
+    print(show.ceilings_text(result.ceilings))
+    print("\n".join([show.environment_text(result), *result.notes]))
+    if options.out is not None:
+        write(result, options.out)
+    return 1 if any(row.role == "ours" and row.correct is False for row in result.rows) else 0
+
+
+def choose_cases(
+    device: str,
+    *,
+    op: str = "",
+    dtype: str = "",
+    grid: str = "",
+    passes: str = "",
+    shapes: Sequence[str] = (),
+    first_only: bool = False,
+) -> list[Case]:
+    """The cases that comma-separated names ask for; an empty text leaves the choice to the suite.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    on_cpu = device == "cpu"
+    (chosen,) = _names(grid or ("cpu" if on_cpu else "gpu"), ("tiny", "cpu", "gpu"), "--grid")
+    return select(
+        families(_names(op, [f.name for f in FAMILIES], "--op")),
+        device=device,
+        grid=chosen,
+        dtypes=_names(dtype or ("fp32" if on_cpu else "bf16"), list(DTYPES), "--dtype"),
+        passes=_names(passes or ",".join(PASSES), PASSES, "--pass"),
+        shapes=[parse_shape(text) for text in shapes],
+        first_only=first_only,
+    )
+
+
+def kinds(against: str, *, quick: bool) -> list[str]:
+    """Kinds of contenders; max-autotune takes too long for a quick run unless asked for."""
+    default = ",".join(kind for kind in KINDS if not (quick and kind == "compile-max"))
+    return _names(against or default, KINDS, "--against")
+
+
+def write(result: Result, folder: Path) -> None:
+    """JSON, CSV and, where matplotlib is there, the PNG."""
+    save(result, folder)
+    drawn = show.draw(result, folder / "results.png")
+    names = "results.json, results.csv, results.png" if drawn else "results.json, results.csv"
+    print(f"{folder}: {names}" + ("" if drawn else " (no PNG: matplotlib is not installed)"))
+
+
+def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
+    print(show.case_table(rows, ceilings), flush=True)
+
+
+def _gpu(arguments: Sequence[str], program: str) -> int:
+    from benchmarks.gpu import run_gpu
+
+    parser = argparse.ArgumentParser(f"{program} gpu", description=run_gpu.__doc__)
+    parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<gpu> without")
+    options = parser.parse_args(arguments)
+    machine = find_machine("cuda")
+    out = options.out or ROOT / "benchmarks" / "results" / machine.slug
+    result = run_gpu(machine, out)
+    write(result, out)
+    return 0
+
+
+def _report(arguments: Sequence[str], program: str) -> int:
+    from benchmarks.report import report
+
+    parser = argparse.ArgumentParser(f"{program} report", description=report.__doc__)
+    parser.add_argument("files", type=Path, nargs="+", metavar="RESULTS.json")
+    print(report(parser.parse_args(arguments).files), end="")
+    return 0
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        program,
+        description="Time and memory of fastgrow's operations beside eager PyTorch, "
+        "torch.compile and libraries, on this machine.",
+        epilog=f"Other commands: `{program} gpu` (all that a GPU machine is asked), "
+        f"`{program} report RESULTS.json` (Markdown tables).",
+    )
+    add = parser.add_argument
+    add("--op", default="", help=f"comma-separated: {', '.join(f.name for f in FAMILIES)}")
+    add("--dtype", default="", help=f"of {', '.join(DTYPES)}; fp32 on a CPU, bf16 on a GPU")
+    add("--shape", action="append", default=[], help="such as B=2,T=1024; may be repeated")
+    add("--pass", dest="passes", default="", help=f"of {', '.join(PASSES)}")
+    add("--against", default="", help=f"of {', '.join(KINDS)}; all of them without")
+    add("--grid", default="", choices=("tiny", "cpu", "gpu"), help="the device's own without")
+    add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
+    add("--quick", action="store_true", help=f"a shape of each, in {QUICK_SECONDS:.0f} seconds")
+    add("--seconds", type=_positive, default=2.0, help="of timing for each case")
+    add("--rounds", type=int, default=5, help="timed at least, however long they take")
+    add("--budget", type=_positive, help="seconds for the whole run")
+    add("--out", type=Path, help="folder for results.json, results.csv and results.png")
+    add("--list", action="store_true", help="print the cases and stop")
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _names(text: str, known: Sequence[str], option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{option}: {name!r} is unknown; there are {', '.join(known)}")
+    return names
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments as they may stand in a public file: where it was written to is left out."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument == "--out":
+            skip = argument == "--out"
+            continue
+        if not argument.startswith("--out="):
+            kept.append(argument)
+    return kept

@@ -1,0 +1,69 @@
+"""Who takes part in a case: ours, the formula, torch.compile of it, and the libraries."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.case import Case, Inputs, Output, Run
+from fastgrow.ops._dispatch import OPERATIONS
+
+OURS = "fastgrow"
+FORMULA = "eager"
+# CUDA graphs are left out: they copy inputs that change from call to call, which those of a cold
+# cache do; and no other contender runs in one.
+COMPILE_MODES = {"compile": "default", "compile-max": "max-autotune-no-cudagraphs"}
+KINDS = ("implementation", "eager", *COMPILE_MODES, "library")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute a case.
+
+    Args:
+        role: `ours` (the automatic choice), `implementation` (one of ours, forced) or `library`
+            (what a user would have without fastgrow).
+        kind: the group by which it can be chosen on the command line.
+    """
+
+    name: str
+    role: str
+    kind: str
+    run: Run
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.kind in COMPILE_MODES
+
+
+def contenders(case: Case, against: Sequence[str] = KINDS) -> list[Contender]:
+    """Ours first, then those of the chosen kinds."""
+    call = case.family.call
+    found = [Contender(OURS, "ours", "ours", lambda inputs: call(inputs, None))]
+    for name in OPERATIONS[case.family.op].implementations:
+        if name != "eager" and "implementation" in against:
+            run = functools.partial(_forced, case, name)
+            found.append(Contender(f"{OURS} {name}", "implementation", "implementation", run))
+    if "eager" in against:
+        found.append(Contender(FORMULA, "library", "eager", formula(case)))
+    for name, mode in COMPILE_MODES.items():
+        if name in against:
+            compiled = torch.compile(formula(case), dynamic=False, mode=mode)
+            found.append(Contender(name, "library", name, compiled))
+    if "library" in against:
+        libraries = case.family.libraries(case)
+        found += [Contender(n, "library", "library", run) for n, run in libraries.items()]
+    return found
+
+
+def formula(case: Case) -> Run:
+    """The eager reference: plain PyTorch, as the formula stands."""
+    call = case.family.call
+    return lambda inputs: call(inputs, "eager")
+
+
+def _forced(case: Case, name: str, inputs: Inputs) -> Output:
+    return case.family.call(inputs, name)

@@ -1,0 +1,132 @@
+"""Is a contender right? No speed-up is told of one that is not.
+
+The truth is the formula in fp64 (fp32 inputs are exact there, and so are half-precision ones).
+With e the largest deviation from it and u the dtype's unit in the last place of the largest true
+value, a result is right if, for the output and for every gradient,
+
+    e ≤ 2 · e(formula in the same dtype) + 2 · u · √n
+
+with n = 1, or the number of rows where a parameter's gradient is a sum over n of them (the errors
+of n terms add up like a random walk), and the RMS of the deviations is at most the dtype's ceiling
+times the RMS of the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import DTYPES, Case, Inputs, Run, tensors_of
+from benchmarks.contenders import formula
+
+CEILINGS = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.bfloat16: 5e-3,
+    torch.float16: 5e-3,
+}
+TF32_CEILING = 1e-3
+CHECK_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check said: `error` is the worst RMS deviation, relative to the truth's RMS."""
+
+    ok: bool
+    error: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Inputs, true results and how far the formula itself is off, by result."""
+
+    inputs: Inputs
+    results: dict[str, Tensor]
+    formula_errors: dict[str, float]
+    gradients: tuple[Tensor, ...]
+    terms: dict[str, int]
+
+
+def truth_of(case: Case) -> Truth:
+    """The truth of a case, on its family's shape for checks."""
+    inputs = case.inputs(CHECK_SEED, case.family.checked(case.shape))
+    wide = {name: _widened(value) for name, value in inputs.items()}
+    run = formula(case)
+    gradients = random_gradients(run, inputs)
+    results = results_of(case, run, wide, gradients)
+    formula_results = results_of(case, run, inputs, gradients)
+    errors = {name: _largest(formula_results[name], true) for name, true in results.items()}
+    rows = case.family.rows(case.family.checked(case.shape))
+    terms = {f"d {name}": rows for name in case.family.parameters}
+    return Truth(inputs, results, errors, gradients, terms)
+
+
+def random_gradients(run: Run, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Gradients for the outputs; zeros or ones would run faster than real ones."""
+    with torch.no_grad():
+        outputs = tensors_of(run(inputs))
+    generator = torch.Generator(outputs[0].device).manual_seed(CHECK_SEED)
+    return tuple(
+        torch.randn(o.shape, dtype=o.dtype, device=o.device, generator=generator) for o in outputs
+    )
+
+
+def results_of(
+    case: Case, run: Run, inputs: Inputs, gradients: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The outputs, and unless the pass is forward the gradients of Σ output · gradient."""
+    with torch.set_grad_enabled(case.pass_ != "forward"):
+        outputs = tensors_of(run(inputs))
+    results = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+    if case.pass_ != "forward":
+        names = case.family.differentiate
+        given = [g.to(o.dtype) for g, o in zip(gradients, outputs, strict=True)]
+        found = torch.autograd.grad(outputs, [inputs[name] for name in names], given)
+        results |= {f"d {name}": g for name, g in zip(names, found, strict=True)}
+    return results
+
+
+def judge(case: Case, run: Run, truth: Truth) -> Verdict:
+    """Compare a contender's results with the truth."""
+    results = results_of(case, run, truth.inputs, truth.gradients)
+    return compare(results, truth, DTYPES[case.dtype])
+
+
+def compare(results: Mapping[str, Tensor], truth: Truth, dtype: torch.dtype) -> Verdict:
+    """The rule above, over all results."""
+    ceiling = CEILINGS[dtype]
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        ceiling = TF32_CEILING
+    worst, reasons = 0.0, []
+    for name, true in truth.results.items():
+        got = results[name].double()
+        if not bool(got.isfinite().all()):
+            return Verdict(False, float("inf"), f"{name} is not finite")
+        scale = float(true.square().mean().sqrt())
+        relative = float((got - true).square().mean().sqrt()) / max(scale, 1e-300)
+        worst = max(worst, relative)
+        unit = torch.finfo(dtype).eps * float(true.abs().max())
+        limit = 2 * truth.formula_errors[name] + 2 * unit * truth.terms.get(name, 1) ** 0.5
+        error = _largest(got, true)
+        if error > limit:
+            reasons.append(f"{name} is off by {error:.2g}, allowed {limit:.2g}")
+        if relative > ceiling:
+            reasons.append(f"{name}'s relative RMS error is {relative:.2g}, allowed {ceiling:.0e}")
+    return Verdict(not reasons, worst, "; ".join(reasons))
+
+
+def _largest(result: Tensor, true: Tensor) -> float:
+    return float((result.double() - true).abs().max())
+
+
+def _widened(value: object) -> object:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().double().requires_grad_(value.requires_grad)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return type(value)(_widened(item) for item in value)  # type: ignore[call-arg]
+    return value

@@ -1,0 +1,167 @@
+"""The machine under test: its description, its clock and its ceilings."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastgrow
+from benchmarks.clock import Clock, CpuClock, CudaClock
+from benchmarks.results import Ceilings
+from benchmarks.summary import quantile
+from fastgrow.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
+CEILING_RUNS = 15
+
+CPU_NOTE = (
+    "Measured on a CPU: wall-clock time of whole calls, with inputs rotated so that the cache is "
+    "cold. The Triton kernels do not run here, so these numbers say nothing about a GPU. Peak "
+    "memory is what torch's allocator holds above the inputs; the products' own scratch space is "
+    "not seen."
+)
+
+
+# Load average per core above which others are taken to disturb the times.
+QUIET = 0.5
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device with what measures it; tests put a fake one together."""
+
+    device: torch.device
+    clock: Clock
+    environment: dict[str, Any]
+    ceilings: Callable[[], Ceilings]
+
+    @property
+    def slug(self) -> str:
+        """The name of the folder for its results."""
+        name = re.sub(r"[^a-z0-9]+", "-", str(self.environment["device"]).lower()).strip("-")
+        return name if self.device.type == "cuda" else f"cpu-{name}"
+
+
+def cpu_notes(environment: dict[str, Any]) -> list[str]:
+    """What a CPU's numbers mean, and whether other work disturbed them."""
+    load, cores = environment.get("load", 0.0), environment.get("cores") or 1
+    if load <= QUIET * cores:
+        return [CPU_NOTE]
+    busy = (
+        f"The machine was not quiet: the load average was {load:.1f} on {cores} cores when the "
+        "run began. Ratios of interleaved runs stand that better than times do."
+    )
+    return [CPU_NOTE, busy]
+
+
+def find_machine(kind: str | None = None) -> Machine:
+    """The GPU where there is one, or else the CPU; `kind` asks for one of them.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if kind == "cuda" and not has_gpu:
+        build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise ConfigError(f"no CUDA GPU is at hand (torch {torch.__version__} is built {build})")
+    device = torch.device("cpu" if kind == "cpu" or not has_gpu else "cuda")
+    clock: Clock = CpuClock() if device.type == "cpu" else CudaClock(device)
+    return Machine(device, clock, _environment(device), lambda: measure_ceilings(device, clock))
+
+
+def measure_ceilings(device: torch.device, clock: Clock) -> Ceilings:
+    """Bandwidth of a large copy (read + written) and speed of a large product."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    source = torch.randn(COPY_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    copying = [clock.seconds(lambda: target.copy_(source)) for _ in range(CEILING_RUNS)]
+    n = MATMUL_SIZE[device.type]
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    b = torch.randn(n, n, device=device, dtype=dtype)
+    torch.mm(a, b)
+    products = [clock.seconds(lambda: torch.mm(a, b)) for _ in range(CEILING_RUNS)]
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    return Ceilings(
+        2 * source.nbytes / quantile(copying, 0.5) / 1e9,
+        2 * n**3 / quantile(products, 0.5) / 1e12,
+        name,
+    )
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": device.type}
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {
+            "device": gpu.name,
+            "capability": f"{gpu.major}.{gpu.minor}",
+            "memory_gib": round(gpu.total_memory / 2**30, 1),
+            "driver": _driver(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    else:
+        found |= {
+            "device": _cpu_model(),
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "load": round(os.getloadavg()[0], 2),
+        }
+    return found | {
+        "torch": torch.__version__,
+        "triton": _triton_version(),
+        "python": platform.python_version(),
+        "fastgrow": fastgrow.__version__,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def _triton_version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return str(triton.__version__)
+
+
+def _driver() -> str | None:
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
+def _commit() -> str | None:
+    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return None
+    changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit} with changes" if changed else commit
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (done.stdout.strip().splitlines() or [""])[0]

@@ -1,0 +1,186 @@
+"""One case: check every contender, warm it up, time all of them interleaved, take their memory."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import DTYPES, Case, shape_text
+from benchmarks.clock import Clock
+from benchmarks.contenders import KINDS, Contender, contenders
+from benchmarks.correctness import Truth, Verdict, judge, random_gradients, truth_of
+from benchmarks.interleave import Limits, Step, input_sets, interleaved, step_of
+from benchmarks.memory import peak_bytes
+from benchmarks.ratios import with_ratios
+from benchmarks.results import Row
+from benchmarks.summary import Timing, timing
+from fastgrow.errors import FastgrowError
+
+# Before one has been seen, a compilation is taken to last this long.
+FIRST_GUESS_OF_COMPILING = 15.0
+
+
+class Budget:
+    """Seconds that a run may take, and what compiling has cost so far."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._end = now() + seconds
+        self.seconds = seconds
+        self.compiling = FIRST_GUESS_OF_COMPILING
+        self.spent_compiling = 0.0
+
+    def compiled(self, seconds: float) -> None:
+        """A compilation took so long; the next one is taken to last as long."""
+        self.compiling = seconds
+        self.spent_compiling += seconds
+
+    def left(self) -> float:
+        return self._end - self._now()
+
+    def allows_compiling(self, reserved: float) -> bool:
+        """Is there time to compile once more and still have `reserved` seconds?"""
+        return self.left() - reserved > self.compiling
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run measures each case.
+
+    Args:
+        against: kinds of contenders (`benchmarks.contenders.KINDS`).
+        seconds: time for one case's rounds.
+        min_rounds: rounds that are made even when the time is over.
+        input_bytes: memory that a case's input sets may take.
+    """
+
+    against: Sequence[str] = KINDS
+    seconds: float = 2.0
+    min_rounds: int = 5
+    input_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A contender that has run once, and what the check said (None: not checked)."""
+
+    step: Step
+    verdict: Verdict | None
+
+
+def measure(
+    case: Case, settings: Settings, clock: Clock, budget: Budget, *, reserved: float = 0.0
+) -> list[Row]:
+    """The rows of a case; a contender that cannot run has a row that says why.
+
+    Args:
+        reserved: seconds of the budget that the cases after this one will need.
+    """
+    # Graphs of earlier cases count against the recompile limit, beyond which dynamo runs eager.
+    torch._dynamo.reset()
+    sets = input_sets(case, clock, settings.input_bytes)
+    truth = truth_of(case)
+    gradients: tuple[Tensor, ...] = ()
+    if case.pass_ != "forward":
+        gradients = random_gradients(lambda inputs: case.family.call(inputs, None), sets[0])
+    ready: dict[str, Ready] = {}
+    refusals: dict[str, str] = {}
+    field = contenders(case, settings.against)
+    for contender in field:
+        if contender.is_compiled and not budget.allows_compiling(reserved + settings.seconds):
+            refusals[contender.name] = f"skipped: no time left of {budget.seconds:.0f} s"
+            continue
+        step = step_of(case, contender.run, sets, gradients)
+        outcome = _prepare(case, contender, step, truth, budget)
+        if isinstance(outcome, Ready):
+            ready[contender.name] = outcome
+        else:
+            refusals[contender.name] = outcome
+    limits = Limits(settings.seconds, settings.min_rounds)
+    samples = interleaved({n: r.step for n, r in ready.items()}, clock, limits, len(sets))
+    device = torch.device(case.device)
+    rows = []
+    for contender in field:
+        if contender.name in ready:
+            entry = ready[contender.name]
+            peak = peak_bytes(functools.partial(_run_once, entry.step), device)
+            times = timing(samples[contender.name])
+            rows.append(_row(case, contender, times, peak, entry.verdict))
+        else:
+            rows.append(_refused(case, contender, refusals[contender.name]))
+    return with_ratios(rows, case.family.required(case) if device.type == "cuda" else ())
+
+
+def _prepare(
+    case: Case, contender: Contender, step: Step, truth: Truth, budget: Budget
+) -> Ready | str:
+    """Warm a contender up and check it, or say why it does not take part."""
+    start = budget.left()
+    try:
+        _run_once(step)
+        if contender.is_compiled:
+            budget.compiled(start - budget.left())
+        verdict = None
+        # Another shape would be compiled for the check alone.
+        if not contender.is_compiled or case.family.checked(case.shape) == case.shape:
+            verdict = judge(case, contender.run, truth)
+        _run_once(step)
+    except torch.OutOfMemoryError:
+        return "failed: out of memory"
+    except FastgrowError as error:
+        return f"cannot run: {_first_line(error)}"
+    except Exception as error:
+        # A baseline may fail in ways of its own; the others are still worth measuring.
+        return f"failed: {type(error).__name__}: {_first_line(error)}"
+    return Ready(step, verdict)
+
+
+def _run_once(step: Step) -> object:
+    return step(0)()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _refused(case: Case, contender: Contender, status: str) -> Row:
+    return Row(
+        op=case.family.name,
+        shape=shape_text(case.shape),
+        dtype=case.dtype,
+        pass_=case.pass_,
+        contender=contender.name,
+        role=contender.role,
+        status=status,
+    )
+
+
+def _row(
+    case: Case, contender: Contender, times: Timing, peak: int, verdict: Verdict | None
+) -> Row:
+    work = case.family.work(case.shape, DTYPES[case.dtype].itemsize, case.pass_)
+    return Row(
+        op=case.family.name,
+        shape=shape_text(case.shape),
+        dtype=case.dtype,
+        pass_=case.pass_,
+        contender=contender.name,
+        role=contender.role,
+        status="ok",
+        median_ms=times.median * 1e3,
+        p20_ms=times.p20 * 1e3,
+        p80_ms=times.p80 * 1e3,
+        runs=times.runs,
+        peak_mib=peak / 2**20,
+        correct=None if verdict is None else verdict.ok,
+        error=None if verdict is None else verdict.error,
+        problem="" if verdict is None else verdict.reason,
+        checked="" if verdict is None else shape_text(case.family.checked(case.shape)),
+        tflop_per_s=work.flops / times.median / 1e12 if work.flops else None,
+        gb_per_s=work.bytes / times.median / 1e9 if work.bytes else None,
+    )

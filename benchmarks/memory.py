@@ -1,0 +1,48 @@
+"""Peak memory of one run, above what was allocated before it.
+
+On a GPU this is the caching allocator's own peak. On a CPU the profiler reports every tensor that
+torch's allocator hands out and takes back, and the peak of their sum is taken: exact for tensors,
+whoever made them, and independent of what malloc keeps. It does not see the scratch space inside
+oneDNN's and BLAS's products.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+import torch
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `run` holds at its worst moment, its result included."""
+    if device.type == "cuda":
+        return _peak_on_gpu(run, device)
+    # Kineto reports the start and end of every profile on standard error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        # Freed only after the profile has ended, so that the result counts to the end.
+        result = run()
+    events = profile.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    del result
+    return highest(change for _, change in sorted(changes, key=lambda change: change[0]))
+
+
+def highest(changes: Iterable[int]) -> int:
+    """The highest sum of a prefix of the changes; 0 for none."""
+    live = top = 0
+    for change in changes:
+        live += change
+        top = max(top, live)
+    return top
+
+
+def _peak_on_gpu(run: Callable[[], object], device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = run()
+    torch.cuda.synchronize(device)
+    del result
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,0 +1,70 @@
+"""Speed-ups: against the best library variant, and only where they can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.results import Row
+from benchmarks.summary import geometric_mean
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Our automatic choice over the cells of one operation and pass."""
+
+    op: str
+    pass_: str
+    cells: int
+    told: int
+    mean: float | None
+    worst: Row | None
+    best: Row | None
+
+
+def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
+    """Fill in `ratio` or `withheld` in our rows of one cell.
+
+    Args:
+        rows: all contenders of one cell.
+        required: libraries without which a comparison would flatter us.
+    """
+    libraries = {r.contender: r.median_ms for r in rows if r.role == "library" and r.median_ms}
+    absent = [name for name in required if name not in libraries]
+    filled = []
+    for row in rows:
+        if row.role == "library" or row.median_ms is None:
+            filled.append(row)
+            continue
+        if row.correct is not True:
+            reason = "not correct" if row.correct is False else "correctness was not checked"
+        elif absent:
+            reason = f"{' and '.join(absent)} did not run"
+        elif not libraries:
+            reason = "no library variant ran"
+        else:
+            ratio = min(libraries.values()) / row.median_ms
+            filled.append(dataclasses.replace(row, ratio=ratio))
+            continue
+        filled.append(dataclasses.replace(row, withheld=reason))
+    return filled
+
+
+def overviews(rows: Sequence[Row]) -> list[Overview]:
+    """One for each operation and pass, in the rows' order; cells withheld are counted, not used."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.role == "ours":
+            groups.setdefault((row.op, row.pass_), []).append(row)
+    return [_overview(op, pass_, group) for (op, pass_), group in groups.items()]
+
+
+def _overview(op: str, pass_: str, rows: Sequence[Row]) -> Overview:
+    told = [(row.ratio, row) for row in rows if row.ratio is not None]
+    if not told:
+        return Overview(op, pass_, len(rows), 0, None, None, None)
+    mean = geometric_mean([ratio for ratio, _ in told])
+    worst = min(told, key=lambda pair: pair[0])[1]
+    best = max(told, key=lambda pair: pair[0])[1]
+    return Overview(op, pass_, len(rows), len(told), mean, worst, best)

@@ -1,0 +1,65 @@
+"""`python -m benchmarks report FILE…`: Markdown tables of recorded results, with their origin.
+
+The README's tables are made by this command, so no number stands there that no file holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.results import Result, Row, load
+from benchmarks.show import (
+    OVERVIEW_HEADER,
+    ceilings_text,
+    environment_text,
+    milliseconds,
+    overview_rows,
+    reached,
+)
+
+HEADER = ("shape", "dtype", "pass", "variant", "median ms", "p20–p80", "peak MiB", "reached",
+          "against best library")  # fmt: skip
+
+
+def report(paths: Sequence[Path]) -> str:
+    """The tables of all files, one after the other."""
+    return "\n\n".join(markdown(load(path), _shown(path)) for path in paths) + "\n"
+
+
+def markdown(result: Result, origin: str) -> str:
+    """Overview and one table for each operation; the last line says where they come from."""
+    parts = [_table(OVERVIEW_HEADER, overview_rows(result.rows))]
+    for op, rows in itertools.groupby(result.rows, key=lambda row: row.op):
+        parts += [f"**{op}**", _table(HEADER, [_line(row, result) for row in rows])]
+    parts += [*result.notes, f"{ceilings_text(result.ceilings).capitalize()}."]
+    parts.append(f"Origin: `{origin}`; {environment_text(result)}; made by `{result.command}`.")
+    return "\n\n".join(parts)
+
+
+def _line(row: Row, result: Result) -> list[str]:
+    name = f"**{row.contender}**" if row.role == "ours" else row.contender
+    start = [row.shape, row.dtype, row.pass_, name]
+    if row.median_ms is None or row.p20_ms is None or row.p80_ms is None:
+        return [*start, "not measured", "", "", "", row.status]
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}×"
+    if row.withheld:
+        ratio = f"withheld: {row.withheld}"
+    spread = f"{milliseconds(row.p20_ms)}–{milliseconds(row.p80_ms)}"
+    peak = "" if row.peak_mib is None else f"{row.peak_mib:.1f}"
+    speed = reached(row, result.ceilings)
+    return [*start, milliseconds(row.median_ms), spread, peak, speed, ratio]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+                     for line in lines)  # fmt: skip
+
+
+def _shown(path: Path) -> str:
+    """The path from the repository's top where it lies below, or else the bare file name."""
+    root = Path(__file__).resolve().parents[1]
+    full = path.resolve()
+    return str(full.relative_to(root)) if full.is_relative_to(root) else path.name

@@ -1,0 +1,166 @@
+"""Results for a terminal and for a page: tables, the overview, one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.ratios import overviews
+from benchmarks.results import Ceilings, Result, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEADER = ("contender", "median ms", "p20", "p80", "runs", "peak MiB", "reached", "right", "ratio")
+
+
+def case_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
+    """The rows of one case under its name, for a terminal."""
+    first = rows[0]
+    measured = [[row.contender, *_numbers(row, ceilings)] for row in rows if row.status == "ok"]
+    widths = [max(map(len, column)) for column in zip(HEADER, *measured, strict=True)]
+    lines = [f"{first.op} {first.shape} {first.dtype} {first.pass_}"]
+    for cells in (HEADER, *measured):
+        padded = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        lines.append("  ".join(["  " + cells[0].ljust(widths[0]), *padded]))
+    lines += [f"  {row.contender}: {row.status}" for row in rows if row.status != "ok"]
+    lines += [f"  {row.contender}: WRONG: {row.problem}" for row in rows if row.correct is False]
+    lines += [f"  {row.contender}: ratio withheld: {row.withheld}" for row in rows if row.withheld]
+    return "\n".join(lines)
+
+
+def overview_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """Operation, pass, cells told of all, worst, geometric mean and best ratio, worst cell."""
+    lines = []
+    for view in overviews(rows):
+        told = f"{view.told} of {view.cells}"
+        if view.worst is None or view.best is None or view.mean is None:
+            lines.append([view.op, view.pass_, told, "–", "–", "–", "–"])
+            continue
+        cell = f"{view.worst.shape} {view.worst.dtype}"
+        numbers = [f"{x:.2f}×" for x in (view.worst.ratio, view.mean, view.best.ratio) if x]
+        lines.append([view.op, view.pass_, told, *numbers, cell])
+    return lines
+
+
+OVERVIEW_HEADER = ("op", "pass", "cells told", "worst", "geometric mean", "best", "worst cell")
+
+
+def overview_table(rows: Sequence[Row]) -> str:
+    """The overview for a terminal."""
+    lines = [list(OVERVIEW_HEADER), *overview_rows(rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    title = "fastgrow against the best library variant (above 1 is faster)"
+    return "\n".join([title, *("  " + line for line in padded)])
+
+
+def ceilings_text(ceilings: Ceilings) -> str:
+    if ceilings.copy_gb_per_s is None or ceilings.matmul_tflop_per_s is None:
+        return "ceilings were not measured"
+    return (
+        f"ceilings in the same run: copy {ceilings.copy_gb_per_s:.0f} GB/s, "
+        f"{ceilings.matmul_dtype} matmul {ceilings.matmul_tflop_per_s:.3g} TFLOP/s"
+    )
+
+
+def reached(row: Row, ceilings: Ceilings) -> str:
+    """Achieved speed with its share of the ceiling, in the unit that bounds the operation."""
+    if row.tflop_per_s is not None:
+        share = ""
+        if ceilings.matmul_tflop_per_s and ceilings.matmul_dtype == row.dtype:
+            share = f" ({row.tflop_per_s / ceilings.matmul_tflop_per_s:.0%})"
+        return f"{row.tflop_per_s:.3g} TFLOP/s{share}"
+    if row.gb_per_s is not None:
+        share = f" ({row.gb_per_s / ceilings.copy_gb_per_s:.0%})" if ceilings.copy_gb_per_s else ""
+        return f"{row.gb_per_s:.3g} GB/s{share}"
+    return "–"
+
+
+def environment_text(result: Result) -> str:
+    """Device and versions in one line."""
+    known = result.environment
+    names = ("driver", "cuda", "torch", "triton", "fastgrow", "commit", "date")
+    parts = [str(known["device"])]
+    if known["kind"] == "cpu":
+        parts.append(f"{known.get('threads')} threads")
+    parts += [f"{name} {known[name]}" for name in names if known.get(name)]
+    return ", ".join(parts)
+
+
+def _numbers(row: Row, ceilings: Ceilings) -> list[str]:
+    right = {True: "yes", False: "NO", None: "–"}[row.correct]
+    return [
+        *map(milliseconds, (row.median_ms, row.p20_ms, row.p80_ms)),
+        str(row.runs),
+        "–" if row.peak_mib is None else f"{row.peak_mib:.1f}",
+        reached(row, ceilings),
+        right,
+        f"{row.ratio:.2f}×" if row.ratio is not None else "–",
+    ]
+
+
+def milliseconds(value: float | None) -> str:
+    """Three digits that mean something."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 1 else f"{value:.3f}"
+
+
+def draw(result: Result, path: Path) -> bool:
+    """Write a PNG of every contender's speed; False where matplotlib is not installed.
+
+    One line for each case, the best library variant at 1.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    cells: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in result.rows:
+        if row.median_ms is not None:
+            cells.setdefault(row.cell, []).append(row)
+    figure = Figure(figsize=(9, 1.4 + 0.34 * max(1, len(cells))), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    for i, rows in enumerate(cells.values()):
+        _draw_case(axis, i, rows)
+    axis.set_yticks(range(len(cells)), [" ".join(cell) for cell in cells], fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.axvline(1, color="0.5", linewidth=0.8)
+    axis.grid(axis="x", which="both", alpha=0.2)
+    axis.set_xlabel("speed against the best library variant (right is faster)")
+    axis.set_title(environment_text(result), fontsize=7)
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axis.legend(unique.values(), unique.keys(), fontsize=7, loc="best", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return True
+
+
+_MARKERS = {
+    "ours": ("o", "tab:red", "fastgrow"),
+    "withheld": ("x", "tab:red", "fastgrow, wrong or without a fair rival"),
+    "implementation": ("|", "tab:red", "fastgrow, forced implementation"),
+    "library": ("o", "tab:blue", "library variant"),
+}
+
+
+def _draw_case(axis: Axes, line: int, rows: Sequence[Row]) -> None:
+    libraries = [row.median_ms for row in rows if row.role == "library" and row.median_ms]
+    if not libraries:
+        return
+    for row in rows:
+        if row.median_ms is None:
+            continue
+        kind = "withheld" if row.role != "library" and row.withheld else row.role
+        marker, color, label = _MARKERS[kind]
+        size = 36 if row.role == "ours" else 22
+        axis.scatter(
+            min(libraries) / row.median_ms, line, marker=marker, color=color, s=size, label=label
+        )

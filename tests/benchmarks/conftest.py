@@ -1,0 +1,66 @@
+"""An operation made for measuring, and a machine that is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+# The suite is no installed package; `pytest` by itself does not look at the repository's top.
+sys.path.insert(0, str(ROOT))
+
+from fake_time import FakeClock  # noqa: E402
+
+from benchmarks.case import Family, Inputs, Shape  # noqa: E402
+from benchmarks.machine import Machine  # noqa: E402
+from benchmarks.results import Ceilings  # noqa: E402
+from fastgrow.ops import _dispatch  # noqa: E402
+
+
+@pytest.fixture
+def operation(monkeypatch: pytest.MonkeyPatch) -> Iterator[_dispatch.Operation]:
+    """`triple`: 3x, with a vendor implementation that tests may break."""
+    monkeypatch.delenv("FASTGROW_IMPL", raising=False)
+    triple = _dispatch.Operation("triple")
+    triple.implementation("eager")(lambda x: 3 * x)
+    triple.implementation("vendor")(lambda x: x + x + x)
+    yield triple
+    del _dispatch.OPERATIONS["triple"]
+
+
+@pytest.fixture
+def family(operation: _dispatch.Operation) -> Family:
+    """The family of `triple`, with one library."""
+
+    def inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+        return {"x": torch.randn(shape["N"], generator=generator, dtype=dtype)}
+
+    return Family(
+        op="triple",
+        grids={"tiny": [{"N": 64}], "cpu": [{"N": 64}, {"N": 128}], "gpu": [{"N": 64}]},
+        inputs=inputs,
+        call=lambda inputs, impl: operation(inputs["x"], impl=impl),
+        differentiate=("x",),
+        libraries=lambda case: {"library": lambda inputs: 3.0 * inputs["x"]},
+    )
+
+
+@pytest.fixture
+def machine() -> Machine:
+    """A CPU that passes for a GPU."""
+    environment = {
+        "kind": "cuda",
+        "device": "Fake GPU 9000",
+        "capability": "9.0",
+        "driver": "1.2",
+        "torch": "2.99",
+        "triton": "3.99",
+        "commit": "abc",
+    }
+    return Machine(
+        torch.device("cpu"), FakeClock(), environment, lambda: Ceilings(1000.0, 500.0, "bf16")
+    )

@@ -1,0 +1,28 @@
+"""Clocks that are told the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class FakeClock:
+    """Every call takes as long as `cost` says of it; the call itself is made."""
+
+    cache_bytes = 1024
+
+    def __init__(self, cost: Callable[[object], float] = lambda result: 1e-3) -> None:
+        self.cost = cost
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        return self.cost(run())
+
+
+class Ticking:
+    """A time that moves on by `step` whenever it is asked for."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.time, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.time += self.step
+        return self.time

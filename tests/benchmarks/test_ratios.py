@@ -1,0 +1,88 @@
+"""Speed-ups: against the fastest library, and withheld where they would mislead."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from benchmarks.ratios import overviews, with_ratios
+from benchmarks.results import Row
+
+
+def row(contender: str, role: str, ms: float | None, **changes: object) -> Row:
+    status = "ok" if ms is not None else "cannot run: too old"
+    made = Row("attention", "T=1", "bf16", "full", contender, role, status, median_ms=ms)
+    if ms is not None:
+        made = dataclasses.replace(made, correct=True)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+LIBRARIES = [row("eager", "library", 8.0), row("sdpa flash", "library", 3.0)]
+REQUIRED = ("sdpa flash", "sdpa cudnn")
+
+
+def test_the_ratio_is_to_the_fastest_library() -> None:
+    ours, forced, eager, _ = with_ratios(
+        [row("fastgrow", "ours", 2.0), row("fastgrow triton", "implementation", 6.0), *LIBRARIES],
+        (),
+    )
+    assert ours.ratio == pytest.approx(1.5)
+    assert forced.ratio == pytest.approx(0.5)
+    assert eager.ratio is None
+    assert eager.withheld == ""
+
+
+def test_no_ratio_where_correctness_is_red() -> None:
+    wrong, unknown, *_ = with_ratios(
+        [
+            row("fastgrow", "ours", 2.0, correct=False),
+            row("fastgrow triton", "implementation", 1.0, correct=None),
+            *LIBRARIES,
+        ],
+        (),
+    )
+    assert (wrong.ratio, wrong.withheld) == (None, "not correct")
+    assert (unknown.ratio, unknown.withheld) == (None, "correctness was not checked")
+
+
+def test_no_ratio_unless_flash_and_cudnn_both_ran() -> None:
+    absent = row("sdpa cudnn", "library", None)
+    ours, *_ = with_ratios([row("fastgrow", "ours", 2.0), *LIBRARIES, absent], REQUIRED)
+    assert (ours.ratio, ours.withheld) == (None, "sdpa cudnn did not run")
+    there = row("sdpa cudnn", "library", 4.0)
+    ours, *_ = with_ratios([row("fastgrow", "ours", 2.0), *LIBRARIES, there], REQUIRED)
+    assert ours.ratio == pytest.approx(1.5)
+
+
+def test_a_fast_wrong_library_is_still_the_one_to_beat() -> None:
+    wrong = row("quick and dirty", "library", 1.0, correct=False)
+    ours, *_ = with_ratios([row("fastgrow", "ours", 2.0), *LIBRARIES, wrong], ())
+    assert ours.ratio == pytest.approx(0.5)
+
+
+def test_no_ratio_without_a_library() -> None:
+    (ours,) = with_ratios([row("fastgrow", "ours", 2.0)], ())
+    assert ours.withheld == "no library variant ran"
+
+
+def test_the_overview_tells_the_worst_beside_mean_and_best() -> None:
+    rows = [
+        row("fastgrow", "ours", 1.0, ratio=2.0, shape="T=2"),
+        row("fastgrow", "ours", 1.0, ratio=0.5, shape="T=3"),
+        row("fastgrow", "ours", 1.0, withheld="not correct", shape="T=4"),
+        row("fastgrow triton", "implementation", 1.0, ratio=9.0),
+        row("eager", "library", 1.0),
+    ]
+    (view,) = overviews(rows)
+    assert (view.cells, view.told) == (3, 2)
+    assert view.mean == pytest.approx(1.0)
+    assert view.worst is not None
+    assert view.worst.shape == "T=3"
+    assert view.best is not None
+    assert view.best.shape == "T=2"
+
+
+def test_an_overview_of_nothing_told_has_no_numbers() -> None:
+    (view,) = overviews([row("fastgrow", "ours", 1.0, withheld="not correct")])
+    assert (view.mean, view.worst, view.best, view.told) == (None, None, None, 0)

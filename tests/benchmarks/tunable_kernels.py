@@ -1,0 +1,32 @@
+"""Stands for a module of kernels with something to tune; nothing here is compiled or launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+CANDIDATES = [{"block": 16}, {"block": 32}, {"block": 64}, {"block": 128}]
+# What launching a candidate is taken to cost, in milliseconds: the timed call returns it.
+COSTS = {16: 3.0, 32: 2.0, 64: 0.5, 128: 4.0}
+
+
+@dataclass
+class FakeKernel:
+    kernel: str
+    bucket: str
+    capability: int
+    candidates: Sequence[dict[str, int]]
+
+    def build(self, configuration: dict[str, int]) -> dict[str, int]:
+        if configuration["block"] == 128:
+            raise RuntimeError("out of shared memory")
+        # The fastest one spills, so it must not win.
+        return {"spills": 8 if configuration["block"] == 64 else 0, "shared": self.capability}
+
+    def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
+        return lambda: COSTS[configuration["block"]]
+
+
+def tunables(capability: int) -> list[FakeKernel]:
+    buckets = ("bf16/D=32", "bf16/D=64")
+    return [FakeKernel("attention_forward", b, capability, CANDIDATES) for b in buckets]
