@@ -1,7 +1,8 @@
 """A TensorBoard event file of scalars.
 
-TensorBoard's own writer writes from a thread: what it holds is lost when a process is killed, and a
-full disk shows as a traceback of that thread. This one writes at once and raises where it is called.
+TensorBoard's own writer writes from a thread: what it holds is lost when a process is killed, and
+a full disk shows as a traceback of that thread. This one writes at once and raises where it is
+called.
 """
 
 from __future__ import annotations
