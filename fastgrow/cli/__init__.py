@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,14 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         result = app(args=arguments, prog_name="fastgrow", standalone_mode=False)
-        # An early exit such as --help arrives as the returned status.
-        return result if isinstance(result, int) else 0
-    except typer.Abort:
+        # An early exit such as --help arrives as the returned status, and so does, in some releases
+        # of typer, Ctrl-C.
+        status = result if isinstance(result, int) else 0
+        return _fail("stopped", status) if status == 130 else status
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("stopped", 130)
     except Interrupted as error:
         return _fail(str(error), 130)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
     except BrokenPipeError:
         # The reader (`| head`) has all it wanted; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,6 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(f"{message()} (see `{_command(error)} --help`)", 2)
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """For commands that go on where they were stopped: Ctrl-C says so."""
+    from fastgrow.errors import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command goes on from what was saved last") from None
 
 
 def _fail(message: str, status: int) -> int:

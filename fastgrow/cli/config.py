@@ -8,7 +8,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,12 @@ import yaml
 from fastgrow.errors import ConfigError
 
 T = TypeVar("T")
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+    ".toml": tomllib.loads,
+}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -32,14 +38,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if path.suffix not in _READERS:
+        raise ConfigError(f"{path}: expected a name ending in {', '.join(_READERS)}")
     try:
-        if path.suffix in (".yaml", ".yml"):
-            tree = yaml.safe_load(text)
-        elif path.suffix == ".toml":
-            tree = tomllib.loads(text)
-        else:
-            raise ConfigError(f"{path}: expected a name ending in .yaml, .yml or .toml")
-    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        tree = _READERS[path.suffix](text)
+    # YAML raises a bare ValueError for a date that is none; TOML's errors are ValueErrors.
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not valid: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected names with values, got {type(tree).__name__}")
@@ -65,7 +69,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             node = _child(node, key, override)
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise ConfigError(f"override {override!r}: {text!r} is not a valid value") from None
         if isinstance(node, list):
             node[_index(node, last, override)] = value

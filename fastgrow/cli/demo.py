@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fastgrow.cli import resumable
+
 
 def demo(
     overrides: Annotated[
@@ -19,7 +21,8 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A smaller one, under a minute.")] = False,
 ) -> None:
     """Grow three specialists (Latin, Cyrillic, Han), compose them, and write a report."""
-    from fastgrow.cli.settings import read_demo
-    from fastgrow.demo import run_demo
+    with resumable():
+        from fastgrow.cli.settings import read_demo
+        from fastgrow.demo import run_demo
 
-    run_demo(read_demo("demo-quick" if quick else "demo", overrides or []), out)
+        run_demo(read_demo("demo-quick" if quick else "demo", overrides or []), out)

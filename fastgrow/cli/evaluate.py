@@ -16,10 +16,11 @@ def evaluate(
     """Print bits per character on each text, whole and unsplit."""
     import fastgrow
     from fastgrow.errors import ConfigError
+    from fastgrow.info import device
     from fastgrow.report import table_text
     from fastgrow.training import TextData
 
-    loaded = fastgrow.load(model)
+    loaded = fastgrow.load(model, device=device())
     if loaded.substrate is None:
         raise ConfigError(f"{model}: has no substrate, so it cannot read text")
     rows = []

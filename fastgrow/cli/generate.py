@@ -19,9 +19,11 @@ def generate(
 ) -> None:
     """Print the prompt and its continuation as it comes."""
     import fastgrow
+    from fastgrow.info import device
 
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    pieces = fastgrow.load(model).stream(prompt, max_new_tokens=max_new_tokens, **options)
+    loaded = fastgrow.load(model, device=device())
+    pieces = loaded.stream(prompt, max_new_tokens=max_new_tokens, **options)
     # The prompt is printed once the first piece is there, so that an error stands alone.
     typer.echo(prompt + next(pieces, ""), nl=False)
     for piece in pieces:

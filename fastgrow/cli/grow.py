@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fastgrow.cli import resumable
+
+if TYPE_CHECKING:
+    from fastgrow.growth import GrowthResult
 
 
 def grow(
@@ -24,13 +29,26 @@ def grow(
     ] = False,
 ) -> None:
     """Grow a model stage by stage. The same command again resumes where it stopped."""
+    with resumable():
+        result = _grow(config, overrides or [], out, control, fresh)
+    for stage in result.stages:
+        bits = ", ".join(f"{name} {value:.3f}" for name, value in stage.bits.items())
+        typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits a character: {bits}")
+    assert result.out is not None
+    typer.echo(f"model: {result.out / 'model'}")
+
+
+def _grow(
+    config: str, overrides: list[str], out: Path | None, control: str | None, fresh: bool
+) -> GrowthResult:
     import torch
 
     import fastgrow
     from fastgrow.cli import settings
     from fastgrow.errors import ConfigError
+    from fastgrow.info import device
 
-    run = settings.read_growth(config, overrides or [])
+    run = settings.read_growth(config, overrides)
     schedules = {
         None: run.schedule,
         "monolith": run.schedule.as_monolith(),
@@ -42,17 +60,11 @@ def grow(
     model_config = run.model_config(substrate)
     data = run.open_data(substrate)
     torch.manual_seed(run.train.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = out or Path(run.out)
-    result = fastgrow.grow(
-        fastgrow.Decoder(model_config, substrate).to(device),
+    return fastgrow.grow(
+        fastgrow.Decoder(model_config, substrate).to(device()),
         data,
         schedules[control],
         train=run.train,
-        out=folder,
+        out=out or Path(run.out),
         resume="never" if fresh else "auto",
     )
-    for stage in result.stages:
-        bits = ", ".join(f"{name} {value:.3f}" for name, value in stage.bits.items())
-        typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits a character: {bits}")
-    typer.echo(f"model: {folder / 'model'}")

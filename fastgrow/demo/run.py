@@ -145,8 +145,8 @@ def _curves(
 
 
 def _write(result: DemoResult, texts: DemoTexts, settings: DemoSettings, out: Path) -> None:
-    tokens_per_step = settings.batch_size * settings.seq_len
-    report.growth_curves(_curves(result.growth, tokens_per_step), out / "growth.png")
+    curves = _curves(result.growth, settings.tokens_per_step)
+    report.growth_curves(curves, out / "growth.png")
     matrix = result.matrix
     report.matrix(list(matrix.rows), matrix.columns, list(matrix.rows.values()), out / "matrix.png")
     glyph_sheet(texts.substrate, GLYPHS, out / "glyphs.png")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule
 from fastgrow.training import TrainConfig
 
@@ -16,7 +18,7 @@ class DemoSettings:
 
     Attributes:
         stages: one-block stages of each specialist.
-        tokens_per_stage: training tokens of a stage.
+        tokens_per_stage: training tokens of a stage, rounded up to whole steps.
         d_model, n_head, seq_len: shape of the models; the frozen table is d_model wide.
         batch_size: windows in a step.
         lr: peak learning rate of a stage.
@@ -40,23 +42,38 @@ class DemoSettings:
     own_share: float = 0.8
 
     def __post_init__(self) -> None:
+        for name in ("tokens_per_stage", "batch_size", "seq_len"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.own_share < 1:
+            raise ConfigError(f"own_share: expected between 0 and 1, got {self.own_share}")
         # Both refuse what is out of range; better here than after the substrate has been drawn.
         _ = self.schedule, self.train
 
     @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.seq_len
+
+    @property
+    def steps_per_stage(self) -> int:
+        return math.ceil(self.tokens_per_stage / self.tokens_per_step)
+
+    @property
     def schedule(self) -> GrowthSchedule:
-        return GrowthSchedule.blocks(self.stages, tokens=self.tokens_per_stage)
+        # In whole steps: rounding up each stage would give the grown models more than their
+        # controls, which have one long stage.
+        tokens = self.steps_per_stage * self.tokens_per_step
+        return GrowthSchedule.blocks(self.stages, tokens=tokens)
 
     @property
     def train(self) -> TrainConfig:
-        steps = self.tokens_per_stage // (self.batch_size * self.seq_len)
         return TrainConfig(
             batch_size=self.batch_size,
             seq_len=self.seq_len,
             lr=self.lr,
-            eval_every=max(1, steps // 6),
+            eval_every=max(1, self.steps_per_stage // 6),
             eval_tokens=self.eval_tokens,
-            checkpoint_every=max(1, steps // 2),
+            checkpoint_every=max(1, self.steps_per_stage // 2),
             seed=self.seed,
             pick="best",
         )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from fastgrow import _files
-from fastgrow.errors import ConfigError, FastgrowError
+from fastgrow.errors import ConfigError, FastgrowError, Interrupted
 from fastgrow.evaluation import bits_per_character
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.growth.schedule import GrowthSchedule, Stage
@@ -24,6 +24,7 @@ from fastgrow.nn import Decoder
 from fastgrow.training import (
     Batches,
     Checkpointer,
+    InterruptGuard,
     MixedStream,
     Mixture,
     RunLog,
@@ -117,7 +118,8 @@ def grow(
 
     Raises:
         ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`.
-        Interrupted: the user stopped the run; its state is saved.
+        Interrupted: the user stopped the run (SIGINT or SIGTERM); its state is saved. A second
+            signal stops at once, by KeyboardInterrupt, and leaves the last checkpoint.
         FastgrowError: a frozen tensor changed during a stage.
     """
     run = _Run(
@@ -131,8 +133,9 @@ def grow(
         quiet=quiet,
     )
     run.open(resume)
-    while run.progress.stage < len(schedule.stages):
-        run.one_stage()
+    with run.log, run.interrupt:
+        while run.progress.stage < len(schedule.stages):
+            run.one_stage()
     return run.finish()
 
 
@@ -169,6 +172,8 @@ class _Run:
         self.unfinished: dict[str, Any] | None = None
         self.checkpointer: Checkpointer | None = None
         self.log = RunLog(quiet=quiet)
+        # Within a stage the trainer has a guard of its own; this one is for what lies between.
+        self.interrupt = InterruptGuard()
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -223,7 +228,6 @@ class _Run:
         return json.loads(json.dumps(settings))
 
     def finish(self) -> GrowthResult:
-        self.log.close()
         if self.out is not None:
             _files.write_json(
                 self.out / "growth.json", [asdict(result) for result in self.progress.results]
@@ -252,6 +256,7 @@ class _Run:
         self.trainer = self._new_trainer(stage, index, active)
         if resumed is not None:
             self.trainer.load_state_dict(resumed)
+        self._stop_if_asked()
         started = time.perf_counter() - self.progress.seconds
 
         def on_checkpoint(_: Trainer) -> Path | None:
@@ -279,6 +284,20 @@ class _Run:
         self.trainer = None
         self.progress.stage += 1
         self._save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Act on a signal that came outside the training proper, where all is saved."""
+        signal, done = self.interrupt.requested, self.progress.stage
+        if signal is None or done == len(self.schedule.stages):
+            return
+        stopped = f"stopped by {signal.name} after {done} of {len(self.schedule.stages)} stages"
+        if self.checkpointer is None:
+            raise Interrupted(f"{stopped}; this run keeps no checkpoints, so it starts anew")
+        raise Interrupted(
+            f"{stopped}; what was done is saved in {self.checkpointer.folder}. Start the same run "
+            'again, by the same command or with resume="auto", to go on'
+        )
 
     def _new_trainer(
         self, stage: Stage, index: int, active: dict[str, torch.nn.Parameter]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fastgrow.cli import main
+from fastgrow.substrate import Substrate
 
 TEXT = "the cat sat on the mat and the dog sat on the cat\n"
 
@@ -190,6 +193,8 @@ def test_help_lists_the_commands(capsys) -> None:
         (["grow", "{config}", "--control", "twice"], 1, "--control: expected monolith or"),
         (["grow", "{config}", "--out", "{corpus}"], 1, "text.txt"),
         (["demo", "stages=0"], 1, "expected at least 1 stage, got 0"),
+        (["demo", "batch_size=0"], 1, "batch_size: expected at least 1, got 0"),
+        (["demo", "own_share=1"], 1, "own_share: expected between 0 and 1"),
         (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected mean,"),
         (["compose", "{one}", "--out", "x", "--rule", "weighted"], 1, "--weights goes with"),
         (["compose", "{one}", "{one}", "--out", "x"], 1, "a second expert of the name 'one'"),
@@ -215,6 +220,158 @@ def test_errors_are_one_line(
     assert words in error
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("letters") / "substrate"
+    Substrate.build(characters="abc ", n_ngrams=0).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", "abc\naжc\n".encode(), "a.txt:2: unknown character 'ж' (U+0436)"),
+        ("a.txt", b"abc\nab\xffc\n", "a.txt: not UTF-8: byte 0xff at offset 6 (line 2"),
+        ("a.txt", b"\n \n", "a.txt: holds no text"),
+        ("a.jsonl", b'{"text": "abc"}\n{"text": 3}\n', "a.jsonl:2: the field 'text' is int"),
+        ("a.jsonl", b'{"text": "abc"}\n{"te', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"body": "abc"}\n', "a.jsonl:1: the field 'text' is missing"),
+        ("a.parquet", b"PAR1 cut off", "a.parquet: not a readable Parquet file"),
+    ],
+)
+def test_damaged_texts_are_named(capsys, letters, tmp_path, name, content, words) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    status, out, error = run(
+        capsys, "data", "prepare", file, "--substrate", letters, "--out", tmp_path / "tokens"
+    )
+    assert (status, out) == (1, "")
+    assert error.startswith(f"fastgrow: {tmp_path}")
+    assert words in error
+    assert error.count("\n") == 1
+    # The text is as it was, and no half of a token file is left.
+    assert file.read_bytes() == content
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_text_shorter_than_the_context_is_named(capsys, config, tmp_path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("abc\n")
+    status, _, error = run(
+        capsys, "grow", config, f"data.0.source={short}", "data.0.split=[1,0,0]",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 1
+    assert f"{short} (train): 5 tokens are fewer than one window of seq_len + 1 = 17" in error
+    assert error.count("\n") == 1
+
+
+def process(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastgrow", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interrupt_once(running: subprocess.Popen[str], there: Path, pattern: str) -> tuple[int, str]:
+    """Send SIGINT as soon as a file of the pattern is there; status and standard error."""
+    deadline = time.monotonic() + 60
+    while not list(there.glob(pattern)):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    return running.returncode, error
+
+
+def test_grow_stopped_by_ctrl_c_says_how_to_go_on_and_does(config, tmp_path) -> None:
+    arguments = ["grow", config, "schedule.stages.0.tokens=20_000", "train.checkpoint_every=10"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    status, error = interrupt_once(
+        process(*arguments, "--out", stopped), stopped, "checkpoints/step-*"
+    )
+    assert status == 130
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("fastgrow: stopped by SIGINT after")
+    assert "the same command" in error
+    assert not (stopped / "model").exists()
+    for out in (stopped, whole):
+        assert main([*map(str, arguments), "--out", str(out)]) == 0
+    weights = [(out / "model" / "model.safetensors").read_bytes() for out in (stopped, whole)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_demo_stopped_by_ctrl_c_says_how_to_go_on_and_does(tmp_path) -> None:
+    arguments = ["demo", "tokens_per_stage=4_096", "d_model=16", "n_head=2", "seq_len=32",
+                 "batch_size=4", "test_tokens=256", "eval_tokens=256", "stages=2",
+                 "--out", tmp_path]  # fmt: skip
+    status, error = interrupt_once(process(*arguments), tmp_path, "latin-monolith/run.json")
+    assert status == 130
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("fastgrow: stopped")
+    assert "the same command" in error
+    grown = (tmp_path / "latin-grown" / "growth.json").read_bytes()
+    again = process(*arguments)
+    output, error = again.communicate(timeout=120)
+    assert again.returncode == 0, error
+    assert "report.html" in output
+    assert (tmp_path / "latin-grown" / "growth.json").read_bytes() == grown
+
+
+def test_ctrl_c_before_anything_ran_is_one_line(monkeypatch, capsys, tmp_path) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastgrow.cli.settings.read_growth", interrupt)
+    monkeypatch.setattr("fastgrow.load", interrupt)
+    status, _, error = run(capsys, "grow", "x.yaml")
+    assert (status, error.count("\n")) == (130, 1)
+    assert "the same command goes on" in error
+    status, _, error = run(capsys, "generate", tmp_path, "x")
+    assert (status, error) == (130, "fastgrow: stopped\n")
+
+
+FULL_DISK = """
+import json, resource, signal, sys
+from fastgrow.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for size, arguments in json.loads(sys.argv[1]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    assert main(arguments) == 1
+"""
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(config, corpus, models, tmp_path) -> None:
+    """In a process whose files may not grow beyond a size."""
+    cases = {
+        "run/checkpoints/step-00000008: ": (4_000, ["grow", config, "--out", tmp_path / "run"]),
+        "run2/metrics.jsonl: ": (2_000, ["grow", config, "train.log_every=1",
+                                         "--out", tmp_path / "run2"]),
+        "both: ": (1_000, ["compose", models[0], models[1], "--out", tmp_path / "both"]),
+        "latin: ": (20_000, ["substrate", "build", tmp_path / "latin", "--script", "Latin"]),
+        "glyphs.png: ": (1_000, ["substrate", "show", "Aж汉", "--out", tmp_path / "glyphs.png"]),
+        "tokens/": (100, ["data", "prepare", corpus, "--substrate", models[0],
+                          "--out", tmp_path / "tokens"]),
+    }  # fmt: skip
+    commands = [[size, [str(a) for a in arguments]] for size, arguments in cases.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, json.dumps(commands)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("fastgrow: ")]
+    assert len(errors) == len(cases)
+    for error, named in zip(errors, cases, strict=True):
+        assert error.startswith(f"fastgrow: {tmp_path}/{named}")
+        assert "File too large" in error
+    assert "Traceback" not in done.stderr
+    # No unfinished file is left.
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_real_process_shows_no_traceback(tmp_path: Path) -> None:

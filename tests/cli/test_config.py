@@ -69,7 +69,16 @@ def test_errors_say_where(tree: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["train.lr", "=3", "name.x.y=1", "stages.7.lr=1", "stages.x=1", "train.lr=[1"]
+    "override",
+    [
+        "train.lr",
+        "=3",
+        "name.x.y=1",
+        "stages.7.lr=1",
+        "stages.x=1",
+        "train.lr=[1",
+        "train.lr=2020-13-45",
+    ],
 )
 def test_bad_overrides_are_refused(override: str) -> None:
     tree: dict = {"stages": [{}], "name": "n"}
@@ -82,12 +91,16 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     broken.write_text("a: [1,\nb: 2")
     listing = tmp_path / "list.yaml"
     listing.write_text("- 1\n")
+    date = tmp_path / "date.yml"
+    date.write_text("a: 2020-13-45\n")
+    unfinished = tmp_path / "unfinished.toml"
+    unfinished.write_text("a = \n")
     other = tmp_path / "config.json"
     other.write_text("{}")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe")
-    for path in (broken, listing, other, binary, tmp_path / "absent.toml"):
+    for path in (broken, listing, date, unfinished, other, binary, tmp_path / "absent.toml"):
         with pytest.raises(ConfigError) as error:
             read_config(path)
-        assert str(path) in str(error.value)
+        assert str(error.value).startswith(f"{path}: ")
         assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastgrow.cli.settings import GrowthSettings, read_growth, shipped_configs
+from fastgrow.cli.settings import GrowthSettings, read_demo, read_growth, shipped_configs
 from fastgrow.growth.freeze import select_active
 from fastgrow.nn import Decoder
 
@@ -60,3 +60,22 @@ def test_the_three_variants_differ_in_the_table_alone() -> None:
 def test_every_growth_configuration_is_checked_here() -> None:
     growth = {name for name in shipped_configs() if not name.startswith("demo")}
     assert growth == {*PUBLISHED, "abs-bvv"}
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-quick"])
+def test_the_demos_controls_train_exactly_as_long(name: str) -> None:
+    settings = read_demo(name, [])
+    grown = settings.schedule
+    steps = {
+        sum(settings.train.steps_for(stage.tokens, settings.seq_len) for stage in schedule.stages)
+        for schedule in (grown, grown.as_monolith(), grown.as_never_grown())
+    }
+    assert len(steps) == 1
+    assert grown.tokens >= settings.stages * settings.tokens_per_stage
+
+
+def test_a_run_of_days_is_saved_along_the_way() -> None:
+    for name in {*PUBLISHED, "abs-bvv"}:
+        train = read_growth(name, []).train
+        assert train.checkpoint_every is not None
+        assert train.eval_tokens is not None

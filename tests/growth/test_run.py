@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from growing import digest, make_data, make_model, make_train
 
-from fastgrow.errors import ConfigError, FastgrowError
-from fastgrow.growth import GrowthSchedule, Stage, grow
+from fastgrow.errors import ConfigError, FastgrowError, Interrupted
+from fastgrow.growth import GrowthSchedule, Stage, grow, run
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
@@ -156,6 +159,48 @@ def test_a_finished_run_is_not_run_again(substrate, data, tmp_path: Path, monkey
     second = once()
     assert digest(first.model) == digest(second.model)
     assert first.stages == second.stages
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("evaluation", "stages_kept"), [(1, 0), (2, 1), (3, 1), (4, 2)])
+def test_a_signal_between_trainings_loses_nothing(
+    substrate, data, tmp_path, monkeypatch, number, evaluation, stages_kept
+) -> None:
+    """Each stage is evaluated before and after its training; the signal comes during one of these.
+
+    No checkpoint is due within a stage, so what a stage trained would be lost if it stopped there.
+    """
+    evaluate, done = run.bits_per_character, itertools.count(1)
+
+    def evaluate_and_signal(*arguments, **options):
+        if next(done) == evaluation:
+            os.kill(os.getpid(), number)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(run, "bits_per_character", evaluate_and_signal)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def once(out: Path | None) -> Decoder:
+        return grow(
+            make_model(substrate), data, SCHEDULE, train=make_train(), out=out, quiet=True
+        ).model
+
+    with pytest.raises(Interrupted, match=f"{number.name} after {stages_kept} of 3.*resume"):
+        once(tmp_path)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == stages_kept
+    assert digest(once(tmp_path)) == digest(once(None))
+
+
+def test_a_signal_in_memory_says_that_nothing_is_kept(substrate, data, monkeypatch) -> None:
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments, **options)
+
+    evaluate = run.bits_per_character
+    monkeypatch.setattr(run, "bits_per_character", interrupted)
+    with pytest.raises(Interrupted, match="keeps no checkpoints"):
+        grow(make_model(substrate), data, SCHEDULE, train=make_train(), quiet=True)
 
 
 def test_runs_of_other_settings_are_refused_and_kept(substrate, data, tmp_path: Path) -> None:

@@ -88,6 +88,9 @@ class TextData:
                 f"{opened.name}: none of its {documents_in_all} documents fell into the training "
                 "split; give more documents, another seed or split=(1, 0, 0)"
             )
+        if not isinstance(opened, ListSource):
+            for split_name, stream in streams.items():
+                stream.name = f"{opened.name} ({split_name})"
         self._set(streams)
 
     @classmethod
