@@ -153,7 +153,7 @@ def backward(
     delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     block_d = block_of(dim)
     rows = max(16, 4096 // block_d)
-    common = {"D": dim, "R": rotated, "BLOCK_D": block_d}
+    common: dict[str, object] = {"D": dim, "R": rotated, "BLOCK_D": block_d}
     with on_device_of(q):
         prepare_kernel[(triton.cdiv(queries, rows), batch * heads)](
             q, out, d_out, scaled, delta, *tensors, rules.lengths,

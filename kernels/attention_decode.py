@@ -177,9 +177,9 @@ def decode(
     k, _ = rotated_keys(k, rope)
     block_n = block_n_of(dim, q.dtype)
     runs, run = runs_of_keys(batch * kv_heads, keys, block_n, q.device)
-    wide = {"dtype": torch.float32, "device": q.device}
-    parts = torch.empty(batch * kv_heads, runs, rows, dim, **wide)
-    sums = torch.empty(batch * kv_heads, runs, rows, **wide)
+    shape_of_runs = (batch * kv_heads, runs, rows)
+    parts = torch.empty(*shape_of_runs, dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(shape_of_runs, dtype=torch.float32, device=q.device)
     pivots = torch.empty_like(sums)
     tensors, numbers, rotated = rope_as_arguments(rope)
     # Without matrix units the operands of a product lie in registers, which more warps share.

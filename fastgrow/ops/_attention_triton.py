@@ -90,8 +90,10 @@ def attention_triton(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     cos, sin = (None, None) if rope is None else rope
     rules = visibility
-    settings = (cos, sin, position_ids, k_rotated, scale, rules.causal, rules.window)
-    settings = (*settings, rules.cu_seqlens, rules.lengths, rules.starts)
+    settings = (
+        *(cos, sin, position_ids, k_rotated, scale),
+        *(rules.causal, rules.window, rules.cu_seqlens, rules.lengths, rules.starts),
+    )
     out: Tensor
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         out = _Attention.apply(q, k, v, *settings)
