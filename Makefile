@@ -40,7 +40,7 @@ build/installed: setup
 	FASTGROW_BUILD_EXT=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $@ .
 
 types: build/installed
-	MYPYPATH=build/installed $(BIN)/mypy --config-file pyproject.toml -p fastgrow
+	MYPYPATH=build/installed $(BIN)/mypy --config-file pyproject.toml -p fastgrow -p benchmarks
 
 contracts: build/installed
 	cd build/installed && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml
