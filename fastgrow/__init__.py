@@ -68,6 +68,7 @@ _HOME = {
 _SUBMODULES = frozenset(
     {
         "compose",
+        "data",
         "errors",
         "evaluation",
         "growth",

@@ -14,7 +14,7 @@ from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule
 from fastgrow.nn import DecoderConfig
 from fastgrow.substrate import Substrate
-from fastgrow.training import Mixture, TextData, TrainConfig
+from fastgrow.training import HubDataset, Mixture, TextData, TrainConfig
 
 # Stands for a vocabulary size that the file leaves to the substrate; no vocabulary has one token.
 _FROM_SUBSTRATE = 1
@@ -50,12 +50,43 @@ class SubstrateSettings:
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """One text source: a file, a folder or the name of a Hub dataset, and its share."""
+    """One text source and its share of the training.
+
+    Attributes:
+        source: a file, a folder or the "owner/name" of a Hub dataset.
+        weight: share, relative to the other sources.
+        split: shares of documents for training, validation and test.
+        text_field: field or column that holds the text of a row.
+        config, revision, hub_split, streaming: which part of a Hub dataset to read, and how; see
+            `HubDataset`. They do not go with files.
+    """
 
     source: str
     weight: float = 1.0
     split: tuple[float, float, float] = (0.98, 0.01, 0.01)
     text_field: str = "text"
+    config: str | None = None
+    revision: str | None = None
+    hub_split: str = "train"
+    streaming: bool = False
+
+    def open(self) -> str | HubDataset:
+        """What `TextData` is given.
+
+        Raises:
+            ConfigError: an option of Hub datasets beside a file or folder.
+        """
+        dataset = HubDataset(
+            self.source, self.config, self.hub_split, self.revision, self.streaming
+        )
+        if dataset == HubDataset(self.source):
+            return self.source
+        if Path(self.source).exists():
+            raise ConfigError(
+                f"{self.source}: is a file or folder; config, revision, hub_split and streaming "
+                "are of Hub datasets"
+            )
+        return dataset
 
 
 @dataclass(frozen=True)
@@ -92,7 +123,7 @@ class GrowthSettings:
         """The run's text, tokenized (or taken from the cache)."""
         opened = [
             TextData(
-                source.source,
+                source.open(),
                 substrate,
                 split=source.split,
                 seed=self.train.seed,

@@ -18,14 +18,35 @@ def build(
     script: Annotated[
         list[str] | None, typer.Option(help="Only this Unicode script; may be repeated.")
     ] = None,
+    block: Annotated[
+        list[str] | None, typer.Option(help="Only this Unicode block; may be repeated.")
+    ] = None,
+    characters: Annotated[str | None, typer.Option(help="Only these characters.")] = None,
     n_components: Annotated[int | None, typer.Option(help="Width of the table.")] = None,
+    newline: Annotated[
+        str, typer.Option(help="blank, as the author draws it, or glyph, unlike a space.")
+    ] = "blank",
+    font: Annotated[str | None, typer.Option(help="Draw with this TTF, OTF or BDF.")] = None,
+    codes: Annotated[
+        str | None, typer.Option(help="Token codes in place of glyphs, such as id-16.")
+    ] = None,
 ) -> None:
     """Draw a substrate and save it."""
+    from fastgrow.cli.config import typed
     from fastgrow.cli.settings import SubstrateSettings
 
-    built = SubstrateSettings(
-        recipe=recipe, ngrams=ngrams, scripts=script, n_components=n_components
-    ).build()
+    options = {
+        "recipe": recipe,
+        "ngrams": ngrams,
+        "scripts": script,
+        "blocks": block,
+        "characters": characters,
+        "n_components": n_components,
+        "newline": newline,
+        "font": font,
+        "codes": codes,
+    }
+    built = typed(options, SubstrateSettings, "options").build()
     built.save(out)
     typer.echo(f"{out}: {len(built)} tokens, fingerprint {built.fingerprint}")
 

@@ -22,17 +22,15 @@ def composition_findings(matrix: Matrix) -> list[str]:
     sentences = [
         f"On the mixed text the mean of logits reaches {mean:.2f} bits a character, "
         + _against(mean, experts[best], f"the best single expert ({best.removeprefix('expert ')})")
-        + f", {_against(mean, matrix.at('unigram', 'mixed'), 'unigram')} and "
-        + f"{_against(mean, matrix.at('uniform', 'mixed'), 'uniform')}."
+        + f", {_against(mean, matrix.at('unigram', MIXED), 'unigram')} and "
+        + f"{_against(mean, matrix.at('uniform', MIXED), 'uniform')}."
     ]
     rules = [
         name for name in matrix.rows if name not in experts and name not in ("unigram", "uniform")
     ]
     winner = min(rules, key=lambda name: matrix.at(name, MIXED))
     if winner != MEAN:
-        sentences.append(
-            f"Of the rules, {winner} does best there: {matrix.at(winner, 'mixed'):.2f}."
-        )
+        sentences.append(f"Of the rules, {winner} does best there: {matrix.at(winner, MIXED):.2f}.")
     for name in experts:
         script = name.removeprefix("expert ")
         own = matrix.at(name, script)

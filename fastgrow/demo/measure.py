@@ -52,7 +52,7 @@ def measure_matrix(experts: dict[str, Decoder], texts: DemoTexts, settings: Demo
     weights = _best_weights(ensemble, texts, settings)
     rules: dict[str, Rule] = {
         MEAN: Mean(),
-        f"weighted ({', '.join(f'{w:.1f}' for w in weights.values())})": Weighted(weights),
+        f"weighted ({', '.join(f'{w:.2f}' for w in weights.values())})": Weighted(weights),
         "mean of probabilities": ProbabilityMean(),
         "posterior": Posterior(),
     }

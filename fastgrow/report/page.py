@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,7 +133,8 @@ def _part_markdown(part: _Part) -> str:
             return f"![{_escape_markdown(caption)}]({name})"
         case _Sample(text):
             # A fence longer than any run of backquotes inside cannot be closed by the sample.
-            fence = "`" * max(3, 1 + _longest_run(text, "`"))
+            longest = max(map(len, re.findall("`+", text)), default=0)
+            fence = "`" * max(3, 1 + longest)
             return f"{fence}text\n{text}\n{fence}"
 
 
@@ -173,11 +175,3 @@ def _escape_markdown(text: str) -> str:
     for character in "\\`*_[]<>|#":
         text = text.replace(character, "\\" + character)
     return text
-
-
-def _longest_run(text: str, character: str) -> int:
-    longest = run = 0
-    for c in text:
-        run = run + 1 if c == character else 0
-        longest = max(longest, run)
-    return longest

@@ -106,9 +106,10 @@ class RunLog:
         if self._quiet or (now - self._last_line < due and step < steps):
             return
         self._last_line = now
-        line = format_line(step, steps, self._labels, self._latest, seconds)
+        width = shutil.get_terminal_size().columns - 1 if self._live else None
+        line = format_line(step, steps, self._labels, self._latest, seconds, width)
         if self._live:
-            self._rewrite(line)
+            self._rewrite(line[:width])
         else:
             self.print(line)
 
@@ -187,7 +188,6 @@ class RunLog:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
     def _rewrite(self, line: str) -> None:
-        line = line[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + line.ljust(self._live_width))
         self._stream.flush()
         self._live_width = len(line)
@@ -211,23 +211,36 @@ def format_line(
     labels: Mapping[str, Any],
     values: Mapping[str, Any],
     seconds: float,
+    width: int | None = None,
 ) -> str:
-    """One line: labels, progress, loss, bits per character, speed, time to go."""
-    parts = [f"{name} {label}" for name, label in labels.items() if name not in _COUNTS]
+    """One line: labels, progress, loss, bits per character, speed, time to go.
+
+    Where it is wider than `width`, what matters least is left out.
+    """
+    parts = {name: f"{name} {label}" for name, label in labels.items() if name not in _COUNTS}
     if "active_parameters" in labels:
         active = format_count(labels["active_parameters"])
-        parts.append(f"{active}/{format_count(labels['total_parameters'])} active")
-    parts.append(f"step {step:,}/{steps:,}")
+        parts["active"] = f"{active}/{format_count(labels['total_parameters'])} active"
+    parts["step"] = f"step {step:,}/{steps:,}"
     for key, template in _SHOWN.items():
         if key in values:
-            parts.append(template.format(values[key]))
+            parts[key] = template.format(values[key])
     if "tokens_per_second" in values:
-        parts.append(f"{format_count(values['tokens_per_second'])} tok/s")
-    parts.append(f"ETA {format_seconds(seconds)}")
-    return " · ".join(parts)
+        parts["speed"] = f"{format_count(values['tokens_per_second'])} tok/s"
+    parts["eta"] = f"ETA {format_seconds(seconds)}"
+    line = " · ".join(parts.values())
+    for name in _SPARED:
+        if width is None or len(line) <= width:
+            return line
+        parts.pop(name, None)
+        line = " · ".join(parts.values())
+    if width is not None and len(line) > width:
+        line = line.replace(" · ", " ").replace(" active ", " ")
+    return line
 
 
 _COUNTS = frozenset({"active_parameters", "total_parameters"})
+_SPARED = ("run", "step", "validation_bits_per_character")
 _SHOWN = {
     "loss": "loss {:.3f}",
     "bits_per_character": "{:.3f} bits/char",

@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import fastgrow
 from fastgrow.cli import main
+from fastgrow.errors import DataError
 from fastgrow.substrate import Substrate
+from fastgrow.training import HubDataset
 
 TEXT = "the cat sat on the mat and the dog sat on the cat\n"
 
@@ -134,6 +138,46 @@ def test_substrate_commands(capsys, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("options", "build"),
+    [
+        (
+            ["--characters", "ab\n", "--newline", "glyph"],
+            {"characters": "ab\n", "newline": "glyph"},
+        ),
+        (["--block", "Runic", "--block", "Ogham"], {"blocks": ["Runic", "Ogham"]}),
+        (["--characters", "abc", "--codes", "id-16"], {"characters": "abc", "codes": "id-16"}),
+    ],
+)
+def test_substrate_build_takes_the_options_of_the_library(capsys, tmp_path, options, build) -> None:
+    status, out, _ = run(capsys, "substrate", "build", tmp_path / "s", *options)
+    assert status == 0
+    assert out.split()[-1] == Substrate.build(**build).fingerprint
+
+
+def test_hub_datasets_are_asked_for_as_configured(capsys, config, letters, monkeypatch) -> None:
+    asked = []
+
+    def open_hub(dataset: HubDataset, text_field: str) -> None:
+        asked.append(dataset)
+        raise DataError("out of reach")
+
+    monkeypatch.setattr("fastgrow.training.data.sources._open_hub", open_hub)
+    prepare = ["data", "prepare", "a/b", "--substrate", letters]
+    data = "data=[{source: a/b, config: c, streaming: true, revision: r, hub_split: test}]"
+    for arguments in (
+        prepare,
+        [*prepare, "--config", "c", "--streaming"],
+        ["grow", config, data],
+    ):
+        assert run(capsys, *arguments) == (1, "", "fastgrow: out of reach\n")
+    assert asked == [
+        HubDataset("a/b"),
+        HubDataset("a/b", "c", streaming=True),
+        HubDataset("a/b", "c", "test", "r", streaming=True),
+    ]
+
+
 def test_data_prepare_counts(capsys, corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "substrate"
     run(capsys, "substrate", "build", folder, "--script", "Latin", "--n-components", "8")
@@ -203,6 +247,8 @@ def test_help_lists_the_commands(capsys) -> None:
         (["generate", "{one}", "Ж"], 1, "U+0416"),
         (["generate", "{one}", "a", "--temperature", "-1"], 1, "temperature"),
         (["substrate", "build", "x", "--recipe", "none"], 1, "no recipe 'none'"),
+        (["substrate", "build", "x", "--newline", "red"], 1, "newline: Invalid enum value 'red'"),
+        (["grow", "{config}", "data.0.streaming=true"], 1, "text.txt: is a file or folder; config"),
         (["nonsense"], 2, "nonsense"),
         (["grow"], 2, "Missing argument"),
         (["generate", "{one}", "a", "--seed", "x"], 2, "--seed"),
@@ -302,8 +348,10 @@ def test_grow_stopped_by_ctrl_c_says_how_to_go_on_and_does(config, tmp_path) -> 
     assert not (stopped / "model").exists()
     for out in (stopped, whole):
         assert main([*map(str, arguments), "--out", str(out)]) == 0
-    weights = [(out / "model" / "model.safetensors").read_bytes() for out in (stopped, whole)]
-    assert weights[0] == weights[1]
+    resumed, uninterrupted = (fastgrow.load(out / "model").state_dict() for out in (stopped, whole))
+    assert resumed.keys() == uninterrupted.keys()
+    for name, tensor in resumed.items():
+        assert torch.equal(tensor, uninterrupted[name]), name
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The recipe of REFERENCE.md §2 written out with Pillow, one token at a time.
+"""The author's recipe written out with Pillow, one token at a time.
 
 It is the truth that the vectorised drawing is held to, so it shares no code with it. Where the
 papers leave a choice open, it follows what the author's tokenizer-building notebooks (repository

@@ -39,6 +39,21 @@ def test_the_line_says_it_all() -> None:
     )
 
 
+def test_a_narrow_terminal_keeps_what_matters() -> None:
+    labels = {"run": "Cyrillic grown", **LABELS, "stage": "2/3"}
+    values = {**VALUES, "validation_bits_per_character": 3.5}
+
+    def line(width: int | None) -> str:
+        return format_line(1200, 5000, labels, values, 754, width)
+
+    whole = line(None)
+    assert whole == line(len(whole))
+    assert line(len(whole) - 1) == whole.replace("run Cyrillic grown · ", "")
+    assert line(79) == (
+        "stage 2/3 depth 3 105M/180M loss 2.000 3.250 bits/char 45.6K tok/s ETA 12:34"
+    )
+
+
 def test_counts_and_times_are_short() -> None:
     assert [format_count(n) for n in (7, 950, 12_600, 105e6, 2.3e9)] == [
         "7",
@@ -51,7 +66,7 @@ def test_counts_and_times_are_short() -> None:
 
 
 def test_a_terminal_has_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "50")
     monkeypatch.setattr("fastgrow.training.log._LIVE_SECONDS", 0.0)
     stream = Terminal()
     log = RunLog(stream=stream)
@@ -61,11 +76,11 @@ def test_a_terminal_has_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPat
     output = stream.getvalue()
     assert "\n" not in output
     lines = output.split("\r")[1:]
-    assert [len(line) for line in lines] == [59, 59]
-    assert "step 2/9" in lines[1]
+    assert [len(line) for line in lines] == [49, 49]
+    assert "loss 1.000" in lines[1]
     log.print("a line that stays")
     # The live line is blanked before other text is written.
-    assert stream.getvalue().endswith("\r" + " " * 59 + "\ra line that stays\n")
+    assert stream.getvalue().endswith("\r" + " " * 49 + "\ra line that stays\n")
 
 
 def test_elsewhere_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,126 @@
+"""The README says what is so: its code runs, its commands exist, its numbers are the run's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastgrow.cli import main
+from fastgrow.cli.settings import read_growth, shipped_configs
+from fastgrow.demo.measure import Matrix
+from fastgrow.demo.run import depth_table, matrix_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORD = ROOT / "benchmarks" / "results" / "demo.json"
+
+
+def block(language: str, mark: str) -> str:
+    """The fenced block of a language that contains `mark`."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (found,) = (text for text in blocks if mark in text)
+    return str(found)
+
+
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    code = block("python", "import fastgrow as fg")
+    # The same at a size for tests: shorter stages of a narrower model.
+    small = code
+    for written, tested in (
+        ("tokens=60_000", "tokens=512"),
+        ("d_model=128", "d_model=16"),
+        ("n_components=128", "n_components=16"),
+        ("max_seq_len=128", "max_seq_len=32"),
+    ):
+        assert small.count(written) == 1
+        small = small.replace(written, tested)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(small, "README.md", "exec"), names)
+    assert names["duo"].names == ("latin", "cyrillic")
+    sample, bits = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert sample.startswith("Все люди ")
+    assert 0 < float(bits) < 20
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"Latin", "Cyrillic", "duo"}
+
+
+def test_the_commands_exist(capsys) -> None:
+    named = set()
+    for line in block("text", "fastgrow demo").splitlines():
+        words = line.split()
+        assert words[0] == "fastgrow"
+        commands = [[words[1]]]
+        if words[1] in ("substrate", "data"):
+            # Alternatives stand apart: build | inspect | show "Aж汉".
+            rest = re.split(r"\s{2,}", line.split(maxsplit=2)[2])[0]
+            commands = [[words[1], part.split()[0]] for part in rest.split("|")]
+        options = set(re.findall(r"(?<![\w-])--[a-z-]+", line))
+        for command in commands:
+            named.add(" ".join(command))
+            assert main([*command, "--help"]) == 0
+            help_text = capsys.readouterr().out
+            assert options <= set(re.findall(r"--[a-z-]+", help_text)), line
+    assert main(["--help"]) == 0
+    commands_there = re.findall(r"^  (\w+)", capsys.readouterr().out.split("Commands:")[1], re.M)
+    assert {name.split()[0] for name in named} == set(commands_there)
+
+
+def test_the_configuration_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(block("yaml", "schedule:"), encoding="utf-8")
+    settings = read_growth(str(file), [])
+    assert settings.schedule.n_blocks == 2
+    growth = {name for name in shipped_configs() if not name.startswith("demo")}
+    assert growth == {name for name in growth if f"`{name}`" in README or f" {name} " in README}
+
+
+def markdown_table(first_cell: str) -> list[list[str]]:
+    """Header and rows of the README's table whose header begins with `first_cell`."""
+    tables = re.findall(r"(?:^\|.*\|\n)+", README, re.MULTILINE)
+    cells = [
+        [[c.strip() for c in line.strip().strip("|").split("|")] for line in table.splitlines()]
+        for table in tables
+    ]
+    (table,) = (rows for rows in cells if rows[0][0] == first_cell)
+    header, rule, *rows = table
+    assert all(re.fullmatch(r":?-+:?", cell) for cell in rule)
+    return [header, *rows]
+
+
+def growth_of(record: Mapping) -> dict:
+    """The record's runs as `depth_table` reads them."""
+    return {
+        script: {
+            kind: SimpleNamespace(stages=[SimpleNamespace(**stage) for stage in stages])
+            for kind, stages in runs.items()
+        }
+        for script, runs in record["growth"].items()
+    }
+
+
+@pytest.fixture
+def record() -> Mapping:
+    return json.loads(RECORD.read_text(encoding="utf-8"))
+
+
+def flat(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [list(header), *map(list, rows)]
+
+
+def test_the_numbers_are_those_of_the_record(record: Mapping) -> None:
+    assert markdown_table("specialist") == flat(*depth_table(growth_of(record)))
+    assert markdown_table("") == flat(*matrix_table(Matrix(**record["matrix"])))
+    assert f"{record['seconds']:.0f} s" in README
+    for sentence in record["findings"]:
+        assert " ".join(sentence.split()) in " ".join(README.split()), sentence
+    assert not re.search(r"@[A-Z]+@", README)
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
