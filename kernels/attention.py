@@ -26,6 +26,7 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
+from fastgrow.kernels.tuned import measured_tiles
 
 __all__ = ["Rope", "Rules", "backward", "forward"]
 
@@ -75,6 +76,14 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
+def _measured(kernel: str, q: Tensor, keys: int, rules: Rules) -> Tiles | None:
+    """Tiles of this GPU's table, which holds for causal attention without any other rule."""
+    others = (rules.window, rules.cu_seqlens, rules.lengths, rules.starts)
+    if not rules.causal or any(rule is not None for rule in others):
+        return None
+    return measured_tiles(kernel, q, keys)
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -84,8 +93,11 @@ def forward(
     rules: Rules,
     *,
     with_lse: bool,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of q [B, H, Tq, D] over k, v [B, H_kv, Tk, D].
+
+    `tiles` are those of the kernel, to try some out.
 
     Returns:
         out [B, H, Tq, D], contiguous as [B, Tq, H, D], and lse [B, H, Tq] float32 in units of log2
@@ -109,7 +121,7 @@ def forward(
         # more than the pivot does; and masked features leave no registers for a second loop.
         norms = None
     tensors, numbers, rotated = rope_as_arguments(rope)
-    tiles = forward_tiles(dim, q.dtype)
+    tiles = tiles or _measured("attention_forward", q, keys, rules) or forward_tiles(dim, q.dtype)
     grid = (triton.cdiv(queries, tiles.block_m) * batch * heads,)
     with on_device_of(q):
         forward_kernel[grid](
@@ -137,10 +149,12 @@ def backward(
     *,
     for_query: bool = True,
     for_key: bool = True,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dq, and dk with dv, of what `forward` computed; None for what is not asked for.
 
-    dq [B, H, Tq, D] is laid out as [B, Tq, H, D], dk and dv likewise.
+    dq [B, H, Tq, D] is laid out as [B, Tq, H, D], dk and dv likewise. `tiles` are those of the
+    kernels that are asked for, to try some out.
     """
     batch, heads, queries, dim = q.shape
     kv_heads, keys = k.shape[1:3]
@@ -166,23 +180,25 @@ def backward(
         common |= {"CAUSAL": rules.causal, "INTERPRETED": INTERPRETED}
         common["PRECISION"] = dot_precision(q.dtype)
         if dq is not None:
-            tiles = d_query_tiles(dim, q.dtype)
-            d_query_kernel[(triton.cdiv(queries, tiles.block_m) * batch * heads,)](
+            chosen = tiles or _measured("attention_d_query", q, keys, rules)
+            chosen = chosen or d_query_tiles(dim, q.dtype)
+            d_query_kernel[(triton.cdiv(queries, chosen.block_m) * batch * heads,)](
                 scaled, k, v, d_out, lse, delta, dq, *tensors, *bounds,
                 *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dq.stride()[:3], *numbers,
                 heads, heads // kv_heads, queries, keys, scale, rules.window,
-                **common, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
         if dk is not None and dv is not None:
-            tiles = d_key_tiles(dim, q.dtype)
+            chosen = tiles or _measured("attention_d_key", q, keys, rules)
+            chosen = chosen or d_key_tiles(dim, q.dtype)
             # Keys that came rotated get the gradient of what they are.
             cos, sin, positions = (None, None, None) if rope and rope.k_rotated else tensors
-            d_key_kernel[(triton.cdiv(keys, tiles.block_n) * batch * kv_heads,)](
+            d_key_kernel[(triton.cdiv(keys, chosen.block_n) * batch * kv_heads,)](
                 scaled, k, v, d_out, lse, delta, dk, dv, cos, sin, positions, *bounds,
                 *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dk.stride()[:3], *numbers,
                 kv_heads, heads // kv_heads, queries, keys, rules.window,
-                **common, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
     return dq, dk, dv

@@ -1,0 +1,151 @@
+"""Tables of measured tiles: who reads them, which launches they serve, what is wrong with some."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
+
+from fastgrow.kernels import ahead, attention_tuning, tuned  # noqa: E402
+
+BF16 = torch.bfloat16
+TILES = {"block_m": 32, "block_n": 16, "num_warps": 2, "num_stages": 5}
+OTHER = {"block_m": 16, "block_n": 32, "num_warps": 8, "num_stages": 4}
+
+
+def table(configuration: object = TILES, schema: int = 1) -> dict[str, Any]:
+    entries = {
+        "attention_forward": {
+            "bf16/D=32/T=1024": {"configuration": configuration, "median_ms": 1.0},
+            "bf16/D=32/T=8192": {"configuration": OTHER, "median_ms": 1.0},
+        },
+        "attention_d_query": {"bf16/D=32/T=1024": {"configuration": OTHER}},
+    }
+    return {"schema": schema, "device": "NVIDIA Abacus 9", "entries": entries}
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the table of a GPU is looked for that tensors without content stand for."""
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    monkeypatch.setattr(tuned, "gpu_name", lambda device: "NVIDIA Abacus 9")
+    tuned.table_of.cache_clear()
+    yield tmp_path / "nvidia-abacus-9.json"
+    tuned.table_of.cache_clear()
+
+
+def tiles_of(call: Callable[[], object], kernel: str) -> dict[str, int]:
+    (launch,) = [launch for launch in ahead.recorded(call) if launch.name == kernel]
+    blocks = {"block_m": launch.arguments["BLOCK_M"], "block_n": launch.arguments["BLOCK_N"]}
+    return blocks | launch.options
+
+
+def forward(
+    length: int = 256, dim: int = 32, dtype: torch.dtype = BF16, **rules: Any
+) -> dict[str, int]:
+    q = torch.empty(1, 2, length, dim, dtype=dtype, device="meta")
+    setting = (None, 1.0, attention.Rules(**rules))
+    return tiles_of(lambda: attention.forward(q, q, q, *setting, with_lse=True), "forward_kernel")
+
+
+def backward(kernel: str) -> dict[str, int]:
+    q, lse = torch.empty(1, 2, 64, 32, dtype=BF16, device="meta"), torch.empty(1, 2, 64)
+    setting = (None, 1.0, attention.Rules())
+    return tiles_of(lambda: attention.backward(q, q, q, q, q, lse, *setting), kernel)
+
+
+def own(tiles: Any) -> dict[str, int]:
+    return dict(vars(tiles))
+
+
+def test_an_entry_is_taken_before_the_launcher_s_own_rule(file: Path) -> None:
+    file.write_text(json.dumps(table()))
+    assert forward() == TILES
+    assert backward("d_query_kernel") == OTHER
+    assert backward("d_key_kernel") == own(attention.d_key_tiles(32, BF16))
+
+
+def test_lengths_share_two_entries(file: Path) -> None:
+    file.write_text(json.dumps(table()))
+    assert forward(1) == forward(17) == forward(2048) == TILES
+    assert forward(2049) == forward(100_000) == OTHER
+
+
+def test_what_was_not_measured_keeps_the_launcher_s_own_rule(file: Path) -> None:
+    file.write_text(json.dumps(table()))
+    assert forward(dim=64) == own(attention.forward_tiles(64, BF16))
+    assert forward(dtype=torch.float32) == own(attention.forward_tiles(32, torch.float32))
+    for rules in ({"window": 9}, {"causal": False}, {"starts": torch.zeros(1, dtype=torch.int32)}):
+        assert forward(**rules) == own(attention.forward_tiles(32, BF16))
+
+
+def test_without_a_table_nothing_is_said(file: Path, recwarn: pytest.WarningsRecorder) -> None:
+    assert forward() == own(attention.forward_tiles(32, BF16))
+    assert not recwarn.list
+
+
+def test_a_cpu_has_no_table() -> None:
+    assert tuned.gpu_name(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "expected an object with schema 1"),
+        (json.dumps(table(schema=2)), "expected an object with schema 1"),
+        (json.dumps({"schema": 1}), "entries: expected an object of objects"),
+        (json.dumps(table({"block": 16})), "attention_forward bf16/D=32/T=1024: expected a conf"),
+        (json.dumps(table(TILES | {"block_m": 48})), "block_m must be a power of two, got 48"),
+        (json.dumps(table(TILES | {"block_n": 8})), "blocks must be at least 16"),
+        (json.dumps(table(TILES | {"num_warps": "4"})), "num_warps must be a positive integer"),
+        (json.dumps(table(TILES | {"num_stages": 0})), "num_stages must be a positive integer"),
+    ],
+)
+def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason: str) -> None:
+    file.write_text(content)
+    with pytest.warns(UserWarning, match=reason) as said:
+        assert forward() == own(attention.forward_tiles(32, BF16))
+    assert str(file) in str(said[0].message)
+    assert forward() == own(attention.forward_tiles(32, BF16))
+    assert len(said) == 1
+
+
+def test_candidates_are_many_different_and_begin_with_the_default() -> None:
+    found = attention_tuning.tunables(90)
+    assert len({(t.kernel, t.bucket) for t in found}) == len(found) == 12
+    for tunable in found:
+        assert len(tunable.candidates) >= 8
+        assert len({tuple(c.values()) for c in tunable.candidates}) == len(tunable.candidates)
+        default = attention_tuning.DEFAULTS[tunable.kernel](tunable.dim, BF16)
+        assert tunable.candidates[0] == own(default)
+
+
+def test_a_build_tells_spills() -> None:
+    tunable = attention_tuning.TunableAttention("attention_d_key", 32, 1024, 90)
+    small = {"block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2}
+    assert tunable.build(small)["spills"] == 0
+    assert tunable.build(small | {"block_m": 64, "block_n": 128})["spills"] > 0
+
+
+def test_a_build_that_needs_too_much_shared_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ahead.SHARED_LIMIT, 90, 1024)
+    tunable = attention_tuning.tunables(90)[0]
+    with pytest.raises(ValueError, match=r"bytes of shared memory, allowed 1024"):
+        tunable.build({"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "dim"), attention_tuning.SHAPES)
+def test_no_candidate_spills(kernel: str, dim: int) -> None:
+    tunable = attention_tuning.TunableAttention(kernel, dim, 1024, 90)
+    for candidate in tunable.candidates:
+        assert tunable.build(candidate)["spills"] == 0, candidate
