@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 setup: $(VENV)/.ready
 
 # torch comes first: the extension is built against it, and pip's isolated builds would fetch another.
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"

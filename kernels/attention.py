@@ -37,10 +37,11 @@ def forward_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         # Products outside the matrix units: the operands live in registers.
         if dim <= 64:
-            return Tiles(64, 32, 8, 2)
+            return Tiles(64, 32, 4 if dim <= 32 else 8, 2)
         return Tiles(32, 32, 8, 2) if dim <= 128 else Tiles(16, 32, 8, 2)
     if dim <= 32:
-        return Tiles(64, 128, 4, 3)
+        # Masks of features and of keys together need the registers of half of the keys.
+        return Tiles(64, 128 if dim == block_of(dim) else 64, 4, 3)
     if dim <= 64:
         return Tiles(128, 64, 4, 3)
     return Tiles(128, 64, 8, 3) if dim <= 128 else Tiles(64, 32, 8, 2)
@@ -51,6 +52,8 @@ def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if INTERPRETED:
         return Tiles(64, 64, 4, 1)
     if dtype == torch.float32:
+        if dim <= 32:
+            return Tiles(32, 32, 4, 2)
         return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
     if dim <= 64:
         return Tiles(64, 64, 4, 3)
@@ -101,9 +104,9 @@ def forward(
         return out, None
     q, v = as_strided_rows(q), as_strided_rows(v)
     k, norms = rotated_keys(k, rope)
-    if q.dtype == torch.float16 or dim > 32:
-        # Weights without a pivot may pass the range of fp16, and larger heads keep the matrix
-        # units busy for longer than the pivot costs.
+    if q.dtype != torch.bfloat16 or dim > 32 or dim != block_of(dim):
+        # Without a pivot weights may pass the range of fp16; fp32 products and larger heads cost
+        # more than the pivot does; and masked features leave no registers for a second loop.
         norms = None
     tensors, numbers, rotated = rope_as_arguments(rope)
     tiles = forward_tiles(dim, q.dtype)
