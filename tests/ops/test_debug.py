@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fastgrow.errors import ArgumentError
 TOKENS = 8
 
 
-def attend(batch: int = 1, positions: int = TOKENS, **arguments: Tensor) -> Tensor:
+def attend(batch: int = 1, positions: int = TOKENS, **arguments: Any) -> Tensor:
     q = torch.zeros(batch, 2, TOKENS, 16)
     return ops.attention(q, q, q, rope=ops.rope_table(positions, 16), impl="eager", **arguments)
 
@@ -29,7 +30,8 @@ def attend_positions(*positions: int) -> Tensor:
 
 
 def attend_rows(argument: str, *rows: int) -> Tensor:
-    return attend(batch=2, **{argument: torch.tensor(rows, dtype=torch.int32)})
+    values: dict[str, Any] = {argument: torch.tensor(rows, dtype=torch.int32)}
+    return attend(batch=2, **values)
 
 
 def rotate(*positions: int) -> Tensor:
