@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
+        if message().startswith("Usage:"):
+            # A command that needs another word, without it: the message is its help.
+            print(message(), file=sys.stderr)
+            return 2
         return _fail(f"{message()} (see `{_command(error)} --help`)", 2)
 
 

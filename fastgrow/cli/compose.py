@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def compose(
-    experts: Annotated[list[str], typer.Argument(help="Model folders, each as PATH or NAME=PATH.")],
+    experts: Annotated[
+        list[str], typer.Argument(help="Folders of models or runs, each as PATH or NAME=PATH.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the composed model.")],
     rule: Annotated[
         str, typer.Option(help="mean, probability-mean, posterior, or weighted.")
@@ -23,6 +25,7 @@ def compose(
 ) -> None:
     """Compose models that share a substrate into one, without any training."""
     import fastgrow
+    from fastgrow.cli.models import load_model
     from fastgrow.errors import ConfigError
 
     paths: dict[str, str] = {}
@@ -36,7 +39,7 @@ def compose(
             raise ConfigError(f"{expert}: a second expert of the name {name!r}; use NAME=PATH")
         paths[name] = path
     chosen = _rule(rule, weights, list(paths))
-    models = {name: fastgrow.load(path) for name, path in paths.items()}
+    models = {name: load_model(path) for name, path in paths.items()}
     fastgrow.Ensemble(models, rule=chosen).save(out)
     typer.echo(f"{out}: {len(models)} experts ({', '.join(models)}) under {rule}")
 

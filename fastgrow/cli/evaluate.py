@@ -9,18 +9,18 @@ import typer
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a model or a composed model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, run or composed model.")],
     texts: Annotated[list[Path], typer.Argument(help="Text files, one document a line.")],
     batch_size: Annotated[int, typer.Option(help="Windows evaluated at once.")] = 16,
 ) -> None:
     """Print bits per character on each text, whole and unsplit."""
     import fastgrow
+    from fastgrow.cli.models import load_model
     from fastgrow.errors import ConfigError
-    from fastgrow.info import device
     from fastgrow.report import table_text
     from fastgrow.training import TextData
 
-    loaded = fastgrow.load(model, device=device())
+    loaded = load_model(model)
     if loaded.substrate is None:
         raise ConfigError(f"{model}: has no substrate, so it cannot read text")
     rows = []

@@ -9,7 +9,7 @@ import typer
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="Folder of a model or a composed model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, run or composed model.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest.")] = 0.8,
@@ -18,12 +18,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
 ) -> None:
     """Print the prompt and its continuation as it comes."""
-    import fastgrow
-    from fastgrow.info import device
+    from fastgrow.cli.models import load_model
 
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    loaded = fastgrow.load(model, device=device())
-    pieces = loaded.stream(prompt, max_new_tokens=max_new_tokens, **options)
+    pieces = load_model(model).stream(prompt, max_new_tokens=max_new_tokens, **options)
     # The prompt is printed once the first piece is there, so that an error stands alone.
     typer.echo(prompt + next(pieces, ""), nl=False)
     for piece in pieces:

@@ -40,6 +40,17 @@ class SubstrateSettings:
     seed: int = 0
 
     def build(self) -> Substrate:
+        """Load or draw it.
+
+        Raises:
+            ConfigError: the n-gram lists are not where `ngrams` says.
+            FastgrowError: as `Substrate.load` and `Substrate.build`.
+        """
+        if self.ngrams is not None and not Path(self.ngrams).exists():
+            raise ConfigError(
+                f"{self.ngrams}: no such file or folder; give the author's n-gram lists by "
+                "--ngrams PATH, or in a configuration by substrate.ngrams=PATH"
+            )
         if self.path is not None:
             return Substrate.load(self.path)
         options = {

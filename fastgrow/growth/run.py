@@ -317,12 +317,19 @@ class _Run:
                 "run": self.name,
                 "stage": f"{index + 1}/{len(self.schedule.stages)}",
                 "depth": self.model.n_layer,
+                # Beside the parameters the frozen table counts, as in the published totals.
+                "total_parameters": self.model.num_parameters(),
             },
         )
 
     def _bits(self, text: Text) -> float:
         return bits_per_character(
-            self.model, text, batch_size=self.train.batch_size, seq_len=self._seq_len()
+            self.model,
+            text,
+            batch_size=self.train.batch_size,
+            seq_len=self._seq_len(),
+            # As far as training reads the validation text; other texts are measured whole.
+            max_tokens=self.train.eval_tokens if text is self.validation else None,
         ).bits_per_character
 
     # -- counting ------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Operations: one file each, with the formula, the eager reference and the faster implementations.
 
 Plain tensors in and out. Every public function takes `impl=` to force an implementation;
-`use_impl` does so for a block of code and FASTGROW_IMPL for a process.
+`use_impl` does so for a block of code and FASTGROW_IMPL for a process. With FASTGROW_DEBUG=1
+they also check what integer arguments hold, at the price of waiting for the device.
 """
 
 from fastgrow.ops._dispatch import explain_all, use_impl

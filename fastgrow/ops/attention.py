@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastgrow.ops import _attention_triton
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
+from fastgrow.ops._debug import check_cu_seqlens, check_range
 from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
 
@@ -86,7 +87,8 @@ def attention(
         [B, H, Tq, D].
 
     Raises:
-        ArgumentError: shapes, dtypes or devices do not go together.
+        ArgumentError: shapes, dtypes or devices do not go together; under FASTGROW_DEBUG=1 also
+            `cu_seqlens`, `position_ids`, `lengths` or `starts` that hold what they must not.
     """
     _check(q, k, v, window, cu_seqlens, lengths, starts)
     if lengths is not None and position_ids is not None:
@@ -136,6 +138,10 @@ def _check(
         if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or batch != 1 or k.shape[2] != queries:
             expected = "of shape [documents + 1], with B = 1 and as many queries as keys"
             raise refuse(name, "cu_seqlens", expected, f"{describe(cu_seqlens)}, q {describe(q)}")
+    check_cu_seqlens(name, cu_seqlens, queries)
+    check_range(name, "lengths", lengths, 1, k.shape[2] + 1)
+    # A row of padding alone starts after its last key.
+    check_range(name, "starts", starts, 0, k.shape[2] + 1)
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

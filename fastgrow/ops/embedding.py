@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.errors import ArgumentError
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
+from fastgrow.ops._debug import check_range, out_of_range
 from fastgrow.ops._dispatch import Operation
 
 
@@ -33,7 +33,7 @@ def embedding(ids: Tensor, table: Tensor, *, repeat: int = 1, impl: str | None =
 
     Raises:
         ArgumentError: wrong shapes, dtypes or devices; on a CPU also an id out of range (on other
-            devices reading the ids would cost a synchronisation).
+            devices only under FASTGROW_DEBUG=1: reading the ids costs a synchronisation).
     """
     check_ids("embedding", "ids", ids)
     check_float("embedding", "table", table)
@@ -43,24 +43,13 @@ def embedding(ids: Tensor, table: Tensor, *, repeat: int = 1, impl: str | None =
         raise refuse("embedding", "ids", f"on {table.device}", describe(ids))
     if repeat < 1:
         raise refuse("embedding", "repeat", "at least 1", repeat)
+    check_range("embedding", "ids", ids, 0, table.shape[0])
     if torch.compiler.is_compiling():
         return _OPERATION(ids, table, repeat, impl=impl)
     try:
         return _OPERATION(ids, table, repeat, impl=impl)
     except IndexError:
         raise out_of_range("embedding", "ids", ids, table.shape[0]) from None
-
-
-def out_of_range(
-    operation: str, argument: str, ids: Tensor, limit: int, ignore: int | None = None
-) -> ArgumentError:
-    """The error for the first id outside [0, limit) that is not `ignore`."""
-    outside = (ids < 0) | (ids >= limit)
-    if ignore is not None:
-        outside &= ids != ignore
-    where = tuple(outside.nonzero()[0].tolist())
-    got = f"{int(ids[where])} at {list(where)}"
-    return refuse(operation, argument, f"in [0, {limit})", got)
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

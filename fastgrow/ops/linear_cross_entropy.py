@@ -23,8 +23,8 @@ from fastgrow.ops._check import (
     refuse,
     refuse_double_backward,
 )
+from fastgrow.ops._debug import check_range, out_of_range
 from fastgrow.ops._dispatch import Operation, Verdict
-from fastgrow.ops.embedding import out_of_range
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -59,7 +59,7 @@ def linear_cross_entropy(
 
     Raises:
         ArgumentError: an unknown reduction, shapes, dtypes or devices that do not go together; on
-            a CPU also a target out of range.
+            a CPU, and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
     """
     name = "linear_cross_entropy"
     if reduction not in REDUCTIONS:
@@ -73,6 +73,7 @@ def linear_cross_entropy(
     if targets.shape != h.shape[:-1] or targets.device != h.device:
         expected = f"of shape {list(h.shape[:-1])} on {h.device}"
         raise refuse(name, "targets", expected, describe(targets))
+    check_range(name, "targets", targets, 0, weight.shape[0], ignore=ignore_index)
     arguments = (h, weight, targets, bias, ignore_index, reduction, label_smoothing, z_loss)
     if torch.compiler.is_compiling():
         return _OPERATION(*arguments, impl=impl)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
+from fastgrow.ops._debug import check_range
 from fastgrow.ops._dispatch import Operation
 
 # Cosines and sines, each [positions, R/2] float32.
@@ -58,7 +59,8 @@ def rope(
         [B, H, T, D], dtype of `x`.
 
     Raises:
-        ArgumentError: shapes, dtypes or devices do not go together, or the table is too short.
+        ArgumentError: shapes, dtypes or devices do not go together, or the table is too short;
+            under FASTGROW_DEBUG=1 also a position outside the table.
     """
     check_rope("rope", "x", x, table, position_ids, offset)
     return _OPERATION(x, *table, position_ids, offset, impl=impl)
@@ -92,6 +94,7 @@ def check_rope(
     if position_ids.shape[-1] != length or position_ids.dim() not in (1, 2):
         expected = f"of shape [{length}] or [{x.shape[0]}, {length}]"
         raise refuse(operation, "position_ids", expected, describe(position_ids))
+    check_range(operation, "position_ids", position_ids, 0, cos.shape[0])
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

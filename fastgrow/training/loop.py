@@ -108,9 +108,9 @@ class Trainer:
         self.config = config
         self.validation = validation
         self.labels = {
-            **(labels or {}),
             "active_parameters": sum(p.numel() for p in active.values()),
             "total_parameters": sum(p.numel() for p in model.parameters()),
+            **(labels or {}),
         }
         self.step = 0
         self.best_step: int | None = None

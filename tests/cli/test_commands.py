@@ -107,6 +107,8 @@ def test_compose_evaluate_and_generate(capsys, models, corpus: Path, tmp_path: P
         assert status == 0
         bits = float(out.splitlines()[-1].split()[1])
         assert 0 < bits < 10
+        # A run's folder stands for its model.
+        assert run(capsys, "evaluate", one.parent, corpus) == run(capsys, "evaluate", one, corpus)
         status, out, _ = run(capsys, "generate", both, "the ", "--max-new-tokens", "5")
         assert status == 0
         assert out.startswith("the ")
@@ -219,6 +221,14 @@ def test_help_everywhere(capsys, command: str) -> None:
     assert f"Usage: fastgrow {command}" in out
 
 
+@pytest.mark.parametrize("command", [[], ["substrate"], ["data"]])
+def test_without_a_command_the_help_is_shown(capsys, command: list[str]) -> None:
+    status, _, error = run(capsys, *command)
+    assert status == 2
+    assert error.startswith("Usage: fastgrow")
+    assert "\nCommands:\n" in error
+
+
 def test_help_lists_the_commands(capsys) -> None:
     status, out, _ = run(capsys, "--help")
     assert status == 0
@@ -249,6 +259,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (["substrate", "build", "x", "--recipe", "none"], 1, "no recipe 'none'"),
         (["substrate", "build", "x", "--newline", "red"], 1, "newline: Invalid enum value 'red'"),
         (["grow", "{config}", "data.0.streaming=true"], 1, "text.txt: is a file or folder; config"),
+        (["grow", "nine-layers-unicode"], 1, "bvv241: no such file or folder; give the author's"),
         (["nonsense"], 2, "nonsense"),
         (["grow"], 2, "Missing argument"),
         (["generate", "{one}", "a", "--seed", "x"], 2, "--seed"),

@@ -241,6 +241,23 @@ def test_the_record_holds_what_was_measured(substrate, data, tmp_path: Path) -> 
         assert set(stage.bits) == {"validation", "test"}
         assert row["tokens"] == 512
         assert row["active_parameters"] < row["total_parameters"]
+    totals = {stage.depth: stage.total_parameters for stage in result.stages}
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        logged = json.loads(line)
+        assert logged["total_parameters"] == totals[logged["depth"]]
+
+
+def test_boundaries_read_as_much_validation_text_as_training(substrate, data) -> None:
+    def validation_bits(limit: int | None) -> float:
+        train = make_train(pick="last", eval_tokens=limit)
+        one = GrowthSchedule.blocks(1, tokens=64)
+        return (
+            grow(make_model(substrate), data, one, train=train, quiet=True)
+            .stages[0]
+            .bits["validation"]
+        )
+
+    assert validation_bits(None) == validation_bits(len(data.validation)) != validation_bits(32)
 
 
 def test_an_unwritable_folder_is_found_at_the_start(substrate, data, tmp_path, monkeypatch) -> None:

@@ -1,0 +1,154 @@
+"""FASTGROW_DEBUG=1 reads what integer arguments hold; without it nothing is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from fastgrow import ops
+from fastgrow.errors import ArgumentError
+
+TOKENS = 8
+
+
+def attend(batch: int = 1, positions: int = TOKENS, **arguments: Any) -> Tensor:
+    q = torch.zeros(batch, 2, TOKENS, 16)
+    return ops.attention(q, q, q, rope=ops.rope_table(positions, 16), impl="eager", **arguments)
+
+
+def attend_documents(*bounds: int) -> Tensor:
+    return attend(cu_seqlens=torch.tensor(bounds, dtype=torch.int32))
+
+
+def attend_positions(*positions: int) -> Tensor:
+    return attend(position_ids=torch.tensor(positions))
+
+
+def attend_rows(argument: str, *rows: int) -> Tensor:
+    values: dict[str, Any] = {argument: torch.tensor(rows, dtype=torch.int32)}
+    return attend(batch=2, **values)
+
+
+def rotate(*positions: int) -> Tensor:
+    x = torch.zeros(1, 2, len(positions), 16)
+    return ops.rope(x, ops.rope_table(TOKENS, 16), torch.tensor([positions]))
+
+
+def loss(*targets: int) -> Tensor:
+    h, weight = torch.zeros(len(targets), 16), torch.zeros(5, 16)
+    return ops.linear_cross_entropy(h, weight, torch.tensor(targets), ignore_index=-1, impl="eager")
+
+
+def embed(*ids: int) -> Tensor:
+    return ops.embedding(torch.tensor(ids), torch.zeros(5, 4))
+
+
+@pytest.fixture
+def _debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTGROW_DEBUG", "1")
+
+
+@pytest.mark.usefixtures("_debug")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attend_documents(1, 8), "attention: cu_seqlens must be 0 at [0], got 1"),
+        (
+            lambda: attend_documents(0, 5, 3, 8),
+            "attention: cu_seqlens must be non-decreasing, got 3 at [2] after 5",
+        ),
+        (
+            lambda: attend_documents(0, 5, 7),
+            "attention: cu_seqlens must be 8, the tokens, at its end, got 7 at [2]",
+        ),
+        (lambda: attend_documents(0, 9), "at its end, got 9 at [1]"),
+        (
+            lambda: attend_positions(0, 1, 2, 3, 4, 5, 6, 8),
+            "attention: position_ids must be in [0, 8), got 8 at [7]",
+        ),
+        (
+            lambda: attend_positions(0, 1, 2, -1, 4, 5, 6, 7),
+            "attention: position_ids must be in [0, 8), got -1 at [3]",
+        ),
+        (
+            lambda: attend_rows("lengths", 8, 0),
+            "attention: lengths must be in [1, 9), got 0 at [1]",
+        ),
+        (
+            lambda: attend_rows("lengths", 9, 1),
+            "attention: lengths must be in [1, 9), got 9 at [0]",
+        ),
+        (
+            lambda: attend_rows("starts", 0, -1),
+            "attention: starts must be in [0, 9), got -1 at [1]",
+        ),
+        (lambda: attend_rows("starts", 9, 0), "attention: starts must be in [0, 9), got 9 at [0]"),
+        (lambda: rotate(0, 8), "rope: position_ids must be in [0, 8), got 8 at [0, 1]"),
+        (lambda: loss(4, 5), "linear_cross_entropy: targets must be in [0, 5), got 5 at [1]"),
+        (lambda: loss(-2, 4), "linear_cross_entropy: targets must be in [0, 5), got -2 at [0]"),
+        (lambda: embed(0, 5), "embedding: ids must be in [0, 5), got 5 at [1]"),
+    ],
+)
+def test_what_is_out_of_place_is_named(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(ArgumentError) as error:
+        call()
+    assert message in str(error.value)
+
+
+@pytest.mark.usefixtures("_debug")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: attend_documents(0, 3, 3, 8),
+        lambda: attend_positions(0, 1, 2, 0, 1, 2, 7, 7),
+        lambda: attend_rows("lengths", 1, 8),
+        lambda: attend_rows("starts", 0, 8),
+        lambda: rotate(7, 0),
+        lambda: loss(0, -1, 4),
+        lambda: embed(0, 4),
+    ],
+)
+def test_what_is_in_place_passes(call: Callable[[], Tensor]) -> None:
+    assert torch.isfinite(call()).all()
+
+
+def test_content_is_left_unread_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Callable[[], Tensor]] = [
+        lambda: attend(cu_seqlens=torch.zeros(3, dtype=torch.int32)),
+        lambda: attend(position_ids=torch.zeros(TOKENS, dtype=torch.int64)),
+        lambda: attend(batch=2, lengths=torch.ones(2, dtype=torch.int32)),
+        lambda: attend(batch=2, starts=torch.zeros(2, dtype=torch.int32)),
+        lambda: ops.embedding(torch.zeros(2, dtype=torch.int64), torch.zeros(5, 4)),
+        lambda: ops.linear_cross_entropy(
+            torch.zeros(2, 16), torch.zeros(5, 16), torch.zeros(2, dtype=torch.int64), impl="eager"
+        ),
+    ]
+    for value in (None, "0", ""):
+        if value is None:
+            monkeypatch.delenv("FASTGROW_DEBUG", raising=False)
+        else:
+            monkeypatch.setenv("FASTGROW_DEBUG", value)
+        # A fake tensor has no content: reading it raises.
+        with FakeTensorMode():
+            for call in calls:
+                call()
+    monkeypatch.setenv("FASTGROW_DEBUG", "1")
+    for call in calls:
+        with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+            call()
+
+
+@pytest.mark.usefixtures("_debug")
+def test_compiled_graphs_and_sketches_are_not_interrupted() -> None:
+    def f(ids: Tensor, table: Tensor) -> Tensor:
+        return ops.embedding(ids, table)
+
+    ids, table = torch.tensor([0, 4]), torch.zeros(5, 4)
+    compiled = torch.compile(f, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(ids, table), f(ids, table))
+    assert f(ids.to("meta"), table.to("meta")).shape == (2, 4)
