@@ -21,10 +21,11 @@ demo: setup
 test: lint types contracts
 	$(PYTEST) -m "not slow and not acceptance"
 
+# With the checks that want the development data or a font, where those are there.
 test-slow: setup
-	$(PYTEST) -m "slow and not acceptance"
+	$(PYTEST) -m "slow or acceptance"
 
-# Fails, where `make test` skips, if the development data or a font is missing.
+# Only those checks; they fail, where `make test-slow` skips them, if something is missing.
 acceptance: setup
 	FASTGROW_ACCEPTANCE=1 $(PYTEST) -m acceptance
 

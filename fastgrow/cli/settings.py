@@ -68,6 +68,8 @@ class SourceSettings:
         weight: share, relative to the other sources.
         split: shares of documents for training, validation and test.
         text_field: field or column that holds the text of a row.
+        sample_by: what a document of a text file is.
+        unknown: a character outside the vocabulary is an error, or becomes `<unk>`.
         config, revision, hub_split, streaming: which part of a Hub dataset to read, and how; see
             `HubDataset`. They do not go with files.
     """
@@ -76,6 +78,8 @@ class SourceSettings:
     weight: float = 1.0
     split: tuple[float, float, float] = (0.98, 0.01, 0.01)
     text_field: str = "text"
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    unknown: Literal["error", "unk"] = "error"
     config: str | None = None
     revision: str | None = None
     hub_split: str = "train"
@@ -139,6 +143,8 @@ class GrowthSettings:
                 split=source.split,
                 seed=self.train.seed,
                 text_field=source.text_field,
+                sample_by=source.sample_by,
+                unknown=source.unknown,
                 cache_dir=self.cache,
             )
             for source in self.data

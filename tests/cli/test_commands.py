@@ -14,6 +14,7 @@ import torch
 
 import fastgrow
 from fastgrow.cli import main
+from fastgrow.cli.settings import read_growth
 from fastgrow.errors import DataError
 from fastgrow.substrate import Substrate
 from fastgrow.training import HubDataset
@@ -76,6 +77,22 @@ def test_grow_prints_stages_and_resumes(capsys, config: Path, tmp_path: Path) ->
     fresh, _, error = run(capsys, "grow", config, "--out", tmp_path, "--fresh")
     assert fresh == 1
     assert "holds a run already" in error
+
+
+def test_sources_say_how_they_are_read(capsys, config: Path, tmp_path: Path) -> None:
+    text = tmp_path / "paragraphs.txt"
+    names = [chr(97 + i % 26) + chr(97 + i // 26) for i in range(200)]
+    text.write_text("".join(f"the cat sat on\nthe mat and the dog Ж {n}\n\n" for n in names))
+    options = [f"data.0.source={text}", "--out", str(tmp_path / "run")]
+    status, _, error = run(capsys, "grow", config, *options)
+    assert status == 1
+    assert "U+0416" in error
+    settings = read_growth(
+        str(config),
+        [options[0], "data.0.unknown=unk", "data.0.sample_by=paragraph", f"cache={tmp_path}/c"],
+    )
+    data = settings.open_data(settings.substrate.build())
+    assert data.train.n_documents + data.validation.n_documents + data.test.n_documents == 200
 
 
 def test_controls_are_other_schedules(capsys, config: Path, tmp_path: Path) -> None:
@@ -399,6 +416,7 @@ def test_ctrl_c_before_anything_ran_is_one_line(monkeypatch, capsys, tmp_path) -
 FULL_DISK = """
 import json, resource, signal, sys
 from fastgrow.cli import main
+from fastgrow.cli.settings import read_growth
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 for size, arguments in json.loads(sys.argv[1]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
