@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 # The tests' tensors are small: several threads would spend their time waiting for each other. Set
 # before torch is imported, and in the environment, so that processes started by tests follow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell in the background lets what it starts ignore Ctrl-C, and tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # With FASTGROW_ACCEPTANCE=1 (`make acceptance`) what would be skipped fails instead.
 MUST_HAVE = os.environ.get("FASTGROW_ACCEPTANCE") == "1"
