@@ -59,13 +59,9 @@ def inspect(
     from fastgrow.substrate import Substrate
 
     loaded = Substrate.load(path)
-    groups = loaded.collisions()
     typer.echo(f"tokens: {len(loaded)}\ntable width: {loaded.n_embed}")
     typer.echo(f"fingerprint: {loaded.fingerprint}")
-    typer.echo(f"groups of tokens that look the same: {len(groups)}")
-    for group in groups[:20]:
-        tokens = "  ".join(repr(loaded.vocabulary.tokens[i]) for i in group[:8])
-        typer.echo(f"  {tokens}{'  …' if len(group) > 8 else ''}")
+    typer.echo(loaded.describe_collisions(limit=20))
 
 
 @app.command()

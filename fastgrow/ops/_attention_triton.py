@@ -57,14 +57,14 @@ def pays(
     visibility: Visibility,
     dropout: float,
 ) -> Verdict:
-    """Where SDPA has kernels of its own for the rules, only small heads are known to be ours."""
+    """Beside SDPA's own kernels small heads alone are taken: by reasoning, not measured."""
     ok, reason = _triton.pays_on(q)
     if not ok:
         return False, reason
     rules = (visibility.window, visibility.cu_seqlens, visibility.lengths, visibility.starts)
     if any(rule is not None for rule in rules):
         return True, "SDPA would need a mask of all scores"
-    needs_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if q.shape[2] <= 8 and k.shape[2] >= 1024 and not needs_gradient:
         return True, "SDPA does not split the keys of a few queries"
     if q.shape[3] <= 32 and q.dtype != torch.float32:

@@ -150,6 +150,7 @@ def test_substrate_commands(capsys, tmp_path: Path) -> None:
     status, shown, _ = run(capsys, "substrate", "inspect", folder)
     assert status == 0
     assert "table width: 32" in shown
+    assert "(U+000A) = ' ' (U+0020)" in shown
     assert out.split()[-1] in shown
     picture = tmp_path / "glyphs.png"
     status, _, _ = run(capsys, "substrate", "show", "Aж汉", "--out", picture)
