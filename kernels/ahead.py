@@ -103,6 +103,23 @@ def compile_ahead(launch: Launch, capability: int) -> Binary:
     return Binary(compiled.metadata.shared, _largest("REG", usage), _largest("STACK", usage), cubin)
 
 
+def usage(call: Callable[[], object], kernel: str, capability: int) -> dict[str, int]:
+    """What the launch of `kernel` within a call takes of a GPU; nothing runs.
+
+    Returns:
+        `spills` (bytes of a thread), `shared` (bytes of a program) and `registers` (of a thread).
+
+    Raises:
+        ValueError: it needs more shared memory than a program may use.
+    """
+    (launch,) = [launch for launch in recorded(call) if launch.name == kernel]
+    binary = compile_ahead(launch, capability)
+    limit = shared_limit(capability)
+    if binary.shared > limit:
+        raise ValueError(f"{binary.shared} bytes of shared memory, allowed {limit}")
+    return {"spills": binary.stack, "shared": binary.shared, "registers": binary.registers}
+
+
 def shared_limit(capability: int) -> int:
     """Bytes of shared memory that a program may use; 99 KiB on consumer GPUs."""
     return SHARED_LIMIT.get(capability, 99 * 1024)

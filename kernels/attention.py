@@ -11,6 +11,7 @@ from fastgrow.kernels.attention_arguments import (
     Rules,
     Tiles,
     block_of,
+    bucket,
     empty_output,
     rope_as_arguments,
     rotated_keys,
@@ -26,7 +27,7 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
-from fastgrow.kernels.tuned import measured_tiles
+from fastgrow.kernels.tuned import measured
 
 __all__ = ["Rope", "Rules", "backward", "forward"]
 
@@ -81,7 +82,7 @@ def _measured(kernel: str, q: Tensor, keys: int, rules: Rules) -> Tiles | None:
     others = (rules.window, rules.cu_seqlens, rules.lengths, rules.starts)
     if not rules.causal or any(rule is not None for rule in others):
         return None
-    return measured_tiles(kernel, q, keys)
+    return measured(kernel, bucket(q.dtype, q.shape[3], keys), q.device, Tiles)
 
 
 def forward(

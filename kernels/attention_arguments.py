@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastgrow.kernels.common import as_strided_rows
 from fastgrow.kernels.rotation import rotate
+from fastgrow.kernels.tuned import NAMES
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,17 @@ class Tiles:
     block_n: int
     num_warps: int
     num_stages: int
+
+
+# Lengths whose tiles are measured. A key that follows the length more closely would compile a
+# kernel for every few sequences.
+LENGTHS = (1024, 8192)
+
+
+def bucket(dtype: torch.dtype, dim: int, keys: int) -> str:
+    """The key of attention's measured tiles, such as `bf16/D=32/T=1024`."""
+    length = LENGTHS[0] if keys <= 2 * LENGTHS[0] else LENGTHS[1]
+    return f"{NAMES[dtype]}/D={dim}/T={length}"
 
 
 def block_of(dim: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastgrow.kernels.ahead import compile_ahead, recorded, shared_limit
+from fastgrow.kernels.ahead import usage
 from fastgrow.kernels.attention import (
     Rope,
     Rules,
@@ -19,8 +19,7 @@ from fastgrow.kernels.attention import (
     forward,
     forward_tiles,
 )
-from fastgrow.kernels.attention_arguments import Tiles
-from fastgrow.kernels.tuned import LENGTHS, bucket
+from fastgrow.kernels.attention_arguments import LENGTHS, Tiles, bucket
 
 DTYPE = torch.bfloat16
 TOKENS = 16384  # of a launch, in sequences of the bucket's length
@@ -84,17 +83,8 @@ class TunableAttention:
             ValueError: it needs more shared memory than a program may use.
         """
         name = self.kernel.removeprefix("attention_") + "_kernel"
-        launches = recorded(lambda: self._call(configuration, "meta")())
-        (launch,) = [launch for launch in launches if launch.name == name]
-        binary = compile_ahead(launch, self.capability)
-        limit = shared_limit(self.capability)
-        if binary.shared > limit:
-            raise ValueError(f"{binary.shared} bytes of shared memory, allowed {limit}")
-        return {
-            "spills": binary.stack,
-            "shared": binary.shared,
-            "registers": binary.registers,
-        }
+        # Making the inputs of the backward kernels is recorded too, not launched.
+        return usage(lambda: self._call(configuration, "meta")(), name, self.capability)
 
     def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
         """Attention with rotary positions, causal, on random tensors on the current GPU."""

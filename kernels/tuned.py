@@ -1,8 +1,11 @@
-"""Tiles that were measured on this GPU, where there is a table of them.
+"""Configurations of kernels that were measured on this GPU, where there is a table of them.
 
 `python -m benchmarks gpu` writes `tuning.json`; as `tuning/<gpu>.json` beside this file, with a
 name such as `nvidia-h200`, it serves the launches on GPUs of that name. Without a table, or an
-entry in it, launchers take the tiles that their own rules give.
+entry in it, launchers take the configurations that their own rules give.
+
+A configuration is a frozen dataclass of integers, such as tiles and the number of warps; each
+launcher has its own kind, and its own keys of dtype and shape.
 """
 
 from __future__ import annotations
@@ -13,41 +16,46 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
-
-from fastgrow.kernels.attention_arguments import Tiles
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "tuning"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-# Lengths that are measured. A key that follows the length more closely would compile a kernel for
-# every few sequences.
-LENGTHS = (1024, 8192)
-_FIELDS = tuple(field.name for field in dataclasses.fields(Tiles))
 
-# Of each kernel, by bucket.
-Table = dict[str, dict[str, Tiles]]
+C = TypeVar("C")
+# Of each kernel, by key.
+Table = dict[str, dict[str, dict[str, int]]]
 
 
-def bucket(dtype: torch.dtype, dim: int, keys: int) -> str:
-    """The key of a table's entries, such as `bf16/D=32/T=1024`."""
-    length = LENGTHS[0] if keys <= 2 * LENGTHS[0] else LENGTHS[1]
-    return f"{NAMES[dtype]}/D={dim}/T={length}"
+def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
+    """The table's configuration of a kernel, such as `attention_forward`, under a launcher's key.
+
+    None where there is no table of this GPU, no entry in it, or one that is no `kind`.
+    """
+    gpu = gpu_name(device)
+    return _configuration(gpu, kernel, key, kind) if gpu else None  # type: ignore[arg-type]
 
 
-def measured_tiles(kernel: str, q: Tensor, keys: int) -> Tiles | None:
-    """Tiles of the table for a launch on q [B, H, Tq, D] and `keys` keys; None without an entry."""
-    gpu = gpu_name(q.device)
-    entries = table_of(gpu).get(kernel) if gpu else None
-    return entries.get(bucket(q.dtype, q.shape[3], keys)) if entries else None
+@functools.cache
+def _configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
+    found = table_of(gpu).get(kernel, {}).get(key)
+    if found is None:
+        return None
+    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if set(found) != set(fields):
+        expected = f"expected a configuration of {', '.join(fields)}, got {found}"
+        where = f"{path_of(gpu)}: {kernel} {key}"
+        warnings.warn(f"tuning table {where} is ignored: {expected}", stacklevel=3)
+        return None
+    return kind(**found)
 
 
 @functools.cache
 def table_of(gpu: str) -> Table:
     """The table of a GPU with that name, empty where there is none or it cannot be used."""
-    path = FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+    path = path_of(gpu)
     try:
         return read_table(path)
     except FileNotFoundError:
@@ -55,6 +63,17 @@ def table_of(gpu: str) -> Table:
     except (OSError, ValueError) as error:
         warnings.warn(f"tuning table {path} is ignored: {error}", stacklevel=2)
         return {}
+
+
+def path_of(gpu: str) -> Path:
+    """Where the table of a GPU is, if there is one."""
+    return FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+
+
+def forget() -> None:
+    """Read tables again when they are next asked for."""
+    _configuration.cache_clear()
+    table_of.cache_clear()
 
 
 def read_table(path: Path) -> Table:
@@ -68,7 +87,7 @@ def read_table(path: Path) -> Table:
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
         raise ValueError(f"expected an object with schema {SCHEMA}")
     return {
-        kernel: {name: _tiles(f"{kernel} {name}", entry) for name, entry in buckets.items()}
+        kernel: {name: _numbers(f"{kernel} {name}", entry) for name, entry in buckets.items()}
         for kernel, buckets in _object("entries", tree.get("entries"))
     }
 
@@ -80,18 +99,18 @@ def _object(where: str, value: object) -> list[tuple[str, dict[str, object]]]:
     return list(value.items())
 
 
-def _tiles(where: str, entry: object) -> Tiles:
+def _numbers(where: str, entry: object) -> dict[str, int]:
     found = entry.get("configuration") if isinstance(entry, dict) else None
-    if not isinstance(found, dict) or set(found) != set(_FIELDS):
-        raise ValueError(f"{where}: expected a configuration of {', '.join(_FIELDS)}, got {found}")
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{where}: expected a configuration, got {found}")
     for name, number in found.items():
         if type(number) is not int or number < 1:
             raise ValueError(f"{where}: {name} must be a positive integer, got {number!r}")
         if name != "num_stages" and number & (number - 1):
             raise ValueError(f"{where}: {name} must be a power of two, got {number}")
-    if min(found["block_m"], found["block_n"]) < 16:
-        raise ValueError(f"{where}: blocks must be at least 16, got {found}")
-    return Tiles(**found)
+        if name.startswith("block_") and number < 16:
+            raise ValueError(f"{where}: blocks must be at least 16, got {found}")
+    return found
 
 
 @functools.cache

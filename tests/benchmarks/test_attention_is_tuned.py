@@ -18,7 +18,7 @@ attention_tuning = pytest.importorskip(
 )
 
 from fastgrow.kernels import tuned  # noqa: E402
-from fastgrow.kernels.attention_arguments import Tiles  # noqa: E402
+from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 
 MODULE = "fastgrow.kernels.attention_tuning"
 
@@ -53,6 +53,10 @@ def test_a_table_of_every_kernel_is_made_and_read(
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({"schema": tuning.SCHEMA, "entries": found["entries"]}))
     read = tuned.read_table(file)
-    key = tuned.bucket(torch.bfloat16, 64, 4096)
-    assert read["attention_forward"][key] == Tiles(64, 32, 4, 2)
-    assert read["attention_d_key"][key] == Tiles(16, 64, 4, 2)
+    key = bucket(torch.bfloat16, 64, 4096)
+    assert read["attention_forward"][key] == {
+        "block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2
+    }  # fmt: skip
+    assert read["attention_d_key"][key] == {
+        "block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2
+    }  # fmt: skip

@@ -35,9 +35,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the table of a GPU is looked for that tensors without content stand for."""
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     monkeypatch.setattr(tuned, "gpu_name", lambda device: "NVIDIA Abacus 9")
-    tuned.table_of.cache_clear()
+    tuned.forget()
     yield tmp_path / "nvidia-abacus-9.json"
-    tuned.table_of.cache_clear()
+    tuned.forget()
 
 
 def tiles_of(call: Callable[[], object], kernel: str) -> dict[str, int]:
@@ -101,7 +101,8 @@ def test_a_cpu_has_no_table() -> None:
         ("[]", "expected an object with schema 1"),
         (json.dumps(table(schema=2)), "expected an object with schema 1"),
         (json.dumps({"schema": 1}), "entries: expected an object of objects"),
-        (json.dumps(table({"block": 16})), "attention_forward bf16/D=32/T=1024: expected a conf"),
+        (json.dumps(table({"block": 16})), "expected a configuration of block_m, block_n, num_w"),
+        (json.dumps(table([])), "attention_forward bf16/D=32/T=1024: expected a configuration"),
         (json.dumps(table(TILES | {"block_m": 48})), "block_m must be a power of two, got 48"),
         (json.dumps(table(TILES | {"block_n": 8})), "blocks must be at least 16"),
         (json.dumps(table(TILES | {"num_warps": "4"})), "num_warps must be a positive integer"),
