@@ -3,6 +3,7 @@
 from fastgrow.compose.cache import EnsembleCache
 from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.files import load
+from fastgrow.compose.logit_rules import Contrast, Temperature
 from fastgrow.compose.posterior import Posterior
 from fastgrow.compose.rules import (
     LogitRule,
@@ -14,8 +15,10 @@ from fastgrow.compose.rules import (
     Tokens,
     Weighted,
 )
+from fastgrow.compose.top_k import TopK
 
 __all__ = [
+    "Contrast",
     "Ensemble",
     "EnsembleCache",
     "LogitRule",
@@ -25,7 +28,9 @@ __all__ = [
     "ProbabilityRule",
     "Rule",
     "RuleState",
+    "Temperature",
     "Tokens",
+    "TopK",
     "Weighted",
     "load",
 ]
