@@ -79,6 +79,7 @@ _SUBMODULES = frozenset(
         "evaluation",
         "growth",
         "info",
+        "interop",
         "nn",
         "ops",
         "report",

@@ -1,6 +1,7 @@
 """Several models that speak as one: rules, ensembles, and `load` for whatever was saved."""
 
 from fastgrow.compose.cache import EnsembleCache
+from fastgrow.compose.callables import CallableExpert
 from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.files import load
 from fastgrow.compose.logit_rules import Contrast, Temperature
@@ -18,6 +19,7 @@ from fastgrow.compose.rules import (
 from fastgrow.compose.top_k import TopK
 
 __all__ = [
+    "CallableExpert",
     "Contrast",
     "Ensemble",
     "EnsembleCache",
