@@ -2,6 +2,7 @@
 
 from fastgrow.compose.cache import EnsembleCache
 from fastgrow.compose.callables import CallableExpert
+from fastgrow.compose.distill import distill
 from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.files import load
 from fastgrow.compose.logit_rules import Contrast, Temperature
@@ -34,5 +35,6 @@ __all__ = [
     "Tokens",
     "TopK",
     "Weighted",
+    "distill",
     "load",
 ]
