@@ -112,7 +112,7 @@ def linear_kl_eager(
     with torch.no_grad():
         heads = zip(teacher, teacher_weights, strict=True)
         merged = sum(_wide(F.linear(*head)) * w for head, w in heads)
-        log_p = F.log_softmax(merged / temperature, -1)  # type: ignore[operator, arg-type]
+        log_p = F.log_softmax(merged / temperature, -1)  # type: ignore[arg-type]
         p = log_p.exp()
     log_q = F.log_softmax(_wide(F.linear(h, weight, bias)) / temperature, -1)
     # Where p is 0 its logarithm is −inf, and the term is 0.
