@@ -7,10 +7,12 @@ each kernel and each key under which its launcher asks `tuned.measured`.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from fastgrow.kernels.ahead import usage
 
@@ -75,3 +77,15 @@ def with_stages(
 ) -> list[C]:
     """Every shape with every number of stages, which is the last field of its kind."""
     return [kind(*shape, n) for shape, n in itertools.product(shapes, stages)]
+
+
+def tuning_modules() -> list[str]:
+    """Names of the modules that have something to tune."""
+    files = Path(__file__).parent.glob("*_tuning.py")
+    return sorted(f"fastgrow.kernels.{file.stem}" for file in files)
+
+
+def all_tunables(capability: int) -> list[Tunable[Any]]:
+    """What the modules list."""
+    modules = [importlib.import_module(name) for name in tuning_modules()]
+    return [tunable for module in modules for tunable in module.tunables(capability)]

@@ -12,7 +12,8 @@ import torch
 
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, tuned  # noqa: E402
+from fastgrow.kernels import ahead, attention_decode, tuned  # noqa: E402
+from fastgrow.kernels.tuning_table import Table  # noqa: E402
 
 BF16 = torch.bfloat16
 TILES = {"block_m": 32, "block_n": 16, "num_warps": 2, "num_stages": 5}
@@ -99,6 +100,7 @@ def test_a_cpu_has_no_table() -> None:
     [
         ("{", "Expecting property name"),
         ("[]", "expected an object with schema 1"),
+        ("\xff", "codec can't decode byte"),
         (json.dumps(table(schema=2)), "expected an object with schema 1"),
         (json.dumps({"schema": 1}), "entries: expected an object of objects"),
         (json.dumps(table({"block": 16})), "expected a configuration of block_m, block_n, num_w"),
@@ -110,9 +112,49 @@ def test_a_cpu_has_no_table() -> None:
     ],
 )
 def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason: str) -> None:
-    file.write_text(content)
+    file.write_bytes(content.encode("latin-1"))
     with pytest.warns(UserWarning, match=reason) as said:
         assert forward() == own(attention.forward_tiles(32, BF16))
     assert str(file) in str(said[0].message)
     assert forward() == own(attention.forward_tiles(32, BF16))
     assert len(said) == 1
+
+
+def test_a_table_just_measured_stands_in_for_the_shipped_one(file: Path) -> None:
+    file.write_text(json.dumps(table()))
+    made = Table({"attention_forward": {"bf16/D=64/T=1024": OTHER}})
+    tuned.use("NVIDIA Abacus 9", made)
+    assert forward(dim=64) == OTHER
+    assert forward() == own(attention.forward_tiles(32, BF16))
+    tuned.use("NVIDIA Abacus 9", None)
+    assert forward() == TILES
+
+
+def decoded(rows: int = 1, batch: int = 1, keys: int = 4096, **rules: Any) -> dict[str, int]:
+    """Configuration of a decoding step of `rows` queries a head."""
+    q = torch.empty(batch, 32, rows, 32, dtype=BF16, device="meta")
+    k = torch.empty(batch, 32, keys, 32, dtype=BF16, device="meta")
+    setting = (None, 1.0, attention.Rules(**rules))
+    launches = ahead.recorded(lambda: attention.forward(q, k, k, *setting, with_lse=False))
+    (launch,) = [launch for launch in launches if launch.name == "decode_kernel"]
+    return {"block_n": launch.arguments["BLOCK_N"], **launch.options}
+
+
+def test_decoding_has_entries_of_its_own(file: Path) -> None:
+    split = {"block_n": 64, "programs": 4, "num_warps": 2, "num_stages": 5}
+    entries = {"attention_decode": {"bf16/D=32/T=8192/N=32": {"configuration": split}}}
+    file.write_text(json.dumps({"schema": 1, "entries": entries}))
+    mine = {name: split[name] for name in ("block_n", "num_warps", "num_stages")}
+    default = dict(vars(attention_decode.split_of(32, BF16)))
+    del default["programs"]
+    lengths = torch.empty(1, dtype=torch.int32, device="meta")
+    assert decoded() == decoded(rows=8) == decoded(lengths=lengths) == mine
+    assert decoded(keys=1024) == decoded(batch=16) == decoded(window=9) == default
+
+
+def test_more_programs_a_processor_are_more_runs(file: Path) -> None:
+    def runs(programs: int) -> int:
+        split = attention_decode.Split(16, programs, 4, 2)
+        return attention_decode.runs_of_keys(1, 4096, split, torch.device("meta"))[0]
+
+    assert (runs(1), runs(2), runs(8)) == (4, 8, 32)
