@@ -16,6 +16,7 @@ import torch
 
 import fastgrow
 from fastgrow import _native, ops
+from fastgrow.ops._tuning import explain_tuning
 
 PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd")
@@ -30,6 +31,7 @@ def report() -> str:
         "Device": _device(),
         "Extension": _extension(),
         "Operations": _operations(),
+        "Tuning": explain_tuning(),
         "Variables": _variables(),
     }
     lines = []

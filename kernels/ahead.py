@@ -61,15 +61,22 @@ class Binary:
 
 
 def recorded(call: Callable[[], object]) -> list[Launch]:
-    """What a launcher would launch, in order; nothing runs."""
-    launches: list[Launch] = []
+    """What a launcher would launch, in order; nothing runs.
 
-    def record(kernel: JITFunction[Any], *args: Any, **kwargs: Any) -> None:
+    Launches of other threads go their way meanwhile.
+    """
+    launches: list[Launch] = []
+    thread = threading.get_ident()
+
+    def record(kernel: JITFunction[Any], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return run(kernel, *args, **kwargs)
         for own in ("grid", "warmup"):
             kwargs.pop(own)
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
         launches.append(Launch(kernel, arguments, options))
+        return None
 
     with _recording:
         run = JITFunction.run

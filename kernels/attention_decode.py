@@ -8,6 +8,7 @@ lengths are a batch: a program beyond its row's last key has nothing to read.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,6 +19,7 @@ from fastgrow.kernels.attention_arguments import (
     Rope,
     Rules,
     block_of,
+    bucket,
     rope_as_arguments,
     rotated_keys,
     rules_as_arguments,
@@ -31,11 +33,24 @@ from fastgrow.kernels.common import (
     on_device_of,
 )
 from fastgrow.kernels.rotation import load_rotated, load_rotation
+from fastgrow.kernels.tuned import measured
 from fastgrow.kernels.visibility import interval, keys_of_row
 
 MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
 MAX_ROWS = 64  # of queries times heads that share a key head
 MAX_RUNS = 64
+MIN_ROWS = 16  # of a tile
+FEW, MANY = 32, 512  # sequences times key heads for which configurations are measured
+
+
+@dataclass(frozen=True)
+class Split:
+    """Keys a program reads at a time, how it is compiled, and programs a processor is to have."""
+
+    block_n: int
+    programs: int
+    num_warps: int
+    num_stages: int
 
 
 @triton.jit
@@ -140,23 +155,50 @@ def block_n_of(dim: int, dtype: torch.dtype) -> int:
     return max(16, min(128, 16384 // dtype.itemsize // block_of(dim)))
 
 
+def split_of(dim: int, dtype: torch.dtype) -> Split:
+    """The configuration without a measured one."""
+    block_n = block_n_of(dim, dtype)
+    if dtype == torch.float32:
+        # Without matrix units the operands of a product lie in registers, which more warps share.
+        return Split(block_n, 2, 8 if block_n > 16 else 4, 2)
+    return Split(block_n, 2, 4, 3)
+
+
+def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> str:
+    """The key of measured configurations, such as `bf16/D=32/T=8192/N=512`.
+
+    N stands for sequences times key heads: few of them leave processors idle unless keys are split.
+    """
+    n = FEW if batch_heads <= 4 * FEW else MANY
+    return f"{bucket(dtype, dim, keys)}/N={n}"
+
+
+def _measured(q: Tensor, k: Tensor, rows: int, rules: Rules) -> Split | None:
+    """The configuration of this GPU's table, which holds for a cache read from its first key on."""
+    others = (rules.window, rules.cu_seqlens, rules.starts)
+    if rows > MIN_ROWS or any(rule is not None for rule in others):
+        return None
+    key = decode_bucket(q.dtype, q.shape[3], k.shape[2], k.shape[0] * k.shape[1])
+    return measured("attention_decode", key, q.device, Split)
+
+
 @functools.cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def runs_of_keys(
-    batch_heads: int, keys: int, block_n: int, device: torch.device
+    batch_heads: int, keys: int, split: Split, device: torch.device
 ) -> tuple[int, int]:
     """How many runs the keys are split into, and the keys of a run (a multiple of block_n).
 
-    Two programs a processor, none with less than two blocks.
+    None has less than two blocks.
     """
     processors = _processors(device) if device.type == "cuda" else 4
-    wanted = max(1, 2 * processors // batch_heads)
-    blocks = triton.cdiv(keys, block_n)
+    wanted = max(1, split.programs * processors // batch_heads)
+    blocks = triton.cdiv(keys, split.block_n)
     blocks_of_run = max(2, triton.cdiv(blocks, min(wanted, MAX_RUNS)))
-    return triton.cdiv(blocks, blocks_of_run), blocks_of_run * block_n
+    return triton.cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n
 
 
 def decode(
@@ -167,32 +209,36 @@ def decode(
     scale: float,
     rules: Rules,
     out: Tensor,
+    *,
+    split: Split | None = None,
 ) -> None:
-    """Write to out [B, H, Tq, D] what `attention.forward` would."""
+    """Write to out [B, H, Tq, D] what `attention.forward` would.
+
+    `split` is the kernel's, to try some out.
+    """
     batch, heads, queries, dim = q.shape
     kv_heads, keys = k.shape[1:3]
     group = heads // kv_heads
     rows = group * queries
     q, v = as_strided_rows(q), as_strided_rows(v)
     k, _ = rotated_keys(k, rope)
-    block_n = block_n_of(dim, q.dtype)
-    runs, run = runs_of_keys(batch * kv_heads, keys, block_n, q.device)
+    split = split or _measured(q, k, rows, rules) or split_of(dim, q.dtype)
+    runs, run = runs_of_keys(batch * kv_heads, keys, split, q.device)
     shape_of_runs = (batch * kv_heads, runs, rows)
     parts = torch.empty(*shape_of_runs, dim, dtype=torch.float32, device=q.device)
     sums = torch.empty(shape_of_runs, dtype=torch.float32, device=q.device)
     pivots = torch.empty_like(sums)
     tensors, numbers, rotated = rope_as_arguments(rope)
-    # Without matrix units the operands of a product lie in registers, which more warps share.
-    num_warps = 8 if q.dtype == torch.float32 and block_n > 16 else 4
     shape = {"D": dim, "BLOCK_D": block_of(dim)}
     with on_device_of(q):
         decode_kernel[(runs, batch * kv_heads)](
             q, k, v, parts, sums, pivots, *tensors, *rules_as_arguments(rules, keys),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *numbers,
             kv_heads, group, queries, keys, run, scale * LOG2_E, rules.window,
-            **shape, R=rotated, BLOCK_M=max(16, triton.next_power_of_2(rows)), BLOCK_N=block_n,
+            **shape, R=rotated, BLOCK_M=max(MIN_ROWS, triton.next_power_of_2(rows)),
+            BLOCK_N=split.block_n,
             CAUSAL=rules.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
-            num_warps=num_warps, num_stages=2 if q.dtype == torch.float32 else 3,
+            num_warps=split.num_warps, num_stages=split.num_stages,
         )  # fmt: skip
         join_kernel[(rows, batch * kv_heads)](
             parts, sums, pivots, out, *out.stride()[:3], kv_heads, group, queries, runs,

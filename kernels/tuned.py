@@ -1,46 +1,69 @@
-"""Configurations of kernels that were measured on this GPU, where there is a table of them.
+"""The configuration of a launch, where one was measured on this GPU.
 
-`python -m benchmarks gpu` writes `tuning.json`; as `tuning/<gpu>.json` beside this file, with a
-name such as `nvidia-h200`, it serves the launches on GPUs of that name. Without a table, or an
-entry in it, launchers take the configurations that their own rules give.
+A launcher asks `measured` under a key of its own; without an answer it takes what its own rule
+gives. The answers come from, in this order,
 
-A configuration is a frozen dataclass of integers, such as tiles and the number of warps; each
-launcher has its own kind, and its own keys of dtype and shape.
+1. the table that ships for this GPU, `tuning/<gpu>.json` beside this file, made by
+   `python -m benchmarks gpu`; one that such a run has just made stands in its place for the rest
+   of the process;
+2. under FASTGROW_AUTOTUNE=1 alone, what autotune.py measures and keeps for the user.
+
+Kernels of different configurations round differently. So without that variable nothing in the
+user's home is even read: which kernels run follows from the installed package alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import re
+import os
 import warnings
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-SCHEMA = 1
+from fastgrow.kernels.tuning_table import Table, file_name, read_table
+
 FOLDER = Path(__file__).parent / "tuning"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+ENVIRONMENT_VARIABLE = "FASTGROW_AUTOTUNE"
 
 C = TypeVar("C")
-# Of each kernel, by key.
-Table = dict[str, dict[str, dict[str, int]]]
+
+_standing_in: dict[str, Table] = {}
 
 
 def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
-    """The table's configuration of a kernel, such as `attention_forward`, under a launcher's key.
+    """The configuration of a kernel, such as `attention_forward`, under a launcher's key.
 
-    None where there is no table of this GPU, no entry in it, or one that is no `kind`.
+    Args:
+        kind: a frozen dataclass of integers.
+
+    Returns:
+        None where there is no table of this GPU, no entry in it or one that is no `kind`, and
+        nothing is to be measured.
     """
     gpu = gpu_name(device)
-    return _configuration(gpu, kernel, key, kind) if gpu else None  # type: ignore[arg-type]
+    if gpu is None:
+        return None
+    found = _configuration(gpu, kernel, key, kind)  # type: ignore[arg-type]
+    if found is None and autotuning():
+        # Only here: it is what the tuning modules need Triton's compiler for.
+        from fastgrow.kernels.autotune import choose
+
+        found = choose(gpu, kernel, key, device, kind)  # type: ignore[arg-type]
+    return found
+
+
+def autotuning() -> bool:
+    """Whether the user wants kernels without an entry to be measured."""
+    return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0")
 
 
 @functools.cache
 def _configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
-    found = table_of(gpu).get(kernel, {}).get(key)
+    found = shipped(gpu).entries.get(kernel, {}).get(key)
     if found is None:
         return None
     fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
@@ -53,64 +76,37 @@ def _configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
 
 
 @functools.cache
-def table_of(gpu: str) -> Table:
+def shipped(gpu: str) -> Table:
     """The table of a GPU with that name, empty where there is none or it cannot be used."""
+    if gpu in _standing_in:
+        return _standing_in[gpu]
     path = path_of(gpu)
     try:
         return read_table(path)
     except FileNotFoundError:
-        return {}
+        return Table()
     except (OSError, ValueError) as error:
         warnings.warn(f"tuning table {path} is ignored: {error}", stacklevel=2)
-        return {}
+        return Table()
 
 
 def path_of(gpu: str) -> Path:
-    """Where the table of a GPU is, if there is one."""
-    return FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+    """Where the table of a GPU is, if one is shipped."""
+    return FOLDER / file_name(gpu)
+
+
+def use(gpu: str, table: Table | None) -> None:
+    """Let a table stand in for the shipped one in this process; None ends that."""
+    _standing_in.pop(gpu, None)
+    if table is not None:
+        _standing_in[gpu] = table
+    forget()
 
 
 def forget() -> None:
     """Read tables again when they are next asked for."""
     _configuration.cache_clear()
-    table_of.cache_clear()
-
-
-def read_table(path: Path) -> Table:
-    """Read what `python -m benchmarks gpu` wrote.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no table of this schema; says where in it.
-    """
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
-        raise ValueError(f"expected an object with schema {SCHEMA}")
-    return {
-        kernel: {name: _numbers(f"{kernel} {name}", entry) for name, entry in buckets.items()}
-        for kernel, buckets in _object("entries", tree.get("entries"))
-    }
-
-
-def _object(where: str, value: object) -> list[tuple[str, dict[str, object]]]:
-    """Items of an object of objects."""
-    if not isinstance(value, dict) or not all(isinstance(x, dict) for x in value.values()):
-        raise ValueError(f"{where}: expected an object of objects")
-    return list(value.items())
-
-
-def _numbers(where: str, entry: object) -> dict[str, int]:
-    found = entry.get("configuration") if isinstance(entry, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{where}: expected a configuration, got {found}")
-    for name, number in found.items():
-        if type(number) is not int or number < 1:
-            raise ValueError(f"{where}: {name} must be a positive integer, got {number!r}")
-        if name != "num_stages" and number & (number - 1):
-            raise ValueError(f"{where}: {name} must be a power of two, got {number}")
-        if name.startswith("block_") and number < 16:
-            raise ValueError(f"{where}: blocks must be at least 16, got {found}")
-    return found
+    shipped.cache_clear()
 
 
 @functools.cache

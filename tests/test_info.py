@@ -57,3 +57,11 @@ def test_nothing_to_do_where_everything_is_there(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(info.shutil, "which", lambda name: None)
     monkeypatch.setattr(info, "_extension", list)
     assert info.report().endswith("Faster: nothing to do")
+
+
+def test_without_a_gpu_tuning_is_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    lines = info.report().splitlines()
+    at = lines.index("Tuning")
+    assert lines[at + 1 : at + 3] == ["  no GPU: there is nothing to tune", ""]

@@ -13,12 +13,10 @@ from fake_time import FakeClock
 
 from benchmarks import tuning
 
-attention_tuning = pytest.importorskip(
-    "fastgrow.kernels.attention_tuning", reason="triton is not installed"
-)
+tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
-from fastgrow.kernels import tuned  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
+from fastgrow.kernels.tuning_table import read_table  # noqa: E402
 
 MODULE = "fastgrow.kernels.attention_tuning"
 
@@ -39,8 +37,8 @@ def test_a_table_of_every_kernel_is_made_and_read(
         return concurrent.futures.ThreadPoolExecutor(workers)
 
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(attention_tuning.TunableAttention, "build", nothing_spills)
-    monkeypatch.setattr(attention_tuning.TunableAttention, "launcher", cost_of)
+    monkeypatch.setattr(tunable.Tunable, "build", nothing_spills)
+    monkeypatch.setattr(tunable.Tunable, "launcher", cost_of)
 
     def seconds(result: object) -> float:
         assert isinstance(result, float)
@@ -52,7 +50,7 @@ def test_a_table_of_every_kernel_is_made_and_read(
     assert set(found["entries"]) == {"attention_forward", "attention_d_query", "attention_d_key"}
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({"schema": tuning.SCHEMA, "entries": found["entries"]}))
-    read = tuned.read_table(file)
+    read = read_table(file).entries
     key = bucket(torch.bfloat16, 64, 4096)
     assert read["attention_forward"][key] == {
         "block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2

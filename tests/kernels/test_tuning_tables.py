@@ -12,7 +12,8 @@ import torch
 
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, attention_tuning, tuned  # noqa: E402
+from fastgrow.kernels import ahead, attention_decode, tuned  # noqa: E402
+from fastgrow.kernels.tuning_table import Table  # noqa: E402
 
 BF16 = torch.bfloat16
 TILES = {"block_m": 32, "block_n": 16, "num_warps": 2, "num_stages": 5}
@@ -99,6 +100,7 @@ def test_a_cpu_has_no_table() -> None:
     [
         ("{", "Expecting property name"),
         ("[]", "expected an object with schema 1"),
+        ("\xff", "codec can't decode byte"),
         (json.dumps(table(schema=2)), "expected an object with schema 1"),
         (json.dumps({"schema": 1}), "entries: expected an object of objects"),
         (json.dumps(table({"block": 16})), "expected a configuration of block_m, block_n, num_w"),
@@ -110,7 +112,7 @@ def test_a_cpu_has_no_table() -> None:
     ],
 )
 def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason: str) -> None:
-    file.write_text(content)
+    file.write_bytes(content.encode("latin-1"))
     with pytest.warns(UserWarning, match=reason) as said:
         assert forward() == own(attention.forward_tiles(32, BF16))
     assert str(file) in str(said[0].message)
@@ -118,35 +120,41 @@ def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason
     assert len(said) == 1
 
 
-def test_candidates_are_many_different_and_begin_with_the_default() -> None:
-    found = attention_tuning.tunables(90)
-    assert len({(t.kernel, t.bucket) for t in found}) == len(found) == 12
-    for tunable in found:
-        assert len(tunable.candidates) >= 8
-        assert len({tuple(c.values()) for c in tunable.candidates}) == len(tunable.candidates)
-        default = attention_tuning.DEFAULTS[tunable.kernel](tunable.dim, BF16)
-        assert tunable.candidates[0] == own(default)
+def test_a_table_just_measured_stands_in_for_the_shipped_one(file: Path) -> None:
+    file.write_text(json.dumps(table()))
+    made = Table({"attention_forward": {"bf16/D=64/T=1024": OTHER}})
+    tuned.use("NVIDIA Abacus 9", made)
+    assert forward(dim=64) == OTHER
+    assert forward() == own(attention.forward_tiles(32, BF16))
+    tuned.use("NVIDIA Abacus 9", None)
+    assert forward() == TILES
 
 
-def test_a_build_tells_spills() -> None:
-    tunable = attention_tuning.TunableAttention("attention_d_key", 32, 1024, 90)
-    small = {"block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2}
-    assert tunable.build(small)["spills"] == 0
-    assert tunable.build(small | {"block_m": 64, "block_n": 128})["spills"] > 0
+def decoded(rows: int = 1, batch: int = 1, keys: int = 4096, **rules: Any) -> dict[str, int]:
+    """Configuration of a decoding step of `rows` queries a head."""
+    q = torch.empty(batch, 32, rows, 32, dtype=BF16, device="meta")
+    k = torch.empty(batch, 32, keys, 32, dtype=BF16, device="meta")
+    setting = (None, 1.0, attention.Rules(**rules))
+    launches = ahead.recorded(lambda: attention.forward(q, k, k, *setting, with_lse=False))
+    (launch,) = [launch for launch in launches if launch.name == "decode_kernel"]
+    return {"block_n": launch.arguments["BLOCK_N"], **launch.options}
 
 
-def test_a_build_that_needs_too_much_shared_memory_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(ahead.SHARED_LIMIT, 90, 1024)
-    tunable = attention_tuning.tunables(90)[0]
-    with pytest.raises(ValueError, match=r"bytes of shared memory, allowed 1024"):
-        tunable.build({"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2})
+def test_decoding_has_entries_of_its_own(file: Path) -> None:
+    split = {"block_n": 64, "programs": 4, "num_warps": 2, "num_stages": 5}
+    entries = {"attention_decode": {"bf16/D=32/T=8192/N=32": {"configuration": split}}}
+    file.write_text(json.dumps({"schema": 1, "entries": entries}))
+    mine = {name: split[name] for name in ("block_n", "num_warps", "num_stages")}
+    default = dict(vars(attention_decode.split_of(32, BF16)))
+    del default["programs"]
+    lengths = torch.empty(1, dtype=torch.int32, device="meta")
+    assert decoded() == decoded(rows=8) == decoded(lengths=lengths) == mine
+    assert decoded(keys=1024) == decoded(batch=16) == decoded(window=9) == default
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kernel", "dim"), attention_tuning.SHAPES)
-def test_no_candidate_spills(kernel: str, dim: int) -> None:
-    tunable = attention_tuning.TunableAttention(kernel, dim, 1024, 90)
-    for candidate in tunable.candidates:
-        assert tunable.build(candidate)["spills"] == 0, candidate
+def test_more_programs_a_processor_are_more_runs(file: Path) -> None:
+    def runs(programs: int) -> int:
+        split = attention_decode.Split(16, programs, 4, 2)
+        return attention_decode.runs_of_keys(1, 4096, split, torch.device("meta"))[0]
+
+    assert (runs(1), runs(2), runs(8)) == (4, 8, 32)

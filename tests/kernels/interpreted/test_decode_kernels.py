@@ -47,8 +47,8 @@ def test_agrees_with_truth(
     sizes = (shape.get("heads", 2), shape.get("queries", 1)), (kv_heads, 150), (kv_heads, 150)
     q, k, v = (torch.randn(batch, h, t, dim, device=DEVICE).to(dtype) for h, t in sizes)
     assert attention_decode.can_decode(q, k)
-    block_n = attention_decode.block_n_of(dim, dtype)
-    runs, _ = attention_decode.runs_of_keys(batch * kv_heads, 150, block_n, q.device)
+    split = attention_decode.split_of(dim, dtype)
+    runs, _ = attention_decode.runs_of_keys(batch * kv_heads, 150, split, q.device)
     assert runs > 1, "the case does not split its keys"
     rotated = shape.get("rotated", dim)
     truth = attend(q.double(), k.double(), v.double(), rotated, "eager", **options)

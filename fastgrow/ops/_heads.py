@@ -1,0 +1,181 @@
+"""Linear heads whose logits an operation needs the logarithmic sum of, but never in memory.
+
+    z = Σ_k mix_k · (h_k · weight_kᵀ + bias_k)
+
+Mixing weights are multiplied into h, which is small, so that what is left is a plain sum of
+products. Weights of a vocabulary's size are used where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgrow.ops._check import check_float, check_ids, check_like, describe, refuse
+
+Tensors = Tensor | Sequence[Tensor]
+Mix = Tensor | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """z = Σ_k h[k] · weight[k]ᵀ + bias.
+
+    Args:
+        h: [N, d_k] each.
+        weight: [V, d_k] each.
+        bias: [V] or None.
+    """
+
+    h: list[Tensor]
+    weight: list[Tensor]
+    bias: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        return self.h[0].shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.weight[0].shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.h[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.h[0].device
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that may have a gradient."""
+        return [*self.h, *self.weight, *([] if self.bias is None else [self.bias])]
+
+    def need_grad(self) -> bool:
+        return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors())
+
+    def autocast(self) -> Heads:
+        """In autocast's dtype where it is on."""
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self
+        dtype = torch.get_autocast_dtype(kind)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return Heads([x.to(dtype) for x in self.h], [w.to(dtype) for w in self.weight], bias)
+
+    def logits(self) -> Tensor:
+        """All logits, [N, V]; float32 for half-precision inputs."""
+        z = F.linear(self.h[0], self.weight[0], self.bias)
+        z = z if z.dtype == torch.float64 else z.float()
+        for h, weight in zip(self.h[1:], self.weight[1:], strict=True):
+            z = z + F.linear(h, weight).to(z.dtype)
+        return z
+
+
+def as_heads(
+    name: str,
+    h: Tensors,
+    weight: Tensors,
+    bias: Tensor | Sequence[Tensor | None] | None,
+    mix: Mix | None,
+    targets: Tensor,
+) -> Heads:
+    """Check the arguments of an operation, and bring them into one form.
+
+    Raises:
+        ArgumentError: shapes, dtypes, devices or lengths of lists do not go together.
+    """
+    if isinstance(h, Tensor):
+        if mix is not None:
+            raise refuse(name, "mix", "None where h is one tensor", "weights")
+        if not isinstance(weight, Tensor):
+            raise refuse(name, "weight", "a tensor as h is", f"a {type(weight).__name__}")
+        if not (bias is None or isinstance(bias, Tensor)):
+            raise refuse(name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}")
+        _check_pair(name, "", h, weight, bias, h, weight.shape[:1], targets)
+        return Heads([h.reshape(-1, h.shape[-1])], [weight], bias)
+    hidden, weights = list(h), _listed(name, "weight", weight, len(h))
+    biases = [None] * len(h) if bias is None else _listed(name, "bias", bias, len(h))
+    if not hidden:
+        raise refuse(name, "h", "a tensor, or a list of at least one", "an empty list")
+    for k, (x, w, b) in enumerate(zip(hidden, weights, biases, strict=True)):
+        _check_pair(name, f"[{k}]", x, w, b, hidden[0], weights[0].shape[:1], targets)
+    return _mixed(name, hidden, weights, biases, mix, targets)
+
+
+def _listed(name: str, argument: str, given: object, count: int) -> list:  # type: ignore[type-arg]
+    if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != count:
+        got = f"{len(given)}" if isinstance(given, Sequence) else f"a {type(given).__name__}"
+        raise refuse(name, argument, f"a list of {count}, one for each h", got)
+    return list(given)
+
+
+def _check_pair(
+    name: str,
+    which: str,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    first: Tensor,
+    vocabulary: torch.Size,
+    targets: Tensor,
+) -> None:
+    check_float(name, f"h{which}", h)
+    if h.dim() == 0 or h.shape[:-1] != first.shape[:-1]:
+        expected = f"of shape {[*first.shape[:-1], 'd']}" if which else "of shape [..., d]"
+        raise refuse(name, f"h{which}", expected, describe(h))
+    check_like(name, f"h{which}", h, tuple(h.shape), first)
+    if weight.dim() != 2 or weight.shape[1] != h.shape[-1] or weight.shape[:1] != vocabulary:
+        rows = vocabulary[0] if which not in ("", "[0]") else "V"
+        raise refuse(name, f"weight{which}", f"of shape [{rows}, {h.shape[-1]}]", describe(weight))
+    if weight.shape[0] == 0:
+        raise refuse(name, f"weight{which}", "of at least one row", describe(weight))
+    check_like(name, f"weight{which}", weight, tuple(weight.shape), h)
+    check_like(name, f"bias{which}", bias, (weight.shape[0],), weight)
+    check_ids(name, "targets", targets)
+    if targets.shape != h.shape[:-1] or targets.device != h.device:
+        expected = f"of shape {list(h.shape[:-1])} on {h.device}"
+        raise refuse(name, "targets", expected, describe(targets))
+
+
+def _mixed(
+    name: str,
+    hidden: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    mix: Mix | None,
+    targets: Tensor,
+) -> Heads:
+    count = len(hidden)
+    shares: list[Tensor | float]
+    if mix is None:
+        shares = [1 / count] * count
+    elif isinstance(mix, Tensor):
+        per_row = (*targets.shape, count)
+        if tuple(mix.shape) not in ((count,), per_row) or mix.device != targets.device:
+            expected = f"of shape [{count}] or {list(per_row)} on {targets.device}"
+            raise refuse(name, "mix", expected, describe(mix))
+        shares = list(mix.reshape(-1, count).split(1, dim=1) if mix.dim() > 1 else mix.unbind())
+    elif len(mix) != count:
+        raise refuse(name, "mix", f"of {count} numbers, one for each h", len(mix))
+    else:
+        shares = list(mix)
+    rows = [x.reshape(-1, x.shape[-1]) for x in hidden]
+    h = [_scaled(x, share) for x, share in zip(rows, shares, strict=True)]
+    terms = [(b, s) for b, s in zip(biases, shares, strict=True) if b is not None]
+    if terms and isinstance(mix, Tensor) and mix.dim() > 1:
+        # Biases that each row weights in its own way are one more product, of width K.
+        h.append(torch.cat([s for _, s in terms], dim=1).to(h[0].dtype))  # type: ignore[arg-type]
+        return Heads(h, [*weights, torch.stack([b for b, _ in terms], dim=1)], None)
+    bias: Tensor | None = None
+    for term in (_scaled(b, s) for b, s in terms):
+        bias = term if bias is None else bias + term
+    return Heads(h, weights, bias)
+
+
+def _scaled(x: Tensor, share: Tensor | float) -> Tensor:
+    return x if isinstance(share, float) and share == 1 else (x * share).to(x.dtype)

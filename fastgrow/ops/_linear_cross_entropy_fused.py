@@ -1,0 +1,189 @@
+"""`linear_cross_entropy` with its gradients made beside the loss, some rows of logits at a time.
+
+The gradient of a row's logits is at hand when its loss is, so making the products with it there
+saves keeping the logits or making them again: three products, where recomputing takes four. The
+gradient of the loss, one number, is multiplied in afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrow.ops import _linear_lse_chunked, _triton
+from fastgrow.ops._check import refuse_double_backward
+from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops._heads import Heads
+from fastgrow.ops._linear_cross_entropy_rows import losses_of, reduced
+from fastgrow.ops._linear_lse_autograd import empty_gradients, empty_terms, heads_from
+from fastgrow.ops._linear_lse_chunked import (
+    add_products,
+    chunks,
+    clear_without_rows,
+    exponentials,
+    targets_here,
+)
+
+
+def can_serve(
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> Verdict:
+    """The verifier."""
+    if _makes_rows(heads, reduction):
+        return _linear_lse_chunked.can_serve(heads, targets, label_smoothing > 0)
+    ok, reason = _triton.can_run(heads.h[0])
+    return (True, "") if ok else _linear_lse_chunked.can_serve(heads, targets, False)
+
+
+def _makes_rows(heads: Heads, reduction: str) -> bool:
+    """Whether rows' losses have gradients of their own, which are not known beside the loss."""
+    return reduction == "none" and heads.need_grad()
+
+
+def linear_cross_entropy_vendor(
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    """The library's products on some rows at a time; the logits are never in memory at once."""
+    if _makes_rows(heads, reduction):
+        check_targets(targets, ignore_index, heads.vocabulary)
+        terms = _linear_lse_chunked.linear_lse_gather_vendor(heads, targets, label_smoothing > 0)
+        return losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
+    heads = heads.autocast()
+    settings = (ignore_index, reduction == "mean", label_smoothing, z_loss)
+    if heads.need_grad():
+        loss: Tensor = _FusedLoss.apply(targets, settings, len(heads.h), *heads.tensors())
+        return loss
+    losses, _ = torch.ops.fastgrow.linear_cross_entropy_fused(
+        heads.h, heads.weight, heads.bias, targets, *settings, [False] * len(heads.tensors())
+    )
+    return reduced(losses, targets, ignore_index, reduction)
+
+
+def check_targets(targets: Tensor, ignore_index: int, vocabulary: int) -> None:
+    """On a CPU, where it costs no synchronisation, refuse targets out of range."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = (targets < 0) | (targets >= vocabulary)
+    if bool((outside & (targets != ignore_index)).any()):
+        raise IndexError("target out of range")
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Sum or mean of the losses; its gradients are ready when it returns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        targets: Tensor,
+        settings: tuple[int, bool, float, float],
+        count: int,
+        *tensors: Tensor,
+    ) -> Tensor:
+        heads = heads_from(tensors, count)
+        losses, gradients = torch.ops.fastgrow.linear_cross_entropy_fused(
+            heads.h, heads.weight, heads.bias, targets, *settings, list(ctx.needs_input_grad[3:])
+        )
+        ctx.save_for_backward(*gradients)
+        ignore_index, mean, *_ = settings
+        return reduced(losses, targets, ignore_index, "mean" if mean else "sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward("linear_cross_entropy")
+        needs = ctx.needs_input_grad[3:]
+        gradients = zip(ctx.saved_tensors, needs, strict=True)
+        return (None, None, None, *((g * grad).to(g.dtype) if n else None for g, n in gradients))
+
+
+_library = torch.library.Library("fastgrow", "FRAGMENT")
+_library.define(
+    "linear_cross_entropy_fused(Tensor[] h, Tensor[] weight, Tensor? bias, Tensor targets, "
+    "int ignore_index, bool mean, float label_smoothing, float z_loss, bool[] needs) -> "
+    "(Tensor, Tensor[])"
+)
+
+
+@torch.library.register_fake("fastgrow::linear_cross_entropy_fused", lib=_library)
+def _fake(
+    h: list[Tensor], weight: list[Tensor], bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, list[Tensor]]:
+    return empty_terms(h[0], False)[0], empty_gradients(Heads(h, weight, bias), rest[-1])
+
+
+def _fused(
+    h: list[Tensor],
+    weight: list[Tensor],
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    mean: bool,
+    label_smoothing: float,
+    z_loss: float,
+    needs: list[bool],
+) -> tuple[Tensor, list[Tensor]]:
+    """Each row's loss, and the gradients of their sum or mean."""
+    heads = Heads(h, weight, bias)
+    check_targets(targets, ignore_index, heads.vocabulary)
+    settings = (ignore_index, mean, label_smoothing, z_loss)
+    if _triton.can_run(h[0])[0]:
+        from fastgrow.ops import _linear_cross_entropy_cublas
+
+        return _linear_cross_entropy_cublas.fused(heads, targets, *settings, needs)
+    return _by_torch(heads, targets, *settings, needs)
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("linear_cross_entropy_fused", _fused, _key)
+
+
+def shares(targets: Tensor, ignore_index: int, mean: bool, dtype: torch.dtype) -> Tensor:
+    """By how much each row counts in the loss, [N]."""
+    kept = targets != ignore_index
+    counts = kept.to(dtype)
+    return counts / kept.sum().clamp(min=1) if mean else counts
+
+
+def _by_torch(
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    mean: bool,
+    label_smoothing: float,
+    z_loss: float,
+    needs: list[bool],
+) -> tuple[Tensor, list[Tensor]]:
+    smooth = label_smoothing > 0
+    lse, target_logit, means = empty_terms(heads.h[0], smooth)
+    gradients = empty_gradients(heads, needs)
+    here, index = targets_here(targets, heads.vocabulary)
+    share = shares(targets, ignore_index, mean, heads.dtype)
+    on_target = torch.where(here, (label_smoothing - 1) * share, 0)[:, None]
+    for rows, z in chunks(heads):
+        target_logit[rows] = z.gather(1, index[rows]).squeeze(1)
+        if smooth:
+            torch.mean(z, 1, out=means[rows])
+        sums, lse[rows] = exponentials(z)
+        if not any(needs):
+            continue
+        weight = share[rows] * (1 + 2 * z_loss * lse[rows]) if z_loss else share[rows]
+        dz = z.mul_((weight / sums)[:, None])
+        if smooth:
+            dz.sub_(share[rows, None] * (label_smoothing / heads.vocabulary))
+        add_products(
+            heads, gradients, needs, rows, dz.scatter_add_(1, index[rows], on_target[rows])
+        )
+    terms = (lse, target_logit, means)
+    losses = losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
+    return losses, clear_without_rows(heads, gradients)

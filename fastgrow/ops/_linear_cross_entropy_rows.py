@@ -1,0 +1,89 @@
+"""`linear_cross_entropy` from the log-sum-exp of each row and its target's logit.
+
+Gradients of any reduction, z-loss and smoothing are those of a formula over [N] numbers, followed
+by the general backward of `linear_lse_gather`, which makes the logits a second time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgrow.ops import _linear_lse_triton, _triton
+from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops._heads import Heads
+
+
+def can_serve(
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> Verdict:
+    """The verifier."""
+    return _linear_lse_triton.can_serve(heads, targets, label_smoothing > 0)
+
+
+def pays(
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> Verdict:
+    """By counting products and passes over memory, not measured."""
+    ok, reason = _triton.pays_on(heads.h[0])
+    if not ok:
+        return False, reason
+    if reduction != "none" and heads.need_grad():
+        return False, "gradients made beside the loss take three products, afterwards four"
+    if heads.dtype == torch.float32 and reduction != "none":
+        return False, "the library's float32 products are faster"
+    return True, ""
+
+
+def linear_cross_entropy_triton(
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    """The kernels of `linear_lse_gather`."""
+    terms = _linear_lse_triton.linear_lse_gather_triton(heads, targets, label_smoothing > 0)
+    losses = losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
+    return reduced(losses, targets, ignore_index, reduction)
+
+
+def losses_of(
+    terms: tuple[Tensor, Tensor, Tensor],
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    """Each row's loss; 0 where the target is ignored, NaN where it is out of range."""
+    lse, target_logit, mean = terms
+    if label_smoothing:
+        expected = (1 - label_smoothing) * target_logit + label_smoothing * mean
+    else:
+        expected = target_logit
+    losses = lse - expected
+    if z_loss:
+        losses = losses + z_loss * lse.square()
+    outside = (targets < 0) | (targets >= heads.vocabulary)
+    losses = losses.masked_fill(outside, float("nan"))
+    return losses.masked_fill(targets == ignore_index, 0.0)
+
+
+def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    """Losses of rows to the loss asked for."""
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total / (targets != ignore_index).sum() if reduction == "mean" else total
