@@ -1,10 +1,12 @@
 """Several models that speak as one: rules, ensembles, and `load` for whatever was saved."""
 
+from fastgrow.compose.adapter import Adapter
 from fastgrow.compose.cache import EnsembleCache
 from fastgrow.compose.callables import CallableExpert
 from fastgrow.compose.distill import distill
 from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.files import load
+from fastgrow.compose.learned import LearnedWeights
 from fastgrow.compose.logit_rules import Contrast, Temperature
 from fastgrow.compose.posterior import Posterior
 from fastgrow.compose.rules import (
@@ -18,12 +20,15 @@ from fastgrow.compose.rules import (
     Weighted,
 )
 from fastgrow.compose.top_k import TopK
+from fastgrow.compose.tune import tune
 
 __all__ = [
+    "Adapter",
     "CallableExpert",
     "Contrast",
     "Ensemble",
     "EnsembleCache",
+    "LearnedWeights",
     "LogitRule",
     "Mean",
     "Posterior",
@@ -37,4 +42,5 @@ __all__ = [
     "Weighted",
     "distill",
     "load",
+    "tune",
 ]

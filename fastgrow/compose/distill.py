@@ -133,12 +133,17 @@ class _Pupil(nn.Module):
         if isinstance(rule, LogitRule) and plain:
             with torch.no_grad():
                 heads = [(m.hidden(ids), m.lm_head.weight, m.lm_head.bias) for m in models]
+                shares = rule.coefficients(teacher.names)
+                if teacher.adapter is not None:
+                    features = teacher.adapter.features([h for h, _, _ in heads])
+                    heads.append((features, teacher.adapter.up.weight, None))
+                    shares = [*shares, 1.0]
             return ops.linear_kl(
                 hidden,
                 head.weight,
                 heads,
                 head.bias,
-                teacher_weights=rule.coefficients(teacher.names),
+                teacher_weights=shares,
                 counts=counts,
                 temperature=self.temperature,
             )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastgrow.compose.adapter import Adapter, LowRank, check_adapted, make_low_rank
 from fastgrow.compose.cache import EnsembleCache
 from fastgrow.compose.experts import (
     Experts,
@@ -54,7 +56,8 @@ class Ensemble(GenerationMixin, nn.Module):
         self.experts = Experts()
         for name, model in experts.items():
             self._insert(check_name(name, self.experts), model)
-        self._rule = _check_rule(Mean() if rule is None else rule, self.experts.names)
+        self.adapter: LowRank | None = None
+        self._take(Mean() if rule is None else rule)
 
     def forward(
         self, ids: Tensor, cache: EnsembleCache | None = None, *, last_only: bool = False
@@ -77,21 +80,30 @@ class Ensemble(GenerationMixin, nn.Module):
         self._check_ids(ids)
         if cache is not None:
             cache.begin(ids, self.names, self._rule)
-        # What the experts made of the whole text matters to such a rule.
-        last_logits = last_only and not self._rule.reads_text
-        logits = [
-            model(ids, None if cache is None else cache.caches[name], last_only=last_logits)
-            for name, model in self.experts.items()
-        ]
+        caches = {name: None if cache is None else cache.caches[name] for name in self.names}
+        hidden: list[Tensor] = []
+        if self.adapter is None:
+            # What the experts made of the whole text matters to such a rule.
+            last_logits = last_only and not self._rule.reads_text
+            logits = [
+                model(ids, caches[name], last_only=last_logits)
+                for name, model in self.experts.items()
+            ]
+        else:
+            hidden = [model.hidden(ids, caches[name]) for name, model in self.experts.items()]
+            hidden = [h[:, -1:] for h in hidden] if last_only else hidden
+            heads = [model.lm_head for model in self.experts.values()]
+            logits = [head(h) for head, h in zip(heads, hidden, strict=True)]
         if cache is not None:
             cache.length += ids.shape[1]
-        return self._rule.merge(
+        merged = self._rule.merge(
             self.names,
             logits,
             self._tokens(ids),
             None if cache is None else cache.state,
             last_only=last_only,
         )
+        return merged if self.adapter is None else merged + self.adapter(hidden)
 
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
@@ -117,6 +129,7 @@ class Ensemble(GenerationMixin, nn.Module):
             targets,
             ignore_index=ignore_index,
             reduction=reduction,
+            adapter=self.adapter,
         )
 
     def evaluate(self, data: Any, *, split: str = "test", **options: Any) -> BitsPerCharacter:
@@ -153,12 +166,12 @@ class Ensemble(GenerationMixin, nn.Module):
         check_name(name, self.experts)
         new_rule = self._rule if rule is None else rule
         try:
-            _check_rule(new_rule, (*self.names, name))
+            _check_rule(new_rule, [*self.experts.items(), (name, model)])
         except ConfigError as error:
             hint = "" if rule is not None else "; pass add(…, rule=…) with all weights"
             raise ConfigError(f"{error}{hint}") from None
         self._insert(name, model)
-        self._rule = new_rule
+        self._take(new_rule)
 
     def remove(self, name: str, rule: Rule | None = None) -> Any:
         """Take an expert out.
@@ -174,11 +187,12 @@ class Ensemble(GenerationMixin, nn.Module):
             ConfigError: there is no such expert, or no other one.
         """
         model = self.experts[name]
-        rest = tuple(other for other in self.names if other != name)
+        rest = [expert for expert in self.experts.items() if expert[0] != name]
         if not rest:
             raise ConfigError(f"expert {name!r} is the last one; an ensemble needs at least one")
-        self._rule = _check_rule(self._rule.without(name) if rule is None else rule, rest)
+        new_rule = _check_rule(self._rule.without(name) if rule is None else rule, rest)
         self.experts.pop(name)
+        self._take(new_rule)
         return model
 
     def rename(self, old: str, new: str) -> None:
@@ -200,8 +214,7 @@ class Ensemble(GenerationMixin, nn.Module):
         Raises:
             ConfigError: the weights do not name exactly the experts; the rule stays as it was.
         """
-        new_rule = rule if isinstance(rule, Rule) else self._rule.with_weights(rule)
-        self._rule = _check_rule(new_rule, self.names)
+        self._take(rule if isinstance(rule, Rule) else self._rule.with_weights(rule))
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> EnsembleCache:
         """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
@@ -298,6 +311,22 @@ class Ensemble(GenerationMixin, nn.Module):
 
         return load_ensemble(Path(path), substrate=substrate, device=device, dtype=dtype)
 
+    def _take(self, rule: Rule) -> None:
+        """Go on under a rule; a new adapter gets its parameters here."""
+        rule = _check_rule(rule, self.experts.items())
+        if not isinstance(rule, Adapter):
+            self.adapter = None
+        else:
+            there = self._rule if self.adapter is not None else None
+            if not (
+                isinstance(there, Adapter)
+                and rule.experts == there.experts
+                and rule.rank == there.rank
+            ):
+                rule = replace(rule, experts=self.names)
+                self.adapter = make_low_rank(self.experts.values(), rule.rank)
+        self._rule = rule
+
     def _insert(self, name: str, model: LanguageModel) -> None:
         if isinstance(model, nn.Module) and any(module is self for module in model.modules()):
             raise ConfigError(f"expert {name!r} contains the ensemble that it is to join")
@@ -316,8 +345,10 @@ class Ensemble(GenerationMixin, nn.Module):
             raise ArgumentError(f"Ensemble: ids must be of shape [B, T], got {describe(ids)}")
 
 
-def _check_rule(rule: object, names: tuple[str, ...]) -> Rule:
+def _check_rule(rule: object, experts: Sequence[tuple[str, Any]]) -> Rule:
     if not isinstance(rule, Rule):
         raise ConfigError(f"Ensemble: expected a rule such as Mean(), got {rule!r}")
-    rule.check(names)
+    rule.check([name for name, _ in experts])
+    if isinstance(rule, Adapter):
+        check_adapted(experts)
     return rule

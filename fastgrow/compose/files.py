@@ -2,6 +2,7 @@
 
     config.json            kind, format, rule, experts in order, substrate's fingerprint, SHA-256s
     experts/<name>/        each expert's own folder, without the substrate
+    adapter.safetensors    what the rule `Adapter` has learned, where it is the rule
     tokenizer.json, …      what the substrate saves, once for all
 
 Each expert's config.json vouches for the expert's files, and the ensemble's for those.
@@ -20,11 +21,19 @@ from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.rules import Rule
 from fastgrow.errors import CheckpointError, ConfigError, SubstrateError
 from fastgrow.nn import Decoder, SubstrateLike
-from fastgrow.nn.serialization import CONFIG, owned_names, read_model_config, write_model_config
+from fastgrow.nn.serialization import (
+    CONFIG,
+    load_weights,
+    owned_names,
+    read_model_config,
+    write_model_config,
+    write_tensors,
+)
 from fastgrow.substrate import Substrate
 
 KIND = "ensemble"
 EXPERTS = "experts"
+ADAPTER = "adapter.safetensors"
 
 Model = Decoder | Ensemble
 
@@ -82,6 +91,9 @@ def save_ensemble(ensemble: Ensemble, path: Path, *, with_substrate: bool = True
         if substrate is not None and with_substrate:
             substrate.save(folder)
             files += [file for file in sorted(folder.iterdir()) if file.is_file()]
+        if ensemble.adapter is not None:
+            write_tensors(folder / ADAPTER, ensemble.adapter.state_dict(), {"format": "pt"})
+            files.append(folder / ADAPTER)
         write_model_config(folder, KIND, config, fingerprint, files)
 
 
@@ -113,9 +125,13 @@ def load_ensemble(
         for name in names
     }
     try:
-        return Ensemble(experts, rule)
+        ensemble = Ensemble(experts, rule)
     except (ConfigError, SubstrateError) as error:
         raise CheckpointError(f"{config_file}: {error}") from None
+    if ensemble.adapter is not None:
+        load_weights(ensemble.adapter, path / ADAPTER)
+        ensemble.adapter.to(device=device or "cpu", dtype=dtype)
+    return ensemble
 
 
 def _substrate(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow import ops
+from fastgrow.compose.adapter import LowRank
 from fastgrow.compose.mixing import logit_sum
 from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
 from fastgrow.errors import ArgumentError
@@ -31,12 +32,14 @@ def ensemble_loss(
     *,
     ignore_index: int,
     reduction: str,
+    adapter: LowRank | None = None,
 ) -> Tensor:
     """Cross-entropy in nats of targets [B, T] under the merged prediction after each token.
 
     Args:
         rule: how predictions are merged.
         experts: names and models.
+        adapter: the parameters of the rule `Adapter`.
         tokens: what is read, [B, T].
         targets: [B, T] int64.
         ignore_index: targets of this value count nothing.
@@ -54,7 +57,7 @@ def ensemble_loss(
         )
     targets = targets.masked_fill(targets == ignore_index, _NO_TARGET)
     if isinstance(rule, LogitRule):
-        return _logit_loss(rule, experts, tokens.ids, targets, reduction)
+        return _logit_loss(rule, experts, tokens.ids, targets, reduction, adapter)
     if isinstance(rule, ProbabilityRule):
         nats = _mixture_nats(rule, experts, tokens, targets)
         return _reduced(nats, targets, reduction)
@@ -70,13 +73,18 @@ def _logit_loss(
     ids: Tensor,
     targets: Tensor,
     reduction: str,
+    adapter: LowRank | None,
 ) -> Tensor:
     coefficients = rule.coefficients([name for name, _ in experts])
     # Nothing is remembered here, so an expert that has no say need not even run.
-    voices = [(model, c) for (_, model), c in zip(experts, coefficients, strict=True) if c != 0]
+    voices = [
+        (model, c)
+        for (_, model), c in zip(experts, coefficients, strict=True)
+        if c != 0 or adapter is not None
+    ]
     models, coefficients = [model for model, _ in voices], [c for _, c in voices]
     if have_plain_heads(models):
-        return _fused_heads_loss(models, coefficients, ids, targets, reduction)
+        return _fused_heads_loss(models, coefficients, ids, targets, reduction, adapter)
     logits = logit_sum([model(ids) for model in models], coefficients)
     return _cross_entropy(logits, targets, reduction)
 
@@ -95,17 +103,20 @@ def _fused_heads_loss(
     ids: Tensor,
     targets: Tensor,
     reduction: str,
+    adapter: LowRank | None,
 ) -> Tensor:
-    """Σ_k c_k · (h_k · W_kᵀ + b_k) = [c_1 · h_1 … c_K · h_K] · [W_1 … W_K]ᵀ + Σ_k c_k · b_k."""
-    hidden = torch.cat([c * m.hidden(ids) for m, c in zip(models, coefficients, strict=True)], -1)
-    weight = torch.cat([m.lm_head.weight for m in models], dim=-1)
-    bias: Tensor | None = None
-    for model, coefficient in zip(models, coefficients, strict=True):
-        if model.lm_head.bias is not None:
-            term = coefficient * model.lm_head.bias
-            bias = term if bias is None else bias + term
+    """Σ_k c_k · (h_k · W_kᵀ + b_k), formed inside the loss; an adapter is one more head."""
+    hidden = [model.hidden(ids) for model in models]
+    weights = [model.lm_head.weight for model in models]
+    biases: list[Tensor | None] = [model.lm_head.bias for model in models]
+    mix = [*coefficients]
+    if adapter is not None:
+        hidden.append(adapter.features(hidden))
+        weights.append(adapter.up.weight)
+        biases.append(None)
+        mix.append(1.0)
     return ops.linear_cross_entropy(
-        hidden, weight, targets, bias, ignore_index=_NO_TARGET, reduction=reduction
+        hidden, weights, targets, biases, mix=mix, ignore_index=_NO_TARGET, reduction=reduction
     )
 
 

@@ -56,9 +56,9 @@ def save_model_folder(
     fingerprint = None if substrate is None else substrate.fingerprint
     metadata = {"format": "pt"} | ({} if fingerprint is None else {"fingerprint": fingerprint})
     with atomic_folder(path, owned=owned_names(Path(path))) as folder:
-        _write_tensors(folder / WEIGHTS, state, metadata)
+        write_tensors(folder / WEIGHTS, state, metadata)
         if table is not None:
-            _write_tensors(folder / TABLE, {"table": table}, {"format": "pt"})
+            write_tensors(folder / TABLE, {"table": table}, {"format": "pt"})
         if substrate is not None and with_substrate:
             substrate.save(folder)
         write_model_config(folder, kind, config, fingerprint, sorted(folder.iterdir()))
@@ -156,7 +156,8 @@ def _more(keys: list[str]) -> str:
     return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(on_cpu, file, metadata=metadata)
 

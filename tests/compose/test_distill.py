@@ -10,7 +10,7 @@ import torch
 from compose_models import make_decoder, random_text
 from torch import Tensor
 
-from fastgrow.compose import Ensemble, Mean, Posterior, Weighted, distill, load
+from fastgrow.compose import Adapter, Ensemble, Mean, Posterior, Weighted, distill, load
 from fastgrow.compose.distill import _Pupil
 from fastgrow.errors import ConfigError
 from fastgrow.substrate import Substrate
@@ -42,10 +42,14 @@ def from_the_definition(
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize(
-    "rule", [Mean(), Weighted({"a": 1.5, "b": -0.5}), Posterior(forgetting=0.9)], ids=str
+    "rule",
+    [Mean(), Weighted({"a": 1.5, "b": -0.5}), Posterior(forgetting=0.9), Adapter(3)],
+    ids=str,
 )
 def test_the_loss_is_the_definition_s(rule: Any, temperature: float, substrate: Substrate) -> None:
     teacher, student = make_teacher(substrate, rule), make_decoder(substrate, 9)
+    if teacher.adapter is not None:
+        torch.nn.init.normal_(teacher.adapter.up.weight)
     ids = random_text(substrate, 0)
     targets = ids.roll(-1, 1).masked_fill(ids == substrate.pad_id, -100)
     pupil = _Pupil(student, teacher, temperature, truth=0.25).train()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fastgrow.compose import Contrast, Mean, Rule, Temperature, Tokens
+from fastgrow.compose import Contrast, LearnedWeights, Mean, Rule, Temperature, Tokens
 from fastgrow.errors import ConfigError
 
 NAMES = ("ru", "zh", "en")
@@ -75,6 +75,8 @@ def test_strength_is_not_negative(strength: float) -> None:
         Temperature({}, {"ru": 1.0, "zh": 2.0}),
         Contrast("zh"),
         Contrast("zh", 2.0),
+        LearnedWeights(),
+        LearnedWeights({"ru": 1.5, "zh": -0.2}),
     ],
 )
 def test_config_round_trip(rule: Rule) -> None:
@@ -94,3 +96,14 @@ def test_names_leave_and_change() -> None:
         Contrast("zh").without("zh").check(("ru", "en"))
     with pytest.raises(ConfigError, match="has a strength and no weights"):
         Contrast("zh").with_weights({"ru": 1})
+
+
+def test_learned_weights_are_taken_as_they_are() -> None:
+    assert LearnedWeights().coefficients(("ru", "zh")) == [0.5, 0.5]
+    rule = LearnedWeights({"zh": -0.25, "ru": 1.5})
+    assert rule.coefficients(("ru", "zh")) == [1.5, -0.25]
+    assert rule.without("ru") == LearnedWeights({"zh": -0.25})
+    assert rule.renamed("ru", "be") == LearnedWeights({"zh": -0.25, "be": 1.5})
+    assert LearnedWeights().without("ru").renamed("zh", "cn") == LearnedWeights()
+    with pytest.raises(ConfigError, match="LearnedWeights: every weight is zero"):
+        LearnedWeights({"ru": 0, "zh": 0})

@@ -323,7 +323,7 @@ def test_config_round_trip(rule: Rule) -> None:
     [
         (
             {"kind": "median"},
-            "'median'} is unknown; expected .*'kind' is one of contrast, mean",
+            "'median'} is unknown; expected .*'kind' is one of adapter, con",
         ),
         ({"kind": ["mean"]}, "is unknown"),
         ("mean", "rule 'mean' is unknown"),

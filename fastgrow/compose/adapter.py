@@ -1,0 +1,129 @@
+"""`Adapter`: a small trained correction of the merged logits, while every expert stays frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastgrow.compose.rules import LogitRule, Rule
+from fastgrow.compose.weights import checked_weights, listed, normalized, weights_in_order
+from fastgrow.errors import ConfigError
+from fastgrow.nn import Decoder, LMHead
+
+
+@dataclass(frozen=True)
+class Adapter(LogitRule):
+    """A mean of logits and a low-rank term in all hidden states.
+
+    z = Σ_k w_k · z_k + U · D · [h₁ … h_K]
+
+    The ensemble makes D [rank, Σ d_k] and U [V, rank] (zeros) when it takes the rule, so that it
+    begins as the mean; `tune(…, what="adapter")` trains them. The paper's "minimal fine-tuning of
+    the output layer" (arXiv 2507.07129) with the experts untouched.
+
+    Args:
+        rank: of the term, at least 1.
+        weights: w_k by expert name, each at least 0, divided by their sum; equal if not given.
+        experts: whom the term reads, in order; the ensemble fills it in.
+
+    Raises:
+        ConfigError: the rank is below 1, or a weight is negative.
+    """
+
+    kind = "adapter"
+
+    rank: int
+    weights: Mapping[str, float] | None = None
+    experts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ConfigError(f"Adapter: rank is {self.rank!r}; expected a whole number above 0")
+        if self.weights is not None:
+            object.__setattr__(self, "weights", checked_weights(self.weights, "Adapter"))
+        object.__setattr__(self, "experts", tuple(self.experts))
+
+    def coefficients(self, names: Sequence[str]) -> list[float]:
+        if self.experts and tuple(names) != self.experts:
+            raise ConfigError(
+                f"Adapter: it reads the experts {listed(self.experts)}, not {listed(names)}; "
+                f"go on with another rule, or a new Adapter({self.rank}) to be tuned"
+            )
+        if self.weights is None:
+            return [1 / len(names)] * len(names)
+        return normalized(weights_in_order(self.weights, names, "Adapter"), "Adapter")
+
+    def with_weights(self, weights: Mapping[str, float]) -> Rule:
+        return replace(self, weights=weights)
+
+    def renamed(self, old: str, new: str) -> Self:
+        experts = tuple(new if name == old else name for name in self.experts)
+        weights = self.weights
+        if weights is not None:
+            weights = {new if name == old else name: w for name, w in weights.items()}
+        return replace(self, experts=experts, weights=weights)
+
+
+class LowRank(nn.Module):
+    """The adapter's parameters.
+
+    Args:
+        widths: d_k of each expert's hidden states.
+        rank: width between the two products.
+        vocab_size: V.
+
+    Shapes:
+        hidden states [..., d_k] of K experts → logits [..., V].
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        rank: int,
+        vocab_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(sum(widths), rank, bias=False, device=device, dtype=dtype)
+        self.up = nn.Linear(rank, vocab_size, bias=False, device=device, dtype=dtype)
+        nn.init.zeros_(self.up.weight)
+
+    def features(self, hidden: Sequence[Tensor]) -> Tensor:
+        """What the second product reads, [..., rank]."""
+        low: Tensor = self.down(torch.cat(list(hidden), dim=-1))
+        return low
+
+    def forward(self, hidden: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.up(self.features(hidden))
+        return logits
+
+
+def check_adapted(experts: Sequence[tuple[str, Any]]) -> None:
+    """Refuse experts whose hidden states cannot be read.
+
+    Raises:
+        ConfigError: one is not a decoder with a plain head, or their dtypes differ.
+    """
+    dtypes = set()
+    for name, model in experts:
+        if type(model) is not Decoder or type(model.lm_head) is not LMHead:
+            raise ConfigError(
+                f"Adapter: it reads hidden states, which expert {name!r}, a "
+                f"{type(model).__name__}, does not show; expected a Decoder"
+            )
+        dtypes.add(model.lm_head.weight.dtype)
+    if len(dtypes) > 1:
+        raise ConfigError(f"Adapter: the experts' dtypes differ: {sorted(map(str, dtypes))}")
+
+
+def make_low_rank(models: Sequence[Decoder], rank: int) -> LowRank:
+    """A new term over these experts' hidden states."""
+    like = models[0].lm_head.weight
+    widths = [model.lm_head.weight.shape[1] for model in models]
+    return LowRank(widths, rank, like.shape[0], device=like.device, dtype=like.dtype)
