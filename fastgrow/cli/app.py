@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from fastgrow.cli import bench, compose, data, demo, evaluate, generate, grow, info, substrate
+from fastgrow.cli import (
+    bench,
+    compose,
+    data,
+    demo,
+    evaluate,
+    generate,
+    grow,
+    info,
+    inspect,
+    substrate,
+)
 
 app = typer.Typer(
     help="Grow Transformers on a frozen glyph substrate, and compose them.",
@@ -17,9 +28,10 @@ app.command("demo")(demo.demo)
 app.add_typer(substrate.app, name="substrate")
 app.add_typer(data.app, name="data")
 app.command("grow")(grow.grow)
-app.command("compose")(compose.compose)
+app.add_typer(compose.app, name="compose")
 app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
 app.command("info")(info.info)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     bench.bench

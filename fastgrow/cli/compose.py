@@ -1,4 +1,4 @@
-"""`fastgrow compose`: several models become one."""
+"""`fastgrow compose`: several models become one, are tuned as one, or are distilled into one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from fastgrow.compose import Rule
+    from fastgrow.compose import Ensemble, Rule
+    from fastgrow.training import TextData, TrainConfig
 
 
-def compose(
-    experts: Annotated[
+class _Group(TyperGroup):
+    """`fastgrow compose A B` is `fastgrow compose experts A B`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["experts", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Compose models: `fastgrow compose RU ZH --rule mean --out RUZH`; or tune, or distil one.",
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def experts(
+    folders: Annotated[
         list[str], typer.Argument(help="Folders of models or runs, each as PATH or NAME=PATH.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the composed model.")],
@@ -41,7 +60,7 @@ def compose(
     from fastgrow.errors import ConfigError
 
     paths: dict[str, str] = {}
-    for expert in experts:
+    for expert in folders:
         name, equals, path = expert.partition("=")
         if not equals:
             # runs/ru/model is the expert "ru": the folder that grow writes is always called model.
@@ -62,6 +81,110 @@ def compose(
     models = {name: load_model(path) for name, path in paths.items()}
     fastgrow.Ensemble(models, rule=chosen).save(out)
     typer.echo(f"{out}: {len(models)} experts ({', '.join(models)}) under {rule}")
+
+
+@app.command()
+def tune(
+    model: Annotated[Path, typer.Argument(help="Folder of a composed model.")],
+    text: Annotated[Path, typer.Argument(help="Text file, one document a line, or folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run and its model.")],
+    what: Annotated[str, typer.Option(help="weights, adapter or head.")] = "weights",
+    rank: Annotated[int, typer.Option(help="Of a new adapter.")] = 64,
+    tokens: Annotated[int, typer.Option(help="To train on.")] = 100_000,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Windows in a step.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of split and order of the text.")] = 0,
+) -> None:
+    """Fit a composed model to a text, while its experts' blocks stay as they are."""
+    import fastgrow
+    from fastgrow.cli import resumable
+    from fastgrow.compose import Adapter
+
+    ensemble = _load_ensemble(model)
+    if what == "adapter" and not isinstance(ensemble.rule, Adapter):
+        ensemble.reweight(Adapter(rank))
+    data, train = _training(ensemble, text, lr, batch_size, seed)
+    with resumable():
+        fastgrow.compose.tune(
+            ensemble,
+            data,
+            what=what,
+            tokens=tokens,
+            train=train,
+            out=out,  # type: ignore[arg-type]
+        )
+    typer.echo(f"{out / 'model'}: {_measured(ensemble, data)}")
+
+
+@app.command()
+def distill(
+    model: Annotated[Path, typer.Argument(help="Folder of a composed model, the teacher.")],
+    text: Annotated[Path, typer.Argument(help="Text file, one document a line, or folder.")],
+    student: Annotated[Path, typer.Option(help="Folder of the model that is to learn.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run and its model.")],
+    temperature: Annotated[float, typer.Option(help="Above 1 flattens what is taught.")] = 1.0,
+    truth: Annotated[float, typer.Option(help="Share of the text itself, 0 to 1.")] = 0.0,
+    tokens: Annotated[int, typer.Option(help="To train on.")] = 100_000,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Windows in a step.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of split and order of the text.")] = 0,
+) -> None:
+    """Train one model to predict what a composed one predicts."""
+    import fastgrow
+    from fastgrow.cli import resumable
+    from fastgrow.cli.models import load_model
+    from fastgrow.errors import ConfigError
+    from fastgrow.nn import Decoder
+
+    teacher, pupil = _load_ensemble(model), load_model(student)
+    if not isinstance(pupil, Decoder):
+        raise ConfigError(f"{student}: is a composed model; the student has to be a single one")
+    # A grown model comes frozen; all of it but the table is to learn.
+    for name, parameter in pupil.named_parameters():
+        parameter.requires_grad_(not name.startswith("embedding."))
+    data, train = _training(teacher, text, lr, batch_size, seed)
+    with resumable():
+        fastgrow.compose.distill(
+            teacher,
+            pupil,
+            data,
+            tokens=tokens,
+            train=train,
+            temperature=temperature,
+            truth=truth,
+            out=out,
+        )
+    typer.echo(f"{out / 'model'}: {_measured(pupil, data)}")
+
+
+def _load_ensemble(path: Path) -> Ensemble:
+    from fastgrow.cli.models import load_model
+    from fastgrow.compose import Ensemble
+    from fastgrow.errors import ConfigError
+
+    model = load_model(path)
+    if not isinstance(model, Ensemble):
+        raise ConfigError(f"{path}: is one model, not a composed one")
+    if model.substrate is None:
+        raise ConfigError(f"{path}: has no substrate, so it cannot read text")
+    return model
+
+
+def _training(
+    ensemble: Ensemble, text: Path, lr: float, batch_size: int, seed: int
+) -> tuple[TextData, TrainConfig]:
+    from fastgrow.training import TextData, TrainConfig
+
+    assert ensemble.substrate is not None
+    train = TrainConfig(lr=lr, batch_size=batch_size, seed=seed, checkpoint_every=100)
+    return TextData(text, ensemble.substrate, seed=seed), train
+
+
+def _measured(model: Any, data: TextData) -> str:
+    from fastgrow.evaluation import bits_per_character
+
+    bits = bits_per_character(model, data.test).bits_per_character
+    return f"{bits:.4f} bits per character on the test text"
 
 
 # What each rule needs, and what it may have.

@@ -19,6 +19,7 @@ from fastgrow.compose.rules import (
     Tokens,
     Weighted,
 )
+from fastgrow.compose.support import TokenSupport, token_support
 from fastgrow.compose.top_k import TopK
 from fastgrow.compose.tune import tune
 
@@ -37,10 +38,12 @@ __all__ = [
     "Rule",
     "RuleState",
     "Temperature",
+    "TokenSupport",
     "Tokens",
     "TopK",
     "Weighted",
     "distill",
     "load",
+    "token_support",
     "tune",
 ]

@@ -1,6 +1,7 @@
 """Pages and pictures from a run's records."""
 
+from fastgrow.report.heat_strip import write_heat_strip
 from fastgrow.report.page import Report, table_text
 from fastgrow.report.plots import Curve, growth_curves, matrix
 
-__all__ = ["Curve", "Report", "growth_curves", "matrix", "table_text"]
+__all__ = ["Curve", "Report", "growth_curves", "matrix", "table_text", "write_heat_strip"]

@@ -135,6 +135,38 @@ def test_compose_evaluate_and_generate(capsys, models, corpus: Path, tmp_path: P
         assert len(out) <= len("the ") + 5 + 1
 
 
+def test_inspect_tells_who_supports_what(capsys, models, tmp_path: Path) -> None:
+    both, page = tmp_path / "both", tmp_path / "support.html"
+    run(capsys, "compose", models[0], f"second={models[1]}", "--out", both)
+    status, out, _ = run(capsys, "inspect", both, "the cat", "--out", page)
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "expert", "--------", "one", "second", "together", str(page)
+    ]  # fmt: skip
+    assert page.read_text().count("<span") >= 7
+
+
+def test_a_composed_model_is_tuned_and_distilled(capsys, models, corpus, tmp_path: Path) -> None:
+    both, options = tmp_path / "both", ["--tokens", "256", "--batch-size", "2"]
+    run(capsys, "compose", models[0], f"second={models[1]}", "--out", both)
+    for what, kind in (("weights", "learned_weights"), ("adapter", "adapter"), ("head", "mean")):
+        out = tmp_path / what
+        command = ["compose", "tune", both, corpus, "--what", what, "--out", out, *options]
+        status, said, _ = run(capsys, *command)
+        assert status == 0
+        assert said.splitlines()[-1].startswith(f"{out / 'model'}: ")
+        rule = json.loads((out / "model" / "config.json").read_text())["config"]["rule"]
+        assert rule["kind"] == kind
+        assert run(capsys, *command)[1].splitlines()[-1] == said.splitlines()[-1]
+    status, said, _ = run(
+        capsys, "compose", "distill", both, corpus, "--student", models[1],
+        "--out", tmp_path / "pupil", *options,
+    )  # fmt: skip
+    assert status == 0
+    assert "bits per character on the test text" in said
+    assert run(capsys, "evaluate", tmp_path / "pupil", corpus)[0] == 0
+
+
 def test_generate_repeats_with_a_seed(capsys, models) -> None:
     options = ["the ", "--max-new-tokens", "20", "--seed", "3"]
     _, first, _ = run(capsys, "generate", models[0], *options)
@@ -229,8 +261,12 @@ COMMANDS = [
     "data prepare",
     "grow",
     "compose",
+    "compose experts",
+    "compose tune",
+    "compose distill",
     "evaluate",
     "generate",
+    "inspect",
     "info",
 ]
 
@@ -242,7 +278,7 @@ def test_help_everywhere(capsys, command: str) -> None:
     assert f"Usage: fastgrow {command}" in out
 
 
-@pytest.mark.parametrize("command", [[], ["substrate"], ["data"]])
+@pytest.mark.parametrize("command", [[], ["substrate"], ["data"], ["compose"]])
 def test_without_a_command_the_help_is_shown(capsys, command: list[str]) -> None:
     status, _, error = run(capsys, *command)
     assert status == 2
@@ -277,6 +313,8 @@ def test_help_lists_the_commands(capsys) -> None:
         (["compose", "{one}", "--out", "x", "--rule", "weighted", "--weights", "1,2"], 1, "1 numb"),
         (["compose", "{one}", "{one}", "--out", "x"], 1, "a second expert of the name 'one'"),
         (["compose", "/absent", "--out", "x"], 1, "/absent"),
+        (["compose", "tune", "{one}", "{corpus}", "--out", "x"], 1, "is one model, not a compos"),
+        (["inspect", "{one}", "the", "--out", "x"], 1, "is one model, not a composed one"),
         (["evaluate", "/absent", "{corpus}"], 1, "/absent"),
         (["generate", "{one}", "Ж"], 1, "U+0416"),
         (["generate", "{one}", "a", "--temperature", "-1"], 1, "temperature"),
