@@ -108,10 +108,10 @@ def tune(
         fastgrow.compose.tune(
             ensemble,
             data,
-            what=what,
+            what=what,  # type: ignore[arg-type]
             tokens=tokens,
             train=train,
-            out=out,  # type: ignore[arg-type]
+            out=out,
         )
     typer.echo(f"{out / 'model'}: {_measured(ensemble, data)}")
 

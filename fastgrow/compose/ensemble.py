@@ -20,6 +20,7 @@ from fastgrow.compose.experts import (
     share_substrate,
 )
 from fastgrow.compose.losses import ensemble_loss
+from fastgrow.compose.parked import ParkedExpert, check_parkable
 from fastgrow.compose.rules import Mean, Rule, Tokens
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.evaluation import BitsPerCharacter, bits_per_character
@@ -57,6 +58,7 @@ class Ensemble(GenerationMixin, nn.Module):
         for name, model in experts.items():
             self._insert(check_name(name, self.experts), model)
         self.adapter: LowRank | None = None
+        self._rule: Rule
         self._take(Mean() if rule is None else rule)
 
     def forward(
@@ -204,6 +206,37 @@ class Ensemble(GenerationMixin, nn.Module):
         check_name(new, self.experts)
         self.experts.rename(old, new)
         self._rule = self._rule.renamed(old, new)
+
+    def offload(self, name: str, folder: Path | str | None = None) -> None:
+        """Keep an expert off the device; it comes for the length of each call.
+
+        Args:
+            name: of the expert, a `Decoder`.
+            folder: where to keep it on the disk; main memory without.
+
+        Raises:
+            ConfigError: there is no such expert, it is no decoder, or the rule is an `Adapter`,
+                which reads hidden states.
+            FileExistsError: the folder holds something that is not a saved model's.
+        """
+        model = check_parkable(name, self.experts[name])
+        if self.adapter is not None:
+            raise ConfigError("Adapter: it reads hidden states; its experts stay on the device")
+        self.experts.replace(name, ParkedExpert(model, folder))
+
+    def recall(self, name: str) -> None:
+        """Bring an expert back to the device to stay.
+
+        Raises:
+            ConfigError: there is no such expert, or it was not off the device.
+            CheckpointError: its files are missing or damaged.
+        """
+        parked = self.experts[name]
+        if not isinstance(parked, ParkedExpert):
+            raise ConfigError(f"expert {name!r} is on the device already")
+        model = parked.recall()
+        share_substrate(model, self.experts, self.substrate)
+        self.experts.replace(name, model)
 
     def reweight(self, rule: Rule | Mapping[str, float]) -> None:
         """Merge by another rule from the next call on.

@@ -71,6 +71,13 @@ class Experts(nn.Module):
         self._others.pop(name, None)
         return model
 
+    def replace(self, name: str, model: LanguageModel) -> None:
+        """Put another model in the place of one."""
+        order = self.names
+        self.pop(name)
+        self.insert(name, model)
+        self.names = order
+
     def rename(self, old: str, new: str) -> None:
         """Call a model otherwise; the order stays."""
         order = tuple(new if name == old else name for name in self.names)

@@ -11,6 +11,7 @@ Each expert's config.json vouches for the expert's files, and the ensemble's for
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from fastgrow._files import atomic_folder, read_json
 from fastgrow.compose.ensemble import Ensemble
+from fastgrow.compose.parked import ParkedExpert
 from fastgrow.compose.rules import Rule
 from fastgrow.errors import CheckpointError, ConfigError, SubstrateError
 from fastgrow.nn import Decoder, SubstrateLike
@@ -76,7 +78,7 @@ def load(
 def save_ensemble(ensemble: Ensemble, path: Path, *, with_substrate: bool = True) -> None:
     """Write an ensemble; what stood at `path` is replaced only once everything is on the disk."""
     for name, model in ensemble.experts.items():
-        if not isinstance(model, Model):
+        if not isinstance(model, Model | ParkedExpert):
             raise ConfigError(
                 f"expert {name!r} is a {type(model).__name__}; only a Decoder or an Ensemble "
                 "can be saved"
@@ -86,7 +88,9 @@ def save_ensemble(ensemble: Ensemble, path: Path, *, with_substrate: bool = True
     fingerprint = None if substrate is None else substrate.fingerprint
     with atomic_folder(path, owned=owned_names(path)) as folder:
         for name, model in ensemble.experts.items():
-            model.save(folder / EXPERTS / name, with_substrate=False)
+            present = model.present() if isinstance(model, ParkedExpert) else nullcontext(model)
+            with present as there:
+                there.save(folder / EXPERTS / name, with_substrate=False)
         files = [folder / EXPERTS / name / CONFIG for name in ensemble.names]
         if substrate is not None and with_substrate:
             substrate.save(folder)

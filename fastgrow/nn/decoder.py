@@ -269,7 +269,8 @@ class Decoder(GenerationMixin, nn.Module):
         with torch.device("meta"):
             model = cls(config, substrate, table=table)
         load_weights(model, folder / WEIGHTS)
-        return model.to(device=device or "cpu", dtype=dtype)
+        # The table comes from the substrate, in float32, whatever the weights were saved in.
+        return model.to(device=device or "cpu", dtype=dtype or model.lm_head.weight.dtype)
 
 
 def _with_width(
