@@ -117,15 +117,22 @@ def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
 
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
-    from benchmarks.gpu import run_gpu
+    from benchmarks.gpu import TABLE, TOTAL_SECONDS, run_gpu, ship
 
     parser = argparse.ArgumentParser(f"{program} gpu", description=run_gpu.__doc__)
-    parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<gpu> without")
+    add = parser.add_argument
+    add("--out", type=Path, help="folder; benchmarks/results/<gpu> without")
+    add("--seconds", type=_positive, default=TOTAL_SECONDS, help="for all runs over the folder")
+    add("--ship", action="store_true", help="put the tuning table where launches look for it")
     options = parser.parse_args(arguments)
     machine = find_machine("cuda")
     out = options.out or ROOT / "benchmarks" / "results" / machine.slug
-    result = run_gpu(machine, out)
+    result = run_gpu(machine, out, seconds=options.seconds)
     write(result, out)
+    if options.ship:
+        print(f"{ship(out)}: serves launches on this kind of GPU from now on")
+    elif (out / TABLE).exists():
+        print(f"{out / TABLE}: `{program} gpu --ship` puts it where launches look for it")
     return 0
 
 

@@ -1,17 +1,18 @@
 """Everything that a GPU machine is asked, in one command and at most ten minutes.
 
 Correctness on the device, then tuning, then speeds; each operation is a part of its own. Parts are
-kept in `parts/` of the output folder, so that a run that was stopped goes on where it was.
+kept in `parts/` of the output folder, so that a run that was stopped goes on where it was. What
+there was no time for is told, and measured by a second run that is given more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.util
-import re
-import subprocess
-import sys
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,27 @@ from benchmarks import results, tuning
 from benchmarks.case import PASSES, Case, Family, select
 from benchmarks.cases import FAMILIES
 from benchmarks.contenders import KINDS
-from benchmarks.machine import ROOT, Machine
+from benchmarks.device_tests import COUNTED, run_gpu_tests
+from benchmarks.machine import Machine
 from benchmarks.measure import Budget, Settings
 from benchmarks.parts import Done, Part, run_parts
-from benchmarks.results import Ceilings, Result, Row
+from benchmarks.results import Ceilings, Result, Row, load
 from benchmarks.suite import run_cases
 from fastgrow import _files
+from fastgrow.errors import ConfigError
+from fastgrow.kernels import tuned
+from fastgrow.kernels.tuning_table import file_name, table_of
 
 TOTAL_SECONDS = 600.0
 CORRECTNESS_SECONDS = 120.0
 TUNING_SECONDS = 150.0
-# The rest is for speeds, a share for each operation.
+# The rest is for speeds: of what is left at its turn an operation gets its share.
 SPEED_SHARES = {"attention": 4.0, "linear_cross_entropy": 2.0}
 SECONDS_A_CASE = 1.0
 AGAINST = KINDS
 COMMAND = "python -m benchmarks gpu"
-COUNTED = ("passed", "failed", "skipped", "error")
+TABLE = "tuning.json"
+TESTED = "tests on the device: "
 # What has to be the same for a part of an earlier run to stand.
 KEY = ("device", "driver", "torch", "triton", "commit")
 
@@ -48,69 +54,59 @@ def run_gpu(
     grid: str = "gpu",
     seconds: float = TOTAL_SECONDS,
 ) -> Result:
-    """Measure everything on this machine's GPU, resuming what `--out` holds already."""
+    """Measure everything on this machine's GPU, resuming what `--out` holds already.
+
+    Speeds are those with the configurations that the tuning has found, which `tuning.json` holds.
+    """
     key = {name: machine.environment.get(name) for name in KEY}
-    done = run_parts(plan(machine, families, grid), out / "parts", key, seconds)
-    tuned = next((part for part in done if part.name == "tuning" and part.is_done), None)
-    if tuned is not None and tuned.content["entries"]:
-        _files.write_json(out / "tuning.json", tuning_table(machine, tuned.content["entries"]))
-    return merge(machine, done)
-
-
-def plan(machine: Machine, families: Sequence[Family], grid: str) -> list[Part]:
-    """The parts in order: correctness, tuning, then the operations."""
-    kind = machine.device.type
-    parts = [
-        Part("correctness", CORRECTNESS_SECONDS, run_gpu_tests),
-        Part("tuning", TUNING_SECONDS, functools.partial(_tune, machine)),
+    folder = out / "parts"
+    preparations = [
+        Part("correctness", run_gpu_tests, CORRECTNESS_SECONDS),
+        Part("tuning", functools.partial(_tune, machine), TUNING_SECONDS),
     ]
-    rest = TOTAL_SECONDS - CORRECTNESS_SECONDS - TUNING_SECONDS
-    shares = {family.name: SPEED_SHARES.get(family.name, 1.0) for family in families}
+    prepared = run_parts(preparations, folder, key, seconds)
+    table = table_from(machine, prepared)
+    in_use: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if table["entries"]:
+        _files.write_json(out / TABLE, table)
+        in_use = tuned.standing_in(table["device"], table_of(table))
+    left = seconds - sum(part.seconds for part in prepared)
+    # Speeds of another table are measured again.
+    key["table"] = hashlib.sha256(json.dumps(table).encode()).hexdigest()
+    with in_use:
+        measured = run_parts(speeds(machine, families, grid), folder, key, left)
+    return merge(machine, [*prepared, *measured])
+
+
+def speeds(machine: Machine, families: Sequence[Family], grid: str) -> list[Part]:
+    """A part for each operation, those with the largest share first."""
+    parts = []
     for family in families:
-        share = rest * shares[family.name] / sum(shares.values())
-        cases = select([family], device=kind, grid=grid, dtypes=["bf16"])
+        cases = select([family], device=machine.device.type, grid=grid, dtypes=["bf16"])
         # Where time ends early, the first shapes and the full pass are what is wanted most.
         shapes = list(family.grids[grid])
         cases.sort(key=lambda c: (shapes.index(c.shape), -PASSES.index(c.pass_)))
         run = functools.partial(_speeds, machine, cases)
-        parts.append(Part(f"speed-{family.name}", share, run))
-    return parts
+        share = SPEED_SHARES.get(family.name, 1.0)
+        parts.append(Part(f"speed-{family.name}", run, share=share))
+    return sorted(parts, key=lambda part: -part.share)
 
 
-def run_gpu_tests(seconds: float) -> dict[str, Any]:
-    """The tests marked `gpu`, in a process of their own."""
-    tests = ROOT / "tests"
-    if importlib.util.find_spec("pytest") is None:
-        return {"state": "skipped: pytest is not installed"}
-    if not tests.is_dir():
-        return {"state": "skipped: the tests are not here"}
-    # The project's options name plugins that a plain image lacks.
-    options = ["-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider", "--tb=line"]
-    command = [sys.executable, "-m", "pytest", *options, str(tests)]
-    try:
-        run = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"state": f"failed: not finished after {seconds:.0f} s"}
-    return tests_outcome(run.returncode, run.stdout)
+def ship(out: Path, folder: Path | None = None) -> Path:
+    """Copy the table of a run to where the launchers look for it.
 
-
-def tests_outcome(status: int, output: str) -> dict[str, Any]:
-    """Counts from pytest's last line; its status 5 says that nothing was selected."""
-    lines = output.strip().splitlines()
-    summary = lines[-1] if lines else ""
-    counts: dict[str, Any] = {
-        word: int(n) for n, word in re.findall(rf"(\d+) ({'|'.join(COUNTED)})", summary)
-    }
-    failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    # Node ids alone: messages may hold paths of the machine.
-    failures = [line.split(" ")[1] for line in failed][:20]
-    if status == 5 or not counts.get("passed"):
-        state = "failed" if failures else "skipped: no test of the mark gpu ran"
-    else:
-        state = "passed" if status == 0 else "failed"
-    return {"state": state, **counts, "failures": failures}
+    Raises:
+        CheckpointError: there is no table, or it cannot be read.
+        ConfigError: tests failed on the device in that run.
+    """
+    tree = _files.read_json(out / TABLE)
+    found = load(out / "results.json")
+    red = [note for note in found.notes if note.startswith(f"{TESTED}failed")]
+    if red:
+        raise ConfigError(f"{out / TABLE} is not shipped: {red[0]}")
+    path = (folder or tuned.FOLDER) / file_name(tree["device"])
+    _files.write_json(path, tree)
+    return path
 
 
 def _tune(machine: Machine, seconds: float) -> dict[str, Any]:
@@ -126,9 +122,11 @@ def _capability(machine: Machine) -> int:
     return int(str(machine.environment["capability"]).replace(".", ""))
 
 
-def tuning_table(machine: Machine, entries: dict[str, Any]) -> dict[str, Any]:
-    """The file that the launchers read."""
+def table_from(machine: Machine, prepared: Sequence[Done]) -> dict[str, Any]:
+    """The file that the launchers read; without entries where nothing was tuned."""
     known = machine.environment
+    tuning_part = next((part for part in prepared if part.name == "tuning" and part.is_done), None)
+    entries = tuning_part.content["entries"] if tuning_part else {}
     return {
         "schema": tuning.SCHEMA,
         "device": known["device"],
@@ -143,6 +141,9 @@ def _speeds(machine: Machine, cases: Sequence[Case], seconds: float) -> dict[str
     budget = Budget(seconds)
     ceilings = machine.ceilings()
     rows, notes = run_cases(cases, Settings(AGAINST, SECONDS_A_CASE), machine, budget)
+    if not rows:
+        # So that a later run takes it up again.
+        raise RuntimeError("; ".join(notes) or "there are no cases")
     part = Result(COMMAND, machine.environment, ceilings, rows, notes)
     tree = results.as_json(part)
     return {name: tree[name] for name in ("ceilings", "rows", "notes")}
@@ -160,10 +161,11 @@ def merge(machine: Machine, done: Sequence[Done]) -> Result:
         elif part.name == "correctness":
             tests = part.content
             counts = [f"{tests[word]} {word}" for word in COUNTED if word in tests]
-            notes.append(f"tests on the device: {', '.join([tests['state'], *counts])}")
+            notes.append(f"{TESTED}{', '.join([tests['state'], *counts])}")
         elif part.name == "tuning":
             count = sum(map(len, part.content["entries"].values()))
-            notes += [f"tuning: {count} entries", *part.content["notes"]]
+            notes += [f"tuning: {count} entries, with which speeds were measured"]
+            notes += part.content["notes"]
         else:
             ceilings = Ceilings(**part.content["ceilings"])
             rows += [results.row_of(row) for row in part.content["rows"]]

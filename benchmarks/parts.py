@@ -7,6 +7,7 @@ in earlier runs count against the budget.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,16 @@ class Part:
 
     Args:
         name: its file's name.
-        seconds: it is asked to end within.
-        run: `run(seconds)` returns JSON values.
+        run: `run(seconds)` returns JSON values, and is asked to end within so many seconds.
+        seconds: the most that it is given.
+        share: of the time that is left when its turn comes, in relation to the shares of the parts
+            after it; 0 for a part that may take all of its seconds.
     """
 
     name: str
-    seconds: float
     run: Callable[[float], Any]
+    seconds: float = math.inf
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,18 @@ def run_parts(
     """
     key = dict(key)
     earlier = {part.name: _read(folder / f"{part.name}.json", key) for part in parts}
-    spent = sum(done.seconds for done in earlier.values() if done is not None and done.is_done)
+    spent = sum(done.seconds for done in earlier.values() if done is not None and _is_done(done))
     results = []
+    waiting = sum(part.share for part in parts if not _is_done(earlier[part.name]))
     for part in parts:
         found = earlier[part.name]
-        if found is not None and found.is_done:
+        if found is not None and _is_done(found):
             say(f"{part.name}: done before, in {found.seconds:.0f} s")
             results.append(found)
             continue
         left = budget - spent
+        limit = min(part.seconds, left * part.share / waiting if part.share else left)
+        waiting -= part.share
         if left < 1:
             results.append(Done(part.name, f"not run: the {budget:.0f} s are used up", 0.0))
             say(f"{part.name}: {results[-1].state}")
@@ -80,7 +87,7 @@ def run_parts(
         start = now()
         state, content = "done", None
         try:
-            content = part.run(min(part.seconds, left))
+            content = part.run(limit)
         except Exception as error:
             first_line = (str(error).strip().splitlines() or [""])[0]
             state = f"failed: {type(error).__name__}: {first_line}"
@@ -90,6 +97,10 @@ def run_parts(
         say(f"{part.name}: {state}, {done.seconds:.0f} s")
         results.append(done)
     return results
+
+
+def _is_done(found: Done | None) -> bool:
+    return found is not None and found.is_done
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> Done | None:

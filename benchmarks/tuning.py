@@ -15,10 +15,12 @@ dtype and shape under which the launcher looks a configuration up, an object wit
                                          {"spills": …, "shared": …}; raises if it does not compile
     launcher(configuration) -> Callable[[], object]
                                          random inputs on the GPU; each call launches once
+    rank: int                            lower ones come first, where time is short
+    code: str                            tunables of a kernel with the same one compile alike
 
-`build` runs in worker processes, all cores at once: it leaves the result in Triton's cache on
-disk, where the launch finds it. Candidates that spill or do not compile are left out; the others
-are timed interleaved. The table that results:
+`fastgrow.kernels.tunable.Tunable` is such an object. `build` runs in worker processes, all cores at
+once: it leaves the result in Triton's cache on disk, where the launch finds it. Candidates that
+spill or do not compile are left out; the others are timed interleaved. The table that results:
 
     {"schema": 1, "device": …, "capability": 90, "triton": …, "entries": {
         "attention_forward": {"bf16/D=32/T=4096": {"configuration": {…}, "median_ms": …,
@@ -31,9 +33,9 @@ import concurrent.futures
 import importlib
 import multiprocessing
 import os
-import pkgutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from benchmarks.clock import Clock
@@ -42,6 +44,7 @@ from benchmarks.summary import quantile
 
 SCHEMA = 1
 ROUNDS = 25
+TOO_LATE = "not compiled in time"
 Configuration = dict[str, int]
 
 
@@ -51,6 +54,8 @@ class Tunable(Protocol):
     kernel: str
     bucket: str
     candidates: Sequence[Configuration]
+    rank: int
+    code: str
 
     def build(self, configuration: Configuration) -> dict[str, int]: ...
 
@@ -59,9 +64,9 @@ class Tunable(Protocol):
 
 def kernel_modules() -> list[str]:
     """Modules of fastgrow.kernels that have something to tune."""
-    package = importlib.import_module("fastgrow.kernels")
-    names = [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
-    return [name for name in sorted(names) if hasattr(importlib.import_module(name), "tunables")]
+    from fastgrow.kernels.tunable import tuning_modules
+
+    return tuning_modules()
 
 
 def tune(
@@ -77,39 +82,80 @@ def tune(
     Compiling may take half of the time; what is not compiled by then is left out.
     """
     end = now() + seconds
-    found = [(name, i, t) for name in modules for i, t in enumerate(_tunables(name, capability))]
-    jobs = [(name, i, capability, candidate) for name, i, t in found for candidate in t.candidates]
+    found = entrants(modules, capability)
+    jobs = [job for entrant in found if entrant.compiles for job in entrant.jobs]
     builds = build_all(jobs, seconds / 2)
     entries: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
-    for name, i, tunable in found:
-        if now() >= end:
-            notes.append(f"{tunable.kernel} {tunable.bucket}: no time left")
+    missed: list[str] = []
+    for entrant in found:
+        tunable = entrant.tunable
+        name = f"{tunable.kernel} {tunable.bucket}"
+        outcomes = [builds[job.label] for job in entrant.jobs]
+        if now() >= end or all(outcome == TOO_LATE for outcome in outcomes):
+            missed.append(name)
             continue
-        usable, refused = [], []
-        for candidate in tunable.candidates:
-            outcome = builds[_label(name, i, candidate)]
-            if isinstance(outcome, str) or outcome["spills"] > 0:
-                reason = outcome if isinstance(outcome, str) else f"{outcome['spills']} spills"
-                refused.append(f"{candidate}: {reason}")
-            else:
-                usable.append(candidate)
-        notes += [f"{tunable.kernel} {tunable.bucket} {text}" for text in refused]
+        reasons = [_refusal(outcome) for outcome in outcomes]
+        usable = [c for c, reason in zip(tunable.candidates, reasons, strict=True) if not reason]
+        if entrant.compiles:
+            refused = zip(tunable.candidates, reasons, strict=True)
+            notes += [f"{name} {c}: {reason}" for c, reason in refused if reason]
         if usable:
             entry = _fastest(tunable, usable, clock)
-            entry |= {"candidates": len(tunable.candidates), "left_out": len(refused)}
+            count = len(tunable.candidates)
+            entry |= {"candidates": count, "left_out": count - len(usable)}
             entries.setdefault(tunable.kernel, {})[tunable.bucket] = entry
+    if missed:
+        notes.append(f"no time left for {', '.join(missed)}")
     return {"entries": entries, "notes": notes}
 
 
-Job = tuple[str, int, int, Configuration]
+@dataclass(frozen=True)
+class Job:
+    """A candidate to compile: of the tunable that a module lists at `index`."""
+
+    module: str
+    index: int
+    capability: int
+    candidate: Configuration
+
+    @property
+    def label(self) -> str:
+        return f"{self.module}/{self.index}/{sorted(self.candidate.items())}"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A tunable and what has to be compiled for it.
+
+    Args:
+        jobs: of an earlier tunable, where that one compiles to the same code.
+        compiles: the jobs are its own.
+    """
+
+    tunable: Tunable
+    jobs: list[Job]
+    compiles: bool
+
+
+def entrants(modules: Sequence[str], capability: int) -> list[Entrant]:
+    """All tunables, those first that matter most."""
+    listed = [(m, i, t) for m in modules for i, t in enumerate(_tunables(m, capability))]
+    listed.sort(key=lambda entry: entry[2].rank)
+    by_code: dict[tuple[str, str, str], list[Job]] = {}
+    found = []
+    for module, index, tunable in listed:
+        code = (tunable.kernel, tunable.code, str(tunable.candidates))
+        own = code not in by_code
+        if own:
+            by_code[code] = [Job(module, index, capability, c) for c in tunable.candidates]
+        found.append(Entrant(tunable, by_code[code], own))
+    return found
 
 
 def build_all(jobs: Sequence[Job], seconds: float) -> dict[str, dict[str, int] | str]:
-    """Compile all on all cores; a reason stands for what failed or was not done in time."""
-    outcomes: dict[str, dict[str, int] | str] = {
-        _label(name, i, candidate): "not compiled in time" for name, i, _, candidate in jobs
-    }
+    """Compile all on all cores, in order; a reason stands for what failed or came too late."""
+    outcomes: dict[str, dict[str, int] | str] = {job.label: TOO_LATE for job in jobs}
     if not jobs:
         return outcomes
     # Spawned, because CUDA does not survive a fork.
@@ -119,10 +165,9 @@ def build_all(jobs: Sequence[Job], seconds: float) -> dict[str, dict[str, int] |
     futures = {pool.submit(build_one, job): job for job in jobs}
     try:
         for future in concurrent.futures.as_completed(futures, timeout=seconds):
-            name, i, _, candidate = futures[future]
             error = future.exception()
             outcome = future.result() if error is None else f"{type(error).__name__}: {error}"
-            outcomes[_label(name, i, candidate)] = outcome
+            outcomes[futures[future].label] = outcome
     except TimeoutError:
         pass
     finally:
@@ -132,8 +177,7 @@ def build_all(jobs: Sequence[Job], seconds: float) -> dict[str, dict[str, int] |
 
 def build_one(job: Job) -> dict[str, int]:
     """Compile one candidate in this process."""
-    name, i, capability, candidate = job
-    return _tunables(name, capability)[i].build(candidate)
+    return _tunables(job.module, job.capability)[job.index].build(job.candidate)
 
 
 def _tunables(module: str, capability: int) -> list[Tunable]:
@@ -141,8 +185,11 @@ def _tunables(module: str, capability: int) -> list[Tunable]:
     return found
 
 
-def _label(module: str, index: int, candidate: Configuration) -> str:
-    return f"{module}/{index}/{sorted(candidate.items())}"
+def _refusal(outcome: dict[str, int] | str) -> str:
+    """Why a candidate is left out; empty for one that takes part."""
+    if isinstance(outcome, str):
+        return outcome
+    return f"{outcome['spills']} spills" if outcome["spills"] else ""
 
 
 def _fastest(tunable: Tunable, usable: Sequence[Configuration], clock: Clock) -> dict[str, Any]:

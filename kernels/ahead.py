@@ -88,26 +88,47 @@ def recorded(call: Callable[[], object]) -> list[Launch]:
     return launches
 
 
-def compile_ahead(launch: Launch, capability: int) -> Binary:
-    """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
-    signature, constants, attributes = {}, {}, {}
+@dataclass(frozen=True)
+class Specialization:
+    """What of a launch its code depends on, besides the GPU; the names are Triton's."""
+
+    signature: dict[str, str]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+
+
+def specialization(launch: Launch) -> Specialization:
+    """Types, constants and alignments as at run time."""
+    found = Specialization({}, {}, {})
     for position, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
         kind = _kind(value)
-        # As at run time: an integer 1 is a constant, and multiples of 16 are known to be such.
+        # An integer 1 is a constant, and multiples of 16 are known to be such.
         if parameter.is_constexpr or kind is None or (isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(position,)] = value
+            found.signature[parameter.name] = "constexpr"
+            found.constants[(position,)] = value
             continue
-        signature[parameter.name] = kind
+        found.signature[parameter.name] = kind
         if kind.startswith("*") or (isinstance(value, int) and value % 16 == 0):
-            attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+            found.attributes[(position,)] = [["tt.divisibility", 16]]
+    return found
+
+
+def compile_ahead(launch: Launch, capability: int) -> Binary:
+    """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
+    known = specialization(launch)
+    source = ASTSource(launch.kernel, known.signature, known.constants, known.attributes)
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=launch.options)
     cubin = compiled.asm["cubin"]
     usage = inspect("cuobjdump", "-res-usage", cubin=cubin)
     return Binary(compiled.metadata.shared, _largest("REG", usage), _largest("STACK", usage), cubin)
+
+
+def launch_of(call: Callable[[], object], kernel: str) -> Launch:
+    """The one launch of a kernel within a call; nothing runs."""
+    (launch,) = [launch for launch in recorded(call) if launch.name == kernel]
+    return launch
 
 
 def usage(call: Callable[[], object], kernel: str, capability: int) -> dict[str, int]:
@@ -119,8 +140,7 @@ def usage(call: Callable[[], object], kernel: str, capability: int) -> dict[str,
     Raises:
         ValueError: it needs more shared memory than a program may use.
     """
-    (launch,) = [launch for launch in recorded(call) if launch.name == kernel]
-    binary = compile_ahead(launch, capability)
+    binary = compile_ahead(launch_of(call, kernel), capability)
     limit = shared_limit(capability)
     if binary.shared > limit:
         raise ValueError(f"{binary.shared} bytes of shared memory, allowed {limit}")

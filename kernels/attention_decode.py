@@ -40,7 +40,7 @@ MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
 MAX_ROWS = 64  # of queries times heads that share a key head
 MAX_RUNS = 64
 MIN_ROWS = 16  # of a tile
-FEW, MANY = 32, 512  # sequences times key heads for which configurations are measured
+FEW, MANY = 32, 256  # sequences times key heads for which configurations are measured
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def split_of(dim: int, dtype: torch.dtype) -> Split:
 
 
 def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> str:
-    """The key of measured configurations, such as `bf16/D=32/T=8192/N=512`.
+    """The key of measured configurations, such as `bf16/D=32/T=8192/N=256`.
 
     N stands for sequences times key heads: few of them leave processors idle unless keys are split.
     """

@@ -1,8 +1,13 @@
-"""Attention's tiles to choose from on a GPU (benchmarks/tuning.py says how)."""
+"""Attention's configurations to choose from on a GPU (benchmarks/tuning.py says how).
+
+None of them spills on sm_90 (tests/kernels/test_tunables.py compiles them). In half precision the
+products' tiles are at least 64 high there, as the matrix units of sm_90 want them.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -17,10 +22,9 @@ from fastgrow.kernels.attention import (
     forward_tiles,
 )
 from fastgrow.kernels.attention_arguments import LENGTHS, Tiles, bucket
+from fastgrow.kernels.attention_decode import FEW, MANY, Split, decode, decode_bucket, split_of
 from fastgrow.kernels.tunable import Tunable, with_stages
-from fastgrow.kernels.tuned import NAMES
 
-DTYPE = torch.bfloat16
 TOKENS = 16384  # of a launch, in sequences of the bucket's length
 WIDTH = 1024  # of all heads together
 
@@ -29,54 +33,135 @@ DEFAULTS = {
     "attention_d_query": d_query_tiles,
     "attention_d_key": d_key_tiles,
 }
-STAGES = (2, 3)
-# (block_m, block_n, num_warps) that spill on sm_90 neither with 2 stages nor with 3.
-SHAPES = {
-    ("attention_forward", 32): [
-        *[(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4)],
-        *[(128, 64, 8), (128, 128, 8)],
-    ],
-    ("attention_d_query", 32): [
-        *[(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4)],
-        *[(128, 32, 8), (128, 64, 8)],
-    ],
-    ("attention_d_key", 32): [
-        *[(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 4), (32, 128, 8), (64, 128, 8)],
-    ],
-    ("attention_forward", 64): [
-        *[(64, 32, 4), (64, 64, 4), (128, 32, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8)],
-    ],
-    ("attention_d_query", 64): [
-        *[(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8)],
-    ],
-    ("attention_d_key", 64): [
-        *[(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)],
+# What the library's own kernels serve least comes first.
+RANKS = {torch.bfloat16: {32: 0, 64: 1, 128: 2}, torch.float16: {32: 3, 64: 3, 128: 3}}
+LAST = 4
+
+HALF = {
+    ("attention_forward", 32): with_stages(
+        Tiles,
+        [
+            *[(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4)],
+            *[(128, 64, 8), (128, 128, 8)],
+        ],
+        (2, 3),
+    ),
+    ("attention_d_query", 32): with_stages(
+        Tiles,
+        [
+            *[(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4)],
+            *[(128, 32, 8), (128, 64, 8)],
+        ],
+        (2, 3),
+    ),
+    ("attention_d_key", 32): with_stages(
+        Tiles,
+        [(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 4), (32, 128, 8), (64, 128, 8)],
+        (2, 3),
+    ),
+    ("attention_forward", 64): with_stages(
+        Tiles,
+        [(64, 32, 4), (64, 64, 4), (128, 32, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8)],
+        (2, 3),
+    ),
+    ("attention_d_query", 64): with_stages(
+        Tiles, [(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8)], (2, 3)
+    ),
+    ("attention_d_key", 64): with_stages(
+        Tiles, [(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)], (2, 3)
+    ),
+    ("attention_forward", 128): with_stages(
+        Tiles,
+        [(64, 32, 4), (64, 64, 4), (64, 32, 8), (64, 64, 8), (128, 32, 8), (128, 64, 8)],
+        (2, 3),
+    ),
+    ("attention_d_query", 128): with_stages(
+        Tiles, [(64, 16, 8), (64, 32, 8), (64, 64, 8), (64, 128, 8)], (2, 3)
+    ),
+    ("attention_d_key", 128): [
+        *with_stages(Tiles, [(16, 64, 8), (32, 64, 8)], (1, 2, 3)),
+        *with_stages(Tiles, [(64, 64, 8)], (2, 3)),
     ],
 }
+# Products outside the matrix units: the operands live in registers.
+FULL = {
+    ("attention_forward", 32): with_stages(
+        Tiles,
+        [
+            *[(32, 32, 4), (32, 32, 8), (32, 64, 8), (64, 16, 4), (64, 16, 8)],
+            *[(64, 64, 8), (128, 16, 8), (128, 32, 8)],
+        ],
+        (2,),
+    ),
+    ("attention_d_query", 32): with_stages(
+        Tiles,
+        [
+            *[(16, 32, 4), (16, 64, 4), (16, 64, 8), (32, 16, 4), (32, 32, 4)],
+            *[(32, 32, 8), (32, 64, 8), (64, 16, 8)],
+        ],
+        (1,),
+    ),
+    ("attention_d_key", 32): with_stages(
+        Tiles,
+        [
+            *[(16, 16, 4), (16, 32, 4), (16, 32, 8), (16, 64, 4), (16, 64, 8)],
+            *[(32, 16, 4), (32, 16, 8), (32, 32, 4), (32, 64, 8)],
+        ],
+        (1,),
+    ),
+    ("attention_forward", 64): with_stages(
+        Tiles,
+        [
+            *[(16, 32, 4), (16, 32, 8), (32, 16, 4), (32, 16, 8), (32, 32, 4)],
+            *[(32, 32, 8), (64, 16, 8)],
+        ],
+        (2,),
+    ),
+}
+# (block_n, num_warps)
+SPLITS = {
+    32: [(64, 2), (128, 4), (256, 4), (256, 8)],
+    64: [(64, 2), (64, 4), (128, 4), (256, 8)],
+    128: [(32, 2), (64, 4), (128, 4), (128, 8)],
+}
+PROGRAMS = (2, 4)
 
 
-def tunables(capability: int) -> list[Tunable[Tiles]]:
+def tunables(capability: int) -> list[Tunable[Tiles] | Tunable[Split]]:
     """Every kernel in every bucket that may have an entry in a table."""
-    return [_tunable(*which, n, capability) for which in SHAPES for n in LENGTHS]
+    halves = (torch.bfloat16, torch.float16)
+    return [
+        *(_tiles(*at, capability) for at in itertools.product(HALF, halves, LENGTHS)),
+        *(_tiles(*at, capability) for at in itertools.product(FULL, [torch.float32], LENGTHS)),
+        *(
+            _split(*at, capability)
+            for at in itertools.product(SPLITS, halves, LENGTHS, (FEW, MANY))
+        ),
+    ]
 
 
-def _tunable(kernel: str, dim: int, length: int, capability: int) -> Tunable[Tiles]:
+def _tiles(
+    which: tuple[str, int], dtype: torch.dtype, length: int, capability: int
+) -> Tunable[Tiles]:
+    kernel, dim = which
     return Tunable(
         kernel=kernel,
-        bucket=bucket(DTYPE, dim, length),
-        default=DEFAULTS[kernel](dim, DTYPE),
-        others=with_stages(Tiles, SHAPES[kernel, dim], STAGES),
+        bucket=bucket(dtype, dim, length),
+        default=DEFAULTS[kernel](dim, dtype),
+        others=(FULL if dtype == torch.float32 else HALF)[which],
         function=kernel.removeprefix("attention_") + "_kernel",
-        call=functools.partial(_call, kernel, dim, length),
+        call=functools.partial(_train, kernel, dim, dtype, length),
         capability=capability,
-        code=f"{NAMES[DTYPE]}/D={dim}",
+        rank=RANKS.get(dtype, {}).get(dim, LAST),
     )
 
 
-def _call(kernel: str, dim: int, length: int, tiles: Tiles, device: str) -> Callable[[], object]:
+def _train(
+    kernel: str, dim: int, dtype: torch.dtype, length: int, tiles: Tiles, device: str
+) -> Callable[[], object]:
     """Attention with rotary positions, causal, on random tensors."""
     shape = (TOKENS // length, WIDTH // dim, length, dim)
-    q, k, v, d_out = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
+    q, k, v, d_out = (torch.randn(shape, dtype=dtype, device=device) for _ in range(4))
     angles = torch.rand(length, dim // 2, device=device)
     setting = (Rope(angles.cos(), angles.sin()), dim**-0.5, Rules())
     if kernel == "attention_forward":
@@ -88,3 +173,34 @@ def _call(kernel: str, dim: int, length: int, tiles: Tiles, device: str) -> Call
         d_out, q, k, v, out, lse, *setting,
         for_query=for_query, for_key=not for_query, tiles=tiles,
     )  # fmt: skip
+
+
+def _split(
+    dim: int, dtype: torch.dtype, length: int, heads: int, capability: int
+) -> Tunable[Split]:
+    shapes = [(n, programs, warps) for n, warps in SPLITS[dim] for programs in PROGRAMS]
+    return Tunable(
+        kernel="attention_decode",
+        bucket=decode_bucket(dtype, dim, length, heads),
+        default=split_of(dim, dtype),
+        others=with_stages(Split, shapes, (2, 4)),
+        function="decode_kernel",
+        call=functools.partial(_generate, dim, dtype, length, heads),
+        capability=capability,
+        rank=max(1, RANKS[dtype][dim]),
+    )
+
+
+def _generate(
+    dim: int, dtype: torch.dtype, length: int, heads: int, split: Split, device: str
+) -> Callable[[], object]:
+    """One new token of each sequence over a full cache of rotated keys."""
+    batch = heads // FEW
+    q = torch.randn(batch, FEW, 1, dim, dtype=dtype, device=device)
+    k, v = (torch.randn(batch, FEW, length, dim, dtype=dtype, device=device) for _ in range(2))
+    angles = torch.rand(length, dim // 2, device=device)
+    rope = Rope(angles.cos(), angles.sin(), k_rotated=True)
+    lengths = torch.full((batch,), length, dtype=torch.int32, device=device)
+    setting = (rope, dim**-0.5, Rules(lengths=lengths))
+    out = torch.empty_like(q)
+    return lambda: decode(q, k, v, *setting, out, split=split)

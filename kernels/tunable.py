@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fastgrow.kernels.ahead import usage
+from fastgrow.kernels.ahead import launch_of, specialization, usage
 
 C = TypeVar("C")
 
@@ -33,8 +33,6 @@ class Tunable(Generic[C]):
             returns what launches the kernel once.
         capability: 90 for compute capability 9.0.
         rank: where time is short, lower ones come first.
-        code: the same for tunables whose launches compile to the same code, as those that differ
-            in a length alone do; without, the bucket.
     """
 
     kernel: str
@@ -45,7 +43,6 @@ class Tunable(Generic[C]):
     call: Callable[[C, str], Callable[[], object]]
     capability: int
     rank: int = 1
-    code: str = ""
 
     @property
     def candidates(self) -> list[dict[str, int]]:
@@ -53,23 +50,30 @@ class Tunable(Generic[C]):
         different = dict.fromkeys([self.default, *self.others])
         return [dataclasses.asdict(c) for c in different]  # type: ignore[call-overload]
 
+    @property
+    def code(self) -> str:
+        """The same for tunables of a kernel that compile alike, as other lengths often do."""
+        launch = launch_of(self._on_meta(self.default), self.function)
+        return str(specialization(launch))
+
     def build(self, configuration: dict[str, int]) -> dict[str, int]:
         """Compile without launching; `spills` are bytes of a thread.
 
         Raises:
             ValueError: it needs more shared memory than a program may use.
         """
-        # Launches that only make the inputs are recorded too, and left out by name.
-        call = self._with(configuration)
-        return usage(lambda: call("meta")(), self.function, self.capability)
+        return usage(self._on_meta(self._kind(configuration)), self.function, self.capability)
 
     def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
         """Random inputs on the current GPU; each call launches once."""
-        return self._with(configuration)("cuda")
+        return self.call(self._kind(configuration), "cuda")
 
-    def _with(self, configuration: dict[str, int]) -> Callable[[str], Callable[[], object]]:
-        chosen = type(self.default)(**configuration)
-        return lambda device: self.call(chosen, device)
+    def _kind(self, configuration: dict[str, int]) -> C:
+        return type(self.default)(**configuration)
+
+    def _on_meta(self, chosen: C) -> Callable[[], object]:
+        # Making the inputs is a part of it, since that may launch too.
+        return lambda: self.call(chosen, "meta")()
 
 
 def with_stages(

@@ -4,8 +4,8 @@ A launcher asks `measured` under a key of its own; without an answer it takes wh
 gives. The answers come from, in this order,
 
 1. the table that ships for this GPU, `tuning/<gpu>.json` beside this file, made by
-   `python -m benchmarks gpu`; one that such a run has just made stands in its place for the rest
-   of the process;
+   `python -m benchmarks gpu`; what such a run has just measured stands in its place for the rest
+   of that run;
 2. under FASTGROW_AUTOTUNE=1 alone, what autotune.py measures and keeps for the user.
 
 Kernels of different configurations round differently. So without that variable nothing in the
@@ -14,10 +14,12 @@ user's home is even read: which kernels run follows from the installed package a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,12 +97,16 @@ def path_of(gpu: str) -> Path:
     return FOLDER / file_name(gpu)
 
 
-def use(gpu: str, table: Table | None) -> None:
-    """Let a table stand in for the shipped one in this process; None ends that."""
-    _standing_in.pop(gpu, None)
-    if table is not None:
-        _standing_in[gpu] = table
+@contextlib.contextmanager
+def standing_in(gpu: str, table: Table) -> Iterator[None]:
+    """Let a table take the place of the shipped one within a `with`, in this process."""
+    _standing_in[gpu] = table
     forget()
+    try:
+        yield
+    finally:
+        del _standing_in[gpu]
+        forget()
 
 
 def forget() -> None:

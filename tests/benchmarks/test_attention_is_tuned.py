@@ -16,8 +16,10 @@ from benchmarks import tuning
 tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
+from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
 from fastgrow.kernels.tuning_table import read_table  # noqa: E402
 
+BF16 = torch.bfloat16
 MODULE = "fastgrow.kernels.attention_tuning"
 
 
@@ -47,14 +49,33 @@ def test_a_table_of_every_kernel_is_made_and_read(
     assert MODULE in tuning.kernel_modules()
     found = tuning.tune([MODULE], 90, FakeClock(seconds), 60)
     assert found["notes"] == []
-    assert set(found["entries"]) == {"attention_forward", "attention_d_query", "attention_d_key"}
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({"schema": tuning.SCHEMA, "entries": found["entries"]}))
     read = read_table(file).entries
-    key = bucket(torch.bfloat16, 64, 4096)
+    key = bucket(BF16, 64, 4096)
     assert read["attention_forward"][key] == {
         "block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2
     }  # fmt: skip
     assert read["attention_d_key"][key] == {
         "block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2
     }  # fmt: skip
+    assert read["attention_decode"][decode_bucket(BF16, 64, 4096, 512)] == {
+        "block_n": 64, "programs": 2, "num_warps": 2, "num_stages": 2
+    }  # fmt: skip
+
+
+def test_head_dimension_32_comes_first() -> None:
+    order = [e.tunable.bucket for e in tuning.entrants(tuning.kernel_modules(), 90)]
+    assert {name[:10] for name in order[:6]} == {"bf16/D=32/"}
+    half = [name for name in order if name.startswith("bf16")]
+    assert half == order[: len(half)], "bf16 stands before the other dtypes"
+
+
+def test_lengths_share_a_build_where_they_compile_alike() -> None:
+    compiled = {
+        (e.tunable.kernel, e.tunable.bucket) for e in tuning.entrants([MODULE], 90) if e.compiles
+    }
+    assert ("attention_d_key", "bf16/D=32/T=1024") in compiled
+    assert ("attention_d_key", "bf16/D=32/T=8192") not in compiled
+    # The number of its keys' norms is a multiple of 16 for one of them alone, which Triton uses.
+    assert ("attention_forward", "bf16/D=32/T=8192") in compiled

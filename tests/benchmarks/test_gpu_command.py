@@ -13,7 +13,10 @@ from benchmarks import gpu, tuning
 from benchmarks.case import Family
 from benchmarks.command import main
 from benchmarks.machine import Machine
-from benchmarks.results import Result, load, save
+from benchmarks.results import Result, Row, load, save
+from fastgrow.errors import CheckpointError, ConfigError
+from fastgrow.kernels import tuned
+from fastgrow.kernels.tuning_table import read_table
 
 ENTRY = {"configuration": {"block": 32}, "median_ms": 1.0, "default_ms": 1.0}
 ENTRIES = {"attention_forward": {"bf16/D=32": ENTRY}}
@@ -79,8 +82,6 @@ def test_red_tests_withhold_the_ratios(
 
 
 def test_red_tests_of_another_operation_withhold_nothing(machine: Machine, family: Family) -> None:
-    from benchmarks.results import Row
-
     rows = [
         Row(op, "N=1", "bf16", "full", "fastgrow", "ours", "ok", ratio=2.0)
         for op in ("mlp", "attention", "attention-decode")
@@ -109,27 +110,85 @@ def test_a_failed_part_is_told_and_tried_again(
     assert (tmp_path / "tuning.json").exists()
 
 
+def test_every_operation_has_its_part_and_attention_comes_first(machine: Machine) -> None:
+    parts = gpu.speeds(machine, gpu.FAMILIES, "gpu")
+    assert {part.name for part in parts} == {f"speed-{f.name}" for f in gpu.FAMILIES}
+    assert parts[0].name == "speed-attention"
+    assert all(part.share > 0 for part in parts)
+    assert gpu.CORRECTNESS_SECONDS + gpu.TUNING_SECONDS < gpu.TOTAL_SECONDS / 2
+
+
 @pytest.mark.usefixtures("outcome")
-def test_its_times_are_at_most_ten_minutes(machine: Machine) -> None:
-    parts = gpu.plan(machine, gpu.FAMILIES, "gpu")
-    assert sum(part.seconds for part in parts) == pytest.approx(600)
-    assert len({part.name for part in parts}) == len(parts)
+def test_speeds_are_measured_with_the_table_just_made(
+    machine: Machine, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def run_cases(*arguments: object, **options: object) -> tuple[list[Row], list[str]]:
+        seen.append(tuned.shipped("Fake GPU 9000").entries)
+        return [Row("triple", "N=64", "bf16", "full", "fastgrow", "ours", "ok")], []
+
+    monkeypatch.setattr(gpu, "run_cases", run_cases)
+    run(machine, family, tmp_path)
+    assert seen == [{"attention_forward": {"bf16/D=32": {"block": 32}}}]
+    assert tuned.shipped("Fake GPU 9000").entries == {}
+    run(machine, family, tmp_path)
+    assert len(seen) == 1, "what is done stays done"
+    # Tuned again, with another outcome: the speeds are not those of the table any more.
+    (tmp_path / "parts" / "tuning.json").unlink()
+    other = {"attention_forward": {"bf16/D=32": ENTRY | {"configuration": {"block": 64}}}}
+    monkeypatch.setattr(tuning, "tune", lambda *a: {"entries": other, "notes": []})
+    run(machine, family, tmp_path)
+    assert seen[1:] == [{"attention_forward": {"bf16/D=32": {"block": 64}}}]
 
 
-@pytest.mark.parametrize(
-    ("status", "output", "state"),
-    [
-        (0, "....\n3 passed, 9 deselected in 1.2s", "passed"),
-        (5, "\n9 deselected in 0.1s", "skipped: no test of the mark gpu ran"),
-        (0, "sss\n3 skipped, 9 deselected in 0.1s", "skipped: no test of the mark gpu ran"),
-        (1, "FAILED tests/a.py::t - AssertionError: /x\n1 failed, 2 passed in 2s", "failed"),
-        (2, "ERROR tests/a.py - ImportError\n1 error in 2s", "failed"),
-    ],
-)
-def test_pytests_last_line_is_read(status: int, output: str, state: str) -> None:
-    found = gpu.tests_outcome(status, output)
-    assert found["state"] == state
-    assert all(" " not in name and name.startswith("tests/") for name in found["failures"])
+@pytest.mark.usefixtures("outcome")
+def test_without_an_entry_the_shipped_table_serves(
+    machine: Machine, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "tune", lambda *a: {"entries": {}, "notes": ["nothing compiled"]})
+
+    def standing_in(*arguments: object) -> None:
+        raise AssertionError("an empty table hides the shipped one")
+
+    monkeypatch.setattr(tuned, "standing_in", standing_in)
+    result = run(machine, family, tmp_path)
+    assert "nothing compiled" in result.notes
+    assert not (tmp_path / "tuning.json").exists()
+
+
+@pytest.mark.usefixtures("outcome")
+def test_an_operation_without_time_is_told_and_measured_later(
+    machine: Machine, family: Family, tmp_path: Path
+) -> None:
+    (part,) = gpu.speeds(machine, [family], "tiny")
+    with pytest.raises(RuntimeError, match="3 of 3 cases were not measured: no time left"):
+        part.run(0.0)
+    with_little = gpu.run_gpu(machine, tmp_path, [family], grid="tiny", seconds=0.5)
+    assert "speed-triple: not run: the 0 s are used up" in with_little.notes
+    assert len(ours(run(machine, family, tmp_path))) == 3
+
+
+def test_the_table_is_shipped_where_launches_look_for_it(
+    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
+) -> None:
+    save(run(machine, family, tmp_path), tmp_path)
+    path = gpu.ship(tmp_path, tmp_path / "kernels")
+    assert path == tmp_path / "kernels" / "fake-gpu-9000.json"
+    assert path.read_bytes() == (tmp_path / "tuning.json").read_bytes()
+    assert read_table(path).entries["attention_forward"]["bf16/D=32"] == {"block": 32}
+
+
+def test_a_table_is_not_shipped_where_tests_failed(
+    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
+) -> None:
+    outcome |= {"state": "failed", "failed": 1, "failures": ["tests/ops/test_triple.py::test_it"]}
+    save(run(machine, family, tmp_path), tmp_path)
+    with pytest.raises(ConfigError, match="not shipped: tests on the device: failed, 12 passed"):
+        gpu.ship(tmp_path, tmp_path / "kernels")
+    assert not (tmp_path / "kernels").exists()
+    with pytest.raises(CheckpointError, match=r"tuning\.json"):
+        gpu.ship(tmp_path / "elsewhere", tmp_path / "kernels")
 
 
 def test_without_a_gpu_it_is_one_clear_line(

@@ -25,7 +25,7 @@ class Work:
         self.given: dict[str, float] = {}
         self.failing: set[str] = set()
 
-    def part(self, name: str, seconds: float = 100.0) -> Part:
+    def part(self, name: str, seconds: float = 100.0, share: float = 0.0) -> Part:
         def run(limit: float) -> dict[str, str]:
             self.ran.append(name)
             self.given[name] = limit
@@ -34,7 +34,7 @@ class Work:
                 raise RuntimeError("the device fell off\nat line 3")
             return {"of": name}
 
-        return Part(name, seconds, run)
+        return Part(name, run, seconds, share)
 
     def run(self, folder: Path, names: str = "abc", budget: float = 600.0, key=KEY):  # type: ignore[no-untyped-def]
         self.ran.clear()
@@ -66,7 +66,7 @@ def work(name):
         if name == "b":
             os.kill(os.getpid(), 9)
         return {{"of": name}}
-    return Part(name, 100, run)
+    return Part(name, run, 100)
 
 run_parts([work(n) for n in "abc"], Path(sys.argv[1]), {KEY!r}, 600)
 """
@@ -118,6 +118,32 @@ def test_a_part_is_given_no_more_than_its_own_time(work: Work, tmp_path: Path) -
     part = work.part("a", seconds=7.0)
     run_parts([part], tmp_path, KEY, 600, now=work.clock, say=lambda text: None)
     assert work.given == {"a": 7.0}
+
+
+def test_shares_are_of_the_time_that_is_left(work: Work, tmp_path: Path) -> None:
+    """One that takes too long costs those after it alike; one that is quick leaves them more."""
+
+    def run(budget: float) -> None:
+        shares = {"a": 2.0, "b": 1.0, "c": 1.0}
+        parts = [work.part(name, 600.0, share) for name, share in shares.items()]
+        run_parts(parts, tmp_path, KEY, budget, now=work.clock, say=lambda text: None)
+
+    work.failing = {"b"}
+    run(100.0)
+    assert work.given == {"a": 50.0, "b": 45.0, "c": 80.0}
+    work.failing = set()
+    work.given.clear()
+    # The time of what failed is not counted any more; what is left is b's alone.
+    run(100.0)
+    assert work.given == {"b": 80.0}
+
+
+def test_what_was_not_reached_is_done_by_a_run_that_is_given_more(
+    work: Work, tmp_path: Path
+) -> None:
+    assert work.run(tmp_path, budget=20.0)[2].state == "not run: the 20 s are used up"
+    assert [part.state for part in work.run(tmp_path, budget=40.0)] == ["done"] * 3
+    assert work.ran == ["c"]
 
 
 def test_files_are_json_with_key_and_seconds(work: Work, tmp_path: Path) -> None:

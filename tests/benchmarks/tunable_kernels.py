@@ -16,6 +16,8 @@ class FakeKernel:
     bucket: str
     capability: int
     candidates: Sequence[dict[str, int]]
+    rank: int = 1
+    code: str = "any"
 
     def build(self, configuration: dict[str, int]) -> dict[str, int]:
         if configuration["block"] == 128:
@@ -28,5 +30,9 @@ class FakeKernel:
 
 
 def tunables(capability: int) -> list[FakeKernel]:
-    buckets = ("bf16/D=32", "bf16/D=64")
-    return [FakeKernel("attention_forward", b, capability, CANDIDATES) for b in buckets]
+    """The one that matters most stands last; two compile alike."""
+    buckets = [("bf16/D=64", 2, "D=64"), ("bf16/D=128", 3, "D=64"), ("bf16/D=32", 0, "D=32")]
+    return [
+        FakeKernel("attention_forward", bucket, capability, CANDIDATES, rank, code)
+        for bucket, rank, code in buckets
+    ]

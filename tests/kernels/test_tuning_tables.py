@@ -123,10 +123,9 @@ def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason
 def test_a_table_just_measured_stands_in_for_the_shipped_one(file: Path) -> None:
     file.write_text(json.dumps(table()))
     made = Table({"attention_forward": {"bf16/D=64/T=1024": OTHER}})
-    tuned.use("NVIDIA Abacus 9", made)
-    assert forward(dim=64) == OTHER
-    assert forward() == own(attention.forward_tiles(32, BF16))
-    tuned.use("NVIDIA Abacus 9", None)
+    with tuned.standing_in("NVIDIA Abacus 9", made):
+        assert forward(dim=64) == OTHER
+        assert forward() == own(attention.forward_tiles(32, BF16))
     assert forward() == TILES
 
 
