@@ -201,7 +201,8 @@ def _gather_d_key(
         if MASKED:
             p = n_keys - QUERIES + rows
             first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
-            seen = j[:, None] < end[None, :]
+            # A key of infinite size makes NaN of the zeros that stand for a missing query.
+            seen = (j[:, None] < end[None, :]) & (rows < QUERIES)[None, :]
             if not FROM_FIRST:
                 seen = seen & (j[:, None] >= first[None, :])
             weights = tl.where(seen, weights, 0.0)

@@ -15,6 +15,9 @@ from fastgrow.kernels.visibility import interval, keys_of_row
 
 # Scores to 2^±64 leave fp32 sums of any length, and bf16 weights, far from their limits.
 _BOUND = tl.constexpr(64.0)
+# The pivot to begin with is finite: a row that sees no key in a block subtracts it from -inf and
+# gets exp2 = 0. It is the lowest, so that no score lies below it.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -155,8 +158,7 @@ def forward_kernel(
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
-    # A finite pivot: a row that sees no key in a block subtracts it from -inf and gets exp2 = 0.
-    pivot = tl.full([BLOCK_M], -1.0e30, tl.float32)
+    pivot = tl.full([BLOCK_M], LOWEST, tl.float32)
     bounded = False
     if NORMS is not None:
         of_keys = 0.0
