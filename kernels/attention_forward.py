@@ -24,18 +24,22 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 def attend(
     acc, total, pivot, q, K, V, k_t, v_t, begin, stop, first, end, n_keys,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, FROM_FIRST: tl.constexpr, BOUNDED: tl.constexpr,
+    MASKED: tl.constexpr, FROM_FIRST: tl.constexpr, SHORT: tl.constexpr, BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Fold the key blocks from `begin` to `stop` into the running sums.
 
     Keys from `first` (0 with FROM_FIRST) to `end` are seen. BOUNDED: the scores are known to be
-    small, the pivot stays at 0 and nothing is rescaled.
+    small, the pivot stays at 0 and nothing is rescaled; `total` [BLOCK_M, 16] then gets the sum of
+    weights in every column, by a product with ones that takes an addition a score, and the shuffles
+    between threads, to the matrix units. Else it is [BLOCK_M]. SHORT: there are one or two blocks.
     """
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     d_ok = d < D
-    for j0 in tl.range(begin, stop, BLOCK_N):
+    # Buffers to load ahead would cost shared memory that another program could use.
+    stages: tl.constexpr = 1 if SHORT else None
+    for j0 in tl.range(begin, stop, BLOCK_N, num_stages=stages):
         j = j0 + n
         at = tl.cast(j0, tl.int64)
         k_from = K + at * k_t + n[None, :] * k_t + d[:, None]
@@ -57,8 +61,9 @@ def attend(
                 seen = seen & (j[None, :] >= first[:, None])
             scores = tl.where(seen, scores, float("-inf"))
         if BOUNDED:
-            weights = tl.exp2(scores)
-            total += tl.sum(weights, 1)
+            weights = operand_like(tl.exp2(scores), v, INTERPRETED)
+            ones = tl.full([BLOCK_N, 16], 1.0, weights.dtype)
+            total = tl.dot(weights, ones, total, input_precision=PRECISION)
         else:
             new_pivot = tl.maximum(pivot, tl.max(scores, 1))
             weights = tl.exp2(scores - new_pivot[:, None])
@@ -66,7 +71,8 @@ def attend(
             total = total * shrink + tl.sum(weights, 1)
             acc = acc * shrink[:, None]
             pivot = new_pivot
-        acc = tl.dot(operand_like(weights, v, INTERPRETED), v, acc, input_precision=PRECISION)
+            weights = operand_like(weights, v, INTERPRETED)
+        acc = tl.dot(weights, v, acc, input_precision=PRECISION)
     return acc, total, pivot
 
 
@@ -85,21 +91,25 @@ def attend_all(
         begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
         all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
     all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M, 16] if BOUNDED else [BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if not FROM_FIRST:
         acc, total, pivot = attend(
             acc, total, pivot, q, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
-            D, BLOCK_D, BLOCK_N, True, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+            D, BLOCK_D, BLOCK_N, True, FROM_FIRST, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
         )  # fmt: skip
     acc, total, pivot = attend(
         acc, total, pivot, q, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, False, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, False, FROM_FIRST, False, BOUNDED, PRECISION, INTERPRETED,
     )  # fmt: skip
-    return attend(
+    acc, total, pivot = attend(
         acc, total, pivot, q, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, True, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, True, FROM_FIRST, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
     )  # fmt: skip
+    if BOUNDED:
+        # The columns are equal.
+        total = tl.max(total, 1)
+    return acc, total, pivot
 
 
 @triton.jit
