@@ -80,7 +80,7 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
 
 
 def _registers(device: torch.device, tiles: Tiles) -> int | None:
-    """Of a thread at most, where that lets a third program run on a processor and spills nothing."""
+    """Limit for a thread, where that lets a third program run on a processor and spills nothing."""
     if tiles != Tiles(64, 128, 4, 3) or device.type != "cuda":
         return None
     return THREE_PROGRAMS if torch.cuda.get_device_capability(device) == (9, 0) else None

@@ -21,7 +21,7 @@ collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test
 
 
 def round_bf16() -> None:
-    """Let the interpreter round to bf16 as a GPU does, to nearest and even; its own way cuts off."""
+    """Let the interpreter round to bf16 as a GPU does, to nearest even; its own way cuts off."""
     from triton import language as tl
     from triton.runtime import interpreter
 

@@ -198,7 +198,7 @@ def test_in_half_precision(change: Callable[..., None], dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("change", [equal_keys, infinite_value, infinite_query, infinite_key])
 def test_without_a_running_maximum(change: Callable[..., None]) -> None:
-    """bf16 with rotated keys, whose norms allow to leave it out, or do not where one is infinite."""
+    """bf16 with rotated keys, whose norms allow to leave it out, or not where one is infinite."""
     q, k, v = make(change, TRAINING, BF16)
     table = rope_table(k.shape[2], k.shape[3], device=DEVICE)
     result, eager = (
