@@ -31,8 +31,6 @@ from fastgrow.kernels.tuned import measured
 
 __all__ = ["Rope", "Rules", "backward", "forward"]
 
-THREE_PROGRAMS = 168  # registers of a thread with which three programs of 4 warps share a processor
-
 
 def forward_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     """Tiles of the forward pass, by head dimension."""
@@ -77,13 +75,6 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if dim <= 64:
         return Tiles(32, 64, 4, 2)
     return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
-
-
-def _registers(device: torch.device, tiles: Tiles) -> int | None:
-    """Limit for a thread, where that lets a third program run on a processor and spills nothing."""
-    if tiles != Tiles(64, 128, 4, 3) or device.type != "cuda":
-        return None
-    return THREE_PROGRAMS if torch.cuda.get_device_capability(device) == (9, 0) else None
 
 
 def _measured(kernel: str, q: Tensor, keys: int, rules: Rules) -> Tiles | None:
@@ -142,7 +133,6 @@ def forward(
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CAUSAL=rules.causal,
             PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-            maxnreg=_registers(q.device, tiles) if norms is not None else None,
         )  # fmt: skip
     return out, lse
 

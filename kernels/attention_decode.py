@@ -91,7 +91,7 @@ def decode_kernel(
     acc, total, pivot = attend(
         acc, total, pivot, q, K + b * k_b + kv * k_h, V + b * v_b + kv * v_h, k_t, v_t,
         begin, stop, first, end, tl.minimum(stop, n_keys),
-        D, BLOCK_D, BLOCK_N, True, from_first, False, False, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, True, from_first, False, PRECISION, INTERPRETED,
     )  # fmt: skip
     at = (head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * n_rows + rows
     # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.

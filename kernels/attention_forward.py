@@ -24,7 +24,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 def attend(
     acc, total, pivot, q, K, V, k_t, v_t, begin, stop, first, end, n_keys,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, FROM_FIRST: tl.constexpr, SHORT: tl.constexpr, BOUNDED: tl.constexpr,
+    MASKED: tl.constexpr, FROM_FIRST: tl.constexpr, BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Fold the key blocks from `begin` to `stop` into the running sums.
@@ -32,14 +32,12 @@ def attend(
     Keys from `first` (0 with FROM_FIRST) to `end` are seen. BOUNDED: the scores are known to be
     small, the pivot stays at 0 and nothing is rescaled; `total` [BLOCK_M, 16] then gets the sum of
     weights in every column, by a product with ones that takes an addition a score, and the shuffles
-    between threads, to the matrix units. Else it is [BLOCK_M]. SHORT: there are one or two blocks.
+    between threads, to the matrix units. Else it is [BLOCK_M].
     """
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     d_ok = d < D
-    # Buffers to load ahead would cost shared memory that another program could use.
-    stages: tl.constexpr = 1 if SHORT else None
-    for j0 in tl.range(begin, stop, BLOCK_N, num_stages=stages):
+    for j0 in tl.range(begin, stop, BLOCK_N):
         j = j0 + n
         at = tl.cast(j0, tl.int64)
         k_from = K + at * k_t + n[None, :] * k_t + d[:, None]
@@ -96,15 +94,15 @@ def attend_all(
     if not FROM_FIRST:
         acc, total, pivot = attend(
             acc, total, pivot, q, K, V, k_t, v_t, begin, all_from, first, end, n_keys,
-            D, BLOCK_D, BLOCK_N, True, FROM_FIRST, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+            D, BLOCK_D, BLOCK_N, True, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
         )  # fmt: skip
     acc, total, pivot = attend(
         acc, total, pivot, q, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, False, FROM_FIRST, False, BOUNDED, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, False, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
     )  # fmt: skip
     acc, total, pivot = attend(
         acc, total, pivot, q, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
-        D, BLOCK_D, BLOCK_N, True, FROM_FIRST, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
+        D, BLOCK_D, BLOCK_N, True, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
     )  # fmt: skip
     if BOUNDED:
         # The columns are equal.

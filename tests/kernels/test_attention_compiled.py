@@ -45,10 +45,8 @@ def test_reference_head_dimension() -> None:
 
 
 def forward_of_the_reference_head_dimension() -> Launch:
-    """As it is launched on sm_90, where the number of registers is limited."""
     (forward,) = (x for x in launches(32, BF16) if x.name == "forward_kernel")
-    limit = {"maxnreg": attention.THREE_PROGRAMS}
-    return Launch(forward.kernel, forward.arguments, forward.options | limit)
+    return forward
 
 
 def test_three_programs_of_the_reference_head_dimension_share_a_processor() -> None:
@@ -66,7 +64,7 @@ def test_issue_slots_of_the_reference_head_dimension() -> None:
     loops = compile_for(forward, 90).loops("HGMMA")
     whole_blocks = [len(loop) for loop in loops if not any("FSEL" in line for line in loop)]
     without, with_pivot = sorted(n / scores_of_thread for n in whole_blocks)
-    assert without <= 3.5
+    assert without <= 3.4
     assert with_pivot <= 6.8
     for loop in loops:
         assert not any(name in line for line in loop for name in ("LDL", "STL", " HMMA"))
