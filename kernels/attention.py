@@ -68,7 +68,7 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
         return Tiles(64, 64, 4, 1)
     if dtype == torch.float32:
         if dim <= 64:
-            return Tiles(32, 32, 8, 1)
+            return Tiles(32, 32, 4 if dim <= 32 else 8, 1)
         return Tiles(16, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
     if dim <= 32:
         return Tiles(64, 64, 4, 2)

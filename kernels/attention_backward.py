@@ -83,13 +83,13 @@ def _gather_d_query(
         k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         weights = tl.exp2(scores - lse[:, None])
+        d_weights = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
+        d_scores = weights * (d_weights - delta[:, None])
         if MASKED:
             seen = j[None, :] < end[:, None]
             if not FROM_FIRST:
                 seen = seen & (j[None, :] >= first[:, None])
-            weights = tl.where(seen, weights, 0.0)
-        d_weights = tl.dot(d_out, tl.trans(v), input_precision=PRECISION)
-        d_scores = weights * (d_weights - delta[:, None])
+            d_scores = tl.where(seen, d_scores, 0.0)
         dq = tl.dot(operand_like(d_scores, k, INTERPRETED), k, dq, input_precision=PRECISION)
     return dq
 
@@ -201,13 +201,17 @@ def _gather_d_key(
         if MASKED:
             p = n_keys - QUERIES + rows
             first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
-            seen = j[:, None] < end[None, :]
+            # A key of infinite size makes NaN of the zeros that stand for a missing query.
+            seen = (j[:, None] < end[None, :]) & (rows < QUERIES)[None, :]
             if not FROM_FIRST:
                 seen = seen & (j[:, None] >= first[None, :])
             weights = tl.where(seen, weights, 0.0)
         dv = tl.dot(operand_like(weights, d_out, INTERPRETED), d_out, dv, input_precision=PRECISION)
         d_weights = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
         d_scores = weights * (d_weights - delta[None, :])
+        if MASKED:
+            # Zero weights alone would let a query whose result is NaN reach keys it does not see.
+            d_scores = tl.where(seen, d_scores, 0.0)
         dk = tl.dot(operand_like(d_scores, q, INTERPRETED), q, dk, input_precision=PRECISION)
     return dk, dv
 

@@ -24,7 +24,7 @@ from fastgrow.kernels.attention_arguments import (
     rotated_keys,
     rules_as_arguments,
 )
-from fastgrow.kernels.attention_forward import attend
+from fastgrow.kernels.attention_forward import LOWEST, attend
 from fastgrow.kernels.common import (
     INTERPRETED,
     LOG2_E,
@@ -100,7 +100,7 @@ def decode_kernel(
     if not from_first:
         # A window may leave the first runs without a key.
         begin = tl.maximum(begin, tl.minimum(tl.min(first, 0) // BLOCK_N * BLOCK_N, begin + run))
-    pivot = tl.full([BLOCK_M], -1.0e30, tl.float32)
+    pivot = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     acc, total, pivot = attend(
@@ -109,7 +109,8 @@ def decode_kernel(
         D, BLOCK_D, BLOCK_N, True, from_first, False, PRECISION, INTERPRETED,
     )  # fmt: skip
     at = (head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * n_rows + rows
-    tl.store(SUMS + at, total, mask=row_ok)
+    # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.
+    tl.store(SUMS + at, tl.where(end <= first, 1.0, total), mask=row_ok)
     tl.store(PIVOTS + at, pivot, mask=row_ok)
     mask = row_ok[:, None] & (d < D)[None, :]
     tl.store(PARTS + at[:, None] * D + d[None, :], acc, mask=mask)
@@ -128,13 +129,12 @@ def join_kernel(
     at = (head.to(tl.int64) * n_runs + runs) * (GROUP * QUERIES) + row
     known = runs < n_runs
     total = tl.load(SUMS + at, mask=known, other=0.0)
-    pivots = tl.load(PIVOTS + at, mask=known, other=-1.0e30)
+    pivots = tl.load(PIVOTS + at, mask=known, other=LOWEST)
     mask = known[:, None] & (d < D)[None, :]
     parts = tl.load(PARTS + at[:, None] * D + d[None, :], mask=mask, other=0.0)
     share = tl.exp2(pivots - tl.max(pivots, 0))
     total = tl.sum(total * share, 0)
-    # Only a query that sees no key has a sum of exactly zero.
-    out = tl.sum(parts * share[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    out = tl.sum(parts * share[:, None], 0) / total
     to = OUT + b * o_b + (kv * GROUP + row // QUERIES) * o_h + (row % QUERIES).to(tl.int64) * o_t
     tl.store(to + d, out.to(OUT.dtype.element_ty), mask=d < D)
 

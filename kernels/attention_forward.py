@@ -15,6 +15,9 @@ from fastgrow.kernels.visibility import interval, keys_of_row
 
 # Scores to 2^±64 leave fp32 sums of any length, and bf16 weights, far from their limits.
 _BOUND = tl.constexpr(64.0)
+# The pivot to begin with is finite: a row that sees no key in a block subtracts it from -inf and
+# gets exp2 = 0. It is the lowest, so that no score lies below it.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -27,7 +30,9 @@ def attend(
     """Fold the key blocks from `begin` to `stop` into the running sums.
 
     Keys from `first` (0 with FROM_FIRST) to `end` are seen. BOUNDED: the scores are known to be
-    small, the pivot stays at 0 and nothing is rescaled.
+    small, the pivot stays at 0 and nothing is rescaled; `total` [BLOCK_M, 16] then gets the sum of
+    weights in every column, by a product with ones that takes an addition a score, and the shuffles
+    between threads, to the matrix units. Else it is [BLOCK_M].
     """
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -54,8 +59,9 @@ def attend(
                 seen = seen & (j[None, :] >= first[:, None])
             scores = tl.where(seen, scores, float("-inf"))
         if BOUNDED:
-            weights = tl.exp2(scores)
-            total += tl.sum(weights, 1)
+            weights = operand_like(tl.exp2(scores), v, INTERPRETED)
+            ones = tl.full([BLOCK_N, 16], 1.0, weights.dtype)
+            total = tl.dot(weights, ones, total, input_precision=PRECISION)
         else:
             new_pivot = tl.maximum(pivot, tl.max(scores, 1))
             weights = tl.exp2(scores - new_pivot[:, None])
@@ -63,7 +69,8 @@ def attend(
             total = total * shrink + tl.sum(weights, 1)
             acc = acc * shrink[:, None]
             pivot = new_pivot
-        acc = tl.dot(operand_like(weights, v, INTERPRETED), v, acc, input_precision=PRECISION)
+            weights = operand_like(weights, v, INTERPRETED)
+        acc = tl.dot(weights, v, acc, input_precision=PRECISION)
     return acc, total, pivot
 
 
@@ -82,7 +89,7 @@ def attend_all(
         begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
         all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
     all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M, 16] if BOUNDED else [BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if not FROM_FIRST:
         acc, total, pivot = attend(
@@ -93,10 +100,14 @@ def attend_all(
         acc, total, pivot, q, K, V, k_t, v_t, all_from, all_to, first, end, n_keys,
         D, BLOCK_D, BLOCK_N, False, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
     )  # fmt: skip
-    return attend(
+    acc, total, pivot = attend(
         acc, total, pivot, q, K, V, k_t, v_t, all_to, stop, first, end, n_keys,
         D, BLOCK_D, BLOCK_N, True, FROM_FIRST, BOUNDED, PRECISION, INTERPRETED,
     )  # fmt: skip
+    if BOUNDED:
+        # The columns are equal.
+        total = tl.max(total, 1)
+    return acc, total, pivot
 
 
 @triton.jit
@@ -155,8 +166,7 @@ def forward_kernel(
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
-    # A finite pivot: a row that sees no key in a block subtracts it from -inf and gets exp2 = 0.
-    pivot = tl.full([BLOCK_M], -1.0e30, tl.float32)
+    pivot = tl.full([BLOCK_M], LOWEST, tl.float32)
     bounded = False
     if NORMS is not None:
         of_keys = 0.0

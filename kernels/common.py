@@ -18,6 +18,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
 
+ROW_STRIDE_LIMIT = 2**31 // 256  # no tile has more rows
+
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Launch where the tensor lives: Triton takes the current device and its current stream."""
@@ -33,7 +35,13 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 def as_strided_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
+    """The tensor itself where its last dimension is contiguous, else a contiguous copy.
+
+    Also a copy where rows lie so far apart that a tile's offsets, which have 32 bits within it,
+    would not reach from its first row to its last.
+    """
+    if tensor.dim() > 1 and tensor.shape[-2] > 1 and tensor.stride(-2) > ROW_STRIDE_LIMIT:
+        return tensor.contiguous()
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 

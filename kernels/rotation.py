@@ -46,7 +46,10 @@ def load_rotation(
 def rotate_back(x, cos, sin, R: tl.constexpr, BLOCK_D: tl.constexpr):
     """The inverse rotation of a tile in registers."""
     partner = tl.broadcast_to(partner_of(R, BLOCK_D)[None, :], x.shape)
-    return x * cos - tl.gather(x, partner, 1) * sin
+    y = x * cos - tl.gather(x, partner, 1) * sin
+    if R < BLOCK_D:
+        y = tl.where((tl.arange(0, BLOCK_D) < R)[None, :], y, x)
+    return y
 
 
 @triton.jit
@@ -62,7 +65,11 @@ def load_rotated(
     base = X + offsets[:, None]
     x = tl.load(base + d[None, :], mask=mask, other=0.0).to(tl.float32)
     partner = tl.load(base + partner_of(R, BLOCK_D)[None, :], mask=mask, other=0.0)
-    return x * cos + partner.to(tl.float32) * sin
+    y = x * cos + partner.to(tl.float32) * sin
+    if R < D:
+        # What is not rotated may be infinite, and 0 times that is NaN.
+        y = tl.where((d < R)[None, :], y, x)
+    return y
 
 
 @triton.jit

@@ -43,3 +43,14 @@ def pays_on(tensor: Tensor) -> Verdict:
     if tensor.device.type == "cpu":
         return False, "the interpreter is for tests"
     return True, ""
+
+
+def distinct(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, as different objects each: torch.compile cannot trace the same one twice into an
+    autograd.Function, as where keys are values too.
+    """
+    seen: list[Tensor] = []
+    for tensor in tensors:
+        again = any(tensor is other for other in seen)
+        seen.append(tensor.view_as(tensor) if again else tensor)
+    return tuple(seen)

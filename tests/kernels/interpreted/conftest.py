@@ -9,13 +9,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
+
+
+def round_bf16() -> None:
+    """Let the interpreter round to bf16 as a GPU does, to nearest even; its own way cuts off."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounding(source: np.ndarray, from_type: tl.dtype, to_type: tl.dtype, mode: object) -> Any:
+        if (from_type, to_type) == (tl.float32, tl.bfloat16):
+            values = torch.from_numpy(np.array(source, dtype=np.float32, order="C"))
+            return values.bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return convert(source, from_type, to_type, mode)
+
+    interpreter._convert_float = rounding
+
+
+if INTERPRETED:
+    round_bf16()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -132,7 +132,7 @@ def check(case: Case) -> None:
             r.detach(),
             e.detach(),
             t.detach(),
-            condition=q * k * scale / math.log(2),
+            condition=q * k * scale,
             terms=terms.get(name, 0.0),
         )
 

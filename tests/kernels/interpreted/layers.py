@@ -1,0 +1,84 @@
+"""A layer around each operation, for what every operation has to live with in a model.
+
+An operation joins by a line in LAYERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from harness import DEVICE
+from torch import Tensor, nn
+
+from fastgrow import ops
+
+WIDTH, HEADS, TOKENS = 32, 2, 24
+
+
+def split(x: Tensor) -> Tensor:
+    """[B, T, WIDTH] to [B, HEADS, T, WIDTH / HEADS]."""
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+def join(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    table = ops.rope_table(a.shape[1], WIDTH // HEADS, device=a.device)
+    return join(ops.attention(split(a), split(b), split(b), rope=table, impl=impl))
+
+
+def decode(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    """One query over many keys, which has no gradient."""
+    keys = split(b.detach()).repeat(1, 1, 32, 1)
+    return join(ops.attention(split(a.detach())[:, :, -1:], keys, keys, impl=impl))
+
+
+# A function of two tensors [B, T, WIDTH] that gives one, by an implementation with kernels of ours.
+Function = Callable[[Tensor, Tensor, str], Tensor]
+LAYERS: dict[str, tuple[Function, str]] = {
+    "attention": (attend, "triton"),
+}
+# What else has to be launched as the caller's stream and a CUDA graph want it.
+LAUNCHES: dict[str, tuple[Function, str]] = {
+    **LAYERS,
+    "attention by a library": (attend, "vendor"),
+    "attention, decoding": (decode, "triton"),
+}
+
+
+class Layer(nn.Module):
+    """f(first(frozen(x)), second(frozen(x))), where `first` and `second` may be one matrix."""
+
+    def __init__(self, operation: str, *, tied: bool = True) -> None:
+        super().__init__()
+        self.function, self.impl = LAUNCHES[operation]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.frozen = nn.Linear(WIDTH, WIDTH, device=DEVICE).requires_grad_(False)
+            self.first = nn.Linear(WIDTH, WIDTH, device=DEVICE)
+        self.second = self.first
+        if not tied:
+            self.second = nn.Linear(WIDTH, WIDTH, device=DEVICE)
+            self.second.load_state_dict(self.first.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.frozen(x)
+        return self.function(self.first(x), self.second(x), self.impl)
+
+
+def batch(rows: int = 4) -> Tensor:
+    """x [rows, TOKENS, WIDTH]."""
+    return torch.randn(rows, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+
+def loss_of(y: Tensor) -> Tensor:
+    """One that not every element of y has the same gradient in."""
+    return (y.float() * torch.linspace(-1, 1, y.shape[-1], device=y.device)).square().mean()
+
+
+def gradients(layer: nn.Module) -> dict[str, Tensor]:
+    """The gradients there are, by the parameters' names."""
+    return {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None}

@@ -1,0 +1,103 @@
+"""Attention on tensors that reach over more than 2³¹ elements, of which little is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from harness import DEVICE, INTERPRETED
+from torch import Tensor
+
+from fastgrow.kernels import attention as launchers
+from fastgrow.kernels import attention_decode
+from fastgrow.kernels.attention import Rope, Rules
+from fastgrow.kernels.common import ROW_STRIDE_LIMIT
+from fastgrow.ops import rope_table
+
+F16 = torch.float16
+DIM, SCALE = 16, 0.25
+BEYOND = 2**30 + 64  # twice this passes 2³¹; it does not by itself
+Place = Callable[[Tensor], Tensor]
+
+
+def vast(path: Path, size: int) -> Tensor:
+    """A tensor of that many numbers; on a CPU in a sparse file, where only touched pages exist."""
+    if INTERPRETED:
+        return torch.from_file(str(path), shared=True, size=size, dtype=F16)
+    return torch.empty(size, dtype=F16, device=DEVICE)
+
+
+STRIDES = ["batch", "head", "token"]
+
+
+@pytest.fixture(params=["batch", "head", pytest.param("token", marks=pytest.mark.slow)])
+def stride(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def place(stride: str, tmp_path: Path) -> Place:
+    """Moves a tensor [B, H, T, D] to where one of its strides takes it past 2³¹ elements."""
+    far = STRIDES.index(stride)
+    files = 0
+
+    def move(tensor: Tensor) -> Tensor:
+        nonlocal files
+        strides = list(tensor.contiguous().stride())
+        strides[far] = BEYOND if far < 2 else min(BEYOND, ROW_STRIDE_LIMIT)
+        size = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True))
+        files += 1
+        return vast(tmp_path / str(files), size).as_strided(tensor.shape, strides).copy_(tensor)
+
+    return move
+
+
+def inputs(far: str, queries: int | None = None) -> list[Tensor]:
+    """q, k, v and the gradient of the output; as few numbers as pass 2³¹ with that stride."""
+    planes, keys = {"batch": ((3, 1), 70), "head": ((1, 3), 70), "token": ((1, 1), 260)}[far]
+    generator = torch.Generator().manual_seed(5)
+    lengths = (queries or keys, keys, keys, queries or keys)
+    shapes = [(*planes, length, DIM) for length in lengths]
+    return [torch.randn(s, generator=generator).to(DEVICE, F16) for s in shapes]
+
+
+def step(tensors: list[Tensor]) -> list[Tensor]:
+    """out, dq, dk and dv."""
+    q, k, v, d_out = tensors
+    setting = (Rope(*rope_table(k.shape[2], DIM, device=DEVICE)), SCALE, Rules())
+    out, lse = launchers.forward(q, k, v, *setting, with_lse=True)
+    assert lse is not None
+    return [out, *launchers.backward(d_out, q, k, v, out, lse, *setting)]  # type: ignore[list-item]
+
+
+def decoded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    assert attention_decode.can_decode(q, k)
+    table = Rope(*rope_table(k.shape[2], DIM, device=DEVICE), k_rotated=True)
+    return launchers.forward(q, k, v, table, SCALE, Rules(), with_lse=False)[0]
+
+
+def test_forward_and_backward(stride: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = inputs(stride)
+    near = step(tensors)
+    # What the launchers write lies as far apart as what they read.
+    monkeypatch.setattr(launchers, "empty_output", place)
+    far = [place(x) for x in tensors]
+    assert all(x.untyped_storage().nbytes() > 2**31 * x.itemsize for x in far)
+    for name, result, expected in zip("oqkv", step(far), near, strict=True):
+        assert torch.equal(result, expected), name
+
+
+def test_decoding(stride: str, place: Place) -> None:
+    q, k, v, _ = inputs(stride, 3)
+    near = decoded(q, k, v)
+    assert torch.equal(decoded(q, place(k), place(v)), near)
+
+
+def test_rows_further_apart_than_a_tile_reaches_are_copied(tmp_path: Path) -> None:
+    q, k, v, _ = inputs("head", 3)
+    far = vast(tmp_path / "keys", 70 * 2**26).as_strided(k.shape, (1, 1024, 2**26, 1)).copy_(k)
+    setting = (None, SCALE, Rules())
+    near = launchers.forward(q, k, v, *setting, with_lse=True)[0]
+    assert torch.equal(launchers.forward(q, far, v, *setting, with_lse=True)[0], near)
