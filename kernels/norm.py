@@ -45,17 +45,17 @@ def forward_rows(dim: int) -> Rows:
 
 
 def backward_rows(dim: int) -> Rows:
-    """Two 16-byte vectors of bf16 a thread and tensor, of two rows where a row has 256 features.
+    """One 16-byte vector of bf16 a thread and tensor of a tile, the next two tiles in flight.
 
-    Then a thread sums its own columns over the rows, and two rows share one exchange between warps.
-    16 warps a multiprocessor have 48 KiB in flight, where about 25 cover the memory's latency, and
-    keep the sums of all programs at 4 MiB on 132 multiprocessors, whatever the number of features.
+    Few elements a thread leave it registers for the sums of its columns. 16 warps a multiprocessor
+    have 48 KiB in flight, where about 25 cover the memory's latency, and keep the sums of all
+    programs at 4 MiB on 132 multiprocessors, whatever the number of features.
     """
     block = triton.next_power_of_2(dim)
     if INTERPRETED:
         return Rows(max(1, 8192 // block), 4, 1, 1)
     warps = min(max(1, block // 256), 16)
-    return Rows(max(1, 512 * warps // block), warps, 2, 16 // warps)
+    return Rows(max(1, 256 // block), warps, 3 if block <= 4096 else 2, 16 // warps)
 
 
 def bucket(dtype: torch.dtype, dim: int) -> str:
@@ -204,7 +204,7 @@ def _launch_tiles(
         *tensors, dx, of_weight, of_bias, *strides, count,
         D=dim, BLOCK_M=rows.rows, BLOCK_D=block, STAGES=rows.num_stages,
         # Left alone the compiler may spill in order to fit more programs than there are.
-        num_warps=rows.num_warps, maxnreg=128,
+        num_warps=rows.num_warps, maxnreg=min(2048 // (rows.num_warps * rows.programs), 255) & -8,
     )  # fmt: skip
     if d_weight is not None or d_bias is not None:
         # A few long columns: 8 vectors in flight of each thread.

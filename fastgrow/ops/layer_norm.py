@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow.ops import _norm_triton
-from fastgrow.ops._check import check_float, check_like, describe, refuse
+from fastgrow.ops._check import check_float, describe, refuse
 from fastgrow.ops._dispatch import Operation, Verdict
 
 
@@ -52,14 +52,13 @@ def layer_norm(
         x: [..., d] float.
         weight: [d], optional.
         bias: [d], optional.
-        residual: the shape and dtype of `x`, optional; added first. Under autocast dtypes may
-            differ.
+        residual: the shape of `x`, optional; added first. Dtypes may differ.
         eps: added to the variance.
         impl: force an implementation.
 
     Returns:
-        y, or (y, x + residual) where a residual is given; the shape of `x`. The dtype is that of
-        the sum; y's is float32 where autocast is on for a GPU, as torch's is.
+        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
+        the sum, but y is float32 where autocast is on for a GPU, as torch's is.
 
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
@@ -75,17 +74,15 @@ def check_norm(
     if x.dim() == 0:
         raise refuse(operation, "x", "of shape [..., d]", describe(x))
     check_float(operation, "x", x)
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            check_float(operation, name, parameter)
-            if tuple(parameter.shape) != tuple(x.shape[-1:]):
-                expected = f"of shape [{x.shape[-1]}]"
-                raise refuse(operation, name, expected, describe(parameter))
-            if parameter.device != x.device:
-                raise refuse(operation, name, f"on {x.device}", describe(parameter))
-    if weight is not None:
-        check_like(operation, "bias", bias, tuple(weight.shape), weight)
-    check_like(operation, "residual", residual, tuple(x.shape), x)
+    shapes = {"weight": x.shape[-1:], "bias": x.shape[-1:], "residual": x.shape}
+    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
+        if tensor is None:
+            continue
+        check_float(operation, name, tensor)
+        if tensor.shape != shapes[name]:
+            raise refuse(operation, name, f"of shape {list(shapes[name])}", describe(tensor))
+        if tensor.device != x.device:
+            raise refuse(operation, name, f"on {x.device}", describe(tensor))
 
 
 def dtype_of_y(x: Tensor, residual: Tensor | None) -> torch.dtype:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops import _norm_triton
+from fastgrow.ops import _norm_triton, _rms_norm_cpu
 from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops.layer_norm import check_norm, dtype_of_y, in_dtype
 
@@ -48,14 +48,13 @@ def rms_norm(
     Args:
         x: [..., d] float.
         weight: [d], optional.
-        residual: the shape and dtype of `x`, optional; added first. Under autocast dtypes may
-            differ.
+        residual: the shape of `x`, optional; added first. Dtypes may differ.
         eps: added to the mean square.
         impl: force an implementation.
 
     Returns:
-        y, or (y, x + residual) where a residual is given; the shape of `x`. The dtype is that of
-        the sum; y's is float32 where autocast is on for a GPU, as torch's is.
+        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
+        the sum, but y is float32 where autocast is on for a GPU, as torch's is.
 
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
@@ -88,10 +87,14 @@ def rms_norm_eager(
 def rms_norm_vendor(
     x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """torch's own."""
-    dtype = dtype_of_y(x, residual)
+    """torch's own; on a CPU with a gradient made by torch's kernel for LayerNorm."""
     total = x if residual is None else x + residual
-    y = F.rms_norm(total, x.shape[-1:], in_dtype(weight, dtype), eps)
+    weight = in_dtype(weight, dtype_of_y(x, residual))
+    y: Tensor
+    if _rms_norm_cpu.serves(total, weight):
+        y = _rms_norm_cpu.RMSNorm.apply(total, weight, eps)
+    else:
+        y = F.rms_norm(total, x.shape[-1:], weight, eps)
     return y if residual is None else (y, total)
 
 
