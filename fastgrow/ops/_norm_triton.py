@@ -6,6 +6,7 @@ a row; nothing for what is frozen.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -166,7 +167,8 @@ def _fake_inference(
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, total = _fake_inference(x, *rest)
     *_, centred, _ = rest
-    rstd = x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
+    # torch.Size.numel would fix a symbolic size to what it is now.
+    rstd = x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
     return y, total, torch.empty_like(rstd) if centred else rstd.new_empty(0), rstd
 
 
