@@ -29,9 +29,7 @@ def can_serve(
     return (True, "") if x.shape[-1] > 0 else (False, "rows have no features")
 
 
-def pays(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> Verdict:
+def pays(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Verdict:
     """Where it moves fewer bytes than torch's kernels: by counting, not measured."""
     ok, reason = _triton.pays_on(x)
     if not ok:

@@ -60,7 +60,12 @@ FULL = [
         for rows, dim in ((1, 16), (63, 31), (17, 768), (127, 257), (5, 4097))
     ],
     # The whole row is in registers forward, part of it backward; part of it in both.
-    *[Case(norm, 2, dim, dtype) for norm in NORMS for dim in (16000, 65536) for dtype in (F32, BF16)],
+    *[
+        Case(norm, 2, dim, dtype)
+        for norm in NORMS
+        for dim in (16000, 65536)
+        for dtype in (F32, BF16)
+    ],
     Case(rows=2, dim=40000, offset=1000.0),
     Case(rows=2, dim=40000, affine=False, residual=False),
 ]  # fmt: skip
@@ -187,7 +192,9 @@ def test_frozen_inputs_get_no_gradient_and_the_others_the_same(needed: str, dim:
     kept = y.grad_fn.saved_tensors  # type: ignore[union-attr]
     assert bool(kept) == (needed != "bias")
     if frozen and kept:
-        assert sum(t is not None for t in kept) == 3, "the weight is not needed for its own gradient"
+        assert sum(t is not None for t in kept) == 3, (
+            "the weight is not needed for its own gradient"
+        )
     torch.autograd.backward((y, total)[: 1 + (not frozen)], gradients[: 1 + (not frozen)])
     everything = run("layer_norm", inputs, gradients, "triton")
     for name, leaf in leaves.items():
@@ -361,7 +368,9 @@ def test_compiles_ahead_of_time_with_its_gradients() -> None:
     grads = []
     for function in (compiled, block):
         y, total = function(x, residual, weight)
-        grads.append(torch.autograd.grad((y, total), (x, residual, weight), (x.detach(), x.detach())))
+        grads.append(
+            torch.autograd.grad((y, total), (x, residual, weight), (x.detach(), x.detach()))
+        )
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
