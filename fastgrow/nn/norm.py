@@ -27,14 +27,15 @@ class LayerNorm(nn.LayerNorm):
     def forward(
         self, input: Tensor, residual: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        check_shape("LayerNorm", input, self.normalized_shape)
-        axes = len(self.normalized_shape)
-        x, weight, bias = _one_axis(input, axes), _flat(self.weight), _flat(self.bias)
+        shape = self.normalized_shape
+        _check_shape("LayerNorm", input, shape)
+        weight, bias = _one_axis(self.weight, shape), _one_axis(self.bias, shape)
+        x = _one_axis(input, shape)
         if residual is None:
-            return ops.layer_norm(x, weight, bias, eps=self.eps).view(input.shape)
-        residual = _one_axis(residual, axes)
+            return _all_axes(ops.layer_norm(x, weight, bias, eps=self.eps), shape)
+        residual = _one_axis(residual, shape)
         y, total = ops.layer_norm(x, weight, bias, residual=residual, eps=self.eps)
-        return y.view(input.shape), total.view(input.shape)
+        return _all_axes(y, shape), _all_axes(total, shape)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -44,7 +45,7 @@ class RMSNorm(nn.RMSNorm):
     the machine epsilon of the statistics' dtype, as in torch.
 
     Shapes:
-        input, residual [..., *normalized_shape] → y, or y and input + residual, of the same shape.
+        x, residual [..., *normalized_shape] → y, or y and x + residual, of the same shape.
     """
 
     @overload
@@ -52,30 +53,16 @@ class RMSNorm(nn.RMSNorm):
     @overload
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        check_shape("RMSNorm", x, self.normalized_shape)
-        axes, shape = len(self.normalized_shape), x.shape
-        statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
-        eps = torch.finfo(statistics).eps if self.eps is None else self.eps
-        x, weight = _one_axis(x, axes), _flat(self.weight)
+        shape, eps = self.normalized_shape, self.eps
+        _check_shape("RMSNorm", x, shape)
+        if eps is None:
+            statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
+            eps = torch.finfo(statistics).eps
+        x, weight = _one_axis(x, shape), _one_axis(self.weight, shape)
         if residual is None:
-            return ops.rms_norm(x, weight, eps=eps).view(shape)
-        y, total = ops.rms_norm(x, weight, residual=_one_axis(residual, axes), eps=eps)
-        return y.view(shape), total.view(shape)
-
-
-def check_shape(module: str, x: Tensor, normalized_shape: tuple[int, ...]) -> None:
-    """Refuse an input that does not end in the axes to normalise."""
-    if tuple(x.shape[-len(normalized_shape) :]) != normalized_shape:
-        axes = ", ".join(str(n) for n in normalized_shape)
-        raise refuse(module, "input", f"of shape [..., {axes}]", describe(x))
-
-
-def _one_axis(tensor: Tensor, axes: int) -> Tensor:
-    return tensor if axes == 1 else tensor.flatten(-axes)
-
-
-def _flat(parameter: Tensor | None) -> Tensor | None:
-    return parameter if parameter is None or parameter.dim() == 1 else parameter.flatten()
+            return _all_axes(ops.rms_norm(x, weight, eps=eps), shape)
+        y, total = ops.rms_norm(x, weight, residual=_one_axis(residual, shape), eps=eps)
+        return _all_axes(y, shape), _all_axes(total, shape)
 
 
 def make_norm(
@@ -89,3 +76,26 @@ def make_norm(
     if kind == "layer_norm":
         return LayerNorm(dim, device=device, dtype=dtype)
     return RMSNorm(dim, eps=1e-6, device=device, dtype=dtype)
+
+
+def _check_shape(module: str, x: Tensor, normalized_shape: tuple[int, ...]) -> None:
+    if x.shape[-len(normalized_shape) :] != normalized_shape:
+        axes = ", ".join(str(n) for n in normalized_shape)
+        raise refuse(module, "input", f"of shape [..., {axes}]", describe(x))
+
+
+@overload
+def _one_axis(tensor: Tensor, normalized_shape: tuple[int, ...]) -> Tensor: ...
+@overload
+def _one_axis(tensor: Tensor | None, normalized_shape: tuple[int, ...]) -> Tensor | None: ...
+def _one_axis(tensor: Tensor | None, normalized_shape: tuple[int, ...]) -> Tensor | None:
+    """The axes to normalise as one."""
+    if tensor is None or len(normalized_shape) == 1:
+        return tensor
+    return tensor.flatten(-len(normalized_shape))
+
+
+def _all_axes(tensor: Tensor, normalized_shape: tuple[int, ...]) -> Tensor:
+    if len(normalized_shape) == 1:
+        return tensor
+    return tensor.unflatten(-1, normalized_shape)

@@ -1,8 +1,7 @@
-"""The gradient of RMSNorm on a CPU, by torch's kernel for that of LayerNorm.
+"""RMSNorm on a CPU: torch's formula in place, its gradient by torch's kernel for LayerNorm's.
 
-torch's own RMSNorm is a chain of elementwise operations there, and its gradient a longer one. Given
-a mean of 0 the gradient of LayerNorm differs from that of RMSNorm by one term a row, which is put
-back.
+torch's own is a chain of elementwise operations there, and its gradient a longer one. Given a mean
+of 0 the gradient of LayerNorm differs from that of RMSNorm by one term a row, which is put back.
 """
 
 from __future__ import annotations
@@ -14,28 +13,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def serves(total: Tensor, weight: Tensor | None) -> bool:
-    """Whether there is a gradient to make here, of fp32 or fp64."""
-    if weight is None or total.device.type != "cpu" or total.numel() == 0:
+def serves(total: Tensor, weight: Tensor) -> bool:
+    """Whether it is a call that this file knows: fp32 or fp64, weight alike."""
+    if total.device.type != "cpu" or total.numel() == 0:
         return False
     if total.dtype not in (torch.float32, torch.float64) or weight.dtype != total.dtype:
         return False
     # A compiler fuses the chain, and torch.func's transforms have to see it.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return torch.is_grad_enabled() and (total.requires_grad or weight.requires_grad)
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-class RMSNorm(torch.autograd.Function):
-    """y of total [..., d] and weight [d]; keeps both and one number a row."""
+def rms_norm(total: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y of total [..., d] and weight [d], the bits of `torch.nn.functional.rms_norm`."""
+    if torch.is_grad_enabled() and (total.requires_grad or weight.requires_grad):
+        y: Tensor = _RMSNorm.apply(total, weight, eps)
+        return y
+    return _forward(total, weight, eps)[0]
+
+
+def _forward(total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rstd = total.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (total * rstd).mul_(weight), rstd
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps total, weight and one number a row."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, weight: Tensor, eps: float) -> Tensor:
-        # As torch does it, so that results have the same bits with and without a gradient.
-        rstd = total.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        y, rstd = _forward(total, weight, eps)
         ctx.save_for_backward(total, weight, rstd)
         ctx.eps = eps
-        return (total * rstd).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

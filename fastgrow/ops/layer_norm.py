@@ -74,15 +74,23 @@ def check_norm(
     if x.dim() == 0:
         raise refuse(operation, "x", "of shape [..., d]", describe(x))
     check_float(operation, "x", x)
-    shapes = {"weight": x.shape[-1:], "bias": x.shape[-1:], "residual": x.shape}
-    for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
-        if tensor is None:
-            continue
-        check_float(operation, name, tensor)
-        if tensor.shape != shapes[name]:
-            raise refuse(operation, name, f"of shape {list(shapes[name])}", describe(tensor))
-        if tensor.device != x.device:
-            raise refuse(operation, name, f"on {x.device}", describe(tensor))
+    features = x.shape[-1:]
+    if weight is not None:
+        _check_beside(operation, "weight", weight, features, x)
+    if bias is not None:
+        _check_beside(operation, "bias", bias, features, x)
+    if residual is not None:
+        _check_beside(operation, "residual", residual, x.shape, x)
+
+
+def _check_beside(
+    operation: str, argument: str, tensor: Tensor, shape: torch.Size, x: Tensor
+) -> None:
+    check_float(operation, argument, tensor)
+    if tensor.shape != shape:
+        raise refuse(operation, argument, f"of shape {list(shape)}", describe(tensor))
+    if tensor.device != x.device:
+        raise refuse(operation, argument, f"on {x.device}", describe(tensor))
 
 
 def dtype_of_y(x: Tensor, residual: Tensor | None) -> torch.dtype:
@@ -128,7 +136,9 @@ def layer_norm_vendor(
 
 def in_dtype(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """An optional parameter as torch's kernels take it, which is in the dtype of the rest."""
-    return None if parameter is None else parameter.to(dtype)
+    if parameter is None or parameter.dtype == dtype:
+        return parameter
+    return parameter.to(dtype)
 
 
 def _verify(

@@ -164,6 +164,13 @@ def test_mixed_dtypes_are_those_of_a_float32_residual_stream(norm: str) -> None:
     torch.testing.assert_close(x.grad.float(), residual.grad, rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_statistics_of_a_wide_row_are_joined_from_parts_that_differ(norm: str) -> None:
+    x = torch.randn(2, 40000, device=DEVICE) + torch.linspace(-20, 90, 40000, device=DEVICE)
+    truth = NORMS[norm](x.double(), impl="eager")
+    assert_accurate("y", NORMS[norm](x, impl="triton"), NORMS[norm](x, impl="eager"), truth)
+
+
 def test_rows_do_not_mix_and_infinities_stay_in_theirs() -> None:
     x = torch.randn(5, 40)
     x[2, 3] = float("inf")
