@@ -25,6 +25,8 @@ FAMILIES = (
     logit_mean.FAMILY,
     layer_norm.FAMILY,
     rms_norm.FAMILY,
+    layer_norm.ALONE,
+    rms_norm.ALONE,
     embedding.FAMILY,
 )
 

@@ -1,4 +1,4 @@
-"""Layer normalisation of the sum with a residual.
+"""Layer normalisation, of the sum with a residual and alone.
 
 y and the sum are both results, as a block uses both. The gradient of the residual is that of x, so
 one of them is asked for.
@@ -6,11 +6,14 @@ one of them is asked for.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Family, Inputs, Output, Shape, Work
+from benchmarks.case import Case, Family, Inputs, Output, Run, Shape, Work
+from benchmarks.cases.liger import function, liger
 from fastgrow.ops import layer_norm
 
 
@@ -33,24 +36,63 @@ def _torch(inputs: Inputs) -> Output:
     return y, total
 
 
+def _torch_alone(inputs: Inputs) -> Output:
+    x = inputs["x"]
+    return F.layer_norm(x, x.shape[-1:], inputs["weight"], inputs["bias"])
+
+
+def _liger(x: Tensor, inputs: Inputs) -> Tensor:
+    norm = function("layer_norm", "LigerLayerNormFunction")
+    y: Tensor = norm.apply(x, inputs["weight"], inputs["bias"], 1e-5)  # type: ignore[attr-defined]
+    return y
+
+
+def _liger_with_sum(inputs: Inputs) -> Output:
+    total = inputs["x"] + inputs["residual"]
+    return _liger(total, inputs), total
+
+
+def _libraries(case: Case) -> dict[str, Run]:
+    return {"torch": _torch} | liger(case, "liger", _liger_with_sum)
+
+
+def _libraries_alone(case: Case) -> dict[str, Run]:
+    return {"torch": _torch_alone} | liger(case, "liger", lambda i: _liger(i["x"], i))
+
+
 def norm_work(shape: Shape, itemsize: int, pass_: str) -> Work:
     """[N, d] tensors moved: x, residual → y, sum forward, and dy, dsum, sum → dx backward."""
     tensors = {"forward": 4, "backward": 4, "full": 8}[pass_]
     return Work(bytes=tensors * shape["N"] * shape["d"] * itemsize)
 
 
+def lone_work(shape: Shape, itemsize: int, pass_: str) -> Work:
+    """[N, d] tensors moved: x → y forward, and dy, x → dx backward."""
+    tensors = {"forward": 2, "backward": 3, "full": 5}[pass_]
+    return Work(bytes=tensors * shape["N"] * shape["d"] * itemsize)
+
+
+def _inputs_alone(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    inputs = _inputs(shape, dtype, generator)
+    del inputs["residual"]
+    return inputs
+
+
 FAMILY = Family(
     op="layer_norm",
     grids={
         "tiny": [{"N": 32, "d": 16}],
-        "cpu": [{"N": 4096, "d": 256}],
+        "cpu": [{"N": 4096, "d": 256}, {"N": 512, "d": 1024}],
         "gpu": [{"N": 16384, "d": 1024}, {"N": 65536, "d": 2048}],
     },
     inputs=_inputs,
     call=_call,
     differentiate=("x", "weight", "bias"),
     parameters=("weight", "bias"),
-    libraries=lambda case: {"torch": _torch},
+    libraries=_libraries,
     work=norm_work,
     checked=lambda shape: {**shape, "N": min(shape["N"], 1024)},
+)
+ALONE = dataclasses.replace(
+    FAMILY, variant="alone", inputs=_inputs_alone, libraries=_libraries_alone, work=lone_work
 )

@@ -1,14 +1,21 @@
-"""Root-mean-square normalisation of the sum with a residual."""
+"""Root-mean-square normalisation, of the sum with a residual and alone."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Family, Inputs, Output, Shape
-from benchmarks.cases.layer_norm import norm_work
+from benchmarks.case import Case, Family, Inputs, Output, Run, Shape
+from benchmarks.cases.layer_norm import lone_work, norm_work
+from benchmarks.cases.liger import function, liger
 from fastgrow.ops import rms_norm
+
+EPS = 1e-6
+# Liger's fp32 inside, and no gradient written over another's memory: what the others do.
+LIGER = (EPS, 0.0, "gemma", False)
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -20,28 +27,62 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
     return {"x": random(N, d), "residual": random(N, d), "weight": random(d)}
 
 
+def _inputs_alone(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    inputs = _inputs(shape, dtype, generator)
+    del inputs["residual"]
+    return inputs
+
+
 def _call(inputs: Inputs, impl: str | None) -> Output:
-    return rms_norm(**inputs, impl=impl)
+    return rms_norm(**inputs, eps=EPS, impl=impl)
 
 
 def _torch(inputs: Inputs) -> Output:
     total = inputs["x"] + inputs["residual"]
-    y = F.rms_norm(total, total.shape[-1:], inputs["weight"], 1e-6)
+    y = F.rms_norm(total, total.shape[-1:], inputs["weight"], EPS)
     return y, total
+
+
+def _torch_alone(inputs: Inputs) -> Output:
+    return F.rms_norm(inputs["x"], inputs["x"].shape[-1:], inputs["weight"], EPS)
+
+
+def _liger(inputs: Inputs) -> Output:
+    norm = function("fused_add_rms_norm", "LigerFusedAddRMSNormFunction")
+    arguments = (inputs["x"], inputs["residual"], inputs["weight"], *LIGER)
+    results: tuple[Tensor, Tensor] = norm.apply(*arguments)  # type: ignore[attr-defined]
+    return results
+
+
+def _liger_alone(inputs: Inputs) -> Output:
+    norm = function("rms_norm", "LigerRMSNormFunction")
+    y: Tensor = norm.apply(inputs["x"], inputs["weight"], *LIGER)  # type: ignore[attr-defined]
+    return y
+
+
+def _libraries(case: Case) -> dict[str, Run]:
+    return {"torch": _torch} | liger(case, "liger", _liger)
+
+
+def _libraries_alone(case: Case) -> dict[str, Run]:
+    return {"torch": _torch_alone} | liger(case, "liger", _liger_alone)
 
 
 FAMILY = Family(
     op="rms_norm",
     grids={
         "tiny": [{"N": 32, "d": 16}],
-        "cpu": [{"N": 4096, "d": 256}],
+        "cpu": [{"N": 4096, "d": 256}, {"N": 512, "d": 1024}],
         "gpu": [{"N": 16384, "d": 1024}, {"N": 65536, "d": 2048}],
     },
     inputs=_inputs,
     call=_call,
     differentiate=("x", "weight"),
     parameters=("weight",),
-    libraries=lambda case: {"torch": _torch},
+    libraries=_libraries,
     work=norm_work,
     checked=lambda shape: {**shape, "N": min(shape["N"], 1024)},
+)
+ALONE = dataclasses.replace(
+    FAMILY, variant="alone", inputs=_inputs_alone, libraries=_libraries_alone, work=lone_work
 )

@@ -55,8 +55,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: RopeTable | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        update = self.attention(self.attention_norm(x), rope, cache)
+        normalised, x = self.mlp_norm(update, residual=x)
+        return x + self.mlp(normalised)
 
     @property
     def residual_projections(self) -> tuple[nn.Linear, nn.Linear]:

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._check import check_float, check_like, describe, refuse
-from fastgrow.ops._dispatch import Operation
+from fastgrow.ops import _norm_triton
+from fastgrow.ops._check import check_float, describe, refuse
+from fastgrow.ops._dispatch import Operation, Verdict
 
 
 @overload
 def layer_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
     residual: None = None,
@@ -29,7 +30,7 @@ def layer_norm(
 @overload
 def layer_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
     residual: Tensor,
@@ -38,7 +39,7 @@ def layer_norm(
 ) -> tuple[Tensor, Tensor]: ...
 def layer_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
@@ -49,14 +50,15 @@ def layer_norm(
 
     Args:
         x: [..., d] float.
-        weight: [d].
+        weight: [d], optional.
         bias: [d], optional.
-        residual: the shape of `x`, optional; added first.
+        residual: the shape of `x`, optional; added first. Dtypes may differ.
         eps: added to the variance.
         impl: force an implementation.
 
     Returns:
-        y, or (y, x + residual) where a residual is given; shape and dtype of `x`.
+        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
+        the sum, but y is float32 where autocast is on for a GPU, as torch's is.
 
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
@@ -66,23 +68,41 @@ def layer_norm(
 
 
 def check_norm(
-    operation: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    operation: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
 ) -> None:
     """The checks that both norms share."""
     if x.dim() == 0:
         raise refuse(operation, "x", "of shape [..., d]", describe(x))
     check_float(operation, "x", x)
-    if tuple(weight.shape) != tuple(x.shape[-1:]):
-        raise refuse(operation, "weight", f"of shape [{x.shape[-1]}]", describe(weight))
-    if weight.device != x.device:
-        raise refuse(operation, "weight", f"on {x.device}", describe(weight))
-    check_like(operation, "bias", bias, tuple(weight.shape), weight)
-    check_like(operation, "residual", residual, tuple(x.shape), x)
+    features = x.shape[-1:]
+    if weight is not None:
+        _check_beside(operation, "weight", weight, features, x)
+    if bias is not None:
+        _check_beside(operation, "bias", bias, features, x)
+    if residual is not None:
+        _check_beside(operation, "residual", residual, x.shape, x)
+
+
+def _check_beside(
+    operation: str, argument: str, tensor: Tensor, shape: torch.Size, x: Tensor
+) -> None:
+    check_float(operation, argument, tensor)
+    if tensor.shape != shape:
+        raise refuse(operation, argument, f"of shape {list(shape)}", describe(tensor))
+    if tensor.device != x.device:
+        raise refuse(operation, argument, f"on {x.device}", describe(tensor))
+
+
+def dtype_of_y(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    """That of x + residual; float32 under autocast on a GPU, where torch lists norms for it."""
+    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        return torch.float32
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
     x = torch.zeros(2, 32, device=device)
-    return (x, x[0], x[0], None, 1e-5), {}
+    return (x, x[0], x[0], x, 1e-5), {}
 
 
 _OPERATION = Operation("layer_norm", example=_example)
@@ -90,26 +110,53 @@ _OPERATION = Operation("layer_norm", example=_example)
 
 @_OPERATION.implementation("eager")
 def layer_norm_eager(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The formula, as it stands; statistics of half-precision inputs in float32."""
     total = x if residual is None else x + residual
     wide = total if total.dtype == torch.float64 else total.float()
     centred = wide - wide.mean(-1, keepdim=True)
-    y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight
-    y = (y if bias is None else y + bias).to(x.dtype)
+    y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    y = y if weight is None else y * weight
+    y = y if bias is None else y + bias
+    y = y.to(dtype_of_y(x, residual))
     return y if residual is None else (y, total)
 
 
 @_OPERATION.implementation("vendor")
 def layer_norm_vendor(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor]:
     """torch's fused kernel."""
+    dtype = dtype_of_y(x, residual)
     total = x if residual is None else x + residual
-    y = F.layer_norm(total, weight.shape, weight.to(x.dtype), _cast(bias, x.dtype), eps)
+    y = F.layer_norm(total, x.shape[-1:], in_dtype(weight, dtype), in_dtype(bias, dtype), eps)
     return y if residual is None else (y, total)
 
 
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+def in_dtype(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """An optional parameter as torch's kernels take it, which is in the dtype of the rest."""
+    if parameter is None or parameter.dtype == dtype:
+        return parameter
+    return parameter.to(dtype)
+
+
+def _verify(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float
+) -> Verdict:
+    return _norm_triton.can_serve(x, residual, weight, bias)
+
+
+def _pays(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float
+) -> Verdict:
+    return _norm_triton.pays(x, residual, weight, bias)
+
+
+@_OPERATION.implementation("triton", verify=_verify, pays=_pays)
+def layer_norm_triton(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The kernels of fastgrow.kernels.norm."""
+    dtype = dtype_of_y(x, residual)
+    return _norm_triton.norm_triton(x, residual, weight, bias, eps, dtype, centred=True)

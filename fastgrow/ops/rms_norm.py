@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._dispatch import Operation
-from fastgrow.ops.layer_norm import check_norm
+from fastgrow.ops import _norm_triton, _rms_norm_cpu
+from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.ops.layer_norm import check_norm, dtype_of_y, in_dtype
 
 
 @overload
 def rms_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     *,
     residual: None = None,
     eps: float = 1e-6,
@@ -28,7 +29,7 @@ def rms_norm(
 @overload
 def rms_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     *,
     residual: Tensor,
     eps: float = 1e-6,
@@ -36,7 +37,7 @@ def rms_norm(
 ) -> tuple[Tensor, Tensor]: ...
 def rms_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     *,
     residual: Tensor | None = None,
     eps: float = 1e-6,
@@ -46,13 +47,14 @@ def rms_norm(
 
     Args:
         x: [..., d] float.
-        weight: [d].
-        residual: the shape of `x`, optional; added first.
+        weight: [d], optional.
+        residual: the shape of `x`, optional; added first. Dtypes may differ.
         eps: added to the mean square.
         impl: force an implementation.
 
     Returns:
-        y, or (y, x + residual) where a residual is given; shape and dtype of `x`.
+        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
+        the sum, but y is float32 where autocast is on for a GPU, as torch's is.
 
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
@@ -63,7 +65,7 @@ def rms_norm(
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
     x = torch.zeros(2, 32, device=device)
-    return (x, x[0], None, 1e-6), {}
+    return (x, x[0], x, 1e-6), {}
 
 
 _OPERATION = Operation("rms_norm", example=_example)
@@ -71,21 +73,42 @@ _OPERATION = Operation("rms_norm", example=_example)
 
 @_OPERATION.implementation("eager")
 def rms_norm_eager(
-    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float
+    x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The formula, as it stands; statistics of half-precision inputs in float32."""
     total = x if residual is None else x + residual
     wide = total if total.dtype == torch.float64 else total.float()
-    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
-    y = y.to(x.dtype)
+    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    y = (y if weight is None else y * weight).to(dtype_of_y(x, residual))
     return y if residual is None else (y, total)
 
 
 @_OPERATION.implementation("vendor")
 def rms_norm_vendor(
-    x: Tensor, weight: Tensor, residual: Tensor | None, eps: float
+    x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """torch's own."""
+    """torch's own; on a CPU the same formula with a faster gradient."""
     total = x if residual is None else x + residual
-    y = F.rms_norm(total, weight.shape, weight.to(x.dtype), eps)
+    weight = in_dtype(weight, dtype_of_y(x, residual))
+    if weight is not None and _rms_norm_cpu.serves(total, weight):
+        y = _rms_norm_cpu.rms_norm(total, weight, eps)
+    else:
+        y = F.rms_norm(total, x.shape[-1:], weight, eps)
     return y if residual is None else (y, total)
+
+
+def _verify(x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float) -> Verdict:
+    return _norm_triton.can_serve(x, residual, weight, None)
+
+
+def _pays(x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float) -> Verdict:
+    return _norm_triton.pays(x, residual, weight, None)
+
+
+@_OPERATION.implementation("triton", verify=_verify, pays=_pays)
+def rms_norm_triton(
+    x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The kernels of fastgrow.kernels.norm."""
+    dtype = dtype_of_y(x, residual)
+    return _norm_triton.norm_triton(x, residual, weight, None, eps, dtype, centred=False)

@@ -61,6 +61,81 @@ def test_gradient(norm: Any) -> None:
     assert torch.autograd.gradcheck(lambda x, w, r: norm(x, w, residual=r, impl="eager"), inputs)
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_weight_and_bias_may_be_left_out(impl: str) -> None:
+    x, bias = torch.randn(3, 16), torch.randn(16)
+    plain = ops.layer_norm(x, impl=impl)
+    torch.testing.assert_close(plain, ops.layer_norm(x, torch.ones(16), impl=impl))
+    torch.testing.assert_close(ops.layer_norm(x, None, bias, impl=impl), plain + bias)
+    expected = ops.rms_norm(x, torch.ones(16), impl=impl)
+    torch.testing.assert_close(ops.rms_norm(x, impl=impl), expected)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("norm", [ops.layer_norm, ops.rms_norm])
+def test_the_sum_is_in_the_wider_dtype(norm: Any, impl: str) -> None:
+    x, residual = torch.randn(3, 16).bfloat16(), torch.randn(3, 16)
+    y, total = norm(x, torch.randn(16), residual=residual, impl=impl)
+    assert y.dtype == total.dtype == torch.float32
+
+
+def test_rms_norm_has_torch_s_bits_with_and_without_a_gradient() -> None:
+    x, weight = torch.randn(7, 48), torch.randn(48, requires_grad=True)
+    expected = torch.nn.functional.rms_norm(x, (48,), weight, 1e-6)
+    assert torch.equal(ops.rms_norm(x, weight), expected)
+    with torch.no_grad():
+        assert torch.equal(ops.rms_norm(x, weight), expected)
+
+
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+def test_gradient_of_rms_norm_on_a_cpu(needed: tuple[bool, bool]) -> None:
+    """Of the automatic choice, against finite differences, and once more."""
+    x = torch.randn(4, 3, 6, dtype=torch.float64, requires_grad=needed[0])
+    weight = torch.randn(6, dtype=torch.float64, requires_grad=needed[1])
+
+    def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return ops.rms_norm(x, weight, eps=1e-3)
+
+    assert torch.autograd.gradcheck(call, (x, weight))
+    assert torch.autograd.gradgradcheck(call, (x, weight))
+
+
+def test_gradient_of_rms_norm_on_a_cpu_is_not_a_chain_of_operations() -> None:
+    x, weight = torch.randn(3, 6, requires_grad=True), torch.randn(6)
+    assert "RMSNorm" in type(ops.rms_norm(x, weight).grad_fn).__name__
+    half = ops.rms_norm(x.bfloat16(), weight.bfloat16())
+    assert "RMSNorm" not in type(half.grad_fn).__name__
+
+
+def test_rms_norm_is_open_to_torch_s_transforms() -> None:
+    x, weight = torch.randn(3, 6), torch.randn(6)
+
+    def loss(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return ops.rms_norm(row, weight).sum()
+
+    rows = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x)
+    torch.testing.assert_close(rows, ops.rms_norm(x, torch.ones(6)))
+
+
+def test_on_a_gpu_the_kernels_are_taken_where_they_move_fewer_bytes() -> None:
+    from fastgrow.ops import _norm_triton
+
+    class OnGPU(torch.Tensor):
+        device = torch.device("cuda")
+
+    x, trained = OnGPU(torch.zeros(2, 8)), OnGPU(torch.zeros(8)).requires_grad_()
+    for arguments, taken in (
+        ((x, x, x[0], None), True),
+        ((x, None, trained, None), True),
+        ((x, None, None, None), False),
+    ):
+        ok, reason = _norm_triton.pays(*arguments)
+        assert ok == taken
+        assert reason
+    with torch.no_grad():
+        assert not _norm_triton.pays(x, None, trained, None)[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -70,6 +145,9 @@ def test_gradient(norm: Any) -> None:
         ({"x": torch.ones(3, 16, dtype=torch.int64)}, "x must be a floating-point"),
         ({"x": torch.tensor(1.0)}, r"x must be of shape \[..., d\]"),
         ({"weight": torch.ones(16, device="meta")}, "weight must be on cpu"),
+        ({"weight": torch.ones(16, dtype=torch.int64)}, "weight must be a floating-point"),
+        ({"residual": torch.ones(3, 16, dtype=torch.bool)}, "residual must be a floating-point"),
+        ({"residual": torch.ones(3, 16, device="meta")}, "residual must be on cpu"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

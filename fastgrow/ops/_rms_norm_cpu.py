@@ -1,0 +1,67 @@
+"""RMSNorm on a CPU: torch's formula in place, its gradient by torch's kernel for LayerNorm's.
+
+torch's own is a chain of elementwise operations there, and its gradient a longer one. Given a mean
+of 0 the gradient of LayerNorm differs from that of RMSNorm by one term a row, which is put back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def serves(total: Tensor, weight: Tensor) -> bool:
+    """Whether it is a call that this file knows: fp32 or fp64, weight alike."""
+    if total.device.type != "cpu" or total.numel() == 0:
+        return False
+    if total.dtype not in (torch.float32, torch.float64) or weight.dtype != total.dtype:
+        return False
+    # A compiler fuses the chain, and torch.func's transforms have to see it.
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def rms_norm(total: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y of total [..., d] and weight [d], the bits of `torch.nn.functional.rms_norm`."""
+    if torch.is_grad_enabled() and (total.requires_grad or weight.requires_grad):
+        y: Tensor = _RMSNorm.apply(total, weight, eps)
+        return y
+    return _forward(total, weight, eps)[0]
+
+
+def _forward(total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rstd = total.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (total * rstd).mul_(weight), rstd
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps total, weight and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, rstd = _forward(total, weight, eps)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        total, weight, rstd = ctx.saved_tensors
+        for_total, for_weight, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            # To be differentiated again: rstd was made without a graph, so all is made anew.
+            wanted = [t for t, n in ((total, for_total), (weight, for_weight)) if n]
+            y = F.rms_norm(total, weight.shape, weight, ctx.eps)
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            return next(found) if for_total else None, next(found) if for_weight else None, None
+        d_total, d_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            dy, total, weight.shape, torch.zeros_like(rstd), rstd, weight, None,
+            [for_total, for_weight, False],
+        )  # fmt: skip
+        if for_total:
+            mean = torch.mv(dy.reshape(-1, weight.shape[0]), weight / weight.shape[0])
+            d_total.addcmul_(mean.view(rstd.shape), rstd)
+        return d_total, d_weight, None

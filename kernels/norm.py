@@ -1,0 +1,235 @@
+"""Launchers of the norms' kernels: rows in, rows out, and how many of them a program takes."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from fastgrow.kernels.common import INTERPRETED, as_strided_rows, on_device_of
+from fastgrow.kernels.norm_backward import backward_kernel, sum_kernel, wide_backward_kernel
+from fastgrow.kernels.norm_forward import forward_kernel, wide_forward_kernel
+from fastgrow.kernels.tuned import NAMES, measured
+
+# Features of a row that a program's registers hold: of two tensors forward, of three backward, and
+# of three with the sums of two parameters.
+WIDEST_FORWARD = 16384
+WIDEST_BACKWARD = 8192
+WIDEST_WITH_PARAMETERS = 4096
+# Of a row that they do not hold, this many are worked on at a time.
+CHUNK = 4096 if not INTERPRETED else 32768
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows are given to programs."""
+
+    rows: int  # in a tile
+    num_warps: int
+    num_stages: int  # tiles in flight in a program that takes many
+    programs: int  # of a multiprocessor, where each takes many tiles
+
+
+def forward_rows(dim: int) -> Rows:
+    """1,024 elements a warp, which is 64 bytes in flight of each thread and tensor in bf16.
+
+    A row of up to 1,024 features is one warp's, which sums it without shared memory or barriers.
+    """
+    block = triton.next_power_of_2(dim)
+    if INTERPRETED:
+        return Rows(max(1, 32768 // block), 4, 1, 1)
+    return Rows(max(1, 1024 // block), max(1, block // 1024), 1, 1)
+
+
+def backward_rows(dim: int) -> Rows:
+    """One 16-byte vector of bf16 a thread and tensor of a tile, the next two tiles in flight.
+
+    Few elements a thread leave it registers for the sums of its columns. 16 warps a multiprocessor
+    have 48 KiB in flight, where about 25 cover the memory's latency, and keep the sums of all
+    programs at 4 MiB on 132 multiprocessors, whatever the number of features.
+    """
+    block = triton.next_power_of_2(dim)
+    if INTERPRETED:
+        return Rows(max(1, 8192 // block), 4, 1, 1)
+    warps = min(max(1, block // 256), 16)
+    return Rows(max(1, 256 // block), warps, 3 if block <= 4096 else 2, 16 // warps)
+
+
+def bucket(dtype: torch.dtype, dim: int) -> str:
+    """Under what name a table of measured configurations has an entry."""
+    return f"{NAMES[dtype]}/D={triton.next_power_of_2(dim)}"
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    centred: bool,
+    dtype: torch.dtype,
+    with_statistics: bool,
+    rows: Rows | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Normalise the last axis of x [..., d] (+ residual), d ≥ 1.
+
+    Args:
+        x, residual: of one shape, float32, bfloat16 or float16, the same or not.
+        weight, bias: [d], any of these dtypes.
+        eps: added to the variance or mean square.
+        centred: subtract the mean (layer norm) or not (root mean square).
+        dtype: of y.
+        with_statistics: whether gradients will be asked for.
+        rows: how rows are given to programs, to try some out.
+
+    Returns:
+        y and total = x + residual (None without one), the shape of x, contiguous; mean (None if
+        not centred) and rstd, one float32 a row, None without `with_statistics`.
+    """
+    dim, count = x.shape[-1], x.shape[:-1].numel()
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    total = mean = rstd = None
+    if residual is not None:
+        total = torch.empty(
+            x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device
+        )
+    if with_statistics:
+        rstd = torch.empty(count, dtype=torch.float32, device=x.device)
+        mean = torch.empty_like(rstd) if centred else None
+    if count == 0:
+        return y, total, mean, rstd
+    x = _as_rows(x)
+    residual = None if residual is None else _as_rows(residual)
+    block = triton.next_power_of_2(dim)
+    wide = block > WIDEST_FORWARD
+    if wide:
+        rows = Rows(1, 8, 1, 1)
+    rows = rows or measured("norm_forward", bucket(x.dtype, dim), x.device, Rows)
+    rows = rows or forward_rows(dim)
+    kernel = wide_forward_kernel if wide else forward_kernel
+    with on_device_of(x):
+        kernel[(triton.cdiv(count, rows.rows),)](
+            x, residual, _flat(weight), _flat(bias), y, total, mean, rstd,
+            x.stride(0), 0 if residual is None else residual.stride(0), count, eps,
+            D=dim, CENTRED=centred, BLOCK_M=rows.rows, BLOCK_D=CHUNK if wide else block,
+            num_warps=rows.num_warps,
+        )  # fmt: skip
+    return y, total, mean, rstd
+
+
+def backward(
+    d_y: Tensor,
+    d_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    weight: Tensor | None,
+    *,
+    for_input: bool,
+    for_weight: bool,
+    for_bias: bool,
+    parameter_dtype: torch.dtype,
+    rows: Rows | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of what `forward` computed; None for what is not asked for.
+
+    Args:
+        d_y: gradient of y [..., d].
+        d_total: gradient of total beside that through y.
+        total: x + residual, or x where there was none.
+        mean, rstd: what `forward` gave.
+        weight: [d].
+        for_input, for_weight, for_bias: what is asked for.
+        parameter_dtype: dtype of the gradients of weight and bias; they are summed in float32.
+        rows: how rows are given to programs, to try some out.
+
+    Returns:
+        The gradient of x and of residual, in the dtype of total; of weight; of bias.
+    """
+    dim, count = total.shape[-1], total.shape[:-1].numel()
+    device = total.device
+    dx = torch.empty(total.shape, dtype=total.dtype, device=device) if for_input else None
+    d_weight = torch.empty(dim, dtype=parameter_dtype, device=device) if for_weight else None
+    d_bias = torch.empty(dim, dtype=parameter_dtype, device=device) if for_bias else None
+    if count == 0:
+        return dx, _zeroed(d_weight), _zeroed(d_bias)
+    d_y, total = _as_rows(d_y), _as_rows(total)
+    d_total = None if d_total is None else _as_rows(d_total)
+    tensors = (d_y, d_total, total, mean, rstd, _flat(weight))
+    strides = (d_y.stride(0), 0 if d_total is None else d_total.stride(0), total.stride(0))
+    tiles = functools.partial(_launch_tiles, tensors, strides, rows)
+    block = triton.next_power_of_2(dim)
+    parameters = for_weight or for_bias
+    with on_device_of(total):
+        if block <= (WIDEST_WITH_PARAMETERS if parameters else WIDEST_BACKWARD):
+            tiles(block, dx, d_weight, d_bias)
+            return dx, d_weight, d_bias
+        if dx is not None and block <= WIDEST_BACKWARD:
+            tiles(block, dx, None, None)
+        elif dx is not None:
+            wide_backward_kernel[(count,)](
+                *tensors, dx, *strides, count, D=dim, BLOCK_M=1, BLOCK_D=CHUNK, num_warps=8
+            )
+        if parameters:
+            # Sums over rows need no whole rows.
+            tiles(CHUNK, None, d_weight, d_bias)
+    return dx, d_weight, d_bias
+
+
+def _launch_tiles(
+    tensors: tuple[Tensor | None, ...],
+    strides: tuple[int, ...],
+    rows: Rows | None,
+    block: int,
+    dx: Tensor | None,
+    d_weight: Tensor | None,
+    d_bias: Tensor | None,
+) -> None:
+    """Fill what is given, in tiles of `block` features; whole rows where dx is among it."""
+    total = tensors[2]
+    assert total is not None
+    (count, dim), device = total.shape, total.device
+    rows = rows or measured("norm_backward", bucket(total.dtype, block), device, Rows)
+    rows = rows or backward_rows(block)
+    programs = min(triton.cdiv(count, rows.rows), _multiprocessors(device) * rows.programs)
+    of_weight, of_bias = (
+        None if d is None else torch.empty(programs, dim, dtype=torch.float32, device=device)
+        for d in (d_weight, d_bias)
+    )
+    backward_kernel[(programs, triton.cdiv(dim, block))](
+        *tensors, dx, of_weight, of_bias, *strides, count,
+        D=dim, BLOCK_M=rows.rows, BLOCK_D=block, STAGES=rows.num_stages,
+        # Left alone the compiler may spill in order to fit more programs than there are.
+        num_warps=rows.num_warps, maxnreg=min(2048 // (rows.num_warps * rows.programs), 255) & -8,
+    )  # fmt: skip
+    if d_weight is not None or d_bias is not None:
+        # A few long columns: 8 vectors in flight of each thread.
+        block_m, block_d = (4, 4096) if INTERPRETED else (256, 32)
+        sum_kernel[(triton.cdiv(dim, block_d), 2)](
+            of_weight, of_bias, d_weight, d_bias, programs,
+            D=dim, BLOCK_M=block_m, BLOCK_D=block_d, num_warps=8,
+        )  # fmt: skip
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """[..., d] as [rows, d] with contiguous rows; a copy only where strides allow no view."""
+    return as_strided_rows(tensor.reshape(-1, tensor.shape[-1]))
+
+
+def _flat(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.contiguous()
+
+
+def _zeroed(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.zero_()
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 3 if INTERPRETED else 132
+    return torch.cuda.get_device_properties(device).multi_processor_count

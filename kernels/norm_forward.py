@@ -1,0 +1,101 @@
+"""Layer and root-mean-square normalisation of rows, the residual added on the way.
+
+Numbers are given in units of elements. A row is summed in one tree, and its squares about the mean
+in a second one over the same registers: nothing cancels where the mean is large.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def forward_kernel(
+    X, RESIDUAL, WEIGHT, BIAS, Y, TOTAL, MEAN, RSTD,
+    x_stride, residual_stride, rows, eps,
+    D: tl.constexpr, CENTRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Whole rows of D ≤ BLOCK_D features, BLOCK_M of them a program."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_D)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    total = _total(X, RESIDUAL, TOTAL, row, x_stride, residual_stride, column, inside, D)
+    centred = total
+    if CENTRED:
+        mean = tl.sum(total, 1) / D
+        centred = tl.where((column < D)[None, :], total - mean[:, None], 0.0)
+        if MEAN is not None:
+            tl.store(MEAN + row, mean, row < rows)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / D + tl.cast(eps, tl.float32))
+    if RSTD is not None:
+        tl.store(RSTD + row, rstd, row < rows)
+    y = _scaled(centred * rstd[:, None], WEIGHT, BIAS, column, D)
+    place = row[:, None] * D + column[None, :]
+    tl.store(Y + place, y.to(Y.dtype.element_ty), inside)
+    if TOTAL is not None:
+        tl.store(TOTAL + place, total.to(TOTAL.dtype.element_ty), inside)
+
+
+@triton.jit
+def wide_forward_kernel(
+    X, RESIDUAL, WEIGHT, BIAS, Y, TOTAL, MEAN, RSTD,
+    x_stride, residual_stride, rows, eps,
+    D: tl.constexpr, CENTRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One row a program, BLOCK_D of its features at a time, read twice: the second time from L2.
+
+    Statistics of two parts are joined as in Chan, Golub and LeVeque, "Updating formulae and a
+    pairwise algorithm for computing sample variances" (1979), equation 2.1.
+    """
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, BLOCK_M)
+    mean = tl.zeros([BLOCK_M], tl.float32)
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, D, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)
+        inside = (column < D)[None, :]
+        part = _total(X, RESIDUAL, TOTAL, row, x_stride, residual_stride, column, inside, D)
+        if CENTRED:
+            here = tl.cast(tl.minimum(D - start, BLOCK_D), tl.float32)
+            part_mean = tl.sum(part, 1) / here
+            part = tl.where(inside, part - part_mean[:, None], 0.0)
+            apart = part_mean - mean
+            share = here / (start + here)
+            squares += apart * apart * (start * share)
+            mean += apart * share
+        squares += tl.sum(part * part, 1)
+    rstd = tl.rsqrt(squares / D + tl.cast(eps, tl.float32))
+    if MEAN is not None:
+        tl.store(MEAN + row, mean)
+    if RSTD is not None:
+        tl.store(RSTD + row, rstd)
+    for start in range(0, D, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)
+        inside = (column < D)[None, :]
+        total = _total(X, RESIDUAL, TOTAL, row, x_stride, residual_stride, column, inside, D)
+        y = _scaled((total - mean[:, None]) * rstd[:, None], WEIGHT, BIAS, column, D)
+        place = row[:, None] * D + column[None, :]
+        tl.store(Y + place, y.to(Y.dtype.element_ty), inside)
+        if TOTAL is not None:
+            tl.store(TOTAL + place, total.to(TOTAL.dtype.element_ty), inside)
+
+
+@triton.jit
+def _total(X, RESIDUAL, TOTAL, row, x_stride, residual_stride, column, inside, D: tl.constexpr):
+    """x + residual in fp32, rounded as the sum that is given back is."""
+    total = tl.load(X + row[:, None] * x_stride + column[None, :], inside, other=0.0)
+    total = total.to(tl.float32)
+    if RESIDUAL is not None:
+        residual = RESIDUAL + row[:, None] * residual_stride + column[None, :]
+        total += tl.load(residual, inside, other=0.0).to(tl.float32)
+        total = total.to(TOTAL.dtype.element_ty).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _scaled(y, WEIGHT, BIAS, column, D: tl.constexpr):
+    if WEIGHT is not None:
+        y *= tl.load(WEIGHT + column, column < D, other=0.0).to(tl.float32)[None, :]
+    if BIAS is not None:
+        y += tl.load(BIAS + column, column < D, other=0.0).to(tl.float32)[None, :]
+    return y

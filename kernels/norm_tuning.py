@@ -1,0 +1,80 @@
+"""How the norms' kernels give rows to programs, to choose from on a GPU.
+
+Whole rows of bf16 with a residual; trainable parameters backward.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from fastgrow.kernels.norm import Rows, backward, backward_rows, bucket, forward, forward_rows
+from fastgrow.kernels.tunable import Tunable
+
+DTYPE = torch.bfloat16
+ELEMENTS = 2**26  # of a launch's tensors, 128 MiB each: more than any cache
+DIMS = (256, 512, 1024, 2048, 4096)
+
+
+def tunables(capability: int) -> list[Tunable[Rows]]:
+    """Both kernels at every width that may have an entry in a table."""
+    return [_tunable(kernel, dim, capability) for kernel in KERNELS for dim in DIMS]
+
+
+def _forward_candidates(dim: int) -> list[Rows]:
+    """512 to 2,048 elements a warp."""
+    shapes = [(rows, warps) for rows in (1, 2, 4, 8) for warps in (1, 2, 4, 8, 16)]
+    return [Rows(r, w, 1, 1) for r, w in shapes if 512 <= r * dim // w <= 2048]
+
+
+def _backward_candidates(dim: int) -> list[Rows]:
+    """8 elements a thread with more or fewer tiles in flight; then 16 in fewer threads."""
+    warps = max(1, dim // 256)
+    full = [Rows(1, warps, stages, 16 // warps) for stages in (1, 2, 3, 4)]
+    half = [Rows(rows, warps, 2, 8 // warps) for rows in (1, 2) if warps <= 8]
+    half += [Rows(1, warps // 2, stages, 16 // warps) for stages in (2, 3) if warps >= 2]
+    return full + half
+
+
+KERNELS = {
+    "norm_forward": (forward_rows, _forward_candidates),
+    "norm_backward": (backward_rows, _backward_candidates),
+}
+
+
+def _tunable(kernel: str, dim: int, capability: int) -> Tunable[Rows]:
+    default, others = KERNELS[kernel]
+    return Tunable(
+        kernel=kernel,
+        bucket=bucket(DTYPE, dim),
+        default=default(dim),
+        others=others(dim),
+        function=f"{kernel.removeprefix('norm_')}_kernel",
+        call=functools.partial(_call, kernel, dim),
+        capability=capability,
+        rank=2,
+    )
+
+
+def _call(kernel: str, dim: int, rows: Rows, device: str) -> Callable[[], object]:
+    """Layer norm of random rows."""
+    shape = (ELEMENTS // dim, dim)
+    x, residual, d_y, d_total = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
+    weight, bias = (torch.randn(dim, dtype=DTYPE, device=device) for _ in range(2))
+    layer_norm = functools.partial(
+        *(forward, x, residual, weight, bias, 1e-5),
+        centred=True,
+        dtype=DTYPE,
+        with_statistics=True,
+    )
+    if kernel == "norm_forward":
+        return lambda: layer_norm(rows=rows)
+    _, total, mean, rstd = layer_norm()
+    assert total is not None
+    assert rstd is not None
+    return lambda: backward(
+        *(d_y, d_total, total, mean, rstd, weight),
+        for_input=True, for_weight=True, for_bias=True, parameter_dtype=DTYPE, rows=rows,
+    )  # fmt: skip
