@@ -11,6 +11,7 @@ from fastgrow.ops.embedding import embedding
 from fastgrow.ops.layer_norm import layer_norm
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
 from fastgrow.ops.logit_mean import logit_mean
+from fastgrow.ops.lora_linear import lora_linear
 from fastgrow.ops.mlp import mlp
 from fastgrow.ops.rms_norm import rms_norm
 from fastgrow.ops.rope import RopeTable, rope, rope_table
@@ -23,6 +24,7 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "logit_mean",
+    "lora_linear",
     "mlp",
     "rms_norm",
     "rope",
