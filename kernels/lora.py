@@ -23,6 +23,7 @@ from fastgrow.kernels.common import (
     on_device_of,
     operand,
 )
+from fastgrow.kernels.matmul import MatmulTiles, accumulate, tile_of
 from fastgrow.kernels.tuned import NAMES, measured
 
 
@@ -32,50 +33,27 @@ def low_rank_kernel(
     x_n, w_o, w_k, u_n, b_o, b_r, y_n,
     N, OUT, K, RANK, scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
-    GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
+    GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, EVEN_R: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of Y [N, OUT], over the ranks and then the K features."""
-    # Programs that run together share GROUP_M tiles of X, which then stay in the cache.
-    rows_of_tiles, columns_of_tiles = tl.cdiv(N, BLOCK_M), tl.cdiv(OUT, BLOCK_N)
-    in_group = GROUP_M * columns_of_tiles
-    first = tl.program_id(0) // in_group * GROUP_M
-    height = tl.minimum(rows_of_tiles - first, GROUP_M)
-    tile_m = first + tl.program_id(0) % in_group % height
-    tile_n = tl.program_id(0) % in_group // height
-
+    tile_m, tile_n = tile_of(tl.program_id(0), N, OUT, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_ok, column_ok = (rows < N)[:, None], (columns < OUT)[None, :]
-    n, o = rows.to(tl.int64)[:, None], columns.to(tl.int64)[None, :]
-
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    r = tl.arange(0, BLOCK_R)
-    for r0 in tl.range(0, RANK, BLOCK_R):
-        rank_ok = r0 + r < RANK
-        u = tl.load(U + n * u_n + (r0 + r)[None, :], mask=row_ok & rank_ok[None, :], other=0.0)
-        b_at = B + o * b_o + (r0 + r).to(tl.int64)[:, None] * b_r
-        b = tl.load(b_at, mask=column_ok & rank_ok[:, None], other=0.0)
-        u, b = operand(u, INTERPRETED), operand(b, INTERPRETED)
-        acc = tl.dot(u, b, acc, input_precision=PRECISION)
+    acc = accumulate(
+        acc, U, B, rows, cols, u_n, 1, b_o, b_r, N, OUT, RANK,
+        BLOCK_R, EVEN_R, PRECISION, INTERPRETED,
+    )  # fmt: skip
     acc *= tl.cast(scale, tl.float32)
-
-    k = tl.arange(0, BLOCK_K)
-    x_at = X + n * x_n + k[None, :]
-    w_at = W + o * w_o + k.to(tl.int64)[:, None] * w_k
-    for k0 in tl.range(0, K, BLOCK_K):
-        x_mask, w_mask = row_ok, column_ok
-        if not EVEN_K:
-            x_mask, w_mask = x_mask & (k0 + k < K)[None, :], w_mask & (k0 + k < K)[:, None]
-        x = operand(tl.load(x_at, mask=x_mask, other=0.0), INTERPRETED)
-        w = operand(tl.load(w_at, mask=w_mask, other=0.0), INTERPRETED)
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
-        x_at += BLOCK_K
-        w_at += tl.cast(w_k, tl.int64) * BLOCK_K
-
+    acc = accumulate(
+        acc, X, W, rows, cols, x_n, 1, w_o, w_k, N, OUT, K,
+        BLOCK_K, EVEN_K, PRECISION, INTERPRETED,
+    )  # fmt: skip
     if BIAS is not None:
-        acc += tl.load(BIAS + columns, mask=columns < OUT, other=0.0).to(tl.float32)[None, :]
-    tl.store(Y + n * y_n + o, acc.to(Y.dtype.element_ty), mask=row_ok & column_ok)
+        acc += tl.load(BIAS + cols, mask=cols < OUT, other=0.0).to(tl.float32)[None, :]
+    at = Y + rows.to(tl.int64)[:, None] * y_n + cols[None, :]
+    tl.store(at, acc.to(Y.dtype.element_ty), mask=(rows < N)[:, None] & (cols < OUT)[None, :])
 
 
 @triton.jit
@@ -108,18 +86,6 @@ def narrow_kernel(
 
 
 @dataclass(frozen=True)
-class ProductTiles:
-    """Tiles of `low_rank_kernel`, and how it is compiled."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    group_m: int
-    num_warps: int
-    num_stages: int
-
-
-@dataclass(frozen=True)
 class NarrowTiles:
     """Rows and columns that `narrow_kernel` takes at a time, and how it is compiled."""
 
@@ -135,14 +101,14 @@ WIDTHS = (1024, 4096)
 PROGRAMS = 264
 
 
-def product_tiles(dtype: torch.dtype) -> ProductTiles:
+def product_tiles(dtype: torch.dtype) -> MatmulTiles:
     """Tiles of the products with the frozen weight."""
     if INTERPRETED:
-        return ProductTiles(128, 128, 128, 8, 4, 1)
+        return MatmulTiles(128, 128, 128, 8, 4, 1)
     if dtype == torch.float32:
         # Products outside the matrix units: the operands live in registers.
-        return ProductTiles(64, 64, 16, 8, 8, 2)
-    return ProductTiles(128, 128, 64, 8, 4, 3)
+        return MatmulTiles(64, 64, 16, 8, 8, 2)
+    return MatmulTiles(128, 128, 64, 8, 4, 3)
 
 
 def narrow_tiles(dtype: torch.dtype) -> NarrowTiles:
@@ -177,7 +143,7 @@ def forward(
     bias: Tensor | None,
     scale: float,
     *,
-    tiles: ProductTiles | None = None,
+    tiles: MatmulTiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
     u = x @ a.to(x.dtype).T
@@ -195,7 +161,7 @@ def backward(
     b: Tensor,
     scale: float,
     *,
-    tiles: ProductTiles | None = None,
+    tiles: MatmulTiles | None = None,
     narrow: NarrowTiles | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx (with `weight`), da (with `x`) and db (with `u`) of what `forward` computed."""
@@ -222,7 +188,7 @@ def low_rank_product(
     scale: float,
     y: Tensor,
     name: str,
-    tiles: ProductTiles | None = None,
+    tiles: MatmulTiles | None = None,
 ) -> None:
     """Fill y [N, out] with x [N, K] · weight [out, K]ᵀ + scale · u [N, r] · b [out, r]ᵀ + bias.
 
@@ -232,7 +198,7 @@ def low_rank_product(
         return
     x, u = as_strided_rows(x), as_strided_rows(u)
     (n, width), (out, rank) = x.shape, b.shape
-    tiles = tiles or measured(name, product_key(x.dtype, width), x.device, ProductTiles)
+    tiles = tiles or measured(name, product_key(x.dtype, width), x.device, MatmulTiles)
     tiles = tiles or product_tiles(x.dtype)
     grid = (triton.cdiv(n, tiles.block_m) * triton.cdiv(out, tiles.block_n),)
     with on_device_of(x):
@@ -241,7 +207,8 @@ def low_rank_product(
             x.stride(0), *weight.stride(), u.stride(0), *b.stride(), y.stride(0),
             n, out, width, rank, scale,
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
-            BLOCK_R=block_of(rank), GROUP_M=tiles.group_m, EVEN_K=width % tiles.block_k == 0,
+            BLOCK_R=block_of(rank), GROUP_M=tiles.group_m,
+            EVEN_K=width % tiles.block_k == 0, EVEN_R=rank % block_of(rank) == 0,
             PRECISION=dot_precision(x.dtype), INTERPRETED=INTERPRETED,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip

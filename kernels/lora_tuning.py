@@ -12,7 +12,6 @@ from fastgrow.kernels.ahead import usage
 from fastgrow.kernels.lora import (
     WIDTHS,
     NarrowTiles,
-    ProductTiles,
     backward,
     forward,
     narrow_key,
@@ -20,6 +19,7 @@ from fastgrow.kernels.lora import (
     product_key,
     product_tiles,
 )
+from fastgrow.kernels.matmul import MatmulTiles
 
 DTYPE = torch.bfloat16
 ROWS = 16384
@@ -27,15 +27,15 @@ RANK = 16
 
 # None of these spills on sm_90.
 PRODUCTS = [
-    ProductTiles(64, 128, 64, 8, 4, 4),
-    ProductTiles(64, 256, 64, 8, 4, 3),
-    ProductTiles(128, 64, 64, 8, 4, 3),
-    ProductTiles(128, 128, 32, 8, 4, 4),
-    ProductTiles(128, 128, 64, 8, 4, 4),
-    ProductTiles(128, 128, 64, 8, 8, 3),
-    ProductTiles(128, 128, 64, 8, 8, 4),
-    ProductTiles(128, 256, 64, 8, 8, 3),
-    ProductTiles(256, 128, 64, 8, 8, 3),
+    MatmulTiles(64, 128, 64, 8, 4, 4),
+    MatmulTiles(64, 256, 64, 8, 4, 3),
+    MatmulTiles(128, 64, 64, 8, 4, 3),
+    MatmulTiles(128, 128, 32, 8, 4, 4),
+    MatmulTiles(128, 128, 64, 8, 4, 4),
+    MatmulTiles(128, 128, 64, 8, 8, 3),
+    MatmulTiles(128, 128, 64, 8, 8, 4),
+    MatmulTiles(128, 256, 64, 8, 8, 3),
+    MatmulTiles(256, 128, 64, 8, 8, 3),
 ]
 NARROW = [
     NarrowTiles(32, 128, 4, 4),
@@ -52,7 +52,7 @@ NARROW = [
 
 
 def _as_candidates(
-    configurations: Sequence[ProductTiles | NarrowTiles],
+    configurations: Sequence[MatmulTiles | NarrowTiles],
 ) -> list[dict[str, int]]:
     return [dataclasses.asdict(tiles) for tiles in dict.fromkeys(configurations)]
 
@@ -86,7 +86,7 @@ class TunableProduct:
         return self._call(configuration, "cuda")
 
     def _call(self, configuration: dict[str, int], device: str) -> Callable[[], object]:
-        tiles = ProductTiles(**configuration)
+        tiles = MatmulTiles(**configuration)
         x, weight, a, b = _layer(self.width, RANK, device)
         if self.kernel == "lora_forward":
             return lambda: forward(x, weight, a, b, None, 1.0, tiles=tiles)
