@@ -1,0 +1,82 @@
+"""The LoRA kernels as GPUs would get them: they compile, fit and do not spill."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
+
+lora = pytest.importorskip("fastgrow.kernels.lora", reason="triton is not installed")
+
+from fastgrow.kernels import lora_tuning  # noqa: E402
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def launches(dtype: torch.dtype, n: int, width: int, out: int, rank: int) -> list[Launch]:
+    """What a training step launches: y, dx, da and db."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, weight, a, b = empty(n, width), empty(out, width), empty(rank, width), empty(out, rank)
+
+    def step() -> None:
+        lora.forward(x, weight, a, b, empty(out), 0.5)
+        lora.backward(empty(n, out), x, empty(n, rank), weight, a, b, 0.5)
+
+    return recorded(step)
+
+
+def check(
+    dtype: torch.dtype, capability: int, n: int = 512, width: int = 1024, out: int = 1024, r: int = 16
+) -> None:
+    step = launches(dtype, n, width, out, r)
+    assert [x.name for x in step] == ["low_rank_kernel"] * 2 + ["narrow_kernel"] * 2
+    for launch in step:
+        compiled = compile_for(launch, capability)
+        what = f"{launch.name} {dtype} {n}x{width}x{out} rank {r} sm_{capability}"
+        assert compiled.shared <= SHARED_LIMIT[capability], f"{what}: {compiled.shared} bytes"
+        assert compiled.spills == 0, f"{what}: {compiled.spills} spills"
+        if capability == 90 and dtype != F32:
+            assert compiled.count("HGMMA") > 0, f"{what}: the matrix units are not used"
+            assert compiled.count("HMMA") == 0, f"{what}: the old matrix units are used"
+
+
+def test_instructions_of_the_product() -> None:
+    """Per 64 x 64 x 16 step of the matrix units, in the loop over the features."""
+    for launch in launches(BF16, 512, 1024, 1024, 16)[:2]:
+        compiled = compile_for(launch, 90)
+        assert compiled.spills == 0
+        loop = max(compiled.loops("HGMMA"), key=len)
+        products = [line for line in loop if "HGMMA" in line]
+        # A tile of 128 x 128 x 64 takes 2 · 4 of 64 x 128 x 16; copies and addresses share a slot.
+        assert len(products) == 8
+        assert all("64x128x16" in line for line in products)
+        assert len(loop) <= 180
+        assert not any(name in line for line in loop for name in ("LDL", "STL", " HMMA"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
+def test_every_dtype(dtype: torch.dtype, capability: int) -> None:
+    check(dtype, capability)
+    check(dtype, capability, r=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(300, 1000, 520, 5), (512, 1024, 4096, 130)], ids=str)
+def test_odd_sizes_and_ranks(sizes: tuple[int, int, int, int]) -> None:
+    check(BF16, 90, *sizes)
+
+
+@pytest.mark.slow
+def test_candidates_do_not_spill() -> None:
+    """One bucket of each kernel; the others compile to the same code."""
+    first = {tunable.kernel: tunable for tunable in reversed(lora_tuning.tunables(90))}
+    assert set(first) == {"lora_forward", "lora_d_input", "lora_narrow"}
+    for tunable in first.values():
+        fit = [tunable.build(candidate)["spills"] == 0 for candidate in tunable.candidates]
+        assert all(fit)
+        assert len(fit) >= 8
