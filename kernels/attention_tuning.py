@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from fastgrow.kernels.ahead import usage
 from fastgrow.kernels.attention import (
     Rope,
     Rules,
@@ -20,6 +17,8 @@ from fastgrow.kernels.attention import (
     forward_tiles,
 )
 from fastgrow.kernels.attention_arguments import LENGTHS, Tiles, bucket
+from fastgrow.kernels.tunable import Tunable, with_stages
+from fastgrow.kernels.tuned import NAMES
 
 DTYPE = torch.bfloat16
 TOKENS = 16384  # of a launch, in sequences of the bucket's length
@@ -56,61 +55,36 @@ SHAPES = {
 }
 
 
-@dataclass(frozen=True)
-class TunableAttention:
-    """One of the kernels, at one head dimension and length."""
-
-    kernel: str
-    dim: int
-    length: int
-    capability: int
-
-    @property
-    def bucket(self) -> str:
-        return bucket(DTYPE, self.dim, self.length)
-
-    @property
-    def candidates(self) -> list[dict[str, int]]:
-        default = DEFAULTS[self.kernel](self.dim, DTYPE)
-        shapes = itertools.product(SHAPES[self.kernel, self.dim], STAGES)
-        others = [Tiles(*shape, stages) for shape, stages in shapes]
-        return [dataclasses.asdict(tiles) for tiles in dict.fromkeys([default, *others])]
-
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
-        """Compile without launching; `spills` are bytes of a thread.
-
-        Raises:
-            ValueError: it needs more shared memory than a program may use.
-        """
-        name = self.kernel.removeprefix("attention_") + "_kernel"
-        # Making the inputs of the backward kernels is recorded too, not launched.
-        return usage(lambda: self._call(configuration, "meta")(), name, self.capability)
-
-    def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
-        """Attention with rotary positions, causal, on random tensors on the current GPU."""
-        return self._call(configuration, "cuda")
-
-    def _call(self, configuration: dict[str, int], device: str) -> Callable[[], object]:
-        tiles = Tiles(**configuration)
-        shape = (TOKENS // self.length, WIDTH // self.dim, self.length, self.dim)
-        q, k, v, d_out = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
-        angles = torch.rand(self.length, self.dim // 2, device=device)
-        setting = (Rope(angles.cos(), angles.sin()), self.dim**-0.5, Rules())
-        if self.kernel == "attention_forward":
-            return lambda: forward(q, k, v, *setting, with_lse=True, tiles=tiles)
-        out, lse = forward(q, k, v, *setting, with_lse=True)
-        assert lse is not None
-        for_query = self.kernel == "attention_d_query"
-        return lambda: backward(
-            d_out, q, k, v, out, lse, *setting,
-            for_query=for_query, for_key=not for_query, tiles=tiles,
-        )  # fmt: skip
-
-
-def tunables(capability: int) -> list[TunableAttention]:
+def tunables(capability: int) -> list[Tunable[Tiles]]:
     """Every kernel in every bucket that may have an entry in a table."""
-    return [
-        TunableAttention(kernel, dim, length, capability)
-        for kernel, dim in SHAPES
-        for length in LENGTHS
-    ]
+    return [_tunable(*which, n, capability) for which in SHAPES for n in LENGTHS]
+
+
+def _tunable(kernel: str, dim: int, length: int, capability: int) -> Tunable[Tiles]:
+    return Tunable(
+        kernel=kernel,
+        bucket=bucket(DTYPE, dim, length),
+        default=DEFAULTS[kernel](dim, DTYPE),
+        others=with_stages(Tiles, SHAPES[kernel, dim], STAGES),
+        function=kernel.removeprefix("attention_") + "_kernel",
+        call=functools.partial(_call, kernel, dim, length),
+        capability=capability,
+        code=f"{NAMES[DTYPE]}/D={dim}",
+    )
+
+
+def _call(kernel: str, dim: int, length: int, tiles: Tiles, device: str) -> Callable[[], object]:
+    """Attention with rotary positions, causal, on random tensors."""
+    shape = (TOKENS // length, WIDTH // dim, length, dim)
+    q, k, v, d_out = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
+    angles = torch.rand(length, dim // 2, device=device)
+    setting = (Rope(angles.cos(), angles.sin()), dim**-0.5, Rules())
+    if kernel == "attention_forward":
+        return lambda: forward(q, k, v, *setting, with_lse=True, tiles=tiles)
+    out, lse = forward(q, k, v, *setting, with_lse=True)
+    assert lse is not None
+    for_query = kernel == "attention_d_query"
+    return lambda: backward(
+        d_out, q, k, v, out, lse, *setting,
+        for_query=for_query, for_key=not for_query, tiles=tiles,
+    )  # fmt: skip

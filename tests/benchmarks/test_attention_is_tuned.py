@@ -13,9 +13,7 @@ from fake_time import FakeClock
 
 from benchmarks import tuning
 
-attention_tuning = pytest.importorskip(
-    "fastgrow.kernels.attention_tuning", reason="triton is not installed"
-)
+tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
 from fastgrow.kernels import tuned  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
@@ -39,8 +37,8 @@ def test_a_table_of_every_kernel_is_made_and_read(
         return concurrent.futures.ThreadPoolExecutor(workers)
 
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(attention_tuning.TunableAttention, "build", nothing_spills)
-    monkeypatch.setattr(attention_tuning.TunableAttention, "launcher", cost_of)
+    monkeypatch.setattr(tunable.Tunable, "build", nothing_spills)
+    monkeypatch.setattr(tunable.Tunable, "launcher", cost_of)
 
     def seconds(result: object) -> float:
         assert isinstance(result, float)

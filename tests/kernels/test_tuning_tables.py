@@ -12,7 +12,7 @@ import torch
 
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, attention_tuning, tuned  # noqa: E402
+from fastgrow.kernels import ahead, tuned  # noqa: E402
 
 BF16 = torch.bfloat16
 TILES = {"block_m": 32, "block_n": 16, "num_warps": 2, "num_stages": 5}
@@ -116,37 +116,3 @@ def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason
     assert str(file) in str(said[0].message)
     assert forward() == own(attention.forward_tiles(32, BF16))
     assert len(said) == 1
-
-
-def test_candidates_are_many_different_and_begin_with_the_default() -> None:
-    found = attention_tuning.tunables(90)
-    assert len({(t.kernel, t.bucket) for t in found}) == len(found) == 12
-    for tunable in found:
-        assert len(tunable.candidates) >= 8
-        assert len({tuple(c.values()) for c in tunable.candidates}) == len(tunable.candidates)
-        default = attention_tuning.DEFAULTS[tunable.kernel](tunable.dim, BF16)
-        assert tunable.candidates[0] == own(default)
-
-
-def test_a_build_tells_spills() -> None:
-    tunable = attention_tuning.TunableAttention("attention_d_key", 32, 1024, 90)
-    small = {"block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2}
-    assert tunable.build(small)["spills"] == 0
-    assert tunable.build(small | {"block_m": 64, "block_n": 128})["spills"] > 0
-
-
-def test_a_build_that_needs_too_much_shared_memory_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(ahead.SHARED_LIMIT, 90, 1024)
-    tunable = attention_tuning.tunables(90)[0]
-    with pytest.raises(ValueError, match=r"bytes of shared memory, allowed 1024"):
-        tunable.build({"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kernel", "dim"), attention_tuning.SHAPES)
-def test_no_candidate_spills(kernel: str, dim: int) -> None:
-    tunable = attention_tuning.TunableAttention(kernel, dim, 1024, 90)
-    for candidate in tunable.candidates:
-        assert tunable.build(candidate)["spills"] == 0, candidate
