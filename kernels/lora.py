@@ -101,14 +101,17 @@ WIDTHS = (1024, 4096)
 PROGRAMS = 264
 
 
-def product_tiles(dtype: torch.dtype) -> MatmulTiles:
-    """Tiles of the products with the frozen weight."""
+def product_tiles(dtype: torch.dtype, *, ragged: bool = False) -> MatmulTiles:
+    """Tiles of the products with the frozen weight; `ragged`: a width is no multiple of 16."""
     if INTERPRETED:
         return MatmulTiles(128, 128, 128, 8, 4, 1)
     if dtype == torch.float32:
         # Products outside the matrix units: the operands live in registers.
         return MatmulTiles(64, 64, 16, 8, 8, 2)
-    return MatmulTiles(128, 128, 64, 8, 4, 3)
+    if ragged:
+        # Single numbers are loaded, each with an address of its own in registers.
+        return MatmulTiles(64, 64, 32, 8, 4, 2)
+    return MatmulTiles(128, 128, 64, 8, 8, 3)
 
 
 def narrow_tiles(dtype: torch.dtype) -> NarrowTiles:
@@ -146,10 +149,12 @@ def forward(
     tiles: MatmulTiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
-    u = x @ a.to(x.dtype).T
+    rank = a.shape[0]
+    a, b = _whole_vectors(a.to(x.dtype), 0), _whole_vectors(b.to(x.dtype), 1)
+    u = x @ a.T
     y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-    low_rank_product(x, weight, u, b.to(x.dtype), bias, scale, y, "lora_forward", tiles)
-    return y, u
+    low_rank_product(x, weight, u, b, bias, scale, y, "lora_forward", tiles)
+    return y, u if u.shape[1] == rank else u[:, :rank].contiguous()
 
 
 def backward(
@@ -167,16 +172,27 @@ def backward(
     """dx (with `weight`), da (with `x`) and db (with `u`) of what `forward` computed."""
     dx = da = db = None
     if weight is not None or x is not None:
-        dy_b = dy @ b.to(dy.dtype)
+        dy_b = dy @ _whole_vectors(b.to(dy.dtype), 1)
         if weight is not None:
             dx = torch.empty(dy.shape[0], weight.shape[1], dtype=dy.dtype, device=dy.device)
-            low_rank = (dy_b, a.to(dy.dtype).T, None, scale, dx)
+            low_rank = (dy_b, _whole_vectors(a.to(dy.dtype), 0).T, None, scale, dx)
             low_rank_product(dy, weight.T, *low_rank, "lora_d_input", tiles)
         if x is not None:
+            dy_b = dy_b[:, : a.shape[0]]
             da = narrow_product(x, dy_b, scale, narrow, transposed=True).to(a.dtype)
     if u is not None:
         db = narrow_product(dy, u, scale, narrow).to(b.dtype)
     return dx, da, db
+
+
+def _whole_vectors(tensor: Tensor, dim: int) -> Tensor:
+    """a or b with ranks of zeros up to a multiple of 16.
+
+    Rows that begin at such multiples are loaded in vectors, others one number at a time.
+    """
+    missing = -tensor.shape[dim] % 16
+    padding = (0, missing) if dim == 1 else (0, 0, 0, missing)
+    return torch.nn.functional.pad(tensor, padding) if missing else tensor
 
 
 def low_rank_product(
@@ -198,8 +214,10 @@ def low_rank_product(
         return
     x, u = as_strided_rows(x), as_strided_rows(u)
     (n, width), (out, rank) = x.shape, b.shape
-    tiles = tiles or measured(name, product_key(x.dtype, width), x.device, MatmulTiles)
-    tiles = tiles or product_tiles(x.dtype)
+    ragged = width % 16 > 0 or out % 16 > 0
+    if tiles is None and not ragged:
+        tiles = measured(name, product_key(x.dtype, width), x.device, MatmulTiles)
+    tiles = tiles or product_tiles(x.dtype, ragged=ragged)
     grid = (triton.cdiv(n, tiles.block_m) * triton.cdiv(out, tiles.block_n),)
     with on_device_of(x):
         low_rank_kernel[grid](

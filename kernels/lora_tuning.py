@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from fastgrow.kernels.ahead import usage
 from fastgrow.kernels.lora import (
     WIDTHS,
     NarrowTiles,
@@ -20,10 +19,11 @@ from fastgrow.kernels.lora import (
     product_tiles,
 )
 from fastgrow.kernels.matmul import MatmulTiles
+from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
 ROWS = 16384
-RANK = 16
+RANKS = (16, 64)
 
 # None of these spills on sm_90.
 PRODUCTS = [
@@ -31,8 +31,8 @@ PRODUCTS = [
     MatmulTiles(64, 256, 64, 8, 4, 3),
     MatmulTiles(128, 64, 64, 8, 4, 3),
     MatmulTiles(128, 128, 32, 8, 4, 4),
+    MatmulTiles(128, 128, 64, 8, 4, 3),
     MatmulTiles(128, 128, 64, 8, 4, 4),
-    MatmulTiles(128, 128, 64, 8, 8, 3),
     MatmulTiles(128, 128, 64, 8, 8, 4),
     MatmulTiles(128, 256, 64, 8, 8, 3),
     MatmulTiles(256, 128, 64, 8, 8, 3),
@@ -45,100 +45,60 @@ NARROW = [
     NarrowTiles(64, 128, 4, 4),
     NarrowTiles(128, 64, 4, 3),
     NarrowTiles(128, 128, 4, 2),
-    NarrowTiles(128, 128, 4, 3),
     NarrowTiles(128, 128, 8, 3),
     NarrowTiles(64, 256, 8, 3),
 ]
 
 
-def _as_candidates(
-    configurations: Sequence[MatmulTiles | NarrowTiles],
-) -> list[dict[str, int]]:
-    return [dataclasses.asdict(tiles) for tiles in dict.fromkeys(configurations)]
+def tunables(capability: int) -> list[Tunable[Any]]:
+    """Every kernel in every bucket that may have an entry in a table."""
+    products = [
+        Tunable(
+            kernel=kernel,
+            bucket=product_key(DTYPE, width),
+            default=product_tiles(DTYPE),
+            others=PRODUCTS,
+            function="low_rank_kernel",
+            call=functools.partial(_product, kernel, width),
+            capability=capability,
+            rank=2,
+            code=kernel,
+        )
+        for kernel in ("lora_forward", "lora_d_input")
+        for width in WIDTHS
+    ]
+    narrow = [
+        Tunable(
+            kernel="lora_narrow",
+            bucket=narrow_key(DTYPE, rank),
+            default=narrow_tiles(DTYPE),
+            others=NARROW,
+            function="narrow_kernel",
+            call=functools.partial(_narrow, rank),
+            capability=capability,
+            rank=2,
+        )
+        for rank in RANKS
+    ]
+    return [*products, *narrow]
 
 
-@dataclass(frozen=True)
-class TunableProduct:
-    """The product with the frozen weight, of the forward pass or of the gradient of x."""
-
-    kernel: str
-    width: int
-    capability: int
-
-    @property
-    def bucket(self) -> str:
-        return product_key(DTYPE, self.width)
-
-    @property
-    def candidates(self) -> list[dict[str, int]]:
-        return _as_candidates([product_tiles(DTYPE), *PRODUCTS])
-
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
-        """Compile without launching; `spills` are bytes of a thread.
-
-        Raises:
-            ValueError: it needs more shared memory than a program may use.
-        """
-        return usage(self._call(configuration, "meta"), "low_rank_kernel", self.capability)
-
-    def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
-        """A square layer on random tensors on the current GPU."""
-        return self._call(configuration, "cuda")
-
-    def _call(self, configuration: dict[str, int], device: str) -> Callable[[], object]:
-        tiles = MatmulTiles(**configuration)
-        x, weight, a, b = _layer(self.width, RANK, device)
-        if self.kernel == "lora_forward":
-            return lambda: forward(x, weight, a, b, None, 1.0, tiles=tiles)
-        return lambda: backward(x, None, None, weight, a, b, 1.0, tiles=tiles)
+def _product(kernel: str, width: int, tiles: MatmulTiles, device: str) -> Callable[[], object]:
+    """The product with a square weight, in the forward pass or for the gradient of x."""
+    x, weight, a, b = _layer(width, RANKS[0], device)
+    if kernel == "lora_forward":
+        return lambda: forward(x, weight, a, b, None, 1.0, tiles=tiles)
+    return lambda: backward(x, None, None, weight, a, b, 1.0, tiles=tiles)
 
 
-@dataclass(frozen=True)
-class TunableNarrow:
-    """The product of all rows that a gradient of a or b is."""
-
-    rank: int
-    capability: int
-    kernel: str = "lora_narrow"
-
-    @property
-    def bucket(self) -> str:
-        return narrow_key(DTYPE, self.rank)
-
-    @property
-    def candidates(self) -> list[dict[str, int]]:
-        return _as_candidates([narrow_tiles(DTYPE), *NARROW])
-
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
-        """Compile without launching; `spills` are bytes of a thread.
-
-        Raises:
-            ValueError: it needs more shared memory than a program may use.
-        """
-        return usage(self._call(configuration, "meta"), "narrow_kernel", self.capability)
-
-    def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
-        """The gradient of b on random tensors on the current GPU."""
-        return self._call(configuration, "cuda")
-
-    def _call(self, configuration: dict[str, int], device: str) -> Callable[[], object]:
-        tiles = NarrowTiles(**configuration)
-        dy, _, a, b = _layer(WIDTHS[0], self.rank, device)
-        u = torch.randn(ROWS, self.rank, dtype=DTYPE, device=device)
-        return lambda: backward(dy, None, u, None, a, b, 1.0, narrow=tiles)
+def _narrow(rank: int, tiles: NarrowTiles, device: str) -> Callable[[], object]:
+    """The gradient of b."""
+    dy, _, a, b = _layer(WIDTHS[0], rank, device)
+    u = torch.randn(ROWS, rank, dtype=DTYPE, device=device)
+    return lambda: backward(dy, None, u, None, a, b, 1.0, narrow=tiles)
 
 
 def _layer(width: int, rank: int, device: str) -> list[torch.Tensor]:
     """x or dy, weight, a and b of a square layer."""
     shapes = [(ROWS, width), (width, width), (rank, width), (width, rank)]
     return [torch.randn(shape, dtype=DTYPE, device=device) for shape in shapes]
-
-
-def tunables(capability: int) -> list[TunableProduct | TunableNarrow]:
-    """Every kernel in every bucket that may have an entry in a table."""
-    products = [
-        TunableProduct(kernel, width, capability)
-        for kernel in ("lora_forward", "lora_d_input")
-        for width in WIDTHS
-    ]
-    return [*products, *(TunableNarrow(rank, capability) for rank in (16, 64))]

@@ -62,6 +62,8 @@ def pays(
     if under_autocast(x, weight, bias)[0].dtype == torch.float32:
         return False, "cuBLAS's float32 products are faster"
     width, rank = weight.shape[1], a.shape[0]
+    if width % 16 or weight.shape[0] % 16:
+        return False, "widths that are no multiples of 16 load slowly"
     if torch.is_grad_enabled() and x.requires_grad:
         width = max(width, weight.shape[0])
     if width > MAX_WIDTH:

@@ -29,13 +29,19 @@ def launches(dtype: torch.dtype, n: int, width: int, out: int, rank: int) -> lis
 
 
 def check(
-    dtype: torch.dtype, capability: int, n: int = 512, width: int = 1024, out: int = 1024, r: int = 16
+    dtype: torch.dtype,
+    capability: int,
+    *,
+    n: int = 512,
+    width: int = 1024,
+    out: int = 1024,
+    rank: int = 16,
 ) -> None:
-    step = launches(dtype, n, width, out, r)
+    step = launches(dtype, n, width, out, rank)
     assert [x.name for x in step] == ["low_rank_kernel"] * 2 + ["narrow_kernel"] * 2
     for launch in step:
         compiled = compile_for(launch, capability)
-        what = f"{launch.name} {dtype} {n}x{width}x{out} rank {r} sm_{capability}"
+        what = f"{launch.name} {dtype} {n}x{width}x{out} rank {rank} sm_{capability}"
         assert compiled.shared <= SHARED_LIMIT[capability], f"{what}: {compiled.shared} bytes"
         assert compiled.spills == 0, f"{what}: {compiled.spills} spills"
         if capability == 90 and dtype != F32:
@@ -50,10 +56,10 @@ def test_instructions_of_the_product() -> None:
         assert compiled.spills == 0
         loop = max(compiled.loops("HGMMA"), key=len)
         products = [line for line in loop if "HGMMA" in line]
-        # A tile of 128 x 128 x 64 takes 2 · 4 of 64 x 128 x 16; copies and addresses share a slot.
-        assert len(products) == 8
+        # Each half of the warps has 64 x 128 of the tile, in steps of 16 of its 64 features.
+        assert len(products) == 4
         assert all("64x128x16" in line for line in products)
-        assert len(loop) <= 180
+        assert len(loop) <= 125
         assert not any(name in line for line in loop for name in ("LDL", "STL", " HMMA"))
 
 
@@ -62,19 +68,19 @@ def test_instructions_of_the_product() -> None:
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
 def test_every_dtype(dtype: torch.dtype, capability: int) -> None:
     check(dtype, capability)
-    check(dtype, capability, r=64)
+    check(dtype, capability, rank=64)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(300, 1000, 520, 5), (512, 1024, 4096, 130)], ids=str)
-def test_odd_sizes_and_ranks(sizes: tuple[int, int, int, int]) -> None:
-    check(BF16, 90, *sizes)
+def test_odd_sizes_and_ranks() -> None:
+    check(BF16, 90, n=300, width=1000, out=520, rank=5)
+    check(BF16, 90, width=1024, out=4096, rank=130)
 
 
 @pytest.mark.slow
 def test_candidates_do_not_spill() -> None:
-    """One bucket of each kernel; the others compile to the same code."""
-    first = {tunable.kernel: tunable for tunable in reversed(lora_tuning.tunables(90))}
+    """One bucket of each kernel: of the narrow ones the larger."""
+    first = {tunable.kernel: tunable for tunable in lora_tuning.tunables(90)}
     assert set(first) == {"lora_forward", "lora_d_input", "lora_narrow"}
     for tunable in first.values():
         fit = [tunable.build(candidate)["spills"] == 0 for candidate in tunable.candidates]
