@@ -28,6 +28,8 @@ FAMILIES = (
     layer_norm.FAMILY,
     rms_norm.FAMILY,
     embedding.FAMILY,
+    embedding.PACKED,
+    embedding.CODES,
 )
 
 

@@ -32,8 +32,8 @@ class LoRALinear(nn.Module):
     """An `nn.Linear` with frozen weight and bias plus α / r · B · A (arXiv 2106.09685, §4.1).
 
     The layer's parameters are shared, not copied, and stop requiring gradients. In the state dict
-    they keep their names, `weight` and `bias`; `lora_A` [rank, in] and `lora_B` [out, rank] are what
-    PEFT's files call `lora_A.weight` and `lora_B.weight`.
+    they keep their names, `weight` and `bias`; `lora_A` [rank, in] and `lora_B` [out, rank] are
+    what PEFT's files call `lora_A.weight` and `lora_B.weight`.
 
     A is drawn as the paper's code draws it (uniform, Kaiming) and B is zero: at first the layer is
     the one that it wraps.
@@ -70,14 +70,12 @@ class LoRALinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.rank = rank
         self.alpha = float(rank if alpha is None else alpha)
-        self.weight = linear.weight.requires_grad_(False)
-        if linear.bias is None:
-            self.register_parameter("bias", None)
-        else:
-            self.bias = linear.bias.requires_grad_(False)
-        like = {"device": linear.weight.device, "dtype": dtype or linear.weight.dtype}
-        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        linear.requires_grad_(False)
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        device, dtype = linear.weight.device, dtype or linear.weight.dtype
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device, dtype=dtype))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
 
     @property

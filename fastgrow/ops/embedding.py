@@ -153,22 +153,26 @@ def embedding_eager(
     if bits is None:
         assert table is not None
         values = F.embedding(ids, table)
-    elif table is not None and table.dtype == torch.uint8:
-        of_byte = _values(torch.arange(256, device=ids.device), 8, low, high, dtype)
-        values = F.embedding(F.embedding(ids, table).int(), of_byte).flatten(-2)[..., :bits]
-    elif table is not None:
-        codes = F.embedding(ids, table[:, None]).squeeze(-1)
-        values = _values(codes, bits, low, high, dtype)
     else:
-        values = _values(_own_codes(ids, rows), bits, low, high, dtype)
+        of_byte = _byte_values(low, high, dtype, ids.device)
+        if table is not None and table.dtype == torch.uint8:
+            values = F.embedding(F.embedding(ids, table).int(), of_byte).flatten(-2)[..., :bits]
+        else:
+            if table is None:
+                codes = _own_codes(ids, rows)
+            else:
+                codes = F.embedding(ids, table[:, None]).squeeze(-1)
+            places = torch.arange(-(-bits // 8) * 8 - 8, -1, -8, device=ids.device)
+            in_bytes = codes.long()[..., None] >> places & 255
+            values = F.embedding(in_bytes, of_byte).flatten(-2)[..., -bits:]
     return values if repeat == 1 else values.repeat_interleave(repeat, dim=-1)
 
 
-def _values(codes: Tensor, bits: int, low: float, high: float, dtype: torch.dtype) -> Tensor:
-    """The values of the lowest bits of integers, the highest of them first: [..., bits]."""
-    places = torch.arange(bits - 1, -1, -1, device=codes.device)
-    ones = (codes.long()[..., None] >> places & 1).bool()
-    zero, one = (torch.full((), v, dtype=dtype, device=codes.device) for v in (low, high))
+def _byte_values(low: float, high: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values of the bits of every byte, the highest bit first: [256, 8]."""
+    places = torch.arange(7, -1, -1, device=device)
+    ones = (torch.arange(256, device=device)[:, None] >> places & 1).bool()
+    zero, one = (torch.full((), v, dtype=dtype, device=device) for v in (low, high))
     return torch.where(ones, one, zero)
 
 

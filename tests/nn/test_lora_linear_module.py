@@ -97,9 +97,7 @@ def test_moves_and_casts_like_a_module() -> None:
     layer = wrapped().to(torch.bfloat16)
     assert layer.lora_A.dtype == torch.bfloat16
     assert layer(torch.randn(3, 24, dtype=torch.bfloat16)).dtype == torch.bfloat16
-    assert str(layer) == (
-        "LoRALinear(in_features=24, out_features=16, rank=4, alpha=8, bias=True)"
-    )
+    assert str(layer) == ("LoRALinear(in_features=24, out_features=16, rank=4, alpha=8, bias=True)")
 
 
 @pytest.mark.parametrize("rank", [0, 17])

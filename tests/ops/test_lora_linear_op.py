@@ -16,7 +16,9 @@ from fastgrow.ops.lora_linear import _OPERATION
 SCALE = 0.7
 
 
-def tensors(dtype: torch.dtype = torch.float64, low_rank: torch.dtype | None = None) -> list[Tensor]:
+def tensors(
+    dtype: torch.dtype = torch.float64, low_rank: torch.dtype | None = None
+) -> list[Tensor]:
     """x, weight, a, b and bias."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 5, 6), (7, 6), (3, 6), (7, 3), (7,))
