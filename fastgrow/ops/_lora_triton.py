@@ -16,7 +16,7 @@ from fastgrow.ops._dispatch import Verdict
 
 # Beside cuBLAS's product, adding the low-rank one reads and writes the output once more. With F the
 # speed of the product, W that of the memory and K the contracted width, this takes 2 · F / (K · W)
-# of the product's time: about 300 / K on an H200 in bf16, from its data sheet. A portable kernel may
+# of the product's time: about 300 / K on an H200 in bf16, by its data sheet. A portable kernel may
 # give up a fifth of the product's speed.
 MAX_WIDTH, MAX_RANK = 1024, 64
 # Fewer tiles of 128 x 128 than an H200 has multiprocessors leave some of them idle, where cuBLAS
