@@ -1,7 +1,4 @@
-"""The Triton implementation of `lora_linear`: when it serves, its torch.library ops, its gradients.
-
-Also what it shares with the other implementation that takes frozen weights alone.
-"""
+"""The Triton implementation of `lora_linear`: when it serves, its ops and its gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ def is_frozen(
     return True, ""
 
 
-def under_autocast(
+def _under_autocast(
     x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The layer's tensors in autocast's dtype, where it is on; it leaves float64 alone."""
@@ -60,7 +57,7 @@ def pays(
     ok, reason = _triton.pays_on(x)
     if not ok:
         return False, reason
-    if under_autocast(x, weight, bias)[0].dtype == torch.float32:
+    if _under_autocast(x, weight, bias)[0].dtype == torch.float32:
         return False, "cuBLAS's float32 products are faster"
     width, rank = weight.shape[1], a.shape[0]
     if width % 16 or weight.shape[0] % 16:
@@ -80,7 +77,7 @@ def lora_linear_triton(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """The kernels of fastgrow.kernels.lora."""
-    x, weight, bias = under_autocast(x, weight, bias)
+    x, weight, bias = _under_autocast(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     y: Tensor
     if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):

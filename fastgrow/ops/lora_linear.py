@@ -21,15 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow.ops import _lora_triton
-from fastgrow.ops._check import (
-    check_float,
-    check_like,
-    describe,
-    refuse,
-    refuse_double_backward,
-)
+from fastgrow.ops._check import check_float, check_like, describe, refuse
 from fastgrow.ops._dispatch import Operation
-from fastgrow.ops._lora_triton import is_frozen, under_autocast
+from fastgrow.ops._lora_triton import is_frozen
 
 NAME = "lora_linear"
 
@@ -115,66 +109,15 @@ def lora_linear_eager(
 def lora_linear_vendor(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
-    """The library's products; the low-rank one is added in place by the second of them."""
-    x, weight, bias = under_autocast(x, weight, bias)
+    """The library's products; the last one adds to the first in place, scaled on the way.
+
+    Of frozen tensors and of its own products autograd keeps no more than the operation promises.
+    """
     rows = x.reshape(-1, x.shape[-1])
-    if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):
-        needed = (x.requires_grad, a.requires_grad, b.requires_grad)
-        y = _LoraLinear.apply(rows, weight, a, b, bias, scale, needed)
-    else:
-        y, _ = _products(rows, weight, a, b, bias, scale)
+    u = F.linear(rows, a.to(x.dtype))
+    y = F.linear(rows, weight, bias)
+    y.addmm_(u, b.to(u.dtype).T, alpha=scale)
     return y.view(*x.shape[:-1], weight.shape[0])
-
-
-def _products(
-    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    u = F.linear(x, a.to(x.dtype))
-    y = F.linear(x, weight, bias)
-    return y.addmm_(u, b.to(x.dtype).T, alpha=scale), u
-
-
-class _LoraLinear(torch.autograd.Function):
-    """Keeps x for a's gradient and u for b's, each only where that is wanted."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        a: Tensor,
-        b: Tensor,
-        bias: Tensor | None,
-        scale: float,
-        needed: tuple[bool, bool, bool],
-    ) -> Tensor:
-        y, u = _products(x, weight, a, b, bias, scale)
-        for_x, for_a, for_b = needed
-        ctx.save_for_backward(
-            weight if for_x else None,
-            a if for_x else None,
-            b if for_x or for_a else None,
-            x if for_a else None,
-            u if for_b else None,
-        )
-        ctx.scale, ctx.dtype = scale, a.dtype
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_double_backward(NAME)
-        (dy,) = gradients
-        weight, a, b, x, u = ctx.saved_tensors
-        dx = da = db = None
-        with torch.autocast(dy.device.type, enabled=False):
-            narrow = None if b is None else dy @ b.to(dy.dtype)
-            if weight is not None and a is not None:
-                dx = (dy @ weight).addmm_(narrow, a.to(dy.dtype), alpha=ctx.scale)
-            if x is not None and narrow is not None:
-                da = (narrow.T @ x).to(ctx.dtype).mul_(ctx.scale)
-            if u is not None:
-                db = (dy.T @ u).to(ctx.dtype).mul_(ctx.scale)
-        return dx, None, da, db, None, None, None
 
 
 _OPERATION.implementation("triton", verify=_lora_triton.can_serve, pays=_lora_triton.pays)(
