@@ -113,11 +113,11 @@ def lora_linear_vendor(
 
     Of frozen tensors and of its own products autograd keeps no more than the operation promises.
     """
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     u = F.linear(rows, a.to(x.dtype))
     y = F.linear(rows, weight, bias)
     y.addmm_(u, b.to(u.dtype).T, alpha=scale)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
 _OPERATION.implementation("triton", verify=_lora_triton.can_serve, pays=_lora_triton.pays)(

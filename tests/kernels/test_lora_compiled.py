@@ -86,3 +86,15 @@ def test_candidates_do_not_spill() -> None:
         fit = [tunable.build(candidate)["spills"] == 0 for candidate in tunable.candidates]
         assert all(fit)
         assert len(fit) >= 8
+
+
+def test_launchers_ask_for_the_tuned_tiles_by_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = set()
+
+    def note(kernel: str, key: str, device: torch.device, kind: type) -> None:
+        asked.add((kernel, key))
+
+    monkeypatch.setattr(lora, "measured", note)
+    for width, rank in ((1024, 8), (4096, 64)):
+        launches(BF16, 512, width, width, rank)
+    assert asked == {(tunable.kernel, tunable.bucket) for tunable in lora_tuning.tunables(90)}
