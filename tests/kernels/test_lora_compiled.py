@@ -49,18 +49,18 @@ def check(
             assert compiled.count("HMMA") == 0, f"{what}: the old matrix units are used"
 
 
-def test_instructions_of_the_product() -> None:
-    """Per 64 x 64 x 16 step of the matrix units, in the loop over the features."""
-    for launch in launches(BF16, 512, 1024, 1024, 16)[:2]:
-        compiled = compile_for(launch, 90)
-        assert compiled.spills == 0
-        loop = max(compiled.loops("HGMMA"), key=len)
-        products = [line for line in loop if "HGMMA" in line]
-        # Each half of the warps has 64 x 128 of the tile, in steps of 16 of its 64 features.
-        assert len(products) == 4
-        assert all("64x128x16" in line for line in products)
-        assert len(loop) <= 125
-        assert not any(name in line for line in loop for name in ("LDL", "STL", " HMMA"))
+@pytest.mark.parametrize("of_input", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_instructions_of_the_product(of_input: bool) -> None:
+    """A thread's in the loop over the features, of the forward pass or for the gradient of x."""
+    compiled = compile_for(launches(BF16, 512, 1024, 1024, 16)[of_input], 90)
+    assert compiled.spills == 0
+    loop = max(compiled.loops("HGMMA"), key=len)
+    products = [line for line in loop if "HGMMA" in line]
+    # Each half of the warps has 64 x 128 of the tile, in steps of 16 of its 64 features.
+    assert len(products) == 4
+    assert all("64x128x16" in line for line in products)
+    assert len(loop) <= 125
+    assert not any(name in line for line in loop for name in ("LDL", "STL", " HMMA"))
 
 
 @pytest.mark.slow

@@ -147,6 +147,20 @@ def test_offsets_past_two_to_the_31(tmp_path: Path) -> None:
     assert y.tolist() == [[1, 0, 1, 1, 0, 0, 0, 0, 1], [0] * 9]
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="the result lies in a sparse file")
+def test_results_past_two_to_the_31(tmp_path: Path) -> None:
+    from fastgrow.kernels.embedding import lookup_kernel
+
+    wide = 1 << 30
+    storage = torch.from_file(str(tmp_path / "far"), shared=True, size=2 * wide + 64, dtype=F16)
+    # Of the result's three rows this program has the first features.
+    lookup_kernel[1, 1](
+        torch.tensor([5, 0, 3]), None, storage, 0, 3, 8, wide, 0.0, 1.0,
+        BITS=3, REPEAT=2, PACKED=False, BLOCK_N=4, BLOCK_D=4,
+    )  # fmt: skip
+    assert storage.as_strided((3, 4), (wide, 1)).tolist() == [[1, 1, 0, 0], [0] * 4, [0, 0, 1, 1]]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
 def test_runs_in_a_cuda_graph() -> None:
     table, options = tables(13)["packed"]
