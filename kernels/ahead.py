@@ -29,6 +29,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
     torch.bool: "i1",
+    torch.uint8: "u8",
 }
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use

@@ -12,6 +12,7 @@ from benchmarks.cases import (
     layer_norm,
     linear_cross_entropy,
     logit_mean,
+    lora_linear,
     mlp,
     rms_norm,
 )
@@ -22,12 +23,15 @@ FAMILIES = (
     attention_decode.FAMILY,
     linear_cross_entropy.FAMILY,
     mlp.FAMILY,
+    lora_linear.FAMILY,
     logit_mean.FAMILY,
     layer_norm.FAMILY,
     rms_norm.FAMILY,
     layer_norm.ALONE,
     rms_norm.ALONE,
     embedding.FAMILY,
+    embedding.PACKED,
+    embedding.CODES,
 )
 
 

@@ -262,12 +262,17 @@ class Ensemble(GenerationMixin, nn.Module):
             active: only those that train.
             include_table: embedding tables too, frozen or not.
         """
-        tables = [m.table for m in self.modules() if isinstance(m, FrozenEmbedding)]
-        table_memory = {table.data_ptr(): table for table in tables}
-        counted: list[Tensor] = [p for p in self.parameters() if p.data_ptr() not in table_memory]
+        embeddings = {m.address: m for m in self.modules() if isinstance(m, FrozenEmbedding)}
+        tables = {p for embedding in embeddings.values() for p in embedding.parameters()}
+        counted = [p for p in self.parameters() if p not in tables]
+        total = sum(p.numel() for p in counted if p.requires_grad or not active)
         if include_table:
-            counted += table_memory.values()
-        return sum(tensor.numel() for tensor in counted if tensor.requires_grad or not active)
+            total += sum(
+                embedding.vocab_size * embedding.n_embed
+                for embedding in embeddings.values()
+                if not active or any(p.requires_grad for p in embedding.parameters())
+            )
+        return total
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from fastgrow.errors import ArgumentError, CheckpointError, ConfigError
 from fastgrow.nn.block import Block, draw_normal, initialise_linears
 from fastgrow.nn.cache import KVCache
 from fastgrow.nn.config import DecoderConfig
-from fastgrow.nn.embedding import FrozenEmbedding, substrate_table
+from fastgrow.nn.embedding import FrozenEmbedding
 from fastgrow.nn.generate import GenerationMixin
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.language_model import SubstrateLike
@@ -27,6 +27,7 @@ from fastgrow.nn.serialization import (
     read_tensors,
     save_model_folder,
 )
+from fastgrow.nn.substrate_table import substrate_embedding, substrate_table
 from fastgrow.ops._check import describe
 
 KIND = "decoder"
@@ -64,11 +65,7 @@ class Decoder(GenerationMixin, nn.Module):
         self.substrate = substrate
         place = torch.device(device or torch.get_default_device())
         with place:
-            self.embedding = FrozenEmbedding(
-                _make_table(config, substrate, table, generator),
-                config.d_model,
-                trainable=config.embedding == "trainable",
-            )
+            self.embedding = _make_embedding(config, substrate, table, generator)
             # A constant stays real where a module is only sketched on the meta device: the state
             # dict could not bring it back.
             self.embedding.to(None if place.type == "meta" else place, dtype)
@@ -185,11 +182,12 @@ class Decoder(GenerationMixin, nn.Module):
             active: only those that train.
             include_table: the embedding table too, frozen or not.
         """
-        parameters = {p for p in self.parameters() if p.requires_grad or not active}
-        parameters.discard(self.embedding.table)
+        embedding = self.embedding
+        in_table = set(embedding.parameters())
+        parameters = {p for p in self.parameters() if p.requires_grad or not active} - in_table
         counted = sum(p.numel() for p in parameters)
-        if include_table and (self.embedding.table.requires_grad or not active):
-            counted += self.embedding.table.numel()
+        if include_table and (not active or any(p.requires_grad for p in in_table)):
+            counted += embedding.vocab_size * embedding.n_embed
         return counted
 
     @property
@@ -294,20 +292,23 @@ def _with_width(
     return dataclasses.replace(config, n_embed=config.embed_width)
 
 
-def _make_table(
+def _make_embedding(
     config: DecoderConfig,
     substrate: SubstrateLike | None,
     table: Tensor | None,
     generator: torch.Generator | None,
-) -> Tensor:
+) -> FrozenEmbedding:
+    trainable = config.embedding == "trainable"
     if table is None and substrate is not None:
+        if not trainable:
+            return substrate_embedding(substrate, config.embed_width, config.d_model)
         table = substrate_table(substrate, config.embed_width)
     if table is None:
-        if config.embedding == "frozen":
+        if not trainable:
             raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
         empty = torch.empty(config.vocab_size, config.embed_width)
-        return draw_normal(empty, config.init_std, generator)
-    return table
+        table = draw_normal(empty, config.init_std, generator)
+    return FrozenEmbedding(table, config.d_model, trainable=trainable)
 
 
 def _matching_substrate(

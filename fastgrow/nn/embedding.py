@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 
 from fastgrow import ops
 from fastgrow.errors import ConfigError
-from fastgrow.nn.language_model import SubstrateLike
-from fastgrow.ops._check import describe
+from fastgrow.ops._check import INTEGERS, describe
+from fastgrow.ops.embedding import MAX_CODE_BITS
 
-# A substrate's table at the widths asked for, so that all models on one substrate hold one table.
-_TABLES: weakref.WeakKeyDictionary[SubstrateLike, dict[int, Tensor]] = weakref.WeakKeyDictionary()
 # What became of a table on another device or in another dtype, keyed by the address of the table it
 # was made from; that stays taken while a user of the copy lives, because each keeps the original.
 _COPIES: weakref.WeakValueDictionary[tuple[object, ...], Tensor] = weakref.WeakValueDictionary()
@@ -24,6 +21,9 @@ _COPIES: weakref.WeakValueDictionary[tuple[object, ...], Tensor] = weakref.WeakV
 
 class FrozenEmbedding(nn.Module):
     """Looks ids up in a constant table and repeats each feature up to the model's width.
+
+    The table holds floats; or it is made `from_bits` or `from_codes`, and a row is unpacked only
+    when it is looked up: a bit takes 1/32 of a float's memory, an id that is its own code none.
 
     The table is a buffer outside the state dict. It is never copied: modules made from one tensor
     share its memory, also after `copy.deepcopy` and after they have been moved to one device.
@@ -33,6 +33,13 @@ class FrozenEmbedding(nn.Module):
         d_model: width of the result, a multiple of n_embed; None for n_embed.
         trainable: hold a copy of the table as a parameter instead, in the state dict.
 
+    Attributes:
+        table: what is looked up, floats or not; None where ids are their own codes.
+        vocab_size: V.
+        n_embed: features of a row.
+        repeat: copies of each feature in the result.
+        bits: n_embed where the table holds bits or codes, else None.
+
     Shapes:
         ids [...] int64 → [..., d_model].
 
@@ -41,30 +48,143 @@ class FrozenEmbedding(nn.Module):
         ArgumentError (on call): an id outside [0, V).
     """
 
-    table: Tensor
+    table: Tensor | None
 
     def __init__(
         self, table: Tensor, d_model: int | None = None, *, trainable: bool = False
     ) -> None:
-        super().__init__()
         if table.dim() != 2:
             raise ConfigError(f"FrozenEmbedding: table must be [V, n_embed], got {describe(table)}")
-        width = table.shape[1] if d_model is None else d_model
-        if width % table.shape[1]:
+        self._set_up(table, tuple(table.shape), d_model, trainable=trainable)
+
+    @classmethod
+    def from_bits(
+        cls,
+        table: Tensor,
+        bits: int,
+        d_model: int | None = None,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> FrozenEmbedding:
+        """On packed rows of bits.
+
+        Args:
+            table: [V, ⌈bits / 8⌉] uint8, the first bit in the highest place of the first byte.
+            bits: n_embed.
+            d_model: width of the result, a multiple of `bits`; None for `bits`.
+            offset: value of a bit that is 0.
+            scale: what a bit that is 1 adds to it.
+            dtype: of the result; it follows the module, as a table of floats would.
+
+        Raises:
+            ConfigError: `table` has another shape or dtype, or d_model is not a multiple of bits.
+        """
+        width = -(-bits // 8)
+        if table.dtype != torch.uint8 or table.dim() != 2 or table.shape[1] != width:
+            expected = f"[V, {width}] uint8 for {bits} bits"
+            raise ConfigError(f"FrozenEmbedding: table must be {expected}, got {describe(table)}")
+        module = cls.__new__(cls)
+        module._set_up(table, (table.shape[0], bits), d_model, (offset, scale, dtype))
+        return module
+
+    @classmethod
+    def from_codes(
+        cls,
+        bits: int,
+        d_model: int | None = None,
+        *,
+        codes: Tensor | None = None,
+        vocab_size: int | None = None,
+        offset: float = 0.0,
+        scale: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> FrozenEmbedding:
+        """On the binary digits of integers, the highest first: ids themselves, or codes of them.
+
+        Args:
+            bits: n_embed, at most 63.
+            d_model: width of the result, a multiple of `bits`; None for `bits`.
+            codes: [V] int64 or int32, the codes; None for the ids.
+            vocab_size: V without codes; 2 ** bits without either.
+            offset, scale, dtype: as for `from_bits`.
+
+        Raises:
+            ConfigError: an argument does not fit.
+        """
+        if codes is not None and (codes.dtype not in INTEGERS or codes.dim() != 1):
+            expected = "[V] int64 or int32"
+            raise ConfigError(f"FrozenEmbedding: codes must be {expected}, got {describe(codes)}")
+        if not 1 <= bits <= MAX_CODE_BITS:
+            expected = f"in [1, {MAX_CODE_BITS}] for codes"
+            raise ConfigError(f"FrozenEmbedding: bits must be {expected}, got {bits}")
+        if codes is not None and vocab_size is not None:
+            raise ConfigError("FrozenEmbedding: vocab_size goes without codes alone")
+        rows = 1 << bits if vocab_size is None else vocab_size
+        if not 1 <= rows <= 1 << bits:
+            expected = f"in [1, {1 << bits}] for {bits} bits"
+            raise ConfigError(f"FrozenEmbedding: vocab_size must be {expected}, got {rows}")
+        module = cls.__new__(cls)
+        shape = (rows if codes is None else codes.shape[0], bits)
+        module._set_up(codes, shape, d_model, (offset, scale, dtype))
+        return module
+
+    def _set_up(
+        self,
+        table: Tensor | None,
+        shape: tuple[int, ...],
+        d_model: int | None,
+        of_bits: tuple[float, float, torch.dtype] | None = None,
+        *,
+        trainable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vocab_size, self.n_embed = shape
+        width = self.n_embed if d_model is None else d_model
+        if width % self.n_embed:
             raise ConfigError(
                 f"FrozenEmbedding: d_model must be a multiple of the table's width "
-                f"{table.shape[1]}, got {width}"
+                f"{self.n_embed}, got {width}"
             )
-        self.repeat = width // table.shape[1]
+        self.repeat = width // self.n_embed
         self.trainable = trainable
+        self.bits: int | None = None
+        self.offset, self.scale, self._dtype = 0.0, 1.0, torch.float32
+        if of_bits is not None:
+            self.bits = self.n_embed
+            self.offset, self.scale, self._dtype = of_bits
+        self._original: Tensor | None = None
         if trainable:
+            assert table is not None
             self.table = nn.Parameter(table.detach().clone())
         else:
-            self.register_buffer("table", table.detach(), persistent=False)
-            self._original = table.detach()
+            self._original = None if table is None else table.detach()
+            self.register_buffer("table", self._original, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return ops.embedding(ids, self.table, repeat=self.repeat)
+        if self.bits is None:
+            return ops.embedding(ids, self.table, repeat=self.repeat)
+        return ops.embedding(
+            ids,
+            self.table,
+            repeat=self.repeat,
+            bits=self.bits,
+            offset=self.offset,
+            scale=self.scale,
+            vocab_size=self.vocab_size if self.table is None else None,
+            dtype=self._dtype,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the result."""
+        return self._dtype if self.bits is not None or self.table is None else self.table.dtype
+
+    @property
+    def address(self) -> tuple[int, int]:
+        """The same for modules that hold one table, or ids of as many bits as their own codes."""
+        return (self.n_embed, 0) if self.table is None else (self.n_embed, self.table.data_ptr())
 
     def share(self, other: FrozenEmbedding) -> bool:
         """Use another module's memory for the table, if both tables are frozen and equal.
@@ -73,7 +193,11 @@ class FrozenEmbedding(nn.Module):
             Whether the two modules hold one table now.
         """
         mine, theirs = self.table, other.table
-        if self.trainable or other.trainable or mine.is_meta or theirs.is_meta:
+        if self.trainable or other.trainable or self._meaning != other._meaning:
+            return False
+        if mine is None or theirs is None:
+            return mine is theirs
+        if mine.is_meta or theirs.is_meta:
             return False
         if (mine.shape, mine.dtype, mine.device) != (theirs.shape, theirs.dtype, theirs.device):
             return False
@@ -82,20 +206,31 @@ class FrozenEmbedding(nn.Module):
         self.table, self._original = theirs, other._original
         return True
 
+    @property
+    def _meaning(self) -> tuple[object, ...]:
+        """What a table's numbers stand for."""
+        return self.vocab_size, self.bits, self.offset, self.scale
+
     def extra_repr(self) -> str:
         kind = "trainable" if self.trainable else "frozen"
-        return f"{self.table.shape[0]}, {self.table.shape[1]}, repeat={self.repeat}, {kind}"
+        if self.bits is not None:
+            packed = self.table is not None and self.table.dtype == torch.uint8
+            kind += " bits" if packed else " codes"
+        return f"{self.vocab_size}, {self.n_embed}, repeat={self.repeat}, {kind}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenEmbedding:
         super()._apply(fn, recurse)
-        if not self.trainable:
+        if self.table is not None and not self.trainable:
             self.table = self._shared(self.table)
+        if self.bits is not None:
+            # Bits are of no floating-point type, so that nothing else tells the dtype wanted.
+            self._dtype = fn(torch.empty(0, dtype=self._dtype, device="cpu")).dtype
         return self
 
     def _shared(self, table: Tensor) -> Tensor:
         """The first tensor that the original became on this device in this dtype."""
         original = self._original
-        if table.is_meta or original.is_meta:
+        if original is None or table.is_meta or original.is_meta:
             return table
         if (table.device, table.dtype) == (original.device, original.dtype):
             return original
@@ -109,38 +244,8 @@ class FrozenEmbedding(nn.Module):
         duplicate._parameters = {}
         duplicate._buffers = dict(self._buffers)
         if self.trainable:
+            assert self.table is not None
             copied = nn.Parameter(self.table.detach().clone(), self.table.requires_grad)
             memo[id(self.table)] = copied
             duplicate._parameters["table"] = copied
         return duplicate
-
-
-def substrate_table(substrate: SubstrateLike, width: int) -> Tensor:
-    """The substrate's table at a width, [V, width] float32; one tensor for all callers.
-
-    A narrower table has the leading principal components, its rows normalised again: just what a
-    substrate built with that many components has.
-
-    Raises:
-        ConfigError: the substrate's table is narrower than `width`, or is wider and not made of
-            principal components (bits of token codes), so that cutting it would lose tokens.
-    """
-    tables = _TABLES.setdefault(substrate, {})
-    if width not in tables:
-        if substrate.n_embed < width:
-            raise ConfigError(
-                f"DecoderConfig: n_embed is {width}, but the substrate has {substrate.n_embed}"
-            )
-        with warnings.catch_warnings():
-            # A read-only array is what is wanted here: nothing writes to a frozen table.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            table = torch.from_numpy(substrate.table)
-        if width < substrate.n_embed:
-            if bool(((table == 0) | (table == 1)).all()):
-                raise ConfigError(
-                    f"DecoderConfig: n_embed is {width}, but the substrate has codes of "
-                    f"{substrate.n_embed} bits, which cannot be cut"
-                )
-            table = nn.functional.normalize(table[:, :width], dim=1)
-        tables[width] = table
-    return tables[width]

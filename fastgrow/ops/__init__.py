@@ -13,6 +13,7 @@ from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
 from fastgrow.ops.linear_kl import linear_kl
 from fastgrow.ops.linear_lse_gather import linear_lse_gather, merge_lse
 from fastgrow.ops.logit_mean import logit_mean
+from fastgrow.ops.lora_linear import lora_linear
 from fastgrow.ops.mlp import mlp
 from fastgrow.ops.rms_norm import rms_norm
 from fastgrow.ops.rope import RopeTable, rope, rope_table
@@ -27,6 +28,7 @@ __all__ = [
     "linear_kl",
     "linear_lse_gather",
     "logit_mean",
+    "lora_linear",
     "merge_lse",
     "mlp",
     "rms_norm",

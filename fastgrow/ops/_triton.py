@@ -25,16 +25,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def can_run(tensor: Tensor) -> Verdict:
-    """May a kernel read this tensor, by device and dtype?"""
+def can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Verdict:
+    """May a kernel read this tensor, by device and dtype? `dtype` replaces the tensor's."""
+    dtype = dtype or tensor.dtype
     if not INSTALLED:
         return False, "triton is not installed"
     if tensor.device.type == "cpu" and not INTERPRETED:
         return False, "the tensors are on the CPU and TRITON_INTERPRET=1 is not set"
     if tensor.device.type not in ("cpu", "cuda"):
         return False, f"it has no kernel for {tensor.device.type} tensors"
-    if tensor.dtype not in DTYPES:
-        return False, f"it takes float32, bfloat16 or float16, not {tensor.dtype}"
+    if dtype not in DTYPES:
+        return False, f"it takes float32, bfloat16 or float16, not {dtype}"
     return True, ""
 
 

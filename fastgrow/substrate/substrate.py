@@ -211,6 +211,14 @@ class Substrate:
             return binary_table(self.bits, self.recipe.n_bits)
         return principal_table(self.bits, self._axes)
 
+    @property
+    def packed_table(self) -> np.ndarray | None:
+        """The vectors as packed bits, uint8 `[V, n_embed / 8]`, where they are codes of 0 and 1.
+
+        None where they are real numbers. It is the same array at every call.
+        """
+        return None if self.recipe.is_real else self.bits
+
     @cached_property
     def _axes(self) -> np.ndarray:
         return principal_axes(self.bits, self.recipe.n_bits, self.recipe.n_embed)

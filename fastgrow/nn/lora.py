@@ -1,0 +1,116 @@
+"""A linear layer whose weight rests while a low-rank correction of it trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastgrow import ops
+from fastgrow.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A linear layer with its correction added, and what rounding the sum has cost.
+
+    Attributes:
+        linear: the plain layer.
+        drift: largest distance of a merged weight from the sum in float32.
+        relative_drift: root mean square of those distances over that of the correction: the share
+            of what was learnt that is lost, or 0 where the correction is zero.
+    """
+
+    linear: nn.Linear
+    drift: float
+    relative_drift: float
+
+
+class LoRALinear(nn.Module):
+    """An `nn.Linear` with frozen weight and bias plus α / r · B · A (arXiv 2106.09685, §4.1).
+
+    The layer's parameters are shared, not copied, and stop requiring gradients. In the state dict
+    they keep their names, `weight` and `bias`; `lora_A` [rank, in] and `lora_B` [out, rank] are
+    what PEFT's files call `lora_A.weight` and `lora_B.weight`.
+
+    A is drawn as the paper's code draws it (uniform, Kaiming) and B is zero: at first the layer is
+    the one that it wraps.
+
+    Args:
+        linear: the layer to wrap.
+        rank: of the correction, at most the smaller of the layer's widths.
+        alpha: factor of the correction times `rank`; None for `rank`.
+        generator: source of A's randomness; torch's global one without.
+        dtype: of A and B; the weight's without. float32 goes with half-precision weights.
+
+    Shapes:
+        x [..., in] → [..., out].
+
+    Raises:
+        ConfigError: the rank is out of range.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rank: int,
+        alpha: float | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        narrow = min(linear.in_features, linear.out_features)
+        if not 1 <= rank <= narrow:
+            raise ConfigError(f"LoRALinear: rank must be in [1, {narrow}], got {rank}")
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.rank = rank
+        self.alpha = float(rank if alpha is None else alpha)
+        linear.requires_grad_(False)
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        device, dtype = linear.weight.device, dtype or linear.weight.dtype
+        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device, dtype=dtype))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the correction."""
+        return self.alpha / self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.lora_linear(
+            x, self.weight, self.lora_A, self.lora_B, self.bias, scale=self.scale
+        )
+
+    @torch.no_grad()
+    def merge(self) -> Merged:
+        """The layer with the correction added to a copy of its weight.
+
+        The sum is formed in float32 (float64 for float64 weights) and rounded once. The bias is
+        copied too; the merged layer's parameters require gradients, as a new layer's do.
+        """
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        correction = self.scale * (self.lora_B.to(wide) @ self.lora_A.to(wide))
+        total = self.weight.to(wide) + correction
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta"
+        )
+        linear.weight = nn.Parameter(total.to(self.weight.dtype))
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone())
+        lost = linear.weight.to(wide) - total
+        learnt = float(correction.square().mean())
+        relative = math.sqrt(float(lost.square().mean()) / learnt) if learnt else 0.0
+        return Merged(linear.train(self.training), float(lost.abs().max()), relative)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"rank={self.rank}, alpha={self.alpha:g}, bias={self.bias is not None}"
+        )

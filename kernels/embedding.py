@@ -1,0 +1,83 @@
+"""Lookup in a table of floats, packed bits or codes, lifted to the model's width on the way.
+
+The result is written once; of the table only the rows that ids name are read.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrow.kernels.common import INTERPRETED, as_strided_rows, on_device_of
+
+
+@triton.jit
+def lookup_kernel(
+    IDS, TABLE, OUT,
+    t_v, N, ROWS, WIDTH, low, high,
+    BITS: tl.constexpr, REPEAT: tl.constexpr, PACKED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """OUT [N, WIDTH]. BITS is None for a table of floats; without TABLE an id is its own code."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    j = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    feature = j // REPEAT
+    row_ok = n < N
+    mask = row_ok[:, None] & (j < WIDTH)[None, :]
+    ids = tl.load(IDS + n, mask=row_ok, other=0).to(tl.int64)
+    # What ids hold is not checked on the host: nothing outside of the table may be read.
+    ids = tl.minimum(tl.maximum(ids, 0), ROWS - 1)
+    if BITS is None:
+        values = tl.load(TABLE + ids[:, None] * t_v + feature[None, :], mask=mask, other=0.0)
+    else:
+        if PACKED:
+            at = TABLE + ids[:, None] * t_v + (feature // 8)[None, :]
+            code = tl.load(at, mask=mask, other=0).to(tl.int64)
+            place = 7 - feature % 8
+        else:
+            code = ids[:, None]
+            if TABLE is not None:
+                code = tl.load(TABLE + ids * t_v, mask=row_ok, other=0).to(tl.int64)[:, None]
+            place = tl.maximum(BITS - 1 - feature, 0)
+        one = (code >> place.to(tl.int64)[None, :]) & 1
+        values = tl.where(one != 0, tl.cast(high, tl.float32), tl.cast(low, tl.float32))
+    at = OUT + n.to(tl.int64)[:, None] * WIDTH + j[None, :]
+    tl.store(at, values.to(OUT.dtype.element_ty), mask=mask)
+
+
+def lookup(
+    ids: Tensor,
+    table: Tensor | None,
+    rows: int,
+    repeat: int,
+    bits: int | None,
+    low: float,
+    high: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What fastgrow.ops.embedding says, [..., width]; `low` and `high` are the values of a bit."""
+    packed = table is not None and table.dtype == torch.uint8
+    if table is not None and table.dim() == 2:
+        table = as_strided_rows(table)
+    features = bits
+    if features is None:
+        assert table is not None
+        features = table.shape[1]
+    out = torch.empty(*ids.shape, features * repeat, dtype=dtype, device=ids.device)
+    if out.numel() == 0:
+        return out
+    width = features * repeat
+    block_d = min(1024 if INTERPRETED else 256, triton.next_power_of_2(width))
+    block_n = min(max(1, 4096 // block_d), triton.next_power_of_2(ids.numel()))
+    if INTERPRETED:
+        block_n = 256
+    grid = (triton.cdiv(ids.numel(), block_n), triton.cdiv(width, block_d))
+    with on_device_of(ids):
+        lookup_kernel[grid](
+            ids.contiguous(), table, out, 0 if table is None else table.stride(0),
+            ids.numel(), rows, width, low, high,
+            BITS=bits, REPEAT=repeat, PACKED=packed, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,270 @@
+"""A frozen linear layer with a low-rank correction, as one product with a longer contraction.
+
+    y = scale · u · bᵀ + x · weightᵀ + bias          u = x · aᵀ, computed once before: it is narrow
+
+The low-rank steps come first, because the accumulator can then be scaled while nothing else is in
+it. The gradient of x is the same product with other strides; those of a and b are narrow products
+over all rows, split over programs and summed in a fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrow.kernels.common import (
+    INTERPRETED,
+    as_strided_rows,
+    dot_precision,
+    on_device_of,
+    operand,
+)
+from fastgrow.kernels.matmul import MatmulTiles, accumulate, tile_of
+from fastgrow.kernels.tuned import NAMES, measured
+
+
+@triton.jit
+def low_rank_kernel(
+    X, W, U, B, BIAS, Y,
+    x_n, w_o, w_k, u_n, b_o, b_r, y_n,
+    N, OUT, K, RANK, scale,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, EVEN_R: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One program per tile of Y [N, OUT], over the ranks and then the K features."""
+    tile_m, tile_n = tile_of(tl.program_id(0), N, OUT, BLOCK_M, BLOCK_N, GROUP_M)
+    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = accumulate(
+        acc, U, B, rows, cols, u_n, 1, b_o, b_r, N, OUT, RANK,
+        BLOCK_R, EVEN_R, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    acc *= tl.cast(scale, tl.float32)
+    acc = accumulate(
+        acc, X, W, rows, cols, x_n, 1, w_o, w_k, N, OUT, K,
+        BLOCK_K, EVEN_K, PRECISION, INTERPRETED,
+    )  # fmt: skip
+    if BIAS is not None:
+        acc += tl.load(BIAS + cols, mask=cols < OUT, other=0.0).to(tl.float32)[None, :]
+    at = Y + rows.to(tl.int64)[:, None] * y_n + cols[None, :]
+    tl.store(at, acc.to(Y.dtype.element_ty), mask=(rows < N)[:, None] & (cols < OUT)[None, :])
+
+
+@triton.jit
+def narrow_kernel(
+    WIDE, NARROW, PARTIAL,
+    w_n, n_n, p_s, p_c, p_r,
+    N, C, RANK, rows_of_split,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """PARTIAL[s, c, r] = Σ_n WIDE[n, c] · NARROW[n, r] over the rows of split s."""
+    ranks = tl.cdiv(RANK, BLOCK_R)
+    c = tl.program_id(0) // ranks * BLOCK_C + tl.arange(0, BLOCK_C)
+    r = tl.program_id(0) % ranks * BLOCK_R + tl.arange(0, BLOCK_R)
+    split = tl.program_id(1)
+    i = tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
+    stop = tl.minimum(N, (split + 1) * rows_of_split)
+    for n0 in tl.range(split * rows_of_split, stop, BLOCK_N):
+        rows = (n0 + i).to(tl.int64)[:, None]
+        row_ok = (n0 + i < stop)[:, None]
+        wide = tl.load(WIDE + rows * w_n + c[None, :], mask=row_ok & (c < C)[None, :], other=0.0)
+        narrow = tl.load(
+            NARROW + rows * n_n + r[None, :], mask=row_ok & (r < RANK)[None, :], other=0.0
+        )
+        wide, narrow = operand(wide, INTERPRETED), operand(narrow, INTERPRETED)
+        acc = tl.dot(tl.trans(wide), narrow, acc, input_precision=PRECISION)
+    at = PARTIAL + split.to(tl.int64) * p_s + c.to(tl.int64)[:, None] * p_c
+    tl.store(at + r[None, :] * p_r, acc, mask=(c < C)[:, None] & (r < RANK)[None, :])
+
+
+@dataclass(frozen=True)
+class NarrowTiles:
+    """Rows and columns that `narrow_kernel` takes at a time, and how it is compiled."""
+
+    block_n: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+
+
+# Contracted widths whose tiles are measured.
+WIDTHS = (1024, 4096)
+# Programs that keep a large GPU busy twice over.
+PROGRAMS = 264
+
+
+def product_tiles(dtype: torch.dtype, *, ragged: bool = False) -> MatmulTiles:
+    """Tiles of the products with the frozen weight; `ragged`: a width is no multiple of 16."""
+    if INTERPRETED:
+        return MatmulTiles(128, 128, 128, 8, 4, 1)
+    if dtype == torch.float32:
+        # Products outside the matrix units: the operands live in registers.
+        return MatmulTiles(64, 64, 16, 8, 8, 2)
+    if ragged:
+        # Single numbers are loaded, each with an address of its own in registers.
+        return MatmulTiles(64, 64, 32, 8, 4, 2)
+    return MatmulTiles(128, 128, 64, 8, 8, 3)
+
+
+def narrow_tiles(dtype: torch.dtype) -> NarrowTiles:
+    """Tiles of the gradients of a and b."""
+    if INTERPRETED:
+        return NarrowTiles(128, 128, 4, 1)
+    if dtype == torch.float32:
+        return NarrowTiles(16, 64, 4, 2)
+    return NarrowTiles(64, 128, 4, 3)
+
+
+def product_key(dtype: torch.dtype, width: int) -> str:
+    """The key of a product's measured tiles, such as `bf16/K=1024`."""
+    return f"{NAMES[dtype]}/K={WIDTHS[0] if width <= 2 * WIDTHS[0] else WIDTHS[1]}"
+
+
+def narrow_key(dtype: torch.dtype, rank: int) -> str:
+    """The key of a narrow product's measured tiles, such as `bf16/R=16`."""
+    return f"{NAMES[dtype]}/R={block_of(rank)}"
+
+
+def block_of(rank: int) -> int:
+    """Ranks that a program takes at a time."""
+    return min(64, max(16, triton.next_power_of_2(rank)))
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    *,
+    tiles: MatmulTiles | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
+    rank = a.shape[0]
+    a, b = _whole_vectors(a.to(x.dtype), 0), _whole_vectors(b.to(x.dtype), 1)
+    u = x @ a.T
+    y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+    low_rank_product(x, weight, u, b, bias, scale, y, "lora_forward", tiles)
+    return y, u if u.shape[1] == rank else u[:, :rank].contiguous()
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor | None,
+    u: Tensor | None,
+    weight: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    tiles: MatmulTiles | None = None,
+    narrow: NarrowTiles | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx (with `weight`), da (with `x`) and db (with `u`) of what `forward` computed."""
+    dx = da = db = None
+    if weight is not None or x is not None:
+        dy_b = dy @ _whole_vectors(b.to(dy.dtype), 1)
+        if weight is not None:
+            dx = torch.empty(dy.shape[0], weight.shape[1], dtype=dy.dtype, device=dy.device)
+            low_rank = (dy_b, _whole_vectors(a.to(dy.dtype), 0).T, None, scale, dx)
+            low_rank_product(dy, weight.T, *low_rank, "lora_d_input", tiles)
+        if x is not None:
+            dy_b = dy_b[:, : a.shape[0]]
+            da = narrow_product(x, dy_b, scale, narrow, transposed=True).to(a.dtype)
+    if u is not None:
+        db = narrow_product(dy, u, scale, narrow).to(b.dtype)
+    return dx, da, db
+
+
+def _whole_vectors(tensor: Tensor, dim: int) -> Tensor:
+    """a or b with ranks of zeros up to a multiple of 16.
+
+    Rows that begin at such multiples are loaded in vectors, others one number at a time.
+    """
+    missing = -tensor.shape[dim] % 16
+    padding = (0, missing) if dim == 1 else (0, 0, 0, missing)
+    return torch.nn.functional.pad(tensor, padding) if missing else tensor
+
+
+def low_rank_product(
+    x: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    y: Tensor,
+    name: str,
+    tiles: MatmulTiles | None = None,
+) -> None:
+    """Fill y [N, out] with x [N, K] · weight [out, K]ᵀ + scale · u [N, r] · b [out, r]ᵀ + bias.
+
+    `weight` and `b` may have any strides; `name` is that of the measured tiles.
+    """
+    if y.numel() == 0:
+        return
+    x, u = as_strided_rows(x), as_strided_rows(u)
+    (n, width), (out, rank) = x.shape, b.shape
+    ragged = width % 16 > 0 or out % 16 > 0
+    if tiles is None and not ragged:
+        tiles = measured(name, product_key(x.dtype, width), x.device, MatmulTiles)
+    tiles = tiles or product_tiles(x.dtype, ragged=ragged)
+    grid = (triton.cdiv(n, tiles.block_m) * triton.cdiv(out, tiles.block_n),)
+    with on_device_of(x):
+        low_rank_kernel[grid](
+            x, weight, u, b, bias, y,
+            x.stride(0), *weight.stride(), u.stride(0), *b.stride(), y.stride(0),
+            n, out, width, rank, scale,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+            BLOCK_R=block_of(rank), GROUP_M=tiles.group_m,
+            EVEN_K=width % tiles.block_k == 0, EVEN_R=rank % block_of(rank) == 0,
+            PRECISION=dot_precision(x.dtype), INTERPRETED=INTERPRETED,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        )  # fmt: skip
+
+
+def narrow_product(
+    wide: Tensor,
+    narrow: Tensor,
+    scale: float,
+    tiles: NarrowTiles | None = None,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """scale · wide [N, C]ᵀ · narrow [N, r], float32 [C, r], or [r, C] `transposed`."""
+    wide, narrow = as_strided_rows(wide), as_strided_rows(narrow)
+    (n, columns), rank = wide.shape, narrow.shape[1]
+    key = narrow_key(wide.dtype, rank)
+    tiles = tiles or measured("lora_narrow", key, wide.device, NarrowTiles)
+    tiles = tiles or narrow_tiles(wide.dtype)
+    block_r = block_of(rank)
+    programs = triton.cdiv(columns, tiles.block_c) * triton.cdiv(rank, block_r)
+    steps = triton.cdiv(n, tiles.block_n)
+    # Fewer than four steps a program would be spent on starting and storing.
+    splits = max(1, min(PROGRAMS // max(programs, 1), steps // 4))
+    steps_of_split = triton.cdiv(steps, splits)
+    shape = (splits, rank, columns) if transposed else (splits, columns, rank)
+    sums = torch.empty(shape, dtype=torch.float32, device=wide.device)
+    if n == 0:
+        sums.zero_()
+    elif columns > 0:
+        of_split, of_first, of_second = sums.stride()
+        strides = (of_split, of_second, of_first) if transposed else sums.stride()
+        with on_device_of(wide):
+            narrow_kernel[programs, splits](
+                wide, narrow, sums, wide.stride(0), narrow.stride(0), *strides,
+                n, columns, rank, steps_of_split * tiles.block_n,
+                BLOCK_N=tiles.block_n, BLOCK_C=tiles.block_c, BLOCK_R=block_r,
+                PRECISION=dot_precision(wide.dtype), INTERPRETED=INTERPRETED,
+                num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            )  # fmt: skip
+    return sums.sum(0) * scale

@@ -1,0 +1,109 @@
+"""Tiles of a matrix product A · Bᵀ, for kernels that go on with them in an epilogue.
+
+A is [M, K] and B [N, K], of any strides: a stride of 1 is a constant to the compiler, so that a
+transposed operand is read as well as another. The sums run in fp32. On Hopper both operands go
+through shared memory, `num_stages` tiles ahead, to the matrix units (HGMMA).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from fastgrow.kernels.common import operand
+
+
+@dataclass(frozen=True)
+class MatmulTiles:
+    """Rows, columns and terms that a program multiplies at a time, and how it is compiled.
+
+    `group_m` rows of tiles are finished before the next ones are begun: they share the columns'
+    operand in the cache.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group_m: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit
+def tile_of(
+    program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr
+):  # fmt: skip
+    """The program's tile of an [M, N] result, as (row of tiles, column of tiles)."""
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    first = program // (GROUP_M * tiles_n) * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    within = program % (GROUP_M * tiles_n)
+    return first + within % height, within // height
+
+
+@triton.jit
+def accumulate(
+    acc, A, B, rows, cols, a_row, a_k, b_col, b_k, M, N, K,
+    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """acc + A[rows] · B[cols]ᵀ, with acc [len(rows), len(cols)] fp32.
+
+    Rows beyond M and columns beyond N count as zeros. EVEN_K: K is a multiple of BLOCK_K.
+    """
+    k = tl.arange(0, BLOCK_K)
+    a_from = A + rows.to(tl.int64)[:, None] * a_row + k.to(tl.int64)[None, :] * a_k
+    b_from = B + cols.to(tl.int64)[None, :] * b_col + k.to(tl.int64)[:, None] * b_k
+    row_ok, col_ok = (rows < M)[:, None], (cols < N)[None, :]
+    a_step, b_step = BLOCK_K * tl.cast(a_k, tl.int64), BLOCK_K * tl.cast(b_k, tl.int64)
+    for k0 in tl.range(0, K, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(a_from, mask=row_ok, other=0.0)
+            b = tl.load(b_from, mask=col_ok, other=0.0)
+        else:
+            k_ok = k < K - k0
+            a = tl.load(a_from, mask=row_ok & k_ok[None, :], other=0.0)
+            b = tl.load(b_from, mask=col_ok & k_ok[:, None], other=0.0)
+        a, b = operand(a, INTERPRETED), operand(b, INTERPRETED)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        a_from += a_step
+        b_from += b_step
+    return acc
+
+
+@triton.jit
+def accumulate_two(
+    acc, acc_2, A, B, B_2, rows, cols, cols_2, a_row, a_k, b_col, b_k, b2_col, b2_k, M, N, N_2, K,
+    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """acc + A[rows] · B[cols]ᵀ and acc_2 + A[rows] · B_2[cols_2]ᵀ, reading A once.
+
+    As `accumulate`; B_2 is [N_2, K], and `cols_2` may be of another number than `cols`.
+    """
+    k = tl.arange(0, BLOCK_K)
+    a_from = A + rows.to(tl.int64)[:, None] * a_row + k.to(tl.int64)[None, :] * a_k
+    b_from = B + cols.to(tl.int64)[None, :] * b_col + k.to(tl.int64)[:, None] * b_k
+    b2_from = B_2 + cols_2.to(tl.int64)[None, :] * b2_col + k.to(tl.int64)[:, None] * b2_k
+    row_ok, col_ok, col2_ok = (rows < M)[:, None], (cols < N)[None, :], (cols_2 < N_2)[None, :]
+    a_step, b_step = BLOCK_K * tl.cast(a_k, tl.int64), BLOCK_K * tl.cast(b_k, tl.int64)
+    b2_step = BLOCK_K * tl.cast(b2_k, tl.int64)
+    for k0 in tl.range(0, K, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(a_from, mask=row_ok, other=0.0)
+            b = tl.load(b_from, mask=col_ok, other=0.0)
+            b2 = tl.load(b2_from, mask=col2_ok, other=0.0)
+        else:
+            k_ok = k < K - k0
+            a = tl.load(a_from, mask=row_ok & k_ok[None, :], other=0.0)
+            b = tl.load(b_from, mask=col_ok & k_ok[:, None], other=0.0)
+            b2 = tl.load(b2_from, mask=col2_ok & k_ok[:, None], other=0.0)
+        a, b, b2 = operand(a, INTERPRETED), operand(b, INTERPRETED), operand(b2, INTERPRETED)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc_2 = tl.dot(a, b2, acc_2, input_precision=PRECISION)
+        a_from += a_step
+        b_from += b_step
+        b2_from += b2_step
+    return acc, acc_2
