@@ -28,7 +28,7 @@ from torch import Tensor
 from fastgrow.ops import _attention_triton
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
 from fastgrow.ops._debug import check_cu_seqlens, check_range
-from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.ops._dispatch import Operation
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
 
 
