@@ -9,6 +9,7 @@ from fastgrow.nn.embedding import FrozenEmbedding
 from fastgrow.nn.generate import GenerationMixin, GenerationOptions, generate, stream
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.language_model import Cache, LanguageModel, SubstrateLike
+from fastgrow.nn.loss import LinearCrossEntropyLoss
 from fastgrow.nn.mlp import MLP
 from fastgrow.nn.norm import LayerNorm, RMSNorm
 from fastgrow.nn.rotary import RotaryTable
@@ -28,6 +29,7 @@ __all__ = [
     "LanguageModel",
     "LayerCache",
     "LayerNorm",
+    "LinearCrossEntropyLoss",
     "RMSNorm",
     "RotaryTable",
     "SubstrateLike",
