@@ -53,9 +53,10 @@ def test_patching(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_kernelize() -> None:
-    pytest.importorskip("transformers")
     pytest.importorskip("kernels")
-    run("Layers for `kernelize`")
+    norm = run("Layers for `kernelize`")["model"][1]
+    assert norm.forward.__func__.__module__.endswith("layers")
+    assert norm(torch.randn(3, 64)).shape == (3, 64)
 
 
 def test_the_diff_is_that_of_the_examples() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -50,14 +50,14 @@ def patch(model: nn.Module, *, loss: bool = False) -> PatchReport:
         ArgumentError: `model` is not a module.
     """
     _check("patch", model)
-    reason = _too_old()
-    roots = [] if reason else list(_known_models(model))
-    if not roots:
-        return _report(model, [("model", model, "", "skipped", reason or _UNKNOWN)])
+    roots = list(_known_models(model))
+    reason = _too_old() if roots else "not a GPT-2, GPT-NeoX or Llama model of transformers"
+    if reason:
+        return _report(model, [("model", model, "", "skipped", reason)])
     found = [
         (part, module, _join(name, inner), state, note)
         for name, root, family in roots
-        for part, module, inner, state, note in _patch_model(root, family, loss)
+        for part, module, inner, state, note in _patch_model(root, _load(family), loss)
     ]
     return _report(model, found)
 
@@ -76,17 +76,16 @@ def unpatch(model: nn.Module) -> PatchReport:
     """
     _check("unpatch", model)
     found = [
-        (part, module, _join(name, inner), "restored", note)
+        (part, module, _join(name, inner), state, note)
         for name, root, family in _known_models(model)
-        for part, module, inner, note in _unpatch_model(root, family)
+        if not _too_old()
+        for part, module, inner, state, note in _unpatch_model(root, _load(family))
     ]
     return _report(model, found)
 
 
 # part, module, name, state, note
 _Found = tuple[str, nn.Module, str, State, str]
-
-_UNKNOWN = "not a GPT-2, GPT-NeoX or Llama model of transformers"
 
 
 def _check(function: str, model: object) -> None:
@@ -102,8 +101,8 @@ def _too_old() -> str:
     return f"transformers {version} is older than {_OLDEST_TRANSFORMERS}.0"
 
 
-def _known_models(model: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
-    """The outermost models of known families in a module."""
+def _known_models(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Name, model and family of the outermost models in a module that we know."""
     covered: set[int] = set()
     for name, module in model.named_modules():
         if id(module) in covered:
@@ -112,7 +111,13 @@ def _known_models(model: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
         family = next((_FAMILIES[base] for base in bases if base in _FAMILIES), None)
         if family is not None:
             covered.update(map(id, module.modules()))
-            yield name, module, importlib.import_module(f"fastgrow.interop.hf.{family}").FAMILY
+            yield name, module, family
+
+
+def _load(family: str) -> Family:
+    module = importlib.import_module(f"fastgrow.interop.hf.{family}")
+    loaded: Family = module.FAMILY
+    return loaded
 
 
 def _patch_model(root: nn.Module, family: Family, loss: bool) -> Iterator[_Found]:
@@ -144,18 +149,18 @@ def _patch_model(root: nn.Module, family: Family, loss: bool) -> Iterator[_Found
                 yield replacement.part, module, name, "swapped", note
 
 
-def _unpatch_model(root: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module, str, str]]:
+def _unpatch_model(root: nn.Module, family: Family) -> Iterator[_Found]:
     from fastgrow.interop.hf.attention import restore_attention
     from fastgrow.interop.hf.family import original_of
 
-    attention = [restore_attention(module) for module in root.modules()]
+    restored = [name for name in map(restore_attention, root.modules()) if name]
     for name, module in root.named_modules():
-        if any(attention) and isinstance(module, family.attention):
-            yield "attention", module, name, f"runs on {module.config._attn_implementation}"
+        if restored and isinstance(module, family.attention):
+            yield "attention", module, name, "restored", f"runs on {restored[0]}"
         replacement = original_of(module)
         if replacement is not None:
             module.__class__ = replacement.original
-            yield replacement.part, module, name, ""
+            yield replacement.part, module, name, "restored", ""
 
 
 def _report(model: nn.Module, found: Iterable[_Found]) -> PatchReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -198,6 +199,17 @@ def test_old_transformers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     report = fg.patch(build("gpt2"))
     assert report.swapped == 0
     assert "transformers 4.57.1 is older than 5.0" in str(report)
+    assert "not a GPT-2" in str(fg.patch(nn.Linear(2, 2)))
+    assert not fg.unpatch(build("gpt2")).treated
+
+
+def test_transformers_is_not_imported_for_others() -> None:
+    code = (
+        "import sys, torch, fastgrow as fg; print(fg.patch(torch.nn.Linear(2, 2)));"
+        "fg.unpatch(torch.nn.Linear(2, 2)); assert 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Linear: 1 skipped")
 
 
 class Adapter(nn.Linear):
@@ -429,3 +441,32 @@ def test_cross_attention() -> None:
         fg.patch(model)
         after = model(IDS, encoder_hidden_states=states, encoder_attention_mask=mask).logits
         assert_close(after, before)
+
+
+@each_kind
+def test_autocast(kind: str) -> None:
+    plain, patched = build(kind), build(kind)
+    fg.patch(patched, loss=True)
+    exact = plain(IDS, labels=IDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        before, after = plain(IDS, labels=IDS), patched(IDS, labels=IDS)
+        logits = patched(IDS).logits
+    assert logits.dtype == before.logits.dtype
+    # Products round as they did: as far from the exact ones, give or take.
+    error = (before.logits - exact.logits).abs().max()
+    assert 0 < (logits - exact.logits).abs().max() <= 2 * error
+    assert abs(after.loss - exact.loss) <= 2 * abs(before.loss - exact.loss) + 1e-3
+    after.loss.backward()
+    for name, parameter in patched.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_frozen_layers_get_no_gradient() -> None:
+    model = build("llama")
+    fg.patch(model)
+    frozen = model.model.layers[0].requires_grad_(False)
+    model(IDS, labels=IDS).loss.backward()
+    assert all(p.grad is None for p in frozen.parameters())
+    assert all(p.grad is not None for p in model.model.layers[1].parameters())

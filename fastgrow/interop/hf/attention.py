@@ -196,13 +196,13 @@ def take_attention(model: Any, family: Family) -> tuple[State, str]:
     return "swapped", f"runs on ops.attention{training}"
 
 
-def restore_attention(model: Any) -> bool:
-    """Give a model its attention back; whether there was something to give back."""
-    before = vars(model).pop(_BEFORE, None)
+def restore_attention(model: Any) -> str:
+    """Give a model its attention back; what it runs on then, empty where nothing was taken."""
+    before: str | None = vars(model).pop(_BEFORE, None)
     if before is None or model.config._attn_implementation != NAME:
-        return False
+        return ""
     model.set_attn_implementation(before)
-    return True
+    return before
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
