@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 
 from hf_models import IDS, PADDED, assert_close, build
 from transformers import DynamicCache
+from transformers.masking_utils import sliding_window_causal_mask_function
 
 import fastgrow as fg
 from fastgrow import ops
@@ -143,6 +144,18 @@ def test_packed_documents(rules: list[dict[str, Any]]) -> None:
     assert {said(r) for r in rules} == {"mask"}
     apart = model(IDS[:, 7:]).logits
     assert_close(after[:, 7:], apart)
+
+
+def test_masks_that_are_asked_for_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "takes_starts", lambda device: True)
+    arguments: dict[str, Any] = {"batch_size": 2, "q_length": 12, "kv_length": 12}
+    arguments["attention_mask"] = PADDED.bool()
+    causal = torch.ones(12, 12, dtype=torch.bool).tril() & PADDED.bool()[:, None, None, :]
+    whole = attention.attention_mask(**arguments, allow_is_causal_skip=False)
+    assert torch.equal(whole, causal)
+    window = sliding_window_causal_mask_function(3)
+    narrow = attention.attention_mask(**arguments, mask_function=window, local_size=3)
+    assert torch.equal(narrow, causal & torch.ones(12, 12, dtype=torch.bool).triu(-2))
 
 
 def test_on_a_cpu_padding_stays_a_mask() -> None:

@@ -429,18 +429,25 @@ def test_compiles_whole(kind: str) -> None:
     assert_close(compiled(IDS, use_cache=False).logits, expected)
 
 
-def test_cross_attention() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [5, 12, 17])
+def test_cross_attention(length: int, masked: bool) -> None:
     model = build("gpt2", add_cross_attention=True)
-    generator = torch.Generator().manual_seed(0)
-    for length in (5, 12, 17):
-        states = torch.randn(2, length, 32, generator=generator)
-        mask = torch.ones(2, length)
-        mask[0, 3:] = 0
-        fg.unpatch(model)
-        before = model(IDS, encoder_hidden_states=states, encoder_attention_mask=mask).logits
-        fg.patch(model)
-        after = model(IDS, encoder_hidden_states=states, encoder_attention_mask=mask).logits
-        assert_close(after, before)
+    states = torch.randn(2, length, 32, generator=torch.Generator().manual_seed(0))
+    given: dict[str, Any] = {"encoder_hidden_states": states}
+    if masked:
+        given["encoder_attention_mask"] = torch.arange(length).expand(2, -1) < 3
+    before = model(IDS, **given).logits
+    fg.patch(model)
+    assert_close(model(IDS, **given).logits, before)
+
+
+@pytest.mark.parametrize("setting", ["scale_attn_by_inverse_layer_idx", "scale_attn_weights"])
+def test_scales_of_its_own(setting: str) -> None:
+    model = build("gpt2", **{setting: setting.endswith("idx")})
+    before = model(IDS).logits
+    fg.patch(model)
+    assert_close(model(IDS).logits, before)
 
 
 @each_kind
