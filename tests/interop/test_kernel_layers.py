@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastgrow import ops
 from fastgrow.interop import KERNEL_LAYERS
-from fastgrow.interop.hub import layers
+from fastgrow.interop.kernel_layers import layers
 
 kernels = pytest.importorskip("kernels")
 
