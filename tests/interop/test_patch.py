@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -250,13 +251,29 @@ def test_layers_that_are_not_theirs_are_skipped() -> None:
     assert "a subclass of LlamaMLP" in obstacle(fg.patch(model), "mlp")
 
 
+def hook(layer: nn.Module) -> None:
+    layer.register_forward_hook(lambda layer, args, y: 2 * y)
+
+
+def hook_before(layer: nn.Module) -> None:
+    layer.register_forward_pre_hook(lambda layer, args: 2 * args[0])
+
+
+def another_forward(layer: nn.Module) -> None:
+    run = layer.forward
+    layer.forward = lambda x: 2 * run(x)
+
+
 @each_kind
-def test_layers_changed_after_patching_are_heard(kind: str) -> None:
+@pytest.mark.parametrize("change", [hook, hook_before, another_forward])
+def test_layers_changed_after_patching_are_heard(
+    kind: str, change: Callable[[nn.Module], None]
+) -> None:
     model, plain = build(kind), build(kind)
     fg.patch(model)
     name = {"gpt2": "c_fc", "gpt_neox": "dense_h_to_4h", "llama": "gate_proj"}[kind]
     for m in (model, plain):
-        first_mlp(m).get_submodule(name).register_forward_hook(lambda layer, args, y: 2 * y)
+        change(first_mlp(m).get_submodule(name))
     assert_close(model(IDS).logits, plain(IDS).logits)
 
 
