@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fastgrow.growth import GrowthSchedule as GrowthSchedule
     from fastgrow.growth import Stage as Stage
     from fastgrow.growth import grow as grow
+    from fastgrow.interop import patch as patch
+    from fastgrow.interop import unpatch as unpatch
     from fastgrow.nn import Decoder as Decoder
     from fastgrow.nn import DecoderConfig as DecoderConfig
     from fastgrow.ops import use_impl as use_impl
@@ -69,6 +71,8 @@ _HOME = {
     "bits_per_character": "fastgrow.evaluation",
     "grow": "fastgrow.growth",
     "load": "fastgrow.compose",
+    "patch": "fastgrow.interop",
+    "unpatch": "fastgrow.interop",
     "use_impl": "fastgrow.ops",
 }
 _SUBMODULES = frozenset(

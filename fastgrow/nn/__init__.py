@@ -10,6 +10,7 @@ from fastgrow.nn.generate import GenerationMixin, GenerationOptions, generate, s
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.language_model import Cache, LanguageModel, SubstrateLike
 from fastgrow.nn.lora import LoRALinear
+from fastgrow.nn.loss import LinearCrossEntropyLoss
 from fastgrow.nn.mlp import MLP
 from fastgrow.nn.norm import LayerNorm, RMSNorm
 from fastgrow.nn.rotary import RotaryTable
@@ -29,6 +30,7 @@ __all__ = [
     "LanguageModel",
     "LayerCache",
     "LayerNorm",
+    "LinearCrossEntropyLoss",
     "LoRALinear",
     "RMSNorm",
     "RotaryTable",

@@ -28,7 +28,7 @@ from torch import Tensor
 from fastgrow.ops import _attention_triton
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
 from fastgrow.ops._debug import check_cu_seqlens, check_range
-from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.ops._dispatch import Operation
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
 
 
@@ -184,24 +184,7 @@ def attention_eager(
     return F.dropout(weights, dropout) @ v
 
 
-def _may_use_sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rope: RopeTable | None,
-    position_ids: Tensor | None,
-    k_rotated: bool,
-    scale: float,
-    visibility: Visibility,
-    dropout: float,
-) -> Verdict:
-    ragged = visibility.lengths is not None and q.shape[2] > 1
-    if visibility.starts is not None or visibility.mask is not None or ragged:
-        return False, "a query might see no key at all, where SDPA's backends differ"
-    return True, ""
-
-
-@_OPERATION.implementation("vendor", verify=_may_use_sdpa)
+@_OPERATION.implementation("vendor")
 def attention_vendor(
     q: Tensor,
     k: Tensor,
@@ -215,19 +198,19 @@ def attention_vendor(
 ) -> Tensor:
     """torch's scaled_dot_product_attention, after the rotation."""
     q, k = _rotate(q, k, rope, position_ids, k_rotated, visibility.lengths)
-    plain = (
-        visibility.window is None and visibility.cu_seqlens is None and visibility.lengths is None
-    )
-    mask, is_causal = None, False
-    if not plain:
-        mask = visible_keys(visibility, q, k)
-    # A single query is the last one and sees every key, so causality asks nothing of it.
-    elif visibility.causal and q.shape[2] > 1:
-        if q.shape[2] == k.shape[2]:
-            is_causal = True
-        else:
-            mask = visible_keys(visibility, q, k)
-    return F.scaled_dot_product_attention(
+    group = q.shape[1] // k.shape[1]
+    others = (visibility.window, visibility.cu_seqlens, visibility.lengths, visibility.starts)
+    plain = visibility.mask is None and all(rule is None for rule in others)
+    mask, blind, is_causal = None, None, False
+    # torch.compile wants a constant here, which a branch on symbolic lengths gives.
+    if plain and visibility.causal and 1 < q.shape[2] == k.shape[2]:
+        is_causal = True
+    else:
+        mask, blind = _mask_for_sdpa(visibility, q, k)
+    if mask is not None and group > 1 and q.device.type == "cuda":
+        # There the fused kernels take either a mask or grouped heads.
+        k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
+    y = F.scaled_dot_product_attention(
         q,
         k,
         v,
@@ -235,8 +218,26 @@ def attention_vendor(
         dropout_p=dropout,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        enable_gqa=group > 1,
     )
+    return y if blind is None else y.masked_fill(blind, 0.0)
+
+
+def _mask_for_sdpa(
+    visibility: Visibility, q: Tensor, k: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The mask, and which queries see no key: SDPA's backends differ there, so they get to see."""
+    visible, added = visible_keys(visibility, q, k), visibility.mask
+    blind = None
+    ragged = visibility.lengths is not None and q.shape[2] > 1
+    if visible is not None and (visibility.starts is not None or added is not None or ragged):
+        blind = ~visible.any(-1, keepdim=True)
+    if added is None or added.dtype == torch.bool:
+        return visible if visible is None or blind is None else visible | blind, blind
+    if visible is not None:
+        added = torch.where(visible, added, float("-inf"))
+        added = added if blind is None else added.masked_fill(blind, 0.0)
+    return added.to(q.dtype), blind
 
 
 _OPERATION.implementation(

@@ -1,0 +1,71 @@
+"""Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama import modeling_llama as theirs
+
+from fastgrow import ops
+from fastgrow.interop.functions import cast_rms_norm, is_plain
+from fastgrow.interop.hf.causal_lm import without_logits
+from fastgrow.interop.hf.family import Family, Replacement
+from fastgrow.interop.hf.parts import activation_name, obstacle_in_layers
+
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+class FastLlamaRMSNorm(theirs.LlamaRMSNorm):
+    """On `ops.rms_norm`; a weight wider than the input widens the result, as it does there."""
+
+    original_name = "LlamaRMSNorm"
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return cast_rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class FastLlamaMLP(theirs.LlamaMLP):
+    """On `ops.mlp`."""
+
+    original_name = "LlamaMLP"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not all(is_plain(getattr(self, name), nn.Linear) for name in _PROJECTIONS):
+            return super().forward(x)
+        return ops.mlp(
+            x,
+            self.up_proj.weight,
+            self.down_proj.weight,
+            gate=self.gate_proj.weight,
+            activation="swiglu",
+        )
+
+
+class LlamaForCausalLM(theirs.LlamaForCausalLM):
+    """Theirs, with a loss that needs no logits; saved models carry the class's name."""
+
+    forward = without_logits(theirs.LlamaForCausalLM.forward, CausalLMOutputWithPast)
+
+
+def _mlp_obstacle(module: Any) -> str:
+    if activation_name(module.act_fn) != "swiglu":
+        return f"its activation is {type(module.act_fn).__name__}, not SiLU"
+    if module.gate_proj.bias is not None:
+        return "its projections have biases"
+    return obstacle_in_layers(module, nn.Linear, _PROJECTIONS)
+
+
+FAMILY = Family(
+    attention=theirs.LlamaAttention,
+    attention_dropout="attention_dropout",
+    replacements=(
+        Replacement("norm", theirs.LlamaRMSNorm, FastLlamaRMSNorm, "ops.rms_norm"),
+        Replacement("mlp", theirs.LlamaMLP, FastLlamaMLP, "ops.mlp", _mlp_obstacle),
+        Replacement("loss", theirs.LlamaForCausalLM, LlamaForCausalLM, "ops.linear_cross_entropy"),
+    ),
+    left_alone=(
+        ("rotary", theirs.LlamaRotaryEmbedding, "keys are rotated before they are cached"),
+    ),
+)

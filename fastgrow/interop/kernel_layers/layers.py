@@ -1,0 +1,68 @@
+"""Forwards for other projects' layers, as Hugging Face's `kernels` binds them.
+
+A layer here is a forward and nothing else: `kernelize` binds it to modules of another class, whose
+attributes it reads. Each says which those are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgrow import ops
+from fastgrow.interop.functions import cast_rms_norm, is_plain
+
+_SILU = ("SiLU", "SiLUActivation")
+
+
+class LayerNorm(nn.Module):
+    """For `torch.nn.LayerNorm` over the last axis: weight, bias, eps."""
+
+    can_torch_compile = True
+    has_backward = True
+
+    if TYPE_CHECKING:
+        weight: Tensor
+        bias: Tensor | None
+        eps: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.weight.dtype != input.dtype:
+            return F.layer_norm(input, self.weight.shape, self.weight, self.bias, self.eps)
+        return ops.layer_norm(input, self.weight, self.bias, eps=self.eps)
+
+
+class RMSNorm(nn.Module):
+    """For `LlamaRMSNorm` and its copies: weight, variance_epsilon."""
+
+    can_torch_compile = True
+    has_backward = True
+
+    if TYPE_CHECKING:
+        weight: Tensor
+        variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return cast_rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class SwiGLUMLP(nn.Module):
+    """For `LlamaMLP` and its copies: gate_proj, up_proj, down_proj, act_fn."""
+
+    can_torch_compile = True
+    has_backward = True
+
+    if TYPE_CHECKING:
+        gate_proj: nn.Linear
+        up_proj: nn.Linear
+        down_proj: nn.Linear
+        act_fn: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
+        plain = all(is_plain(layer, nn.Linear) and layer.bias is None for layer in (gate, up, down))
+        if not plain or type(self.act_fn).__name__ not in _SILU:
+            return down(self.act_fn(gate(x)) * up(x))
+        return ops.mlp(x, up.weight, down.weight, gate=gate.weight, activation="swiglu")

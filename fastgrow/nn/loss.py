@@ -1,0 +1,66 @@
+"""Cross-entropy of a linear head, as a criterion."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastgrow import ops
+from fastgrow.ops._check import refuse
+from fastgrow.ops.linear_cross_entropy import REDUCTIONS
+
+
+class LinearCrossEntropyLoss(nn.Module):
+    """`torch.nn.CrossEntropyLoss` of the logits h · weightᵀ + bias, which it does not keep.
+
+    It holds no parameters: the head's are given at the call, so that they stay where they are, tied
+    or not.
+
+    Args:
+        ignore_index: targets of this value count nothing and get no gradient.
+        reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
+        label_smoothing: share of the target spread evenly over the vocabulary.
+        z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, §5).
+
+    Shapes:
+        h [..., d], weight [V, d], targets [...], bias [V] → a scalar, or the shape of `targets` for
+        `none`.
+
+    Raises:
+        ArgumentError: the reduction is unknown, or label_smoothing is not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if reduction not in REDUCTIONS:
+            raise refuse(name, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise refuse(name, "label_smoothing", "between 0 and 1", label_smoothing)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+
+    def forward(
+        self, h: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        return ops.linear_cross_entropy(
+            h,
+            weight,
+            targets,
+            bias,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction}, ignore_index={self.ignore_index}"
