@@ -59,6 +59,24 @@ inline ScalarType accumulator_type(const Tensor& logits) {
   return is_double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Calls f with a zero of the logits' type.
+template <class F>
+void with_type_of(const char* operation, const Tensor& logits, const F& f) {
+  switch (logits.scalar_type()) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::Double:
+      return f(double{});
+    default:
+      STD_TORCH_CHECK(false, operation,
+                      ": logits must be float32, bfloat16, float16 or float64");
+  }
+}
+
 // The experts that take part in a row, their factors and where each of them stands in the list.
 template <class In>
 struct Row {
