@@ -11,7 +11,16 @@ from fastgrow.ops.embedding import embedding
 from fastgrow.ops.layer_norm import layer_norm
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
 from fastgrow.ops.logit_mean import logit_mean
+from fastgrow.ops.mean_cross_entropy import mean_cross_entropy
+from fastgrow.ops.mean_log_softmax_gather import mean_log_softmax_gather
+from fastgrow.ops.mean_sample import mean_sample
+from fastgrow.ops.mean_top_k import mean_argmax, mean_top_k
 from fastgrow.ops.mlp import mlp
+from fastgrow.ops.probability_mean import (
+    probability_mean,
+    probability_mean_cross_entropy,
+    probability_mean_gather,
+)
 from fastgrow.ops.rms_norm import rms_norm
 from fastgrow.ops.rope import RopeTable, rope, rope_table
 
@@ -23,7 +32,15 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "logit_mean",
+    "mean_argmax",
+    "mean_cross_entropy",
+    "mean_log_softmax_gather",
+    "mean_sample",
+    "mean_top_k",
     "mlp",
+    "probability_mean",
+    "probability_mean_cross_entropy",
+    "probability_mean_gather",
     "rms_norm",
     "rope",
     "rope_table",
