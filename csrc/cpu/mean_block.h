@@ -10,13 +10,13 @@
 
 namespace fastgrow {
 
-// Columns averaged at a time: they fit half a small first-level cache, and are long enough for the
-// hardware's prefetchers.
-constexpr int64_t kBlock = 2048;
+// Columns averaged at a time: with the next ones of four experts, which are fetched meanwhile, they
+// fit a small first-level cache.
+constexpr int64_t kBlock = 1024;
 
 // Columns of a task. Not a matter of how many threads there are: a row's result depends neither on
 // their number nor on the other rows.
-constexpr int64_t kChunk = 8 * kBlock;
+constexpr int64_t kChunk = 16 * kBlock;
 
 inline int64_t count_chunks(int64_t n_columns) { return (n_columns + kChunk - 1) / kChunk; }
 

@@ -53,7 +53,7 @@ FASTGROW_TARGET inline double sum_exponentials(const Block<Acc>& block, int64_t 
   for (int64_t i = 0; i < padded(n); i += unroll * width) {
     for (int64_t j = i; j < std::min<int64_t>(i + unroll * width, n_ahead); j += cache_line) {
       for (int64_t k = 0; k < row.n_experts; ++k) {
-        __builtin_prefetch(row.logits[k] + ahead + j, 0, 2);
+        __builtin_prefetch(row.logits[k] + ahead + j, 0, 3);
       }
     }
     for (int u = 0; u < unroll; ++u) {

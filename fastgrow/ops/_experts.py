@@ -10,6 +10,7 @@ expert takes no part in that row; it is then skipped, whatever its logits are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -108,25 +109,50 @@ def _term(logits: Tensor, scale: Tensor, k: int) -> Tensor:
     return factor * wide.masked_fill(factor == 0, 0)
 
 
-def verify_native(logits: Sequence[Tensor], *others: Tensor | None) -> Verdict:
-    """Whether the CPU extension can read the logits, and `others` of their shape."""
-    if logits[0].device.type != "cpu":
-        return False, f"it has no kernel for {logits[0].device.type} tensors"
-    if not _native.CPU.loaded:
-        return False, _native.CPU.reason
+def verify_native(
+    logits: Sequence[Tensor], *others: Tensor | None, devices: tuple[str, ...] = ("cpu",)
+) -> Verdict:
+    """Whether the extension can read the logits, and `others` of their shape.
+
+    Args:
+        devices: types of the devices that it has a kernel of the operation for.
+    """
+    device = logits[0].device.type
+    if device not in devices:
+        return False, f"it has no kernel for {device} tensors"
+    extension = _native.CPU if device == "cpu" else _native.CUDA
+    if not extension.loaded:
+        return False, extension.reason
     if len(logits) > MAX_EXPERTS:
         return False, f"it takes at most {MAX_EXPERTS} experts, got {len(logits)}"
+    if device == "cuda" and logits[0].dtype == torch.float64:
+        return False, "it has no kernel for float64 on a GPU"
     for x in (*logits, *others):
         if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
             return False, "a tensor's last dimension is not contiguous"
+        if x is not None and device == "cuda" and not _has_one_row_stride(x):
+            return False, "a tensor's rows are not evenly spaced"
     return True, ""
 
 
-def verify_native_constant(logits: Sequence[Tensor], scale: Tensor) -> Verdict:
-    """The same, for an operation whose native form has no gradient."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*logits, scale)):
+def _has_one_row_stride(x: Tensor) -> bool:
+    leading = [(n, s) for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True) if n != 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(leading))
+
+
+def verify_native_constant(
+    logits: Sequence[Tensor], *others: Tensor, devices: tuple[str, ...] = ("cpu",)
+) -> Verdict:
+    """The same, for an operation whose native form has no gradient; `others` are its parameters."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*logits, *others)):
         return False, "it gives no gradients"
-    return verify_native(logits)
+    return verify_native(logits, devices=devices)
+
+
+def pays_native(logits: Sequence[Tensor], *_: object) -> Verdict:
+    """The kernels for a GPU have been compiled and not yet measured: they run when asked for."""
+    on_cpu = logits[0].device.type == "cpu"
+    return on_cpu, "" if on_cpu else "it has not been measured on a GPU"
 
 
 def row_factors(scale: Tensor) -> Tensor:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from fastgrow.ops._check import refuse_double_backward
-from fastgrow.ops._experts import row_factors
+from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops._experts import row_factors, verify_native, verify_native_constant
+
+
+def verify_log_probability(logits: list[Tensor], scale: Tensor) -> Verdict:
+    """Whether the extension serves it: on a GPU without gradients."""
+    if logits[0].device.type == "cuda":
+        return verify_native_constant(logits, scale, devices=("cuda",))
+    return verify_native(logits)
 
 
 def log_probability(
@@ -128,6 +136,45 @@ def _indices(targets: Tensor, ignore_index: int | None) -> Tensor:
     return targets.contiguous()
 
 
+def row_parts(logits: list[Tensor], itemsize: int) -> Tensor:
+    """Memory for what the blocks of a GPU's first kernel leave to the second, in bytes.
+
+    Few rows are cut into parts, so that there are blocks enough, though not below 4,096 columns.
+    """
+    rows, columns = logits[0].shape[:-1].numel(), logits[0].shape[-1]
+    parts = max(1, min(1024 // max(rows, 1), columns // 4096))
+    return logits[0].new_empty(rows * parts * itemsize, dtype=torch.uint8)
+
+
+# A log-sum-exp of a part is its largest logit and the sum beside it, float32 both.
+_PART_BYTES = 8
+
+
+def _log_sum_exp_cuda(logits: list[Tensor], scale: Tensor) -> Tensor:
+    log_sums = _log_sums(logits, scale)
+    torch.ops.fastgrow_cuda.mean_log_probability_out(
+        logits, row_factors(scale), None, row_parts(logits, _PART_BYTES), log_sums, None
+    )
+    return log_sums
+
+
+def _forward_cuda(
+    logits: list[Tensor], scale: Tensor, targets: Tensor, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    log_probabilities, log_sums = _rows(logits, scale, targets, ignore_index)
+    torch.ops.fastgrow_cuda.mean_log_probability_out(
+        logits,
+        row_factors(scale),
+        _indices(targets, ignore_index),
+        row_parts(logits, _PART_BYTES),
+        log_sums,
+        log_probabilities,
+    )
+    return log_probabilities, log_sums
+
+
+_library.impl("mean_log_sum_exp", _log_sum_exp_cuda, "CUDA")
+_library.impl("mean_log_probability", _forward_cuda, "CUDA")
 _library.impl("mean_log_sum_exp", _log_sum_exp_cpu, "CPU")
 _library.impl("mean_log_probability", _forward_cpu, "CPU")
 _library.impl("mean_log_probability_backward", _backward_cpu, "CPU")

@@ -26,6 +26,7 @@ from fastgrow.ops._experts import (
     check_logits,
     example_logits,
     factors,
+    pays_native,
     row_factors,
     verify_native,
 )
@@ -104,12 +105,12 @@ def eager(logits: list[Tensor], scale: Tensor, dtype: torch.dtype, out: Tensor |
 def _verify_native(
     logits: list[Tensor], scale: Tensor, dtype: torch.dtype, out: Tensor | None
 ) -> Verdict:
-    return verify_native(logits, out)
+    return verify_native(logits, out, devices=("cpu", "cuda"))
 
 
-@OPERATION.implementation("native", verify=_verify_native)
+@OPERATION.implementation("native", verify=_verify_native, pays=pays_native)
 def native(logits: list[Tensor], scale: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
-    """One pass over memory (csrc/cpu/logit_mean.cpp)."""
+    """One pass over memory (csrc/cpu/logit_mean.cpp, csrc/cuda/logit_mean.cu)."""
     if out is not None:
         torch.ops.fastgrow.logit_mean_out(logits, scale, out)
         return out
@@ -142,8 +143,20 @@ def _mean_out_cpu(logits: list[Tensor], scale: Tensor, out: Tensor) -> None:
     torch.ops.fastgrow_native.logit_mean_out(logits, row_factors(scale), out)
 
 
+def _mean_cuda(logits: list[Tensor], scale: Tensor, dtype: torch.dtype) -> Tensor:
+    mean = logits[0].new_empty(logits[0].shape, dtype=dtype)
+    torch.ops.fastgrow_cuda.logit_mean_out(logits, row_factors(scale), mean)
+    return mean
+
+
+def _mean_out_cuda(logits: list[Tensor], scale: Tensor, out: Tensor) -> None:
+    torch.ops.fastgrow_cuda.logit_mean_out(logits, row_factors(scale), out)
+
+
 _library.impl("logit_mean", _mean_cpu, "CPU")
 _library.impl("logit_mean_out", _mean_out_cpu, "CPU")
+_library.impl("logit_mean", _mean_cuda, "CUDA")
+_library.impl("logit_mean_out", _mean_out_cuda, "CUDA")
 
 
 class _LogitMean(torch.autograd.Function):

@@ -27,9 +27,9 @@ from fastgrow.ops._experts import (
     check_vocabulary,
     example_logits,
     factors,
-    verify_native,
+    pays_native,
 )
-from fastgrow.ops._log_probability import log_probability
+from fastgrow.ops._log_probability import log_probability, verify_log_probability
 
 NAME = "mean_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
@@ -118,10 +118,10 @@ def eager(
 def _verify_native(
     logits: list[Tensor], scale: Tensor, targets: Tensor, ignore_index: int, reduction: str
 ) -> Verdict:
-    return verify_native(logits)
+    return verify_log_probability(logits, scale)
 
 
-@OPERATION.implementation("native", verify=_verify_native)
+@OPERATION.implementation("native", verify=_verify_native, pays=pays_native)
 def native(
     logits: list[Tensor], scale: Tensor, targets: Tensor, ignore_index: int, reduction: str
 ) -> Tensor:

@@ -25,9 +25,9 @@ from fastgrow.ops._experts import (
     check_vocabulary,
     example_logits,
     factors,
-    verify_native,
+    pays_native,
 )
-from fastgrow.ops._log_probability import log_probability
+from fastgrow.ops._log_probability import log_probability, verify_log_probability
 
 NAME = "mean_log_softmax_gather"
 
@@ -95,10 +95,10 @@ def eager(logits: list[Tensor], scale: Tensor, targets: Tensor) -> Tensor:
 
 
 def _verify_native(logits: list[Tensor], scale: Tensor, targets: Tensor) -> Verdict:
-    return verify_native(logits)
+    return verify_log_probability(logits, scale)
 
 
-@OPERATION.implementation("native", verify=_verify_native)
+@OPERATION.implementation("native", verify=_verify_native, pays=pays_native)
 def native(logits: list[Tensor], scale: Tensor, targets: Tensor) -> Tensor:
     """One pass over the logits (csrc/cpu/log_probability.cpp)."""
     return log_probability(NAME, logits, scale, targets, None)

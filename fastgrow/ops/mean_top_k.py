@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgrow.errors import ArgumentError
 from fastgrow.ops._check import refuse
 from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops._experts import (
@@ -23,10 +24,12 @@ from fastgrow.ops._experts import (
     check_vocabulary,
     example_logits,
     factors,
+    pays_native,
     row_factors,
     verify_native,
     verify_native_constant,
 )
+from fastgrow.ops._log_probability import row_parts
 
 # Each row's candidates are in a heap: small, or sorting would be the better way.
 MAX_K = 1024
@@ -122,7 +125,7 @@ def top_k_eager(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Te
 
 
 def _verify_argmax(logits: list[Tensor], scale: Tensor) -> Verdict:
-    return verify_native(logits)
+    return verify_native(logits, devices=("cpu", "cuda"))
 
 
 def _verify_top_k(logits: list[Tensor], scale: Tensor, k: int) -> Verdict:
@@ -131,7 +134,7 @@ def _verify_top_k(logits: list[Tensor], scale: Tensor, k: int) -> Verdict:
     return verify_native_constant(logits, scale)
 
 
-@ARGMAX.implementation("native", verify=_verify_argmax)
+@ARGMAX.implementation("native", verify=_verify_argmax, pays=pays_native)
 def argmax_native(logits: list[Tensor], scale: Tensor) -> Tensor:
     """One pass over the logits (csrc/cpu/top_k.cpp)."""
     # Token ids have no gradient, whatever the logits require.
@@ -162,4 +165,15 @@ def _top_k_cpu(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Ten
     return values, ids
 
 
+def _largest_cuda(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if k != 1:
+        raise ArgumentError(f"mean_top_k: on a GPU it finds the largest alone, not {k}")
+    values, ids = _outputs(logits, scale, 1)
+    # A part's largest is a column (int64) and a value, padded to 16 bytes.
+    parts = row_parts(logits, 16)
+    torch.ops.fastgrow_cuda.mean_argmax_out(logits, row_factors(scale), parts, values, ids)
+    return values, ids
+
+
 _library.impl("mean_top_k", _top_k_cpu, "CPU")
+_library.impl("mean_top_k", _largest_cuda, "CUDA")

@@ -214,9 +214,7 @@ def mean_eager(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
 
 
 def _verify_mean(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Verdict:
-    if torch.is_grad_enabled() and weight.requires_grad:
-        return False, "it gives no gradients"
-    return verify_native_constant(logits, scale)
+    return verify_native_constant(logits, scale, weight)
 
 
 @MEAN.implementation("native", verify=_verify_mean)

@@ -15,8 +15,8 @@ IMPLEMENTATIONS = ["eager", "native"] if _native.CPU.loaded else ["eager"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 needs_native = pytest.mark.skipif(not _native.CPU.loaded, reason=_native.CPU.reason)
 
-# Around the lengths of vectors, blocks (2,048) and tasks (16,384).
-COLUMNS = [1, 2, 15, 63, 64, 65, 300, 2047, 2049, 4100, 16_385]
+# Around the lengths of vectors, blocks (1,024) and tasks (16,384).
+COLUMNS = [1, 2, 15, 63, 64, 65, 300, 1023, 1025, 4100, 16_385]
 SPECIAL = [float("inf"), float("-inf"), float("nan")]
 
 
