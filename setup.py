@@ -34,6 +34,9 @@ OLDEST_TORCH = (2, 11)
 # The stable ABI of that version: the file works with every later torch and with every Python.
 ABI = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 
+# Compute capabilities 8.0 (A100), 9.0 (H100, H200) and 10.0 (B200).
+CUDA_ARCHITECTURES = (80, 90, 100)
+
 
 class NotBuilt(Exception):
     """Why an extension is missing, in words for the user."""
@@ -114,7 +117,27 @@ def cuda_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) ->
         raise NotBuilt("nvcc is not on the PATH")
     if not torch.has_cuda:
         raise NotBuilt(f"torch {torch.version} is not a CUDA build")
-    raise NotBuilt("this version of fastgrow has no CUDA sources")
+    flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={ABI}"]
+    flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-isystem", str(torch.folder / "include")]
+    if os.environ.get("CXX"):
+        flags += ["-ccbin", shlex.split(os.environ["CXX"])[0]]
+    # Machine code for each, and the last also as PTX for what comes after it.
+    for number in CUDA_ARCHITECTURES:
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+    last = CUDA_ARCHITECTURES[-1]
+    flags.append(f"-gencode=arch=compute_{last},code=compute_{last}")
+    steps = []
+    for source in sources:
+        output = folder / f"{source.stem}.o"
+        depends = ("-MMD", "-MF", f"{output}.d")
+        command = ("nvcc", *flags, *depends, "-c", str(source), "-o", str(output))
+        steps.append(Step(output, (source,), command))
+    objects = tuple(step.output for step in steps)
+    # The runtime goes in with it; torch's library has the rest.
+    link = ["nvcc", "-shared", "-cudart=static", *map(str, objects), "-o", str(target)]
+    link += [f"-L{torch.folder / 'lib'}", "-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    link += ["-ltorch_cuda"]
+    return [*steps, Step(target, objects, tuple(link))]
 
 
 STEPS = {"_C": cpu_steps, "_C_cuda": cuda_steps}
@@ -218,7 +241,7 @@ class StableWheel(bdist_wheel):
 def native(name: str, folder: str, suffix: str) -> Extension:
     files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / folder).glob("*"))
     sources = [file for file in files if file.endswith(suffix)]
-    headers = [file for file in files if file.endswith((".h", ".inl"))]
+    headers = [file for file in files if file.endswith((".h", ".inl", ".cuh"))]
     return Extension(f"fastgrow.{name}", sources, depends=headers, optional=True)
 
 

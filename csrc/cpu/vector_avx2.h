@@ -5,6 +5,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "vector_constants.h"
+
 #undef FASTGROW_TARGET
 #define FASTGROW_TARGET __attribute__((target("avx2,fma,f16c")))
 
@@ -19,14 +21,12 @@ struct Vector;
 template <>
 struct Vector<float> {
   static constexpr int width = 8;
-  static constexpr bool streams = true;
   __m256 v;
 };
 
 template <>
 struct Vector<double> {
   static constexpr int width = 4;
-  static constexpr bool streams = true;
   __m256d v;
 };
 
@@ -51,20 +51,94 @@ FASTGROW_TARGET inline Vector<Acc> load(const Half* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 
-FASTGROW_TARGET inline Vector<float> multiply(float w, Vector<float> x) {
-  return {_mm256_mul_ps(_mm256_set1_ps(w), x.v)};
+FASTGROW_TARGET inline Vector<float> broadcast(float x) {
+  return {_mm256_set1_ps(x)};
 }
 
-FASTGROW_TARGET inline Vector<double> multiply(double w, Vector<double> x) {
-  return {_mm256_mul_pd(_mm256_set1_pd(w), x.v)};
+FASTGROW_TARGET inline Vector<double> broadcast(double x) {
+  return {_mm256_set1_pd(x)};
 }
 
-FASTGROW_TARGET inline Vector<float> multiply_add(float w, Vector<float> x, Vector<float> sum) {
-  return {_mm256_fmadd_ps(_mm256_set1_ps(w), x.v, sum.v)};
+FASTGROW_TARGET inline Vector<float> add(Vector<float> a, Vector<float> b) {
+  return {_mm256_add_ps(a.v, b.v)};
 }
 
-FASTGROW_TARGET inline Vector<double> multiply_add(double w, Vector<double> x, Vector<double> sum) {
-  return {_mm256_fmadd_pd(_mm256_set1_pd(w), x.v, sum.v)};
+FASTGROW_TARGET inline Vector<double> add(Vector<double> a, Vector<double> b) {
+  return {_mm256_add_pd(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<float> multiply(Vector<float> a, Vector<float> b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> multiply(Vector<double> a, Vector<double> b) {
+  return {_mm256_mul_pd(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> sum) {
+  return {_mm256_fmadd_ps(a.v, b.v, sum.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> sum) {
+  return {_mm256_fmadd_pd(a.v, b.v, sum.v)};
+}
+
+// Of a number and NaN, the second argument.
+FASTGROW_TARGET inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> maximum(Vector<double> a, Vector<double> b) {
+  return {_mm256_max_pd(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<float> minimum(Vector<float> a, Vector<float> b) {
+  return {_mm256_min_ps(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> minimum(Vector<double> a, Vector<double> b) {
+  return {_mm256_min_pd(a.v, b.v)};
+}
+
+// Whether a lane is greater than the bound, or NaN.
+FASTGROW_TARGET inline bool any_above(Vector<float> x, float bound) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(bound), _CMP_NLE_UQ)) != 0;
+}
+
+FASTGROW_TARGET inline bool any_above(Vector<double> x, double bound) {
+  return _mm256_movemask_pd(_mm256_cmp_pd(x.v, _mm256_set1_pd(bound), _CMP_NLE_UQ)) != 0;
+}
+
+FASTGROW_TARGET inline bool all_between(float low, Vector<float> x, float high) {
+  const __m256 above = _mm256_cmp_ps(x.v, _mm256_set1_ps(low), _CMP_GE_OQ);
+  const __m256 below = _mm256_cmp_ps(x.v, _mm256_set1_ps(high), _CMP_LE_OQ);
+  return _mm256_movemask_ps(_mm256_and_ps(above, below)) == 0xff;
+}
+
+FASTGROW_TARGET inline Vector<float> round_to_integer(Vector<float> x) {
+  return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+FASTGROW_TARGET inline __m256 power_of_two(__m256i exponent) {
+  const __m256i biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+
+// x * 2^n for a whole number |n| <= 252, in two steps because 2^n may not be a float.
+FASTGROW_TARGET inline Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.v);
+  const __m256i half = _mm256_srai_epi32(whole, 1);
+  const __m256 first = _mm256_mul_ps(x.v, power_of_two(half));
+  return {_mm256_mul_ps(first, power_of_two(_mm256_sub_epi32(whole, half)))};
+}
+
+// A positive normal number as mantissa * 2^exponent, the mantissa in [sqrt(1/2), sqrt(2)).
+FASTGROW_TARGET inline Vector<float> split(Vector<float> x, Vector<float>& exponent) {
+  const __m256i bits = _mm256_castps_si256(x.v);
+  const __m256i over = _mm256_sub_epi32(bits, _mm256_set1_epi32(kBitsOfRootHalf));
+  const __m256i power = _mm256_srai_epi32(over, 23);
+  exponent.v = _mm256_cvtepi32_ps(power);
+  return {_mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(power, 23)))};
 }
 
 // One rounding as in the lanes, so that an element's value does not depend on where a row starts.

@@ -5,6 +5,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "vector_constants.h"
+
 #undef FASTGROW_TARGET
 #define FASTGROW_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 
@@ -19,14 +21,12 @@ struct Vector;
 template <>
 struct Vector<float> {
   static constexpr int width = 16;
-  static constexpr bool streams = true;
   __m512 v;
 };
 
 template <>
 struct Vector<double> {
   static constexpr int width = 8;
-  static constexpr bool streams = true;
   __m512d v;
 };
 
@@ -51,20 +51,84 @@ FASTGROW_TARGET inline Vector<Acc> load(const Half* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 
-FASTGROW_TARGET inline Vector<float> multiply(float w, Vector<float> x) {
-  return {_mm512_mul_ps(_mm512_set1_ps(w), x.v)};
+FASTGROW_TARGET inline Vector<float> broadcast(float x) {
+  return {_mm512_set1_ps(x)};
 }
 
-FASTGROW_TARGET inline Vector<double> multiply(double w, Vector<double> x) {
-  return {_mm512_mul_pd(_mm512_set1_pd(w), x.v)};
+FASTGROW_TARGET inline Vector<double> broadcast(double x) {
+  return {_mm512_set1_pd(x)};
 }
 
-FASTGROW_TARGET inline Vector<float> multiply_add(float w, Vector<float> x, Vector<float> sum) {
-  return {_mm512_fmadd_ps(_mm512_set1_ps(w), x.v, sum.v)};
+FASTGROW_TARGET inline Vector<float> add(Vector<float> a, Vector<float> b) {
+  return {_mm512_add_ps(a.v, b.v)};
 }
 
-FASTGROW_TARGET inline Vector<double> multiply_add(double w, Vector<double> x, Vector<double> sum) {
-  return {_mm512_fmadd_pd(_mm512_set1_pd(w), x.v, sum.v)};
+FASTGROW_TARGET inline Vector<double> add(Vector<double> a, Vector<double> b) {
+  return {_mm512_add_pd(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<float> multiply(Vector<float> a, Vector<float> b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> multiply(Vector<double> a, Vector<double> b) {
+  return {_mm512_mul_pd(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> sum) {
+  return {_mm512_fmadd_ps(a.v, b.v, sum.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> sum) {
+  return {_mm512_fmadd_pd(a.v, b.v, sum.v)};
+}
+
+// Of a number and NaN, the second argument.
+FASTGROW_TARGET inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> maximum(Vector<double> a, Vector<double> b) {
+  return {_mm512_max_pd(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<float> minimum(Vector<float> a, Vector<float> b) {
+  return {_mm512_min_ps(a.v, b.v)};
+}
+
+FASTGROW_TARGET inline Vector<double> minimum(Vector<double> a, Vector<double> b) {
+  return {_mm512_min_pd(a.v, b.v)};
+}
+
+// Whether a lane is greater than the bound, or NaN.
+FASTGROW_TARGET inline bool any_above(Vector<float> x, float bound) {
+  return _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(bound), _CMP_NLE_UQ) != 0;
+}
+
+FASTGROW_TARGET inline bool any_above(Vector<double> x, double bound) {
+  return _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(bound), _CMP_NLE_UQ) != 0;
+}
+
+FASTGROW_TARGET inline bool all_between(float low, Vector<float> x, float high) {
+  const __mmask16 above = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(low), _CMP_GE_OQ);
+  const __mmask16 below = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(high), _CMP_LE_OQ);
+  return static_cast<__mmask16>(above & below) == 0xffff;
+}
+
+FASTGROW_TARGET inline Vector<float> round_to_integer(Vector<float> x) {
+  return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+FASTGROW_TARGET inline Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
+  return {_mm512_scalef_ps(x.v, n.v)};
+}
+
+FASTGROW_TARGET inline Vector<float> split(Vector<float> x, Vector<float>& exponent) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i over = _mm512_sub_epi32(bits, _mm512_set1_epi32(kBitsOfRootHalf));
+  const __m512i power = _mm512_srai_epi32(over, 23);
+  exponent.v = _mm512_cvtepi32_ps(power);
+  return {_mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(power, 23)))};
 }
 
 FASTGROW_TARGET inline float multiply_add(float w, float x, float sum) {

@@ -1,8 +1,13 @@
 // Sixteen lanes in an array: the compiler turns the loops into whatever its baseline has.
 #pragma once
 
+#include <cmath>
+#include <cstring>
+
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
+
+#include "vector_constants.h"
 
 #define FASTGROW_TARGET
 
@@ -11,7 +16,6 @@ namespace fastgrow::portable {
 template <class Acc>
 struct Vector {
   static constexpr int width = 16;
-  static constexpr bool streams = false;
   Acc lane[width];
 };
 
@@ -23,20 +27,98 @@ inline Vector<Acc> load(const In* p) {
 }
 
 template <class Acc>
-inline Vector<Acc> multiply(Acc w, Vector<Acc> x) {
-  for (int i = 0; i < x.width; ++i) x.lane[i] *= w;
-  return x;
+inline Vector<Acc> broadcast(Acc x) {
+  Vector<Acc> v;
+  for (int i = 0; i < v.width; ++i) v.lane[i] = x;
+  return v;
 }
 
 template <class Acc>
-inline Vector<Acc> multiply_add(Acc w, Vector<Acc> x, Vector<Acc> sum) {
-  for (int i = 0; i < x.width; ++i) sum.lane[i] += w * x.lane[i];
+inline Vector<Acc> add(Vector<Acc> a, Vector<Acc> b) {
+  for (int i = 0; i < a.width; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+
+template <class Acc>
+inline Vector<Acc> multiply(Vector<Acc> a, Vector<Acc> b) {
+  for (int i = 0; i < a.width; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
+
+template <class Acc>
+inline Vector<Acc> multiply_add(Vector<Acc> a, Vector<Acc> b, Vector<Acc> sum) {
+  for (int i = 0; i < a.width; ++i) sum.lane[i] += a.lane[i] * b.lane[i];
   return sum;
 }
 
 template <class Acc>
 inline Acc multiply_add(Acc w, Acc x, Acc sum) {
   return sum + w * x;
+}
+
+// Of a number and NaN, the second argument.
+template <class Acc>
+inline Vector<Acc> maximum(Vector<Acc> a, Vector<Acc> b) {
+  for (int i = 0; i < a.width; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return a;
+}
+
+template <class Acc>
+inline Vector<Acc> minimum(Vector<Acc> a, Vector<Acc> b) {
+  for (int i = 0; i < a.width; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+  return a;
+}
+
+// Whether a lane is greater than the bound, or NaN.
+template <class Acc>
+inline bool any_above(Vector<Acc> x, Acc bound) {
+  bool any = false;
+  for (int i = 0; i < x.width; ++i) any |= !(x.lane[i] <= bound);
+  return any;
+}
+
+inline bool all_between(float low, Vector<float> x, float high) {
+  bool all = true;
+  for (int i = 0; i < x.width; ++i) all &= x.lane[i] >= low && x.lane[i] <= high;
+  return all;
+}
+
+// Adding and taking away 1.5 * 2^23 leaves no room for a fraction; for |x| < 2^22.
+inline Vector<float> round_to_integer(Vector<float> x) {
+  constexpr float shift = 12582912.0f;
+  for (int i = 0; i < x.width; ++i) x.lane[i] = (x.lane[i] + shift) - shift;
+  return x;
+}
+
+inline float power_of_two(int32_t exponent) {
+  const int32_t bits = static_cast<int32_t>(static_cast<uint32_t>(exponent + 127) << 23);
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+// x * 2^n for a whole number |n| <= 252, in two steps because 2^n may not be a float.
+inline Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
+  for (int i = 0; i < x.width; ++i) {
+    // NaN has no integer; x is NaN then, whatever it is multiplied by.
+    const int32_t whole = n.lane[i] == n.lane[i] ? static_cast<int32_t>(n.lane[i]) : 0;
+    const int32_t half = whole >> 1;
+    x.lane[i] = x.lane[i] * power_of_two(half) * power_of_two(whole - half);
+  }
+  return x;
+}
+
+// A positive normal number as mantissa * 2^exponent, the mantissa in [sqrt(1/2), sqrt(2)).
+inline Vector<float> split(Vector<float> x, Vector<float>& exponent) {
+  for (int i = 0; i < x.width; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, &x.lane[i], sizeof(bits));
+    const int32_t power = (bits - kBitsOfRootHalf) >> 23;
+    exponent.lane[i] = static_cast<float>(power);
+    bits -= static_cast<int32_t>(static_cast<uint32_t>(power) << 23);
+    std::memcpy(&x.lane[i], &bits, sizeof(bits));
+  }
+  return x;
 }
 
 template <bool stream, class Acc, class Out>

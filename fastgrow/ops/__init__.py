@@ -14,7 +14,16 @@ from fastgrow.ops.linear_kl import linear_kl
 from fastgrow.ops.linear_lse_gather import linear_lse_gather, merge_lse
 from fastgrow.ops.logit_mean import logit_mean
 from fastgrow.ops.lora_linear import lora_linear
+from fastgrow.ops.mean_cross_entropy import mean_cross_entropy
+from fastgrow.ops.mean_log_softmax_gather import mean_log_softmax_gather
+from fastgrow.ops.mean_sample import mean_sample
+from fastgrow.ops.mean_top_k import mean_argmax, mean_top_k
 from fastgrow.ops.mlp import mlp
+from fastgrow.ops.probability_mean import (
+    probability_mean,
+    probability_mean_cross_entropy,
+    probability_mean_gather,
+)
 from fastgrow.ops.rms_norm import rms_norm
 from fastgrow.ops.rope import RopeTable, rope, rope_table
 
@@ -29,8 +38,16 @@ __all__ = [
     "linear_lse_gather",
     "logit_mean",
     "lora_linear",
+    "mean_argmax",
+    "mean_cross_entropy",
+    "mean_log_softmax_gather",
+    "mean_sample",
+    "mean_top_k",
     "merge_lse",
     "mlp",
+    "probability_mean",
+    "probability_mean_cross_entropy",
+    "probability_mean_gather",
     "rms_norm",
     "rope",
     "rope_table",

@@ -1,0 +1,97 @@
+"""Run the operations' tests on a copy of the CPU extension built with sanitizers.
+
+    python csrc/sanitize.py [pytest arguments]
+
+AddressSanitizer and UndefinedBehaviorSanitizer stop the tests at the first read or write outside an
+array, misuse of memory or undefined arithmetic, in every instruction set. Exit status: pytest's; 77
+where the compiler has no sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1"
+TESTS = ("test_logit_mean.py", "test_mean_cross_entropy.py", "test_mean_top_k.py")
+TESTS += ("test_mean_sample.py", "test_probability_mean.py", "test_vector_functions.py")
+# Compiling traces half of PyTorch, and the other processes that tests start are not sanitized.
+UNWANTED = "not (compiles or opcheck or instruction_sets or is_written or two_to_the_31)"
+NO_SANITIZER = 77
+
+
+def libraries() -> list[str] | None:
+    """The sanitizers' run-time libraries, which have to be loaded before Python's own."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    found = []
+    for name in ("libasan.so", "libubsan.so"):
+        query = [*compiler, f"-print-file-name={name}"]
+        if shutil.which(compiler[0]) is None:
+            return None
+        path = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        # A compiler that has no such file prints the name as it was given.
+        if not Path(path).is_absolute():
+            return None
+        found.append(path)
+    return found
+
+
+def build(tree: Path) -> None:
+    """A copy of the package in `tree`, with a sanitized extension."""
+    unwanted = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    for name in ("fastgrow", "kernels", "csrc"):
+        shutil.copytree(ROOT / name, tree / name, ignore=unwanted)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy2(ROOT / name, tree / name)
+    environment = {**os.environ, "CXXFLAGS": FLAGS, "FASTGROW_BUILD_EXT": "cpu"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=tree, env=environment, check=True)
+
+
+def main(arguments: list[str]) -> int:
+    preload = libraries()
+    if preload is None:
+        print("the compiler has no sanitizers", file=sys.stderr)
+        return NO_SANITIZER
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        build(tree)
+        status = 0
+        for capability in ("avx512", "avx2", "portable"):
+            status = status or run_tests(tree, preload, capability, arguments)
+    return status
+
+
+def run_tests(tree: Path, preload: list[str], capability: str, arguments: list[str]) -> int:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "LD_PRELOAD": " ".join(preload),
+        # Python and torch keep memory to the end, and torch throws through uninstrumented frames.
+        "ASAN_OPTIONS": "detect_leaks=0:detect_container_overflow=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "FASTGROW_CPU_CAPABILITY": capability,
+        "FASTGROW_IMPL": "",
+        "OMP_NUM_THREADS": "2",
+    }
+    check = "from fastgrow import _native as n; assert n.CPU.loaded, n.CPU.reason; print(n.PACKAGE)"
+    said = subprocess.run(
+        [sys.executable, "-c", check], cwd=tree, env=environment, capture_output=True, text=True
+    )
+    if said.returncode != 0 or not said.stdout.startswith(str(tree)):
+        print(f"the sanitized extension does not load: {said.stdout}{said.stderr}", file=sys.stderr)
+        return 1
+    files = [str(ROOT / "tests" / "ops" / name) for name in TESTS]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", UNWANTED, "--rootdir", str(ROOT)]
+    command = [sys.executable, "-m", "pytest", *options, *files, *arguments]
+    return subprocess.run(command, cwd=tree, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

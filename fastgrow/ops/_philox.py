@@ -1,0 +1,68 @@
+"""Uniform numbers by counting: the same on every device, in any order, without a state.
+
+Philox 4x32 with ten rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+The key is the seed and the counter is (row, step), so that a row's number depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgrow import _native
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+def uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
+    """A number in [0, 1) for each row of logits [..., V]: [...] float64, a multiple of 2⁻²⁴."""
+    result: Tensor = torch.ops.fastgrow.row_uniforms(logits, seed, step)
+    return result
+
+
+def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Four random words from each counter of four words; int64 tensors of 32-bit numbers."""
+    key_0, key_1 = key
+    for _ in range(10):
+        high_0, low_0 = _product(_MULTIPLIERS[0], counter[0])
+        high_1, low_1 = _product(_MULTIPLIERS[1], counter[2])
+        counter = [high_1 ^ counter[1] ^ key_0, low_1, high_0 ^ counter[3] ^ key_1, low_0]
+        key_0, key_1 = (key_0 + _KEY_STEPS[0]) & _WORD, (key_1 + _KEY_STEPS[1]) & _WORD
+    return counter
+
+
+def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low word of a product of 32-bit numbers, which int64 cannot hold at once."""
+    low, high = a * (b & 0xFFFF), a * (b >> 16)
+    return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _WORD
+
+
+def uniforms_anywhere(logits: Tensor, seed: int, step: int) -> Tensor:
+    """`uniforms` in plain PyTorch."""
+    shape = logits.shape[:-1]
+    row = torch.arange(shape.numel(), device=logits.device)
+    counter = [row & _WORD, row >> 32]
+    counter += [torch.full_like(row, word) for word in (step & _WORD, (step >> 32) & _WORD)]
+    word, *_ = philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
+    return ((word >> 8).double() * 2.0**-24).view(shape)
+
+
+def _uniforms_cpu(logits: Tensor, seed: int, step: int) -> Tensor:
+    if not _native.CPU.loaded:
+        return uniforms_anywhere(logits, seed, step)
+    numbers = logits.new_empty(logits.shape[:-1], dtype=torch.float64)
+    torch.ops.fastgrow_native.philox_uniform_(seed, step, numbers)
+    return numbers
+
+
+_library = torch.library.Library("fastgrow", "FRAGMENT")
+_library.define("row_uniforms(Tensor logits, SymInt seed, SymInt step) -> Tensor")
+_library.impl("row_uniforms", _uniforms_cpu, "CPU")
+_library.impl("row_uniforms", uniforms_anywhere, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fastgrow::row_uniforms", lib=_library)
+def _(logits: Tensor, seed: int, step: int) -> Tensor:
+    return logits.new_empty(logits.shape[:-1], dtype=torch.float64)
