@@ -90,18 +90,25 @@ def recorded(call: Callable[[], object]) -> list[Launch]:
 
 def compile_ahead(launch: Launch, capability: int) -> Binary:
     """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
-    signature, constants, attributes = {}, {}, {}
-    for position, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
+    signature: dict[str, Any] = {}
+    constants: dict[tuple[int, ...], object] = {}
+    attributes: dict[tuple[int, ...], object] = {}
+
+    def describe(value: object, path: tuple[int, ...], is_constant: bool = False) -> object:
+        if isinstance(value, tuple) and not is_constant:
+            return tuple(describe(x, (*path, i)) for i, x in enumerate(value))
         kind = _kind(value)
         # As at run time: an integer 1 is a constant, and multiples of 16 are known to be such.
-        if parameter.is_constexpr or kind is None or (isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(position,)] = value
-            continue
-        signature[parameter.name] = kind
+        if is_constant or kind is None or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
         if kind.startswith("*") or (isinstance(value, int) and value % 16 == 0):
-            attributes[(position,)] = [["tt.divisibility", 16]]
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for position, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        signature[parameter.name] = describe(value, (position,), parameter.is_constexpr)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=launch.options)

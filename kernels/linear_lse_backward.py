@@ -111,8 +111,8 @@ def gradient_kernel(
     is_here = (target >= first) & (target < first + words)
     place = tl.where(is_here, target - first, -1).to(tl.int32)
     dz += tl.where(word[None, :] == place[:, None], of_target[:, None], 0.0)
-    at = out + row.to(tl.int64)[:, None] * out_stride + word[None, :]
-    tl.store(at, dz.to(out.dtype.element_ty), mask=is_row[:, None] & is_word[None, :])
     if sums is not None:
         over_rows = tl.sum(dz, 0)
         tl.store(sums + tile_m.to(tl.int64) * words + word, over_rows, mask=is_word)
+    at = out + row.to(tl.int64)[:, None] * out_stride + word[None, :]
+    tl.store(at, dz.to(out.dtype.element_ty), mask=is_row[:, None] & is_word[None, :])

@@ -1,6 +1,6 @@
 """Cross-entropy of an ensemble, from no more of its experts than the rule needs.
 
-A rule over logits needs one product of concatenated hidden states and heads where the experts are
+A rule over logits needs one sum of products of hidden states and heads where the experts are
 decoders, and their logits otherwise. A rule over probabilities needs the log-probability that each
 expert gave to the targets, and, if it reads the text, to the text.
 """
@@ -96,16 +96,15 @@ def _fused_heads_loss(
     targets: Tensor,
     reduction: str,
 ) -> Tensor:
-    """Σ_k c_k · (h_k · W_kᵀ + b_k) = [c_1 · h_1 … c_K · h_K] · [W_1 … W_K]ᵀ + Σ_k c_k · b_k."""
-    hidden = torch.cat([c * m.hidden(ids) for m, c in zip(models, coefficients, strict=True)], -1)
-    weight = torch.cat([m.lm_head.weight for m in models], dim=-1)
-    bias: Tensor | None = None
-    for model, coefficient in zip(models, coefficients, strict=True):
-        if model.lm_head.bias is not None:
-            term = coefficient * model.lm_head.bias
-            bias = term if bias is None else bias + term
+    """Of Σ_k c_k · (h_k · W_kᵀ + b_k), summed inside the product: no head is copied."""
     return ops.linear_cross_entropy(
-        hidden, weight, targets, bias, ignore_index=_NO_TARGET, reduction=reduction
+        [m.hidden(ids) for m in models],
+        [m.lm_head.weight for m in models],
+        targets,
+        [m.lm_head.bias for m in models],
+        mix=coefficients,
+        ignore_index=_NO_TARGET,
+        reduction=reduction,
     )
 
 

@@ -20,6 +20,7 @@ from fastgrow.ops._linear_cross_entropy_rows import losses_of, reduced
 from fastgrow.ops._linear_lse_autograd import empty_gradients, empty_terms, heads_from
 from fastgrow.ops._linear_lse_chunked import (
     add_products,
+    blocks,
     chunks,
     clear_without_rows,
     exponentials,
@@ -170,18 +171,21 @@ def _by_torch(
     here, index = targets_here(targets, heads.vocabulary)
     share = shares(targets, ignore_index, mean, heads.dtype)
     on_target = torch.where(here, (label_smoothing - 1) * share, 0)[:, None]
-    for rows, z in chunks(heads):
-        target_logit[rows] = z.gather(1, index[rows]).squeeze(1)
-        if smooth:
-            torch.mean(z, 1, out=means[rows])
-        sums, lse[rows] = exponentials(z)
-        if not any(needs):
-            continue
-        weight = share[rows] * (1 + 2 * z_loss * lse[rows]) if z_loss else share[rows]
-        dz = z.mul_((weight / sums)[:, None])
-        if smooth:
-            dz.sub_(share[rows, None] * (label_smoothing / heads.vocabulary))
-        add_products(heads, gradients, needs, rows, dz.scatter_add_(1, index[rows], on_target[rows]))
+    for chunk, logits in chunks(heads):
+        for rows, z in blocks(chunk, logits):
+            target_logit[rows] = z.gather(1, index[rows]).squeeze(1)
+            if smooth:
+                torch.mean(z, 1, out=means[rows])
+            sums, lse[rows] = exponentials(z)
+            if not any(needs):
+                continue
+            of_lse = share[rows] * (1 + 2 * z_loss * lse[rows]) if z_loss else share[rows]
+            dz = z.mul_((of_lse / sums)[:, None])
+            if smooth:
+                dz.sub_(share[rows, None] * (label_smoothing / heads.vocabulary))
+            dz.scatter_add_(1, index[rows], on_target[rows])
+        if any(needs):
+            add_products(heads, gradients, needs, chunk, logits)
     terms = (lse, target_logit, means)
     losses = losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
     return losses, clear_without_rows(heads, gradients)

@@ -16,6 +16,9 @@ from fastgrow.ops._products import accumulate
 # Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
 # caches without saving any.
 CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
+# Of these, what goes through the steps from logits to their gradient at once stays in a core's
+# cache from one step to the next: 1 MB in float32.
+BLOCK_ELEMENTS = 1 << 18
 
 
 def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
@@ -51,6 +54,14 @@ def chunks(heads: Heads) -> Iterator[tuple[slice, Tensor]]:
         yield rows, z
 
 
+def blocks(rows: slice, z: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A chunk's rows a few at a time."""
+    size = max(1, BLOCK_ELEMENTS // z.shape[1])
+    for start in range(0, len(z), size):
+        part = z[start : start + size]
+        yield slice(rows.start + start, rows.start + start + len(part)), part
+
+
 def exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
     """Logits to exp(z − pivot) in place; their sums, and the log-sum-exp of the logits."""
     pivot = z.amax(1)
@@ -84,11 +95,12 @@ def targets_here(targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
 def _forward(heads: Heads, targets: Tensor, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
     lse, target_logit, mean = empty_terms(heads.h[0], with_mean)
     here, index = targets_here(targets, heads.vocabulary)
-    for rows, z in chunks(heads):
-        target_logit[rows] = torch.where(here[rows], z.gather(1, index[rows]).squeeze(1), 0)
-        if with_mean:
-            torch.mean(z, 1, out=mean[rows])
-        lse[rows] = exponentials(z)[1]
+    for chunk, logits in chunks(heads):
+        for rows, z in blocks(chunk, logits):
+            target_logit[rows] = torch.where(here[rows], z.gather(1, index[rows]).squeeze(1), 0)
+            if with_mean:
+                torch.mean(z, 1, out=mean[rows])
+            lse[rows] = exponentials(z)[1]
     return lse, target_logit, mean
 
 
@@ -105,11 +117,13 @@ def _backward(
     here, index = targets_here(targets, heads.vocabulary)
     on_target = torch.where(here, dtarget, 0)[:, None]
     pivot = torch.where(lse == float("-inf"), 0, lse)[:, None]
-    for rows, z in chunks(heads):
-        dz = z.sub_(pivot[rows]).exp_().mul_(dlse[rows, None])
-        if dmean is not None:
-            dz.add_(dmean[rows, None] / heads.vocabulary)
-        add_products(heads, gradients, needs, rows, dz.scatter_add_(1, index[rows], on_target[rows]))
+    for chunk, logits in chunks(heads):
+        for rows, z in blocks(chunk, logits):
+            dz = z.sub_(pivot[rows]).exp_().mul_(dlse[rows, None])
+            if dmean is not None:
+                dz.add_(dmean[rows, None] / heads.vocabulary)
+            dz.scatter_add_(1, index[rows], on_target[rows])
+        add_products(heads, gradients, needs, chunk, logits)
     return clear_without_rows(heads, gradients)
 
 
