@@ -119,4 +119,3 @@ def _logits(logits, bias, word, vocabulary):
     if bias is not None:
         z += tl.load(bias + word, mask=word < vocabulary, other=0.0).to(tl.float32)
     return z
-

@@ -1,6 +1,6 @@
 """Loss and gradients from the library's products and one kernel between them.
 
-    logits of some rows  →  (kernel, in place) losses and dz  →  dh of these rows, dW += dzᵀ · h
+logits of some rows  →  (kernel, in place) losses and dz  →  dh of these rows, dW += dzᵀ · h
 """
 
 from __future__ import annotations

@@ -131,12 +131,16 @@ GATHER = [
     Case(20, scale=50.0),
 ]
 GATHER_FULL = [
-    *[Case(n, (d,), v, t) for n, d, v in ((17, 33, 127), (63, 64, 512), (127, 8, 1)) for t in (F32, BF16, F16)],
+    *[
+        Case(n, (d,), v, t)
+        for n, d, v in ((17, 33, 127), (63, 64, 512), (127, 8, 1))
+        for t in (F32, BF16, F16)
+    ],
     Case(37, (32, 40), 300, F16, mix="tensor"),
     Case(37, (32, 40), 300, bias=False, mix="rows"),
     Case(9, (24,), 70, listed=True),
     Case(256, (264,), 1000, BF16),
-]  # fmt: skip
+]
 LOSS = [
     Case(),
     Case(37, dtype=BF16, options={"label_smoothing": 0.1, "z_loss": 1e-2}),
@@ -183,9 +187,7 @@ def test_losses_of_rows_agree_with_truth(case: Case) -> None:
     ],
     ids=str,
 )
-def test_loss_agrees_with_truth_on_the_full_grid(
-    case: Case, dtype: torch.dtype, impl: str
-) -> None:
+def test_loss_agrees_with_truth_on_the_full_grid(case: Case, dtype: torch.dtype, impl: str) -> None:
     check(Case(**{**vars(case), "dtype": dtype}), impl, "loss")
 
 
@@ -216,7 +218,7 @@ def test_rows_at_a_time_are_few_without_a_weight_to_train() -> None:
 def test_targets_elsewhere_have_no_logit_and_no_gradient() -> None:
     h, weight = torch.randn(4, 16, device=DEVICE, requires_grad=True), torch.randn(20, 16)
     targets = torch.tensor([3, -1, 20, 10**12], device=DEVICE)
-    lse, target_logit = linear_lse_gather(h, weight.to(DEVICE), targets, impl="triton")
+    _, target_logit = linear_lse_gather(h, weight.to(DEVICE), targets, impl="triton")
     assert target_logit[0] != 0
     assert not target_logit[1:].any()
     (dh,) = torch.autograd.grad(target_logit.sum(), h)
@@ -225,9 +227,7 @@ def test_targets_elsewhere_have_no_logit_and_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("impl", ["triton", "vendor"])
-def test_a_loss_of_targets_out_of_range_is_nan(
-    impl: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_of_targets_out_of_range_is_nan(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU they are not looked at on the host; nothing outside of the tensors is touched."""
     from fastgrow.ops import _linear_cross_entropy_fused as fused
 
@@ -293,9 +293,7 @@ def test_offsets_past_2_to_the_31() -> None:
     pairs = product([near], [words], None)
     dense = torch.empty(3, 300, dtype=BF16, device=DEVICE)
     for place in (out, dense):
-        logits_gradient(
-            pairs, swapped, 6 * ones, ones, ones, None, 0, place, with_sums=False
-        )
+        logits_gradient(pairs, swapped, 6 * ones, ones, ones, None, 0, place, with_sums=False)
     assert torch.equal(out, dense)
     settings: dict[str, Any] = {"ignore_index": -1, "label_smoothing": 0.0, "z_loss": 0.0}
     logits.copy_(dense)
