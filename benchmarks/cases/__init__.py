@@ -21,6 +21,8 @@ FAMILIES = (
     attention.FAMILY,
     attention_decode.FAMILY,
     linear_cross_entropy.FAMILY,
+    linear_cross_entropy.FROZEN,
+    linear_cross_entropy.HEADS,
     mlp.FAMILY,
     logit_mean.FAMILY,
     layer_norm.FAMILY,

@@ -20,7 +20,6 @@ from fastgrow.ops._linear_cross_entropy_rows import losses_of, reduced
 from fastgrow.ops._linear_lse_autograd import empty_gradients, empty_terms, heads_from
 from fastgrow.ops._linear_lse_chunked import (
     add_products,
-    blocks,
     chunks,
     clear_without_rows,
     exponentials,
@@ -39,8 +38,9 @@ def can_serve(
     """The verifier."""
     if _makes_rows(heads, reduction):
         return _linear_lse_chunked.can_serve(heads, targets, label_smoothing > 0)
-    ok, reason = _triton.can_run(heads.h[0])
-    return (True, "") if ok else _linear_lse_chunked.can_serve(heads, targets, False)
+    if _triton.can_run(heads.h[0])[0]:
+        return True, ""
+    return _linear_lse_chunked.can_serve(heads, targets, False)
 
 
 def _makes_rows(heads: Heads, reduction: str) -> bool:
@@ -171,21 +171,20 @@ def _by_torch(
     here, index = targets_here(targets, heads.vocabulary)
     share = shares(targets, ignore_index, mean, heads.dtype)
     on_target = torch.where(here, (label_smoothing - 1) * share, 0)[:, None]
-    for chunk, logits in chunks(heads):
-        for rows, z in blocks(chunk, logits):
-            target_logit[rows] = z.gather(1, index[rows]).squeeze(1)
-            if smooth:
-                torch.mean(z, 1, out=means[rows])
-            sums, lse[rows] = exponentials(z)
-            if not any(needs):
-                continue
-            of_lse = share[rows] * (1 + 2 * z_loss * lse[rows]) if z_loss else share[rows]
-            dz = z.mul_((of_lse / sums)[:, None])
-            if smooth:
-                dz.sub_(share[rows, None] * (label_smoothing / heads.vocabulary))
-            dz.scatter_add_(1, index[rows], on_target[rows])
-        if any(needs):
-            add_products(heads, gradients, needs, chunk, logits)
+    for rows, z in chunks(heads):
+        target_logit[rows] = z.gather(1, index[rows]).squeeze(1)
+        if smooth:
+            torch.mean(z, 1, out=means[rows])
+        sums, lse[rows] = exponentials(z)
+        if not any(needs):
+            continue
+        # Of dz = factor · z; a row that counts nothing has none.
+        factor = share[rows] * (1 + 2 * z_loss * lse[rows]) / sums
+        inverse = torch.where(factor == 0, 0, 1 / factor)[:, None]
+        if smooth:
+            z.sub_(inverse * (share[rows, None] * (label_smoothing / heads.vocabulary)))
+        z.scatter_add_(1, index[rows], inverse * on_target[rows])
+        add_products(heads, gradients, needs, rows, z, factor)
     terms = (lse, target_logit, means)
     losses = losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
     return losses, clear_without_rows(heads, gradients)

@@ -16,9 +16,6 @@ from fastgrow.ops._products import accumulate
 # Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
 # caches without saving any.
 CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
-# Of these, what goes through the steps from logits to their gradient at once stays in a core's
-# cache from one step to the next: 1 MB in float32.
-BLOCK_ELEMENTS = 1 << 18
 
 
 def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
@@ -54,14 +51,6 @@ def chunks(heads: Heads) -> Iterator[tuple[slice, Tensor]]:
         yield rows, z
 
 
-def blocks(rows: slice, z: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A chunk's rows a few at a time."""
-    size = max(1, BLOCK_ELEMENTS // z.shape[1])
-    for start in range(0, len(z), size):
-        part = z[start : start + size]
-        yield slice(rows.start + start, rows.start + start + len(part)), part
-
-
 def exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
     """Logits to exp(z − pivot) in place; their sums, and the log-sum-exp of the logits."""
     pivot = z.amax(1)
@@ -72,17 +61,29 @@ def exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_products(
-    heads: Heads, gradients: list[Tensor], needs: list[bool], rows: slice, dz: Tensor
+    heads: Heads,
+    gradients: list[Tensor],
+    needs: list[bool],
+    rows: slice,
+    dz: Tensor,
+    factor: Tensor | None = None,
 ) -> None:
-    """What the logits' gradient of these rows adds to each gradient that is needed."""
+    """What the logits' gradient of these rows adds to each gradient that is needed.
+
+    Args:
+        factor: [rows], still to be multiplied into `dz`; multiplied into the smaller h and dh.
+    """
     count, first = len(heads.h), rows.start == 0
     for k, (h, weight) in enumerate(zip(heads.h, heads.weight, strict=True)):
         if needs[k]:
-            torch.mm(dz, weight, out=gradients[k][rows])
+            dh = torch.mm(dz, weight, out=gradients[k][rows])
+            if factor is not None:
+                dh.mul_(factor[:, None])
         if needs[count + k]:
-            accumulate(gradients[count + k], dz.T, h[rows], first=first)
+            part = h[rows] if factor is None else h[rows] * factor[:, None]
+            accumulate(gradients[count + k], dz.T, part, first=first)
     if heads.bias is not None and needs[-1]:
-        total = dz.sum(0)
+        total = dz.sum(0) if factor is None else dz.T @ factor
         gradients[-1].copy_(total if first else gradients[-1] + total)
 
 
@@ -95,12 +96,11 @@ def targets_here(targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
 def _forward(heads: Heads, targets: Tensor, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
     lse, target_logit, mean = empty_terms(heads.h[0], with_mean)
     here, index = targets_here(targets, heads.vocabulary)
-    for chunk, logits in chunks(heads):
-        for rows, z in blocks(chunk, logits):
-            target_logit[rows] = torch.where(here[rows], z.gather(1, index[rows]).squeeze(1), 0)
-            if with_mean:
-                torch.mean(z, 1, out=mean[rows])
-            lse[rows] = exponentials(z)[1]
+    for rows, z in chunks(heads):
+        target_logit[rows] = torch.where(here[rows], z.gather(1, index[rows]).squeeze(1), 0)
+        if with_mean:
+            torch.mean(z, 1, out=mean[rows])
+        lse[rows] = exponentials(z)[1]
     return lse, target_logit, mean
 
 
@@ -117,13 +117,12 @@ def _backward(
     here, index = targets_here(targets, heads.vocabulary)
     on_target = torch.where(here, dtarget, 0)[:, None]
     pivot = torch.where(lse == float("-inf"), 0, lse)[:, None]
-    for chunk, logits in chunks(heads):
-        for rows, z in blocks(chunk, logits):
-            dz = z.sub_(pivot[rows]).exp_().mul_(dlse[rows, None])
-            if dmean is not None:
-                dz.add_(dmean[rows, None] / heads.vocabulary)
-            dz.scatter_add_(1, index[rows], on_target[rows])
-        add_products(heads, gradients, needs, chunk, logits)
+    for rows, z in chunks(heads):
+        dz = z.sub_(pivot[rows]).exp_().mul_(dlse[rows, None])
+        if dmean is not None:
+            dz.add_(dmean[rows, None] / heads.vocabulary)
+        dz.scatter_add_(1, index[rows], on_target[rows])
+        add_products(heads, gradients, needs, rows, dz)
     return clear_without_rows(heads, gradients)
 
 

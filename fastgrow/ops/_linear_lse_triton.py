@@ -50,8 +50,8 @@ def linear_lse_gather_triton(
 
 
 def _forward(heads: Heads, targets: Tensor, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-    from fastgrow.kernels.linear_lse import forward
     from fastgrow.kernels.linear_logits import product
+    from fastgrow.kernels.linear_lse import forward
 
     pairs = product(heads.h, heads.weight, heads.bias)
     return forward(pairs, targets.contiguous(), with_mean=with_mean)

@@ -21,7 +21,6 @@ WIDTHS = (6, 4, 6)
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(_linear_lse_chunked, "MIN_ROWS", 1)
     monkeypatch.setattr(_linear_lse_chunked, "MAX_ROWS", 7)
-    monkeypatch.setattr(_linear_lse_chunked, "BLOCK_ELEMENTS", 30)
     return request.param
 
 
