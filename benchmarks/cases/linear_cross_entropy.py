@@ -12,6 +12,7 @@ from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
 from benchmarks.cases.liger import function, liger
 from fastgrow.ops import linear_cross_entropy
 
+CHUNKED_OPTIONS = "LinearCrossEntropyOptions"
 GPU = [{"N": 8192, "d": 1024, "V": 65536}, {"N": 8192, "d": 1024, "V": 131072}]
 
 
@@ -58,8 +59,9 @@ def _liger(inputs: Inputs) -> Tensor:
 def _torch_chunked(inputs: Inputs) -> Tensor:
     """torch's own, from 2.13 on."""
     h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
-    options = torch.nn.LinearCrossEntropyOptions()  # type: ignore[attr-defined]
-    loss: Tensor = F.linear_cross_entropy(  # type: ignore[attr-defined]
+    # By name, because earlier releases have neither.
+    options = getattr(torch.nn, CHUNKED_OPTIONS)()
+    loss: Tensor = getattr(F, "linear_cross_entropy")(  # noqa: B009
         h, weight, targets, linear_bias=bias, options=options
     )
     return loss
@@ -67,7 +69,7 @@ def _torch_chunked(inputs: Inputs) -> Tensor:
 
 def _libraries(case: Case) -> dict[str, Run]:
     chunked: dict[str, Run] = {}
-    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+    if hasattr(torch.nn, CHUNKED_OPTIONS):
         chunked = {"torch chunked": _torch_chunked}
     return chunked | liger(case, "liger", _liger)
 
