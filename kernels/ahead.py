@@ -93,25 +93,30 @@ def recorded(call: Callable[[], object]) -> list[Launch]:
 class Specialization:
     """What of a launch its code depends on, besides the GPU; the names are Triton's."""
 
-    signature: dict[str, str]
+    signature: dict[str, Any]
     constants: dict[tuple[int, ...], Any]
     attributes: dict[tuple[int, ...], Any]
 
 
 def specialization(launch: Launch) -> Specialization:
-    """Types, constants and alignments as at run time."""
+    """Types, constants and alignments as at run time; of the members of tuples, too."""
     found = Specialization({}, {}, {})
-    for position, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
+
+    def describe(value: object, path: tuple[int, ...], is_constant: bool = False) -> object:
+        if isinstance(value, tuple) and not is_constant:
+            return tuple(describe(x, (*path, i)) for i, x in enumerate(value))
         kind = _kind(value)
         # An integer 1 is a constant, and multiples of 16 are known to be such.
-        if parameter.is_constexpr or kind is None or (isinstance(value, int) and value == 1):
-            found.signature[parameter.name] = "constexpr"
-            found.constants[(position,)] = value
-            continue
-        found.signature[parameter.name] = kind
+        if is_constant or kind is None or (isinstance(value, int) and value == 1):
+            found.constants[path] = value
+            return "constexpr"
         if kind.startswith("*") or (isinstance(value, int) and value % 16 == 0):
-            found.attributes[(position,)] = [["tt.divisibility", 16]]
+            found.attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for position, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        found.signature[parameter.name] = describe(value, (position,), parameter.is_constexpr)
     return found
 
 

@@ -93,13 +93,21 @@ def key(dtype: torch.dtype, rows: int) -> str:
 
 
 def tiles_for(kernel: str, product: Product) -> Tiles:
-    """The table's tiles for this GPU, or those of a rule."""
+    """The table's tiles of `linear_lse` or `linear_lse_gradient`, or those of a rule."""
     h = product.h[0]
     found = measured(kernel, key(h.dtype, product.rows), h.device, Tiles)
-    return found or default_tiles(h.dtype, product.rows)
+    return found or default_tiles(kernel, h.dtype, product.rows, capability_of(h.device))
 
 
-def default_tiles(dtype: torch.dtype, rows: int) -> Tiles:
+def capability_of(device: torch.device) -> int:
+    """90 for compute capability 9.0, which also stands for a GPU that is not there."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def default_tiles(kernel: str, dtype: torch.dtype, rows: int, capability: int) -> Tiles:
     """The largest tiles whose sums stay in registers: traffic from L2 falls with their edges."""
     if INTERPRETED:
         return Tiles(128, 256, 256, 8, 4, 1)
@@ -107,7 +115,10 @@ def default_tiles(dtype: torch.dtype, rows: int) -> Tiles:
         return Tiles(64, 64, 32, 8, 4, 2)
     if rows <= SMALL:
         return Tiles(64, 128, 64, 1, 4, 4)
-    return Tiles(128, 256, 64, 8, 8, 3)
+    if capability != 90:
+        return Tiles(128, 128, 64, 8, 8, 3)
+    # The gradient needs registers for the addresses that it is stored to.
+    return Tiles(256, 128, 64, 8, 8, 3) if "gradient" in kernel else Tiles(128, 256, 64, 8, 8, 3)
 
 
 @triton.jit

@@ -93,17 +93,17 @@ def gradient_kernel(
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     word = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column = first + tl.minimum(word, words - 1)
+    last = tl.minimum(row, rows - 1)
     z = logits_tile(
-        hs, weights, bias, h_strides, weight_strides, widths,
-        tl.minimum(row, rows - 1), column,
+        hs, weights, bias, h_strides, weight_strides, widths, last, column,
         HEADS, WHOLE, PRECISION, INTERPRETED, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     is_row, is_word = row < rows, word < words
-    # Rows that are not there have no share in the sums over rows.
+    # Rows that are not there repeat the last one, without a share in the sums over rows.
     of_lse = tl.load(dlse + row, mask=is_row, other=0.0)
     of_target = tl.load(dtarget + row, mask=is_row, other=0.0)
     target = tl.load(targets + row, mask=is_row, other=-1)
-    pivot = tl.load(lse + row, mask=is_row, other=0.0) * LOG2_E_
+    pivot = tl.load(lse + last) * LOG2_E_
     pivot = tl.where(pivot == float("-inf"), 0.0, pivot)
     dz = tl.exp2(z * LOG2_E_ - pivot[:, None]) * of_lse[:, None]
     if dmean is not None:
@@ -111,8 +111,8 @@ def gradient_kernel(
     is_here = (target >= first) & (target < first + words)
     place = tl.where(is_here, target - first, -1).to(tl.int32)
     dz += tl.where(word[None, :] == place[:, None], of_target[:, None], 0.0)
-    at = out + row.to(tl.int64)[:, None] * out_stride + word[None, :]
-    tl.store(at, dz.to(out.dtype.element_ty), mask=is_row[:, None] & is_word[None, :])
     if sums is not None:
         over_rows = tl.sum(dz, 0)
         tl.store(sums + tile_m.to(tl.int64) * words + word, over_rows, mask=is_word)
+    at = out + row.to(tl.int64)[:, None] * out_stride + word[None, :]
+    tl.store(at, dz.to(out.dtype.element_ty), mask=is_row[:, None] & is_word[None, :])

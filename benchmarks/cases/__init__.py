@@ -22,6 +22,8 @@ FAMILIES = (
     attention.FAMILY,
     attention_decode.FAMILY,
     linear_cross_entropy.FAMILY,
+    linear_cross_entropy.FROZEN,
+    linear_cross_entropy.HEADS,
     mlp.FAMILY,
     lora_linear.FAMILY,
     logit_mean.FAMILY,

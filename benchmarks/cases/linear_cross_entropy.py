@@ -1,13 +1,19 @@
-"""The head's product with the loss: N tokens, width d, vocabulary V."""
+"""The head's product with the loss: N tokens, width d, vocabulary V; and K heads averaged."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
 from benchmarks.cases.liger import function, liger
 from fastgrow.ops import linear_cross_entropy
+
+CHUNKED_OPTIONS = "LinearCrossEntropyOptions"
+GPU = [{"N": 8192, "d": 1024, "V": 65536}, {"N": 8192, "d": 1024, "V": 131072}]
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -16,17 +22,29 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
     def random(*size: int) -> Tensor:
         return torch.randn(size, dtype=dtype, device=generator.device, generator=generator)
 
-    return {
+    inputs = {
         "h": random(N, d),
         "weight": random(V, d) * d**-0.5,
         "bias": random(V),
         "targets": torch.randint(V, (N,), device=generator.device, generator=generator),
     }
+    for k in range(1, shape.get("K", 1)):
+        inputs |= {f"h{k}": random(N, d), f"weight{k}": random(V, d) * d**-0.5}
+    return inputs
 
 
 def _call(inputs: Inputs, impl: str | None) -> Tensor:
     h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
     return linear_cross_entropy(h, weight, targets, bias, impl=impl)
+
+
+def _call_with_heads(inputs: Inputs, impl: str | None) -> Tensor:
+    h, weight = (
+        [x for name, x in inputs.items() if name.rstrip("0123456789") == kind]
+        for kind in ("h", "weight")
+    )
+    bias = [inputs["bias"], *[None] * (len(h) - 1)]
+    return linear_cross_entropy(h, weight, inputs["targets"], bias, impl=impl)
 
 
 def _liger(inputs: Inputs) -> Tensor:
@@ -38,12 +56,32 @@ def _liger(inputs: Inputs) -> Tensor:
     return loss
 
 
+def _torch_chunked(inputs: Inputs) -> Tensor:
+    """torch's own, from 2.13 on."""
+    h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
+    # By name, because earlier releases have neither.
+    options = getattr(torch.nn, CHUNKED_OPTIONS)()
+    loss: Tensor = getattr(F, "linear_cross_entropy")(  # noqa: B009
+        h, weight, targets, linear_bias=bias, options=options
+    )
+    return loss
+
+
 def _libraries(case: Case) -> dict[str, Run]:
-    return liger(case, "liger", _liger)
+    chunked: dict[str, Run] = {}
+    if hasattr(torch.nn, CHUNKED_OPTIONS):
+        chunked = {"torch chunked": _torch_chunked}
+    return chunked | liger(case, "liger", _liger)
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
     products = {"forward": 1, "backward": 2, "full": 3}[pass_]
+    K = shape.get("K", 1)
+    return Work(flops=products * 2 * K * shape["N"] * shape["d"] * shape["V"])
+
+
+def _frozen_work(shape: Shape, itemsize: int, pass_: str) -> Work:
+    products = {"forward": 1, "backward": 1, "full": 2}[pass_]
     return Work(flops=products * 2 * shape["N"] * shape["d"] * shape["V"])
 
 
@@ -52,7 +90,7 @@ FAMILY = Family(
     grids={
         "tiny": [{"N": 32, "d": 16, "V": 128}],
         "cpu": [{"N": 256, "d": 256, "V": 8192}, {"N": 2048, "d": 256, "V": 65536}],
-        "gpu": [{"N": 8192, "d": 1024, "V": 65536}, {"N": 8192, "d": 1024, "V": 131072}],
+        "gpu": GPU,
     },
     inputs=_inputs,
     call=_call,
@@ -61,4 +99,31 @@ FAMILY = Family(
     libraries=_libraries,
     work=_work,
     checked=lambda shape: {**shape, "N": min(shape["N"], 128), "V": min(shape["V"], 8192)},
+)
+
+# A head that a loss goes through without training it.
+FROZEN = dataclasses.replace(
+    FAMILY,
+    variant="frozen",
+    grids={
+        "tiny": [{"N": 32, "d": 16, "V": 128}],
+        "cpu": [{"N": 256, "d": 256, "V": 8192}],
+        "gpu": GPU[:1],
+    },
+    differentiate=("h",),
+    parameters=(),
+    work=_frozen_work,
+)
+
+# The mean of K experts' logits, which no library has.
+HEADS = dataclasses.replace(
+    FAMILY,
+    variant="heads",
+    grids={
+        "tiny": [{"K": 2, "N": 32, "d": 16, "V": 128}],
+        "cpu": [{"K": 2, "N": 256, "d": 256, "V": 8192}],
+        "gpu": [{"K": 2, "N": 8192, "d": 1024, "V": 65536}],
+    },
+    call=_call_with_heads,
+    libraries=lambda case: {},
 )

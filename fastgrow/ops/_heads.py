@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,9 +108,9 @@ def as_heads(
     return _mixed(name, hidden, weights, biases, mix, targets)
 
 
-def _listed(name: str, argument: str, given: object, count: int) -> list:  # type: ignore[type-arg]
+def _listed(name: str, argument: str, given: object, count: int) -> list[Any]:
     if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != count:
-        got = f"{len(given)}" if isinstance(given, Sequence) else f"a {type(given).__name__}"
+        got = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
         raise refuse(name, argument, f"a list of {count}, one for each h", got)
     return list(given)
 
@@ -151,30 +152,45 @@ def _mixed(
     targets: Tensor,
 ) -> Heads:
     count = len(hidden)
+    rows = [x.reshape(-1, x.shape[-1]) for x in hidden]
+    if isinstance(mix, Tensor) and mix.dim() > 1:
+        _check_mix(name, mix, count, targets)
+        return _mixed_by_row(rows, weights, biases, mix.reshape(-1, count))
     shares: list[Tensor | float]
     if mix is None:
         shares = [1 / count] * count
     elif isinstance(mix, Tensor):
-        per_row = (*targets.shape, count)
-        if tuple(mix.shape) not in ((count,), per_row) or mix.device != targets.device:
-            expected = f"of shape [{count}] or {list(per_row)} on {targets.device}"
-            raise refuse(name, "mix", expected, describe(mix))
-        shares = list(mix.reshape(-1, count).split(1, dim=1) if mix.dim() > 1 else mix.unbind())
+        _check_mix(name, mix, count, targets)
+        shares = list(mix.unbind())
     elif len(mix) != count:
         raise refuse(name, "mix", f"of {count} numbers, one for each h", len(mix))
     else:
         shares = list(mix)
-    rows = [x.reshape(-1, x.shape[-1]) for x in hidden]
     h = [_scaled(x, share) for x, share in zip(rows, shares, strict=True)]
-    terms = [(b, s) for b, s in zip(biases, shares, strict=True) if b is not None]
-    if terms and isinstance(mix, Tensor) and mix.dim() > 1:
-        # Biases that each row weights in its own way are one more product, of width K.
-        h.append(torch.cat([s for _, s in terms], dim=1).to(h[0].dtype))  # type: ignore[arg-type]
-        return Heads(h, [*weights, torch.stack([b for b, _ in terms], dim=1)], None)
     bias: Tensor | None = None
-    for term in (_scaled(b, s) for b, s in terms):
-        bias = term if bias is None else bias + term
+    for b, share in zip(biases, shares, strict=True):
+        if b is not None:
+            bias = _scaled(b, share) if bias is None else bias + _scaled(b, share)
     return Heads(h, weights, bias)
+
+
+def _mixed_by_row(
+    rows: list[Tensor], weights: list[Tensor], biases: list[Tensor | None], mix: Tensor
+) -> Heads:
+    """Biases that each row weights in its own way are one more product, of their number's width."""
+    h = [_scaled(x, share) for x, share in zip(rows, mix.split(1, dim=1), strict=True)]
+    which = [k for k, b in enumerate(biases) if b is not None]
+    if not which:
+        return Heads(h, weights, None)
+    of_bias = torch.stack([b for b in biases if b is not None], dim=1)
+    return Heads([*h, mix[:, which].to(of_bias.dtype)], [*weights, of_bias], None)
+
+
+def _check_mix(name: str, mix: Tensor, count: int, targets: Tensor) -> None:
+    per_row = (*targets.shape, count)
+    if tuple(mix.shape) not in ((count,), per_row) or mix.device != targets.device:
+        expected = f"of shape [{count}] or {list(per_row)} on {targets.device}"
+        raise refuse(name, "mix", expected, describe(mix))
 
 
 def _scaled(x: Tensor, share: Tensor | float) -> Tensor:

@@ -38,8 +38,9 @@ def can_serve(
     """The verifier."""
     if _makes_rows(heads, reduction):
         return _linear_lse_chunked.can_serve(heads, targets, label_smoothing > 0)
-    ok, reason = _triton.can_run(heads.h[0])
-    return (True, "") if ok else _linear_lse_chunked.can_serve(heads, targets, False)
+    if _triton.can_run(heads.h[0])[0]:
+        return True, ""
+    return _linear_lse_chunked.can_serve(heads, targets, False)
 
 
 def _makes_rows(heads: Heads, reduction: str) -> bool:
@@ -177,13 +178,13 @@ def _by_torch(
         sums, lse[rows] = exponentials(z)
         if not any(needs):
             continue
-        weight = share[rows] * (1 + 2 * z_loss * lse[rows]) if z_loss else share[rows]
-        dz = z.mul_((weight / sums)[:, None])
+        # Of dz = factor · z; a row that counts nothing has none.
+        factor = share[rows] * (1 + 2 * z_loss * lse[rows]) / sums
+        inverse = torch.where(factor == 0, 0, 1 / factor)[:, None]
         if smooth:
-            dz.sub_(share[rows, None] * (label_smoothing / heads.vocabulary))
-        add_products(
-            heads, gradients, needs, rows, dz.scatter_add_(1, index[rows], on_target[rows])
-        )
+            z.sub_(inverse * (share[rows, None] * (label_smoothing / heads.vocabulary)))
+        z.scatter_add_(1, index[rows], inverse * on_target[rows])
+        add_products(heads, gradients, needs, rows, z, factor)
     terms = (lse, target_logit, means)
     losses = losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
     return losses, clear_without_rows(heads, gradients)

@@ -61,17 +61,29 @@ def exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_products(
-    heads: Heads, gradients: list[Tensor], needs: list[bool], rows: slice, dz: Tensor
+    heads: Heads,
+    gradients: list[Tensor],
+    needs: list[bool],
+    rows: slice,
+    dz: Tensor,
+    factor: Tensor | None = None,
 ) -> None:
-    """What the logits' gradient of these rows adds to each gradient that is needed."""
+    """What the logits' gradient of these rows adds to each gradient that is needed.
+
+    Args:
+        factor: [rows], still to be multiplied into `dz`; multiplied into the smaller h and dh.
+    """
     count, first = len(heads.h), rows.start == 0
     for k, (h, weight) in enumerate(zip(heads.h, heads.weight, strict=True)):
         if needs[k]:
-            torch.mm(dz, weight, out=gradients[k][rows])
+            dh = torch.mm(dz, weight, out=gradients[k][rows])
+            if factor is not None:
+                dh.mul_(factor[:, None])
         if needs[count + k]:
-            accumulate(gradients[count + k], dz.T, h[rows], first=first)
+            part = h[rows] if factor is None else h[rows] * factor[:, None]
+            accumulate(gradients[count + k], dz.T, part, first=first)
     if heads.bias is not None and needs[-1]:
-        total = dz.sum(0)
+        total = dz.sum(0) if factor is None else dz.T @ factor
         gradients[-1].copy_(total if first else gradients[-1] + total)
 
 
@@ -109,9 +121,8 @@ def _backward(
         dz = z.sub_(pivot[rows]).exp_().mul_(dlse[rows, None])
         if dmean is not None:
             dz.add_(dmean[rows, None] / heads.vocabulary)
-        add_products(
-            heads, gradients, needs, rows, dz.scatter_add_(1, index[rows], on_target[rows])
-        )
+        dz.scatter_add_(1, index[rows], on_target[rows])
+        add_products(heads, gradients, needs, rows, dz)
     return clear_without_rows(heads, gradients)
 
 

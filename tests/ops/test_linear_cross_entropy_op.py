@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.memory import peak_bytes
 from fastgrow import ops
-from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.errors import ArgumentError
+from fastgrow.ops import _linear_lse_chunked, _triton
 from fastgrow.ops import linear_cross_entropy as public
 from fastgrow.ops._dispatch import OPERATIONS
+from fastgrow.ops._heads import Heads
 
 
 def inputs(
@@ -30,9 +33,8 @@ def inputs(
 @pytest.fixture(params=["eager", "vendor"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # Several chunks, the last of them shorter.
-    module = OPERATIONS["linear_cross_entropy"].implementations["vendor"].run.__globals__
-    monkeypatch.setitem(module, "_MIN_ROWS", 1)
-    monkeypatch.setitem(module, "_MAX_ROWS", 7)
+    monkeypatch.setattr(_linear_lse_chunked, "MIN_ROWS", 1)
+    monkeypatch.setattr(_linear_lse_chunked, "MAX_ROWS", 7)
     return request.param
 
 
@@ -74,8 +76,8 @@ def test_only_what_trains_gets_a_gradient(impl: str, frozen: str) -> None:
 
 def test_frozen_weight_has_no_gradient_computed() -> None:
     h, weight, targets, bias = inputs()
-    _, dh, dweight, dbias = torch.ops.fastgrow.linear_cross_entropy_chunked(
-        h, weight, targets, bias, -100, True, True, False, False
+    _, (dh, dweight, dbias) = torch.ops.fastgrow.linear_cross_entropy_fused(
+        [h], [weight], bias, targets, -100, True, 0.0, 0.0, [True, False, False]
     )
     assert dh.shape == h.shape
     assert dweight.numel() == dbias.numel() == 0
@@ -97,20 +99,53 @@ def test_ignored_targets(impl: str) -> None:
     assert torch.equal(h.grad, torch.zeros_like(h))
 
 
-def test_smoothing_and_z_loss() -> None:
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-2}], ids=str)
+def test_smoothing_and_z_loss(impl: str, options: dict[str, float]) -> None:
     h, weight, targets, bias = inputs()
+    tensors = [t.requires_grad_() for t in (h, weight, bias)]
     logits = F.linear(h, weight, bias)
     kept = targets != -100
-    smooth = F.cross_entropy(logits, targets, label_smoothing=0.1)
-    squares = logits.logsumexp(-1).square()[kept]
-    options: dict[str, Any] = {"label_smoothing": 0.1, "z_loss": 1e-2}
-    loss = public(h, weight, targets, bias, **options)
-    torch.testing.assert_close(loss, smooth + 1e-2 * squares.mean())
-    rows = public(h, weight, targets, bias, reduction="none", **options)
-    assert torch.equal(rows == 0, ~kept)
-    torch.testing.assert_close(rows.sum() / kept.sum(), loss)
-    total = public(h, weight, targets, bias, reduction="sum", **options)
-    torch.testing.assert_close(total, rows.sum())
+    smoothing, z_loss = options.get("label_smoothing", 0.0), options.get("z_loss", 0.0)
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+    expected = expected + z_loss * torch.where(kept, logits.logsumexp(-1).square(), 0)
+    factors = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
+    for reduction, want in (
+        ("none", expected),
+        ("sum", expected.sum()),
+        ("mean", expected.sum() / kept.sum()),
+    ):
+        loss = public(h, weight, targets, bias, **options, reduction=reduction, impl=impl)
+        torch.testing.assert_close(loss, want, atol=1e-12, rtol=1e-12)
+        factor = factors if reduction == "none" else factors[0]
+        for got, gradient in zip(
+            torch.autograd.grad(loss, tensors, factor),
+            torch.autograd.grad(want, tensors, factor, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, gradient, atol=1e-12, rtol=1e-10)
+
+
+def test_no_rows(impl: str) -> None:
+    h, weight, targets, bias = inputs(n=0)
+    tensors = [t.requires_grad_() for t in (h, weight, bias)]
+    assert public(h, weight, targets, bias, impl=impl).isnan()
+    total = public(h, weight, targets, bias, reduction="sum", impl=impl)
+    assert total == 0
+    assert not any(g.any() for g in torch.autograd.grad(total, tensors))
+    assert public(h, weight, targets, bias, reduction="none", impl=impl).shape == (0,)
+
+
+def test_int32_targets_and_masked_words(impl: str) -> None:
+    h, weight, targets, bias = inputs()
+    bias[4], targets[targets == 4] = float("-inf"), 3
+    tensors = [t.requires_grad_() for t in (h, weight, bias)]
+    expected = F.cross_entropy(F.linear(h, weight, bias), targets)
+    loss = public(h, weight, targets.int(), bias, impl=impl)
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(
+        torch.autograd.grad(loss, tensors), torch.autograd.grad(expected, tensors), strict=True
+    ):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])
@@ -145,9 +180,10 @@ def test_double_backward_is_refused() -> None:
 
 def test_operator_is_registered_well() -> None:
     h, weight, targets, bias = inputs()
-    operator = torch.ops.fastgrow.linear_cross_entropy_chunked.default
-    for needs in ((False, False, False), (True, True, True), (True, False, True)):
-        torch.library.opcheck(operator, (h, weight, targets, bias, -100, True, *needs))
+    operator = torch.ops.fastgrow.linear_cross_entropy_fused.default
+    for needs in ([False, False, False], [True, True, True], [True, False, True]):
+        arguments = ([h], [weight], bias, targets, -100, True, 0.1, 0.01, needs)
+        torch.library.opcheck(operator, arguments)
 
 
 def test_compiles_whole(impl: str) -> None:
@@ -165,19 +201,42 @@ def test_compiles_whole(impl: str) -> None:
         torch.testing.assert_close(got, want)
 
 
-def test_automatic_choice() -> None:
-    operation = OPERATIONS["linear_cross_entropy"]
-    h, weight, targets, bias = inputs(dtype=torch.float32)
+def chosen(h: torch.Tensor, weight: torch.Tensor, reduction: str = "mean") -> str | None:
+    """The automatic choice."""
+    targets = torch.empty(h.shape[:1], dtype=torch.int64, device=h.device)
+    arguments = (Heads([h], [weight], None), targets, -100, reduction, 0.0, 0.0)
+    return OPERATIONS["linear_cross_entropy"].explain(*arguments).active
+
+
+def test_automatic_choice_on_a_cpu() -> None:
+    h, weight, _, _ = inputs(dtype=torch.float32)
     weight.requires_grad_()
-    rest: tuple[Any, ...] = (targets, bias, -100)
-    assert operation.explain(h, weight, *rest, "mean", 0.0, 0.0).active == "vendor"
-    assert operation.explain(h, weight, *rest, "none", 0.0, 0.0).active == "eager"
-    assert operation.explain(h, weight, *rest, "mean", 0.1, 0.0).active == "eager"
-    assert operation.explain(h.half(), weight, *rest, "mean", 0.0, 0.0).active == "eager"
+    assert chosen(h, weight) == "vendor"
+    assert chosen(h, weight, "none") == "vendor"
+    assert chosen(h.half(), weight.half()) == "eager"
     with torch.autocast("cpu", torch.bfloat16):
-        assert operation.explain(h, weight, *rest, "mean", 0.0, 0.0).active == "eager"
-    with pytest.raises(ConfigError, match="single rows"):
-        public(h, weight, targets, bias, reduction="none", impl="vendor")
+        assert chosen(h, weight) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("trained", "reduction", "width", "expected"),
+    [
+        (True, "mean", 32, "vendor"),
+        (True, "none", 32, "triton"),
+        (False, "mean", 32, "triton"),
+        (False, "none", 32, "triton"),
+        (False, "mean", 20, "vendor"),
+    ],
+)
+def test_automatic_choice_on_a_gpu(
+    trained: bool, reduction: str, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients beside the loss where it is one number; elsewhere no logits in memory."""
+    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    h = torch.zeros(4, width, dtype=torch.bfloat16)
+    weight = torch.zeros(9, width, dtype=torch.bfloat16, requires_grad=trained)
+    assert chosen(h, weight, reduction) == expected
 
 
 @pytest.mark.parametrize(
@@ -202,3 +261,25 @@ def test_bad_input(impl: str, change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ArgumentError, match=message):
         ops.linear_cross_entropy(**(arguments | change), impl=impl)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_peak_memory_is_a_fifth_of_the_formula_s() -> None:
+    """N 2,048, d 256, V 65,536, forward and backward; gradients count on both sides."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(2048, 256, generator=generator, requires_grad=True)
+    weight = torch.randn(65536, 256, generator=generator, requires_grad=True)
+    bias = torch.randn(65536, generator=generator, requires_grad=True)
+    targets = torch.randint(65536, (2048,), generator=generator)
+
+    def peak(impl: str | None, **options: Any) -> int:
+        def step() -> object:
+            loss = public(h, weight, targets, bias, impl=impl, **options)
+            return torch.autograd.grad(loss.mean(), (h, weight, bias))
+
+        return peak_bytes(step, h.device)
+
+    allowed = peak("eager") / 5
+    assert peak(None) <= allowed
+    assert peak(None, reduction="none") <= allowed
+    assert peak(None, label_smoothing=0.1, z_loss=1e-4) <= allowed

@@ -1,0 +1,503 @@
+"""Kernels of linear_lse_gather and linear_cross_entropy against the eager formulas in fp64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from harness import DEVICE, assert_accurate
+from torch import Tensor
+from torch.library import opcheck
+
+from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.kernels.linear_logits import product
+from fastgrow.kernels.linear_lse_backward import logits_gradient
+from fastgrow.kernels.logit_loss import loss_in_place
+from fastgrow.ops import _linear_lse_triton, linear_cross_entropy, linear_lse_gather
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of either operation."""
+
+    n: int = 37
+    d: tuple[int, ...] = (40,)  # of each head
+    vocabulary: int = 300
+    dtype: torch.dtype = F32
+    bias: bool = True
+    listed: bool = False  # one head, given as a list
+    mix: str = "none"  # none, numbers, tensor, rows
+    scale: float = 1.0  # of the logits
+    ids: torch.dtype = torch.int64
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        usual = Case()
+        changed = [f"{k}={v}" for k, v in vars(self).items() if v != getattr(usual, k)]
+        return " ".join(changed) or "usual"
+
+
+def random_inputs(case: Case) -> dict[str, Any]:
+    """Leaves by name (h0, w0, b0, …, mix), targets, and gradients of lse and target logit."""
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(case.dtype).to(DEVICE)
+
+    leaves: dict[str, Tensor] = {}
+    for k, d in enumerate(case.d):
+        leaves[f"h{k}"] = random(case.n, d) * case.scale
+        leaves[f"w{k}"] = random(case.vocabulary, d) * d**-0.5
+        if case.bias:
+            leaves[f"b{k}"] = random(case.vocabulary)
+    if case.mix in ("tensor", "rows"):
+        shape = (case.n, len(case.d)) if case.mix == "rows" else (len(case.d),)
+        leaves["mix"] = random(*shape)
+    targets = torch.randint(case.vocabulary, (case.n,), generator=generator, dtype=case.ids)
+    targets[::5] = IGNORED
+    return {"leaves": leaves, "targets": targets.to(DEVICE), "g": (random(case.n), random(case.n))}
+
+
+def heads(case: Case, leaves: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of either operation."""
+    count = range(len(case.d))
+    h, weight = [leaves[f"h{k}"] for k in count], [leaves[f"w{k}"] for k in count]
+    bias = [leaves[f"b{k}"] for k in count] if case.bias else None
+    if len(h) == 1 and not case.listed:
+        return {"h": h[0], "weight": weight[0], "bias": bias[0] if bias else None}, {}
+    mix = leaves.get("mix", [0.3, -1.2, 0.5][: len(h)] if case.mix == "numbers" else None)
+    return {"h": h, "weight": weight, "bias": bias}, {"mix": mix}
+
+
+Results = dict[str, Tensor]
+
+
+def run(case: Case, inputs: dict[str, Any], impl: str, op: str, *, wide: bool = False) -> Results:
+    """Outputs and gradients by name; in fp64 with `wide`."""
+    given = {k: x.double() if wide else x for k, x in inputs["leaves"].items()}
+    leaves = {name: x.detach().requires_grad_() for name, x in given.items()}
+    arguments, mix = heads(case, leaves)
+    if op == "gather":
+        outputs = linear_lse_gather(**arguments, **mix, targets=inputs["targets"], impl=impl)
+        results = dict(zip(("lse", "target_logit"), outputs, strict=True))
+        gradients = [g.to(out.dtype) for g, out in zip(inputs["g"], outputs, strict=True)]
+    else:
+        loss = linear_cross_entropy(
+            **arguments, **mix, **case.options, targets=inputs["targets"], impl=impl
+        )
+        results, outputs = {"loss": loss}, (loss,)
+        gradients = [inputs["g"][0].to(loss.dtype) if loss.dim() else loss.new_tensor(3.0)]
+    found = torch.autograd.grad(outputs, list(leaves.values()), gradients)
+    return {k: v.detach() for k, v in {**results, **dict(zip(leaves, found, strict=True))}.items()}
+
+
+def largest_logit(case: Case, leaves: dict[str, Tensor]) -> float:
+    """A bound, by the norms of h and weight."""
+    h, weight = (
+        [leaves[f"{name}{k}"].double().norm(dim=1).max() for k in range(len(case.d))]
+        for name in "hw"
+    )
+    largest = float(sum(a * b for a, b in zip(h, weight, strict=True)))
+    return largest * float(leaves["mix"].abs().max()) if "mix" in leaves else largest
+
+
+def check(case: Case, impl: str, op: str) -> None:
+    inputs = random_inputs(case)
+    truth = run(case, inputs, "eager", op, wide=True)
+    eager = run(case, inputs, "eager", op)
+    result = run(case, inputs, impl, op)
+    # A probability is exp of a logit, which fp32 knows to its size · eps.
+    condition = largest_logit(case, inputs["leaves"]) / math.log(2)
+    if case.dtype != F32 and (impl == "vendor" or len(case.d) > 1):
+        # Logits in memory, or h times its weight, have been rounded to half precision.
+        condition = torch.finfo(case.dtype).eps / torch.finfo(F32).eps / 2
+    for name, value in result.items():
+        assert_accurate(name, value, eager[name], truth[name], condition=condition)
+
+
+GATHER = [
+    Case(),
+    Case(1, (16,), 7, bias=False),
+    Case(130, (48,), 257, BF16),
+    Case(37, (32, 40), 300, mix="rows"),
+    Case(37, (32, 32, 32), 90, BF16, mix="numbers"),
+    Case(20, scale=50.0),
+]
+GATHER_FULL = [
+    *[
+        Case(n, (d,), v, t)
+        for n, d, v in ((17, 33, 127), (63, 64, 512), (127, 8, 1))
+        for t in (F32, BF16, F16)
+    ],
+    Case(37, (32, 40), 300, F16, mix="tensor"),
+    Case(37, (32, 40), 300, bias=False, mix="rows"),
+    Case(9, (24,), 70, listed=True),
+    Case(256, (264,), 1000, BF16),
+]
+LOSS = [
+    Case(),
+    Case(37, dtype=BF16, options={"label_smoothing": 0.1, "z_loss": 1e-2}),
+    Case(37, (32, 40), mix="tensor", ids=torch.int32, options={"reduction": "sum"}),
+    Case(20, scale=50.0),
+]
+ROWS = [
+    Case(37, options={"reduction": "none", "label_smoothing": 0.1, "z_loss": 1e-2}),
+    Case(40, (32, 40), 300, BF16, mix="rows", options={"reduction": "none"}),
+]
+
+
+@pytest.mark.parametrize("case", GATHER, ids=str)
+def test_gather_agrees_with_truth(case: Case) -> None:
+    check(case, "triton", "gather")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GATHER_FULL, ids=str)
+def test_gather_agrees_with_truth_on_the_full_grid(case: Case) -> None:
+    check(case, "triton", "gather")
+
+
+@pytest.mark.parametrize("case", LOSS, ids=str)
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_loss_agrees_with_truth(case: Case, impl: str) -> None:
+    check(case, impl, "loss")
+
+
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_losses_of_rows_agree_with_truth(case: Case) -> None:
+    check(case, "triton", "loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(2, (24,), 31, bias=False),
+        Case(127, (64,), 5000, options={"label_smoothing": 0.2, "reduction": "sum"}),
+        Case(63, (32, 40, 16), 700, mix="rows", options={"z_loss": 1e-3}),
+    ],
+    ids=str,
+)
+def test_loss_agrees_with_truth_on_the_full_grid(case: Case, dtype: torch.dtype, impl: str) -> None:
+    check(Case(**{**vars(case), "dtype": dtype}), impl, "loss")
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_slices_of_the_vocabulary_and_parts_of_the_rows_add_up(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several of each, the last of them smaller."""
+    monkeypatch.setattr(_linear_lse_triton, "SLICE_ELEMENTS", 0)
+    monkeypatch.setattr(_linear_lse_triton, "MIN_WORDS", 128)
+    check(Case(50, (32, 40), 300, dtype), "triton", "gather")
+    from fastgrow.ops import _linear_cross_entropy_cublas as cublas
+
+    monkeypatch.setattr(cublas, "rows_at_a_time", lambda heads, needs_weight: 16)
+    check(Case(50, (32, 40), 300, dtype), "vendor", "loss")
+
+
+def test_rows_at_a_time_are_few_without_a_weight_to_train() -> None:
+    from fastgrow.ops import _linear_cross_entropy_cublas as cublas
+    from fastgrow.ops._heads import Heads
+
+    h = torch.empty(8192, 1024, dtype=BF16, device="meta")
+    heads = Heads([h], [torch.empty(65536, 1024, dtype=BF16, device="meta")], None)
+    assert cublas.rows_at_a_time(heads, False) == 256
+    assert cublas.rows_at_a_time(heads, True) == 2048
+
+
+def test_targets_elsewhere_have_no_logit_and_no_gradient() -> None:
+    h, weight = torch.randn(4, 16, device=DEVICE, requires_grad=True), torch.randn(20, 16)
+    targets = torch.tensor([3, -1, 20, 10**12], device=DEVICE)
+    _, target_logit = linear_lse_gather(h, weight.to(DEVICE), targets, impl="triton")
+    assert target_logit[0] != 0
+    assert not target_logit[1:].any()
+    (dh,) = torch.autograd.grad(target_logit.sum(), h)
+    assert dh[0].any()
+    assert not dh[1:].any()
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_a_loss_of_targets_out_of_range_is_nan(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they are not looked at on the host; nothing outside of the tensors is touched."""
+    from fastgrow.ops import _linear_cross_entropy_fused as fused
+
+    monkeypatch.setattr(fused, "check_targets", lambda *arguments: None)
+    h, weight = torch.randn(4, 16, device=DEVICE), torch.randn(20, 16, device=DEVICE)
+    targets = torch.tensor([3, 20, IGNORED, -1], device=DEVICE)
+    losses = linear_cross_entropy(h, weight, targets, reduction="none", impl=impl)
+    assert losses.isnan().tolist() == [False, True, False, True]
+    assert losses[2] == 0
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_infinite_logits_follow_the_formula(impl: str) -> None:
+    """A bias of −inf takes words out of the vocabulary; +inf leaves no number for its row."""
+    torch.manual_seed(0)
+    h, weight = torch.randn(5, 16), torch.randn(600, 16)
+    bias = torch.randn(600)
+    bias[3], bias[100:400] = float("-inf"), float("-inf")
+    targets = torch.tensor([0, 5, 3, 599, 450])
+    tensors = [x.to(DEVICE).requires_grad_() for x in (h, weight, bias)]
+    found = {}
+    for name in ("eager", impl):
+        loss = linear_cross_entropy(
+            *(tensors[0], tensors[1], targets.to(DEVICE), tensors[2]), reduction="sum", impl=name
+        )
+        found[name] = [loss, *torch.autograd.grad(loss, tensors)]
+    assert found[impl][0].isposinf()  # the third row's target is masked
+    for value, expected in zip(found[impl], found["eager"], strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    with torch.no_grad():
+        h[1, 0] = float("inf")
+        losses = linear_cross_entropy(
+            *(h.to(DEVICE), weight.to(DEVICE), targets.to(DEVICE)), reduction="none", impl=impl
+        )
+    assert losses.isfinite().tolist() == [True, False, True, True, True]
+
+
+def test_offsets_past_2_to_the_31() -> None:
+    """Rows so far apart that 32 bits cannot tell where the third one lies."""
+    apart, width = 2**30 + 64, 40
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        far = torch.empty(2 * apart + 512, dtype=BF16, device=DEVICE)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = True
+    weight = far.as_strided((3, width), (apart, 1))
+    near = torch.randn(3, width, device=DEVICE).to(BF16)
+    weight.copy_(near)
+    h = torch.randn(4, width, device=DEVICE).to(BF16)
+    targets = torch.tensor([2, 0, 1, 2], device=DEVICE)
+    expected = linear_lse_gather(h, near, targets, impl="triton")
+    for value, want in zip(
+        linear_lse_gather(h, weight, targets, impl="triton"), expected, strict=True
+    ):
+        assert torch.equal(value, want)
+    swapped = torch.tensor([2, 0, 1], device=DEVICE)
+    forth = linear_lse_gather(weight, near, swapped, impl="triton")
+    back = linear_lse_gather(near, near, swapped, impl="triton")
+    assert torch.equal(forth[0], back[0])
+    out, logits = (far.as_strided((3, 300), (apart, 1)) for _ in range(2))
+    ones = torch.ones(3, device=DEVICE)
+    words = torch.randn(300, width, device=DEVICE).to(BF16)
+    pairs = product([near], [words], None)
+    dense = torch.empty(3, 300, dtype=BF16, device=DEVICE)
+    for place in (out, dense):
+        logits_gradient(pairs, swapped, 6 * ones, ones, ones, None, 0, place, with_sums=False)
+    assert torch.equal(out, dense)
+    settings: dict[str, Any] = {"ignore_index": -1, "label_smoothing": 0.0, "z_loss": 0.0}
+    logits.copy_(dense)
+    losses = [torch.empty(3, device=DEVICE) for _ in range(2)]
+    for place, loss in zip((logits, dense), losses, strict=True):
+        loss_in_place(place, None, swapped, ones, loss, **settings, with_gradient=True)
+    assert torch.equal(*losses)
+    assert torch.equal(logits, dense)
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_strided_inputs_and_no_rows(impl: str) -> None:
+    whole = torch.randn(40, 8, device=DEVICE)
+    h, weight = whole.T[:5], torch.randn(80, 60, device=DEVICE)[::2, 10:50]
+    targets = torch.arange(10, device=DEVICE)[::2]
+    loss = linear_cross_entropy(h, weight, targets, impl=impl)
+    plain = linear_cross_entropy(h.contiguous(), weight.contiguous(), targets, impl="eager")
+    torch.testing.assert_close(loss, plain)
+    nothing = h[:0].detach().requires_grad_()
+    learned = weight.detach().requires_grad_()
+    empty = linear_cross_entropy(nothing, learned, targets[:0], reduction="sum", impl=impl)
+    assert empty == 0
+    empty.backward()
+    assert nothing.grad is not None
+    assert learned.grad is not None
+    assert not learned.grad.any()
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("needed", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_frozen_inputs_get_no_gradient_and_no_product(
+    impl: str, needed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = ((5, 16), (30, 16), (30,))
+    leaves = [
+        torch.randn(s, device=DEVICE).requires_grad_(bool(n))
+        for s, n in zip(shapes, needed, strict=True)
+    ]
+    targets = torch.arange(5, device=DEVICE)
+    products: list[tuple[int, ...]] = []
+    mm, addmm_ = torch.mm, Tensor.addmm_
+
+    def counting(made: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*arguments: Tensor, **keywords: Any) -> Tensor:
+            result = made(*arguments, **keywords)
+            products.append(tuple(result.shape))
+            return result
+
+        return run
+
+    monkeypatch.setattr(torch, "mm", counting(mm))
+    monkeypatch.setattr(Tensor, "addmm_", counting(addmm_))
+    linear_cross_entropy(leaves[0], leaves[1], targets, leaves[2], impl=impl).backward()
+    assert [x.grad is not None for x in leaves] == [bool(n) for n in needed]
+    wanted = [shape for shape, n in zip(shapes[:2], needed, strict=False) if n]
+    assert [p for p in products if p != (5, 30)] == wanted
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_tied_weights_get_the_sum_of_their_gradients(impl: str) -> None:
+    table = torch.randn(30, 16, device=DEVICE, requires_grad=True)
+    targets = torch.tensor([4, 5, 4], device=DEVICE)
+
+    def gradient(name: str) -> Tensor:
+        loss = linear_cross_entropy([table[:3], table[targets]], [table, table], targets, impl=name)
+        return torch.autograd.grad(loss, table)[0]
+
+    torch.testing.assert_close(gradient(impl), gradient("eager"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_run_twice_gives_the_same_bits(impl: str) -> None:
+    case = Case(130, (48,), 257, BF16)
+    inputs = random_inputs(case)
+    once, again = (run(case, inputs, impl, "loss") for _ in range(2))
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_double_backward_is_refused(impl: str) -> None:
+    h = torch.randn(3, 16, device=DEVICE, requires_grad=True)
+    weight, targets = torch.randn(9, 16, device=DEVICE), torch.arange(3, device=DEVICE)
+    loss = linear_cross_entropy(h, weight, targets, impl=impl)
+    with pytest.raises(ArgumentError, match="cannot be differentiated again"):
+        torch.autograd.grad(loss, h, create_graph=True)
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_autocast_computes_in_its_dtype(impl: str) -> None:
+    h = torch.randn(3, 16, device=DEVICE, requires_grad=True)
+    weight = torch.randn(9, 16, device=DEVICE, requires_grad=True)
+    targets = torch.arange(3, device=DEVICE)
+    with torch.autocast(DEVICE, BF16):
+        loss = linear_cross_entropy(h, weight, targets, impl=impl)
+    loss.backward()
+    assert loss.dtype == F32
+    assert h.grad is not None
+    assert h.grad.dtype == F32
+    half = linear_cross_entropy(h.to(BF16), weight.to(BF16), targets, impl=impl)
+    assert torch.equal(loss, half)
+
+
+def test_what_the_kernels_do_not_serve_is_refused_with_the_reason() -> None:
+    h, weight = torch.randn(3, 16, device=DEVICE), torch.randn(9, 16, device=DEVICE)
+    targets = torch.arange(3, device=DEVICE)
+    with pytest.raises(ConfigError, match="at most 8 products, got 9"):
+        linear_lse_gather([h] * 9, [weight] * 9, targets, impl="triton")
+    with pytest.raises(ConfigError, match=r"not torch\.float64"):
+        linear_lse_gather(h.double(), weight.double(), targets, impl="triton")
+    half = h.to(BF16).requires_grad_()
+    with pytest.raises(ConfigError, match=r"it serves float32 and float64, not torch\.bfloat16"):
+        linear_cross_entropy(half, weight.to(BF16), targets, reduction="none", impl="vendor")
+
+
+def test_registration_passes_opcheck() -> None:
+    case = Case(5, (16, 24), 40)
+    leaves = random_inputs(case)["leaves"]
+    h, weight, bias = [leaves["h0"], leaves["h1"]], [leaves["w0"], leaves["w1"]], leaves["b0"]
+    targets = torch.tensor([0, 1, 39, 7, IGNORED], device=DEVICE)
+    row = torch.randn(5, device=DEVICE)
+    ops = torch.ops.fastgrow
+    opcheck(ops.linear_lse_triton.default, (h, weight, bias, targets, True))
+    backward = ops.linear_lse_triton_backward.default
+    opcheck(backward, (h, weight, bias, targets, row, row, row, row, [True] * 5))
+    opcheck(backward, (h, weight, None, targets, row, row, row, None, [True, False, False, True]))
+    for needs in ([True] * 5, [False] * 5):
+        opcheck(
+            ops.linear_cross_entropy_fused.default,
+            (h, weight, bias, targets, IGNORED, True, 0.1, 0.01, needs),
+        )
+
+
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length(impl: str) -> None:
+    graphs = 0
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    torch.compiler.reset()
+    weight = torch.randn(30, 16, device=DEVICE, requires_grad=True)
+    frozen = torch.randn(30, 16, device=DEVICE)
+
+    def loss(h: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy([h, 2 * h], [weight, frozen], targets, impl=impl)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counting)
+    for length in (5, 9):
+        h = torch.randn(length, 16, device=DEVICE, requires_grad=True)
+        targets = torch.arange(length, device=DEVICE)
+        found = compiled(h, targets)
+        assert torch.equal(found, loss(h, targets))
+        found.backward()
+        assert h.grad is not None
+    assert graphs == 1
+
+
+class Loss(torch.nn.Module):
+    def forward(self, h: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy(h, weight, targets, impl="triton")
+
+
+def test_exports() -> None:
+    h, weight = torch.randn(3, 16, device=DEVICE), torch.randn(9, 16, device=DEVICE)
+    inputs = (h, weight, torch.arange(3, device=DEVICE))
+    exported = torch.export.export(Loss(), inputs).module()
+    assert torch.equal(exported(*inputs), Loss()(*inputs))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_is_captured_in_a_graph(impl: str) -> None:
+    h = torch.randn(64, 64, device=DEVICE).to(BF16).requires_grad_()
+    weight = torch.randn(500, 64, device=DEVICE).to(BF16).requires_grad_()
+    targets = torch.arange(64, device=DEVICE)
+
+    def step() -> tuple[Tensor, ...]:
+        loss = linear_cross_entropy(h, weight, targets, impl=impl)
+        return (loss, *torch.autograd.grad(loss, (h, weight)))
+
+    expected = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("impl", ["triton", "vendor"])
+def test_memory_stays_an_eighth_of_the_formula_s(impl: str) -> None:
+    h = torch.randn(4096, 256, device=DEVICE).to(BF16).requires_grad_()
+    weight = torch.randn(32768, 256, device=DEVICE).to(BF16).requires_grad_()
+    targets = torch.arange(4096, device=DEVICE)
+
+    def transient(name: str) -> int:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss = linear_cross_entropy(h, weight, targets, impl=name)
+        gradients = torch.autograd.grad(loss, (h, weight))
+        kept = sum(g.nbytes for g in gradients)
+        return torch.cuda.max_memory_allocated() - before - kept
+
+    assert transient(impl) <= transient("eager") / 8

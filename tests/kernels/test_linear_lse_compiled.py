@@ -1,0 +1,128 @@
+"""Kernels of a head's loss as GPUs would get them: they compile, fit and do not spill."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
+
+logits = pytest.importorskip("fastgrow.kernels.linear_logits", reason="triton is not installed")
+
+from fastgrow.kernels import linear_lse, linear_lse_backward, linear_lse_tuning  # noqa: E402
+from fastgrow.kernels.logit_loss import loss_in_place  # noqa: E402
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+MATRIX_KERNELS = ("lse_kernel", "gradient_kernel")
+N, VOCABULARY, WORDS = 8192, 65536, 8192
+
+
+def empty(*shape: int, dtype: torch.dtype = F32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launches(
+    dtype: torch.dtype,
+    capability: int,
+    *,
+    rows: int = N,
+    heads: int = 1,
+    width: int = 1024,
+    bias: bool = True,
+    mean: bool = False,
+) -> list[Launch]:
+    """Everything that both ways to a loss launch."""
+    pairs = logits.product(
+        [empty(rows, width, dtype=dtype)] * heads,
+        [empty(VOCABULARY, width, dtype=dtype)] * heads,
+        empty(VOCABULARY, dtype=dtype) if bias else None,
+    )
+    targets, row = empty(rows, dtype=torch.int64), empty(rows)
+    forward, gradient = (
+        logits.default_tiles(name, dtype, rows, capability)
+        for name in ("linear_lse", "linear_lse_gradient")
+    )
+
+    def step() -> None:
+        linear_lse.forward(pairs, targets, with_mean=mean, tiles=forward)
+        out = empty(rows, WORDS, dtype=dtype)
+        linear_lse_backward.logits_gradient(
+            *(pairs, targets, row, row, row, row if mean else None, 0, out),
+            with_sums=bias,
+            tiles=gradient,
+        )
+        loss_in_place(
+            *(empty(2048, VOCABULARY, dtype=dtype), pairs.bias, targets, row, row),
+            ignore_index=-100,
+            label_smoothing=0.1 if mean else 0.0,
+            z_loss=0.0,
+            with_gradient=True,
+        )
+
+    return recorded(step)
+
+
+def check(dtype: torch.dtype, capability: int, **changes: int | bool) -> None:
+    names = []
+    for launch in launches(dtype, capability, **changes):
+        names.append(launch.name)
+        compiled = compile_for(launch, capability)
+        what = f"{launch.name} {dtype} {changes} sm_{capability}"
+        assert compiled.shared <= SHARED_LIMIT[capability], f"{what}: {compiled.shared} bytes"
+        assert compiled.spills == 0, f"{what}: {compiled.spills} spills"
+        if launch.name in MATRIX_KERNELS and capability == 90 and dtype != F32:
+            assert compiled.count("HGMMA") > 0, f"{what}: the matrix units are not used"
+            assert compiled.count("HMMA") == 0, f"{what}: the old matrix units are used"
+    assert names == ["lse_kernel", "merge_kernel", "gradient_kernel", "loss_kernel"]
+
+
+def test_head_of_the_reference() -> None:
+    check(BF16, 90)
+
+
+def test_issue_slots_beside_the_products() -> None:
+    """Instructions that the loop over features issues for each of its matrix instructions.
+
+    One of m64n256k16 keeps the matrix unit busy for 128 cycles, in which a scheduler issues up to
+    128 instructions for each of its warps.
+    """
+    launch = launches(BF16, 90)[0]
+    (loop,) = compile_for(launch, 90).loops("HGMMA")
+    products = sum("HGMMA" in line for line in loop)
+    assert len(loop) / products <= 48
+    assert not any(name in line for line in loop for name in ("LDL", "STL", " HMMA"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
+def test_every_default(dtype: torch.dtype, capability: int) -> None:
+    check(dtype, capability)
+    check(dtype, capability, rows=64, mean=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": True},
+        {"bias": False},
+        {"heads": 4},
+        {"heads": 2, "bias": False, "mean": True},
+        {"width": 1040},
+    ],
+    ids=str,
+)
+def test_variants(changes: dict[str, int]) -> None:
+    check(BF16, 90, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", range(len(linear_lse_tuning.SHAPES)))
+def test_no_candidate_spills(which: int) -> None:
+    tunable = linear_lse_tuning.tunables(90)[which]
+    assert len(tunable.candidates) >= 8
+    assert tunable.candidates[0] == dataclasses.asdict(tunable.default)
+    for candidate in tunable.candidates:
+        assert tunable.build(candidate)["spills"] == 0, candidate
