@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.ops import _mlp_triton, _mlp_vendor
 from fastgrow.ops._check import check_float, check_like, describe, refuse
 from fastgrow.ops._dispatch import Operation
 
@@ -58,6 +59,8 @@ def mlp(
         expected = "given for swiglu" if gate is None else f"None for {activation}"
         raise refuse("mlp", "gate", expected, "None" if gate is None else describe(gate))
     check_float("mlp", "x", x)
+    if x.dim() == 0:
+        raise refuse("mlp", "x", "of shape [..., d]", describe(x))
     width = x.shape[-1]
     if up.dim() != 2 or up.shape[1] != width:
         raise refuse("mlp", "up", f"of shape [m, {width}]", describe(up))
@@ -103,3 +106,9 @@ def mlp_eager(
         hidden = F.silu(F.linear(x, gate)) * hidden
     y = F.linear(hidden, down, down_bias)
     return y if residual is None else y + residual
+
+
+_OPERATION.implementation("vendor", pays=_mlp_vendor.pays)(_mlp_vendor.mlp_vendor)
+_OPERATION.implementation("triton", verify=_mlp_triton.can_serve, pays=_mlp_triton.pays)(
+    _mlp_triton.mlp_triton
+)

@@ -1,0 +1,131 @@
+"""The feed-forward layer of a library's products and activations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops._mlp_gradients import (
+    IMPLEMENTATIONS,
+    Steps,
+    compute_dtype,
+    needs_gradient,
+    run,
+)
+
+APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def pays(
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor | None,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Verdict:
+    """On a CPU where all weights are frozen; on a GPU where cuBLASLt has the activation.
+
+    With trainable weights on a CPU the formula is as fast: this one makes the activation a second
+    time there, to keep less. Frozen ones need it once, here in the memory of what it is of.
+    """
+    if x.device.type == "cpu":
+        if needs_gradient(up, down, gate, up_bias, down_bias):
+            return False, "it would compute the activation again in the backward pass"
+        return True, "the weights are frozen: the activation is made in place, or not kept"
+    if has_epilogue(x, up_bias, activation) and not needs_gradient(x, up, up_bias):
+        return True, "cuBLASLt has this activation in its epilogue"
+    return False, "the formula makes the same calls"
+
+
+def has_epilogue(x: Tensor, up_bias: Tensor | None, activation: str) -> bool:
+    """Does cuBLASLt, as torch exposes it, add the bias and apply the activation?
+
+    Its GELU is the tanh form, and what the activation is of is not returned.
+    """
+    half = compute_dtype(x) in (torch.bfloat16, torch.float16)
+    return x.device.type == "cuda" and half and activation == "gelu_tanh" and up_bias is not None
+
+
+def mlp_vendor(
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor | None,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+) -> Tensor:
+    """torch's products; the activation is in their epilogue, or in place, where that serves."""
+    return run("vendor", x, up, down, gate, up_bias, down_bias, activation, residual)
+
+
+def _hidden(
+    x: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    up_bias: Tensor | None,
+    activation: str,
+    kept: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if not kept and up_bias is not None and has_epilogue(x, up_bias, activation):
+        return torch._addmm_activation(up_bias, x, up.mT, use_gelu=True), None, None
+    pre = F.linear(x, up, up_bias)
+    if gate is not None:
+        pre_gate = F.linear(x, gate)
+        if kept:
+            return F.silu(pre_gate).mul_(pre), pre, pre_gate
+        return F.silu(pre_gate, inplace=True).mul_(pre), None, None
+    if kept:
+        return _activated(pre, activation), pre, None
+    if activation == "relu2":
+        return pre.relu_().square_(), None, None
+    return torch.ops.aten.gelu_(pre, approximate=APPROXIMATION[activation]), None, None
+
+
+def _activated(pre: Tensor, activation: str) -> Tensor:
+    if activation == "relu2":
+        return F.relu(pre).square_()
+    return F.gelu(pre, approximate=APPROXIMATION[activation])
+
+
+def _output(
+    hidden: Tensor, down: Tensor, down_bias: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    y = F.linear(hidden, down, down_bias)
+    return y if residual is None else y + residual
+
+
+def _d_hidden(
+    dy: Tensor,
+    down: Tensor,
+    pre: Tensor,
+    pre_gate: Tensor | None,
+    activation: str,
+    with_hidden: bool,
+    with_sums: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    d = dy @ down
+    d_gate = hidden = None
+    if pre_gate is not None:
+        d_gate = torch.ops.aten.silu_backward(d * pre, pre_gate)
+        silu = F.silu(pre_gate)
+        d_pre = d.mul_(silu)
+        hidden = silu.mul_(pre) if with_hidden else None
+    elif activation == "relu2":
+        positive = F.relu(pre)
+        d_pre = d.mul_(positive).mul_(2)
+        hidden = positive.square_() if with_hidden else None
+    else:
+        d_pre = torch.ops.aten.gelu_backward(d, pre, approximate=APPROXIMATION[activation])
+        hidden = _activated(pre, activation) if with_hidden else None
+    wide = torch.promote_types(d_pre.dtype, torch.float32)
+    return d_pre, d_gate, hidden, d_pre.sum(0, dtype=wide) if with_sums else None
+
+
+IMPLEMENTATIONS["vendor"] = Steps(_hidden, _output, _d_hidden)
