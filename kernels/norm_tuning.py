@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from fastgrow.kernels.norm import Rows, backward, backward_rows, bucket, forward, forward_rows
 from fastgrow.kernels.tunable import Tunable
@@ -63,14 +64,15 @@ def _call(kernel: str, dim: int, rows: Rows, device: str) -> Callable[[], object
     shape = (ELEMENTS // dim, dim)
     x, residual, d_y, d_total = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
     weight, bias = (torch.randn(dim, dtype=DTYPE, device=device) for _ in range(2))
-    layer_norm = functools.partial(
-        *(forward, x, residual, weight, bias, 1e-5),
-        centred=True,
-        dtype=DTYPE,
-        with_statistics=True,
-    )
+
+    def layer_norm(rows: Rows | None = None) -> tuple[Tensor | None, ...]:
+        return forward(
+            *(x, residual, weight, bias, 1e-5),
+            centred=True, dtype=DTYPE, with_statistics=True, rows=rows,
+        )  # fmt: skip
+
     if kernel == "norm_forward":
-        return lambda: layer_norm(rows=rows)
+        return lambda: layer_norm(rows)
     _, total, mean, rstd = layer_norm()
     assert total is not None
     assert rstd is not None
