@@ -10,6 +10,7 @@ from fastgrow.ops.attention import attention
 from fastgrow.ops.embedding import embedding
 from fastgrow.ops.layer_norm import layer_norm
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
+from fastgrow.ops.linear_kl import linear_kl
 from fastgrow.ops.logit_mean import logit_mean
 from fastgrow.ops.mlp import mlp
 from fastgrow.ops.rms_norm import rms_norm
@@ -22,6 +23,7 @@ __all__ = [
     "explain_all",
     "layer_norm",
     "linear_cross_entropy",
+    "linear_kl",
     "logit_mean",
     "mlp",
     "rms_norm",
