@@ -1,7 +1,9 @@
 """Attention's configurations to choose from on a GPU (benchmarks/tuning.py says how).
 
 None of them spills on sm_90 (tests/kernels/test_tunables.py compiles them). In half precision the
-products' tiles are at least 64 high there, as the matrix units of sm_90 want them.
+products' tiles are at least 64 high, as the matrix units of sm_90 want them. At head dimension 256
+the forward pass has but two such shapes that do not spill, and the backward pass none: nothing is
+left to choose there.
 """
 
 from __future__ import annotations
@@ -116,6 +118,22 @@ FULL = {
             *[(32, 32, 8), (64, 16, 8)],
         ],
         (2,),
+    ),
+    ("attention_d_query", 64): with_stages(
+        Tiles,
+        [
+            *[(16, 16, 8), (16, 32, 4), (16, 32, 8), (16, 64, 8), (32, 16, 4)],
+            *[(32, 16, 8), (32, 32, 4), (32, 64, 8), (64, 16, 8)],
+        ],
+        (1,),
+    ),
+    ("attention_d_key", 64): with_stages(
+        Tiles,
+        [
+            *[(16, 32, 4), (16, 32, 8), (16, 64, 4), (16, 64, 8)],
+            *[(32, 16, 4), (32, 16, 8), (64, 32, 4)],
+        ],
+        (1,),
     ),
 }
 # (block_n, num_warps)

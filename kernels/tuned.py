@@ -54,7 +54,7 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
         # Only here: it is what the tuning modules need Triton's compiler for.
         from fastgrow.kernels.autotune import choose
 
-        found = choose(gpu, kernel, key, device, kind)  # type: ignore[arg-type]
+        found = choose(gpu, kernel, key, device, kind)
     return found
 
 
