@@ -389,6 +389,7 @@ def test_copies_and_pickles_are_patched_too(kind: str) -> None:
     assert fg.patch(model, loss=True).swapped == 0
 
 
+@pytest.mark.slow
 def test_another_process_reads_a_pickled_model(tmp_path: Path) -> None:
     model = build("gpt2")
     fg.patch(model)
