@@ -350,6 +350,8 @@ def test_loss_keeps_the_logits_where_it_must(calls: Counter[str]) -> None:
     assert inspect.signature(model.forward) == signature
     by_position = model(IDS, None, None, None, None, IDS)
     assert by_position.logits is not None
+    last = model(IDS, labels=IDS, shift_labels=IDS[:, :1], logits_to_keep=1)
+    assert last.logits.shape == (2, 1, VOCABULARY)
     model.loss_function = lambda logits, labels, vocab_size, **_: logits.sum()
     assert model(IDS, labels=IDS).logits is not None
     del model._loss_function
@@ -385,6 +387,20 @@ def test_copies_and_pickles_are_patched_too(kind: str) -> None:
         assert other.config._attn_implementation == "sdpa"
     assert model.config._attn_implementation == "fastgrow"
     assert fg.patch(model, loss=True).swapped == 0
+
+
+@pytest.mark.slow
+def test_another_process_reads_a_pickled_model(tmp_path: Path) -> None:
+    model = build("gpt2")
+    fg.patch(model)
+    expected = model(IDS).logits
+    torch.save(model, tmp_path / "model.pt")
+    code = (
+        "import sys, torch; model = torch.load(sys.argv[1] + '/model.pt', weights_only=False);"
+        f"torch.save(model(torch.tensor({IDS.tolist()})).logits, sys.argv[1] + '/logits.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
+    assert_close(torch.load(tmp_path / "logits.pt"), expected)
 
 
 @each_kind

@@ -80,8 +80,7 @@ def causal_lm_loss(
 
 
 def _can_serve(model: Any, kwargs: dict[str, Any]) -> bool:
-    all_logits = isinstance(kwargs.get("logits_to_keep", 0), int) and not kwargs.get(
-        "logits_to_keep"
-    )
+    kept = kwargs.get("logits_to_keep", 0)
+    all_logits = isinstance(kept, int) and kept == 0
     standard = model.loss_function is ForCausalLMLoss
     return all_logits and standard and is_plain(model.lm_head, nn.Linear)
