@@ -62,7 +62,6 @@ def tunables(capability: int) -> list[Tunable[Any]]:
             call=functools.partial(_product, kernel, width),
             capability=capability,
             rank=2,
-            code=kernel,
         )
         for kernel in ("lora_forward", "lora_d_input")
         for width in WIDTHS

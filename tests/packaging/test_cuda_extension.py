@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(folder: Path) -> list[str]:
-    """What ptxas says of every kernel on every architecture; leaves the machine code in `folder`."""
+    """What ptxas says of every kernel and architecture; leaves the machine code in `folder`."""
     code = STEPS.replace("FOLDER", repr(str(folder)))
     code = code.replace("TORCH", repr(str(Path(torch.__file__).parent)))
     *compile_, link = json.loads(run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1])
