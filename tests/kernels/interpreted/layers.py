@@ -5,6 +5,7 @@ An operation joins by a line in LAYERS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,16 +37,63 @@ def decode(a: Tensor, b: Tensor, impl: str) -> Tensor:
     return join(ops.attention(split(a.detach())[:, :, -1:], keys, keys, impl=impl))
 
 
+def constant(*size: int, like: Tensor) -> Tensor:
+    """A frozen weight, the same at every call."""
+    return torch.linspace(-0.5, 0.5, math.prod(size), device=like.device, dtype=like.dtype).view(
+        size
+    )
+
+
+def layer_normed(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    scale = constant(WIDTH, like=a)
+    y, total = ops.layer_norm(a, scale, scale, residual=b, impl=impl)
+    return y + total
+
+
+def rms_normed(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    y, total = ops.rms_norm(a, constant(WIDTH, like=a), residual=b, impl=impl)
+    return y + total
+
+
+def fed_forward(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    up, down = constant(4 * WIDTH, WIDTH, like=a), constant(WIDTH, 4 * WIDTH, like=a)
+    return ops.mlp(a, up, down, activation="gelu", residual=b, impl=impl)
+
+
+def cross_entropy(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    """The second tensor's first rows are a vocabulary."""
+    targets = torch.arange(a.shape[1], device=a.device).expand(a.shape[:2])
+    return ops.linear_cross_entropy(a, b[0], targets, reduction="none", impl=impl)
+
+
+def low_rank(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    weight = constant(WIDTH, WIDTH, like=a)
+    return ops.lora_linear(a, weight, b[0, :4], b[0, 4:8].T, impl=impl)
+
+
+def looked_up(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    """Vectors without a gradient, from the bits of the ids."""
+    ids = torch.arange(a.shape[1], device=a.device).expand(a.shape[:2])
+    return ops.embedding(ids, None, bits=8, repeat=4, vocab_size=256, dtype=a.dtype, impl=impl)
+
+
 # A function of two tensors [B, T, WIDTH] that gives one, by an implementation with kernels of ours.
 Function = Callable[[Tensor, Tensor, str], Tensor]
 LAYERS: dict[str, tuple[Function, str]] = {
     "attention": (attend, "triton"),
+    "layer_norm": (layer_normed, "triton"),
+    "rms_norm": (rms_normed, "triton"),
+    "mlp": (fed_forward, "triton"),
+    "linear_cross_entropy": (cross_entropy, "triton"),
+    "lora_linear": (low_rank, "triton"),
 }
 # What else has to be launched as the caller's stream and a CUDA graph want it.
 LAUNCHES: dict[str, tuple[Function, str]] = {
     **LAYERS,
     "attention by a library": (attend, "vendor"),
     "attention, decoding": (decode, "triton"),
+    "embedding": (looked_up, "triton"),
+    "linear_cross_entropy by a library": (cross_entropy, "vendor"),
 }
 
 
