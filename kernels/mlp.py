@@ -6,6 +6,7 @@ the formula in its epilogue, or by the library, followed by one pass over its re
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +53,16 @@ def bucket(dtype: torch.dtype, activation: str, K: int, N: int, rows: int) -> st
     return f"{NAMES[dtype]}/{activation}/K={K}/N={N}/M={length}"
 
 
-def hidden_product(dtype: torch.dtype, activation: str, *, kept: bool) -> Product:
+def hidden_product(
+    dtype: torch.dtype, activation: str, *, kept: bool, capability: int = 90
+) -> Product:
     """The rule for the first product."""
     if INTERPRETED:
         return Product(2, 128, 128, 64, 8, 4, 1)
     fused = 1 if kept or dtype == torch.float32 else 2
+    if capability < 90:
+        # Operands pass through registers there.
+        return Product(fused, 128, 64 if activation == "swiglu" else 128, 64, 8, 8, 3)
     if activation == "swiglu":
         return Product(fused, 128, 128, 64, 8, 8, 3)
     return Product(fused, 128, 256, 64, 8, 8, 3)
@@ -95,7 +101,9 @@ def hidden(
     key = bucket(x.dtype, activation, K, N, M)
     kernel = "mlp_hidden_kept" if kept else "mlp_hidden"
     product = product or measured(kernel, key, x.device, Product)
-    product = product or hidden_product(x.dtype, activation, kept=kept)
+    product = product or hidden_product(
+        x.dtype, activation, kept=kept, capability=_capability(x.device)
+    )
     if product.fused == 1:
         return _activated(x, up, gate, up_bias, activation, kept=kept)
     out = x.new_empty(M, N)
@@ -216,6 +224,15 @@ def d_hidden(
                 INTERPRETED=INTERPRETED, num_warps=8,
             )  # fmt: skip
     return d_pre, d_gate, out, None if sums is None else sums.sum(0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    """90 for compute capability 9.0, and where there is no GPU."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _grid(M: int, N: int, product: Product) -> tuple[int]:

@@ -21,7 +21,7 @@ FAMILIES = (
     attention.FAMILY,
     attention_decode.FAMILY,
     linear_cross_entropy.FAMILY,
-    mlp.FAMILY,
+    *mlp.FAMILIES,
     logit_mean.FAMILY,
     layer_norm.FAMILY,
     rms_norm.FAMILY,
