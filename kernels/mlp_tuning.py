@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ def _tunable(
     key: str,
     function: str,
     default: Product,
-    tiles: list[tuple[int, ...]],
+    tiles: Sequence[tuple[int, ...]],
     call: Callable[[Product, str], Callable[[], object]],
     capability: int,
 ) -> ProductTunable:
