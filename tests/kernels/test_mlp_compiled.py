@@ -111,7 +111,21 @@ def test_every_activation(activation: str, dtype: torch.dtype, capability: int) 
 
 @pytest.mark.slow
 def test_sizes_that_are_no_multiples_of_tiles() -> None:
-    check("swiglu", BF16, 90, 1000, 2730)
+    check("swiglu", BF16, 90, 1008, 2736)
+
+
+@pytest.mark.parametrize(("dim", "width"), [(1000, 4096), (1024, 2730)])
+def test_rows_that_are_no_whole_vectors_are_the_library_s(dim: int, width: int) -> None:
+    """Beside an epilogue such loads spill hundreds of registers."""
+    x, pre = (torch.empty(ROWS, n, dtype=BF16, device="meta") for n in (dim, width))
+    up = torch.empty(width, dim, dtype=BF16, device="meta")
+    wanted = {"with_hidden": True, "with_sums": True}
+
+    def layer() -> None:
+        mlp.hidden(x, up, up, None, "swiglu", kept=False)
+        mlp.d_hidden(x, up.T, pre, pre, "swiglu", **wanted)
+
+    assert [launch.name for launch in recorded(layer)] == ["activate_kernel", "d_activate_kernel"]
 
 
 def products() -> list[tuning.ProductTunable]:
