@@ -6,6 +6,7 @@ the formula in its epilogue, or by the library, followed by one pass over its re
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +53,21 @@ def bucket(dtype: torch.dtype, activation: str, K: int, N: int, rows: int) -> st
     return f"{NAMES[dtype]}/{activation}/K={K}/N={N}/M={length}"
 
 
-def hidden_product(dtype: torch.dtype, activation: str, *, kept: bool) -> Product:
-    """The rule for the first product."""
+def even(*sizes: int) -> bool:
+    """Whether rows of these sizes are whole vectors: loads of others spill beside an epilogue."""
+    return all(size % 16 == 0 for size in sizes)
+
+
+def hidden_product(
+    dtype: torch.dtype, activation: str, *, kept: bool, evenly: bool = True, capability: int = 90
+) -> Product:
+    """The rule for the first product; `evenly` says that its sizes are `even`."""
     if INTERPRETED:
         return Product(2, 128, 128, 64, 8, 4, 1)
-    fused = 1 if kept or dtype == torch.float32 else 2
+    fused = 1 if kept or dtype == torch.float32 or not evenly else 2
+    if capability < 90:
+        # Operands pass through registers there.
+        return Product(fused, 128, 64 if activation == "swiglu" else 128, 64, 8, 8, 3)
     if activation == "swiglu":
         return Product(fused, 128, 128, 64, 8, 8, 3)
     return Product(fused, 128, 256, 64, 8, 8, 3)
@@ -67,11 +78,12 @@ def output_product(dtype: torch.dtype) -> Product:
     return Product(2 if INTERPRETED else 1, 128, 128, 64, 8, 4, 1 if INTERPRETED else 3)
 
 
-def d_hidden_product(dtype: torch.dtype, activation: str) -> Product:
-    """The rule for the hidden gradient's product."""
+def d_hidden_product(dtype: torch.dtype, activation: str, *, evenly: bool = True) -> Product:
+    """The rule for the hidden gradient's product; `evenly` says that its sizes are `even`."""
     if INTERPRETED:
         return Product(2, 128, 128, 64, 8, 4, 1)
-    return Product(1 if dtype == torch.float32 else 2, 128, 128, 64, 8, 8, 3)
+    fused = 1 if dtype == torch.float32 or not evenly else 2
+    return Product(fused, 128, 128, 64, 8, 8, 3)
 
 
 def hidden(
@@ -95,7 +107,9 @@ def hidden(
     key = bucket(x.dtype, activation, K, N, M)
     kernel = "mlp_hidden_kept" if kept else "mlp_hidden"
     product = product or measured(kernel, key, x.device, Product)
-    product = product or hidden_product(x.dtype, activation, kept=kept)
+    product = product or hidden_product(
+        x.dtype, activation, kept=kept, evenly=even(K, N), capability=_capability(x.device)
+    )
     if product.fused == 1:
         return _activated(x, up, gate, up_bias, activation, kept=kept)
     out = x.new_empty(M, N)
@@ -191,7 +205,7 @@ def d_hidden(
     N = down.shape[1]
     key = bucket(dy.dtype, activation, K, N, M)
     product = product or measured("mlp_d_hidden", key, dy.device, Product)
-    product = product or d_hidden_product(dy.dtype, activation)
+    product = product or d_hidden_product(dy.dtype, activation, evenly=even(K, N))
     fused = product.fused == 2
     d_pre = torch.empty_like(pre) if fused else torch.mm(dy, down)
     d_gate = None if pre_gate is None else torch.empty_like(pre)
@@ -216,6 +230,15 @@ def d_hidden(
                 INTERPRETED=INTERPRETED, num_warps=8,
             )  # fmt: skip
     return d_pre, d_gate, out, None if sums is None else sums.sum(0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    """90 for compute capability 9.0, and where there is no GPU."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _grid(M: int, N: int, product: Product) -> tuple[int]:

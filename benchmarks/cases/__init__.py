@@ -26,6 +26,7 @@ FAMILIES = (
     linear_cross_entropy.HEADS,
     mlp.FAMILY,
     lora_linear.FAMILY,
+    *mlp.FAMILIES,
     logit_mean.FAMILY,
     layer_norm.FAMILY,
     rms_norm.FAMILY,

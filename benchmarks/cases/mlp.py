@@ -1,49 +1,102 @@
-"""The feed-forward layer, d → 4d → d with GELU and biases."""
+"""The feed-forward layer, d → 4d → d with biases: both forms of GELU, SwiGLU, frozen weights."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Family, Inputs, Shape, Work
+from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
+from benchmarks.cases.liger import function, liger
 from fastgrow.ops import mlp
 
+WEIGHTS = ("up", "down", "up_bias", "down_bias")
 
-def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+
+def _inputs(gated: bool, shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
     N, d = shape["N"], shape["d"]
 
     def random(*size: int) -> Tensor:
         return torch.randn(size, dtype=dtype, device=generator.device, generator=generator)
 
-    return {
+    inputs = {
         "x": random(N, d),
         "up": random(4 * d, d) * d**-0.5,
         "down": random(d, 4 * d) * (4 * d) ** -0.5,
         "up_bias": random(4 * d),
         "down_bias": random(d),
     }
+    if gated:
+        inputs["gate"] = random(4 * d, d) * d**-0.5
+    return inputs
 
 
-def _call(inputs: Inputs, impl: str | None) -> Tensor:
-    return mlp(**inputs, impl=impl)
+def _call(activation: str, inputs: Inputs, impl: str | None) -> Tensor:
+    return mlp(**inputs, activation=activation, impl=impl)
 
 
-def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
-    products = {"forward": 2, "backward": 4, "full": 6}[pass_]
+def _cublaslt(inputs: Inputs) -> Tensor:
+    """torch's one product with an activation in its epilogue; it has no gradient."""
+    hidden = torch._addmm_activation(inputs["up_bias"], inputs["x"], inputs["up"].T, use_gelu=True)
+    return F.linear(hidden, inputs["down"], inputs["down_bias"])
+
+
+def _liger_swiglu(inputs: Inputs) -> Tensor:
+    gate = F.linear(inputs["x"], inputs["gate"])
+    up = F.linear(inputs["x"], inputs["up"], inputs["up_bias"])
+    hidden = function("swiglu", "LigerSiLUMulFunction").apply(gate, up)  # type: ignore[attr-defined]
+    return F.linear(hidden, inputs["down"], inputs["down_bias"])
+
+
+def _epilogue(case: Case) -> dict[str, Run]:
+    # On a CPU the same call is the exact GELU.
+    serves = case.device == "cuda" and case.pass_ == "forward"
+    return {"addmm_activation": _cublaslt} if serves else {}
+
+
+def _work(matrices: int, frozen: bool, shape: Shape, itemsize: int, pass_: str) -> Work:
+    backward = matrices if frozen else 2 * matrices
+    products = {"forward": matrices, "backward": backward, "full": matrices + backward}[pass_]
     return Work(flops=products * 2 * shape["N"] * shape["d"] * 4 * shape["d"])
 
 
-FAMILY = Family(
-    op="mlp",
-    grids={
-        "tiny": [{"N": 32, "d": 16}],
-        "cpu": [{"N": 512, "d": 256}],
-        "gpu": [{"N": 16384, "d": 1024}, {"N": 4096, "d": 4096}],
-    },
-    inputs=_inputs,
-    call=_call,
-    differentiate=("x", "up", "down", "up_bias", "down_bias"),
-    parameters=("up", "down", "up_bias", "down_bias"),
-    work=_work,
-    checked=lambda shape: {**shape, "N": min(shape["N"], 256)},
+def _family(
+    variant: str,
+    activation: str,
+    gpu: list[Shape],
+    differentiate: tuple[str, ...],
+) -> Family:
+    gated = activation == "swiglu"
+    parameters = tuple(name for name in differentiate if name != "x")
+    return Family(
+        op="mlp",
+        variant=variant,
+        grids={"tiny": [{"N": 32, "d": 16}], "cpu": [{"N": 512, "d": 256}], "gpu": gpu},
+        inputs=functools.partial(_inputs, gated),
+        call=functools.partial(_call, activation),
+        differentiate=differentiate,
+        parameters=parameters,
+        libraries=_epilogue if activation == "gelu_tanh" else _liger if gated else _none,
+        work=functools.partial(_work, 3 if gated else 2, not parameters),
+        checked=lambda shape: {**shape, "N": min(shape["N"], 256)},
+    )
+
+
+def _liger(case: Case) -> dict[str, Run]:
+    return liger(case, "liger", _liger_swiglu)
+
+
+def _none(case: Case) -> dict[str, Run]:
+    """A chain of nn.Linear and F.gelu is the formula itself."""
+    return {}
+
+
+LARGE = {"N": 16384, "d": 1024}
+FAMILIES = (
+    _family("", "gelu", [LARGE, {"N": 4096, "d": 4096}], ("x", *WEIGHTS)),
+    _family("frozen", "gelu", [LARGE], ("x",)),
+    _family("tanh", "gelu_tanh", [LARGE], ("x", *WEIGHTS)),
+    _family("swiglu", "swiglu", [LARGE], ("x", "gate", *WEIGHTS)),
 )

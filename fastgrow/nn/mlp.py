@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow import ops
+from fastgrow.errors import ArgumentError
+from fastgrow.ops.mlp import ACTIVATIONS
 
 
 class MLP(nn.Module):
@@ -17,8 +19,14 @@ class MLP(nn.Module):
         activation: `gelu`, `gelu_tanh`, `relu2` or `swiglu` (which has a third matrix, `gate`).
         bias: whether `up` and `down` have biases.
 
+    Raises:
+        ArgumentError: the activation is unknown.
+
     Shapes:
-        x [..., d_model] → [..., d_model].
+        x, residual [..., d_model] → [..., d_model]; a residual is added to the result.
+
+    The state dict has `up`, `down` and `gate` (`weight`, `bias`) as `nn.Linear` keeps them, of
+    GPT-2's (c_fc, c_proj) and Llama's (gate_proj, up_proj, down_proj) shapes.
     """
 
     gate: nn.Linear | None
@@ -34,6 +42,10 @@ class MLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ArgumentError(
+                f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+            )
         self.activation = activation
         self.up = nn.Linear(d_model, width, bias, device, dtype)
         self.down = nn.Linear(width, d_model, bias, device, dtype)
@@ -41,7 +53,7 @@ class MLP(nn.Module):
         if activation == "swiglu":
             self.gate = nn.Linear(d_model, width, False, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return ops.mlp(
             x,
             self.up.weight,
@@ -50,6 +62,7 @@ class MLP(nn.Module):
             up_bias=self.up.bias,
             down_bias=self.down.bias,
             activation=self.activation,
+            residual=residual,
         )
 
     def extra_repr(self) -> str:

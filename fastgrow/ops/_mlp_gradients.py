@@ -106,7 +106,8 @@ def run(
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of the products."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    known = torch.amp.is_autocast_available(kind)
+    if known and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return x.dtype
 

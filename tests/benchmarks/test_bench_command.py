@@ -103,7 +103,7 @@ def test_a_wrong_operation_makes_the_command_fail(monkeypatch: pytest.MonkeyPatc
     broken = dataclasses.replace(
         mlp["eager"], name="vendor", run=lambda x, *rest: 1.01 * mlp["eager"].run(x, *rest)
     )
-    monkeypatch.setattr(_dispatch.OPERATIONS["mlp"], "implementations", {"vendor": broken, **mlp})
+    monkeypatch.setattr(_dispatch.OPERATIONS["mlp"], "implementations", {**mlp, "vendor": broken})
     assert command.main([*TINY, "--op", "mlp", "--pass", "forward", "--seconds", "0.01"]) == 1
 
 

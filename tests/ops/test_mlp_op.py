@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
+from fastgrow.ops._dispatch import OPERATIONS
+from fastgrow.ops.mlp import ACTIVATIONS
 
 FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
@@ -28,38 +31,162 @@ def parameters() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize("impl", ["eager", "vendor"])
 @pytest.mark.parametrize("activation", FORMULAS)
-def test_formula(activation: str) -> None:
+def test_formula(activation: str, impl: str) -> None:
     p = parameters()
     hidden = FORMULAS[activation](p["x"] @ p["up"].T + p["up_bias"])
     expected = hidden @ p["down"].T + p["down_bias"]
-    y = ops.mlp(**p, activation=activation, residual=p["x"])
+    y = ops.mlp(**p, activation=activation, residual=p["x"], impl=impl)
     torch.testing.assert_close(y, expected + p["x"])
 
 
-def test_swiglu() -> None:
+@pytest.mark.parametrize("impl", ["eager", "vendor"])
+def test_swiglu(impl: str) -> None:
     p = parameters()
     gate = p["up"].flip(0)
     gated = p["x"] @ gate.T
     hidden = gated * torch.sigmoid(gated) * (p["x"] @ p["up"].T + p["up_bias"])
-    y = ops.mlp(**p, gate=gate, activation="swiglu")
+    y = ops.mlp(**p, gate=gate, activation="swiglu", impl=impl)
     torch.testing.assert_close(y, hidden @ p["down"].T + p["down_bias"])
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu2", "swiglu"])
-def test_gradient(activation: str) -> None:
-    p = {name: t.requires_grad_() for name, t in parameters().items()}
-    gate = p["up"].detach().flip(0).requires_grad_() if activation == "swiglu" else None
+@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradient(activation: str, impl: str) -> None:
+    tensors = layer(activation, *NAMES)
 
-    def run(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, up_bias: Any) -> torch.Tensor:
-        return ops.mlp(x, up, down, gate=gate, up_bias=up_bias, activation=activation)
+    def run(*leaves: torch.Tensor) -> torch.Tensor:
+        return ops.mlp(**dict(zip(tensors, leaves, strict=True)), activation=activation, impl=impl)  # type: ignore[misc]
 
-    assert torch.autograd.gradcheck(run, (p["x"], p["up"], p["down"], p["up_bias"]))
+    assert torch.autograd.gradcheck(run, tuple(tensors.values()))
+
+
+NAMES = ("x", "up", "down", "gate", "up_bias", "down_bias", "residual")
+
+
+def layer(activation: str, *wanted: str) -> dict[str, torch.Tensor]:
+    """All arguments; gradients are wanted of the named ones."""
+    p = parameters()
+    p["residual"] = p["x"].flip(0)
+    if activation == "swiglu":
+        p["gate"] = p["up"].flip(0)
+    return {name: t.clone().requires_grad_(name in wanted) for name, t in p.items()}
+
+
+@pytest.mark.parametrize("impl", ["vendor", None])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [
+        ("", ""),
+        ("residual", ""),
+        ("down_bias", ""),
+        ("x", "pre up down"),
+        ("up_bias", "pre down"),
+        ("down", "pre"),
+    ],
+)
+def test_keeps_what_the_wanted_gradients_need(
+    activation: str, wanted: str, kept: str, impl: str | None
+) -> None:
+    """A frozen layer keeps the activation's input alone, or nothing; and gives no gradient."""
+    if impl is None and wanted not in ("", "residual", "x"):
+        pytest.skip("plain PyTorch's own affair: a weight is trained")
+    p = layer(activation, *wanted.split())
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (sizes.append(t.numel()), t)[1], lambda t: t
+    ):
+        y = ops.mlp(**p, activation=activation, impl=impl)  # type: ignore[arg-type]
+    gated = activation == "swiglu"
+    hidden, weight = 6 * 10, 6 * 10
+    numbers = {
+        "pre": [hidden, hidden] if gated and wanted != "down" else [hidden],
+        "up": [weight, weight] if gated else [weight],
+        "down": [weight],
+    }
+    assert sorted(sizes) == sorted(n for name in kept.split() for n in numbers[name])
+    if wanted:
+        y.sum().backward()
+    assert [name for name, t in p.items() if t.grad is not None] == wanted.split()
+
+
+def test_training_keeps_no_activation() -> None:
+    p = layer("gelu", "x", "up", "down", "up_bias", "down_bias")
+    p["x"] = torch.cat([p["x"]] * 4).detach().requires_grad_()
+    p["residual"] = p["x"].detach()
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (sizes.append(t.numel()), t)[1], lambda t: t
+    ):
+        ops.mlp(**p, impl="vendor")  # type: ignore[arg-type]
+    assert sorted(sizes) == sorted([24 * 6, 24 * 10, 60, 60])
+
+
+def test_inputs_are_left_as_they_are() -> None:
+    for activation in ACTIVATIONS:
+        p = layer(activation, "x", "up", "down")
+        before = {name: t.detach().clone() for name, t in p.items()}
+        ops.mlp(**p, activation=activation, impl="vendor").sum().backward()  # type: ignore[arg-type]
+        assert all(torch.equal(before[name], t) for name, t in p.items())
+
+
+def test_a_cpu_takes_the_library_where_the_weights_are_frozen() -> None:
+    def active(*wanted: str) -> str | None:
+        p = layer("gelu", *wanted)
+        biases = p["up_bias"], p["down_bias"]
+        args = (p["x"], p["up"], p["down"], None, *biases, "gelu", None)
+        return OPERATIONS["mlp"].explain(*args).active
+
+    assert active() == active("x") == "vendor"
+    assert {active(name) for name in ("up", "down", "up_bias", "down_bias")} == {"eager"}
+
+
+@pytest.mark.parametrize(
+    ("change", "grad", "answer"),
+    [
+        ({}, True, "triton"),
+        ({}, False, "triton"),
+        ({"rows": 1024}, True, "eager"),
+        ({"dtype": torch.float32}, True, "eager"),
+        ({"activation": "gelu_tanh"}, True, "triton"),
+        ({"activation": "gelu_tanh"}, False, "vendor"),
+        ({"activation": "gelu_tanh", "rows": 16}, False, "vendor"),
+        ({"activation": "gelu_tanh", "bias": False}, False, "triton"),
+    ],
+)
+def test_a_gpu_s_automatic_choice(change: dict[str, Any], grad: bool, answer: str) -> None:
+    """Asked of tensors without content, whether there is a GPU or not."""
+    pytest.importorskip("triton")
+    rows, dtype = change.get("rows", 16384), change.get("dtype", torch.bfloat16)
+    with FakeTensorMode():
+        x = torch.empty(rows, 1024, dtype=dtype, device="cuda", requires_grad=grad)
+        up = torch.empty(4096, 1024, dtype=dtype, device="cuda")
+        bias = torch.empty(4096, dtype=dtype, device="cuda") if change.get("bias", True) else None
+        args = (x, up, up.T, None, bias, None, change.get("activation", "gelu"), None)
+        assert OPERATIONS["mlp"].explain(*args).active == answer
+
+
+def test_runs_without_content() -> None:
+    p = {name: t.detach().to("meta") for name, t in layer("gelu").items()}
+    assert ops.mlp(**p).shape == ops.mlp(**p, impl="vendor").shape == p["x"].shape  # type: ignore[arg-type]
+
+
+def test_gradients_of_gradients() -> None:
+    p = layer("gelu", "x")
+    y = ops.mlp(**p, impl="eager")  # type: ignore[arg-type]
+    (dx,) = torch.autograd.grad(y.sum(), p["x"], create_graph=True)
+    dx.sum().backward()
+    y = ops.mlp(**p, impl="vendor")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="impl='eager' can"):
+        torch.autograd.grad(y.sum(), p["x"], create_graph=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"x": torch.zeros(())}, r"x must be of shape \[..., d\]"),
         ({"activation": "tanh"}, "activation must be one of gelu"),
         ({"activation": "swiglu"}, "gate must be given for swiglu, got None"),
         ({"gate": torch.zeros(10, 6)}, "gate must be None for gelu"),
@@ -75,8 +202,25 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
         ops.mlp(**(parameters() | change))  # type: ignore[arg-type]
 
 
-def test_autocast_takes_float32_parameters() -> None:
+@pytest.mark.parametrize("impl", ["eager", "vendor"])
+def test_autocast_takes_float32_parameters(impl: str) -> None:
     p = {name: t.float() for name, t in parameters().items()}
     with torch.autocast("cpu", torch.bfloat16):
-        y = ops.mlp(p.pop("x").bfloat16(), **p)
+        y = ops.mlp(p["x"].bfloat16(), **{n: t for n, t in p.items() if n != "x"}, impl=impl)
+        assert ops.mlp(**p, residual=p["x"], impl=impl).dtype == torch.float32
+        wide = {name: t.double() for name, t in p.items()}
+        assert ops.mlp(**wide, impl=impl).dtype == torch.float64
     assert y.dtype == torch.bfloat16
+
+
+def test_compiles_without_graph_breaks() -> None:
+    torch.compiler.reset()
+    p = layer("swiglu", "x")
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return ops.mlp(**p | {"x": x}, activation="swiglu").square().sum()  # type: ignore[arg-type]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    (expected,) = torch.autograd.grad(step(p["x"]), p["x"])
+    (result,) = torch.autograd.grad(compiled(p["x"]), p["x"])
+    torch.testing.assert_close(result, expected)

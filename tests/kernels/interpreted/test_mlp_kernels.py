@@ -211,29 +211,30 @@ def test_offsets_beyond_32_bits() -> None:
     """Rows, weights and results that lie more than 2³¹ elements apart."""
     if not INTERPRETED:
         pytest.skip("takes sparse memory")
-    far = 2**31 + 8
+    # The stride itself fits 32 bits; twice of it does not.
+    far = 2**30 + 8
     names = ("x", "up", "out", "pre")
     # Pages that are never touched take no memory.
-    tensors = {n: torch.from_numpy(np.zeros(far + 16, np.float16)) for n in names}
-    views = {n: t.as_strided((2, 16), (far, 1)) for n, t in tensors.items()}
+    tensors = {n: torch.from_numpy(np.zeros(2 * far + 16, np.float16)) for n in names}
+    views = {n: t.as_strided((3, 16), (far, 1)) for n, t in tensors.items()}
     for name in ("x", "up"):
-        views[name].copy_(torch.randn(2, 16))
+        views[name].copy_(torch.randn(3, 16))
     x, up = views["x"], views["up"]
     constants = launchers._constants(launchers.Product(2, 16, 16, 16, 8, 4, 1), x, 16)
     launchers.hidden_kernel[(1,)](
         x, up, None, None, views["out"], views["pre"], None, *x.stride(), *up.stride(), 0, 0,
-        far, 2, 2, 16, ACTIVATION="relu2", **constants,
+        far, 3, 3, 16, ACTIVATION="relu2", **constants,
     )  # fmt: skip
     pre = x.clone() @ up.clone().T
-    torch.testing.assert_close(views["pre"][:, :2], pre, rtol=2e-3, atol=1e-3)
-    torch.testing.assert_close(views["out"][:, :2], pre.relu().square(), rtol=4e-3, atol=1e-3)
-    d_pre = torch.from_numpy(np.zeros(far + 16, np.float16)).as_strided((2, 16), (far, 1))
+    torch.testing.assert_close(views["pre"][:, :3], pre, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(views["out"][:, :3], pre.relu().square(), rtol=4e-3, atol=1e-3)
+    d_pre = torch.from_numpy(np.zeros(2 * far + 16, np.float16)).as_strided((3, 16), (far, 1))
     launchers.d_hidden_kernel[(1,)](
         x, up.T, views["pre"], None, d_pre, None, views["out"], None, *x.stride(),
-        *up.T.stride(), far, 2, 2, 16, ACTIVATION="relu2", PART_N=16, **constants,
+        *up.T.stride(), far, 3, 3, 16, ACTIVATION="relu2", PART_N=16, **constants,
     )  # fmt: skip
     expected = pre * 2 * pre.relu()
-    torch.testing.assert_close(d_pre[:, :2], expected, rtol=4e-3, atol=2e-3)
+    torch.testing.assert_close(d_pre[:, :3], expected, rtol=4e-3, atol=2e-3)
     y = launchers.output(x, up, None, None)
     torch.testing.assert_close(y, pre, rtol=2e-3, atol=1e-3)
 
