@@ -129,6 +129,7 @@ GATHER = [
     Case(37, (32, 40), 300, mix="rows"),
     Case(37, (32, 32, 32), 90, BF16, mix="numbers"),
     Case(20, scale=50.0),
+    Case(3, (16,), 17000),  # more tiles than are merged at a time
 ]
 GATHER_FULL = [
     *[
@@ -146,6 +147,7 @@ LOSS = [
     Case(37, dtype=BF16, options={"label_smoothing": 0.1, "z_loss": 1e-2}),
     Case(37, (32, 40), mix="tensor", ids=torch.int32, options={"reduction": "sum"}),
     Case(20, scale=50.0),
+    Case(3, (16,), 9000, options={"reduction": "sum"}),  # more words than are read at a time
 ]
 ROWS = [
     Case(37, options={"reduction": "none", "label_smoothing": 0.1, "z_loss": 1e-2}),
@@ -245,8 +247,8 @@ def test_infinite_logits_follow_the_formula(impl: str) -> None:
     torch.manual_seed(0)
     h, weight = torch.randn(5, 16), torch.randn(600, 16)
     bias = torch.randn(600)
-    bias[3], bias[100:400] = float("-inf"), float("-inf")
-    targets = torch.tensor([0, 5, 3, 599, 450])
+    bias[3], bias[200:520] = float("-inf"), float("-inf")  # the latter with a whole tile
+    targets = torch.tensor([0, 5, 3, 599, 550])
     tensors = [x.to(DEVICE).requires_grad_() for x in (h, weight, bias)]
     found = {}
     for name in ("eager", impl):
