@@ -14,10 +14,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgrow.compose import Contrast as Contrast
     from fastgrow.compose import Ensemble as Ensemble
     from fastgrow.compose import Mean as Mean
     from fastgrow.compose import Posterior as Posterior
     from fastgrow.compose import ProbabilityMean as ProbabilityMean
+    from fastgrow.compose import Temperature as Temperature
+    from fastgrow.compose import TopK as TopK
     from fastgrow.compose import Weighted as Weighted
     from fastgrow.compose import load as load
     from fastgrow.evaluation import bits_per_character as bits_per_character
@@ -46,6 +49,7 @@ if not (_PACKAGE / "kernels").is_dir():
 # Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
 # without one of the heavier packages can still use the rest.
 _HOME = {
+    "Contrast": "fastgrow.compose",
     "Decoder": "fastgrow.nn",
     "DecoderConfig": "fastgrow.nn",
     "Ensemble": "fastgrow.compose",
@@ -57,7 +61,9 @@ _HOME = {
     "ProbabilityMean": "fastgrow.compose",
     "Stage": "fastgrow.growth",
     "Substrate": "fastgrow.substrate",
+    "Temperature": "fastgrow.compose",
     "TextData": "fastgrow.training",
+    "TopK": "fastgrow.compose",
     "TrainConfig": "fastgrow.training",
     "Weighted": "fastgrow.compose",
     "bits_per_character": "fastgrow.evaluation",
@@ -73,6 +79,7 @@ _SUBMODULES = frozenset(
         "evaluation",
         "growth",
         "info",
+        "interop",
         "nn",
         "ops",
         "report",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,10 +17,22 @@ def compose(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the composed model.")],
     rule: Annotated[
-        str, typer.Option(help="mean, probability-mean, posterior, or weighted.")
+        str,
+        typer.Option(
+            help="mean, weighted, temperature, contrast, probability-mean, posterior or top-k."
+        ),
     ] = "mean",
     weights: Annotated[
-        str | None, typer.Option(help="For weighted, in the experts' order: 0.6,0.4")
+        str | None, typer.Option(help="In the experts' order: 0.6,0.4; prior weights too.")
+    ] = None,
+    temperatures: Annotated[
+        str | None, typer.Option(help="For temperature, in the experts' order: 1,1.5")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="For contrast, an expert's name.")] = None,
+    strength: Annotated[float | None, typer.Option(help="For contrast, at least 0.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="For top-k, experts a token.")] = None,
+    forgetting: Annotated[
+        float | None, typer.Option(help="For posterior and top-k, above 0 and to 1.")
     ] = None,
 ) -> None:
     """Compose models that share a substrate into one, without any training."""
@@ -38,33 +50,59 @@ def compose(
         if name in paths:
             raise ConfigError(f"{expert}: a second expert of the name {name!r}; use NAME=PATH")
         paths[name] = path
-    chosen = _rule(rule, weights, list(paths))
+    options = {
+        "weights": _by_name("--weights", weights, list(paths)),
+        "temperatures": _by_name("--temperatures", temperatures, list(paths)),
+        "against": against,
+        "strength": strength,
+        "k": k,
+        "forgetting": forgetting,
+    }
+    chosen = _rule(rule, {name: value for name, value in options.items() if value is not None})
     models = {name: load_model(path) for name, path in paths.items()}
     fastgrow.Ensemble(models, rule=chosen).save(out)
     typer.echo(f"{out}: {len(models)} experts ({', '.join(models)}) under {rule}")
 
 
-def _rule(rule: str, weights: str | None, names: list[str]) -> Rule:
-    import fastgrow
+# What each rule needs, and what it may have.
+_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "mean": ((), ()),
+    "weighted": (("weights",), ()),
+    "temperature": (("temperatures",), ("weights",)),
+    "contrast": (("against",), ("strength",)),
+    "probability-mean": ((), ("weights",)),
+    "posterior": ((), ("weights", "forgetting")),
+    "top-k": (("k",), ("weights", "forgetting")),
+}
+
+
+def _rule(name: str, options: dict[str, Any]) -> Rule:
+    from fastgrow.compose import Rule
     from fastgrow.errors import ConfigError
 
-    if (weights is not None) != (rule == "weighted"):
-        raise ConfigError("--weights goes with --rule weighted, and that rule needs it")
-    if weights is not None:
-        try:
-            values = [float(value) for value in weights.split(",")]
-        except ValueError:
-            raise ConfigError(
-                f"--weights: expected numbers like 0.6,0.4, got {weights!r}"
-            ) from None
-        if len(values) != len(names):
-            raise ConfigError(f"--weights: expected {len(names)} numbers, got {len(values)}")
-        return fastgrow.Weighted(dict(zip(names, values, strict=True)))
-    rules: dict[str, type[Rule]] = {
-        "mean": fastgrow.Mean,
-        "probability-mean": fastgrow.ProbabilityMean,
-        "posterior": fastgrow.Posterior,
-    }
-    if rule not in rules:
-        raise ConfigError(f"--rule: expected {', '.join(rules)} or weighted, got {rule!r}")
-    return rules[rule]()
+    if name not in _OPTIONS:
+        raise ConfigError(f"--rule: expected one of {', '.join(_OPTIONS)}, got {name!r}")
+    needed, allowed = _OPTIONS[name]
+    for option in needed:
+        if option not in options:
+            raise ConfigError(f"--rule {name} needs --{option}")
+    for option in options:
+        if option not in needed + allowed:
+            takers = [rule for rule, (a, b) in _OPTIONS.items() if option in a + b]
+            raise ConfigError(f"--{option} goes with --rule {' or '.join(takers)}, not {name}")
+    return Rule.from_config({"kind": name.replace("-", "_"), **options})
+
+
+def _by_name(option: str, text: str | None, names: list[str]) -> dict[str, float] | None:
+    """Numbers in the experts' order."""
+    from fastgrow.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option}: expected numbers like 0.6,0.4, got {text!r}") from None
+    if len(values) != len(names):
+        raise ConfigError(f"{option}: expected {len(names)} numbers, got {len(values)}")
+    return dict(zip(names, values, strict=True))

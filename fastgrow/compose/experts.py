@@ -131,7 +131,9 @@ def check_substrate(name: str, substrate: Any | None, other_name: str, other: An
     """
     if substrate is None or other is None or substrate.fingerprint == other.fingerprint:
         return
-    if hasattr(other, "difference"):
+    if type(other) is not type(substrate):
+        difference = f"a {type(other).__name__} against a {type(substrate).__name__}"
+    elif hasattr(other, "difference"):
         difference = other.difference(substrate)
     else:
         difference = f"fingerprints {other.fingerprint[:16]}… against {substrate.fingerprint[:16]}…"

@@ -75,13 +75,13 @@ def _logit_loss(
     # Nothing is remembered here, so an expert that has no say need not even run.
     voices = [(model, c) for (_, model), c in zip(experts, coefficients, strict=True) if c != 0]
     models, coefficients = [model for model, _ in voices], [c for _, c in voices]
-    if _have_plain_heads(models):
+    if have_plain_heads(models):
         return _fused_heads_loss(models, coefficients, ids, targets, reduction)
     logits = logit_sum([model(ids) for model in models], coefficients)
     return _cross_entropy(logits, targets, reduction)
 
 
-def _have_plain_heads(models: Sequence[Any]) -> bool:
+def have_plain_heads(models: Sequence[Any]) -> bool:
     """Whether all logits are one linear layer away from hidden states, in one dtype."""
     return (
         all(type(m) is Decoder and type(m.lm_head) is LMHead for m in models)

@@ -6,17 +6,16 @@ Source: "Growing Transformers: Modular Composition and Layer-wise Expansion on a
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from fastgrow import _files
-from fastgrow.errors import ConfigError, FastgrowError, Interrupted
+from fastgrow.errors import FastgrowError, Interrupted
 from fastgrow.evaluation import bits_per_character
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.growth.schedule import GrowthSchedule, Stage
@@ -27,15 +26,16 @@ from fastgrow.training import (
     InterruptGuard,
     MixedStream,
     Mixture,
+    Resume,
     RunLog,
     TextData,
     TokenStream,
     TrainConfig,
     Trainer,
+    claim_folder,
 )
 
 Text = TokenStream | MixedStream
-Resume = Literal["auto", "never"]
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class _Run:
         """Start anew, or take up the run that stands in the output folder."""
         if self.out is None:
             return
-        self._claim_folder(self.out, resume)
+        claim_folder(self.out, self._settings(), resume)
         self.log = RunLog(self.out, quiet=self.quiet)
         self.checkpointer = Checkpointer(self.out / "checkpoints")
         # A run that was stopped before its first checkpoint may have left rows in the log.
@@ -193,29 +193,13 @@ class _Run:
             state = saved["log"]
         self.log.load_state_dict(state)
 
-    def _claim_folder(self, out: Path, resume: Resume) -> None:
-        settings = self._settings()
-        record = out / "run.json"
-        if not record.exists():
-            _files.write_json(record, settings)
-            return
-        if resume == "never":
-            raise ConfigError(f"{out}: holds a run already; choose another folder or resume='auto'")
-        there = _files.read_json(record)
-        for key, value in settings.items():
-            if there.get(key) != value:
-                raise ConfigError(
-                    f"{out}: holds a run with another {key} ({there.get(key)!r}, now "
-                    f"{value!r}); choose another folder, or go on with the old settings"
-                )
-
     def _settings(self) -> dict[str, Any]:
         """All that decides what the run computes, as JSON values."""
         substrate = self.model.substrate
         config = asdict(self.model.config)
         # A model that is resumed has grown; the depth that counts is the one it started from.
         config["n_layer"] = self.first_depth
-        settings = {
+        return {
             "kind": "growth",
             "model": config,
             "substrate": None if substrate is None else substrate.fingerprint,
@@ -224,8 +208,6 @@ class _Run:
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
         }
-        # As it will be read back: tuples become lists.
-        return json.loads(json.dumps(settings))
 
     def finish(self) -> GrowthResult:
         if self.out is not None:

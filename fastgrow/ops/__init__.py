@@ -10,6 +10,7 @@ from fastgrow.ops.attention import attention
 from fastgrow.ops.embedding import embedding
 from fastgrow.ops.layer_norm import layer_norm
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
+from fastgrow.ops.linear_kl import linear_kl
 from fastgrow.ops.linear_lse_gather import linear_lse_gather, merge_lse
 from fastgrow.ops.logit_mean import logit_mean
 from fastgrow.ops.mlp import mlp
@@ -23,6 +24,7 @@ __all__ = [
     "explain_all",
     "layer_norm",
     "linear_cross_entropy",
+    "linear_kl",
     "linear_lse_gather",
     "logit_mean",
     "merge_lse",

@@ -10,10 +10,12 @@ from fastgrow.training.data import (
     TextData,
     TokenStream,
 )
+from fastgrow.training.fit import fit
 from fastgrow.training.interrupt import InterruptGuard
 from fastgrow.training.log import RunLog
 from fastgrow.training.loop import Trainer, TrainResult
 from fastgrow.training.rng import seed_everything
+from fastgrow.training.run_folder import Resume, claim_folder
 
 __all__ = [
     "Batches",
@@ -22,12 +24,15 @@ __all__ = [
     "InterruptGuard",
     "MixedStream",
     "Mixture",
+    "Resume",
     "RunLog",
     "TextData",
     "TokenStream",
     "TrainConfig",
     "TrainResult",
     "Trainer",
+    "claim_folder",
+    "fit",
     "load_checkpoint",
     "seed_everything",
     "verify_checkpoint",

@@ -113,6 +113,9 @@ def test_compose_evaluate_and_generate(capsys, models, corpus: Path, tmp_path: P
         ("probability-mean", []),
         ("posterior", []),
         ("weighted", ["--weights", "0.7,0.3"]),
+        ("temperature", ["--temperatures", "1,2"]),
+        ("contrast", ["--against", "second", "--strength", "0.2"]),
+        ("top-k", ["--k", "1", "--forgetting", "0.9"]),
     ):
         both = tmp_path / rule
         status, out, _ = run(
@@ -267,8 +270,11 @@ def test_help_lists_the_commands(capsys) -> None:
         (["demo", "stages=0"], 1, "expected at least 1 stage, got 0"),
         (["demo", "batch_size=0"], 1, "batch_size: expected at least 1, got 0"),
         (["demo", "own_share=1"], 1, "own_share: expected between 0 and 1"),
-        (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected mean,"),
-        (["compose", "{one}", "--out", "x", "--rule", "weighted"], 1, "--weights goes with"),
+        (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected one of"),
+        (["compose", "{one}", "--out", "x", "--rule", "weighted"], 1, "weighted needs --weights"),
+        (["compose", "{one}", "--out", "x", "--k", "2"], 1, "--k goes with --rule top-k, not mean"),
+        (["compose", "{one}", "--out", "x", "--weights", "1"], 1, "--weights goes with --rule wei"),
+        (["compose", "{one}", "--out", "x", "--rule", "weighted", "--weights", "1,2"], 1, "1 numb"),
         (["compose", "{one}", "{one}", "--out", "x"], 1, "a second expert of the name 'one'"),
         (["compose", "/absent", "--out", "x"], 1, "/absent"),
         (["evaluate", "/absent", "{corpus}"], 1, "/absent"),

@@ -16,7 +16,18 @@ from compose_models import make_decoder, random_text
 from torch import Tensor, nn
 
 import fastgrow as fg
-from fastgrow.compose import Ensemble, Mean, Posterior, ProbabilityMean, Rule, Tokens, Weighted
+from fastgrow.compose import (
+    Contrast,
+    Ensemble,
+    Mean,
+    Posterior,
+    ProbabilityMean,
+    Rule,
+    Temperature,
+    Tokens,
+    TopK,
+    Weighted,
+)
 from fastgrow.errors import ArgumentError, ConfigError, SubstrateError
 from fastgrow.nn import Decoder, LanguageModel
 from fastgrow.substrate import Substrate
@@ -27,10 +38,13 @@ RULES: list[Rule] = [
     Mean(),
     Weighted({"ru": 0.5, "zh": 0.2, "en": 0.3}),
     Weighted({"ru": 1.5, "zh": -0.5, "en": 0}),
+    Temperature({"ru": 2.0}, {"ru": 1, "zh": 2, "en": 1}),
+    Contrast("zh"),
     ProbabilityMean(),
     ProbabilityMean({"ru": 0.5, "zh": 0.5, "en": 0}),
     Posterior(),
     Posterior({"ru": 1, "zh": 2, "en": 3}, forgetting=0.9, temperature=2),
+    TopK(2, forgetting=0.9),
 ]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 

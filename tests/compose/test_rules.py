@@ -321,7 +321,10 @@ def test_config_round_trip(rule: Rule) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "median"}, "'median'} is unknown; expected .*'kind' is one of mean, posterior"),
+        (
+            {"kind": "median"},
+            "'median'} is unknown; expected .*'kind' is one of contrast, mean",
+        ),
         ({"kind": ["mean"]}, "is unknown"),
         ("mean", "rule 'mean' is unknown"),
         ({"kind": "mean", "power": 2}, "rule mean: .*power"),

@@ -1,0 +1,200 @@
+"""The divergence of two linear heads: torch's on full logits, and the chunked one beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgrow.errors import ArgumentError
+from fastgrow.ops import linear_kl
+from fastgrow.ops._dispatch import OPERATIONS
+
+Head = tuple[Tensor, Tensor, Tensor | None]
+
+
+def inputs(
+    n: int = 23, vocabulary: int = 11, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor, list[Head]]:
+    """h, weight, bias, and two heads that teach, the second of another width without a bias."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+    h, weight, bias = random(n, 6), random(vocabulary, 6), random(vocabulary)
+    teacher: list[Head] = [
+        (random(n, 6), random(vocabulary, 6), random(vocabulary)),
+        (random(n, 4), random(vocabulary, 4), None),
+    ]
+    return h, weight, bias, teacher
+
+
+def divergence(
+    h: Tensor, weight: Tensor, bias: Tensor, teacher: list[Head], shares: Any, temperature: float
+) -> Tensor:
+    """Rows' losses from the definition."""
+    merged = sum(w * F.linear(*head) for w, head in zip(shares, teacher, strict=True))
+    p = (merged / temperature).softmax(-1)
+    q = (F.linear(h, weight, bias) / temperature).softmax(-1)
+    return temperature**2 * (p * (p.log() - q.log())).sum(-1)
+
+
+@pytest.fixture(params=["eager", "vendor"])
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    # Several chunks, the last of them shorter.
+    module = OPERATIONS["linear_kl"].implementations["vendor"].run.__globals__
+    monkeypatch.setitem(module, "_MIN_ROWS", 1)
+    monkeypatch.setitem(module, "_MAX_ROWS", 7)
+    name: str = request.param
+    return name
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_value_and_gradients(impl: str, reduction: str, temperature: float) -> None:
+    h, weight, bias, teacher = inputs()
+    given = [t.requires_grad_() for t in (h, weight, bias)]
+    rows = divergence(h, weight, bias, teacher, (0.3, 0.7), temperature)
+    expected = rows.mean() if reduction == "mean" else rows.sum()
+    loss = linear_kl(
+        h, weight, teacher, bias, teacher_weights=(0.3, 0.7), temperature=temperature,
+        reduction=reduction, impl=impl,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-12)
+    # A gradient other than 1 has to arrive.
+    for got, want in zip(
+        torch.autograd.grad(loss * 3, given), torch.autograd.grad(expected * 3, given), strict=True
+    ):
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-10)
+
+
+def test_heads_share_equally_without_weights(impl: str) -> None:
+    h, weight, bias, teacher = inputs()
+    expected = divergence(h, weight, bias, teacher, (0.5, 0.5), 1.0)
+    got = linear_kl(h[:22].view(2, 11, -1), weight, [
+        (t[:22].view(2, 11, -1), w, b) for t, w, b in teacher
+    ], bias, reduction="none", impl=impl)  # fmt: skip
+    torch.testing.assert_close(got, expected[:22].view(2, 11), atol=1e-12, rtol=0)
+
+
+def test_a_head_that_teaches_itself_has_nothing_to_learn(impl: str) -> None:
+    h, weight, bias, _ = inputs()
+    h.requires_grad_()
+    loss = linear_kl(h, weight, [(h, weight, bias)], bias, impl=impl)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-14, rtol=0)
+    (gradient,) = torch.autograd.grad(loss, h)
+    torch.testing.assert_close(gradient, torch.zeros_like(h), atol=1e-15, rtol=0)
+
+
+def test_rows_that_do_not_count(impl: str) -> None:
+    h, weight, bias, teacher = inputs()
+    rows = divergence(h, weight, bias, teacher, (0.5, 0.5), 1.0)
+    counts = torch.arange(23) % 3 != 0
+    wild = h.masked_fill(~counts[:, None], float("nan")).requires_grad_()
+    loss = linear_kl(wild, weight, teacher, bias, counts=counts, impl=impl)
+    torch.testing.assert_close(loss, rows[counts].mean(), atol=1e-12, rtol=1e-12)
+    none = torch.zeros(23, dtype=torch.bool)
+    assert linear_kl(h, weight, teacher, bias, counts=none, impl=impl).isnan()
+    assert linear_kl(h, weight, teacher, bias, counts=none, reduction="sum", impl=impl) == 0
+
+
+def test_words_that_a_teacher_rules_out(impl: str) -> None:
+    h, weight, bias, teacher = inputs()
+    ruled_out = torch.zeros(11, dtype=torch.float64)
+    ruled_out[3] = -float("inf")
+    taught = [(teacher[0][0], teacher[0][1], ruled_out)]
+    h.requires_grad_()
+    loss = linear_kl(h, weight, taught, bias, impl=impl)
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, h)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("frozen", ["h", "weight", "bias"])
+def test_only_what_trains_gets_a_gradient(impl: str, frozen: str) -> None:
+    h, weight, bias, teacher = inputs()
+    given = {"h": h, "weight": weight, "bias": bias}
+    for name, tensor in given.items():
+        tensor.requires_grad_(name != frozen)
+    teacher = [(t.requires_grad_(), w.requires_grad_(), b) for t, w, b in teacher]
+    linear_kl(h, weight, teacher, bias, impl=impl).backward()
+    for name, tensor in given.items():
+        assert (tensor.grad is None) == (name == frozen)
+    assert all(t.grad is None and w.grad is None for t, w, _ in teacher)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_summed_in_float32(impl: str, dtype: torch.dtype) -> None:
+    h, weight, bias, teacher = inputs(dtype=dtype)
+    wide = [(t.double(), w.double(), None if b is None else b.double()) for t, w, b in teacher]
+    expected = divergence(h.double(), weight.double(), bias.double(), wide, (0.5, 0.5), 1.0).mean()
+    loss = linear_kl(h, weight, teacher, bias, impl=impl)
+    assert loss.dtype == torch.float32
+    # Logits in bf16 are known to 2⁻⁸ of their size, and a loss is a difference of logits.
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=0)
+
+
+def test_the_operator_keeps_its_promises() -> None:
+    h, weight, bias, teacher = inputs(n=5)
+    arguments = (
+        h, weight, bias, [t for t, _, _ in teacher], [w for _, w, _ in teacher],
+        [b for _, _, b in teacher], [0.5, 0.5], torch.ones(5, dtype=torch.float64), 1.0,
+        True, True, False,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.fastgrow.linear_kl_chunked.default, arguments)
+
+
+def test_compiles_whole() -> None:
+    h, weight, bias, teacher = inputs()
+    weight.requires_grad_()
+    step = torch.compile(
+        lambda h, t: linear_kl(h, weight, [(t, *teacher[0][1:])], bias),
+        fullgraph=True, backend="aot_eager", dynamic=True,
+    )  # fmt: skip
+    for rows in (23, 17):
+        loss = step(h[:rows], teacher[0][0][:rows])
+        expected = divergence(h[:rows], weight, bias, [
+            (teacher[0][0][:rows], *teacher[0][1:])
+        ], (1.0,), 1.0).mean()  # fmt: skip
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, weight)[0], torch.autograd.grad(expected, weight)[0]
+        )
+
+
+def test_its_gradient_has_no_gradient() -> None:
+    h, weight, bias, teacher = inputs()
+    h.requires_grad_()
+    loss = linear_kl(h, weight, teacher, bias, impl="vendor")
+    with pytest.raises(ArgumentError, match="cannot be differentiated again"):
+        torch.autograd.grad(loss, h, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0"),
+        ({"reduction": "max"}, "reduction must be one of mean, sum, none, got 'max'"),
+        ({"teacher": []}, "teacher must be at least one head, got none"),
+        ({"teacher_weights": [1.0]}, "teacher_weights must be 2 numbers, got 1"),
+        ({"weight": torch.zeros(11, 5)}, r"weight must be of shape \[V, 6\], got \[11, 5\]"),
+        ({"counts": torch.ones(23)}, r"counts must be a bool tensor \[23\], got \[23\] float32"),
+        (
+            {"teacher": [(torch.zeros(22, 6), torch.zeros(11, 6), None)]},
+            r"teacher\[0\]\[0\] must be of shape \[23, 6\], got \[22, 6\]",
+        ),
+        (
+            {"teacher": [(torch.zeros(23, 6).double(), torch.zeros(9, 6).double(), None)]},
+            r"teacher\[0\]\[1\] must be of shape \[11, 6\], got \[9, 6\]",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
+    h, weight, bias, teacher = inputs()
+    arguments = {"h": h, "weight": weight, "teacher": teacher, "bias": bias} | change
+    with pytest.raises(ArgumentError, match=message):
+        linear_kl(**arguments)
