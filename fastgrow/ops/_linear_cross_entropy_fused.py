@@ -43,6 +43,18 @@ def can_serve(
     return _linear_lse_chunked.can_serve(heads, targets, False)
 
 
+def pays(
+    heads: Heads,
+    targets: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> Verdict:
+    """Where there are logits enough to save."""
+    return _linear_lse_chunked.pays(heads, targets, label_smoothing > 0)
+
+
 def _makes_rows(heads: Heads, reduction: str) -> bool:
     """Whether rows' losses have gradients of their own, which are not known beside the loss."""
     return reduction == "none" and heads.need_grad()

@@ -16,6 +16,7 @@ from fastgrow.ops._products import accumulate
 # Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
 # caches without saving any.
 CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
+FEW_ELEMENTS = 1 << 21  # logits that are a chunk or two in any case
 
 
 def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
@@ -24,6 +25,13 @@ def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
         return False, f"it serves float32 and float64, not {heads.dtype}"
     if torch.is_autocast_enabled(heads.device.type):
         return False, "autocast is on"
+    return True, ""
+
+
+def pays(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
+    """On a CPU few logits are sooner made at once, and take little memory."""
+    if heads.device.type == "cpu" and heads.rows * heads.vocabulary <= FEW_ELEMENTS:
+        return False, f"it saves nothing to speak of on at most {FEW_ELEMENTS} logits"
     return True, ""
 
 

@@ -118,9 +118,11 @@ def linear_cross_entropy_eager(
     return loss
 
 
-_OPERATION.implementation("vendor", verify=_linear_cross_entropy_fused.can_serve)(
-    _linear_cross_entropy_fused.linear_cross_entropy_vendor
-)
+_OPERATION.implementation(
+    "vendor",
+    verify=_linear_cross_entropy_fused.can_serve,
+    pays=_linear_cross_entropy_fused.pays,
+)(_linear_cross_entropy_fused.linear_cross_entropy_vendor)
 _OPERATION.implementation(
     "triton",
     verify=_linear_cross_entropy_rows.can_serve,

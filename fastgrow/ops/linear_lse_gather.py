@@ -109,9 +109,9 @@ def linear_lse_gather_eager(
     return logits.logsumexp(1), target_logit, mean
 
 
-_OPERATION.implementation("vendor", verify=_linear_lse_chunked.can_serve)(
-    _linear_lse_chunked.linear_lse_gather_vendor
-)
+_OPERATION.implementation(
+    "vendor", verify=_linear_lse_chunked.can_serve, pays=_linear_lse_chunked.pays
+)(_linear_lse_chunked.linear_lse_gather_vendor)
 _OPERATION.implementation(
     "triton", verify=_linear_lse_triton.can_serve, pays=_linear_lse_triton.pays
 )(_linear_lse_triton.linear_lse_gather_triton)

@@ -18,6 +18,7 @@ from fastgrow.kernels.linear_logits import product
 from fastgrow.kernels.linear_lse_backward import logits_gradient
 from fastgrow.kernels.logit_loss import loss_in_place
 from fastgrow.ops import _linear_lse_triton, linear_cross_entropy, linear_lse_gather
+from fastgrow.ops._products import accumulate
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 IGNORED = -100
@@ -146,6 +147,7 @@ LOSS = [
     Case(37, dtype=BF16, options={"label_smoothing": 0.1, "z_loss": 1e-2}),
     Case(37, (32, 40), mix="tensor", ids=torch.int32, options={"reduction": "sum"}),
     Case(20, scale=50.0),
+    Case(3, (16,), 9000, options={"reduction": "sum"}),  # more words than are read at a time
 ]
 ROWS = [
     Case(37, options={"reduction": "none", "label_smoothing": 0.1, "z_loss": 1e-2}),
@@ -195,14 +197,30 @@ def test_loss_agrees_with_truth_on_the_full_grid(case: Case, dtype: torch.dtype,
 def test_slices_of_the_vocabulary_and_parts_of_the_rows_add_up(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several of each, the last of them smaller."""
+    """Several of each, the last of them smaller; half-precision sums of them are float32."""
+    totals: set[torch.dtype] = set()
+
+    def recorded(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+        totals.add(total.dtype)
+        accumulate(total, a, b, first=first)
+
+    monkeypatch.setattr(_linear_lse_triton, "accumulate", recorded)
     monkeypatch.setattr(_linear_lse_triton, "SLICE_ELEMENTS", 0)
     monkeypatch.setattr(_linear_lse_triton, "MIN_WORDS", 128)
     check(Case(50, (32, 40), 300, dtype), "triton", "gather")
+    assert totals == {F32}
     from fastgrow.ops import _linear_cross_entropy_cublas as cublas
 
     monkeypatch.setattr(cublas, "rows_at_a_time", lambda heads, needs_weight: 16)
     check(Case(50, (32, 40), 300, dtype), "vendor", "loss")
+
+
+def test_later_tiles_may_hold_the_largest_logits() -> None:
+    bias = torch.linspace(-20, 20, 17000, device=DEVICE)
+    h, weight = torch.zeros(1, 16, device=DEVICE), torch.zeros(17000, 16, device=DEVICE)
+    targets = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    lse, _ = linear_lse_gather(h, weight, targets, bias, impl="triton")
+    torch.testing.assert_close(lse, bias.logsumexp(0, keepdim=True), rtol=1e-6, atol=0)
 
 
 def test_rows_at_a_time_are_few_without_a_weight_to_train() -> None:
@@ -245,8 +263,8 @@ def test_infinite_logits_follow_the_formula(impl: str) -> None:
     torch.manual_seed(0)
     h, weight = torch.randn(5, 16), torch.randn(600, 16)
     bias = torch.randn(600)
-    bias[3], bias[100:400] = float("-inf"), float("-inf")
-    targets = torch.tensor([0, 5, 3, 599, 450])
+    bias[3], bias[200:520] = float("-inf"), float("-inf")  # the latter with a whole tile
+    targets = torch.tensor([0, 5, 3, 599, 550])
     tensors = [x.to(DEVICE).requires_grad_() for x in (h, weight, bias)]
     found = {}
     for name in ("eager", impl):
