@@ -12,6 +12,7 @@ from benchmarks.cases import (
     layer_norm,
     linear_cross_entropy,
     logit_mean,
+    mean_cross_entropy,
     mlp,
     rms_norm,
 )
@@ -23,6 +24,8 @@ FAMILIES = (
     linear_cross_entropy.FAMILY,
     mlp.FAMILY,
     logit_mean.FAMILY,
+    mean_cross_entropy.CROSS_ENTROPY,
+    mean_cross_entropy.ARGMAX,
     layer_norm.FAMILY,
     rms_norm.FAMILY,
     embedding.FAMILY,

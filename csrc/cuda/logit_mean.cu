@@ -9,7 +9,7 @@ namespace fastgrow::cuda {
 namespace {
 
 constexpr int kUnroll = 2;  // packs of each expert that a thread reads at a time
-constexpr int kBlocks = 4;  // on a multiprocessor at least: 64 registers a thread
+constexpr int kBlocks = 3;  // on a multiprocessor at least: 80 registers a thread
 
 template <class Out, int size>
 __device__ void write(Out* out, const float (&sum)[size]) {
