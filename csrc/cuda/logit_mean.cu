@@ -8,8 +8,10 @@
 namespace fastgrow::cuda {
 namespace {
 
-constexpr int kUnroll = 2;  // packs of each expert that a thread reads at a time
-constexpr int kBlocks = 4;  // on a multiprocessor at least: 64 registers a thread
+// Packs of each expert that a thread reads at a time.
+template <int size>
+constexpr int kUnroll = size == 1 ? 1 : 2;
+constexpr int kBlocks = 3;  // on a multiprocessor at least: 80 registers a thread
 
 template <class Out, int size>
 __device__ void write(Out* out, const float (&sum)[size]) {
@@ -23,19 +25,20 @@ template <class In, class Out, int size>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     logit_mean_kernel(const __grid_constant__ Experts<In> experts, Out* out, int64_t out_stride) {
   __shared__ Row<In> row;
+  constexpr int unroll = kUnroll<size>;
   constexpr int64_t step = int64_t{kThreads} * size;
-  const int64_t begin = blockIdx.x * step * kUnroll + threadIdx.x * size;
+  const int64_t begin = blockIdx.x * step * unroll + threadIdx.x * size;
   for (int64_t index = blockIdx.y; index < experts.n_rows; index += gridDim.y) {
     read_row(experts, index, row);
     Out* to = out + index * out_stride;
-    if (begin + (kUnroll - 1) * step + size <= experts.n_columns) {
-      float sum[kUnroll][size];
-      mean_packs<In, size, kUnroll>(row, begin, step, sum);
+    if (begin + (unroll - 1) * step + size <= experts.n_columns) {
+      float sum[unroll][size];
+      mean_packs<In, size, unroll>(row, begin, step, sum);
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) write<Out, size>(to + begin + u * step, sum[u]);
+      for (int u = 0; u < unroll; ++u) write<Out, size>(to + begin + u * step, sum[u]);
       continue;
     }
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < unroll; ++u) {
       const int64_t end = min(begin + u * step + size, experts.n_columns);
       for (int64_t column = begin + u * step; column < end; ++column) {
         float sum[1][1];
@@ -48,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 template <class In, class Out, int size>
 void launch(const Experts<In>& experts, Out* out, int64_t out_stride, cudaStream_t stream) {
-  const int64_t a_block = int64_t{kThreads} * size * kUnroll;
+  const int64_t a_block = int64_t{kThreads} * size * kUnroll<size>;
   const int64_t n_parts = (experts.n_columns + a_block - 1) / a_block;
   STD_TORCH_CHECK(n_parts <= 0x7fffffff, "logit_mean: a row is too long");
   const dim3 grid(static_cast<unsigned>(n_parts),

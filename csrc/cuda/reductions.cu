@@ -13,8 +13,10 @@ namespace fastgrow::cuda {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int kInFlight = 2;  // packs of each expert that a thread reads at a time
-constexpr int kBlocks = 3;    // on a multiprocessor at least: 80 registers a thread
+// Packs of each expert that a thread reads at a time.
+template <int size>
+constexpr int kInFlight = size == 1 ? 1 : 2;
+constexpr int kBlocks = 3;  // on a multiprocessor at least: 80 registers a thread
 
 // The sum of exponentials of some logits, relative to the largest that is not NaN.
 struct Mass {
@@ -91,6 +93,7 @@ template <class Part, class In, int size>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     part_kernel(const __grid_constant__ Experts<In> experts, int64_t length, Part* parts) {
   __shared__ Row<In> row;
+  constexpr int in_flight = kInFlight<size>;
   constexpr int64_t step = int64_t{kThreads} * size;
   const int64_t begin = blockIdx.x * length;
   const int64_t end = min(begin + length, experts.n_columns);
@@ -98,11 +101,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     read_row(experts, index, row);
     Part part = Part::none();
     int64_t column = begin + threadIdx.x * size;
-    for (; column + (kInFlight - 1) * step + size <= end; column += kInFlight * step) {
-      float x[kInFlight][size];
-      mean_packs<In, size, kInFlight>(row, column, step, x);
+    for (; column + (in_flight - 1) * step + size <= end; column += in_flight * step) {
+      float x[in_flight][size];
+      mean_packs<In, size, in_flight>(row, column, step, x);
 #pragma unroll
-      for (int u = 0; u < kInFlight; ++u) part.add(x[u], column + u * step);
+      for (int u = 0; u < in_flight; ++u) part.add(x[u], column + u * step);
     }
     for (; column < end; column += step) {
       for (int64_t one = column; one < min(column + size, end); ++one) {

@@ -197,7 +197,7 @@ class _LogProbability(torch.autograd.Function):
         )
         ctx.operation, ctx.ignore_index = operation, ignore_index
         ctx.save_for_backward(scale, targets, log_sums, *logits)
-        return log_probabilities  # type: ignore[no-any-return]
+        return log_probabilities
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

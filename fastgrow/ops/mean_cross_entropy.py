@@ -75,9 +75,9 @@ def mean_cross_entropy(
     scale = factors(NAME, logits, weights, temperatures)
     arguments = (logits, scale, targets, ignore_index, reduction)
     if torch.compiler.is_compiling():
-        return OPERATION(*arguments, impl=impl)  # type: ignore[no-any-return]
+        return OPERATION(*arguments, impl=impl)
     try:
-        return OPERATION(*arguments, impl=impl)  # type: ignore[no-any-return]
+        return OPERATION(*arguments, impl=impl)
     except IndexError:
         raise out_of_range(NAME, "targets", targets, vocabulary, ignore_index) from None
 

@@ -66,9 +66,9 @@ def mean_log_softmax_gather(
     check_range(NAME, "targets", targets, 0, vocabulary)
     scale = factors(NAME, logits, weights, temperatures)
     if torch.compiler.is_compiling():
-        return OPERATION(logits, scale, targets, impl=impl)  # type: ignore[no-any-return]
+        return OPERATION(logits, scale, targets, impl=impl)
     try:
-        return OPERATION(logits, scale, targets, impl=impl)  # type: ignore[no-any-return]
+        return OPERATION(logits, scale, targets, impl=impl)
     except IndexError:
         raise out_of_range(NAME, "targets", targets, vocabulary) from None
 

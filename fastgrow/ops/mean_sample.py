@@ -90,7 +90,7 @@ def mean_sample(
     if top_p == 1:
         top_p = None
     numbers = uniforms(logits[0], seed, step)
-    return OPERATION(logits, scale, numbers, top_k, top_p, impl=impl)  # type: ignore[no-any-return]
+    return OPERATION(logits, scale, numbers, top_k, top_p, impl=impl)
 
 
 def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def mean_argmax(
     check_logits("mean_argmax", logits)
     check_vocabulary("mean_argmax", logits)
     scale = factors("mean_argmax", logits, weights, temperatures)
-    return ARGMAX(logits, scale, impl=impl)  # type: ignore[no-any-return]
+    return ARGMAX(logits, scale, impl=impl)
 
 
 def mean_top_k(
@@ -96,7 +96,7 @@ def mean_top_k(
     if not 1 <= k <= logits[0].shape[-1]:
         raise refuse("mean_top_k", "k", f"in [1, {logits[0].shape[-1]}]", k)
     scale = factors("mean_top_k", logits, weights, temperatures)
-    return TOP_K(logits, scale, k, impl=impl)  # type: ignore[no-any-return]
+    return TOP_K(logits, scale, k, impl=impl)
 
 
 def _argmax_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -140,13 +140,13 @@ def argmax_native(logits: list[Tensor], scale: Tensor) -> Tensor:
     # Token ids have no gradient, whatever the logits require.
     constants = [x.detach() for x in logits]
     _, ids = torch.ops.fastgrow.mean_top_k(constants, scale.detach(), 1)
-    return ids.squeeze(-1)  # type: ignore[no-any-return]
+    return ids.squeeze(-1)
 
 
 @TOP_K.implementation("native", verify=_verify_top_k)
 def top_k_native(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """One pass over the logits (csrc/cpu/top_k.cpp)."""
-    return torch.ops.fastgrow.mean_top_k(logits, scale, k)  # type: ignore[no-any-return]
+    return torch.ops.fastgrow.mean_top_k(logits, scale, k)
 
 
 _library = torch.library.Library("fastgrow", "FRAGMENT")

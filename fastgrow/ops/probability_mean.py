@@ -65,7 +65,7 @@ def probability_mean(
     check_logits(name, logits)
     check_vocabulary(name, logits)
     scale, weight = _parameters(name, logits, weights, temperatures)
-    return MEAN(logits, scale, weight, impl=impl)  # type: ignore[no-any-return]
+    return MEAN(logits, scale, weight, impl=impl)
 
 
 def probability_mean_gather(
@@ -146,9 +146,9 @@ def _gather(
     scale, weight = _parameters(name, logits, weights, temperatures)
     arguments = (logits, scale, weight, targets, ignore_index)
     if torch.compiler.is_compiling():
-        return GATHER(*arguments, impl=impl)  # type: ignore[no-any-return]
+        return GATHER(*arguments, impl=impl)
     try:
-        return GATHER(*arguments, impl=impl)  # type: ignore[no-any-return]
+        return GATHER(*arguments, impl=impl)
     except IndexError:
         raise out_of_range(name, "targets", targets, vocabulary, ignore_index) from None
 
@@ -220,7 +220,7 @@ def _verify_mean(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Verdict
 @MEAN.implementation("native", verify=_verify_mean)
 def mean_native(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
     """Two passes over the logits (csrc/cpu/probability_mean.cpp)."""
-    return torch.ops.fastgrow.probability_mean(logits, scale, weight)  # type: ignore[no-any-return]
+    return torch.ops.fastgrow.probability_mean(logits, scale, weight)
 
 
 @GATHER.implementation("eager")

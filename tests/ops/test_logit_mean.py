@@ -199,6 +199,40 @@ def test_gradients_of_logits_and_weights(impl: str) -> None:
     assert torch.autograd.gradgradcheck(mean, (weights, temperatures, *logits))
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_a_row_are_its_own_and_zero_leaves_an_expert_out(
+    impl: str, dtype: torch.dtype
+) -> None:
+    logits = make(3, (2, 4, 70), dtype)
+    weights = torch.rand(2, 4, 3, dtype=torch.float64) - 0.5
+    weights[0, 2, 1] = 0
+    weights[1, 3] = 0
+    exact = sum(weights[..., k, None] * x.double() for k, x in enumerate(logits))
+    logits[1][0, 2], logits[0][1, 3] = float("nan"), float("inf")
+    result = logit_mean(logits, weights, temperatures=[2.0, 2.0, 2.0], impl=impl)
+    unit = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result.double(), exact / 2, rtol=unit, atol=unit)
+    out = logit_mean(logits, weights, out=torch.empty_like(logits[0]), impl=impl)
+    torch.testing.assert_close(out.double(), exact, rtol=unit, atol=unit)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_gradients_of_weights_by_row(impl: str) -> None:
+    logits = [x.requires_grad_() for x in make(3, (4, 7), torch.float64)]
+    weights = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w, *z: logit_mean(z, w, impl=impl), (weights, *logits))
+    with torch.no_grad():
+        weights[1, 2] = 0
+        logits[2][1] = float("nan")
+    logit_mean(logits, weights, impl=impl).sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.isfinite().all()
+    assert weights.grad[1, 2] == 0
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in logits)
+    assert (logits[2].grad[1] == 0).all()  # type: ignore[index]
+
+
 @needs_native
 def test_frozen_inputs_get_no_gradient_and_keep_nothing() -> None:
     logits = make(2, (4, 33), torch.bfloat16)

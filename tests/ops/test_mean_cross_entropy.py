@@ -183,9 +183,10 @@ def test_result_depends_neither_on_threads_nor_on_other_rows() -> None:
 
 
 @needs_native
-def test_large_offsets_keep_the_small_digits() -> None:
+@pytest.mark.parametrize("offset", [-4096, 4096])
+def test_large_offsets_keep_the_small_digits(offset: int) -> None:
     logits = make(2, (4, 500), torch.float32)
-    shifted = [(x + 4096).round(decimals=2) for x in logits]
+    shifted = [(x + offset).round(decimals=2) for x in logits]
     targets = torch.arange(4)
     exact = mean_log_softmax_gather([x.double() for x in shifted], targets, impl="eager")
     result = mean_log_softmax_gather(shifted, targets, impl="native")

@@ -26,8 +26,8 @@ steps = setup["cuda_steps"](torch, sources, Path(FOLDER), Path(FOLDER) / "_C_cud
 print(json.dumps([step.command for step in steps]))
 """
 NVDISASM = "triton/backends/nvidia/bin/nvdisasm"
-# Four blocks of 256 threads on a multiprocessor, or three for the reductions.
-REGISTERS = {"logit_mean_kernel": 64, "part_kernel": 80, "": 40}
+# Three blocks of 256 threads on a multiprocessor.
+REGISTERS = {"logit_mean_kernel": 80, "part_kernel": 80, "": 40}
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(folder: Path) -> list[str]:
-    """What ptxas says of every kernel and architecture; leaves the machine code in `folder`."""
+    """What ptxas says of every kernel on every architecture; the machine code is in `folder`."""
     code = STEPS.replace("FOLDER", repr(str(folder)))
     code = code.replace("TORCH", repr(str(Path(torch.__file__).parent)))
     *compile_, link = json.loads(run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1])
@@ -75,15 +75,16 @@ def test_eight_loads_of_sixteen_bytes_are_in_flight(reports: list[str], folder: 
     disassembler = Path(torch.__file__).parents[1] / NVDISASM
     if not disassembler.is_file():
         pytest.skip("triton's nvdisasm is not here")
-    for capability in (80, 90, 100):
-        (cubin,) = folder.glob(f"logit_mean*sm_{capability}.cubin")
+    # What triton brings may not know the newest architecture.
+    for capability in (80, 90):
+        cubin = folder / f"logit_mean.compute_{capability}.cubin"
         code = subprocess.run(
             [disassembler, "-c", cubin], capture_output=True, text=True, check=True
         ).stdout
-        sections = [s for s in code.split(".section") if "logit_mean_kernel" in s and "LDG" in s]
-        packed = [s for s in sections if "LDG.E.EF.128" in s or "LDG.E.128" in s]
+        functions = code.split(".section\t.text.")[1:]
+        packed = [f for f in functions if re.search(r"LDG\.E[\w.]*128", f)]
         assert len(packed) == 9
-        for section in packed:
-            operations = re.findall(r"\b(LDG\.E[\w.]*128|FFMA|FMUL|STG)\b", section)
-            runs = re.findall(r"(?:L)+", "".join(name[0] for name in operations))
-            assert max(map(len, runs)) >= 8
+        for function in packed:
+            operations = re.findall(r"LDG\.E[\w.]*128|FFMA|FMUL|STG", function)
+            loads = re.findall("L+", "".join(name[0] for name in operations))
+            assert max(map(len, loads)) >= 8
