@@ -6,6 +6,7 @@ with the pass after it, so that a table decides that too.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.ahead import usage
+from fastgrow.kernels.ahead import launch_of, specialization, usage
 from fastgrow.kernels.mlp import (
     ROWS,
     Product,
@@ -64,6 +65,12 @@ D_HIDDEN = [
 
 class ProductTunable(Tunable[Product]):
     """A product, of which the library's candidate compiles another kernel, or none."""
+
+    @property
+    def code(self) -> str:
+        """That of our kernel, also where the default is the library."""
+        product = dataclasses.replace(self.default, fused=2)
+        return str(specialization(launch_of(self._on_meta(product), self.function)))
 
     def build(self, configuration: dict[str, int]) -> dict[str, int]:
         if configuration["fused"] == 2:
@@ -126,8 +133,7 @@ def _tunable(
         function=function,
         call=call,
         capability=capability,
-        rank=0 if "gelu/" in key else 2,
-        code=key.rpartition("/")[0],
+        rank=1 if "gelu/" in key else 2,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
 from benchmarks.cases.liger import function, liger
-from fastgrow.ops import linear_cross_entropy
+from fastgrow.ops import linear_cross_entropy, linear_lse_gather
 
 CHUNKED_OPTIONS = "LinearCrossEntropyOptions"
 GPU = [{"N": 8192, "d": 1024, "V": 65536}, {"N": 8192, "d": 1024, "V": 131072}]
@@ -36,6 +36,11 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
 def _call(inputs: Inputs, impl: str | None) -> Tensor:
     h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
     return linear_cross_entropy(h, weight, targets, bias, impl=impl)
+
+
+def _call_lse(inputs: Inputs, impl: str | None) -> tuple[Tensor, Tensor]:
+    h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
+    return linear_lse_gather(h, weight, targets, bias, impl=impl)
 
 
 def _call_with_heads(inputs: Inputs, impl: str | None) -> Tensor:
@@ -125,5 +130,18 @@ HEADS = dataclasses.replace(
         "gpu": [{"K": 2, "N": 8192, "d": 1024, "V": 65536}],
     },
     call=_call_with_heads,
+    libraries=lambda case: {},
+)
+
+# What the loss follows from, with gradients for every row.
+LSE = dataclasses.replace(
+    FAMILY,
+    op="linear_lse_gather",
+    grids={
+        "tiny": [{"N": 32, "d": 16, "V": 128}],
+        "cpu": [{"N": 256, "d": 256, "V": 8192}],
+        "gpu": GPU[:1],
+    },
+    call=_call_lse,
     libraries=lambda case: {},
 )

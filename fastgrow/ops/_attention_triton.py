@@ -96,7 +96,7 @@ def attention_triton(
     )
     out: Tensor
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        out = _Attention.apply(*_triton.distinct(q, k, v), *settings)
+        out = _Attention.apply(*_triton.distinct((q, k, v)), *settings)
     else:
         out = torch.ops.fastgrow.attention_inference(q, k, v, *settings)
     return out

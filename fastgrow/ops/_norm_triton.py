@@ -55,7 +55,8 @@ def norm_triton(
     """The kernels of fastgrow.kernels.norm; y is of `dtype`."""
     tensors = (x, residual, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        result: Tensor | tuple[Tensor, Tensor] = _Norm.apply(*tensors, eps, centred, dtype)
+        different = _triton.distinct(tensors)
+        result: Tensor | tuple[Tensor, Tensor] = _Norm.apply(*different, eps, centred, dtype)
         return result
     y, total = torch.ops.fastgrow.norm_inference(*tensors, eps, centred, dtype)
     return y if residual is None else (y, total)

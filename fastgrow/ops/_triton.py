@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -46,12 +47,15 @@ def pays_on(tensor: Tensor) -> Verdict:
     return True, ""
 
 
-def distinct(*tensors: Tensor) -> tuple[Tensor, ...]:
+Tensors = TypeVar("Tensors", bound="tuple[Tensor | None, ...]")
+
+
+def distinct(tensors: Tensors) -> Tensors:
     """The tensors, as different objects each: torch.compile cannot trace the same one twice into an
     autograd.Function, as where keys are values too.
     """
-    seen: list[Tensor] = []
+    seen: list[Tensor | None] = []
     for tensor in tensors:
-        again = any(tensor is other for other in seen)
-        seen.append(tensor.view_as(tensor) if again else tensor)
-    return tuple(seen)
+        again = tensor is not None and any(tensor is other for other in seen)
+        seen.append(tensor.view_as(tensor) if again else tensor)  # type: ignore[arg-type, union-attr]
+    return tuple(seen)  # type: ignore[return-value]
