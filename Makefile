@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow acceptance lint types contracts clean
+.PHONY: setup demo test test-slow acceptance sanitize lint types contracts clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,10 @@ test-slow: setup
 # Only those checks; they fail, where `make test-slow` skips them, if something is missing.
 acceptance: setup
 	FASTGROW_ACCEPTANCE=1 $(PYTEST) -m acceptance
+
+# The extension under AddressSanitizer and UBSan; status 77 where the compiler has neither.
+sanitize: setup
+	$(BIN)/python csrc/sanitize.py -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

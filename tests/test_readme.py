@@ -59,6 +59,9 @@ def test_the_commands_exist(capsys) -> None:
             # Alternatives stand apart: build | inspect | show "Aж汉".
             rest = re.split(r"\s{2,}", line.split(maxsplit=2)[2])[0]
             commands = [[words[1], part.split()[0]] for part in rest.split("|")]
+        elif words[1] == "compose":
+            # Without a word of its own it composes experts.
+            commands = [["compose", words[2] if words[2] in ("tune", "distill") else "experts"]]
         options = set(re.findall(r"(?<![\w-])--[a-z-]+", line))
         for command in commands:
             named.add(" ".join(command))

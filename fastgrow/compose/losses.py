@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastgrow import ops
 from fastgrow.compose.adapter import LowRank
-from fastgrow.compose.mixing import logit_sum
+from fastgrow.compose.mixing import in_one_dtype
 from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
 from fastgrow.errors import ArgumentError
 from fastgrow.nn import Decoder, LMHead
@@ -85,8 +85,13 @@ def _logit_loss(
     models, coefficients = [model for model, _ in voices], [c for _, c in voices]
     if have_plain_heads(models):
         return _fused_heads_loss(models, coefficients, ids, targets, reduction, adapter)
-    logits = logit_sum([model(ids) for model in models], coefficients)
-    return _cross_entropy(logits, targets, reduction)
+    return ops.mean_cross_entropy(
+        in_one_dtype([model(ids) for model in models]),
+        targets,
+        coefficients,
+        ignore_index=_NO_TARGET,
+        reduction=reduction,
+    )
 
 
 def have_plain_heads(models: Sequence[Any]) -> bool:

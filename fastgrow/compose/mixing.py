@@ -28,11 +28,16 @@ def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor
     Returns:
         A tensor of that shape, summed in float32 or better, in the widest of the dtypes.
     """
-    kept = [(z, c) for z, c in zip(logits, coefficients, strict=True) if c != 0]
+    kept = [(z, c) for z, c in zip(in_one_dtype(logits), coefficients, strict=True) if c != 0]
     if not kept:
         raise ValueError("logit_sum: every coefficient is zero")
-    dtype = reduce(torch.promote_types, (z.dtype for z in logits))
-    return ops.logit_mean([z.to(dtype) for z, _ in kept], [c for _, c in kept])
+    return ops.logit_mean([z for z, _ in kept], [c for _, c in kept])
+
+
+def in_one_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in the widest of their dtypes."""
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def log_mixture(logits: Sequence[Tensor], log_weights: Tensor, log_sums: Tensor) -> Tensor:
