@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastgrow import _native, info
+from fastgrow.ops import _dispatch
 from fastgrow.ops._dispatch import OPERATIONS
 
 
@@ -33,6 +34,7 @@ def test_every_operation_is_explained() -> None:
 
 def test_variables_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTGROW_IMPL", "logit_mean=eager")
+    monkeypatch.setattr(_dispatch, "_environment", "logit_mean=eager")
     report = info.report()
     assert "  FASTGROW_IMPL=logit_mean=eager" in report
     assert "  logit_mean: eager (asked for by FASTGROW_IMPL)" in report

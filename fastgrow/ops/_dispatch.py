@@ -16,7 +16,8 @@ environment variable FASTGROW_IMPL, then the operation's own order of preference
 an implementation's name, meant for every operation that has one of that name, or a list such as
 `attention=triton,mlp=eager`. A wish that cannot be met raises and says why; what the automatic
 choice passed over is logged once at level INFO. Under torch.compile all of this happens while a
-graph is traced: it is traced again when `use_impl` changes, not when the environment does.
+graph is traced, and again when `use_impl` changes. The environment is read when this module is
+imported, and not again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ Verdict = tuple[bool, str]
 Verifier = Callable[..., Verdict]
 # (operation, implementation) pairs; "*" stands for every operation that has the implementation.
 Wishes = tuple[tuple[str, str], ...]
+
+# Looking it up at each call would be a third of a small call's time.
+_environment = os.environ.get(ENVIRONMENT_VARIABLE)
 
 log = logging.getLogger("fastgrow.ops")
 
@@ -171,12 +175,13 @@ class Operation:
         """The implementation asked for, or None, and who asked."""
         if impl is not None:
             return impl, "impl="
-        found = self._find(_current())
+        wishes = _current()
+        found = self._find(wishes) if wishes else None
         if found is not None:
             return found, "use_impl"
-        text = os.environ.get(ENVIRONMENT_VARIABLE)
-        if text:
-            return self._find(parse_wishes(text, ENVIRONMENT_VARIABLE)), ENVIRONMENT_VARIABLE
+        if _environment:
+            wishes = parse_wishes(_environment, ENVIRONMENT_VARIABLE)
+            return self._find(wishes), ENVIRONMENT_VARIABLE
         return None, "automatic"
 
     def _find(self, wishes: Wishes) -> str | None:

@@ -95,7 +95,7 @@ def _check_beside(
 
 def dtype_of_y(x: Tensor, residual: Tensor | None) -> torch.dtype:
     """That of x + residual; float32 under autocast on a GPU, where torch lists norms for it."""
-    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
         return torch.float32
     return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 

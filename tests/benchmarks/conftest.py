@@ -24,7 +24,7 @@ from fastgrow.ops import _dispatch  # noqa: E402
 @pytest.fixture
 def operation(monkeypatch: pytest.MonkeyPatch) -> Iterator[_dispatch.Operation]:
     """`triple`: 3x, with a vendor implementation that tests may break."""
-    monkeypatch.delenv("FASTGROW_IMPL", raising=False)
+    monkeypatch.setattr(_dispatch, "_environment", None)
     triple = _dispatch.Operation("triple")
     triple.implementation("eager")(lambda x: 3 * x)
     triple.implementation("vendor")(lambda x: x + x + x)

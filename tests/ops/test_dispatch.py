@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -17,7 +20,7 @@ from fastgrow.ops._dispatch import OPERATIONS, Operation, explain_all, parse_wis
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Operation]:
     """An operation whose implementations return who they are."""
-    monkeypatch.delenv("FASTGROW_IMPL", raising=False)
+    monkeypatch.setattr(_dispatch, "_environment", None)
     monkeypatch.setattr(_dispatch, "_logged", set())
     operation = Operation("double", example=lambda device: ((torch.ones(2, device=device),), {}))
 
@@ -53,7 +56,7 @@ def test_automatic_choice_follows_preference_verifiers_and_profit(double: Operat
 
 
 def test_the_most_local_wish_wins(double: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTGROW_IMPL", "vendor")
+    monkeypatch.setattr(_dispatch, "_environment", "vendor")
     assert served(double, ONES) == "vendor"
     with use_impl("eager"):
         assert served(double, LONG) == "eager"
@@ -69,7 +72,7 @@ def test_the_most_local_wish_wins(double: Operation, monkeypatch: pytest.MonkeyP
 def test_environment_names_single_operations(
     double: Operation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FASTGROW_IMPL", "eager, double=vendor")
+    monkeypatch.setattr(_dispatch, "_environment", "eager, double=vendor")
     assert served(double, ONES) == "vendor"
 
 
@@ -144,3 +147,22 @@ def test_compiles_whole_and_follows_the_wish(double: Operation) -> None:
     with use_impl("vendor"):
         assert compiled(ONES)[0] == 4
     assert compiled(ONES)[0] == 2
+
+
+def test_the_environment_of_a_process_is_read() -> None:
+    code = (
+        "from fastgrow.ops._dispatch import explain_all\n"
+        "print([str(x) for x in explain_all('cpu') if x.operation == 'layer_norm'][0])"
+    )
+    for wish, said in (
+        ("layer_norm=eager", "layer_norm: eager (asked for by FASTGROW_IMPL)"),
+        ("layer_norm=fast", "'fast' is not an implementation"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "FASTGROW_IMPL": wish},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said in done.stdout
