@@ -57,7 +57,7 @@ class Block(nn.Module):
     ) -> Tensor:
         update = self.attention(self.attention_norm(x), rope, cache)
         normalised, x = self.mlp_norm(update, residual=x)
-        return x + self.mlp(normalised)
+        return self.mlp(normalised, residual=x)
 
     @property
     def residual_projections(self) -> tuple[nn.Linear, nn.Linear]:
