@@ -127,3 +127,29 @@ def test_the_numbers_are_those_of_the_record(record: Mapping) -> None:
 def test_every_link_into_the_repository_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("row", "file", "op", "pass_", "best_eager"),
+    [
+        (1, "head", "linear_cross_entropy", "full", "eager"),
+        (2, "experts", "mean_cross_entropy", "forward", "add in place + cross_entropy"),
+        (3, "experts", "mean_sample", "forward", "eager"),
+        (4, "experts", "logit_mean", "forward", "add in place"),
+    ],
+)
+def test_speeds_are_those_of_the_result_files(
+    row: int, file: str, op: str, pass_: str, best_eager: str
+) -> None:
+    results = ROOT / "benchmarks" / "results" / "cpu-amd-epyc" / file / "results.json"
+    measured = {
+        x["contender"]: x
+        for x in json.loads(results.read_text(encoding="utf-8"))["rows"]
+        if (x["op"], x["pass_"]) == (op, pass_)
+    }
+    digits = 0 if file == "head" else 1
+    told = [
+        f"{measured[who]['median_ms']:,.{digits}f} ms, {measured[who]['peak_mib']:,.0f} MiB"
+        for who in ("fastgrow", best_eager, "compile")
+    ]
+    assert markdown_table("on a CPU")[row][1:] == told
