@@ -79,7 +79,7 @@ class Family:
     """An operation as the suite sees it.
 
     Args:
-        op: the operation's name in fastgrow's dispatch.
+        op: the operation's name in fastgrow's dispatch, or another for several operations.
         variant: tells apart two families of one operation.
         grids: shapes by the name of the grid: `tiny` (tests), `cpu` and `gpu`. The first of a grid
             is the one that a quick run takes.

@@ -36,7 +36,7 @@ TOTAL_SECONDS = 600.0
 CORRECTNESS_SECONDS = 120.0
 TUNING_SECONDS = 150.0
 # The rest is for speeds: of what is left at its turn an operation gets its share.
-SPEED_SHARES = {"attention": 4.0, "linear_cross_entropy": 2.0}
+SPEED_SHARES = {"attention": 4.0, "linear_cross_entropy": 2.0, "growth_step": 2.0}
 SECONDS_A_CASE = 1.0
 AGAINST = KINDS
 COMMAND = "python -m benchmarks gpu"

@@ -10,6 +10,7 @@ from benchmarks.cases import (
     attention_decode,
     embedding,
     experts,
+    growth_step,
     layer_norm,
     linear_cross_entropy,
     linear_kl,
@@ -23,6 +24,7 @@ from fastgrow.errors import ConfigError
 FAMILIES = (
     attention.FAMILY,
     attention_decode.FAMILY,
+    growth_step.FAMILY,
     linear_cross_entropy.FAMILY,
     linear_cross_entropy.FROZEN,
     linear_cross_entropy.HEADS,
