@@ -8,6 +8,7 @@ from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.files import load
 from fastgrow.compose.learned import LearnedWeights
 from fastgrow.compose.logit_rules import Contrast, Temperature
+from fastgrow.compose.per_request import PerRequest
 from fastgrow.compose.posterior import Posterior
 from fastgrow.compose.rules import (
     LogitRule,
@@ -32,6 +33,7 @@ __all__ = [
     "LearnedWeights",
     "LogitRule",
     "Mean",
+    "PerRequest",
     "Posterior",
     "ProbabilityMean",
     "ProbabilityRule",

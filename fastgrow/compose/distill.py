@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastgrow import ops
 from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.losses import have_plain_heads
+from fastgrow.compose.per_request import PerRequest
 from fastgrow.compose.rules import LogitRule
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.nn import Decoder
@@ -130,7 +131,7 @@ class _Pupil(nn.Module):
         (teacher,) = self._teacher
         head, rule, models = self.student.lm_head, teacher.rule, teacher.experts.values()
         plain = have_plain_heads(models) and models[0].lm_head.weight.dtype == hidden.dtype
-        if isinstance(rule, LogitRule) and plain:
+        if isinstance(rule, LogitRule) and not isinstance(rule, PerRequest) and plain:
             with torch.no_grad():
                 heads = [(m.hidden(ids), m.lm_head.weight, m.lm_head.bias) for m in models]
                 shares = rule.coefficients(teacher.names)

@@ -75,20 +75,18 @@ def _logit_loss(
     reduction: str,
     adapter: LowRank | None,
 ) -> Tensor:
-    coefficients = rule.coefficients([name for name, _ in experts])
-    # Nothing is remembered here, so an expert that has no say need not even run.
-    voices = [
-        (model, c)
-        for (_, model), c in zip(experts, coefficients, strict=True)
-        if c != 0 or adapter is not None
-    ]
-    models, coefficients = [model for model, _ in voices], [c for _, c in voices]
+    mix = rule.mix([name for name, _ in experts], ids)
+    models = [model for _, model in experts]
+    if not isinstance(mix, Tensor) and adapter is None:
+        # Nothing is remembered here, so an expert that has no say need not even run.
+        voices = [(model, c) for model, c in zip(models, mix, strict=True) if c != 0]
+        models, mix = [model for model, _ in voices], [c for _, c in voices]
     if have_plain_heads(models):
-        return _fused_heads_loss(models, coefficients, ids, targets, reduction, adapter)
+        return _fused_heads_loss(models, mix, ids, targets, reduction, adapter)
     return ops.mean_cross_entropy(
         in_one_dtype([model(ids) for model in models]),
         targets,
-        coefficients,
+        mix,
         ignore_index=_NO_TARGET,
         reduction=reduction,
     )
@@ -104,7 +102,7 @@ def have_plain_heads(models: Sequence[Any]) -> bool:
 
 def _fused_heads_loss(
     models: Sequence[Decoder],
-    coefficients: Sequence[float],
+    mix: list[float] | Tensor,
     ids: Tensor,
     targets: Tensor,
     reduction: str,
@@ -114,12 +112,12 @@ def _fused_heads_loss(
     hidden = [model.hidden(ids) for model in models]
     weights = [model.lm_head.weight for model in models]
     biases: list[Tensor | None] = [model.lm_head.bias for model in models]
-    mix = [*coefficients]
     if adapter is not None:
+        assert not isinstance(mix, Tensor)
         hidden.append(adapter.features(hidden))
         weights.append(adapter.up.weight)
         biases.append(None)
-        mix.append(1.0)
+        mix = [*mix, 1.0]
     return ops.linear_cross_entropy(
         hidden, weights, targets, biases, mix=mix, ignore_index=_NO_TARGET, reduction=reduction
     )

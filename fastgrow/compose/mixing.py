@@ -15,7 +15,7 @@ from torch import Tensor
 from fastgrow import ops
 
 
-def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float] | Tensor) -> Tensor:
     """Σ_k c_k · z_k.
 
     An expert whose coefficient is zero is left out and not multiplied by zero: its infinities
@@ -23,11 +23,13 @@ def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor
 
     Args:
         logits: K tensors of one shape.
-        coefficients: K numbers, not all zero.
+        coefficients: K numbers, not all zero; or a tensor [..., K] with a number for each row.
 
     Returns:
         A tensor of that shape, summed in float32 or better, in the widest of the dtypes.
     """
+    if isinstance(coefficients, Tensor):
+        return ops.logit_mean(in_one_dtype(logits), coefficients)
     kept = [(z, c) for z, c in zip(in_one_dtype(logits), coefficients, strict=True) if c != 0]
     if not kept:
         raise ValueError("logit_sum: every coefficient is zero")

@@ -151,6 +151,10 @@ class LogitRule(Rule):
     def coefficients(self, names: Sequence[str]) -> list[float]:
         """c_k of each expert, in the order of `names`."""
 
+    def mix(self, names: Sequence[str], ids: Tensor) -> list[float] | Tensor:
+        """c_k for the predictions after ids [B, T]: K numbers, or [B, T, K] where rows differ."""
+        return self.coefficients(names)
+
     def check(self, names: Sequence[str]) -> None:
         self.coefficients(names)
 
@@ -163,7 +167,8 @@ class LogitRule(Rule):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        return logit_sum(cut(logits, last_only), self.coefficients(names))
+        mix = self.mix(names, tokens.ids[:, -1:] if last_only else tokens.ids)
+        return logit_sum(cut(logits, last_only), mix)
 
     def with_weights(self, weights: Mapping[str, float]) -> Rule:
         return Weighted(weights)

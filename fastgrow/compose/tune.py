@@ -15,6 +15,7 @@ from fastgrow.compose.adapter import Adapter
 from fastgrow.compose.ensemble import Ensemble
 from fastgrow.compose.learned import LearnedWeights
 from fastgrow.compose.losses import have_plain_heads
+from fastgrow.compose.per_request import PerRequest
 from fastgrow.compose.rules import LogitRule
 from fastgrow.errors import ConfigError
 from fastgrow.nn import Decoder, LMHead
@@ -58,8 +59,11 @@ def tune(
         raise ConfigError(f"tune: what must be weights, adapter or head, got {what!r}")
     if not have_plain_heads(models):
         raise ConfigError("tune: every expert must be a Decoder, and all of one dtype")
-    if not isinstance(rule, LogitRule):
-        raise ConfigError(f"tune: expected a rule over logits, such as Mean(), got {rule}")
+    if not isinstance(rule, LogitRule) or isinstance(rule, PerRequest):
+        raise ConfigError(
+            f"tune: expected a rule over logits, such as Mean(), that is the same for all rows, "
+            f"got {rule}"
+        )
     if (what == "adapter") != isinstance(rule, Adapter):
         raise ConfigError(
             f"tune: what is {what!r}, but the rule is {rule}; "

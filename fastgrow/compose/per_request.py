@@ -1,0 +1,81 @@
+"""`PerRequest`: each sequence of a batch has weights of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastgrow.compose.rules import LogitRule, Rule
+from fastgrow.compose.weights import listed
+from fastgrow.errors import ArgumentError, ConfigError
+
+
+@dataclass(frozen=True)
+class PerRequest(LogitRule):
+    """A weighted mean of logits whose weights differ between the rows of a batch.
+
+    z_b = Σ_k w_k,b · z_k,b. An expert of weight zero is left out of the row.
+
+    Args:
+        weights: by expert name, one number for each row, each at least 0; a row's are divided by
+            their sum.
+
+    Raises:
+        ConfigError: rows of unequal number, a negative weight or one that is no finite number, or a
+            row without any weight.
+    """
+
+    kind = "per_request"
+
+    weights: Mapping[str, Sequence[float]]
+
+    def __post_init__(self) -> None:
+        rows = {name: [float(x) for x in row] for name, row in self.weights.items()}
+        lengths = {name: len(row) for name, row in rows.items()}
+        if not rows or len(set(lengths.values())) != 1:
+            raise ConfigError(
+                f"PerRequest: expected as many weights for each expert, got {lengths}"
+            )
+        for name, row in rows.items():
+            wrong = [x for x in row if not 0 <= x < math.inf]
+            if wrong:
+                expected = "expected finite and at least 0"
+                raise ConfigError(f"PerRequest: {name!r} has the weight {wrong[0]}; {expected}")
+        for place, together in enumerate(zip(*rows.values(), strict=True)):
+            if not any(together):
+                raise ConfigError(f"PerRequest: in row {place} every weight is zero")
+        object.__setattr__(self, "weights", rows)
+
+    def check(self, names: Sequence[str]) -> None:
+        if set(names) != set(self.weights):
+            raise ConfigError(
+                f"PerRequest: weights are given for {listed(list(self.weights))}, "
+                f"the experts are {listed(names)}"
+            )
+
+    def coefficients(self, names: Sequence[str]) -> list[float]:
+        raise ConfigError("PerRequest: its weights differ between rows, so there is no one of each")
+
+    def mix(self, names: Sequence[str], ids: Tensor) -> Tensor:
+        table = torch.tensor([list(self.weights[name]) for name in names], dtype=torch.float64)
+        if table.shape[1] != ids.shape[0]:
+            raise ArgumentError(
+                f"PerRequest: has weights for {table.shape[1]} rows, got a batch of {ids.shape[0]}"
+            )
+        shares = (table / table.sum(0)).float().to(ids.device)
+        return shares.T[:, None].expand(*ids.shape, len(names))
+
+    def with_weights(self, weights: Mapping[str, float]) -> Rule:
+        raise ConfigError("PerRequest: pass PerRequest(…) with weights for each row instead")
+
+    def without(self, name: str) -> Rule:
+        return replace(self, weights={n: row for n, row in self.weights.items() if n != name})
+
+    def renamed(self, old: str, new: str) -> Rule:
+        return replace(
+            self, weights={new if n == old else n: row for n, row in self.weights.items()}
+        )
