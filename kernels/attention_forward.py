@@ -13,8 +13,9 @@ from fastgrow.kernels.common import operand, operand_like
 from fastgrow.kernels.rotation import load_rotated, load_rotation
 from fastgrow.kernels.visibility import interval, keys_of_row
 
-# Scores to 2^±64 leave fp32 sums of any length, and bf16 weights, far from their limits.
-_BOUND = tl.constexpr(64.0)
+# Weights from 2^-32 to 2^32 leave their sums far from fp32's limits, and their products with values
+# too: 8,192 keys' to |v| = 9e24.
+_BOUND = tl.constexpr(32.0)
 # The pivot to begin with is finite: a row that sees no key in a block subtracts it from -inf and
 # gets exp2 = 0. It is the lowest, so that no score lies below it.
 LOWEST = tl.constexpr(-3.4028234663852886e38)

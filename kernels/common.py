@@ -30,8 +30,15 @@ def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[obje
 
 def dot_precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: TF32 only where the user lets torch's own products use it."""
-    relaxed = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if relaxed else "ieee"
+    return "tf32" if dtype == torch.float32 and _tf32_is_permitted() else "ieee"
+
+
+def _tf32_is_permitted() -> bool:
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:
+        # torch refuses to answer where the newer switch was used.
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def as_strided_rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ def block(language: str, mark: str) -> str:
 
 
 def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    code = block("python", "import fastgrow as fg")
+    code = block("python", "from fastgrow.data import")
     # The same at a size for tests: shorter stages of a narrower model.
     small = code
     for written, tested in (
@@ -47,6 +47,19 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert sample.startswith("Все люди ")
     assert 0 < float(bits) < 20
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"Latin", "Cyrillic", "duo"}
+
+
+@pytest.mark.parametrize("mark", ["from fastgrow import ops", "from fastgrow.nn import"])
+def test_functions_and_modules_run(mark: str) -> None:
+    names: dict = {}
+    exec(compile(block("python", mark), "README.md", "exec"), names)
+    assert names["loss"].isfinite()
+
+
+def test_patching_runs(capsys) -> None:
+    pytest.importorskip("transformers")
+    exec(compile(block("python", "fg.patch(model)"), "README.md", "exec"), {})
+    assert "swapped" in capsys.readouterr().out
 
 
 def test_the_commands_exist(capsys) -> None:

@@ -65,7 +65,9 @@ def pays(
     if any(rule is not None for rule in rules):
         return True, "SDPA would need a mask of all scores"
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if q.shape[2] <= 8 and k.shape[2] >= 1024 and not needs_gradient:
+    # As many rows as a decoding program takes: a key head's queries.
+    rows = q.shape[2] * (q.shape[1] // k.shape[1])
+    if q.shape[2] <= 8 and rows <= 64 and k.shape[2] >= 1024 and not needs_gradient:
         return True, "SDPA does not split the keys of a few queries"
     if q.shape[3] <= 32 and q.dtype != torch.float32:
         return True, "SDPA's kernels are made for larger heads"
@@ -129,7 +131,15 @@ def _unpack(
 ) -> tuple[Rope | None, float, Rules]:
     from fastgrow.kernels.attention import Rope, Rules
 
-    rope = None if cos is None or sin is None else Rope(cos, sin, position_ids, k_rotated)
+    # The kernels read these without strides; what is contiguous already is not copied.
+    positions, lengths, starts = (
+        None if x is None else x.contiguous() for x in (position_ids, lengths, starts)
+    )
+    rope = None
+    if cos is not None and sin is not None:
+        if positions is not None and positions.dim() == 2 and positions.shape[0] == 1:
+            positions = positions[0]
+        rope = Rope(cos.float().contiguous(), sin.float().contiguous(), positions, k_rotated)
     return rope, scale, Rules(causal, window, cu_seqlens, lengths, starts)
 
 

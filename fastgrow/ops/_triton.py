@@ -40,6 +40,13 @@ def can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Verdict:
     return True, ""
 
 
+def _is_new_enough(device: torch.device) -> bool:
+    """True also while torch.compile traces, which cannot ask, and for GPUs that are not there."""
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def pays_on(tensor: Tensor) -> Verdict:
     """The interpreter is slower than any other implementation."""
     if tensor.device.type == "cpu":

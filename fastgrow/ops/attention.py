@@ -75,7 +75,7 @@ def attention(
         causal: a query sees no key after it.
         window: how many keys a query sees at most, its own included.
         cu_seqlens: [n + 1] int32, where packed documents begin and end: 0, …, Tk. Needs B = 1 and
-            Tq = Tk.
+            Tq = Tk, and no `lengths`.
         lengths: [B] int32, each row's number of keys, at least 1; later ones are not seen. Excludes
             `position_ids`.
         starts: [B] int32, each row's first key that is not padding.
@@ -95,6 +95,9 @@ def attention(
         raise refuse("attention", "position_ids", "None where lengths are given", "a tensor")
     if rope is not None:
         check_rope("attention", "k", k, rope, position_ids, 0)
+    if window is not None:
+        # More than any sequence has; kernels add it to positions of 32 bits.
+        window = min(window, 1 << 30)
     visibility = Visibility(causal, window, cu_seqlens, lengths, starts, mask)
     factor = q.shape[3] ** -0.5 if scale is None else scale
     return _OPERATION(
@@ -131,10 +134,15 @@ def _check(
     for argument, rows in (("lengths", lengths), ("starts", starts)):
         if rows is not None:
             check_ids(name, argument, rows)
-            if tuple(rows.shape) != (batch,):
-                raise refuse(name, argument, f"of shape [{batch}]", describe(rows))
+            if tuple(rows.shape) != (batch,) or rows.device != q.device:
+                expected = f"of shape [{batch}] on {q.device}"
+                raise refuse(name, argument, expected, describe(rows))
     if cu_seqlens is not None:
         check_ids(name, "cu_seqlens", cu_seqlens)
+        if lengths is not None:
+            raise refuse(name, "lengths", "None where cu_seqlens are given", describe(lengths))
+        if cu_seqlens.device != q.device:
+            raise refuse(name, "cu_seqlens", f"on {q.device}", describe(cu_seqlens))
         if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or batch != 1 or k.shape[2] != queries:
             expected = "of shape [documents + 1], with B = 1 and as many queries as keys"
             raise refuse(name, "cu_seqlens", expected, f"{describe(cu_seqlens)}, q {describe(q)}")

@@ -82,8 +82,9 @@ def check_rope(
     if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > x.shape[3]:
         expected = f"two tensors [positions, R/2] with R ≤ {x.shape[3]}"
         raise refuse(operation, "the rope table", expected, f"{describe(cos)}, {describe(sin)}")
-    if cos.device != x.device:
-        raise refuse(operation, "the rope table", f"on {x.device}", describe(cos))
+    for table_of in (cos, sin):
+        if table_of.device != x.device:
+            raise refuse(operation, "the rope table", f"on {x.device}", describe(table_of))
     length = x.shape[2]
     if position_ids is None:
         if offset + length > cos.shape[0]:
@@ -91,8 +92,9 @@ def check_rope(
             raise refuse(operation, "the rope table", expected, describe(cos))
         return
     check_ids(operation, "position_ids", position_ids)
-    if position_ids.shape[-1] != length or position_ids.dim() not in (1, 2):
-        expected = f"of shape [{length}] or [{x.shape[0]}, {length}]"
+    shapes = ((length,), (1, length), (x.shape[0], length))
+    if tuple(position_ids.shape) not in shapes or position_ids.device != x.device:
+        expected = f"of shape [{length}] or [{x.shape[0]}, {length}] on {x.device}"
         raise refuse(operation, "position_ids", expected, describe(position_ids))
     check_range(operation, "position_ids", position_ids, 0, cos.shape[0])
 

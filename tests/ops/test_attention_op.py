@@ -255,6 +255,20 @@ def test_half_precision_stays_near_the_truth() -> None:
         ({"lengths": torch.tensor([1])}, r"lengths must be of shape \[2\]"),
         ({"starts": torch.tensor([1.0, 2.0])}, "starts must be an int64 or int32"),
         ({"cu_seqlens": torch.tensor([0, 7])}, "with B = 1"),
+        (
+            {"cu_seqlens": torch.tensor([0, 7]), "lengths": torch.tensor([1, 1])},
+            r"lengths must be None where cu_seqlens are given, got \[2\]",
+        ),
+        ({"lengths": torch.ones(2, dtype=torch.int32, device="meta")}, r"of shape \[2\] on cpu"),
+        ({"starts": torch.ones(2, dtype=torch.int32, device="meta")}, r"of shape \[2\] on cpu"),
+        (
+            {"rope": ops.rope_table(7, 8), "position_ids": torch.zeros(3, 7, dtype=torch.int64)},
+            r"position_ids must be of shape \[7\] or \[2, 7\] on cpu, got \[3, 7\]",
+        ),
+        (
+            {"rope": (ops.rope_table(7, 8)[0], ops.rope_table(7, 8)[1].to("meta"))},
+            "the rope table must be on cpu",
+        ),
         ({"rope": ops.rope_table(6, 8)}, "at least 7 positions"),
         (
             {"lengths": torch.tensor([1, 1]), "position_ids": torch.arange(7)},
