@@ -26,10 +26,10 @@ def cast_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is no more than its weight and bias.
+    """Whether a layer is no more than its class makes it.
 
     An adapter or a quantised layer in its place, a hook or a forward of its own would be passed by
-    if the weight were read and the layer not called.
+    if its weight were read, or its function computed, and the layer not called.
     """
     return type(layer) is kind and not (
         layer._forward_hooks

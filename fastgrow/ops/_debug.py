@@ -76,5 +76,7 @@ def out_of_range(
 
 
 def _outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
-    outside = (values < first) | (values >= limit)
+    # A limit that an int32 does not hold would wrap around.
+    wide = values.long()
+    outside = (wide < first) | (wide >= limit)
     return outside if ignore is None else outside & (values != ignore)

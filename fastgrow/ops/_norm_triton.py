@@ -238,7 +238,7 @@ class _Norm(torch.autograd.Function):
         if d_y is None:
             dx = d_total
         elif for_input or wants_weight:
-            parameter_dtype = ctx.dtypes[2] or ctx.dtypes[3] or torch.float32
+            parameter_dtype = _wider(ctx.dtypes[2], ctx.dtypes[3])
             dx, d_weight, d_bias = _NormBackward.apply(
                 *(d_y, d_total, *ctx.saved_tensors),
                 *(for_input, wants_weight, wants_bias, parameter_dtype),
@@ -253,6 +253,13 @@ class _Norm(torch.autograd.Function):
             return gradient.to(ctx.dtypes[index])
 
         return give(dx, 0), give(dx, 1), give(d_weight, 2), give(d_bias, 3), None, None, None
+
+
+def _wider(weight: torch.dtype | None, bias: torch.dtype | None) -> torch.dtype:
+    """The dtype that both parameters' gradients are rounded to first."""
+    if weight is None or bias is None:
+        return weight or bias or torch.float32
+    return torch.promote_types(weight, bias)
 
 
 class _NormBackward(torch.autograd.Function):

@@ -117,6 +117,8 @@ def _check(
     name = "attention"
     if q.dim() != 4:
         raise refuse(name, "q", "of shape [B, H, Tq, D]", describe(q))
+    if q.shape[3] == 0:
+        raise refuse(name, "q", "of at least one feature a head", describe(q))
     check_float(name, "q", q)
     batch, heads, queries, dim = q.shape
     if k.dim() != 4 or k.shape[0] != batch or k.shape[3] != dim or k.shape[2] < queries:

@@ -27,6 +27,7 @@ from fastgrow.ops._dispatch import Operation
 
 NAME = "embedding"
 MAX_CODE_BITS = 63
+_MAX_ROWS = torch.iinfo(torch.int64).max
 
 
 def embedding(
@@ -53,7 +54,7 @@ def embedding(
         bits: n_embed of a table of bits or codes; at most 63 for codes.
         offset: value of a bit that is 0.
         scale: what a bit that is 1 adds to it.
-        vocab_size: V where there is no table; 2 ** bits without.
+        vocab_size: V where there is no table; without, 2 ** bits, or 2⁶³ − 1 for 63 bits.
         dtype: of the result, for bits and codes; torch's default dtype without.
         impl: force an implementation.
 
@@ -119,9 +120,10 @@ def _check_table(
     if bits > MAX_CODE_BITS:
         raise refuse(NAME, "bits", f"at most {MAX_CODE_BITS} for codes", bits)
     if table is None:
-        rows = 1 << bits if vocab_size is None else vocab_size
-        if not 1 <= rows <= 1 << bits:
-            raise refuse(NAME, "vocab_size", f"in [1, {1 << bits}] for {bits} bits", rows)
+        most = min(1 << bits, _MAX_ROWS)
+        rows = most if vocab_size is None else vocab_size
+        if not 1 <= rows <= most:
+            raise refuse(NAME, "vocab_size", f"in [1, {most}] for {bits} bits", rows)
         return rows, dtype
     if table.dtype not in INTEGERS or table.dim() != 1:
         expected = f"[V, {-(-bits // 8)}] uint8, or [V] int64 or int32, or None for {bits} bits"
@@ -178,6 +180,8 @@ def _byte_values(low: float, high: float, dtype: torch.dtype, device: torch.devi
 
 def _own_codes(ids: Tensor, rows: int) -> Tensor:
     """The ids. No table refuses one that is out of range, so that it is done here."""
+    # There may be more rows than an int32 counts.
+    ids = ids.long()
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         if bool(((ids < 0) | (ids >= rows)).any()):
             raise IndexError("id out of range")

@@ -68,6 +68,8 @@ def linear_kl(
     if not temperature > 0:
         raise refuse(name, "temperature", "above 0", temperature)
     check_float(name, "h", h)
+    if h.dim() == 0:
+        raise refuse(name, "h", "of shape [..., d]", describe(h))
     if weight.dim() != 2 or weight.shape[1] != h.shape[-1]:
         raise refuse(name, "weight", f"of shape [V, {h.shape[-1]}]", describe(weight))
     check_like(name, "weight", weight, tuple(weight.shape), h)
@@ -78,6 +80,8 @@ def linear_kl(
     if len(shares) != len(teacher):
         raise refuse(name, "teacher_weights", f"{len(teacher)} numbers", len(shares))
     for k, (hidden, head, head_bias) in enumerate(teacher):
+        if hidden.dim() == 0:
+            raise refuse(name, f"teacher[{k}][0]", "of shape [..., d_k]", describe(hidden))
         check_like(name, f"teacher[{k}][0]", hidden, (*h.shape[:-1], hidden.shape[-1]), h)
         check_like(name, f"teacher[{k}][1]", head, (weight.shape[0], hidden.shape[-1]), hidden)
         check_like(name, f"teacher[{k}][2]", head_bias, (weight.shape[0],), head)
@@ -283,8 +287,6 @@ def _may_chunk(
     temperature: float,
     reduction: str,
 ) -> Verdict:
-    if torch.is_autocast_enabled(h.device.type):
-        return False, "autocast is on"
     if reduction == "none" and _needs_grad(h, weight, bias):
         return False, "gradients of single rows' losses are not served"
     return True, ""
@@ -302,6 +304,8 @@ def linear_kl_vendor(
     reduction: str,
 ) -> Tensor:
     """The library's products on some rows at a time; no logits are ever in memory at once."""
+    h, weight, bias = _under_autocast(h, weight, bias)
+    teacher = [_under_autocast(*head) for head in teacher]
     rows = h.reshape(-1, h.shape[-1])
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     every = h.new_ones(rows.shape[0], dtype=wide)
@@ -312,10 +316,25 @@ def linear_kl_vendor(
         )
         return _reduce(losses.view(h.shape[:-1]), counts, reduction)
     total: Tensor = _ChunkedLoss.apply(
-        rows, weight, bias, scale / scale.sum() if reduction == "mean" else scale,
-        teacher, teacher_weights, temperature,
-    )  # fmt: skip
-    return total
+        rows, weight, bias, scale, teacher, teacher_weights, temperature
+    )
+    if reduction == "sum":
+        return total
+    # Divided last: without a row that counts it is 0 / 0, as in `_reduce`.
+    return total / (rows.shape[0] if counts is None else counts.sum())
+
+
+def _under_autocast(h: Tensor, weight: Tensor, bias: Tensor | None) -> Head:
+    """A head in autocast's dtype where it is on; it leaves float64 alone, as for F.linear."""
+    kind = h.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return h, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return cast(h), cast(weight), None if bias is None else cast(bias)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

@@ -72,6 +72,19 @@ def test_padding(rules: list[dict[str, Any]], mask: torch.Tensor | None, expecte
         assert rules[0]["starts"].tolist() == [0, 5]
 
 
+def test_a_captured_call_reads_no_mask(
+    rules: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama")
+    before = model(IDS, attention_mask=PADDED).logits
+    fg.patch(model)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.delattr(attention, "_left_padding")
+    after = model(IDS, attention_mask=PADDED).logits
+    assert_close(seen(after, PADDED), seen(before, PADDED))
+    assert {said(r) for r in rules} == {"mask"}
+
+
 def test_decoding_and_reading_in_parts(rules: list[dict[str, Any]]) -> None:
     plain, model = build("llama"), build("llama")
     fg.patch(model)

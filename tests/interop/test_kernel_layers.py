@@ -100,16 +100,24 @@ def test_kernelize(calls: Counter[str]) -> None:
 def test_what_cannot_be_fused_is_computed_as_it_stands(calls: Counter[str]) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 16)
-    other, hooked = MLP(16), MLP(16)
+    other, hooked, watched = MLP(16), MLP(16), MLP(16)
     other.act_fn = nn.GELU()
     hooked.up_proj.register_forward_hook(lambda layer, args, y: 2 * y)
-    for model in (other, hooked):
+    watched.act_fn.register_forward_hook(lambda layer, args, y: 2 * y)
+    for model in (other, hooked, watched):
         expected = model(x)
         torch.testing.assert_close(kernelized(model)(x), expected, atol=0, rtol=0)
     norm = kernelized(Norm(16))
     half = x.bfloat16()
     assert torch.equal(norm(half), F.layer_norm(half, (16,), norm.weight, norm.bias))
     assert not calls
+    for norm in (Norm(16, elementwise_affine=False), Norm((3, 16)), Norm(16, bias=False)):
+        calls.clear()
+        expected = norm(x)
+        torch.testing.assert_close(kernelized(norm)(x), expected, atol=1e-6, rtol=0)
+        # The last one, whose bias alone is missing, is served.
+        assert calls["layer_norm"] == (norm.weight is not None and norm.weight.dim() == 1)
+    calls.clear()
     wide = kernelized(RMSNorm(16))
     assert wide(half).dtype == torch.float32
     assert calls["rms_norm"] == 1

@@ -27,6 +27,7 @@ from fastgrow.errors import ArgumentError
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 NORMS = 2 * LAYERS + 1
+ACTIVATION = {"gpt2": "act", "gpt_neox": "act", "llama": "act_fn"}
 NORM = {"gpt2": "layer_norm", "gpt_neox": "layer_norm", "llama": "rms_norm"}
 
 
@@ -242,6 +243,12 @@ def test_layers_that_are_not_theirs_are_skipped() -> None:
     first_mlp(model).c_fc.register_forward_hook(lambda *_: None)
     assert obstacle(fg.patch(model), "mlp") == "its c_fc has hooks or a forward of its own"
 
+    for kind, name in ACTIVATION.items():
+        model = build(kind)
+        first_mlp(model).get_submodule(name).register_forward_hook(lambda *_: None)
+        expected = f"its {name} has hooks or a forward of its own"
+        assert obstacle(fg.patch(model), "mlp") == expected
+
     model = build("gpt_neox")
     first_mlp(model).forward = lambda x: x
     assert obstacle(fg.patch(model), "mlp") == "its forward has been replaced already"
@@ -266,12 +273,14 @@ def another_forward(layer: nn.Module) -> None:
 
 @each_kind
 @pytest.mark.parametrize("change", [hook, hook_before, another_forward])
+@pytest.mark.parametrize("layer", ["linear", "activation"])
 def test_layers_changed_after_patching_are_heard(
-    kind: str, change: Callable[[nn.Module], None]
+    kind: str, layer: str, change: Callable[[nn.Module], None]
 ) -> None:
     model, plain = build(kind), build(kind)
     fg.patch(model)
-    name = {"gpt2": "c_fc", "gpt_neox": "dense_h_to_4h", "llama": "gate_proj"}[kind]
+    linear = {"gpt2": "c_fc", "gpt_neox": "dense_h_to_4h", "llama": "gate_proj"}
+    name = (linear if layer == "linear" else ACTIVATION)[kind]
     for m in (model, plain):
         change(first_mlp(m).get_submodule(name))
     assert_close(model(IDS).logits, plain(IDS).logits)
@@ -307,6 +316,18 @@ def test_what_cannot_be_served_is_skipped(
     assert reason in obstacle(fg.patch(model), part)
     if part == "attention":
         assert model.config._attn_implementation == implementation
+
+
+@each_kind
+@pytest.mark.parametrize("before", ["eager", "sdpa"])
+def test_weights_asked_for_at_the_call_are_refused(kind: str, before: str) -> None:
+    model = build(kind, attn_implementation=before)
+    fg.patch(model)
+    with pytest.raises(ArgumentError, match="attention: output_attentions must be False"):
+        model(IDS, output_attentions=True)
+    model(IDS, output_attentions=False, output_hidden_states=True)
+    fg.unpatch(model)
+    assert len(model(IDS, output_attentions=True).attentions) == LAYERS * (before == "eager")
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,7 @@ def test_half_precision_stays_near_the_truth() -> None:
     [
         ({"q": torch.zeros(4, 7, 8)}, r"q must be of shape \[B, H, Tq, D\], got \[4, 7, 8\]"),
         ({"q": torch.zeros(2, 4, 7, 8, dtype=torch.int64)}, "q must be a floating-point"),
+        ({"q": torch.zeros(2, 4, 7, 0)}, "q must be of at least one feature a head"),
         ({"k": torch.zeros(2, 4, 6, 8)}, r"k must be of shape \[2, H_kv, at least 7, 8\]"),
         ({"k": torch.zeros(2, 3, 7, 8), "v": torch.zeros(2, 3, 7, 8)}, "divide q's 4"),
         ({"v": torch.zeros(2, 4, 7, 4)}, r"v must be of k's shape \[2, 4, 7, 8\]"),

@@ -102,6 +102,19 @@ def test_rows_that_do_not_count(impl: str) -> None:
     assert linear_kl(h, weight, teacher, bias, counts=none, reduction="sum", impl=impl) == 0
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_no_rows(impl: str, counted: bool) -> None:
+    h, weight, bias, teacher = inputs(n=0)
+    counts = torch.zeros(0, dtype=torch.bool) if counted else None
+    weight.requires_grad_()
+    for reduction in ("mean", "sum"):
+        loss = linear_kl(
+            h, weight, teacher, bias, counts=counts, reduction=reduction, impl=impl
+        )  # fmt: skip
+        assert loss.isnan() if reduction == "mean" else loss == 0
+        assert torch.autograd.grad(loss, weight)[0].shape == weight.shape
+
+
 def test_words_that_a_teacher_rules_out(impl: str) -> None:
     h, weight, bias, teacher = inputs()
     ruled_out = torch.zeros(11, dtype=torch.float64)
@@ -136,6 +149,26 @@ def test_low_precision_is_summed_in_float32(impl: str, dtype: torch.dtype) -> No
     # Logits in bf16 are known to 2⁻⁸ of their size, and a loss is a difference of logits.
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=0)
+
+
+def test_autocast_is_served_some_rows_at_a_time(impl: str) -> None:
+    h, weight, bias, teacher = inputs(dtype=torch.float32)
+    given = [t.requires_grad_() for t in (h, weight, bias)]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_kl(h, weight, teacher, bias, impl=impl)
+        chosen = linear_kl(h, weight, teacher, bias)
+    narrow = [t.detach().bfloat16().requires_grad_() for t in given]
+    rounded = [
+        (t.bfloat16(), w.bfloat16(), b if b is None else b.bfloat16()) for t, w, b in teacher
+    ]
+    expected = linear_kl(narrow[0], narrow[1], rounded, narrow[2], impl=impl)
+    assert torch.equal(loss, expected)
+    assert torch.equal(chosen, linear_kl(narrow[0], narrow[1], rounded, narrow[2], impl="vendor"))
+    assert loss.dtype == torch.float32
+    gradients = torch.autograd.grad(loss, given)
+    for got, want in zip(gradients, torch.autograd.grad(expected, narrow), strict=True):
+        assert got.dtype == torch.float32
+        assert torch.equal(got, want.float())
 
 
 def test_the_operator_keeps_its_promises() -> None:
@@ -181,6 +214,11 @@ def test_its_gradient_has_no_gradient() -> None:
         ({"reduction": "max"}, "reduction must be one of mean, sum, none, got 'max'"),
         ({"teacher": []}, "teacher must be at least one head, got none"),
         ({"teacher_weights": [1.0]}, "teacher_weights must be 2 numbers, got 1"),
+        ({"h": torch.tensor(1.0)}, r"h must be of shape \[\.\.\., d\], got \[\] float32"),
+        (
+            {"teacher": [(torch.tensor(1.0), torch.zeros(11, 6), None)]},
+            r"teacher\[0\]\[0\] must be of shape \[\.\.\., d_k\], got \[\] float32",
+        ),
         ({"weight": torch.zeros(11, 5)}, r"weight must be of shape \[V, 6\], got \[11, 5\]"),
         ({"counts": torch.ones(23)}, r"counts must be a bool tensor \[23\], got \[23\] float32"),
         (

@@ -58,6 +58,19 @@ def test_codes_wider_than_32_bits() -> None:
     assert y[0, 0] == 1
 
 
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_ids_of_more_rows_than_an_integer_counts(
+    monkeypatch: pytest.MonkeyPatch, debug: str
+) -> None:
+    monkeypatch.setenv("FASTGROW_DEBUG", debug)
+    longest = ops.embedding(torch.tensor([0, 1 << 62, 2**63 - 2]), None, bits=63)
+    assert longest.sum(1).tolist() == [0, 1, 62]
+    assert longest[1, 0] == 1
+    # int32 ids, whose own range the rows exceed.
+    short = ops.embedding(torch.tensor([0, 5], dtype=torch.int32), None, bits=33)
+    assert short.sum(1).tolist() == [0, 2]
+
+
 def test_half_precision_values_are_rounded_once() -> None:
     ids = torch.tensor([0, 1])
     y = ops.embedding(ids, None, bits=1, offset=1.0, scale=0.3, dtype=torch.bfloat16)
@@ -97,6 +110,7 @@ def test_compiles_without_graph_breaks() -> None:
         ({"bits": 0}, "bits must be at least 1, got 0"),
         ({"bits": 64}, "bits must be at most 63 for codes, got 64"),
         ({"vocab_size": 65}, r"vocab_size must be in \[1, 64\] for 6 bits, got 65"),
+        ({"bits": 63, "vocab_size": 1 << 63}, r"vocab_size must be in \[1, 9223372036854775807\]"),
         ({"table": torch.zeros(4).long(), "vocab_size": 4}, "vocab_size must be None beside"),
         ({"table": torch.zeros(4, 2).byte()}, r"table must be of shape \[V, 1\] for 6 bits"),
         ({"table": torch.zeros(4, 6)}, r"table must be \[V, 1\] uint8, or \[V\] int64 or int32"),

@@ -31,6 +31,11 @@ from fastgrow import ops
 from fastgrow.interop.report import State
 from fastgrow.ops._check import refuse
 
+try:
+    from transformers.utils.output_capturing import _active_collector
+except ImportError:  # releases that hand `output_attentions` on to every attention function
+    _active_collector = None
+
 if TYPE_CHECKING:
     from fastgrow.interop.hf.family import Family
 
@@ -103,7 +108,11 @@ def attention_mask(
 
 
 def _left_padding(mask: Tensor, keys: int) -> tuple[Tensor, bool, bool]:
-    """Each row's first key, whether all padding is to the left of it, whether there is none."""
+    """Each row's first key, whether all padding is to the left of it, whether there is none.
+
+    It waits for the device, so that no graph of a GPU can capture it: what is traced or captured
+    gets a mask instead.
+    """
     starts = (~mask).sum(-1, dtype=torch.int32)
     grows = (mask[:, 1:] >= mask[:, :-1]).all()
     # One wait for the device instead of two.
@@ -140,8 +149,12 @@ def attend(
         [B, Tq, H, D], and no weights.
 
     Raises:
-        ArgumentError: a rule that `ops.attention` does not have.
+        ArgumentError: a rule that `ops.attention` does not have, or the weights are asked for.
     """
+    if _weights_are_wanted(kwargs):
+        raise refuse(
+            "attention", "output_attentions", "False on a patched model (unpatch it first)", "True"
+        )
     for name in _REFUSED:
         if kwargs.get(name) is not None:
             raise refuse(
@@ -175,6 +188,18 @@ def attend(
         dropout=dropout,
     )
     return out.transpose(1, 2), None
+
+
+def _weights_are_wanted(kwargs: dict[str, Any]) -> bool:
+    """Whether the call of the model asks for attention weights.
+
+    GPT-2 keeps `output_attentions` from its attention functions; what is being collected tells.
+    """
+    if kwargs.get("output_attentions"):
+        return True
+    if _active_collector is None or torch.compiler.is_compiling():
+        return False
+    return "attentions" in (_active_collector.get() or ())
 
 
 def take_attention(model: Any, family: Family) -> tuple[State, str]:

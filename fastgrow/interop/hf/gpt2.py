@@ -44,9 +44,10 @@ class GPT2LMHeadModel(theirs.GPT2LMHeadModel):
 
 
 def _mlp_obstacle(module: Any) -> str:
-    if activation_name(module.act) in (None, "swiglu"):
+    obstacle = obstacle_in_layers(module, type(module.act), ("act",))
+    if not obstacle and activation_name(module.act) in (None, "swiglu"):
         return f"ops.mlp does not have its activation, {type(module.act).__name__}"
-    return obstacle_in_layers(module, Conv1D, ("c_fc", "c_proj"))
+    return obstacle or obstacle_in_layers(module, Conv1D, ("c_fc", "c_proj"))
 
 
 def _attention_obstacle(model: Any) -> str:

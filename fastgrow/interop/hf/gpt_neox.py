@@ -44,9 +44,10 @@ class GPTNeoXForCausalLM(theirs.GPTNeoXForCausalLM):
 
 
 def _mlp_obstacle(module: Any) -> str:
-    if activation_name(module.act) in (None, "swiglu"):
+    obstacle = obstacle_in_layers(module, type(module.act), ("act",))
+    if not obstacle and activation_name(module.act) in (None, "swiglu"):
         return f"ops.mlp does not have its activation, {type(module.act).__name__}"
-    return obstacle_in_layers(module, nn.Linear, _PROJECTIONS)
+    return obstacle or obstacle_in_layers(module, nn.Linear, _PROJECTIONS)
 
 
 FAMILY = Family(

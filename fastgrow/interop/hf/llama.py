@@ -32,7 +32,8 @@ class FastLlamaMLP(theirs.LlamaMLP):
     original_name = "LlamaMLP"
 
     def forward(self, x: Tensor) -> Tensor:
-        if not all(is_plain(getattr(self, name), nn.Linear) for name in _PROJECTIONS):
+        plain = all(is_plain(getattr(self, name), nn.Linear) for name in _PROJECTIONS)
+        if not plain or activation_name(self.act_fn) != "swiglu":
             return super().forward(x)
         return ops.mlp(
             x,
@@ -50,11 +51,12 @@ class LlamaForCausalLM(theirs.LlamaForCausalLM):
 
 
 def _mlp_obstacle(module: Any) -> str:
-    if activation_name(module.act_fn) != "swiglu":
+    obstacle = obstacle_in_layers(module, type(module.act_fn), ("act_fn",))
+    if not obstacle and activation_name(module.act_fn) != "swiglu":
         return f"its activation is {type(module.act_fn).__name__}, not SiLU"
     if module.gate_proj.bias is not None:
         return "its projections have biases"
-    return obstacle_in_layers(module, nn.Linear, _PROJECTIONS)
+    return obstacle or obstacle_in_layers(module, nn.Linear, _PROJECTIONS)
 
 
 FAMILY = Family(

@@ -23,10 +23,12 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
 
 
 def activation_name(activation: nn.Module) -> str | None:
-    """The activation of `ops.mlp` that a module computes; None where there is none.
+    """The activation of `ops.mlp` that a module computes; None where there is none or it is hooked.
 
     SiLU stands for `swiglu`: in a gated layer it is the gate's activation.
     """
+    if not is_plain(activation, type(activation)):
+        return None
     return _ACTIVATIONS.get(type(activation))
 
 

@@ -18,20 +18,25 @@ _SILU = ("SiLU", "SiLUActivation")
 
 
 class LayerNorm(nn.Module):
-    """For `torch.nn.LayerNorm` over the last axis: weight, bias, eps."""
+    """For `torch.nn.LayerNorm`: normalized_shape, weight, bias, eps.
+
+    On `ops.layer_norm` over the last axis and with a weight of the input's dtype, else on torch's.
+    """
 
     can_torch_compile = True
     has_backward = True
 
     if TYPE_CHECKING:
-        weight: Tensor
+        normalized_shape: tuple[int, ...]
+        weight: Tensor | None
         bias: Tensor | None
         eps: float
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dtype != input.dtype:
-            return F.layer_norm(input, self.weight.shape, self.weight, self.bias, self.eps)
-        return ops.layer_norm(input, self.weight, self.bias, eps=self.eps)
+        weight, bias = self.weight, self.bias
+        if weight is None or weight.dim() != 1 or weight.dtype != input.dtype:
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+        return ops.layer_norm(input, weight, bias, eps=self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -63,6 +68,7 @@ class SwiGLUMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         plain = all(is_plain(layer, nn.Linear) and layer.bias is None for layer in (gate, up, down))
-        if not plain or type(self.act_fn).__name__ not in _SILU:
+        silu = type(self.act_fn).__name__ in _SILU and is_plain(self.act_fn, type(self.act_fn))
+        if not plain or not silu:
             return down(self.act_fn(gate(x)) * up(x))
         return ops.mlp(x, up.weight, down.weight, gate=gate.weight, activation="swiglu")

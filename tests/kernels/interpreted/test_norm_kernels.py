@@ -314,6 +314,22 @@ def test_autocast_gives_the_dtypes_of_torch(norm: str) -> None:
     assert (x.grad.dtype, weight.grad.dtype) == (BF16, F32)
 
 
+@pytest.mark.parametrize("wide", ["weight", "bias"])
+def test_a_float32_parameter_beside_one_in_bf16_keeps_its_gradient(wide: str) -> None:
+    inputs, gradients = make(Case(rows=9, dim=24, dtype=BF16, residual=False))
+    inputs[wide] = inputs[wide].float()
+    with torch.autocast(DEVICE, BF16):
+        result = run("layer_norm", inputs, gradients, "triton")
+    exact = {name: x.double() for name, x in inputs.items()}
+    truth = run("layer_norm", exact, [g.double() for g in gradients], "eager")
+    narrow = "bias" if wide == "weight" else "weight"
+    assert (result[f"d {wide}"].dtype, result[f"d {narrow}"].dtype) == (F32, BF16)
+    torch.testing.assert_close(result[f"d {wide}"].double(), truth[f"d {wide}"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        result[f"d {narrow}"].double(), truth[f"d {narrow}"], atol=2e-5, rtol=2**-8
+    )
+
+
 def test_what_the_kernels_do_not_serve_is_refused_with_the_reason() -> None:
     x = torch.randn(3, 16, device=DEVICE)
     with pytest.raises(ConfigError, match=r"not torch\.float64"):
