@@ -45,6 +45,7 @@ class Launch:
     kernel: JITFunction[Any]
     arguments: dict[str, Any]
     options: dict[str, Any]
+    grid: tuple[int, ...]  # programs along each axis
 
     @property
     def name(self) -> str:
@@ -72,11 +73,11 @@ def recorded(call: Callable[[], object]) -> list[Launch]:
     def record(kernel: JITFunction[Any], *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
             return run(kernel, *args, **kwargs)
-        for own in ("grid", "warmup"):
-            kwargs.pop(own)
+        grid, _ = kwargs.pop("grid"), kwargs.pop("warmup")
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-        launches.append(Launch(kernel, arguments, options))
+        grid = tuple(grid(arguments) if callable(grid) else grid)
+        launches.append(Launch(kernel, arguments, options, grid))
         return None
 
     with _recording:

@@ -173,7 +173,7 @@ def backward(
     rows = max(16, 4096 // block_d)
     common: dict[str, object] = {"D": dim, "R": rotated, "BLOCK_D": block_d}
     with on_device_of(q):
-        prepare_kernel[(triton.cdiv(queries, rows), batch * heads)](
+        prepare_kernel[(triton.cdiv(queries, rows) * batch * heads,)](
             q, out, d_out, scaled, delta, *tensors, rules.lengths,
             *q.stride()[:3], *out.stride()[:3], *d_out.stride()[:3], *numbers,
             heads, queries, keys, scale * LOG2_E, **common, BLOCK_M=rows, num_warps=4,

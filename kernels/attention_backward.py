@@ -33,9 +33,10 @@ def prepare_kernel(
     D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """SCALED [B·H, Tq, D] = factor · rotated queries, and DELTA [B·H, Tq] = Σ out · dout."""
-    head = tl.program_id(1)
+    n_blocks = tl.cdiv(QUERIES, BLOCK_M)
+    head, block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     row_ok = rows < QUERIES
     d = tl.arange(0, BLOCK_D)
     mask = row_ok[:, None] & (d < D)[None, :]

@@ -68,7 +68,7 @@ def decode_kernel(
 
     Row r stands for head r // QUERIES of the group and query r % QUERIES.
     """
-    head = tl.program_id(1)
+    head, part = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
     rows = tl.arange(0, BLOCK_M)
     n_rows = GROUP * QUERIES
@@ -94,7 +94,7 @@ def decode_kernel(
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
-    begin = tl.program_id(0) * run
+    begin = part * run
     stop = tl.minimum(tl.minimum(begin + run, tl.max(end, 0)), n_keys)
     from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
     if not from_first:
@@ -108,7 +108,7 @@ def decode_kernel(
         begin, stop, first, end, tl.minimum(stop, n_keys),
         D, BLOCK_D, BLOCK_N, True, from_first, False, PRECISION, INTERPRETED,
     )  # fmt: skip
-    at = (head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * n_rows + rows
+    at = (head.to(tl.int64) * tl.num_programs(1) + part) * n_rows + rows
     # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.
     tl.store(SUMS + at, tl.where(end <= first, 1.0, total), mask=row_ok)
     tl.store(PIVOTS + at, pivot, mask=row_ok)
@@ -122,7 +122,7 @@ def join_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
     """OUT for one row from its runs."""
-    row, head = tl.program_id(0), tl.program_id(1)
+    head, row = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
     runs = tl.arange(0, RUNS)
     d = tl.arange(0, BLOCK_D)
@@ -231,7 +231,7 @@ def decode(
     tensors, numbers, rotated = rope_as_arguments(rope)
     shape = {"D": dim, "BLOCK_D": block_of(dim)}
     with on_device_of(q):
-        decode_kernel[(runs, batch * kv_heads)](
+        decode_kernel[(batch * kv_heads, runs)](
             q, k, v, parts, sums, pivots, *tensors, *rules_as_arguments(rules, keys),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *numbers,
             kv_heads, group, queries, keys, run, scale * LOG2_E, rules.window,
@@ -240,7 +240,7 @@ def decode(
             CAUSAL=rules.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
             num_warps=split.num_warps, num_stages=split.num_stages,
         )  # fmt: skip
-        join_kernel[(rows, batch * kv_heads)](
+        join_kernel[(batch * kv_heads, rows)](
             parts, sums, pivots, out, *out.stride()[:3], kv_heads, group, queries, runs,
             **shape, RUNS=triton.next_power_of_2(runs), num_warps=4,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 Rules of the house: offsets are 64-bit before strides multiply them, every masked load says what
 stands in, sums run in fp32, and exponentials are powers of two with log2(e) folded into a factor.
+Rows, sequences and heads lie along a grid's first axis: CUDA ends the others at 65,535.
 """
 
 from __future__ import annotations

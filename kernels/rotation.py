@@ -79,9 +79,11 @@ def _rotate_kernel(
     HEADS, LENGTH, n_positions,
     D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
+    program = tl.program_id(0)
+    n_blocks = tl.cdiv(LENGTH, BLOCK_T)
+    head, block = program // n_blocks, program % n_blocks
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    rows = block * BLOCK_T + tl.arange(0, BLOCK_T)
     row_ok = rows < LENGTH
     positions = rows
     if POSITIONS is not None:
@@ -93,8 +95,7 @@ def _rotate_kernel(
     d = tl.arange(0, BLOCK_D)
     to = OUT + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + d[None, :]
     tl.store(to, y.to(OUT.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])
-    at = head.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(NORMS + at, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
+    tl.store(NORMS + program, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
 
 
 def rotate(
@@ -116,7 +117,7 @@ def rotate(
         return out, norms
     of_rows = 0 if position_ids is None or position_ids.dim() == 1 else position_ids.stride(0)
     with on_device_of(x):
-        _rotate_kernel[(n_blocks, batch * heads)](
+        _rotate_kernel[(n_blocks * batch * heads,)](
             x, cos, sin, position_ids, out, norms,
             *x.stride()[:3], *out.stride()[:3], cos.stride(0), of_rows,
             heads, length, cos.shape[0],

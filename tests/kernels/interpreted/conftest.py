@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+# Without a workspace of its own cuBLAS refuses to be deterministic under older releases of torch;
+# it reads this when it is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]

@@ -5,8 +5,10 @@ An operation joins by a line in LAYERS.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from harness import DEVICE
@@ -26,9 +28,46 @@ def join(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def attend(a: Tensor, b: Tensor, impl: str) -> Tensor:
-    table = ops.rope_table(a.shape[1], WIDTH // HEADS, device=a.device)
-    return join(ops.attention(split(a), split(b), split(b), rope=table, impl=impl))
+# A copy from the host waits for the device, and no CUDA graph may hold one: what comes from there
+# is made once.
+@functools.cache
+def rotation(device: torch.device) -> ops.RopeTable:
+    return ops.rope_table(TOKENS, WIDTH // HEADS, device=device)
+
+
+@functools.cache
+def ids(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+
+# Made here, and not first under torch.export, whose tensors hold no numbers.
+rotation(torch.empty(0, device=DEVICE).device)
+
+
+def attend(a: Tensor, b: Tensor, impl: str, **options: Any) -> Tensor:
+    table = rotation(a.device)
+    return join(ops.attention(split(a), split(b), split(b), rope=table, impl=impl, **options))
+
+
+def attend_within_a_window(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    return attend(a, b, impl, window=5)
+
+
+def attend_in_padded_rows(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    """Of 4 rows, padded at the end, at the start, at both or nowhere."""
+    lengths, starts = ids((TOKENS, 20, 9, TOKENS), a.device), ids((0, 3, 0, 7), a.device)
+    return attend(a, b, impl, lengths=lengths, starts=starts)
+
+
+def attend_at_positions(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    return attend(a, b, impl, position_ids=ids(tuple(reversed(range(TOKENS))), a.device))
+
+
+def attend_within_documents(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    """The rows as one, of three documents."""
+    q, k = (split(x.reshape(1, -1, WIDTH)) for x in (a, b))
+    documents = ids((0, 7, 31, q.shape[2]), a.device)
+    return join(ops.attention(q, k, k, cu_seqlens=documents, impl=impl)).view(a.shape)
 
 
 def decode(a: Tensor, b: Tensor, impl: str) -> Tensor:
@@ -94,6 +133,10 @@ LAUNCHES: dict[str, tuple[Function, str]] = {
     **LAYERS,
     "attention by a library": (attend, "vendor"),
     "attention, decoding": (decode, "triton"),
+    "attention, window": (attend_within_a_window, "triton"),
+    "attention, lengths and starts": (attend_in_padded_rows, "triton"),
+    "attention, cu_seqlens": (attend_within_documents, "triton"),
+    "attention, position_ids": (attend_at_positions, "triton"),
     "embedding": (looked_up, "triton"),
     "linear_cross_entropy by a library": (cross_entropy, "vendor"),
 }

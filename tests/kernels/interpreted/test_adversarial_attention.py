@@ -17,8 +17,11 @@ from fastgrow.ops import attention, rope, rope_table
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 INF, NAN = float("inf"), float("nan")
+DIM = 32
 # Two tiles of queries and of keys, so that whole blocks are left out, and a short last one.
-TRAINING, DECODING = (70, 70), (3, 150)
+TRAINING = (70, 70)
+# Several of the blocks that decoding reads at a time, in any dtype, and a short last one.
+DECODING = (3, 22 + 8 * max(attention_decode.block_n_of(DIM, dtype) for dtype in (F32, BF16, F16)))
 SCALE = 0.25
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -98,7 +101,7 @@ NO_NUMBERS = [
 def make(change: Callable[..., None], lengths: tuple[int, int], dtype: torch.dtype) -> Inputs:
     generator = torch.Generator().manual_seed(3)
     queries, keys = lengths
-    q, k, v = (torch.randn(1, 1, t, 32, generator=generator) for t in (queries, keys, keys))
+    q, k, v = (torch.randn(1, 1, t, DIM, generator=generator) for t in (queries, keys, keys))
     change(q, k, v)
     return q.to(DEVICE, dtype), k.to(DEVICE, dtype), v.to(DEVICE, dtype)
 
