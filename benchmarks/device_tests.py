@@ -21,10 +21,10 @@ from benchmarks.machine import ROOT
 
 TESTS = ROOT / "tests" / "kernels"
 MOST_PROCESSES = 8  # each takes some of the GPU's memory
+BETWEEN_TESTS = "a process between its tests"
 COUNTED = ("passed", "failed", "skipped", "error")
 # Of pytest: all passed, some failed, none selected.
 KNOWN_STATUS = (0, 1, 5)
-LISTED = 20
 
 
 def run_gpu_tests(seconds: float, tests: Path = TESTS) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def run_gpu_tests(seconds: float, tests: Path = TESTS) -> dict[str, Any]:
 
     Returns:
         `state`, which begins with `passed`, `failed`, `unfinished` or `skipped`; counts by outcome;
-        `failures`, the names of tests.
+        `failures`, the names of tests; where a process died between two, `BETWEEN_TESTS`.
     """
     if importlib.util.find_spec("pytest") is None:
         return {"state": "skipped: pytest is not installed", "failures": []}
@@ -110,7 +110,8 @@ def outcome(
             crashes.append(status)
             # What it was at is what it fell over.
             names = [line["started"] for line in written if "started" in line]
-            by_test |= {name: "error" for name in names if name not in ends}
+            unfinished = [name for name in names if name not in ends]
+            by_test |= dict.fromkeys(unfinished or [BETWEEN_TESTS], "error")
     counts = Counter(by_test.values())
     failures = sorted(name for name, how in by_test.items() if how in ("failed", "error"))
     if crashes:
@@ -122,4 +123,4 @@ def outcome(
     else:
         state = "passed" if counts["passed"] else "skipped: no test of the mark gpu ran"
     known = {word: counts[word] for word in COUNTED if counts[word]}
-    return {"state": state, **known, "failures": failures[:LISTED]}
+    return {"state": state, **known, "failures": failures}

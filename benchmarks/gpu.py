@@ -42,6 +42,16 @@ AGAINST = KINDS
 COMMAND = "python -m benchmarks gpu"
 TABLE = "tuning.json"
 TESTED = "tests on the device: "
+SHOWN = 20  # names of failed tests in a note
+# What a file of tests is about, where its name does not say so.
+OPERATIONS = {
+    "test_decode_kernels.py": ("attention",),
+    "test_linear_lse_kernels.py": ("linear_cross_entropy", "linear_lse_gather", "linear_kl"),
+    "test_lora_kernels.py": ("lora_linear",),
+    "test_norm_kernels.py": ("layer_norm", "rms_norm"),
+}
+# It is made of the other operations.
+OF_ALL = "growth_step"
 # What has to be the same for a part of an earlier run to stand.
 KEY = ("device", "driver", "torch", "triton", "commit")
 
@@ -162,6 +172,10 @@ def merge(machine: Machine, done: Sequence[Done]) -> Result:
             tests = part.content
             counts = [f"{tests[word]} {word}" for word in COUNTED if word in tests]
             notes.append(f"{TESTED}{', '.join([tests['state'], *counts])}")
+            if tests["failures"]:
+                shown = tests["failures"][:SHOWN]
+                more = len(tests["failures"]) - len(shown)
+                notes.append(f"red: {', '.join(shown)}{f' and {more} more' if more else ''}")
         elif part.name == "tuning":
             count = sum(map(len, part.content["entries"].values()))
             notes += [f"tuning: {count} entries, with which speeds were measured"]
@@ -175,16 +189,27 @@ def merge(machine: Machine, done: Sequence[Done]) -> Result:
 
 
 def withheld_where_red(rows: Sequence[Row], tests: dict[str, Any]) -> list[Row]:
-    """No ratio for an operation that a failed test names; none at all if they name none."""
+    """No ratio for an operation that a failed test is about; none at all where one does not say."""
     if not tests["state"].startswith("failed"):
         return list(rows)
-    text = " ".join(tests.get("failures", []))
     operations = {row.op for row in rows}
-    named = {op for op in operations if op.split("-")[0] in text} or operations
+    failures = tests.get("failures") or [""]
+    red = set().union(*(_about(failure, operations) for failure in failures))
     reason = "tests on the device failed"
     return [
         dataclasses.replace(row, ratio=None, withheld=row.withheld or reason)
-        if row.role != "library" and row.op in named
+        if row.role != "library" and row.op in red
         else row
         for row in rows
     ]
+
+
+def _about(failure: str, operations: set[str]) -> set[str]:
+    """Those that a test is about, by its name or its file's; all where neither tells."""
+    file = Path(failure.split("::")[0]).name
+    known = OPERATIONS.get(file, ())
+    bases = {op: op.split("-")[0] for op in operations}
+    named = {op for op, base in bases.items() if base in failure or base in known}
+    if not named and not known:
+        return operations
+    return named | ({OF_ALL} & operations)

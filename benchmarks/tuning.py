@@ -13,14 +13,16 @@ dtype and shape under which the launcher looks a configuration up, an object wit
     build(configuration) -> dict[str, int]
                                          compile for `capability` without launching; gives at least
                                          {"spills": …, "shared": …}; raises if it does not compile
-    launcher(configuration) -> Callable[[], object]
-                                         random inputs on the GPU; each call launches once
+    launcher() -> Callable[[dict[str, int]], object]
+                                         makes random inputs on the GPU; each call launches a
+                                         configuration on them once
     rank: int                            lower ones come first, where time is short
     code: str                            tunables of a kernel with the same one compile alike
 
 `fastgrow.kernels.tunable.Tunable` is such an object. `build` runs in worker processes, all cores at
 once: it leaves the result in Triton's cache on disk, where the launch finds it. Candidates that
-spill or do not compile are left out; the others are timed interleaved. The table that results:
+spill, do not compile or do not run are left out; the others are timed interleaved, on the same
+inputs, which can take gigabytes. The table that results:
 
     {"schema": 1, "device": …, "capability": 90, "triton": …, "entries": {
         "attention_forward": {"bf16/D=32/T=4096": {"configuration": {…}, "median_ms": …,
@@ -30,6 +32,7 @@ spill or do not compile are left out; the others are timed interleaved. The tabl
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import importlib
 import multiprocessing
 import os
@@ -59,7 +62,7 @@ class Tunable(Protocol):
 
     def build(self, configuration: Configuration) -> dict[str, int]: ...
 
-    def launcher(self, configuration: Configuration) -> Callable[[], object]: ...
+    def launcher(self) -> Callable[[Configuration], object]: ...
 
 
 def kernel_modules() -> list[str]:
@@ -101,10 +104,10 @@ def tune(
             refused = zip(tunable.candidates, reasons, strict=True)
             notes += [f"{name} {c}: {reason}" for c, reason in refused if reason]
         if usable:
-            entry = _fastest(tunable, usable, clock)
-            count = len(tunable.candidates)
-            entry |= {"candidates": count, "left_out": count - len(usable)}
-            entries.setdefault(tunable.kernel, {})[tunable.bucket] = entry
+            entry, failures = _measured(tunable, usable, clock)
+            notes += [f"{name} {failure}" for failure in failures]
+            if entry is not None:
+                entries.setdefault(tunable.kernel, {})[tunable.bucket] = entry
     if missed:
         notes.append(f"no time left for {', '.join(missed)}")
     return {"entries": entries, "notes": notes}
@@ -192,18 +195,50 @@ def _refusal(outcome: dict[str, int] | str) -> str:
     return f"{outcome['spills']} spills" if outcome["spills"] else ""
 
 
-def _fastest(tunable: Tunable, usable: Sequence[Configuration], clock: Clock) -> dict[str, Any]:
-    """Median times of the usable candidates; the first candidate of all is the default."""
-    launchers = {str(i): tunable.launcher(candidate) for i, candidate in enumerate(usable)}
-    for launch in launchers.values():
-        launch()
-    steps = {name: (lambda _, launch=launch: launch) for name, launch in launchers.items()}
+def _measured(
+    tunable: Tunable, usable: Sequence[Configuration], clock: Clock
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The tunable's entry, None where nothing could be timed, and what failed."""
+    running: list[Configuration] = []
+    failures: list[str] = []
+    try:
+        launch = tunable.launcher()
+        for candidate in usable:
+            try:
+                launch(candidate)
+                running.append(candidate)
+            except Exception as error:
+                failures.append(f"{candidate}: {_told(error)}")
+        entry = _fastest(tunable, running, launch, clock) if running else None
+    except Exception as error:
+        # Out of memory, say: the other tunables may have less to hold.
+        return None, [*failures, f"is not tuned: {_told(error)}"]
+    return entry, failures if running else [*failures, "is not tuned: no candidate runs"]
+
+
+def _told(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _fastest(
+    tunable: Tunable,
+    running: Sequence[Configuration],
+    launch: Callable[[Configuration], object],
+    clock: Clock,
+) -> dict[str, Any]:
+    """Median times of those that run; the first candidate of all is the default."""
+    runs = {str(i): functools.partial(launch, candidate) for i, candidate in enumerate(running)}
+    steps = {name: (lambda _, run=run: run) for name, run in runs.items()}
     samples = interleaved(steps, clock, Limits(0.0, ROUNDS), 1)
-    medians = [quantile(samples[str(i)], 0.5) * 1e3 for i in range(len(usable))]
-    best = min(range(len(usable)), key=medians.__getitem__)
-    has_default = usable[0] == tunable.candidates[0]
+    medians = [quantile(samples[str(i)], 0.5) * 1e3 for i in range(len(running))]
+    best = min(range(len(running)), key=medians.__getitem__)
+    has_default = running[0] == tunable.candidates[0]
+    count = len(tunable.candidates)
     return {
-        "configuration": usable[best],
+        "configuration": running[best],
         "median_ms": medians[best],
         "default_ms": medians[0] if has_default else None,
+        "candidates": count,
+        "left_out": count - len(running),
     }

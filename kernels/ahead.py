@@ -32,7 +32,11 @@ TYPES = {
     torch.uint8: "u8",
 }
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program may use
+# Bytes that a program may use, by compute capability.
+SHARED_LIMIT = {
+    **dict.fromkeys((80, 87), 163 * 1024),
+    **dict.fromkeys((90, 100, 103), 227 * 1024),
+}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 _recording = threading.Lock()

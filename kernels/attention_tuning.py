@@ -168,26 +168,26 @@ def _tiles(
         default=DEFAULTS[kernel](dim, dtype),
         others=(FULL if dtype == torch.float32 else HALF)[which],
         function=kernel.removeprefix("attention_") + "_kernel",
-        call=functools.partial(_train, kernel, dim, dtype, length),
+        prepare=functools.partial(_train, kernel, dim, dtype, length),
         capability=capability,
         rank=RANKS.get(dtype, {}).get(dim, LAST),
     )
 
 
 def _train(
-    kernel: str, dim: int, dtype: torch.dtype, length: int, tiles: Tiles, device: str
-) -> Callable[[], object]:
+    kernel: str, dim: int, dtype: torch.dtype, length: int, device: str
+) -> Callable[[Tiles], object]:
     """Attention with rotary positions, causal, on random tensors."""
     shape = (TOKENS // length, WIDTH // dim, length, dim)
     q, k, v, d_out = (torch.randn(shape, dtype=dtype, device=device) for _ in range(4))
     angles = torch.rand(length, dim // 2, device=device)
     setting = (Rope(angles.cos(), angles.sin()), dim**-0.5, Rules())
     if kernel == "attention_forward":
-        return lambda: forward(q, k, v, *setting, with_lse=True, tiles=tiles)
+        return lambda tiles: forward(q, k, v, *setting, with_lse=True, tiles=tiles)
     out, lse = forward(q, k, v, *setting, with_lse=True)
     assert lse is not None
     for_query = kernel == "attention_d_query"
-    return lambda: backward(
+    return lambda tiles: backward(
         d_out, q, k, v, out, lse, *setting,
         for_query=for_query, for_key=not for_query, tiles=tiles,
     )  # fmt: skip
@@ -203,15 +203,15 @@ def _split(
         default=split_of(dim, dtype),
         others=with_stages(Split, shapes, (2, 4)),
         function="decode_kernel",
-        call=functools.partial(_generate, dim, dtype, length, heads),
+        prepare=functools.partial(_generate, dim, dtype, length, heads),
         capability=capability,
         rank=max(1, RANKS[dtype][dim]),
     )
 
 
 def _generate(
-    dim: int, dtype: torch.dtype, length: int, heads: int, split: Split, device: str
-) -> Callable[[], object]:
+    dim: int, dtype: torch.dtype, length: int, heads: int, device: str
+) -> Callable[[Split], object]:
     """One new token of each sequence over a full cache of rotated keys."""
     batch = heads // FEW
     q = torch.randn(batch, FEW, 1, dim, dtype=dtype, device=device)
@@ -221,4 +221,4 @@ def _generate(
     lengths = torch.full((batch,), length, dtype=torch.int32, device=device)
     setting = (rope, dim**-0.5, Rules(lengths=lengths))
     out = torch.empty_like(q)
-    return lambda: decode(q, k, v, *setting, out, split=split)
+    return lambda split: decode(q, k, v, *setting, out, split=split)

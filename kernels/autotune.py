@@ -13,7 +13,6 @@ another; an entry that is no longer among the candidates is measured again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import logging
@@ -23,7 +22,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 import triton
@@ -141,12 +140,11 @@ def _alone(device: torch.device) -> Iterator[None]:
 def measure(tunable: Tunable[Any]) -> dict[str, Any] | None:
     """The fastest candidate with its time and the default's, as an entry of a table.
 
-    One after the other, so that there are no more inputs at a time than one launch has: the
-    program that this is part of may need the memory.
+    All launches share their inputs: the program that this is part of may need the memory.
     """
     candidates = tunable.candidates
     log.info("timing %d configurations of %s %s", len(candidates), tunable.kernel, tunable.bucket)
-    times = [_median(tunable, candidate) for candidate in candidates]
+    times = _medians(tunable)
     known = [i for i, time in enumerate(times) if time is not None]
     if not known:
         return None
@@ -160,15 +158,28 @@ def measure(tunable: Tunable[Any]) -> dict[str, Any] | None:
     }
 
 
-def _median(tunable: Tunable[Any], candidate: Configuration) -> float | None:
+def _medians(tunable: Tunable[Any]) -> list[float | None]:
+    """Milliseconds of each candidate; None for one that spills or does not run here."""
+    try:
+        launch = tunable.launcher()
+    except Exception as error:
+        # Whatever it is, the user's launch can do without.
+        log.info("no inputs for %s %s: %s", tunable.kernel, tunable.bucket, error)
+        return [None] * len(tunable.candidates)
+    return [_median(tunable, launch, candidate) for candidate in tunable.candidates]
+
+
+def _median(
+    tunable: Tunable[Any], launch: Callable[[Configuration], object], candidate: Configuration
+) -> float | None:
     """Milliseconds of a launch; None for a candidate that spills or does not run here."""
     try:
         if tunable.build(candidate)["spills"] > 0:
             return None
-        launch = tunable.launcher(candidate)
+        run = functools.partial(launch, candidate)
         for _ in range(WARM_UP):
-            launch()
-        return statistics.median(milliseconds(launch) for _ in range(ROUNDS))
+            run()
+        return statistics.median(milliseconds(run) for _ in range(ROUNDS))
     except Exception as error:
         # Whatever it is, the user's launch does not need this candidate.
         log.info("left out of %s: %s: %s", tunable.kernel, candidate, error)
@@ -224,10 +235,21 @@ def _store(path: Path, head: dict[str, Any], kernel: str, key: str, entry: dict[
     """Add an entry to the user's table, beside what other processes add meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock)
         entries = _entries_to_keep(path, head["triton"])
         entries.setdefault(kernel, {})[key] = entry
         write_atomically(path, {**head, "entries": entries})
+
+
+def _wait_for(lock: IO[str]) -> None:
+    """Until no other process holds the file, which this one then does until it closes it."""
+    try:
+        import fcntl
+    except ImportError:
+        # Not on Windows. Two processes that store at once may lose an entry, which is then
+        # measured again; the file itself is replaced as a whole.
+        return
+    fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _entries_to_keep(path: Path, version: str) -> dict[str, dict[str, Any]]:

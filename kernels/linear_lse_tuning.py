@@ -53,7 +53,7 @@ def tunables(capability: int) -> list[Tunable[Tiles]]:
             default=default_tiles(kernel, DTYPE, rows, capability),
             others=[Tiles(*shape) for shape in shapes],
             function=FUNCTIONS[kernel],
-            call=functools.partial(_call, kernel, rows),
+            prepare=functools.partial(_prepare, kernel, rows),
             capability=capability,
             rank=1 if rows > SMALL else 2,
         )
@@ -61,7 +61,7 @@ def tunables(capability: int) -> list[Tunable[Tiles]]:
     ]
 
 
-def _call(kernel: str, rows: int, tiles: Tiles, device: str) -> Callable[[], object]:
+def _prepare(kernel: str, rows: int, device: str) -> Callable[[Tiles], object]:
     """One head with a bias, on random tensors."""
 
     def random(*shape: int) -> torch.Tensor:
@@ -70,9 +70,9 @@ def _call(kernel: str, rows: int, tiles: Tiles, device: str) -> Callable[[], obj
     pairs = product([random(rows, WIDTH)], [random(VOCABULARY, WIDTH)], random(VOCABULARY))
     targets = torch.zeros(rows, dtype=torch.int64, device=device)
     if kernel == "linear_lse":
-        return lambda: forward(pairs, targets, with_mean=False, tiles=tiles)
+        return lambda tiles: forward(pairs, targets, with_mean=False, tiles=tiles)
     row = torch.ones(rows, device=device)
     out = torch.empty(rows, SLICE, dtype=DTYPE, device=device)
-    return lambda: logits_gradient(
+    return lambda tiles: logits_gradient(
         pairs, targets, 200 * row, row, row, None, 0, out, with_sums=True, tiles=tiles
     )

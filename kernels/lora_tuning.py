@@ -59,7 +59,7 @@ def tunables(capability: int) -> list[Tunable[Any]]:
             default=product_tiles(DTYPE),
             others=PRODUCTS,
             function="low_rank_kernel",
-            call=functools.partial(_product, kernel, width),
+            prepare=functools.partial(_product, kernel, width),
             capability=capability,
             rank=2,
         )
@@ -73,7 +73,7 @@ def tunables(capability: int) -> list[Tunable[Any]]:
             default=narrow_tiles(DTYPE),
             others=NARROW,
             function="narrow_kernel",
-            call=functools.partial(_narrow, rank),
+            prepare=functools.partial(_narrow, rank),
             capability=capability,
             rank=2,
         )
@@ -82,19 +82,19 @@ def tunables(capability: int) -> list[Tunable[Any]]:
     return [*products, *narrow]
 
 
-def _product(kernel: str, width: int, tiles: MatmulTiles, device: str) -> Callable[[], object]:
+def _product(kernel: str, width: int, device: str) -> Callable[[MatmulTiles], object]:
     """The product with a square weight, in the forward pass or for the gradient of x."""
     x, weight, a, b = _layer(width, RANKS[0], device)
     if kernel == "lora_forward":
-        return lambda: forward(x, weight, a, b, None, 1.0, tiles=tiles)
-    return lambda: backward(x, None, None, weight, a, b, 1.0, tiles=tiles)
+        return lambda tiles: forward(x, weight, a, b, None, 1.0, tiles=tiles)
+    return lambda tiles: backward(x, None, None, weight, a, b, 1.0, tiles=tiles)
 
 
-def _narrow(rank: int, tiles: NarrowTiles, device: str) -> Callable[[], object]:
+def _narrow(rank: int, device: str) -> Callable[[NarrowTiles], object]:
     """The gradient of b."""
     dy, _, a, b = _layer(WIDTHS[0], rank, device)
     u = torch.randn(ROWS, rank, dtype=DTYPE, device=device)
-    return lambda: backward(dy, None, u, None, a, b, 1.0, narrow=tiles)
+    return lambda tiles: backward(dy, None, u, None, a, b, 1.0, narrow=tiles)
 
 
 def _layer(width: int, rank: int, device: str) -> list[torch.Tensor]:

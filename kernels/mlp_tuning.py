@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,9 +80,7 @@ class ProductTunable(Tunable[Product]):
         }.get(self.function)
         if function is None:
             return {"spills": 0, "shared": 0, "registers": 0}
-        call = self.call
-        product = Product(**configuration)
-        return usage(lambda: call(product, "meta")(), function, self.capability)
+        return usage(self._on_meta(Product(**configuration)), function, self.capability)
 
 
 def tunables(capability: int) -> list[ProductTunable]:
@@ -98,20 +95,22 @@ def tunables(capability: int) -> list[ProductTunable]:
             ("mlp_hidden_kept", True, SWIGLU_KEPT if gated else HIDDEN_KEPT),
         ):
             default = hidden_product(DTYPE, activation, kept=kept, capability=capability)
-            call = functools.partial(_hidden, activation, kept, rows)
-            found.append(_tunable(kernel, key, "hidden_kernel", default, tiles, call, capability))
+            prepare = functools.partial(_hidden, activation, kept, rows)
+            found.append(
+                _tunable(kernel, key, "hidden_kernel", default, tiles, prepare, capability)
+            )
         default = d_hidden_product(DTYPE, activation)
-        call = functools.partial(_d_hidden, activation, rows)
+        prepare = functools.partial(_d_hidden, activation, rows)
         found.append(
-            _tunable("mlp_d_hidden", key, "d_hidden_kernel", default, D_HIDDEN, call, capability)
+            _tunable("mlp_d_hidden", key, "d_hidden_kernel", default, D_HIDDEN, prepare, capability)
         )
     d, m = SIZES["gelu"]
     for added, rows in itertools.product(("plain", "residual"), ROWS):
         key = bucket(DTYPE, added, m, d, rows)
-        call = functools.partial(_output, added == "residual", rows)
+        prepare = functools.partial(_output, added == "residual", rows)
         default = output_product(DTYPE)
         found.append(
-            _tunable("mlp_output", key, "output_kernel", default, OUTPUT, call, capability)
+            _tunable("mlp_output", key, "output_kernel", default, OUTPUT, prepare, capability)
         )
     return found
 
@@ -122,7 +121,7 @@ def _tunable(
     function: str,
     default: Product,
     tiles: Sequence[tuple[int, ...]],
-    call: Callable[[Product, str], Callable[[], object]],
+    prepare: Callable[[str], Callable[[Product], object]],
     capability: int,
 ) -> ProductTunable:
     return ProductTunable(
@@ -131,7 +130,7 @@ def _tunable(
         default=default,
         others=[LIBRARY, *(Product(2, *shape) for shape in tiles)],
         function=function,
-        call=call,
+        prepare=prepare,
         capability=capability,
         rank=1 if "gelu/" in key else 2,
     )
@@ -141,26 +140,25 @@ def _random(device: str, *shape: int) -> Tensor:
     return torch.randn(shape, dtype=DTYPE, device=device)
 
 
-def _hidden(
-    activation: str, kept: bool, rows: int, product: Product, device: str
-) -> Callable[[], object]:
+def _hidden(activation: str, kept: bool, rows: int, device: str) -> Callable[[Product], object]:
     d, m = SIZES[activation]
     x, up, bias = _random(device, rows, d), _random(device, m, d), _random(device, m)
     gate = _random(device, m, d) if activation == "swiglu" else None
-    return lambda: hidden(x, up, gate, bias, activation, kept=kept, product=product)
+    return lambda product: hidden(x, up, gate, bias, activation, kept=kept, product=product)
 
 
-def _output(residual: bool, rows: int, product: Product, device: str) -> Callable[[], object]:
+def _output(residual: bool, rows: int, device: str) -> Callable[[Product], object]:
     d, m = SIZES["gelu"]
     x, down, bias = _random(device, rows, m), _random(device, d, m), _random(device, d)
     added = _random(device, rows, d) if residual else None
-    return lambda: output(x, down, bias, added, product=product)
+    return lambda product: output(x, down, bias, added, product=product)
 
 
-def _d_hidden(activation: str, rows: int, product: Product, device: str) -> Callable[[], object]:
+def _d_hidden(activation: str, rows: int, device: str) -> Callable[[Product], object]:
     """As in training: with the activation and the bias's gradient."""
     d, m = SIZES[activation]
     dy, down, pre = _random(device, rows, d), _random(device, d, m), _random(device, rows, m)
     gate = _random(device, rows, m) if activation == "swiglu" else None
-    wanted: dict[str, Any] = {"with_hidden": True, "with_sums": True, "product": product}
-    return lambda: d_hidden(dy, down, pre, gate, activation, **wanted)
+    return lambda product: d_hidden(
+        dy, down, pre, gate, activation, with_hidden=True, with_sums=True, product=product
+    )

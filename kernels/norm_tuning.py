@@ -53,13 +53,13 @@ def _tunable(kernel: str, dim: int, capability: int) -> Tunable[Rows]:
         default=default(dim),
         others=others(dim),
         function=f"{kernel.removeprefix('norm_')}_kernel",
-        call=functools.partial(_call, kernel, dim),
+        prepare=functools.partial(_prepare, kernel, dim),
         capability=capability,
         rank=2,
     )
 
 
-def _call(kernel: str, dim: int, rows: Rows, device: str) -> Callable[[], object]:
+def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
     """Layer norm of random rows."""
     shape = (ELEMENTS // dim, dim)
     x, residual, d_y, d_total = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
@@ -72,11 +72,11 @@ def _call(kernel: str, dim: int, rows: Rows, device: str) -> Callable[[], object
         )  # fmt: skip
 
     if kernel == "norm_forward":
-        return lambda: layer_norm(rows)
+        return layer_norm
     _, total, mean, rstd = layer_norm()
     assert total is not None
     assert rstd is not None
-    return lambda: backward(
+    return lambda rows: backward(
         *(d_y, d_total, total, mean, rstd, weight),
         for_input=True, for_weight=True, for_bias=True, parameter_dtype=DTYPE, rows=rows,
     )  # fmt: skip

@@ -29,8 +29,9 @@ class Tunable(Generic[C]):
         default: what the launcher takes without a table.
         others: further configurations of the same kind, a frozen dataclass of integers.
         function: name of the Triton function that is compiled with the configuration.
-        call: `call(configuration, device)` makes inputs on `meta` or `cuda` (the current GPU), and
-            returns what launches the kernel once.
+        prepare: `prepare(device)` makes inputs on `meta` or `cuda` (the current GPU), and returns
+            `launch(configuration)`, which launches the kernel once. All configurations share the
+            inputs, which may take gigabytes.
         capability: 90 for compute capability 9.0.
         rank: where time is short, lower ones come first.
     """
@@ -40,7 +41,7 @@ class Tunable(Generic[C]):
     default: C
     others: Sequence[C]
     function: str
-    call: Callable[[C, str], Callable[[], object]]
+    prepare: Callable[[str], Callable[[C], object]]
     capability: int
     rank: int = 1
 
@@ -64,16 +65,17 @@ class Tunable(Generic[C]):
         """
         return usage(self._on_meta(self._kind(configuration)), self.function, self.capability)
 
-    def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
-        """Random inputs on the current GPU; each call launches once."""
-        return self.call(self._kind(configuration), "cuda")
+    def launcher(self) -> Callable[[dict[str, int]], object]:
+        """Random inputs on the current GPU; each call launches a configuration once."""
+        launch = self.prepare("cuda")
+        return lambda configuration: launch(self._kind(configuration))
 
     def _kind(self, configuration: dict[str, int]) -> C:
         return type(self.default)(**configuration)
 
     def _on_meta(self, chosen: C) -> Callable[[], object]:
         # Making the inputs is a part of it, since that may launch too.
-        return lambda: self.call(chosen, "meta")()
+        return lambda: self.prepare("meta")(chosen)
 
 
 def with_stages(

@@ -29,6 +29,10 @@ def test_skipped():
     pass
 """
 
+# Each test leaves a line where it runs, so that one which runs twice shows.
+TRACE = """    with open(__file__ + ".trace", "a") as file:
+        file.write(f"{os.getpid()} {i}\\n")"""
+
 
 def ends(**by_test: str) -> list[dict[str, Any]]:
     """What a process writes of tests that ended so."""
@@ -71,6 +75,16 @@ def test_a_process_that_dies_names_the_test_it_was_at() -> None:
     assert found["state"] == "failed: a process of tests ended with status -11"
     assert found["failures"] == ["b"]
     assert outcome((3, []))["state"].startswith("failed")
+    # Of what it was to run next nothing is known.
+    for written in ([], ends(a="passed")):
+        assert outcome((3, written), (1, ends(z="failed")))["failures"] == [
+            device_tests.BETWEEN_TESTS, "z"
+        ]  # fmt: skip
+
+
+def test_no_failure_is_kept_back() -> None:
+    found = outcome((1, ends(**{f"t{i:02}": "failed" for i in range(50)})))
+    assert len(found["failures"]) == 50
 
 
 def test_time_that_is_over_is_no_failure() -> None:
@@ -93,8 +107,14 @@ def test_every_test_runs_once_in_one_of_the_processes(
 ) -> None:
     monkeypatch.setattr(device_tests, "MOST_PROCESSES", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
+    file = tests / "test_device.py"
+    file.write_text(TESTS.replace("    pass", TRACE, 1))
     found = device_tests.run_gpu_tests(60, tests)
     assert found == {"state": "passed", "passed": 5, "skipped": 1, "failures": []}
+    trace = file.with_name("test_device.py.trace").read_text()
+    processes, ran = zip(*(line.split() for line in trace.splitlines()), strict=True)
+    assert sorted(ran) == list("01234")
+    assert len(set(processes)) == 2
 
 
 def test_what_is_running_when_the_time_is_over_is_killed(

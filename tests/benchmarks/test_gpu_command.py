@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, tuning
+from benchmarks import device_tests, gpu, tuning
 from benchmarks.case import Family
 from benchmarks.command import main
 from benchmarks.machine import Machine
@@ -91,6 +91,65 @@ def test_red_tests_of_another_operation_withhold_nothing(machine: Machine, famil
     assert kept == {"mlp": 2.0, "attention": None, "attention-decode": None}
     unknown = {"state": "failed: not finished after 120 s"}
     assert {row.ratio for row in gpu.withheld_where_red(rows, unknown)} == {None}
+
+
+INTERPRETED = "tests/kernels/interpreted"
+MEASURED = [family.name for family in gpu.FAMILIES]
+
+
+def withheld(*failures: str) -> set[str]:
+    """The operations without a ratio, of all that are measured."""
+    rows = [Row(op, "N=1", "bf16", "full", "ours", "ours", "ok", ratio=2.0) for op in MEASURED]
+    found = gpu.withheld_where_red(rows, {"state": "failed", "failures": list(failures)})
+    return {row.op for row in found if row.ratio is None}
+
+
+@pytest.mark.parametrize(
+    ("file", "bases"),
+    [
+        ("test_norm_kernels.py", {"layer_norm", "rms_norm"}),
+        ("test_linear_lse_kernels.py", {"linear_cross_entropy", "linear_lse_gather", "linear_kl"}),
+        ("test_lora_kernels.py", {"lora_linear"}),
+        ("test_decode_kernels.py", {"attention"}),
+        ("test_mlp_kernels.py", {"mlp"}),
+        ("test_embedding_kernels.py", {"embedding"}),
+    ],
+)
+def test_a_file_of_tests_withholds_what_it_is_about(file: str, bases: set[str]) -> None:
+    expected = {op for op in MEASURED if op.split("-")[0] in {*bases, "growth_step"}}
+    red_attention = f"{INTERPRETED}/test_attention_kernels.py::test_it"
+    assert withheld(f"{INTERPRETED}/{file}::test_it[case]") == expected
+    assert withheld(red_attention, f"{INTERPRETED}/{file}::test_it") == (
+        expected | {"attention", "attention-decode"}
+    )
+
+
+def test_one_failure_that_names_nothing_withholds_everything() -> None:
+    named = f"{INTERPRETED}/test_attention_kernels.py::test_it"
+    assert withheld(named, f"{INTERPRETED}/test_kernels_in_models.py::test_it") == set(MEASURED)
+    assert withheld(named, device_tests.BETWEEN_TESTS) == set(MEASURED)
+    by_name = withheld(f"{INTERPRETED}/test_launches_on_gpu.py::test_it[embedding]")
+    assert by_name == {"embedding", "embedding-bits", "embedding-codes", "growth_step"}
+
+
+def test_the_files_that_stand_for_operations_exist() -> None:
+    for file, bases in gpu.OPERATIONS.items():
+        assert (device_tests.TESTS / "interpreted" / file).is_file()
+        assert set(bases) <= set(MEASURED)
+
+
+def test_every_red_test_counts_and_twenty_are_told(
+    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
+) -> None:
+    others = [f"tests/kernels/test_lora_kernels.py::test_it[{i}]" for i in range(30)]
+    lines = [{"test": name, "outcome": "failed"} for name in [*others, "tests/z.py::test_triple"]]
+    outcome.clear()
+    outcome |= device_tests.outcome([1], [lines], 120.0)
+    result = run(machine, family, tmp_path)
+    assert {row.ratio for row in ours(result)} == {None}
+    (told,) = [note for note in result.notes if note.startswith("red: ")]
+    assert told.count("::") == 20
+    assert told.endswith(" and 11 more")
 
 
 @pytest.mark.usefixtures("outcome")

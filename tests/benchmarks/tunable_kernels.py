@@ -25,8 +25,8 @@ class FakeKernel:
         # The fastest one spills, so it must not win.
         return {"spills": 8 if configuration["block"] == 64 else 0, "shared": self.capability}
 
-    def launcher(self, configuration: dict[str, int]) -> Callable[[], object]:
-        return lambda: COSTS[configuration["block"]]
+    def launcher(self) -> Callable[[dict[str, int]], object]:
+        return lambda configuration: COSTS[configuration["block"]]
 
 
 def tunables(capability: int) -> list[FakeKernel]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,18 +38,20 @@ class Device:
     """Stands for the GPU: counts what is launched on it."""
 
     def __init__(self) -> None:
+        self.prepared = 0
         self.launches: list[int] = []
         self.within: Callable[[], object] = lambda: None
 
-    def launch(self, beads: Beads, device: str) -> Callable[[], object]:
-        if beads == LARGE:
-            raise torch.OutOfMemoryError("2 GiB more")
+    def prepare(self, device: str) -> Callable[[Beads], object]:
+        self.prepared += 1
 
-        def run() -> None:
+        def launch(beads: Beads) -> None:
+            if beads == LARGE:
+                raise torch.OutOfMemoryError("2 GiB more")
             self.launches.append(beads.cost)
             self.within()
 
-        return run
+        return launch
 
     def milliseconds(self, run: Callable[[], object]) -> float:
         run()
@@ -69,7 +73,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Device]:
 
     def tunables(capability: int) -> list[Abacus]:
         others = [SPILLING, FAILING, LARGE, FAST]
-        return [Abacus("count", "fp32", SLOW, others, "count_kernel", found.launch, capability)]
+        return [Abacus("count", "fp32", SLOW, others, "count_kernel", found.prepare, capability)]
 
     monkeypatch.setattr(autotune, "all_tunables", tunables)
     monkeypatch.setattr(autotune, "milliseconds", found.milliseconds)
@@ -107,6 +111,7 @@ def keep(file: Path, configuration: dict[str, int], triton: str = VERSION) -> No
 def test_the_fastest_that_runs_is_taken_and_kept(device: Device, file: Path) -> None:
     assert ask() == FAST
     assert set(device.launches) == {SLOW.cost, FAST.cost}
+    assert device.prepared == 1, "the candidates share the inputs"
     assert json.loads(file.read_text()) == {
         "schema": 1, "device": GPU, "capability": 90, "triton": VERSION,
         "entries": {"count": {"fp32": {
@@ -269,3 +274,42 @@ def test_a_relative_cache_folder_does_not_count(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", "/nobody")
     expected = Path("/nobody/.cache/fastgrow/tuning/nvidia-h200.json")
     assert autotune.user_file("NVIDIA H200") == expected
+
+
+def test_a_system_without_file_locks_measures_and_keeps(
+    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has no module `fcntl`."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    spec = importlib.util.spec_from_file_location("autotune_on_windows", autotune.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert ask() == FAST
+    assert json.loads(file.read_text())["entries"]["count"]["fp32"]["configuration"] == vars(FAST)
+
+
+def test_a_process_waits_while_another_stores(device: Device, file: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    file.parent.mkdir(parents=True)
+    with (file.parent / f".{file.name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        storing = threading.Thread(target=ask)
+        storing.start()
+        storing.join(0.3)
+        assert device.launches, "it has measured"
+        assert not file.exists()
+    storing.join()
+    assert file.exists()
+
+
+def test_without_memory_for_the_inputs_the_launcher_decides(
+    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launcher(self: Abacus) -> None:
+        raise torch.OutOfMemoryError("17 GiB more")
+
+    monkeypatch.setattr(Abacus, "launcher", launcher)
+    with pytest.warns(UserWarning, match="no configuration of count fp32"):
+        assert ask() is None
+    assert not file.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is 
 from fastgrow.kernels import ahead, attention_tuning  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
-from fastgrow.kernels.tunable import Tunable, with_stages  # noqa: E402
+from fastgrow.kernels.tunable import Tunable, all_tunables, with_stages  # noqa: E402
 
 BF16 = torch.bfloat16
 
@@ -50,6 +51,36 @@ def test_shapes_are_taken_with_every_number_of_stages() -> None:
     ]
 
 
+def label(tunable: Tunable) -> str:  # type: ignore[type-arg]
+    return f"{tunable.kernel} {tunable.bucket}"
+
+
+def first_of_each_kernel() -> list[Tunable]:  # type: ignore[type-arg]
+    return list({t.kernel: t for t in reversed(all_tunables(90))}.values())
+
+
+@pytest.mark.parametrize("tunable", first_of_each_kernel(), ids=label)
+def test_every_configuration_is_launched_on_the_same_inputs(
+    tunable: Tunable,  # type: ignore[type-arg]
+) -> None:
+    prepared = []
+    # Making the inputs may launch, too.
+    ahead.recorded(lambda: prepared.append(tunable.prepare("meta")))
+    (launch,) = prepared
+    launches: list[ahead.Launch] = []
+    shared, different = [], set()
+    for configuration in tunable.others:
+        for made in ahead.recorded(functools.partial(launch, configuration)):
+            launches.append(made)  # so that no tensor takes the place of another
+            # The library's candidates launch another kernel, or none.
+            if made.name == tunable.function:
+                different.add(str([made.options, ahead.specialization(made).constants]))
+                tensors = [x for x in made.arguments.values() if isinstance(x, torch.Tensor)]
+                shared.append({id(x) for x in tensors})
+    assert len(different) >= 4, "the configuration is not launched"
+    assert set.intersection(*shared)
+
+
 def test_a_build_tells_spills() -> None:
     d_key = tunable("attention_d_key", "bf16/D=32/T=1024")
     small = {"block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2}
@@ -71,10 +102,6 @@ def of_dtype(name: str) -> list[Tunable]:  # type: ignore[type-arg]
     """Those that compile to different code, of a dtype."""
     found = [t for t in attention_tuning.tunables(90) if t.bucket.startswith(name)]
     return [t for t in found if "T=1024" in t.bucket and "N=256" not in t.bucket]
-
-
-def label(tunable: Tunable) -> str:  # type: ignore[type-arg]
-    return f"{tunable.kernel} {tunable.bucket}"
 
 
 @pytest.mark.slow
