@@ -43,6 +43,7 @@ def loss_in_place(
     n, vocabulary = logits.shape
     if n == 0:
         return
+    bias = None if bias is None else bias.contiguous()
     block = min(BLOCK, triton.next_power_of_2(vocabulary))
     with on_device_of(logits):
         loss_kernel[(n,)](

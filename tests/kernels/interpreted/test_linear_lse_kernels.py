@@ -326,9 +326,9 @@ def test_offsets_past_2_to_the_31() -> None:
 def test_strided_inputs_and_no_rows(impl: str) -> None:
     whole = torch.randn(40, 8, device=DEVICE)
     h, weight = whole.T[:5], torch.randn(80, 60, device=DEVICE)[::2, 10:50]
-    targets = torch.arange(10, device=DEVICE)[::2]
-    loss = linear_cross_entropy(h, weight, targets, impl=impl)
-    plain = linear_cross_entropy(h.contiguous(), weight.contiguous(), targets, impl="eager")
+    targets, bias = torch.arange(10, device=DEVICE)[::2], torch.randn(40, 2, device=DEVICE)[:, 0]
+    loss = linear_cross_entropy(h, weight, targets, bias, impl=impl)
+    plain = linear_cross_entropy(h.contiguous(), weight.contiguous(), targets, bias, impl="eager")
     torch.testing.assert_close(loss, plain)
     nothing = h[:0].detach().requires_grad_()
     learned = weight.detach().requires_grad_()

@@ -186,6 +186,16 @@ def test_leading_dimensions_and_strided_rows() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_strided_biases(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_products(monkeypatch, fused)
+    arguments = layer()
+    arguments["up_bias"] = torch.randn(32, 2, device=DEVICE)[:, 0]
+    arguments["down_bias"] = torch.randn(16, 2, device=DEVICE)[:, 0]
+    expected = mlp(**arguments, impl="eager")
+    torch.testing.assert_close(mlp(**arguments, impl="triton"), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_empty(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     make_products(monkeypatch, fused)
     arguments = layer("swiglu", x=True, up=True, down=True, gate=True, up_bias=True, down_bias=True)
