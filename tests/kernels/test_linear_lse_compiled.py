@@ -31,12 +31,13 @@ def launches(
     width: int = 1024,
     bias: bool = True,
     mean: bool = False,
+    vocabulary: int = VOCABULARY,
 ) -> list[Launch]:
     """Everything that both ways to a loss launch."""
     pairs = logits.product(
         [empty(rows, width, dtype=dtype)] * heads,
-        [empty(VOCABULARY, width, dtype=dtype)] * heads,
-        empty(VOCABULARY, dtype=dtype) if bias else None,
+        [empty(vocabulary, width, dtype=dtype)] * heads,
+        empty(vocabulary, dtype=dtype) if bias else None,
     )
     targets, row = empty(rows, dtype=torch.int64), empty(rows)
     forward, gradient = (
@@ -46,14 +47,14 @@ def launches(
 
     def step() -> None:
         linear_lse.forward(pairs, targets, with_mean=mean, tiles=forward)
-        out = empty(rows, WORDS, dtype=dtype)
+        out = empty(rows, min(WORDS, vocabulary), dtype=dtype)
         linear_lse_backward.logits_gradient(
             *(pairs, targets, row, row, row, row if mean else None, 0, out),
             with_sums=bias,
             tiles=gradient,
         )
         loss_in_place(
-            *(empty(2048, VOCABULARY, dtype=dtype), pairs.bias, targets, row, row),
+            *(empty(2048, vocabulary, dtype=dtype), pairs.bias, targets, row, row),
             ignore_index=-100,
             label_smoothing=0.1 if mean else 0.0,
             z_loss=0.0,
@@ -79,6 +80,12 @@ def check(dtype: torch.dtype, capability: int, **changes: int | bool) -> None:
 
 def test_head_of_the_reference() -> None:
     check(BF16, 90)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 100, 200])
+def test_one_tile_of_words(vocabulary: int) -> None:
+    """Integers that are 1 reach a kernel as constants."""
+    check(BF16, 90, rows=64, mean=True, vocabulary=vocabulary)
 
 
 def test_issue_slots_beside_the_products() -> None:
