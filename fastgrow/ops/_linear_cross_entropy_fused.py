@@ -190,8 +190,11 @@ def _by_torch(
         sums, lse[rows] = exponentials(z)
         if not any(needs):
             continue
-        # Of dz = factor · z; a row that counts nothing has none.
-        factor = share[rows] * (1 + 2 * z_loss * lse[rows]) / sums
+        # Of dz = factor · z; a row that counts nothing has none. In others a 0, which is a rounded
+        # number as every other, would leave nothing to divide the target's part by.
+        of_lse = 1 + 2 * z_loss * lse[rows]
+        of_lse = torch.where(of_lse == 0, torch.finfo(z.dtype).eps, of_lse)
+        factor = share[rows] * of_lse / sums
         inverse = torch.where(factor == 0, 0, 1 / factor)[:, None]
         if smooth:
             z.sub_(inverse * (share[rows, None] * (label_smoothing / heads.vocabulary)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -123,6 +124,20 @@ def test_smoothing_and_z_loss(impl: str, options: dict[str, float]) -> None:
             strict=True,
         ):
             torch.testing.assert_close(got, gradient, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.25])
+def test_logits_whose_sum_has_no_gradient(impl: str, smoothing: float) -> None:
+    """Where 1 + 2 · z_loss · lse is 0, the target's gradient is all there is."""
+    bias, z_loss = torch.zeros(2).double().requires_grad_(), -0.5 / math.log(2)
+    assert 1 + 2 * z_loss * bias.logsumexp(0) == 0
+    h, weight = torch.zeros(2, 3).double(), torch.zeros(2, 3).double()
+    options: dict[str, Any] = {"z_loss": z_loss, "label_smoothing": smoothing}
+    loss = public(h, weight, torch.tensor([0, 0]), bias, **options, impl=impl)
+    (found,) = torch.autograd.grad(loss, bias)
+    of_target = torch.tensor([1.0, 0.0]).double()
+    expected = -(1 - smoothing) * of_target - smoothing / 2
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_no_rows(impl: str) -> None:
@@ -250,6 +265,9 @@ def test_automatic_choice_on_a_gpu(
         ({"weight": torch.zeros(11, 5)}, r"weight must be of shape \[V, 6\]"),
         ({"weight": torch.zeros(11, 6).double()}, "weight must be of dtype torch.float32"),
         ({"bias": torch.zeros(6)}, r"bias must be of shape \[11\]"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ({"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\], got -0.1"),
+        ({"label_smoothing": float("nan")}, r"label_smoothing must be in \[0, 1\], got nan"),
         ({"reduction": "avg"}, "reduction must be one of mean, sum, none, got 'avg'"),
     ],
 )
