@@ -60,8 +60,9 @@ def linear_cross_entropy(
         a target out of range makes its row's loss NaN.
 
     Raises:
-        ArgumentError: an unknown reduction, smoothing out of range, shapes, dtypes or devices that do not go together; on
-            a CPU, and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+        ArgumentError: an unknown reduction, smoothing out of range, shapes, dtypes or devices
+            that do not go together; on a CPU, and elsewhere under FASTGROW_DEBUG=1, also a target
+            out of range.
     """
     if reduction not in REDUCTIONS:
         raise refuse(NAME, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))

@@ -233,6 +233,12 @@ def test_automatic_choice_on_a_cpu() -> None:
         assert chosen(h, weight) == "eager"
 
 
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
+
+
 @pytest.mark.parametrize(
     ("trained", "reduction", "width", "expected"),
     [
@@ -247,12 +253,25 @@ def test_automatic_choice_on_a_gpu(
     trained: bool, reduction: str, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients beside the loss where it is one number; elsewhere no logits in memory."""
-    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
-    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
-    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
+    as_on_a_gpu(monkeypatch)
     h = torch.zeros(4, width, dtype=torch.bfloat16)
     weight = torch.zeros(9, width, dtype=torch.bfloat16, requires_grad=trained)
     assert chosen(h, weight, reduction) == expected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chosen(h.float(), weight.float(), reduction) == expected
+
+
+@pytest.mark.parametrize("width", [32, 20])
+def test_half_precision_gradients_wait_for_the_loss_scale(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it they are below the smallest number of float16."""
+    as_on_a_gpu(monkeypatch)
+    h, weight = torch.zeros(4, width), torch.zeros(9, width, requires_grad=True)
+    assert chosen(h.half(), weight.half()) == "triton"
+    with torch.autocast("cpu", torch.float16):
+        assert chosen(h, weight) == "triton"
+        assert chosen(h, weight.detach()) == ("triton" if width == 32 else "vendor")
 
 
 @pytest.mark.parametrize(
