@@ -11,7 +11,7 @@ from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
 logits = pytest.importorskip("fastgrow.kernels.linear_logits", reason="triton is not installed")
 
 from fastgrow.kernels import linear_lse, linear_lse_backward, linear_lse_tuning  # noqa: E402
-from fastgrow.kernels.logit_loss import loss_in_place  # noqa: E402
+from fastgrow.kernels.logit_loss import fill_losses  # noqa: E402
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 MATRIX_KERNELS = ("lse_kernel", "gradient_kernel")
@@ -53,12 +53,13 @@ def launches(
             with_sums=bias,
             tiles=gradient,
         )
-        loss_in_place(
-            *(empty(2048, vocabulary, dtype=dtype), pairs.bias, targets, row, row),
+        dz = empty(2048, vocabulary, dtype=dtype)
+        fill_losses(
+            *(dz.float() if heads > 1 else dz, pairs.bias, targets, row, row),
             ignore_index=-100,
             label_smoothing=0.1 if mean else 0.0,
             z_loss=0.0,
-            with_gradient=True,
+            gradient=dz,
         )
 
     return recorded(step)
