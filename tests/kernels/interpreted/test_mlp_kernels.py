@@ -171,7 +171,7 @@ def test_gradients_of_what_is_not_frozen_alone(activation: str, needed: str) -> 
     result = everything[needed].grad
     everything[needed].grad = None
     mlp(**arguments, impl="eager").square().sum().backward()
-    torch.testing.assert_close(result, everything[needed].grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result, everything[needed].grad, rtol=1e-5, atol=1e-5)
 
 
 def test_leading_dimensions_and_strided_rows() -> None:
