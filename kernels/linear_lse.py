@@ -94,7 +94,7 @@ def lse_kernel(
     part = parts + tile_n.to(tl.int64) * rows + row
     if WITH_MEAN:
         total = tl.sum(tl.where((column < vocabulary)[None, :], z, 0.0), 1)
-        tl.store(part + tl.cdiv(vocabulary, BLOCK_N).to(tl.int64) * rows, total, mask=is_row)
+        tl.store(part + tl.cast(tl.cdiv(vocabulary, BLOCK_N), tl.int64) * rows, total, mask=is_row)
     if first + BLOCK_N > vocabulary:
         z = tl.where((column < vocabulary)[None, :], z, float("-inf"))
     # In powers of two. Infinite logits give infinite sums only with a finite pivot.
@@ -132,7 +132,7 @@ def merge_kernel(
         sums = before + tl.sum(tl.exp2(part - pivot[None, :]), 0)
         highest = above
         if WITH_MEAN:
-            sum_at = parts + count.to(tl.int64) * rows + at
+            sum_at = parts + tl.cast(count, tl.int64) * rows + at
             total += tl.sum(tl.load(sum_at, mask=inside, other=0.0), 0)
     pivot = tl.where(tl.abs(highest) == float("inf"), 0.0, highest)
     tl.store(lse + row, (pivot + tl.log2(sums)) * LN_2_, mask=is_row)

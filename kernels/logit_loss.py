@@ -1,4 +1,4 @@
-"""Cross-entropy of logits in memory, and the gradient of the loss written over them.
+"""Cross-entropy of logits in memory, and the gradient of the loss, which may take their place.
 
     loss = (1 − s) · (lse − z_target) + s · (lse − mean_v z_v) + z_loss · lse²
     dz   = share · ((1 + 2 · z_loss · lse) · exp(z − lse) − (1 − s) · [v = target] − s / V)
@@ -20,7 +20,7 @@ LN_2_ = tl.constexpr(LN_2)
 BLOCK = 4096
 
 
-def loss_in_place(
+def fill_losses(
     logits: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
@@ -30,25 +30,28 @@ def loss_in_place(
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
-    with_gradient: bool,
+    gradient: torch.Tensor | None,
 ) -> None:
-    """Fill `losses` [N] of logits [N, V]; with a gradient the logits become it.
+    """Fill `losses` [N] and, unless it is None, `gradient` [N, V] of logits [N, V].
 
     The loss is 0 where the target is ignored, and NaN where it is neither that nor in [0, V).
 
     Args:
         logits: [N, V], contiguous rows.
         share: [N] fp32, by how much each row's loss counts in the one that is differentiated.
+        gradient: contiguous rows; may be `logits` itself.
     """
     n, vocabulary = logits.shape
     if n == 0:
         return
+    bias = None if bias is None else bias.contiguous()
     block = min(BLOCK, triton.next_power_of_2(vocabulary))
     with on_device_of(logits):
         loss_kernel[(n,)](
-            logits, bias, targets, share, losses, logits.stride(0), vocabulary, ignore_index,
-            label_smoothing, z_loss,
-            SMOOTH=label_smoothing > 0, GRADIENT=with_gradient, BLOCK=block, num_warps=8,
+            logits, bias, targets, share, losses, gradient,
+            logits.stride(0), 0 if gradient is None else gradient.stride(0), vocabulary,
+            ignore_index, label_smoothing, z_loss,
+            SMOOTH=label_smoothing > 0, BLOCK=block, num_warps=8,
         )  # fmt: skip
 
 
@@ -59,13 +62,14 @@ def loss_kernel(
     targets,
     shares,
     losses,
+    gradient,
     stride,
+    gradient_stride,
     vocabulary,
     ignore_index,
     label_smoothing,
     z_loss,
     SMOOTH: tl.constexpr,
-    GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -99,7 +103,8 @@ def loss_kernel(
     loss = lse - expected + z_weight * lse * lse
     is_kept = target != ignore_index
     tl.store(losses + row, tl.where(is_kept, tl.where(is_word, loss, float("nan")), 0.0))
-    if GRADIENT:
+    if gradient is not None:
+        gradient += row * gradient_stride
         share = tl.load(shares + row)
         of_lse = share * (1 + 2 * z_weight * lse)
         of_target = (smoothing - 1) * share
@@ -110,7 +115,7 @@ def loss_kernel(
             z = _logits(logits, bias, word, vocabulary)
             dz = tl.exp2(z * LOG2_E_ - pivot) * of_lse + of_mean
             dz += tl.where(word == target_word, of_target, 0.0)
-            tl.store(logits + word, dz.to(logits.dtype.element_ty), mask=word < vocabulary)
+            tl.store(gradient + word, dz.to(gradient.dtype.element_ty), mask=word < vocabulary)
 
 
 @triton.jit

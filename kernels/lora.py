@@ -213,6 +213,7 @@ def low_rank_product(
     if y.numel() == 0:
         return
     x, u = as_strided_rows(x), as_strided_rows(u)
+    bias = None if bias is None else bias.contiguous()
     (n, width), (out, rank) = x.shape, b.shape
     ragged = width % 16 > 0 or out % 16 > 0
     if tiles is None and not ragged:

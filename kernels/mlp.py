@@ -117,6 +117,7 @@ def hidden(
     pre_gate = x.new_empty(M, N) if kept and gate is not None else None
     if out.numel() == 0:
         return out, pre, pre_gate
+    up_bias = None if up_bias is None else up_bias.contiguous()
     with on_device_of(x):
         hidden_kernel[_grid(M, N, product)](
             x, up, gate, up_bias, out, pre, pre_gate,
@@ -175,6 +176,7 @@ def output(
     if y.numel() == 0:
         return y
     strides = (0, 0) if residual is None else residual.stride()
+    down_bias = None if down_bias is None else down_bias.contiguous()
     with on_device_of(hidden):
         output_kernel[_grid(M, N, product)](
             hidden, down, down_bias, residual, y,

@@ -59,12 +59,22 @@ class Heads:
     def need_grad(self) -> bool:
         return torch.is_grad_enabled() and any(x.requires_grad for x in self.tensors())
 
+    @property
+    def autocast_dtype(self) -> torch.dtype:
+        """That of `autocast()`."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+
     def autocast(self) -> Heads:
         """In autocast's dtype where it is on."""
-        kind = self.device.type
-        if not torch.is_autocast_enabled(kind):
-            return self
-        dtype = torch.get_autocast_dtype(kind)
+        return self.to(self.autocast_dtype) if torch.is_autocast_enabled(self.device.type) else self
+
+    def rounded(self) -> Heads:
+        """As autocast rounds them, which leaves float64 alone, in the dtype they have."""
+        return self if self.dtype == torch.float64 else self.autocast().to(self.dtype)
+
+    def to(self, dtype: torch.dtype) -> Heads:
+        """The same heads in another dtype."""
         bias = None if self.bias is None else self.bias.to(dtype)
         return Heads([x.to(dtype) for x in self.h], [w.to(dtype) for w in self.weight], bias)
 

@@ -1,6 +1,8 @@
 """Loss and gradients from the library's products and one kernel between them.
 
-logits of some rows  →  (kernel, in place) losses and dz  →  dh of these rows, dW += dzᵀ · h
+logits of some rows  →  (kernel) losses and dz  →  dh of these rows, dW += dzᵀ · h
+
+dz takes the place of the logits where they have its dtype.
 """
 
 from __future__ import annotations
@@ -22,11 +24,18 @@ PARTS_OF_ROWS = 4
 
 def rows_at_a_time(heads: Heads, needs_weight: bool) -> int:
     """How many rows of logits to hold."""
-    cached = CACHED_BYTES // (heads.vocabulary * heads.dtype.itemsize) // 128 * 128
+    wide = logits_dtype(heads)
+    itemsize = wide.itemsize + (heads.dtype.itemsize if wide != heads.dtype else 0)
+    cached = CACHED_BYTES // (heads.vocabulary * itemsize) // 128 * 128
     rows = max(MIN_ROWS, cached)
     if needs_weight:
         rows = max(rows, -(-heads.rows // PARTS_OF_ROWS))
     return min(rows, heads.rows)
+
+
+def logits_dtype(heads: Heads) -> torch.dtype:
+    """A sum of several heads' products in half precision would be rounded with each of them."""
+    return torch.float32 if len(heads.h) > 1 else heads.dtype
 
 
 def fused(
@@ -39,7 +48,7 @@ def fused(
     needs: list[bool],
 ) -> tuple[Tensor, list[Tensor]]:
     """Each row's loss, and the gradients of their sum or mean."""
-    from fastgrow.kernels.logit_loss import loss_in_place
+    from fastgrow.kernels.logit_loss import fill_losses
 
     n, count = heads.rows, len(heads.h)
     needs_weight = any(needs[count : 2 * count])
@@ -58,26 +67,29 @@ def fused(
         k: torch.empty_like(gradients[k], dtype=wide) for k in range(count, 2 * count) if needs[k]
     }
     bias_sum = None
-    logits = heads.h[0].new_empty(size, heads.vocabulary)
+    logits = heads.h[0].new_empty(size, heads.vocabulary, dtype=logits_dtype(heads))
+    gradient = logits
+    if any(needs) and logits.dtype != heads.dtype:
+        gradient = heads.h[0].new_empty(size, heads.vocabulary)
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
-        z = logits[: rows.stop - start]
+        z, dz = logits[: rows.stop - start], gradient[: rows.stop - start]
         for k, (h, weight) in enumerate(zip(heads.h, heads.weight, strict=True)):
             accumulate(z, h[rows], weight.T, first=k == 0)
-        loss_in_place(
+        fill_losses(
             *(z, heads.bias, targets[rows], share[rows], losses[rows]),
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
-            with_gradient=any(needs),
+            gradient=dz if any(needs) else None,
         )
         for k in range(count):
             if needs[k]:
-                torch.mm(z, heads.weight[k], out=gradients[k][rows])
+                torch.mm(dz, heads.weight[k], out=gradients[k][rows])
         for k, total in sums.items():
-            accumulate(total, z.T, heads.h[k - count][rows], first=start == 0)
+            accumulate(total, dz.T, heads.h[k - count][rows], first=start == 0)
         if heads.bias is not None and needs[-1]:
-            part = z.sum(0, dtype=torch.float32)
+            part = dz.sum(0, dtype=torch.float32)
             bias_sum = part if bias_sum is None else bias_sum + part
     for k, total in sums.items():
         gradients[k] = total.to(heads.dtype)

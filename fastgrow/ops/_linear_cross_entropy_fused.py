@@ -16,7 +16,7 @@ from fastgrow.ops import _linear_lse_chunked, _triton
 from fastgrow.ops._check import refuse_double_backward
 from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._heads import Heads
-from fastgrow.ops._linear_cross_entropy_rows import losses_of, reduced
+from fastgrow.ops._linear_cross_entropy_rows import gradients_fit, losses_of, reduced
 from fastgrow.ops._linear_lse_autograd import empty_gradients, empty_terms, heads_from
 from fastgrow.ops._linear_lse_chunked import (
     add_products,
@@ -39,7 +39,7 @@ def can_serve(
     if _makes_rows(heads, reduction):
         return _linear_lse_chunked.can_serve(heads, targets, label_smoothing > 0)
     if _triton.can_run(heads.h[0])[0]:
-        return True, ""
+        return gradients_fit(heads)
     return _linear_lse_chunked.can_serve(heads, targets, False)
 
 
@@ -52,6 +52,8 @@ def pays(
     z_loss: float,
 ) -> Verdict:
     """Where there are logits enough to save."""
+    if _triton.can_run(heads.h[0])[0] and not _makes_rows(heads, reduction):
+        return _linear_lse_chunked.saves(heads)
     return _linear_lse_chunked.pays(heads, targets, label_smoothing > 0)
 
 
@@ -73,15 +75,16 @@ def linear_cross_entropy_vendor(
         check_targets(targets, ignore_index, heads.vocabulary)
         terms = _linear_lse_chunked.linear_lse_gather_vendor(heads, targets, label_smoothing > 0)
         return losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
-    heads = heads.autocast()
     settings = (ignore_index, reduction == "mean", label_smoothing, z_loss)
-    if heads.need_grad():
-        loss: Tensor = _FusedLoss.apply(targets, settings, len(heads.h), *heads.tensors())
-        return loss
-    losses, _ = torch.ops.fastgrow.linear_cross_entropy_fused(
-        heads.h, heads.weight, heads.bias, targets, *settings, [False] * len(heads.tensors())
-    )
-    return reduced(losses, targets, ignore_index, reduction)
+    heads = heads.autocast() if _triton.can_run(heads.h[0])[0] else heads.rounded()
+    with torch.autocast(heads.device.type, enabled=False):
+        if heads.need_grad():
+            loss: Tensor = _FusedLoss.apply(targets, settings, len(heads.h), *heads.tensors())
+            return loss
+        losses, _ = torch.ops.fastgrow.linear_cross_entropy_fused(
+            heads.h, heads.weight, heads.bias, targets, *settings, [False] * len(heads.tensors())
+        )
+        return reduced(losses, targets, ignore_index, reduction)
 
 
 def check_targets(targets: Tensor, ignore_index: int, vocabulary: int) -> None:
@@ -190,8 +193,11 @@ def _by_torch(
         sums, lse[rows] = exponentials(z)
         if not any(needs):
             continue
-        # Of dz = factor · z; a row that counts nothing has none.
-        factor = share[rows] * (1 + 2 * z_loss * lse[rows]) / sums
+        # Of dz = factor · z; a row that counts nothing has none. In others a 0, which is a rounded
+        # number as every other, would leave nothing to divide the target's part by.
+        of_lse = 1 + 2 * z_loss * lse[rows]
+        of_lse = torch.where(of_lse == 0, torch.finfo(z.dtype).eps, of_lse)
+        factor = share[rows] * of_lse / sums
         inverse = torch.where(factor == 0, 0, 1 / factor)[:, None]
         if smooth:
             z.sub_(inverse * (share[rows, None] * (label_smoothing / heads.vocabulary)))

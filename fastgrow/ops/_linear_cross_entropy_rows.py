@@ -12,6 +12,7 @@ from torch import Tensor
 from fastgrow.ops import _linear_lse_triton, _triton
 from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._heads import Heads
+from fastgrow.ops._linear_lse_triton import MAX_HEADS
 
 
 def can_serve(
@@ -38,11 +39,31 @@ def pays(
     ok, reason = _triton.pays_on(heads.h[0])
     if not ok:
         return False, reason
-    if reduction != "none" and heads.need_grad():
+    if reduction == "none" or not gradients_fit(heads)[0]:
+        return True, ""
+    if heads.need_grad():
         return False, "gradients made beside the loss take three products, afterwards four"
-    if heads.dtype == torch.float32 and reduction != "none":
+    if heads.autocast_dtype == torch.float32:
         return False, "the library's float32 products are faster"
-    return (True, "") if reduction == "none" else _linear_lse_triton.aligned(heads)
+    return aligned(heads)
+
+
+def gradients_fit(heads: Heads) -> Verdict:
+    """Whether the dtype holds gradients that have not been multiplied by a loss scale.
+
+    One of float16 is applied to the loss, after its gradients are made; a probability over the
+    number of rows is often below the smallest number of float16.
+    """
+    if heads.autocast_dtype == torch.float16 and heads.need_grad():
+        return False, "float16 gradients made beside the loss vanish before a loss scale is applied"
+    return True, ""
+
+
+def aligned(heads: Heads) -> Verdict:
+    """Rows that start at multiples of 16 elements are loaded in whole vectors, ahead of time."""
+    if any(x.dim() > 1 and x.stride(0) % 16 for x in heads.tensors() if x.shape[-1] > MAX_HEADS):
+        return False, "rows that start at no multiple of 16 elements load slowly"
+    return True, ""
 
 
 def linear_cross_entropy_triton(

@@ -11,6 +11,7 @@ from fastgrow.ops import _linear_lse_autograd
 from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._heads import Heads
 from fastgrow.ops._linear_lse_autograd import empty_gradients, empty_terms
+from fastgrow.ops._linear_lse_triton import MAX_HEADS
 from fastgrow.ops._products import accumulate
 
 # Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
@@ -22,13 +23,20 @@ FEW_ELEMENTS = 1 << 21  # logits that are a chunk or two in any case
 def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
     """The verifier. Logits in memory are rounded to their dtype, which has to be a wide one."""
     if heads.dtype not in (torch.float32, torch.float64):
-        return False, f"it serves float32 and float64, not {heads.dtype}"
-    if torch.is_autocast_enabled(heads.device.type):
-        return False, "autocast is on"
+        many = f"; the formula takes more than {MAX_HEADS} heads, with all logits in memory"
+        left = many if len(heads.h) > MAX_HEADS else ""
+        return False, f"it serves float32 and float64, not {heads.dtype}{left}"
     return True, ""
 
 
 def pays(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
+    """Where it saves memory, with products as fast as the formula's."""
+    if heads.dtype == torch.float32 and heads.autocast_dtype != torch.float32:
+        return False, "its products would be float32, slower than autocast's"
+    return saves(heads)
+
+
+def saves(heads: Heads) -> Verdict:
     """On a CPU few logits are sooner made at once, and take little memory."""
     if heads.device.type == "cpu" and heads.rows * heads.vocabulary <= FEW_ELEMENTS:
         return False, f"it saves nothing to speak of on at most {FEW_ELEMENTS} logits"
@@ -38,8 +46,13 @@ def pays(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
 def linear_lse_gather_vendor(
     heads: Heads, targets: Tensor, with_mean: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of some rows, their sums, and the next rows in the same memory."""
-    return _linear_lse_autograd.terms("chunked", heads, targets, with_mean)
+    """Logits of some rows, their sums, and the next rows in the same memory.
+
+    Autocast rounds h and weight here as it does for the formula, but not the logits.
+    """
+    heads = heads.rounded()
+    with torch.autocast(heads.device.type, enabled=False):
+        return _linear_lse_autograd.terms("chunked", heads, targets, with_mean)
 
 
 def chunks(heads: Heads) -> Iterator[tuple[slice, Tensor]]:

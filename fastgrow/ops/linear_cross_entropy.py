@@ -51,7 +51,7 @@ def linear_cross_entropy(
             multiplied before they are added; 1/K each by default.
         ignore_index: targets of this value count nothing and get no gradient.
         reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
-        label_smoothing: share of the target spread evenly over the vocabulary.
+        label_smoothing: share of the target spread evenly over the vocabulary, in [0, 1].
         z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, §5).
         impl: force an implementation.
 
@@ -60,11 +60,14 @@ def linear_cross_entropy(
         a target out of range makes its row's loss NaN.
 
     Raises:
-        ArgumentError: an unknown reduction, shapes, dtypes or devices that do not go together; on
-            a CPU, and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+        ArgumentError: an unknown reduction, smoothing out of range, shapes, dtypes or devices
+            that do not go together; on a CPU, and elsewhere under FASTGROW_DEBUG=1, also a target
+            out of range.
     """
     if reduction not in REDUCTIONS:
         raise refuse(NAME, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
+    if not 0 <= label_smoothing <= 1:
+        raise refuse(NAME, "label_smoothing", "in [0, 1]", label_smoothing)
     heads = as_heads(NAME, h, weight, bias, mix, targets)
     check_range(NAME, "targets", targets, 0, heads.vocabulary, ignore=ignore_index)
     arguments = (

@@ -11,7 +11,7 @@ from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
 logits = pytest.importorskip("fastgrow.kernels.linear_logits", reason="triton is not installed")
 
 from fastgrow.kernels import linear_lse, linear_lse_backward, linear_lse_tuning  # noqa: E402
-from fastgrow.kernels.logit_loss import loss_in_place  # noqa: E402
+from fastgrow.kernels.logit_loss import fill_losses  # noqa: E402
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 MATRIX_KERNELS = ("lse_kernel", "gradient_kernel")
@@ -31,12 +31,13 @@ def launches(
     width: int = 1024,
     bias: bool = True,
     mean: bool = False,
+    vocabulary: int = VOCABULARY,
 ) -> list[Launch]:
     """Everything that both ways to a loss launch."""
     pairs = logits.product(
         [empty(rows, width, dtype=dtype)] * heads,
-        [empty(VOCABULARY, width, dtype=dtype)] * heads,
-        empty(VOCABULARY, dtype=dtype) if bias else None,
+        [empty(vocabulary, width, dtype=dtype)] * heads,
+        empty(vocabulary, dtype=dtype) if bias else None,
     )
     targets, row = empty(rows, dtype=torch.int64), empty(rows)
     forward, gradient = (
@@ -46,18 +47,19 @@ def launches(
 
     def step() -> None:
         linear_lse.forward(pairs, targets, with_mean=mean, tiles=forward)
-        out = empty(rows, WORDS, dtype=dtype)
+        out = empty(rows, min(WORDS, vocabulary), dtype=dtype)
         linear_lse_backward.logits_gradient(
             *(pairs, targets, row, row, row, row if mean else None, 0, out),
             with_sums=bias,
             tiles=gradient,
         )
-        loss_in_place(
-            *(empty(2048, VOCABULARY, dtype=dtype), pairs.bias, targets, row, row),
+        dz = empty(2048, vocabulary, dtype=dtype)
+        fill_losses(
+            *(dz.float() if heads > 1 else dz, pairs.bias, targets, row, row),
             ignore_index=-100,
             label_smoothing=0.1 if mean else 0.0,
             z_loss=0.0,
-            with_gradient=True,
+            gradient=dz,
         )
 
     return recorded(step)
@@ -79,6 +81,12 @@ def check(dtype: torch.dtype, capability: int, **changes: int | bool) -> None:
 
 def test_head_of_the_reference() -> None:
     check(BF16, 90)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 100, 200])
+def test_one_tile_of_words(vocabulary: int) -> None:
+    """Integers that are 1 reach a kernel as constants."""
+    check(BF16, 90, rows=64, mean=True, vocabulary=vocabulary)
 
 
 def test_issue_slots_beside_the_products() -> None:

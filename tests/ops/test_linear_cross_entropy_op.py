@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -125,6 +126,20 @@ def test_smoothing_and_z_loss(impl: str, options: dict[str, float]) -> None:
             torch.testing.assert_close(got, gradient, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.25])
+def test_logits_whose_sum_has_no_gradient(impl: str, smoothing: float) -> None:
+    """Where 1 + 2 · z_loss · lse is 0, the target's gradient is all there is."""
+    bias, z_loss = torch.zeros(2).double().requires_grad_(), -0.5 / math.log(2)
+    assert 1 + 2 * z_loss * bias.logsumexp(0) == 0
+    h, weight = torch.zeros(2, 3).double(), torch.zeros(2, 3).double()
+    options: dict[str, Any] = {"z_loss": z_loss, "label_smoothing": smoothing}
+    loss = public(h, weight, torch.tensor([0, 0]), bias, **options, impl=impl)
+    (found,) = torch.autograd.grad(loss, bias)
+    of_target = torch.tensor([1.0, 0.0]).double()
+    expected = -(1 - smoothing) * of_target - smoothing / 2
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_no_rows(impl: str) -> None:
     h, weight, targets, bias = inputs(n=0)
     tensors = [t.requires_grad_() for t in (h, weight, bias)]
@@ -218,6 +233,12 @@ def test_automatic_choice_on_a_cpu() -> None:
         assert chosen(h, weight) == "eager"
 
 
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
+
+
 @pytest.mark.parametrize(
     ("trained", "reduction", "width", "expected"),
     [
@@ -232,12 +253,25 @@ def test_automatic_choice_on_a_gpu(
     trained: bool, reduction: str, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradients beside the loss where it is one number; elsewhere no logits in memory."""
-    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
-    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
-    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
+    as_on_a_gpu(monkeypatch)
     h = torch.zeros(4, width, dtype=torch.bfloat16)
     weight = torch.zeros(9, width, dtype=torch.bfloat16, requires_grad=trained)
     assert chosen(h, weight, reduction) == expected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert chosen(h.float(), weight.float(), reduction) == expected
+
+
+@pytest.mark.parametrize("width", [32, 20])
+def test_half_precision_gradients_wait_for_the_loss_scale(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it they are below the smallest number of float16."""
+    as_on_a_gpu(monkeypatch)
+    h, weight = torch.zeros(4, width), torch.zeros(9, width, requires_grad=True)
+    assert chosen(h.half(), weight.half()) == "triton"
+    with torch.autocast("cpu", torch.float16):
+        assert chosen(h, weight) == "triton"
+        assert chosen(h, weight.detach()) == ("triton" if width == 32 else "vendor")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +284,9 @@ def test_automatic_choice_on_a_gpu(
         ({"weight": torch.zeros(11, 5)}, r"weight must be of shape \[V, 6\]"),
         ({"weight": torch.zeros(11, 6).double()}, "weight must be of dtype torch.float32"),
         ({"bias": torch.zeros(6)}, r"bias must be of shape \[11\]"),
+        ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], got 1.5"),
+        ({"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\], got -0.1"),
+        ({"label_smoothing": float("nan")}, r"label_smoothing must be in \[0, 1\], got nan"),
         ({"reduction": "avg"}, "reduction must be one of mean, sum, none, got 'avg'"),
     ],
 )

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
-from fastgrow.ops import _linear_lse_chunked, linear_cross_entropy, linear_lse_gather, merge_lse
+from fastgrow.ops import (
+    _linear_lse_chunked,
+    _triton,
+    linear_cross_entropy,
+    linear_lse_gather,
+    merge_lse,
+)
+from fastgrow.ops._dispatch import OPERATIONS, Explanation
+from fastgrow.ops._heads import Heads
 
 N, VOCABULARY = 15, 13
 WIDTHS = (6, 4, 6)
@@ -131,6 +139,47 @@ def test_parts_of_a_vocabulary_merge_to_the_whole(impl: str) -> None:
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
     assert_gradients(got, want, [h, weight, bias])
+
+
+def test_autocast_rounds_what_it_is_given(impl: str) -> None:
+    leaves = [x.detach().float() for x in (random(N, 6), random(VOCABULARY, 6, seed=1))]
+    leaves = [x.requires_grad_() for x in (*leaves, torch.linspace(-1, 1, VOCABULARY))]
+    h, weight, bias = leaves
+    targets = torch.arange(N) % VOCABULARY
+    with torch.autocast("cpu", torch.bfloat16):
+        got = linear_lse_gather(h, weight, targets, bias, impl=impl)
+        loss = linear_cross_entropy(h, weight, targets, bias, impl=impl)
+    logits = F.linear(*(x.bfloat16().float() for x in leaves))
+    want = logits.logsumexp(1), logits.gather(1, targets[:, None]).squeeze(1)
+    # Logits of the formula are bfloat16.
+    accuracy = {"rtol": 2e-2, "atol": 2e-2} if impl == "eager" else {"rtol": 1e-6, "atol": 1e-6}
+    for a, b in zip((*got, loss), (*want, (want[0] - want[1]).mean()), strict=True):
+        torch.testing.assert_close(a, b, **accuracy)
+    expected = torch.autograd.grad(want[0].sum() + (want[0] - want[1]).mean(), leaves)
+    found = torch.autograd.grad(got[0].sum() + loss, leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision, given or of autocast, takes the kernels whatever the rows' alignment."""
+    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
+    targets = torch.zeros(4, dtype=torch.int64)
+
+    def explained(width: int, dtype: torch.dtype, count: int = 1) -> Explanation:
+        h, weight = torch.zeros(4, width, dtype=dtype), torch.zeros(9, width, dtype=dtype)
+        heads = Heads([h] * count, [weight] * count, None)
+        return OPERATIONS["linear_lse_gather"].explain(heads, targets, False)
+
+    assert explained(20, torch.float32).active == "vendor"
+    assert explained(20, torch.bfloat16).active == "triton"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert explained(20, torch.float32).active == "triton"
+    many = explained(16, torch.bfloat16, 9)
+    assert many.active == "eager"
+    assert "the formula takes more than 8 heads, with all logits in memory" in many.reason
 
 
 def test_targets_elsewhere_have_no_logit(impl: str) -> None:

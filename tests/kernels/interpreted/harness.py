@@ -23,6 +23,7 @@ def assert_accurate(
     *,
     condition: float = 1.0,
     terms: float = 0.0,
+    rounded: float = 0.0,
 ) -> None:
     """error(result) ≤ 2 · error(eager) + 2 ulp, both against fp64, and an RMS below the ceiling.
 
@@ -41,6 +42,9 @@ def assert_accurate(
         terms: the size of two numbers whose difference the result is a multiple of. Each is
             rounded, so it is known to eps times their size, which counts where they cancel. Eager
             takes the second from the weights that it kept; a kernel takes it from its output.
+        rounded: eps of a dtype to which both eager and the kernel round on the way, half an ulp
+            each, where it is wider than the result's. The RMS may be as large; a single number's
+            error still goes by eager's.
     """
     assert result.dtype == eager.dtype
     assert result.shape == truth.shape
@@ -53,7 +57,7 @@ def assert_accurate(
     bound = 2 * allowed + max(ulps, conditioned, EPS * terms)
     assert error.max() <= bound, f"{name}: error {error.max():.3g}, allowed {bound:.3g}"
     size, rms = truth.square().mean().sqrt(), error.square().mean().sqrt()
-    ceiling = max(RMS_CEILING[result.dtype], condition * EPS) * size + EPS * terms
+    ceiling = max(RMS_CEILING[result.dtype], condition * EPS, rounded / 2) * size + EPS * terms
     assert rms <= ceiling, f"{name}: RMS error {rms / size:.3g} of {ceiling / size:.3g}"
 
 

@@ -161,6 +161,14 @@ def test_no_rows_and_leading_dimensions() -> None:
     assert torch.equal(cube.view(9, 40), lora_linear(x, weight, a, b, bias, impl="triton"))
 
 
+def test_strided_bias() -> None:
+    x, weight, a, b, _ = layer()
+    bias = torch.randn(40, 2, device=DEVICE)[:, 0]
+    expected = lora_linear(x, weight, a, b, bias, impl="eager")
+    y = lora_linear(x, weight, a, b, bias, impl="triton")
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_autocast_computes_in_its_dtype() -> None:
     x, weight, a, b, bias = layer()
     with torch.autocast(DEVICE, BF16):

@@ -171,7 +171,7 @@ def test_gradients_of_what_is_not_frozen_alone(activation: str, needed: str) -> 
     result = everything[needed].grad
     everything[needed].grad = None
     mlp(**arguments, impl="eager").square().sum().backward()
-    torch.testing.assert_close(result, everything[needed].grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result, everything[needed].grad, rtol=1e-5, atol=1e-5)
 
 
 def test_leading_dimensions_and_strided_rows() -> None:
@@ -183,6 +183,16 @@ def test_leading_dimensions_and_strided_rows() -> None:
     )
     vector = mlp(**arguments | {"x": x[0, 0, 0]}, impl="triton")
     torch.testing.assert_close(vector, expected[0, 0, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_strided_biases(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_products(monkeypatch, fused)
+    arguments = layer()
+    arguments["up_bias"] = torch.randn(32, 2, device=DEVICE)[:, 0]
+    arguments["down_bias"] = torch.randn(16, 2, device=DEVICE)[:, 0]
+    expected = mlp(**arguments, impl="eager")
+    torch.testing.assert_close(mlp(**arguments, impl="triton"), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("fused", [True, False])
