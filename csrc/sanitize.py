@@ -96,7 +96,7 @@ def run_tests(
         print(f"the sanitized extension does not load: {said.stdout}{said.stderr}", file=sys.stderr)
         return 1
     files = [str(ROOT / "tests" / "ops" / name) for name in TESTS]
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", chosen, "--rootdir", str(ROOT)]
+    options = ["-x", "-p", "no:cacheprovider", "-k", chosen, "--rootdir", str(ROOT)]
     command = [sys.executable, "-m", "pytest", *options, *files, *arguments]
     return subprocess.run(command, cwd=tree, env=environment, check=False).returncode
 

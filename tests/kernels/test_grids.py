@@ -19,7 +19,7 @@ from fastgrow.kernels import (  # noqa: E402
     mlp,
     norm,
 )
-from fastgrow.kernels.logit_loss import loss_in_place  # noqa: E402
+from fastgrow.kernels.logit_loss import fill_losses  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
 FIRST, OTHERS = 2**31 - 1, 65_535  # programs along the axes
@@ -122,9 +122,9 @@ def test_loss_of_a_head() -> None:
         linear_lse_backward.logits_gradient(
             pairs, targets, row, row, row, row, 0, out, with_sums=True
         )
-        loss_in_place(
+        fill_losses(
             out, None, targets, row, row,
-            ignore_index=-100, label_smoothing=0.1, z_loss=0.0, with_gradient=True,
+            ignore_index=-100, label_smoothing=0.1, z_loss=0.0, gradient=out,
         )  # fmt: skip
 
     check(step, "lse_kernel", "merge_kernel", "gradient_kernel", "loss_kernel")
