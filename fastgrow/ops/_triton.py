@@ -35,6 +35,8 @@ def can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Verdict:
         return False, "the tensors are on the CPU and TRITON_INTERPRET=1 is not set"
     if tensor.device.type not in ("cpu", "cuda"):
         return False, f"it has no kernel for {tensor.device.type} tensors"
+    if tensor.device.type == "cuda" and not _is_new_enough(tensor.device):
+        return False, "it needs a GPU of compute capability 8.0 or newer"
     if dtype not in DTYPES:
         return False, f"it takes float32, bfloat16 or float16, not {dtype}"
     return True, ""

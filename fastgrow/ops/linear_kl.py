@@ -25,6 +25,7 @@ from fastgrow.ops._check import (
     refuse_double_backward,
 )
 from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.ops._products import accumulate
 
 Head = tuple[Tensor, Tensor, Tensor | None]
 REDUCTIONS = ("mean", "sum", "none")
@@ -197,10 +198,8 @@ def _chunked(
         narrow = dz.to(h.dtype)
         if need_dh:
             torch.mm(narrow, weight, out=dh[part])
-        if need_dweight and dweight.dtype == narrow.dtype:
-            dweight.addmm_(narrow.T, some)
-        elif need_dweight:
-            dweight += narrow.T @ some
+        if need_dweight:
+            accumulate(dweight, narrow.T, some, first=False)
     return losses, dh, dweight, dbias
 
 

@@ -166,3 +166,19 @@ def test_the_environment_of_a_process_is_read() -> None:
             check=True,
         )
         assert said in done.stdout
+
+
+def test_a_gpu_too_old_for_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from fastgrow.ops import _triton
+
+    tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    monkeypatch.setattr(_triton, "INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, ok in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert _triton.can_run(tensor)[0] == ok  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    reason = _triton.can_run(tensor)[1]  # type: ignore[arg-type]
+    assert reason == "it needs a GPU of compute capability 8.0 or newer"
