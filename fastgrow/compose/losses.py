@@ -7,6 +7,7 @@ expert gave to the targets, and, if it reads the text, to the text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,8 +130,10 @@ def _mixture_nats(
     """−log Σ_k w_k · p_k(target), [B, T]; meaningless where there is no target."""
     names = [name for name, _ in experts]
     if not rule.reads_text:
-        target_scores = _scores(experts, tokens.ids, targets)
-        return _mixed(rule.log_weights(names, tokens), target_scores)
+        log_weights = rule.log_weights(names, tokens)
+        voices = log_weights.isfinite().nonzero().flatten().tolist()
+        target_scores = _scores([experts[k] for k in voices], tokens.ids, targets)
+        return _mixed(log_weights[voices], target_scores)
     # The token after the next is scored as a target and as text: once, if they are the same.
     following = torch.cat([tokens.ids[:, 1:], targets[:, -1:]], dim=1)
     following_scores = _scores(experts, tokens.ids, following)
@@ -144,7 +147,9 @@ def _mixture_nats(
 
 
 def _mixed(log_weights: Tensor, scores: Tensor) -> Tensor:
-    return -(log_weights.to(scores.dtype) + scores).logsumexp(-1)
+    """By autograd, each expert's cross-entropy gets its share in the target as its row's weight."""
+    terms = (log_weights.to(scores.dtype) + scores).masked_fill(log_weights.isneginf(), -math.inf)
+    return -terms.logsumexp(-1)
 
 
 def _scores(experts: Sequence[tuple[str, Any]], ids: Tensor, targets: Tensor) -> Tensor:

@@ -42,34 +42,6 @@ def in_one_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
-def log_mixture(logits: Sequence[Tensor], log_weights: Tensor, log_sums: Tensor) -> Tensor:
-    """log Σ_k w_k · softmax(z_k): the logarithm of a mixture of K distributions.
-
-    Never leaves the space of logarithms, so that nothing underflows, and goes expert by expert, so
-    that nothing of size K x V is built.
-
-    Args:
-        logits: K tensors [B, T, V].
-        log_weights: log w_k, [K] or [B, T, K].
-        log_sums: each expert's logsumexp over its vocabulary, [B, T, K].
-
-    Returns:
-        Log-probabilities [B, T, V] in float32 or better.
-    """
-    dtype = accumulation_dtype(logits)
-    offsets = (log_weights - log_sums).to(dtype)
-    mixture = logits[0].to(dtype) + offsets[..., 0, None]
-    for k, z in enumerate(logits[1:], start=1):
-        mixture = torch.logaddexp(mixture, z.to(dtype) + offsets[..., k, None])
-    return mixture
-
-
-def log_normalizers(logits: Sequence[Tensor]) -> Tensor:
-    """Each expert's logsumexp over the vocabulary: K tensors [B, T, V] to [B, T, K]."""
-    dtype = accumulation_dtype(logits)
-    return torch.stack([z.to(dtype).logsumexp(-1) for z in logits], dim=-1)
-
-
 def cut(logits: Sequence[Tensor], last_only: bool) -> Sequence[Tensor]:
     """All positions, or for `last_only` the last one."""
     return [z[:, -1:] for z in logits] if last_only else logits
@@ -101,8 +73,3 @@ def decayed_sums(values: Tensor, carry: Tensor, initial: Tensor) -> Tensor:
         factors = torch.cat([factors[:, :step], factors[:, step:] * factors[:, :-step]], dim=1)
         step *= 2
     return sums
-
-
-def accumulation_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The dtype to add up in: the tensors' own, but no less than float32."""
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)

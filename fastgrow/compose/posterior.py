@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastgrow.compose.mixing import cut, decayed_sums, log_mixture, log_normalizers
+from fastgrow import ops
+from fastgrow.compose.mixing import decayed_sums
 from fastgrow.compose.rules import PriorRule, RuleState, Tokens
 from fastgrow.errors import ConfigError
 
@@ -24,7 +25,7 @@ class PosteriorState(RuleState):
     """The memory of `Posterior`.
 
     evidence: the sum of past scores, [B, K] float64; None before the first token.
-    forecasts: each expert's log-probabilities of the coming token, K tensors [B, V].
+    forecasts: each expert's logits of the coming token, K tensors [B, V].
     """
 
     evidence: Tensor | None = None
@@ -87,7 +88,7 @@ class Posterior(PriorRule):
         log_prior = self.log_prior(names, tokens.ids.device)
         # Sums over a long text of nats that cancel in the end: float64 costs nothing at this size.
         values = scores.double().clamp(min=IMPOSSIBLE)
-        values = values.masked_fill(tokens.silent[..., None], 0.0)
+        values = values.masked_fill(tokens.silent[..., None] | log_prior.isneginf(), 0.0)
         carry = torch.full_like(values[..., 0], self.forgetting)
         carry = carry.masked_fill(tokens.silent, 1.0).masked_fill(tokens.starts, 0.0)
         past = state.evidence if isinstance(state, PosteriorState) else None
@@ -97,39 +98,29 @@ class Posterior(PriorRule):
             state.evidence = evidence[:, -1]
         return torch.log_softmax(log_prior + evidence / self.temperature, dim=-1)
 
-    def merge(
+    def weigh(
         self,
         names: Sequence[str],
         logits: Sequence[Tensor],
         tokens: Tokens,
         state: RuleState | None = None,
-        *,
-        last_only: bool = False,
     ) -> Tensor:
-        log_sums = log_normalizers(logits)
         forecasts = state.forecasts if isinstance(state, PosteriorState) else ()
-        scores = torch.stack(
-            [
-                _scores(z, log_sums[..., k], tokens.ids, forecasts[k] if forecasts else None)
-                for k, z in enumerate(logits)
-            ],
-            dim=-1,
-        )
-        log_weights = self.log_weights(names, tokens, scores, state)
+        scores = [
+            _scores(z, tokens.ids, forecasts[k] if forecasts else None)
+            for k, z in enumerate(logits)
+        ]
         if isinstance(state, PosteriorState):
-            state.forecasts = tuple(
-                z[:, -1].to(log_sums.dtype) - log_sums[:, -1, k, None] for k, z in enumerate(logits)
-            )
-        if last_only:
-            log_weights, log_sums = log_weights[:, -1:], log_sums[:, -1:]
-        return log_mixture(cut(logits, last_only), log_weights, log_sums)
+            # Copies, since a view would keep the logits of the whole text.
+            state.forecasts = tuple(z[:, -1].clone() for z in logits)
+        return self.log_weights(names, tokens, torch.stack(scores, dim=-1), state)
 
 
-def _scores(logits: Tensor, log_sum: Tensor, ids: Tensor, forecast: Tensor | None) -> Tensor:
+def _scores(logits: Tensor, ids: Tensor, forecast: Tensor | None) -> Tensor:
     """log p(ids_t | ids_<t) of one expert, [B, T]; zero for a first token that none predicted."""
-    first = ids[:, :1]
-    first_score = (
-        torch.zeros_like(log_sum[:, :1]) if forecast is None else forecast.gather(1, first)
-    )
-    following = logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1).to(log_sum.dtype)
-    return torch.cat([first_score, following - log_sum[:, :-1]], dim=1)
+    following = ops.mean_log_softmax_gather([logits[:, :-1]], ids[:, 1:])
+    if forecast is None:
+        first = torch.zeros_like(ids[:, 0], dtype=following.dtype)
+    else:
+        first = ops.mean_log_softmax_gather([forecast], ids[:, 0])
+    return torch.cat([first[:, None], following], dim=1)

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from fastgrow.compose.mixing import cut, log_mixture, log_normalizers, logit_sum
+from fastgrow import ops
+from fastgrow.compose.mixing import cut, in_one_dtype, logit_sum
 from fastgrow.compose.weights import (
     checked_weights,
     normalized,
@@ -198,6 +199,17 @@ class ProbabilityRule(Rule):
             [K] or [B, T, K], on the device of `tokens`.
         """
 
+    def weigh(
+        self,
+        names: Sequence[str],
+        logits: Sequence[Tensor],
+        tokens: Tokens,
+        state: RuleState | None = None,
+    ) -> Tensor:
+        """log w_k as `log_weights` has them, from logits as `merge` takes them; brings the whole
+        memory up to date."""
+        return self.log_weights(names, tokens)
+
     def merge(
         self,
         names: Sequence[str],
@@ -207,8 +219,10 @@ class ProbabilityRule(Rule):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        logits = cut(logits, last_only)
-        return log_mixture(logits, self.log_weights(names, tokens), log_normalizers(logits))
+        log_weights = self.weigh(names, logits, tokens, state)
+        if last_only and log_weights.dim() > 1:
+            log_weights = log_weights[:, -1:]
+        return ops.probability_mean(in_one_dtype(cut(logits, last_only)), log_weights=log_weights)
 
 
 @dataclass(frozen=True)

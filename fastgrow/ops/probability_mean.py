@@ -8,16 +8,21 @@ The mean of logits (`logit_mean`) is, after its softmax, their geometric mean, w
 that one expert rules out for impossible. Everything stays in the space of logarithms. Weights need
 not sum to one, and then p does not either; where negative weights make it negative, its logarithm
 is NaN. A zero in weights given for every row takes the expert out of the row.
+
+Weights that follow from evidence span more powers of ten than a float has; `log_weights` are added
+to log p_k before anything is exponentiated.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgrow.ops._check import refuse
 from fastgrow.ops._debug import check_range, out_of_range
 from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops._experts import (
@@ -41,6 +46,7 @@ def probability_mean(
     logits: Sequence[Tensor],
     weights: Numbers | None = None,
     *,
+    log_weights: Tensor | None = None,
     temperatures: Numbers | None = None,
     impl: str | None = None,
 ) -> Tensor:
@@ -51,6 +57,8 @@ def probability_mean(
             may have its own strides.
         weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
             [..., K], one for each row and expert, where zero takes the expert out of the row.
+        log_weights: instead of the weights, their logarithms, [K] or [..., K]; −inf takes the
+            expert out.
         temperatures: like the weights; expert k's logits are divided by the k-th.
         impl: force `eager`, `native`, …
 
@@ -64,8 +72,16 @@ def probability_mean(
     name = "probability_mean"
     check_logits(name, logits)
     check_vocabulary(name, logits)
+    log_weight = None
+    if log_weights is not None:
+        if weights is not None:
+            raise refuse(name, "log_weights", "None beside weights", "both")
+        log_weight = numbers(name, "log_weights", log_weights, logits)
+        # By row, so that −inf takes an expert out of its logits as well.
+        log_weight = log_weight.expand(*logits[0].shape[:-1], len(logits))
+        weights = (log_weight > -math.inf).to(log_weight.dtype)
     scale, weight = _parameters(name, logits, weights, temperatures)
-    return MEAN(logits, scale, weight, impl=impl)
+    return MEAN(logits, scale, weight, log_weight, impl=impl)
 
 
 def probability_mean_gather(
@@ -191,7 +207,7 @@ def _masked(log_probability: Tensor, weight: Tensor, k: int) -> Tensor:
 
 def _mean_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
     logits, weight = example_logits(device)
-    return (logits, weight, weight), {}
+    return (logits, weight, weight, None), {}
 
 
 def _gather_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -204,23 +220,32 @@ GATHER = Operation("probability_mean_gather", example=_gather_example)
 
 
 @MEAN.implementation("eager")
-def mean_eager(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
+def mean_eager(
+    logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
+) -> Tensor:
     """The formula; every expert's log-probabilities are in memory."""
-    parts = [
-        _masked(averaged([x], scale[..., k, None]).log_softmax(-1), weight, k)
-        for k, x in enumerate(logits)
-    ]
+    parts = []
+    for k, x in enumerate(logits):
+        log_p = averaged([x], scale[..., k, None]).log_softmax(-1)
+        if log_weight is not None:
+            log_p = log_p + log_weight[..., k, None]
+        parts.append(_masked(log_p, weight, k))
     return log_of_sum(parts, weight if weight.dim() == 1 else weight[..., None, :])
 
 
-def _verify_mean(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Verdict:
-    return verify_native_constant(logits, scale, weight)
+def _verify_mean(
+    logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
+) -> Verdict:
+    parameters = (scale, weight) if log_weight is None else (scale, weight, log_weight)
+    return verify_native_constant(logits, *parameters)
 
 
 @MEAN.implementation("native", verify=_verify_mean)
-def mean_native(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
+def mean_native(
+    logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
+) -> Tensor:
     """Two passes over the logits (csrc/cpu/probability_mean.cpp)."""
-    return torch.ops.fastgrow.probability_mean(logits, scale, weight)
+    return torch.ops.fastgrow.probability_mean(logits, scale, weight, log_weight)
 
 
 @GATHER.implementation("eager")
@@ -265,15 +290,21 @@ def gather_native(
 
 
 _library = torch.library.Library("fastgrow", "FRAGMENT")
-_library.define("probability_mean(Tensor[] logits, Tensor scale, Tensor weight) -> Tensor")
+_library.define(
+    "probability_mean(Tensor[] logits, Tensor scale, Tensor weight, Tensor? log_weight) -> Tensor"
+)
 
 
 @torch.library.register_fake("fastgrow::probability_mean", lib=_library)
-def _log_probabilities(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
+def _log_probabilities(
+    logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
+) -> Tensor:
     return weight.new_empty(logits[0].shape)
 
 
-def _mean_cpu(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
+def _mean_cpu(
+    logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
+) -> Tensor:
     log_sums = torch.stack(
         [
             torch.ops.fastgrow.mean_log_sum_exp([x], scale[..., k : k + 1].contiguous())
@@ -281,9 +312,9 @@ def _mean_cpu(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
         ],
         dim=-1,
     )
-    offsets = weight.abs().log() - log_sums
+    offsets = (weight.abs().log() if log_weight is None else log_weight) - log_sums
     signs = weight.sign().expand(offsets.shape).contiguous()
-    out = _log_probabilities(logits, scale, weight)
+    out = _log_probabilities(logits, scale, weight, log_weight)
     torch.ops.fastgrow_native.probability_mean_out(
         logits, row_factors(scale), offsets.contiguous(), signs, out
     )

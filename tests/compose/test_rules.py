@@ -223,6 +223,15 @@ def test_posterior_survives_tokens_that_every_expert_called_impossible() -> None
     torch.testing.assert_close(merged[0, 2], logits[0][0, 2].log_softmax(-1))
 
 
+def test_posterior_keeps_an_expert_that_no_float32_weight_could_hold() -> None:
+    """One that is e⁻³⁰⁰ as likely decides where the other sees nothing."""
+    logits = [torch.zeros(1, 2, 3) for _ in range(2)]
+    logits[1][:, 0, 1] = -300.0
+    logits[0][:, 1, 2] = -math.inf
+    merged = Posterior().merge(("a", "b"), logits, Tokens.of(torch.tensor([[0, 1]])))
+    assert merged[0, 1, 2].item() == pytest.approx(-300 - math.log(2), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "rule", [Mean(), ProbabilityMean(), Posterior(), Posterior(forgetting=0.5)]
 )

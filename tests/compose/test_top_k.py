@@ -44,6 +44,23 @@ def test_the_mixture_is_over_the_best_experts() -> None:
     assert len({int(k) for k in agrees.int().argmax(0).flatten()}) > 1
 
 
+def test_gradients_pass_by_the_experts_that_are_silent() -> None:
+    logits, ids = example()
+    leaves = [z.requires_grad_() for z in logits]
+    merged = TopK(1).merge(NAMES, leaves, Tokens.of(ids, BOS, PAD))
+    merged.gather(-1, ids[..., None]).sum().backward()
+    assert all(z.grad is not None and bool(z.grad.isfinite().all()) for z in leaves)
+
+
+def test_an_expert_that_is_silent_may_say_anything() -> None:
+    logits, ids = example()
+    tokens = Tokens.of(ids, BOS, PAD)
+    expected = TopK(1, {"ru": 1, "zh": 1, "en": 0}).merge(NAMES, logits, tokens)
+    logits[2][:, 3] = float("nan")
+    result = TopK(1, {"ru": 1, "zh": 1, "en": 0}).merge(NAMES, logits, tokens)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
 def test_all_experts_are_the_posterior() -> None:
     logits, ids = example()
     tokens = Tokens.of(ids, BOS, PAD)

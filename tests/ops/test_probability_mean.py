@@ -78,6 +78,52 @@ def test_is_the_arithmetic_mean_of_probabilities() -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logarithms_of_weights_may_lie_far_apart(impl: str, dtype: torch.dtype) -> None:
+    """No float32 is as small as e⁻²⁰⁰, yet where the other expert sees nothing it decides."""
+    logits = make(3, (2, 3, 65), dtype)
+    logits[0][..., 5] = -math.inf
+    for log_weights in (
+        torch.tensor([0.0, -200.0, -math.inf]).double(),
+        torch.tensor([0.0, -200.0, -math.inf]).double().expand(2, 3, 3).clone(),
+    ):
+        terms = [
+            z.double().log_softmax(-1) + log_weights[..., k, None] for k, z in enumerate(logits)
+        ]
+        exact = torch.stack(terms).logsumexp(0)
+        result = probability_mean(logits, log_weights=log_weights, impl=impl)
+        assert (exact[..., 5] < -200).all()
+        torch.testing.assert_close(result.double(), exact, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_logarithm_of_zero_takes_the_expert_out(impl: str) -> None:
+    logits = make(3, (2, 7), torch.float64)
+    logits[0][0], logits[1][0] = math.nan, math.nan
+    log_weights = torch.tensor([[-math.inf, -math.inf, 0.0], [-1.0, -math.inf, -0.5]])
+    result = probability_mean(logits, log_weights=log_weights, impl=impl)
+    second = torch.logaddexp(logits[0][1].log_softmax(-1) - 1, logits[2][1].log_softmax(-1) - 0.5)
+    torch.testing.assert_close(result[0], logits[2][0].log_softmax(-1))
+    torch.testing.assert_close(result[1], second)
+
+
+def test_logarithms_of_weights_get_gradients() -> None:
+    logits = [x.requires_grad_() for x in make(3, (2, 7), torch.float64)]
+    for log_weights in (
+        torch.tensor([-1.0, -0.1, 0.3], dtype=torch.float64),
+        torch.tensor([[-1.0, 0.2, -0.3], [-0.5, -2.0, 0.0]], dtype=torch.float64),
+    ):
+        assert torch.autograd.gradcheck(
+            lambda w, *z: probability_mean(z, log_weights=w),
+            (log_weights.requires_grad_(), *logits),
+        )
+    # The first two experts are absent together, which leaves no NaN behind.
+    some = torch.tensor([-math.inf, -math.inf, 0.0], dtype=torch.float64)
+    probability_mean(logits, log_weights=some)[:, 3].sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in logits)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_reductions_and_ignored_targets_are_torchs(impl: str, reduction: str) -> None:
     logits = make(3, (2, 5, 33), torch.float32)
@@ -149,8 +195,10 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
 def test_registration_passes_opcheck() -> None:
     logits = make(2, (3, 33), torch.float32)
     for shape in ((2,), (3, 2)):
-        arguments = (logits, torch.ones(shape), torch.full(shape, 0.5))
-        opcheck(torch.ops.fastgrow.probability_mean.default, arguments)
+        weight = torch.full(shape, 0.5)
+        for log_weight in (None, weight.log()):
+            arguments = (logits, torch.ones(shape), weight, log_weight)
+            opcheck(torch.ops.fastgrow.probability_mean.default, arguments)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -184,6 +232,10 @@ def test_errors_say_what_was_expected(impl: str) -> None:
     a, targets = torch.zeros(2, 5), torch.tensor([0, 4])
     with pytest.raises(ArgumentError, match=r"probability_mean: logits\[1\] must be"):
         probability_mean([a, a.half()], impl=impl)
+    with pytest.raises(ArgumentError, match="log_weights must be None beside weights"):
+        probability_mean([a, a], [0.5, 0.5], log_weights=torch.zeros(2), impl=impl)
+    with pytest.raises(ArgumentError, match="log_weights must be 2 numbers.*got shape \\[3\\]"):
+        probability_mean([a, a], log_weights=torch.zeros(3), impl=impl)
     with pytest.raises(ArgumentError, match=r"probability_mean_gather: targets must be of shape"):
         probability_mean_gather([a], targets[:1], impl=impl)
     with pytest.raises(ArgumentError, match="reduction must be one of"):
