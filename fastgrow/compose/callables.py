@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgrow import ops
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.nn import SubstrateLike
 from fastgrow.nn.generate import GenerationMixin
@@ -125,15 +125,9 @@ class CallableExpert(GenerationMixin, nn.Module):
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
         """Cross-entropy in nats of `targets` [B, T]; see `LanguageModel.loss`."""
-        logits = self(ids)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).to(wide),
-            targets.flatten(),
-            ignore_index=ignore_index,
-            reduction=reduction,
+        return ops.mean_cross_entropy(
+            [self(ids)], targets, ignore_index=ignore_index, reduction=reduction
         )
-        return loss.view(targets.shape) if reduction == "none" else loss
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> ReadTokens:
         """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgrow.compose.adapter import Adapter, LowRank, check_adapted, make_low_rank
 from fastgrow.compose.cache import EnsembleCache
+from fastgrow.compose.draws import draw_from_experts, is_drawn_from_experts
 from fastgrow.compose.experts import (
     Experts,
     check_model,
@@ -26,6 +27,7 @@ from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.evaluation import BitsPerCharacter, bits_per_character
 from fastgrow.nn import FrozenEmbedding, LanguageModel, SubstrateLike
 from fastgrow.nn.generate import GenerationMixin
+from fastgrow.nn.sampling import Sampler
 from fastgrow.ops._check import describe
 
 
@@ -106,6 +108,30 @@ class Ensemble(GenerationMixin, nn.Module):
             last_only=last_only,
         )
         return merged if self.adapter is None else merged + self.adapter(hidden)
+
+    def next_tokens(self, ids: Tensor, cache: EnsembleCache, sampler: Sampler) -> Tensor:
+        """Draw what comes after ids [B, T], without the merged prediction where that is possible.
+
+        Args:
+            ids: [B, T] int64.
+            cache: earlier tokens; these are added to it.
+            sampler: how to draw.
+
+        Returns:
+            [B] int64.
+
+        Raises:
+            ArgumentError: as `forward`, or a row has no distribution.
+        """
+        if not is_drawn_from_experts(self._rule, sampler):
+            return sampler(self(ids, cache, last_only=True)[:, -1])
+        self._check_ids(ids)
+        cache.begin(ids, self.names, self._rule)
+        drawn = draw_from_experts(
+            self._rule, self.experts.items(), self._tokens(ids), cache, sampler, self.adapter
+        )
+        cache.length += ids.shape[1]
+        return drawn
 
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow import ops
@@ -21,6 +20,7 @@ from fastgrow.compose.mixing import in_one_dtype
 from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
 from fastgrow.errors import ArgumentError
 from fastgrow.nn import Decoder, LMHead
+from fastgrow.ops.mean_cross_entropy import reduced
 
 _NO_TARGET = -100
 
@@ -61,11 +61,12 @@ def ensemble_loss(
         return _logit_loss(rule, experts, tokens.ids, targets, reduction, adapter)
     if isinstance(rule, ProbabilityRule):
         nats = _mixture_nats(rule, experts, tokens, targets)
-        return _reduced(nats, targets, reduction)
+        nats = nats.masked_fill(targets == _NO_TARGET, 0.0)
+        return reduced(nats, targets, _NO_TARGET, reduction)
     logits = rule.merge(
         [n for n, _ in experts], [model(tokens.ids) for _, model in experts], tokens
     )
-    return _cross_entropy(logits, targets, reduction)
+    return ops.mean_cross_entropy([logits], targets, ignore_index=_NO_TARGET, reduction=reduction)
 
 
 def _logit_loss(
@@ -131,9 +132,10 @@ def _mixture_nats(
     names = [name for name, _ in experts]
     if not rule.reads_text:
         log_weights = rule.log_weights(names, tokens)
-        voices = log_weights.isfinite().nonzero().flatten().tolist()
+        has_a_say = ~log_weights.isneginf().reshape(-1, len(experts)).all(0)
+        voices = has_a_say.nonzero().flatten().tolist()
         target_scores = _scores([experts[k] for k in voices], tokens.ids, targets)
-        return _mixed(log_weights[voices], target_scores)
+        return _mixed(log_weights[..., voices], target_scores)
     # The token after the next is scored as a target and as text: once, if they are the same.
     following = torch.cat([tokens.ids[:, 1:], targets[:, -1:]], dim=1)
     following_scores = _scores(experts, tokens.ids, following)
@@ -161,23 +163,3 @@ def _scores(experts: Sequence[tuple[str, Any]], ids: Tensor, targets: Tensor) ->
         ],
         dim=-1,
     )
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    loss = F.cross_entropy(
-        logits.flatten(0, 1).to(dtype),
-        targets.flatten(),
-        ignore_index=_NO_TARGET,
-        reduction=reduction,
-    )
-    return loss.view(targets.shape) if reduction == "none" else loss
-
-
-def _reduced(nats: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    counts = targets != _NO_TARGET
-    nats = torch.where(counts, nats, 0.0)
-    if reduction == "none":
-        return nats
-    total = nats.sum()
-    return total if reduction == "sum" else total / counts.sum()

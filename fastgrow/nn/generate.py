@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from fastgrow.errors import ArgumentError, ConfigError
-from fastgrow.nn.language_model import LanguageModel, SubstrateLike
-from fastgrow.nn.sampling import check_sampling, sample
+from fastgrow.nn.language_model import Cache, LanguageModel, SubstrateLike
+from fastgrow.nn.sampling import Sampler, check_sampling
 from fastgrow.ops._check import INTEGERS, describe
 
 Piece = TypeVar("Piece", str, Tensor)
@@ -220,6 +221,9 @@ def _next_ids(model: LanguageModel, ids: Tensor, options: GenerationOptions) -> 
     generator = None
     if options.seed is not None:
         generator = torch.Generator(ids.device).manual_seed(options.seed)
+    sampler = Sampler(options.temperature, options.top_k, options.top_p, generator)
+    # A model that needn't make all its logits to choose from them has a way of its own.
+    choose = getattr(model, "next_tokens", partial(_choose, model))
     history = [ids]
     unread = ids[:, -limit:]
     cache = None
@@ -231,17 +235,14 @@ def _next_ids(model: LanguageModel, ids: Tensor, options: GenerationOptions) -> 
         with torch.no_grad():
             if cache is None:
                 cache = model.new_cache(batch, room)
-            logits = model(unread, cache, last_only=True)[:, -1]
-            tokens = sample(
-                logits,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                generator=generator,
-            )
+            tokens = choose(unread, cache, sampler)
         yield tokens
         unread = tokens[:, None]
         history.append(unread)
+
+
+def _choose(model: LanguageModel, ids: Tensor, cache: Cache, sampler: Sampler) -> Tensor:
+    return sampler(model(ids, cache, last_only=True)[:, -1])
 
 
 def _require_substrate(model: LanguageModel) -> SubstrateLike:

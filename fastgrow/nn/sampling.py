@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from fastgrow.errors import ConfigError
+from fastgrow import ops
+from fastgrow.errors import ArgumentError, ConfigError
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -69,3 +73,65 @@ def sample(
     if top_p is not None and top_p < 1:
         logits = keep_top_p(logits, top_p)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How tokens are drawn, and from what randomness.
+
+    Args:
+        temperature, top_k, top_p, generator: of `sample`; torch's global generator without one.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    generator: torch.Generator | None = None
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether tokens are drawn from the very distribution that a model predicts."""
+        return self.temperature == 1 and self.top_k is None and self.top_p in (None, 1)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """One token for each row of logits [B, V], [B] int64."""
+        return sample(
+            logits,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            generator=self.generator,
+        )
+
+    def of_sum(self, logits: Sequence[Tensor], factors: Sequence[float] | Tensor) -> Tensor:
+        """One token a row from Σ_k c_k · z_k, without the sum in memory.
+
+        Args:
+            logits: K tensors [B, V] of one dtype.
+            factors: c_k, K numbers or [B, K].
+
+        Returns:
+            [B] int64.
+
+        Raises:
+            ArgumentError: a row has no distribution.
+        """
+        seed = 0
+        if self.temperature > 0:
+            device = None if self.generator is None else self.generator.device
+            numbers = torch.randint(1 << 62, (1,), generator=self.generator, device=device)
+            seed = int(numbers)
+        tokens = ops.mean_sample(
+            logits,
+            factors,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=seed,
+        )
+        if bool((tokens < 0).any()):
+            raise ArgumentError(
+                f"generate: row {int((tokens < 0).nonzero()[0])} has no distribution to draw "
+                "from; its logits have NaN, +inf or nothing but -inf"
+            )
+        return tokens

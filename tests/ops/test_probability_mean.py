@@ -234,7 +234,7 @@ def test_errors_say_what_was_expected(impl: str) -> None:
         probability_mean([a, a.half()], impl=impl)
     with pytest.raises(ArgumentError, match="log_weights must be None beside weights"):
         probability_mean([a, a], [0.5, 0.5], log_weights=torch.zeros(2), impl=impl)
-    with pytest.raises(ArgumentError, match="log_weights must be 2 numbers.*got shape \\[3\\]"):
+    with pytest.raises(ArgumentError, match=r"log_weights must be 2 numbers.*got shape \[3\]"):
         probability_mean([a, a], log_weights=torch.zeros(3), impl=impl)
     with pytest.raises(ArgumentError, match=r"probability_mean_gather: targets must be of shape"):
         probability_mean_gather([a], targets[:1], impl=impl)
