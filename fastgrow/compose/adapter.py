@@ -95,9 +95,10 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def features(self, hidden: Sequence[Tensor]) -> Tensor:
-        """What the second product reads, [..., rank]."""
-        low: Tensor = self.down(torch.cat(list(hidden), dim=-1))
-        return low
+        """What the second product reads, [..., rank], in the dtype of the hidden states."""
+        together = torch.cat(list(hidden), dim=-1)
+        low: Tensor = self.down(together.to(self.down.weight.dtype))
+        return low.to(together.dtype)
 
     def forward(self, hidden: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.up(self.features(hidden))

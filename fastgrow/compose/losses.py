@@ -111,7 +111,7 @@ def _fused_heads_loss(
     adapter: LowRank | None,
 ) -> Tensor:
     """Σ_k c_k · (h_k · W_kᵀ + b_k), formed inside the loss; an adapter is one more head."""
-    hidden = [model.hidden(ids) for model in models]
+    hidden = [model.hidden(ids, in_float32=True) for model in models]
     weights = [model.lm_head.weight for model in models]
     biases: list[Tensor | None] = [model.lm_head.bias for model in models]
     if adapter is not None:

@@ -134,7 +134,7 @@ class _Tuning(nn.Module):
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
         with torch.no_grad():
-            hidden = [model.hidden(ids) for model in self.models]
+            hidden = [model.hidden(ids, in_float32=True) for model in self.models]
         h, weight, bias, mix = self.heads(hidden)
         return ops.linear_cross_entropy(
             h, weight, targets, bias, mix=mix, ignore_index=ignore_index, reduction=reduction

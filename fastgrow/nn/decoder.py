@@ -96,8 +96,14 @@ class Decoder(GenerationMixin, nn.Module):
         hidden = self.hidden(ids, cache)
         return self.lm_head(hidden[:, -1:] if last_only else hidden)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The vectors that the head reads, [B, T, d_model]; arguments and errors as `forward`."""
+    def hidden(
+        self, ids: Tensor, cache: KVCache | None = None, *, in_float32: bool = False
+    ) -> Tensor:
+        """The vectors that the head reads, [B, T, d_model]; arguments and errors as `forward`.
+
+        With `in_float32` those of a half-precision model are not yet rounded, for a factor to be
+        multiplied in first.
+        """
         if ids.dim() != 2:
             raise ArgumentError(f"Decoder: ids must be of shape [B, T], got {describe(ids)}")
         past = 0 if cache is None else cache.length
@@ -115,6 +121,8 @@ class Decoder(GenerationMixin, nn.Module):
             x = block(x, rope, None if cache is None else cache.layers[index])
         if cache is not None:
             cache.advance(ids.shape[1])
+        if in_float32 and x.dtype != torch.float64:
+            x = x.float()
         return self.final_norm(x)
 
     def loss(

@@ -145,7 +145,8 @@ def _check_pair(
         raise refuse(name, f"weight{which}", f"of shape [{rows}, {h.shape[-1]}]", describe(weight))
     if weight.shape[0] == 0:
         raise refuse(name, f"weight{which}", "of at least one row", describe(weight))
-    check_like(name, f"weight{which}", weight, tuple(weight.shape), h)
+    if not (which and _is_wider(h, weight)):
+        check_like(name, f"weight{which}", weight, tuple(weight.shape), h)
     check_like(name, f"bias{which}", bias, (weight.shape[0],), weight)
     check_ids(name, "targets", targets)
     if targets.shape != h.shape[:-1] or targets.device != h.device:
@@ -176,7 +177,7 @@ def _mixed(
         raise refuse(name, "mix", f"of {count} numbers, one for each h", len(mix))
     else:
         shares = list(mix)
-    h = [_scaled(x, share) for x, share in zip(rows, shares, strict=True)]
+    h = [_folded(x, share, w) for x, share, w in zip(rows, shares, weights, strict=True)]
     bias: Tensor | None = None
     for b, share in zip(biases, shares, strict=True):
         if b is not None:
@@ -188,7 +189,8 @@ def _mixed_by_row(
     rows: list[Tensor], weights: list[Tensor], biases: list[Tensor | None], mix: Tensor
 ) -> Heads:
     """Biases that each row weights in its own way are one more product, of their number's width."""
-    h = [_scaled(x, share) for x, share in zip(rows, mix.split(1, dim=1), strict=True)]
+    shares = mix.split(1, dim=1)
+    h = [_folded(x, share, w) for x, share, w in zip(rows, shares, weights, strict=True)]
     which = [k for k, b in enumerate(biases) if b is not None]
     if not which:
         return Heads(h, weights, None)
@@ -201,6 +203,17 @@ def _check_mix(name: str, mix: Tensor, count: int, targets: Tensor) -> None:
     if tuple(mix.shape) not in ((count,), per_row) or mix.device != targets.device:
         expected = f"of shape [{count}] or {list(per_row)} on {targets.device}"
         raise refuse(name, "mix", expected, describe(mix))
+
+
+def _is_wider(h: Tensor, weight: Tensor) -> bool:
+    half = (torch.bfloat16, torch.float16)
+    return h.dtype == torch.float32 and weight.dtype in half and weight.device == h.device
+
+
+def _folded(h: Tensor, share: Tensor | float, weight: Tensor) -> Tensor:
+    """A head's input with its share, rounded once; to the weight's dtype where that is narrower."""
+    scaled = _scaled(h, share)
+    return scaled.to(weight.dtype) if _is_wider(h, weight) else scaled
 
 
 def _scaled(x: Tensor, share: Tensor | float) -> Tensor:

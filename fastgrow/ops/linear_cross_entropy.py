@@ -43,7 +43,8 @@ def linear_cross_entropy(
     """Cross-entropy of the targets under the logits h · weightᵀ + bias, in nats.
 
     Args:
-        h: [..., d] float; or a list of K, which may differ in d.
+        h: [..., d] float; or a list of K, which may differ in d, and may be float32 beside weights
+            of half precision: each is rounded to their dtype after it is mixed.
         weight: [V, d]; or a list of K, used where they lie.
         targets: [...] int64 or int32, the leading shape of `h`; each in [0, V) or `ignore_index`.
         bias: [V], or None; or a list of K of these.

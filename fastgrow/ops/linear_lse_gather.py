@@ -37,7 +37,8 @@ def linear_lse_gather(
     """Log-sum-exp of the logits h · weightᵀ + bias, and the logit of one target a row.
 
     Args:
-        h: [..., d] float; or a list of K, which may differ in d.
+        h: [..., d] float; or a list of K, which may differ in d, and may be float32 beside weights
+            of half precision: each is rounded to their dtype after it is mixed.
         weight: [V, d]; or a list of K, used where they lie.
         targets: [...] int64 or int32, the leading shape of `h`. One outside [0, V) has no logit
             here: it gets 0, and no gradient. So says a part of a vocabulary that the target lies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -79,16 +80,22 @@ def make(substrate: Substrate, rule: Rule, *, foreign: bool = False) -> Ensemble
     return ensemble
 
 
+def sampler(seed: int = 0, **settings: Any) -> Sampler:
+    return Sampler(**settings, generator=torch.Generator().manual_seed(seed))
+
+
 @torch.no_grad()
-def draws(ensemble: Ensemble, prompt: Tensor, seed: int = 0, **settings: Any) -> Tensor:
-    """The next token in ROWS copies of a prompt, read in two pieces."""
+def draws(ensemble: Ensemble, prompt: Tensor, *samplers: Sampler) -> list[Tensor]:
+    """The next token in ROWS copies of a prompt, as each sampler has it."""
     ids = prompt.expand(ROWS, -1)
-    cache = ensemble.new_cache(ROWS)
-    ensemble(ids[:, :2], cache)
-    sampler = Sampler(**settings, generator=torch.Generator().manual_seed(seed))
-    drawn = ensemble.next_tokens(ids[:, 2:], cache, sampler)
-    assert cache.length == ids.shape[1]
-    assert all(inner.length == cache.length for inner in cache.caches.values())
+    read = ensemble.new_cache(ROWS)
+    ensemble(ids[:, :-1], read, last_only=True)
+    drawn = []
+    for way in samplers:
+        cache = copy.deepcopy(read)
+        drawn.append(ensemble.next_tokens(ids[:, -1:], cache, way))
+        assert cache.length == ids.shape[1]
+        assert all(inner.length == cache.length for inner in cache.caches.values())
     return drawn
 
 
@@ -128,31 +135,28 @@ def test_a_mixture_is_drawn_from_as_it_is(
 ) -> None:
     ensemble = make(substrate, rule, foreign=foreign)
     p = predicted(ensemble, prompt).exp()
-    drawn = draws(ensemble, prompt)
+    drawn, again, otherwise = draws(ensemble, prompt, sampler(), sampler(), sampler(seed=1))
     assert surprise(drawn, p) < 4
     # So many draws tell the mixture from its neighbours.
     for name, model in ensemble.experts.items():
         assert surprise(drawn, model(prompt)[0, -1].detach().softmax(-1)) > 8, name
     assert surprise(drawn, predicted(make(substrate, Mean()), prompt).softmax(-1)) > 8
-    assert torch.equal(drawn, draws(ensemble, prompt))
-    assert not torch.equal(drawn, draws(ensemble, prompt, seed=1))
+    assert torch.equal(drawn, again)
+    assert not torch.equal(drawn, otherwise)
 
 
-@pytest.mark.parametrize("foreign", [False, True], ids=["decoders", "foreign"])
 @pytest.mark.parametrize("rule", SUMS, ids=lambda rule: rule.kind)
-def test_a_sum_is_drawn_from_as_it_is(
-    rule: Rule, foreign: bool, substrate: Substrate, prompt: Tensor
-) -> None:
-    if foreign and isinstance(rule, Adapter):
-        pytest.skip("an adapter reads decoders alone")
-    ensemble = make(substrate, rule, foreign=foreign)
+def test_a_sum_is_drawn_from_as_it_is(rule: Rule, substrate: Substrate, prompt: Tensor) -> None:
+    ensemble = make(substrate, rule, foreign=isinstance(rule, Weighted | PerRequest))
     logits = predicted(ensemble, prompt)
-    for settings, cut in SETTINGS:
-        drawn = draws(ensemble, prompt, **settings)
-        assert surprise(drawn, cut(logits).softmax(-1)) < 4
-        assert surprise(drawn, cut(1.3 * logits).softmax(-1)) > 6
-    assert torch.equal(drawn, draws(ensemble, prompt, **settings))
-    greedy = draws(ensemble, prompt, temperature=0)
+    ways = [sampler(**settings) for settings, _ in SETTINGS]
+    *drawn, again, greedy = draws(
+        ensemble, prompt, *ways, sampler(**SETTINGS[-1][0]), sampler(temperature=0)
+    )
+    for tokens, (_, cut) in zip(drawn, SETTINGS, strict=True):
+        assert surprise(tokens, cut(logits).softmax(-1)) < 4
+        assert surprise(tokens, cut(1.3 * logits).softmax(-1)) > 6
+    assert torch.equal(drawn[-1], again)
     assert greedy.tolist() == [int(logits.argmax())] * ROWS
 
 
@@ -162,7 +166,7 @@ def test_a_mixture_is_formed_where_the_settings_change_it(
 ) -> None:
     ensemble = make(substrate, ProbabilityMean())
     assert not is_drawn_from_experts(ensemble.rule, Sampler(**settings))
-    drawn = draws(ensemble, prompt, **settings)
+    (drawn,) = draws(ensemble, prompt, sampler(**settings))
     assert surprise(drawn, cut(predicted(ensemble, prompt)).softmax(-1)) < 4
 
 
@@ -174,9 +178,8 @@ def test_the_weights_are_those_of_each_text(substrate: Substrate) -> None:
     merged = ensemble(ids)[:, -1].detach().exp()
     rows = ids.repeat_interleave(ROWS // 2, dim=0)
     cache = ensemble.new_cache(ROWS)
-    sampler = Sampler(generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        first, second = ensemble.next_tokens(rows, cache, sampler).chunk(2)
+        first, second = ensemble.next_tokens(rows, cache, sampler()).chunk(2)
     assert surprise(first, merged[0]) < 4
     assert surprise(second, merged[1]) < 4
     assert surprise(first, merged[1]) > 8
@@ -190,14 +193,9 @@ def test_rows_are_drawn_apart_whichever_expert_speaks(substrate: Substrate) -> N
         model.lm_head.bias.zero_()
     twins = Ensemble({"a": model, "b": model}, ProbabilityMean())
     ids = torch.full((2, 2), substrate.bos_id)
-    generator = torch.Generator().manual_seed(0)
+    way = sampler()
     with torch.no_grad():
-        pairs = torch.stack(
-            [
-                twins.next_tokens(ids, twins.new_cache(2), Sampler(generator=generator))
-                for _ in range(150)
-            ]
-        )
+        pairs = torch.stack([twins.next_tokens(ids, twins.new_cache(2), way) for _ in range(150)])
     # 150 pairs of tokens out of 28 coincide about five times.
     assert int((pairs[:, 0] == pairs[:, 1]).sum()) < 20
 
@@ -232,7 +230,8 @@ def test_an_ensemble_within_an_ensemble(substrate: Substrate, prompt: Tensor) ->
     inner = make(substrate, ProbabilityMean())
     outer = Ensemble({"inner": inner, "ru": inner.experts["ru"]}, ProbabilityMean())
     p = predicted(outer, prompt).exp()
-    assert surprise(draws(outer, prompt), p) < 4
+    (drawn,) = draws(outer, prompt, sampler())
+    assert surprise(drawn, p) < 4
 
 
 def test_experts_of_two_dtypes(substrate: Substrate, prompt: Tensor) -> None:
