@@ -7,7 +7,7 @@ or `top_p` change the distribution, the mixture has to be formed first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,9 @@ from torch import Tensor
 from fastgrow.compose.adapter import LowRank
 from fastgrow.compose.cache import EnsembleCache
 from fastgrow.compose.mixing import in_one_dtype
+from fastgrow.compose.predictions import ALL_ROWS, Prediction, read, read_last
 from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
-from fastgrow.nn import Decoder
 from fastgrow.nn.sampling import Sampler
-
-# An expert's logits of the next token in some rows [N], made when they are asked for: [N, V].
-Prediction = Callable[[Tensor | slice], Tensor]
-
-_ALL = slice(None)
 
 
 def is_drawn_from_experts(rule: Rule, sampler: Sampler) -> bool:
@@ -53,16 +48,9 @@ def draw_from_experts(
     if isinstance(rule, LogitRule):
         return _from_sum(rule, experts, tokens.ids, cache, sampler, adapter)
     assert isinstance(rule, ProbabilityRule)
-    names, ids = [name for name, _ in experts], tokens.ids
-    if rule.reads_text:
-        logits = [model(ids, cache.caches[name]) for name, model in experts]
-        log_weights = rule.weigh(names, logits, tokens, cache.state)
-        predictions = [_rows_of(z[:, -1]) for z in logits]
-    else:
-        log_weights = rule.log_weights(names, tokens)
-        predictions = [_read(model, ids, cache.caches[name]) for name, model in experts]
-    weights = (log_weights if log_weights.dim() == 1 else log_weights[:, -1]).exp()
-    return _from_mixture(predictions, weights.expand(len(ids), -1), sampler)
+    log_weights, predictions = read_last(rule, experts, tokens, cache.caches, cache.state)
+    weights = log_weights.exp().expand(len(tokens.ids), -1)
+    return _from_mixture(predictions, weights, sampler)
 
 
 def _from_sum(
@@ -79,10 +67,10 @@ def _from_sum(
         hidden = [model.hidden(ids, cache.caches[name])[:, -1] for name, model in experts]
         logits = [model.lm_head(h) for h, (_, model) in zip(hidden, experts, strict=True)]
         return sampler.of_sum([*logits, adapter(hidden)], [*mix, 1.0])
-    predictions = [_read(model, ids, cache.caches[name]) for name, model in experts]
+    predictions = [read(model, ids, cache.caches[name]) for name, model in experts]
     if isinstance(mix, Tensor):
-        return sampler.of_sum(in_one_dtype([z(_ALL) for z in predictions]), mix[:, -1])
-    voices = [(z(_ALL), c) for z, c in zip(predictions, mix, strict=True) if c != 0]
+        return sampler.of_sum(in_one_dtype([z(ALL_ROWS) for z in predictions]), mix[:, -1])
+    voices = [(z(ALL_ROWS), c) for z, c in zip(predictions, mix, strict=True) if c != 0]
     return sampler.of_sum(in_one_dtype([z for z, _ in voices]), [c for _, c in voices])
 
 
@@ -94,15 +82,3 @@ def _from_mixture(predictions: Sequence[Prediction], weights: Tensor, sampler: S
         rows = (chosen == k).nonzero().squeeze(-1)
         drawn[rows] = sampler.of_sum([predictions[k](rows)], [1.0])
     return drawn
-
-
-def _read(model: Any, ids: Tensor, cache: Any) -> Prediction:
-    """Let an expert read; a decoder's head waits until its logits are asked for."""
-    if type(model) is not Decoder:
-        return _rows_of(model(ids, cache, last_only=True)[:, -1])
-    hidden = model.hidden(ids, cache)[:, -1]
-    return lambda rows: model.lm_head(hidden[rows])
-
-
-def _rows_of(logits: Tensor) -> Prediction:
-    return lambda rows: logits[rows]

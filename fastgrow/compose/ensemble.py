@@ -22,6 +22,7 @@ from fastgrow.compose.experts import (
 )
 from fastgrow.compose.losses import ensemble_loss
 from fastgrow.compose.parked import ParkedExpert, check_parkable
+from fastgrow.compose.predictions import ensemble_prediction
 from fastgrow.compose.rules import Mean, Rule, Tokens
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.evaluation import BitsPerCharacter, bits_per_character
@@ -85,29 +86,18 @@ class Ensemble(GenerationMixin, nn.Module):
         if cache is not None:
             cache.begin(ids, self.names, self._rule)
         caches = {name: None if cache is None else cache.caches[name] for name in self.names}
-        hidden: list[Tensor] = []
-        if self.adapter is None:
-            # What the experts made of the whole text matters to such a rule.
-            last_logits = last_only and not self._rule.reads_text
-            logits = [
-                model(ids, caches[name], last_only=last_logits)
-                for name, model in self.experts.items()
-            ]
-        else:
-            hidden = [model.hidden(ids, caches[name]) for name, model in self.experts.items()]
-            hidden = [h[:, -1:] for h in hidden] if last_only else hidden
-            heads = [model.lm_head for model in self.experts.values()]
-            logits = [head(h) for head, h in zip(heads, hidden, strict=True)]
-        if cache is not None:
-            cache.length += ids.shape[1]
-        merged = self._rule.merge(
-            self.names,
-            logits,
+        merged = ensemble_prediction(
+            self._rule,
+            self.experts.items(),
             self._tokens(ids),
+            caches,
             None if cache is None else cache.state,
             last_only=last_only,
+            adapter=self.adapter,
         )
-        return merged if self.adapter is None else merged + self.adapter(hidden)
+        if cache is not None:
+            cache.length += ids.shape[1]
+        return merged
 
     def next_tokens(self, ids: Tensor, cache: EnsembleCache, sampler: Sampler) -> Tensor:
         """Draw what comes after ids [B, T], without the merged prediction where that is possible.

@@ -42,6 +42,11 @@ def in_one_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
+def scores_within(logits: Tensor, ids: Tensor) -> Tensor:
+    """log p(ids_t | ids_<t) for every token but the first, [B, T − 1], in float32 or better."""
+    return ops.mean_log_softmax_gather([logits[:, :-1]], ids[:, 1:])
+
+
 def cut(logits: Sequence[Tensor], last_only: bool) -> Sequence[Tensor]:
     """All positions, or for `last_only` the last one."""
     return [z[:, -1:] for z in logits] if last_only else logits

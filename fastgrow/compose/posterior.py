@@ -98,29 +98,21 @@ class Posterior(PriorRule):
             state.evidence = evidence[:, -1]
         return torch.log_softmax(log_prior + evidence / self.temperature, dim=-1)
 
-    def weigh(
+    def weigh_text(
         self,
         names: Sequence[str],
-        logits: Sequence[Tensor],
         tokens: Tokens,
+        following: Tensor,
+        last: Sequence[Tensor],
         state: RuleState | None = None,
     ) -> Tensor:
-        forecasts = state.forecasts if isinstance(state, PosteriorState) else ()
-        scores = [
-            _scores(z, tokens.ids, forecasts[k] if forecasts else None)
-            for k, z in enumerate(logits)
-        ]
+        first = torch.zeros_like(tokens.ids[:, :1], dtype=following.dtype)
+        first = first[..., None].expand(-1, -1, len(names))
         if isinstance(state, PosteriorState):
+            if state.forecasts:
+                ids = tokens.ids[:, 0]
+                scores = [ops.mean_log_softmax_gather([z], ids) for z in state.forecasts]
+                first = torch.stack(scores, dim=-1)[:, None]
             # Copies, since a view would keep the logits of the whole text.
-            state.forecasts = tuple(z[:, -1].clone() for z in logits)
-        return self.log_weights(names, tokens, torch.stack(scores, dim=-1), state)
-
-
-def _scores(logits: Tensor, ids: Tensor, forecast: Tensor | None) -> Tensor:
-    """log p(ids_t | ids_<t) of one expert, [B, T]; zero for a first token that none predicted."""
-    following = ops.mean_log_softmax_gather([logits[:, :-1]], ids[:, 1:])
-    if forecast is None:
-        first = torch.zeros_like(ids[:, 0], dtype=following.dtype)
-    else:
-        first = ops.mean_log_softmax_gather([forecast], ids[:, 0])
-    return torch.cat([first[:, None], following], dim=1)
+            state.forecasts = tuple(z.clone() for z in last)
+        return self.log_weights(names, tokens, torch.cat([first, following], dim=1), state)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastgrow import ops
-from fastgrow.compose.mixing import cut, in_one_dtype, logit_sum
+from fastgrow.compose.mixing import cut, in_one_dtype, logit_sum, scores_within
 from fastgrow.compose.weights import (
     checked_weights,
     normalized,
@@ -199,16 +199,27 @@ class ProbabilityRule(Rule):
             [K] or [B, T, K], on the device of `tokens`.
         """
 
-    def weigh(
+    def weigh_text(
         self,
         names: Sequence[str],
-        logits: Sequence[Tensor],
         tokens: Tokens,
+        following: Tensor,
+        last: Sequence[Tensor],
         state: RuleState | None = None,
     ) -> Tensor:
-        """log w_k as `log_weights` has them, from logits as `merge` takes them; brings the whole
-        memory up to date."""
-        return self.log_weights(names, tokens)
+        """log w_k for a rule that reads the text; brings its whole memory up to date.
+
+        Args:
+            names: the experts' names.
+            tokens: the tokens that were read.
+            following: log p_k of each token but the first, given those before it, [B, T − 1, K].
+            last: each expert's logits after the last token, K tensors [B, V].
+            state: as in `merge`.
+
+        Returns:
+            [B, T, K], on the device of `tokens`.
+        """
+        raise TypeError(f"{type(self).__name__}: it does not read the text")
 
     def merge(
         self,
@@ -219,7 +230,12 @@ class ProbabilityRule(Rule):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        log_weights = self.weigh(names, logits, tokens, state)
+        if self.reads_text:
+            following = torch.stack([scores_within(z, tokens.ids) for z in logits], dim=-1)
+            last = [z[:, -1] for z in logits]
+            log_weights = self.weigh_text(names, tokens, following, last, state)
+        else:
+            log_weights = self.log_weights(names, tokens)
         if last_only and log_weights.dim() > 1:
             log_weights = log_weights[:, -1:]
         return ops.probability_mean(in_one_dtype(cut(logits, last_only)), log_weights=log_weights)

@@ -24,6 +24,7 @@ from fastgrow.compose import (
     Weighted,
 )
 from fastgrow.nn import Decoder, DecoderConfig
+from fastgrow.nn.sampling import Sampler
 from fastgrow.ops import _linear_lse_chunked
 from fastgrow.substrate import Substrate
 
@@ -81,6 +82,24 @@ def test_no_expert_s_logits_are_in_memory(rule: Rule) -> None:
     logits = experts * rows * length * vocabulary * 4
     gradients = sum(p.nbytes for p in parameters)
     assert peak_bytes(step, torch.device("cpu")) - gradients < logits / 5
+
+
+@pytest.mark.parametrize("rule", [ProbabilityMean(), Posterior(), Mean()], ids=str)
+def test_a_prompt_is_read_without_logits_of_it(
+    rule: Rule, substrate: Substrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every head makes logits of one position; what was said of the others is summed up."""
+    ensemble = Ensemble(pair(substrate), rule)
+    ids = random_text(substrate, 0)
+    expected = ensemble(ids)[:, -1:]
+    shapes = []
+    for model in ensemble.experts.values():
+        model.lm_head.register_forward_hook(lambda _, inputs, z: shapes.append(z.numel()))
+    cache = ensemble.new_cache(3)
+    torch.testing.assert_close(ensemble(ids, cache, last_only=True), expected)
+    assert shapes == [3 * len(substrate)] * 2
+    ensemble.next_tokens(ids[:, :1], cache, Sampler())
+    assert max(shapes) == 3 * len(substrate)
 
 
 def test_an_expert_of_no_weight_is_not_run(
