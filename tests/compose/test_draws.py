@@ -74,9 +74,9 @@ def make(substrate: Substrate, rule: Rule, *, foreign: bool = False) -> Ensemble
         )
     ensemble = Ensemble(models, rule)
     if ensemble.adapter is not None:
-        torch.nn.init.normal_(
-            ensemble.adapter.up.weight, generator=torch.Generator().manual_seed(0)
-        )
+        generator = torch.Generator().manual_seed(0)
+        for parameter in ensemble.adapter.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     return ensemble
 
 
@@ -155,7 +155,7 @@ def test_a_sum_is_drawn_from_as_it_is(rule: Rule, substrate: Substrate, prompt: 
     )
     for tokens, (_, cut) in zip(drawn, SETTINGS, strict=True):
         assert surprise(tokens, cut(logits).softmax(-1)) < 4
-        assert surprise(tokens, cut(1.3 * logits).softmax(-1)) > 6
+        assert surprise(tokens, cut(1.5 * logits).softmax(-1)) > 6
     assert torch.equal(drawn[-1], again)
     assert greedy.tolist() == [int(logits.argmax())] * ROWS
 
