@@ -105,6 +105,9 @@ def test_a_logarithm_of_zero_takes_the_expert_out(impl: str) -> None:
     second = torch.logaddexp(logits[0][1].log_softmax(-1) - 1, logits[2][1].log_softmax(-1) - 0.5)
     torch.testing.assert_close(result[0], logits[2][0].log_softmax(-1))
     torch.testing.assert_close(result[1], second)
+    for_all_rows = torch.tensor([-math.inf, -math.inf, 0.0])
+    result = probability_mean(logits, log_weights=for_all_rows, impl=impl)
+    torch.testing.assert_close(result, logits[2].log_softmax(-1))
 
 
 def test_logarithms_of_weights_get_gradients() -> None:
