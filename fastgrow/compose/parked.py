@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.errors import ConfigError
-from fastgrow.nn import Decoder, SubstrateLike
+from fastgrow.nn import Decoder, KVCache, SubstrateLike
 
 
 class ParkedExpert:
@@ -60,8 +60,6 @@ class ParkedExpert:
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> Any:
         """As the decoder's; the cache stays on the device between calls."""
-        from fastgrow.nn import KVCache
-
         return KVCache(self._n_layer, batch_size, max_len or self.max_seq_len)
 
     @contextmanager

@@ -78,7 +78,8 @@ def stream(
     """Continue a prompt piece by piece.
 
     Args:
-        model: any `LanguageModel`.
+        model: any `LanguageModel`. One with a method `next_tokens(ids, cache, sampler)`, [B] ids
+            for the `fastgrow.nn.sampling.Sampler`'s settings, is asked for tokens, not for logits.
         prompt: text, which begins a document, or ids [T] or [B, T].
         options: fields of `GenerationOptions`.
 
