@@ -1,0 +1,176 @@
+"""The records of a growth run, read as far as they are there and whole.
+
+Records may be of an unfinished run, damaged, or of a later version with more in them: every value
+is checked where it is used, and what cannot be used is named in `missing`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastgrow._files import read_json
+from fastgrow.errors import CheckpointError
+
+Record = dict[str, Any]
+SETTINGS, GROWTH, METRICS = "run.json", "growth.json", "metrics.jsonl"
+
+
+@dataclass
+class RunRecords:
+    """What a run wrote.
+
+    Attributes:
+        folder: of the run.
+        settings: `run.json`.
+        stages: `growth.json`, a record a stage; made from the metrics where that is missing.
+        rows: `metrics.jsonl`.
+        missing: a sentence for each record that is missing, damaged or unfinished.
+    """
+
+    folder: Path
+    settings: Record = field(default_factory=dict)
+    stages: list[Record] = field(default_factory=list)
+    rows: list[Record] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Training tokens of a step, by the metrics or else by the settings."""
+        for row in self.rows:
+            tokens, step = number(row, "tokens"), number(row, "step")
+            if tokens and step:
+                return tokens / step
+        train = self.settings.get("train")
+        if not isinstance(train, Mapping):
+            return None
+        parts = [number(train, name) for name in ("batch_size", "accumulate", "seq_len")]
+        return math.prod(part for part in parts if part) if all(parts) else None
+
+    def by_stage(self) -> list[list[Record]]:
+        """The rows of each stage, in order."""
+        stages = [
+            list(group)
+            for label, group in itertools.groupby(self.rows, lambda row: row.get("stage"))
+            if label is not None
+        ]
+        return [[row for row in rows if number(row, "step") is not None] for rows in stages]
+
+
+def read_records(folder: Path) -> RunRecords:
+    """Read what there is in the folder of a growth run; nothing in it makes this raise."""
+    records = RunRecords(folder)
+    settings = _read(folder / SETTINGS, records)
+    if isinstance(settings, dict):
+        records.settings = settings
+    elif settings is not None:
+        records.missing.append(f"{SETTINGS} is not a list of settings by name.")
+    _read_metrics(folder / METRICS, records)
+    _read_stages(folder / GROWTH, records)
+    return records
+
+
+def number(record: Mapping[str, Any], *names: str) -> float | None:
+    """A finite number in nested records, or None."""
+    value: Any = record
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> Record:
+    """A nested record's values by dotted names."""
+    values: Record = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value:
+            values |= flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and all(isinstance(x, Mapping) for x in value):
+            values |= flat({str(i + 1): x for i, x in enumerate(value)}, f"{prefix}{name}.")
+        else:
+            values[f"{prefix}{name}"] = value
+    return values
+
+
+def shown(value: Any) -> str:
+    """A record's value for people."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(shown, value)) or "–"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _read(file: Path, records: RunRecords) -> Any:
+    try:
+        return read_json(file)
+    except CheckpointError as error:
+        # The page names the folder once; here the file's name is enough.
+        records.missing.append(str(error).replace(str(file), file.name) + ".")
+    except (OSError, RecursionError) as error:
+        records.missing.append(f"{file.name} cannot be read ({type(error).__name__}).")
+    return None
+
+
+def _read_metrics(file: Path, records: RunRecords) -> None:
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        records.missing.append(f"{file.name} is missing: {error.strerror or 'cannot be read'}.")
+        return
+    damaged = 0
+    for line in filter(None, lines):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            records.rows.append(row)
+        else:
+            damaged += 1
+    if damaged:
+        records.missing.append(f"{file.name}: {damaged} of {len(lines)} lines are damaged.")
+
+
+def _read_stages(file: Path, records: RunRecords) -> None:
+    content = _read(file, records)
+    if isinstance(content, Mapping):
+        content = content.get("stages")
+    if isinstance(content, list):
+        records.stages = [stage for stage in content if isinstance(stage, dict)]
+        if len(records.stages) < len(content):
+            records.missing.append(f"{file.name}: some stages are not records.")
+        return
+    if content is not None:
+        records.missing.append(f"{file.name} holds no stages.")
+    records.stages = [_stage_of(rows) for rows in records.by_stage() if rows]
+    if records.stages:
+        records.missing.append(
+            "The stages are those that the metrics tell of: the run has not finished, or its "
+            f"{file.name} was lost."
+        )
+
+
+def _stage_of(rows: list[Record]) -> Record:
+    """What the metrics tell about a stage."""
+    last: Record = {}
+    for row in rows:
+        last |= row
+    stage = str(last.get("stage", "")).partition("/")[0]
+    record: Record = {"stage": int(stage) if stage.isdigit() else stage}
+    for name in ("depth", "active_parameters", "total_parameters", "tokens", "seconds"):
+        record[name] = last.get(name)
+    bits = number(last, "validation_bits_per_character")
+    return record if bits is None else record | {"bits": {"validation": bits}}
