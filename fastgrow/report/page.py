@@ -53,9 +53,9 @@ class Report:
         """A PNG file that stands in the report's folder."""
         self.add(Figure(name, caption))
 
-    def sample(self, text: str, prompt: str = "") -> None:
+    def sample(self, text: str, prompt: str = "", label: str = "") -> None:
         """Text as a model wrote it, white space and all, with the prompt marked."""
-        self.add(Sample(text, prompt))
+        self.add(Sample(text, prompt, label))
 
     def write(self, folder: Path) -> None:
         """Write `report.md` and `report.html` (self-contained: figures are inside) to `folder`."""

@@ -155,21 +155,30 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sample:
-    """Text as a model wrote it, white space and all, behind the prompt that it was given."""
+    """Text as a model wrote it, white space and all.
+
+    Attributes:
+        text: the prompt and what follows.
+        prompt: is marked at its beginning.
+        label: what it is a sample of.
+    """
 
     text: str
     prompt: str = ""
+    label: str = ""
 
     def markdown(self) -> str:
         # A fence longer than any run of backquotes inside cannot be closed by the sample.
         longest = max(map(len, re.findall("`+", self.text)), default=0)
         fence = "`" * max(3, 1 + longest)
-        return f"{fence}text\n{self.text}\n{fence}"
+        label = f"{escape_markdown(self.label)}\n\n" if self.label else ""
+        return f"{label}{fence}text\n{self.text}\n{fence}"
 
     def html(self, folder: Path) -> str:
         given = self.prompt if self.text.startswith(self.prompt) else ""
         mark = f"<mark>{html.escape(given)}</mark>" if given else ""
-        return f"<pre>{mark}{html.escape(self.text[len(given) :])}</pre>"
+        label = f'<p class="label">{html.escape(self.label)}</p>' if self.label else ""
+        return f"{label}<pre>{mark}{html.escape(self.text[len(given) :])}</pre>"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ STYLE = """
   --line: #3a3e44; --muted: #a2a6ad; --accent: #62b0f0; --s0: #62b0f0; --s1: #f39154; --s2: #3fc79c;
   --s3: #e58fc4; --s4: #d9bd45; --s5: #a5a3ff; } }
 * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 0 auto;
   padding: 1.5rem clamp(1rem, 4vw, 2rem) 4rem; color: var(--ink); background: var(--paper);
   overflow-wrap: anywhere; }
 h1 { font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; margin: .5rem 0 1rem; }
@@ -49,6 +49,7 @@ svg.chart { display: block; width: 100%; height: auto; max-width: 40rem; }
   border-radius: 0 .4rem .4rem 0; }
 pre { background: var(--soft); padding: .7rem .9rem; margin: .3rem 0 1rem; border-radius: .4rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .92rem; }
+.label { margin: .8rem 0 0; color: var(--muted); font-size: .9rem; }
 mark { background: none; color: var(--accent); font-weight: 600; }
 .strip { font-size: 1.2rem; line-height: 1.9; white-space: pre-wrap; max-width: none; }
 .strip span { padding: .12em 0; border-radius: .15em; }
@@ -60,5 +61,4 @@ mark { background: none; color: var(--accent); font-weight: 600; }
   background: var(--soft); border-radius: .3rem; color: var(--ink); }
 .glyphs li:first-child svg { width: 5.2rem; height: 5.2rem; outline: 2px solid var(--accent); }
 .glyphs b { color: var(--ink); font-weight: 600; }
-footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
 """

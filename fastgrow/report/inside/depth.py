@@ -15,6 +15,11 @@ from fastgrow.report.page import Report
 
 _NEW_TOKENS = 48
 _MOST_DEPTHS = 6
+CAVEAT = (
+    "Below full depth a model is cut to its lowest blocks under the same final norm and head. "
+    "These were last trained for the full depth: a shallow sample shows what the upper blocks add for "
+    "this head, not what the model wrote when it was that shallow."
+)
 
 
 @contextlib.contextmanager
@@ -29,47 +34,38 @@ def lowest_blocks(model: Decoder, n: int) -> Iterator[Decoder]:
 
 
 def add_samples(
-    report: Report, model: Decoder, excerpts: list[Excerpt], seed: int, *, name: str = ""
+    report: Report, model: Decoder, excerpt: Excerpt | None, seed: int, *, name: str = ""
 ) -> None:
     """A sample and the bits of the text at each depth.
 
     Args:
         report: to add to.
-        model: on a substrate, of one block or more.
-        excerpts: the first gives prompt and text; without any, samples begin a document.
+        model: on a substrate.
+        excerpt: gives prompt and text; without it samples begin a document.
         seed: of the samples.
         name: of the model, where the page has several.
     """
-    report.heading(f"Samples by depth{f', {name}' if name else ''}")
+    if name:
+        report.heading(name, level=3)
     if model.n_layer == 0:
         report.note("The model has no block.")
         return
-    prompt = excerpts[0].prompt if excerpts else ""
-    whole = model.n_layer
-    report.paragraph(
-        (f"Prompt “{prompt.strip()}”, of {excerpts[0].origin}. " if excerpts else "")
-        + (
-            f"Below full depth the model is cut to its lowest blocks under the same final norm and "
-            f"head. These were last trained for all {whole} blocks: a shallow sample shows what "
-            "the upper blocks add to this head, not what the model wrote when it was that shallow."
-            if whole > 1
-            else "The model has one block, so there is nothing to cut."
-        )
-    )
+    prompt, whole = "" if excerpt is None else excerpt.prompt, model.n_layer
+    if excerpt is not None:
+        report.paragraph(f"Prompt “{prompt.strip()}”, of {excerpt.origin}.")
     for depth in depths(whole):
         with lowest_blocks(model, depth) as shallow:
             try:
                 text = shallow.generate(
                     prompt, max_new_tokens=_NEW_TOKENS, temperature=0.7, top_k=40, seed=seed
                 )
-                bits = text_bits(shallow, excerpts[0].text) if excerpts else None
+                bits = text_bits(shallow, excerpt.text) if excerpt is not None else None
             except FastgrowError as error:
                 report.note(f"No sample: {error}.")
                 return
         blocks = f"{depth} of {whole} blocks" if depth < whole else f"all {whole} blocks"
         said = "" if bits is None else f" · {bits:.2f} bits a token on the text of the prompt"
-        report.heading(f"{blocks}{said}", level=3)
-        report.sample(text, prompt)
+        report.sample(text, prompt, f"{blocks}{said}")
 
 
 def depths(whole: int) -> list[int]:

@@ -62,7 +62,7 @@ def own_excerpt(folder: Path, settings: Mapping[str, Any], substrate: Any) -> Ex
         for file, tokens in _token_files(caches, texts[name]):
             text = _first_document(file, tokens, substrate)
             if text:
-                return Excerpt(text, f"the run's own text “{name}”")
+                return Excerpt(text, f"the text “{name}” of {folder.name}")
     return None
 
 

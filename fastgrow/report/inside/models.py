@@ -10,7 +10,7 @@ from fastgrow.compose import Ensemble, load
 from fastgrow.compose.files import Model
 from fastgrow.errors import FastgrowError
 from fastgrow.nn import Decoder
-from fastgrow.report.inside.depth import add_samples, text_bits
+from fastgrow.report.inside.depth import CAVEAT, add_samples
 from fastgrow.report.inside.excerpts import Excerpt, bundled_excerpts, own_excerpt
 from fastgrow.report.inside.neighbours import add_neighbours
 from fastgrow.report.inside.support import add_support
@@ -50,7 +50,10 @@ def excerpts_for(
     if wishes.text is not None:
         return [Excerpt(wishes.text, "the given text")]
     own = [own_excerpt(folder, settings, model.substrate) for folder, settings in runs.items()]
-    distinct = {excerpt.text: excerpt for excerpt in own if excerpt is not None}
+    distinct: dict[str, Excerpt] = {}
+    for excerpt in own:
+        if excerpt is not None:
+            distinct.setdefault(excerpt.text, excerpt)
     return list(distinct.values()) or bundled_excerpts(model.substrate)
 
 
@@ -86,16 +89,20 @@ def add_model(
         together: samples of a composed model as a whole, too.
     """
     if isinstance(model, Ensemble):
-        add_support(report, model, excerpts)
+        best = add_support(report, model, excerpts)
         if together:
             _add_together(report, model, excerpts, wishes.seed)
         decoders = {n: m for n, m in model.experts.items() if isinstance(m, Decoder)}
+        report.heading("Samples by depth")
+        report.paragraph(CAVEAT)
         for name, expert in list(decoders.items())[:_MOST_EXPERTS]:
-            add_samples(report, expert, _best_first(expert, excerpts), wishes.seed, name=name)
+            add_samples(report, expert, best.get(name), wishes.seed, name=name)
         if len(decoders) > _MOST_EXPERTS:
             report.note(f"Samples by depth are of the first {_MOST_EXPERTS} experts alone.")
     else:
-        add_samples(report, model, excerpts, wishes.seed)
+        report.heading("Samples by depth")
+        report.paragraph(CAVEAT)
+        add_samples(report, model, excerpts[0] if excerpts else None, wishes.seed)
     add_neighbours(report, model.substrate, wishes.neighbours)
 
 
@@ -109,10 +116,3 @@ def _add_together(report: Report, model: Ensemble, excerpts: list[Excerpt], seed
             report.note(f"No sample: {error}.")
             continue
         report.sample(text, prompt)
-
-
-def _best_first(expert: Decoder, excerpts: list[Excerpt]) -> list[Excerpt]:
-    """The text first that the expert knows best: the one it is to be shown with."""
-    if len(excerpts) < 2:
-        return excerpts
-    return sorted(excerpts, key=lambda excerpt: text_bits(expert, excerpt.text))

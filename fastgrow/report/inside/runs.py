@@ -12,7 +12,7 @@ from fastgrow.report.chart import Line, LineChart
 from fastgrow.report.inside.growth import validation_curve
 from fastgrow.report.inside.records import Record, RunRecords, number, read_records, shown
 from fastgrow.report.page import Report
-from fastgrow.report.parts import Row, Sample, Table
+from fastgrow.report.parts import Row, Table
 from fastgrow.training.log import format_count
 
 DEMO = "demo.json"
@@ -61,7 +61,7 @@ def add_runs(report: Report, folders: Sequence[Path]) -> list[RunRecords]:
         report.note("There are no metrics to draw curves of.")
     report.heading("Runs", level=3)
     report.add(_runs_table(runs))
-    report.paragraph("`fastgrow report` of one of these folders shows that run by itself.")
+    report.paragraph("A report of one of these folders shows that run by itself.")
     for run in runs:
         for sentence in run.missing:
             report.note(f"{run.folder.name}: {sentence}")
@@ -93,8 +93,7 @@ def add_recorded_samples(report: Report, record: Record) -> None:
     report.heading("Samples of the run")
     for by_model in samples.values():
         for name, text in by_model.items() if isinstance(by_model, Mapping) else ():
-            report.heading(str(name), level=3)
-            report.add(Sample(str(text)))
+            report.sample(str(text), label=str(name))
 
 
 def _family(name: str, runs: Sequence[RunRecords]) -> LineChart | None:
