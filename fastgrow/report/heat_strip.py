@@ -106,4 +106,4 @@ def _span(support: TokenSupport) -> str:
 
 
 def _colour(place: int, strength: float) -> str:
-    return f"hsl({place * _GOLDEN_ANGLE % 360:.0f} 80% 55% / {strength:.2f})"
+    return f"hsl({place * _GOLDEN_ANGLE % 360:.0f} 80% var(--heat) / {strength:.2f})"

@@ -3,10 +3,10 @@
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1d1f; --paper: #fff; --soft: #f4f4f1; --line: #dcdcd6;
   --muted: #5d6066; --accent: #0a6ab4; --s0: #0a6ab4; --s1: #c8500a; --s2: #0a8a66; --s3: #b0508c;
-  --s4: #8a7000; --s5: #5a58c8; }
+  --s4: #8a7000; --s5: #5a58c8; --heat: 55%; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e7e3; --paper: #16181b; --soft: #202327;
   --line: #3a3e44; --muted: #a2a6ad; --accent: #62b0f0; --s0: #62b0f0; --s1: #f39154; --s2: #3fc79c;
-  --s3: #e58fc4; --s4: #d9bd45; --s5: #a5a3ff; } }
+  --s3: #e58fc4; --s4: #d9bd45; --s5: #a5a3ff; --heat: 36%; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 0 auto;
   padding: 1.5rem clamp(1rem, 4vw, 2rem) 4rem; color: var(--ink); background: var(--paper);
@@ -21,10 +21,12 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .92rem; marg
 .wide { overflow-x: auto; max-width: 100%; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .94rem;
   overflow-wrap: normal; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
 th { font-weight: 600; color: var(--muted); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td.text, th.text { text-align: left; }
+td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 8rem; }
 figure { margin: 1rem 0; min-width: 0; }
 figure h3 { margin: 0 0 .1rem; }
 figcaption { color: var(--muted); font-size: .88rem; }

@@ -17,8 +17,8 @@ _NEW_TOKENS = 48
 _MOST_DEPTHS = 6
 CAVEAT = (
     "Below full depth a model is cut to its lowest blocks under the same final norm and head. "
-    "These were last trained for the full depth: a shallow sample shows what the upper blocks add for "
-    "this head, not what the model wrote when it was that shallow."
+    "These were last trained for the full depth: a shallow sample shows what the upper blocks add "
+    "for this head, not what the model wrote when it was that shallow."
 )
 
 

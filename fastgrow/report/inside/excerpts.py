@@ -82,7 +82,11 @@ def _token_files(caches: list[Path], digest: object) -> Iterator[tuple[Path, int
         for manifest in sorted([*cache.glob("*/manifest.json"), *cache.glob("*/*/manifest.json")]):
             try:
                 splits = read_json(manifest)["splits"]
-                named = [(name, s["tokens"]) for name, s in splits.items() if s["sha256"] == digest]
+                named = [
+                    (name, s["tokens"])
+                    for name, s in splits.items()
+                    if s["sha256"] == digest and isinstance(s["tokens"], int)
+                ]
             except (CheckpointError, OSError, KeyError, TypeError, AttributeError):
                 continue
             for name, tokens in named:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastgrow._files import read_json
 from fastgrow.compose import Ensemble
-from fastgrow.errors import CheckpointError
+from fastgrow.nn.serialization import CONFIG, WEIGHTS
 from fastgrow.report.inside.facts import add_facts
 from fastgrow.report.inside.growth import add_growth
 from fastgrow.report.inside.models import add_experts, add_model, excerpts_for, open_model
-from fastgrow.report.inside.records import GROWTH, METRICS, SETTINGS, read_records
+from fastgrow.report.inside.records import GROWTH, METRICS, SETTINGS, read_optional, read_records
 from fastgrow.report.inside.runs import (
     DEMO,
     add_findings,
@@ -52,13 +51,12 @@ def _is_growth(folder: Path) -> bool:
 
 
 def _is_model(folder: Path) -> bool:
-    try:
-        content = read_json(folder / "config.json")
-    except CheckpointError:
-        # A damaged one counts where its neighbours are those of a saved model.
-        there = (folder / "config.json").exists()
-        return there and any((folder / name).exists() for name in ("experts", "tokenizer.json"))
-    return isinstance(content, dict) and {"kind", "format", "config"} <= content.keys()
+    content, _ = read_optional(folder / CONFIG)
+    if isinstance(content, dict):
+        return {"kind", "format", "config"} <= content.keys()
+    # A damaged one counts where its neighbours are those of a saved model.
+    saved = ("experts", WEIGHTS, "tokenizer.json")
+    return (folder / CONFIG).exists() and any((folder / name).exists() for name in saved)
 
 
 def _add_runs(report: Report, folder: Path, wishes: Wishes) -> None:
@@ -94,13 +92,9 @@ def _add_model(report: Report, folder: Path, wishes: Wishes) -> None:
         add_experts(report, model)
     if model is not None:
         add_model(report, model, excerpts_for(model, wishes, {}), wishes)
-    try:
-        content = read_json(folder / "config.json")
-    except CheckpointError as error:
-        report.note(f"{error}.")
-        content = {}
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    add_facts(report, rest, [])
+    content, _ = read_optional(folder / CONFIG)
+    facts = content if isinstance(content, dict) else {}
+    add_facts(report, {name: value for name, value in facts.items() if name != "sha256"}, [])
 
 
 # In the order in which they are tried. A later kind, such as a study's, is given to `write_page`.

@@ -13,6 +13,7 @@ from fastgrow.nn import Decoder
 from fastgrow.report.inside.depth import CAVEAT, add_samples
 from fastgrow.report.inside.excerpts import Excerpt, bundled_excerpts, own_excerpt
 from fastgrow.report.inside.neighbours import add_neighbours
+from fastgrow.report.inside.records import shown
 from fastgrow.report.inside.support import add_support
 from fastgrow.report.inside.wishes import Wishes
 from fastgrow.report.page import Report
@@ -64,7 +65,7 @@ def add_experts(report: Report, ensemble: Ensemble) -> None:
     further = {name: value for name, value in rule.items() if name != "kind"}
     report.paragraph(
         f"{len(ensemble.names)} experts, merged by the rule “{rule['kind']}”"
-        + (f" with {', '.join(f'{k} {v}' for k, v in further.items())}." if further else ".")
+        + (f" with {', '.join(f'{k} {shown(v)}' for k, v in further.items())}." if further else ".")
     )
     rows = []
     for name, model in ensemble.experts.items():

@@ -18,6 +18,8 @@ from fastgrow._files import read_json
 from fastgrow.errors import CheckpointError
 
 Record = dict[str, Any]
+# Also false for NaN; what is larger was never measured, and would overflow in a chart.
+_SENSE = 1e30
 SETTINGS, GROWTH, METRICS = "run.json", "growth.json", "metrics.jsonl"
 
 
@@ -65,24 +67,37 @@ class RunRecords:
 def read_records(folder: Path) -> RunRecords:
     """Read what there is in the folder of a growth run; nothing in it makes this raise."""
     records = RunRecords(folder)
-    settings = _read(folder / SETTINGS, records)
+    settings, problem = read_optional(folder / SETTINGS)
     if isinstance(settings, dict):
         records.settings = settings
-    elif settings is not None:
-        records.missing.append(f"{SETTINGS} is not a list of settings by name.")
+    else:
+        records.missing.append(problem or f"{SETTINGS} holds no settings by name.")
     _read_metrics(folder / METRICS, records)
     _read_stages(folder / GROWTH, records)
     return records
 
 
+def read_optional(file: Path) -> tuple[Any, str | None]:
+    """A JSON file's content, or None and a sentence that says why it cannot be had."""
+    try:
+        return read_json(file), None
+    except CheckpointError as error:
+        # The page names the folder once; here the file's name is enough.
+        return None, str(error).replace(str(file), file.name) + "."
+    except OSError as error:
+        return None, f"{file.name}: {error.strerror or 'cannot be read'}."
+    except RecursionError:
+        return None, f"{file.name}: is nested too deeply to be a record."
+
+
 def number(record: Mapping[str, Any], *names: str) -> float | None:
-    """A finite number in nested records, or None."""
+    """A number in nested records, or None where there is none or it is beyond all sense."""
     value: Any = record
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) < _SENSE else None
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> Record:
@@ -113,17 +128,6 @@ def shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _read(file: Path, records: RunRecords) -> Any:
-    try:
-        return read_json(file)
-    except CheckpointError as error:
-        # The page names the folder once; here the file's name is enough.
-        records.missing.append(str(error).replace(str(file), file.name) + ".")
-    except (OSError, RecursionError) as error:
-        records.missing.append(f"{file.name} cannot be read ({type(error).__name__}).")
-    return None
-
-
 def _read_metrics(file: Path, records: RunRecords) -> None:
     try:
         lines = file.read_bytes().splitlines()
@@ -145,7 +149,9 @@ def _read_metrics(file: Path, records: RunRecords) -> None:
 
 
 def _read_stages(file: Path, records: RunRecords) -> None:
-    content = _read(file, records)
+    content, problem = read_optional(file)
+    if problem is not None:
+        records.missing.append(problem)
     if isinstance(content, Mapping):
         content = content.get("stages")
     if isinstance(content, list):
@@ -153,7 +159,7 @@ def _read_stages(file: Path, records: RunRecords) -> None:
         if len(records.stages) < len(content):
             records.missing.append(f"{file.name}: some stages are not records.")
         return
-    if content is not None:
+    if problem is None:
         records.missing.append(f"{file.name} holds no stages.")
     records.stages = [_stage_of(rows) for rows in records.by_stage() if rows]
     if records.stages:

@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgrow._files import read_json
-from fastgrow.errors import CheckpointError
 from fastgrow.report.chart import Line, LineChart
 from fastgrow.report.inside.growth import validation_curve
-from fastgrow.report.inside.records import Record, RunRecords, number, read_records, shown
+from fastgrow.report.inside.records import (
+    Record,
+    RunRecords,
+    number,
+    read_optional,
+    read_records,
+    shown,
+)
 from fastgrow.report.page import Report
 from fastgrow.report.parts import Row, Table
 from fastgrow.training.log import format_count
@@ -25,15 +30,12 @@ def run_folders(folder: Path) -> list[Path]:
 
 def read_demo(report: Report, folder: Path) -> Record:
     """The demo's record; a note says so where it is missing or damaged."""
-    try:
-        record = read_json(folder / DEMO)
-    except CheckpointError as error:
-        report.note(f"The demo has not finished, or its record is lost: {error}.")
-        return {}
-    if not isinstance(record, dict):
-        report.note(f"{DEMO} is not a record.")
-        return {}
-    return record
+    record, problem = read_optional(folder / DEMO)
+    if isinstance(record, dict):
+        return record
+    reason = problem or f"{DEMO} holds something else."
+    report.note(f"The demo has not finished, or its record is lost. {reason}")
+    return {}
 
 
 def add_findings(report: Report, record: Record) -> None:

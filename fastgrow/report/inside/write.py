@@ -40,7 +40,7 @@ def write_page(
             function did not write.
         OSError: the page cannot be written.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
     kind = next((kind for kind in kinds if kind.recognises(folder)), None)
