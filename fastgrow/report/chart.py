@@ -16,6 +16,7 @@ Point = tuple[float, float]
 _WIDTH, _HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 38
 _COLOURS = 6
+_LEAST_SPAN = 1e-30
 _MOST_POINTS = 240
 _MOST_DOTS = 60
 
@@ -136,14 +137,15 @@ class BarChart:
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers at equal steps, the first at or below `low`, the last at or above `high`."""
-    if not high > low:
-        margin = abs(low) * 0.1 or 1.0
-        low, high = (0.0, margin) if low == 0 else (low - margin, high + margin)
+    if not high - low > max(1e-9 * max(abs(low), abs(high)), _LEAST_SPAN):
+        # All the same: room above zero, or around the value.
+        margin = abs(low) * 0.1
+        low, high = (low - margin, high + margin) if margin > _LEAST_SPAN else (0.0, 1.0)
     rough = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [i * step for i in range(first, last + 1)]
 
 
 def colour(index: int, of: int) -> str:

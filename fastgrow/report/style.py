@@ -26,7 +26,8 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { font-weight: 600; color: var(--muted); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td.text, th.text { text-align: left; }
-td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 8rem; }
+td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12rem; }
+td.text:first-child { white-space: nowrap; min-width: 0; }
 figure { margin: 1rem 0; min-width: 0; }
 figure h3 { margin: 0 0 .1rem; }
 figcaption { color: var(--muted); font-size: .88rem; }

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _SECONDS = 60.0
+_ON_3_AND_4 = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3), os.dup2(int(sys.argv[2]), 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium() -> str | None:
@@ -30,11 +37,13 @@ class Browser:
     """
 
     def __init__(self, executable: str, profile: Path) -> None:
-        read_end, self._to = os.pipe()
-        self._from, write_end = os.pipe()
-        # The protocol is spoken on descriptors 3 and 4, which a shell can set and Popen cannot.
+        reading, self._to = os.pipe()
+        self._from, writing = os.pipe()
+        # The protocol is spoken on descriptors 3 and 4, which Popen cannot set; the ends to be put
+        # there must not be those numbers themselves.
+        read_end, write_end = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (reading, writing))
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{read_end} 4>&{write_end}', executable,
+            [sys.executable, "-c", _ON_3_AND_4, str(read_end), str(write_end), executable,
              "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
              "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={profile}",
              "about:blank"],
@@ -42,8 +51,8 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        os.close(read_end)
-        os.close(write_end)
+        for end in (reading, writing, read_end, write_end):
+            os.close(end)
         self._unread = b""
         self._last = 0
         self._session: str | None = None

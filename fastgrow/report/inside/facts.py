@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastgrow.report.inside.records import Record, flat, shown
+from fastgrow.report.inside.records import Record, flat, in_words, shown
 from fastgrow.report.page import Report
 from fastgrow.report.parts import Table
 
@@ -37,5 +37,4 @@ def _rows(values: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _further(event: Record) -> str:
-    rest = {k: v for k, v in event.items() if k not in ("event", "global_step", "run")}
-    return ", ".join(f"{name} {shown(value)}" for name, value in flat(rest).items())
+    return in_words({k: v for k, v in event.items() if k not in ("event", "global_step", "run")})

@@ -14,7 +14,8 @@ from fastgrow.report.page import Report
 from fastgrow.report.parts import Table
 
 DEFAULT = "Aж汉"
-_NEAREST = 8
+# With the character itself two full rows of four on a phone.
+_NEAREST = 7
 _MOST = 12
 
 

@@ -101,16 +101,22 @@ def number(record: Mapping[str, Any], *names: str) -> float | None:
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> Record:
-    """A nested record's values by dotted names."""
+    """A nested record's values by dotted names; records in a list become words."""
     values: Record = {}
     for name, value in record.items():
         if isinstance(value, Mapping) and value:
             values |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, list) and value and all(isinstance(x, Mapping) for x in value):
-            values |= flat({str(i + 1): x for i, x in enumerate(value)}, f"{prefix}{name}.")
+            values |= {f"{prefix}{name}.{i}": in_words(x) for i, x in enumerate(value, start=1)}
         else:
             values[f"{prefix}{name}"] = value
     return values
+
+
+def in_words(record: Mapping[str, Any]) -> str:
+    """A record in one line, without what it leaves open."""
+    named = flat(record).items()
+    return ", ".join(f"{name} {shown(value)}" for name, value in named if value is not None)
 
 
 def shown(value: Any) -> str:
