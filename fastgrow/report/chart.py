@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 38
 _COLOURS = 6
 _LEAST_SPAN = 1e-30
-_MOST_POINTS = 240
+_MOST_POINTS = 400
 _MOST_DOTS = 60
 
 
@@ -33,7 +33,7 @@ class Line:
 class LineChart:
     """Lines over one x axis from zero.
 
-    A line of more than 240 points is drawn as the means of equal groups of its points.
+    A line of more than 400 points is drawn as the means of equal groups of its points.
 
     Attributes:
         title: what is shown.

@@ -60,10 +60,10 @@ def test_points_stand_at_their_values() -> None:
 
 
 def test_a_long_line_is_drawn_as_means() -> None:
-    points = [(float(i), float(i % 2)) for i in range(2400)]
+    points = [(float(i), float(i % 2)) for i in range(4000)]
     svg = LineChart("t", [Line("a", points)], "x", "y").html(HERE)
     drawn = re.findall(r'points="(.*?)"', svg)[0].split()
-    assert len(drawn) == 240
+    assert len(drawn) == 400
     # Ten points each: half are 0 and half are 1.
     assert len({point.partition(",")[2] for point in drawn}) == 1
 

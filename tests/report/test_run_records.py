@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgrow.report.inside.growth import growth_charts, stage_table, validation_curve
+from fastgrow.report import Report
+from fastgrow.report.inside.growth import add_growth, growth_charts, stage_table, validation_curve
 from fastgrow.report.inside.records import RunRecords, flat, number, read_records, shown
 
 
@@ -25,7 +26,8 @@ def records() -> RunRecords:
     stages = [
         {"stage": 1, "active_parameters": 10, "total_parameters": 30, "bits_at_start": 9.0},
         {"stage": 2, "active_parameters": 12, "total_parameters": 40, "bits_at_start": 7.5,
-         "lora": {"rank": 8, "drift": 2e-7}, "trained": [1, 2], "later": True},
+         "lora": {"rank": 8, "drift": 2e-7}, "trained": [1, 2], "later": True,
+         "rank": None, "decision": {"reason": "no gain over the last three evaluations"}},
     ]  # fmt: skip
     rows = _rows("1/2", 1, [6.0, 5.0]) + _rows("2/2", 3, [4.0, 3.0])
     return RunRecords(Path("run"), {}, stages, rows)
@@ -63,9 +65,24 @@ def test_unknown_fields_become_columns(records: RunRecords) -> None:
     assert columns["lora.rank"] == ("–", "8")
     assert columns["trained"] == ("–", "1, 2")
     assert columns["later"] == ("–", "True")
+    assert "rank" not in columns
     assert columns["tokens/s"] == ("50", "50")
     # It has a table of its own.
     assert not [name for name in table.header if "drift" in name]
+
+
+def test_drift_and_reasons_are_told(records: RunRecords) -> None:
+    report = Report("t")
+    add_growth(report, records)
+    text = report.markdown()
+    assert "| 2 | 2e-07 |" in text.partition("LoRA drift")[2]
+    assert "- Stage 2, decision.reason: no gain over the last three evaluations" in text
+    assert not [name for name in stage_table(records).header if "decision" in name]
+    for stage in records.stages:
+        stage["lora"] = {"drift": None}
+    without = Report("t")
+    add_growth(without, records)
+    assert "LoRA drift" not in without.markdown()
 
 
 def test_a_run_in_the_middle_of_a_stage(tmp_path: Path) -> None:
@@ -97,6 +114,6 @@ def test_records_in_words() -> None:
         "a.c": {},
         "d.1": "e 2",
     }
-    assert [shown(v) for v in (None, True, 12345, 0.00012345, [], [1, "x"], {})] == [
-        "–", "True", "12,345", "0.0001234", "–", "1, x", "{}",
+    assert [shown(v) for v in (None, True, 12345, 0.00012345, [], [1, "x"], [[1, 2], 3], {})] == [
+        "–", "True", "12,345", "0.0001234", "–", "1, x", "(1, 2), 3", "{}",
     ]  # fmt: skip

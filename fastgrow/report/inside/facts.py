@@ -12,6 +12,12 @@ from fastgrow.report.parts import Table
 ENVIRONMENT = ("environment", "machine", "versions")
 
 
+# In every row of a run's log, and told elsewhere on the page.
+_LABELS = frozenset(
+    {"event", "global_step", "run", "stage", "depth", "active_parameters", "total_parameters"}
+)
+
+
 def add_facts(report: Report, settings: Mapping[str, Any], rows: list[Record]) -> None:
     """The last section: everything by name, as it was recorded."""
     report.heading("Settings and environment")
@@ -28,8 +34,11 @@ def add_facts(report: Report, settings: Mapping[str, Any], rows: list[Record]) -
     events = [row for row in rows if isinstance(row.get("event"), str)]
     if events:
         report.heading("Events", level=3)
-        listed = [[str(e["event"]), shown(e.get("global_step")), _further(e)] for e in events]
-        report.add(Table(["event", "step", "further"], listed, words=True))
+        listed = [
+            [str(e["event"]), shown(e.get("stage")), shown(e.get("global_step")), _further(e)]
+            for e in events
+        ]
+        report.add(Table(["event", "stage", "step", "further"], listed, words=True))
 
 
 def _rows(values: Mapping[str, Any]) -> list[list[str]]:
@@ -37,4 +46,4 @@ def _rows(values: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _further(event: Record) -> str:
-    return in_words({k: v for k, v in event.items() if k not in ("event", "global_step", "run")})
+    return in_words({name: value for name, value in event.items() if name not in _LABELS})

@@ -13,6 +13,9 @@ from fastgrow.training.log import format_count, format_seconds
 VALIDATION = "validation_bits_per_character"
 
 
+_LONGEST_CELL = 24
+
+
 def add_growth(report: Report, records: RunRecords) -> None:
     """The section of a growth run."""
     report.heading("Growth")
@@ -30,6 +33,9 @@ def add_growth(report: Report, records: RunRecords) -> None:
     if records.stages:
         report.heading("Stages", level=3)
         report.add(stage_table(records))
+        remarks = _remarks(records.stages)
+        if remarks:
+            report.points(remarks)
     _add_drift(report, records.stages)
 
 
@@ -115,10 +121,9 @@ def stage_table(records: RunRecords) -> Table:
     """A row a stage, with a column for everything that was recorded of it."""
     columns = {name: title for name, title in _COLUMNS.items() if _any(records.stages, name)}
     speeds = [_speed(rows) for rows in records.by_stage()]
-    further: dict[str, None] = {}
-    for stage in records.stages:
-        further |= dict.fromkeys(name for name in flat(stage) if "drift" not in name)
-    names = [*columns, *(name for name in further if name not in _COLUMNS)]
+    names = [*columns, *(name for name in _recorded(records.stages) if name not in _COLUMNS)]
+    # Drift has a table of its own, and sentences stand below.
+    names = [name for name in names if "drift" not in name and not _is_prose(records, name)]
     header = [columns.get(name) or _title(name) for name in names]
     rows = [[_cell(name, flat(stage).get(name)) for name in names] for stage in records.stages]
     if len(speeds) == len(rows) and any(speeds):
@@ -162,12 +167,12 @@ def _tiles(records: RunRecords) -> list[tuple[str, str]]:
 
 
 def _add_drift(report: Report, stages: Sequence[Record]) -> None:
-    names = dict.fromkeys(name for stage in stages for name in flat(stage) if "drift" in name)
+    names = [name for name in _recorded(stages) if "drift" in name]
     if not names:
         return
     report.heading("LoRA drift", level=3)
     report.paragraph(
-        "How far the merged weights are from the exact sum of weight and correction, by stage."
+        "How far the merged weights are from the sum of weight and correction in float32."
     )
     rows = [
         [shown(stage.get("stage")), *(shown(flat(stage).get(name)) for name in names)]
@@ -216,6 +221,30 @@ def _stage(records: RunRecords, index: int) -> Record:
 
 def _any(stages: Sequence[Record], name: str) -> bool:
     return any(stage.get(name) is not None for stage in stages)
+
+
+def _recorded(stages: Sequence[Record]) -> list[str]:
+    """The dotted names of what is known of some stage."""
+    known = (name for stage in stages for name, v in flat(stage).items() if v is not None)
+    return list(dict.fromkeys(known))
+
+
+def _is_prose(records: RunRecords, name: str) -> bool:
+    return any(_prose(flat(stage).get(name)) for stage in records.stages)
+
+
+def _prose(value: object) -> bool:
+    return isinstance(value, str) and len(value) > _LONGEST_CELL
+
+
+def _remarks(stages: Sequence[Record]) -> list[str]:
+    """What stages say in sentences, such as why one ended early."""
+    return [
+        f"Stage {shown(stage.get('stage'))}, {_title(name)}: {value}"
+        for stage in stages
+        for name, value in flat(stage).items()
+        if _prose(value)
+    ]
 
 
 def _title(name: str) -> str:

@@ -130,7 +130,8 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return ", ".join(map(shown, value)) or "–"
+        inner = (f"({shown(x)})" if isinstance(x, list) else shown(x) for x in value)
+        return ", ".join(inner) or "–"
     return json.dumps(value, ensure_ascii=False)
 
 
