@@ -20,10 +20,9 @@ def model(substrate: fg.Substrate) -> fg.Decoder:
 
 def test_the_lowest_blocks_under_the_same_head(model: fg.Decoder) -> None:
     ids = torch.tensor([model.substrate.encode("the cat")])
-    whole = model(ids)
+    whole, lowest = model(ids), model.blocks[0]
     with lowest_blocks(model, 1) as cut:
-        x = model.embedding(ids)
-        x = cut.blocks[0](x, model.rope(ids.shape[1]), None)
+        x = lowest(model.embedding(ids), model.rope(ids.shape[1]), None)
         assert torch.equal(cut(ids), model.lm_head(model.final_norm(x)))
         assert cut.generate("the", max_new_tokens=3, seed=0).startswith("the")
     assert torch.equal(model(ids), whole)

@@ -174,8 +174,13 @@ def test_every_text_is_escaped(runs: Path) -> None:
         rows + json.dumps({"event": EVIL, "global_step": 1, EVIL: EVIL}) + "\n"
     )
     wishes = Wishes(text=EVIL, neighbours=EVIL + "é")
-    for page in (write_page(demo, wishes=wishes), write_page(run, wishes=wishes)):
-        text = PageText(page)
+    texts = [PageText(write_page(folder, wishes=wishes)) for folder in (demo, run)]
+    # Tokens and characters are single: a bare "<" makes no tag, and is wrong all the same.
+    assert ">&lt;</span>" in texts[0].source
+    assert "<b>&lt; U+003C</b>" in texts[0].source
+    texts.append(PageText(write_page(demo)))
+    assert f"The text “{EVIL}” of en-grown" in texts[-1].words
+    for text in texts:
         assert "script" not in text.tags
         assert text.words.count(EVIL) > 5
         assert all("script" not in name for name, _ in text.attributes)
