@@ -14,6 +14,7 @@ from fastgrow.cli import (
     grow,
     info,
     inspect,
+    report,
     substrate,
 )
 
@@ -32,6 +33,7 @@ app.add_typer(compose.app, name="compose")
 app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
+app.command("report")(report.report)
 app.command("info")(info.info)
 app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     bench.bench

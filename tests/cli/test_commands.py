@@ -247,6 +247,20 @@ def test_data_prepare_counts(capsys, corpus: Path, tmp_path: Path) -> None:
     assert characters == len(corpus.read_text()) - 300
 
 
+def test_report_makes_a_page(capsys, models, tmp_path: Path) -> None:
+    one, _ = models
+    page = tmp_path / "page.html"
+    wishes = ("--text", "the cat", "--neighbours", "b", "--seed", "3")
+    status, out, _ = run(capsys, "report", one.parent, "--out", page, *wishes)
+    assert status == 0
+    assert out == f"{page}\n"
+    assert "Prompt “the cat”" in page.read_text()
+    assert "<b>b U+0062</b></li>" in page.read_text()
+    status, _, _ = run(capsys, "report", one.parent, "--records-only")
+    assert status == 0
+    assert "No model was loaded" in (one.parent / "report.html").read_text()
+
+
 def test_info_ends_with_advice(capsys) -> None:
     status, out, _ = run(capsys, "info")
     assert status == 0
@@ -267,6 +281,7 @@ COMMANDS = [
     "evaluate",
     "generate",
     "inspect",
+    "report",
     "info",
 ]
 
@@ -315,6 +330,8 @@ def test_help_lists_the_commands(capsys) -> None:
         (["compose", "/absent", "--out", "x"], 1, "/absent"),
         (["compose", "tune", "{one}", "{corpus}", "--out", "x"], 1, "is one model, not a compos"),
         (["inspect", "{one}", "the", "--out", "x"], 1, "is one model, not a composed one"),
+        (["report", "/absent"], 1, "/absent: no such folder"),
+        (["report", "{one}", "--out", "{corpus}"], 1, "is not a page that `fastgrow report` wrote"),
         (["evaluate", "/absent", "{corpus}"], 1, "/absent"),
         (["generate", "{one}", "Ж"], 1, "U+0416"),
         (["generate", "{one}", "a", "--temperature", "-1"], 1, "temperature"),
