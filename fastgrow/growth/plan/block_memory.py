@@ -73,7 +73,7 @@ def block_parameters(config: DecoderConfig) -> int:
 def low_rank_parameters(config: DecoderConfig, role: Role) -> int:
     """Numbers in one block's corrections."""
     adapted = [p for p in products(config) if p.name in role.adapted]
-    return role.rank * sum(p.inputs + p.outputs for p in adapted)
+    return role.rank * sum(p.inputs * p.parts + p.outputs for p in adapted)
 
 
 def _vectors(config: DecoderConfig) -> int:
@@ -115,7 +115,7 @@ def _attention_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
     # On a CPU the heads stand one after the other in SDPA's result, and `out` reads a copy.
     if (role.trained or role.adapts("attention.out")) and not (rows.cuda and asks.heads):
         kept += rows.item * heads
-    kept += rows.item * role.rank * sum(name.startswith("attention.") for name in role.adapted)
+    kept += rows.item * _corrections(config, role, "attention.")
     return kept * rows.count
 
 
@@ -135,8 +135,14 @@ def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
         kept += rows.item * m * (2 if gated else 1)
     elif role.adapts("mlp.down"):
         kept += rows.item * m
-    kept += rows.item * role.rank * sum(name.startswith("mlp.") for name in role.adapted)
+    kept += rows.item * _corrections(config, role, "mlp.")
     return kept * rows.count
+
+
+def _corrections(config: DecoderConfig, role: Role, half: str) -> int:
+    """The narrow products of corrections, for one token."""
+    parts = {layer.name: layer.parts for layer in products(config)}
+    return role.rank * sum(parts[name] for name in role.adapted if name.startswith(half))
 
 
 def _statistics(config: DecoderConfig) -> int:

@@ -1,25 +1,28 @@
 """How fast this machine computes the parts of a step, at the model's own shapes.
 
-A part is one block in one role, the head with its loss, or the update of the parameters. Each is
+A part is one block in one role, the head with its loss, or the update of the parameters. A block is
 timed on as many windows of the micro-batch as take a fraction of a second, and its time is taken to
-be in proportion to the windows.
+be in proportion to them. The head, whose gradients may be large against a few rows, is timed on two
+numbers of rows, and its time is taken to lie on a line through both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastgrow.growth.plan.flops import block_flops, head_flops
-from fastgrow.growth.plan.roles import Role
+from fastgrow.growth.plan.roles import Role, products
 from fastgrow.growth.plan.timing import fastest
 from fastgrow.nn import Block, DecoderConfig
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.rotary import RotaryTable
 from fastgrow.ops import RopeTable
+from fastgrow.ops._linear_lse_chunked import MAX_ROWS
 from fastgrow.training import TrainConfig
 from fastgrow.training.optimizer import build_optimizer
 from fastgrow.training.precision import autocast
@@ -27,7 +30,6 @@ from fastgrow.training.precision import autocast
 # A part that takes longer is timed on fewer rows; one that takes longer on a single window is not.
 LONGEST_PART, TOO_LONG = 0.4, 8.0
 MOST_PARAMETERS = 1 << 24
-HEAD_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Speeds:
 
     Attributes:
         blocks: one block on one token, by its role: forward, and backward where it has one.
-        heads: head and loss on one token, forward and backward, by whether its weight trains.
+        heads: head and loss on one micro-batch, forward and backward, by whether its weight trains.
         update: clipping and the optimizer, for one parameter.
     """
 
@@ -73,7 +75,7 @@ def calibrate(
     bench: Bench,
     stack: Iterable[Role],
     heads: Iterable[bool],
-    shapes: Iterable[tuple[int, ...]],
+    shapes: Sequence[tuple[int, ...]],
     *,
     budget: float = 2.0,
 ) -> Speeds | None:
@@ -90,32 +92,47 @@ def calibrate(
         None where the model is too large for this machine to be timed in a short while.
     """
     roles, heads = list(dict.fromkeys(stack)), list(dict.fromkeys(heads))
-    speed = product_speed(bench)
-    config = bench.config
-    largest = max(block_flops(config, bench.seq_len, role).total for role in roles)
-    if largest * bench.seq_len / speed > TOO_LONG:
+    speed, config = product_speed(bench), bench.config
+    flops = {role: block_flops(config, bench.seq_len, role).total for role in roles}
+    if max(flops.values()) * bench.seq_len / speed > TOO_LONG:
         return None
-    calls: dict[object, Callable[[], object]] = {}
-    tokens: dict[object, int] = {}
+    micro_batch = bench.train.batch_size * bench.seq_len
+    calls: dict[Hashable, Callable[[], object]] = {}
+    windows = {role: bench.windows(flops[role], speed) for role in roles}
     rope = RotaryTable(bench.seq_len, config.head_dim, config.rope_base).to(bench.device)
     for role in roles:
-        windows = bench.windows(block_flops(config, bench.seq_len, role).total, speed)
-        calls[role] = _block_call(bench, role, windows, rope(bench.seq_len))
-        tokens[role] = windows * bench.seq_len
+        calls[role] = _block_call(bench, role, windows[role], rope(bench.seq_len))
+    rows = _head_rows(bench, micro_batch, speed)
     for trains in heads:
-        flops = head_flops(config, hidden_grad=True, weight_grad=trains).total
-        rows = bench.train.batch_size * bench.seq_len
-        rows = max(HEAD_ROWS, min(rows, int(LONGEST_PART * speed / flops)))
-        calls[trains] = _head_call(bench, rows, trains)
-        tokens[trains] = rows
-    calls["update"], tokens["update"] = _update_call(bench, list(shapes))
+        for n in rows:
+            calls[trains, n] = _head_call(bench, n, trains)
+    calls["update"], updated = _update_call(bench, shapes)
     best = fastest(calls, bench.device, budget=budget)
-    per_unit = {name: seconds / tokens[name] for name, seconds in best.items()}
     return Speeds(
-        {role: per_unit[role] for role in roles},
-        {trains: per_unit[trains] for trains in heads},
-        per_unit["update"],
+        {role: best[role] / (windows[role] * bench.seq_len) for role in roles},
+        {trains: _on_line({n: best[trains, n] for n in rows}, micro_batch) for trains in heads},
+        best["update"] / updated,
     )
+
+
+def _head_rows(bench: Bench, micro_batch: int, speed: float) -> list[int]:
+    """One or two numbers of rows to time the head on."""
+    flops = head_flops(bench.config, hidden_grad=True, weight_grad=True).total
+    affordable = int(LONGEST_PART * speed / flops)
+    if micro_batch <= max(affordable, 2 * MAX_ROWS):
+        return [micro_batch]
+    first = max(affordable // 2, MAX_ROWS)
+    return [first, 2 * first]
+
+
+def _on_line(seconds: dict[int, float], rows: int) -> float:
+    """Seconds at `rows`, by the line through one or two points; with one it is the point itself."""
+    points = sorted(seconds)
+    (first, last), at_last = (points[0], points[-1]), seconds[points[-1]]
+    if first == last:
+        return at_last
+    slope = max(at_last - seconds[first], 0.0) / (last - first)
+    return at_last + slope * (rows - last)
 
 
 def product_speed(bench: Bench) -> float:
@@ -173,7 +190,7 @@ def _head_call(bench: Bench, rows: int, trains: bool) -> Callable[[], object]:
 
 
 def _update_call(
-    bench: Bench, shapes: list[tuple[int, ...]]
+    bench: Bench, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[Callable[[], object], int]:
     """The update of as many of the tensors as have `MOST_PARAMETERS` numbers together."""
     active: dict[str, nn.Parameter] = {}
@@ -194,3 +211,18 @@ def _update_call(
         optimizer.step()
 
     return run, numbers
+
+
+def active_shapes(
+    config: DecoderConfig, stack: Iterable[Role], *, head: bool
+) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that train, the largest ones first."""
+    whole = [tuple(p.shape) for p in Block(config, device="meta").parameters()]
+    shapes: list[tuple[int, ...]] = []
+    for role in stack:
+        shapes += whole if role.trained else []
+        for layer in products(config):
+            if layer.name in role.adapted:
+                shapes += [(role.rank * layer.parts, layer.inputs), (layer.outputs, role.rank)]
+    shapes += [(config.vocab_size, config.d_model)] if head else []
+    return sorted(shapes or [(config.d_model,)], key=math.prod, reverse=True)

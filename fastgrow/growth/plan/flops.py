@@ -70,5 +70,5 @@ def _product(layer: Product, *, input_grad: bool, weight_grad: bool) -> Flops:
 
 def _low_rank(layer: Product, rank: int, *, input_grad: bool) -> Flops:
     """u = x·aᵀ and u·bᵀ; du = dy·b, then the gradients of b, of a, and of x where it asks."""
-    narrow, wide = 2 * rank * layer.inputs, 2 * rank * layer.outputs
+    narrow, wide = 2 * rank * layer.inputs * layer.parts, 2 * rank * layer.outputs
     return Flops(narrow + wide, 2 * wide + narrow * (1 + input_grad))

@@ -7,21 +7,27 @@ of its weight are made, and for every tensor whether it is kept for the backward
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastgrow.growth.active import StageShape
-from fastgrow.growth.lora import TARGETS
+from fastgrow.growth.schedule import LoRA
 from fastgrow.nn import DecoderConfig
 
 
 @dataclass(frozen=True)
 class Product:
-    """A linear layer of a block: its name there, and its widths."""
+    """A linear layer of a block.
+
+    Attributes:
+        name: in the block's state dict.
+        inputs, outputs: its widths.
+        parts: layers that it stands for, each with a low-rank correction of its own.
+    """
 
     name: str
     inputs: int
     outputs: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,13 @@ class Role:
         return any(name in self.adapted for name in names)
 
 
-def roles(shape: StageShape, targets: Sequence[str] = ()) -> list[Role]:
-    """The role of every block, from the lowest to the highest.
-
-    Args:
-        shape: of the stage.
-        targets: layers that its LoRA adapts.
-    """
+def roles(shape: StageShape, lora: LoRA | None, config: DecoderConfig) -> list[Role]:
+    """The role of every block, from the lowest to the highest."""
+    there = [layer.name for layer in products(config)]
+    targets = () if lora is None else tuple(name for name in there if name in lora.targets)
     flows, found = shape.table, []
     for index in range(shape.depth):
-        adapted = tuple(targets) if index in shape.adapted else ()
+        adapted = targets if index in shape.adapted else ()
         rank = (shape.rank or 0) if adapted else 0
         found.append(Role(index in shape.trained, adapted, rank, flows))
         flows = found[-1].output_grad
@@ -71,7 +74,7 @@ def products(config: DecoderConfig) -> list[Product]:
     d, m = config.d_model, config.mlp_width
     heads = config.n_head * config.head_dim
     layers = [
-        Product("attention.qkv", d, heads + 2 * config.kv_heads * config.head_dim),
+        Product("attention.qkv", d, heads + 2 * config.kv_heads * config.head_dim, 3),
         Product("attention.out", heads, d),
         Product("mlp.up", d, m),
     ]
