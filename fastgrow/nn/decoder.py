@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow.errors import ArgumentError, CheckpointError, ConfigError
-from fastgrow.nn.block import Block, draw_normal, initialise_linears
+from fastgrow.nn.block import Block, initialise_linears
 from fastgrow.nn.cache import KVCache
 from fastgrow.nn.config import DecoderConfig
-from fastgrow.nn.embedding import FrozenEmbedding
+from fastgrow.nn.decoder_embedding import make_embedding, with_width
 from fastgrow.nn.generate import GenerationMixin
 from fastgrow.nn.head import LMHead
+from fastgrow.nn.insertion import copied_blocks, insertion_indices
 from fastgrow.nn.language_model import SubstrateLike
 from fastgrow.nn.norm import make_norm
 from fastgrow.nn.rotary import RotaryTable
@@ -27,7 +30,6 @@ from fastgrow.nn.serialization import (
     read_tensors,
     save_model_folder,
 )
-from fastgrow.nn.substrate_table import substrate_embedding, substrate_table
 from fastgrow.ops._check import describe
 
 KIND = "decoder"
@@ -60,12 +62,12 @@ class Decoder(GenerationMixin, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        config = _with_width(config, substrate, table)
+        config = with_width(config, substrate, table)
         self.config = dataclasses.replace(config, n_layer=0)
         self.substrate = substrate
         place = torch.device(device or torch.get_default_device())
         with place:
-            self.embedding = _make_embedding(config, substrate, table, generator)
+            self.embedding = make_embedding(config, substrate, table, generator)
             # A constant stays real where a module is only sketched on the meta device: the state
             # dict could not bring it back.
             self.embedding.to(None if place.type == "meta" else place, dtype)
@@ -104,26 +106,75 @@ class Decoder(GenerationMixin, nn.Module):
         With `in_float32` those of a half-precision model are not yet rounded, for a factor to be
         multiplied in first.
         """
-        if ids.dim() != 2:
-            raise ArgumentError(f"Decoder: ids must be of shape [B, T], got {describe(ids)}")
         past = 0 if cache is None else cache.length
-        end = past + ids.shape[1]
-        if end > self.max_seq_len:
-            raise ArgumentError(
-                f"Decoder: max_seq_len is {self.max_seq_len} tokens, got {ids.shape[1]}"
-                + (f" after {past} in the cache" if past else "")
-            )
+        self._check_ids(ids, past)
         if cache is not None:
             cache.begin(ids, self.n_layer)
-        x = self.embedding(ids)
-        rope = self.rope(end)
-        for index, block in enumerate(self.blocks):
-            x = block(x, rope, None if cache is None else cache.layers[index])
+        x = self._through(self.embedding(ids), 0, self.n_layer, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         if in_float32 and x.dtype != torch.float64:
             x = x.float()
         return self.final_norm(x)
+
+    def trunk(self, ids: Tensor, n: int) -> Tensor:
+        """What the lowest `n` blocks make of `ids` [B, T]: [B, T, d_model].
+
+        `hidden_from(trunk(ids, n), n)` is `hidden(ids)`, bit for bit.
+
+        Raises:
+            ArgumentError: as `forward`, or there are fewer than n blocks.
+        """
+        self._check_ids(ids, past=0)
+        self._check_trunk(n)
+        return self._through(self.embedding(ids), 0, n)
+
+    def hidden_from(self, x: Tensor, n: int) -> Tensor:
+        """The vectors that the head reads, from the output `x` [B, T, d_model] of `trunk(…, n)`.
+
+        Raises:
+            ArgumentError: x is of another shape or too long, or there are fewer than n blocks.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.config.d_model or x.shape[1] > self.max_seq_len:
+            expected = f"[B, at most {self.max_seq_len}, {self.config.d_model}]"
+            raise ArgumentError(f"Decoder: x must be of shape {expected}, got {describe(x)}")
+        self._check_trunk(n)
+        return self.final_norm(self._through(x, n, self.n_layer))
+
+    def loss_from(
+        self,
+        x: Tensor,
+        n: int,
+        targets: Tensor,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """As `loss`, from the output `x` [B, T, d_model] of `trunk(ids, n)`."""
+        return self.lm_head.loss(
+            self.hidden_from(x, n), targets, ignore_index=ignore_index, reduction=reduction
+        )
+
+    def _through(self, x: Tensor, first: int, last: int, cache: KVCache | None = None) -> Tensor:
+        """Through the blocks first … last − 1."""
+        past = 0 if cache is None else cache.length
+        rope = self.rope(past + x.shape[1])
+        for index in range(first, last):
+            x = self.blocks[index](x, rope, None if cache is None else cache.layers[index])
+        return x
+
+    def _check_ids(self, ids: Tensor, past: int) -> None:
+        if ids.dim() != 2:
+            raise ArgumentError(f"Decoder: ids must be of shape [B, T], got {describe(ids)}")
+        if past + ids.shape[1] > self.max_seq_len:
+            raise ArgumentError(
+                f"Decoder: max_seq_len is {self.max_seq_len} tokens, got {ids.shape[1]}"
+                + (f" after {past} in the cache" if past else "")
+            )
+
+    def _check_trunk(self, n: int) -> None:
+        if not 0 <= n <= self.n_layer:
+            raise ArgumentError(f"Decoder: there are {self.n_layer} blocks, got a trunk of {n}")
 
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
@@ -146,38 +197,73 @@ class Decoder(GenerationMixin, nn.Module):
     def append_blocks(
         self,
         n: int,
-        init: Literal["random", "identity"] = "random",
+        init: Literal["random", "identity", "copy"] = "random",
         *,
         generator: torch.Generator | None = None,
     ) -> range:
-        """Stack new blocks on top.
+        """Stack new blocks on top: `insert_blocks` without `at`.
+
+        Returns:
+            The new blocks' indices in `blocks`.
+        """
+        first = self.n_layer
+        self.insert_blocks(n, init=init, generator=generator)
+        return range(first, self.n_layer)
+
+    def insert_blocks(
+        self,
+        n: int,
+        at: Sequence[int] | None = None,
+        init: Literal["random", "identity", "copy"] = "random",
+        *,
+        copy_of: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[int, ...]:
+        """Put new blocks into the stack.
 
         Args:
             n: how many.
-            init: `random`, or `identity` for blocks that at first pass their input through, so that
-                the logits stay what they were, bit for bit.
+            at: for each new block the index of the old block it goes before, ascending; None is on
+                top.
+            init: `random`; `identity` for blocks that at first pass their input through, so that
+                the logits stay what they were, bit for bit; or `copy` for copies of old blocks.
+            copy_of: for `copy`, the old block that each new one copies; None for those below its
+                place (`fastgrow.nn.insertion.copied_blocks`).
             generator: source of randomness; torch's global one without.
 
         Returns:
             The new blocks' indices in `blocks`.
 
         Raises:
-            ConfigError: n is negative or `init` unknown.
+            ConfigError: n is negative, `init` unknown, or an index out of range.
         """
         if n < 0:
-            raise ConfigError(f"append_blocks: n must be 0 or more, got {n}")
-        if init not in ("random", "identity"):
-            raise ConfigError(f"append_blocks: init must be 'random' or 'identity', got {init!r}")
-        first, depth = self.n_layer, self.n_layer + n
-        like = self.lm_head.weight
-        for _ in range(n):
-            block = Block(self.config, device=like.device, dtype=like.dtype)
-            block.initialise(self.config.init_std, depth, generator)
+            raise ConfigError(f"insert_blocks: n must be 0 or more, got {n}")
+        if init not in ("random", "identity", "copy"):
+            raise ConfigError(
+                f"insert_blocks: init must be 'random', 'identity' or 'copy', got {init!r}"
+            )
+        if copy_of is not None and init != "copy":
+            raise ConfigError(f"insert_blocks: copy_of goes with init 'copy', got {init!r}")
+        old, depth = list(self.blocks), self.n_layer + n
+        indices = insertion_indices(len(old), n, at)
+        sources = copied_blocks(len(old), n, at, copy_of) if init == "copy" else ()
+        for i, index in enumerate(indices):
+            if init == "copy":
+                self.blocks.insert(index, copy.deepcopy(old[sources[i]]))
+                continue
+            block = self._fresh_block(depth, generator)
             if init == "identity":
                 block.make_identity()
-            self.blocks.append(block.train(self.training))
+            self.blocks.insert(index, block)
         self.config = dataclasses.replace(self.config, n_layer=depth)
-        return range(first, depth)
+        return indices
+
+    def _fresh_block(self, depth: int, generator: torch.Generator | None) -> Block:
+        like = self.lm_head.weight
+        block = Block(self.config, device=like.device, dtype=like.dtype)
+        block.initialise(self.config.init_std, depth, generator)
+        return block.train(self.training)
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
         """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
@@ -277,46 +363,6 @@ class Decoder(GenerationMixin, nn.Module):
         load_weights(model, folder / WEIGHTS)
         # The table comes from the substrate, in float32, whatever the weights were saved in.
         return model.to(device=device or "cpu", dtype=dtype or model.lm_head.weight.dtype)
-
-
-def _with_width(
-    config: DecoderConfig, substrate: SubstrateLike | None, table: Tensor | None
-) -> DecoderConfig:
-    """The configuration with n_embed settled; refuses a substrate or table that does not fit."""
-    if substrate is not None and len(substrate) != config.vocab_size:
-        raise ConfigError(
-            f"DecoderConfig: vocab_size is {config.vocab_size}, "
-            f"but the substrate has {len(substrate)} tokens"
-        )
-    if table is not None:
-        width = config.n_embed or (table.shape[-1] if table.dim() == 2 else 0)
-        if tuple(table.shape) != (config.vocab_size, width):
-            expected = [config.vocab_size, config.n_embed or "n_embed"]
-            raise ConfigError(f"Decoder: table must be of shape {expected}, got {describe(table)}")
-        return dataclasses.replace(config, n_embed=width)
-    if substrate is not None and config.n_embed is None:
-        fits = config.d_model % substrate.n_embed == 0
-        return dataclasses.replace(config, n_embed=substrate.n_embed if fits else config.d_model)
-    return dataclasses.replace(config, n_embed=config.embed_width)
-
-
-def _make_embedding(
-    config: DecoderConfig,
-    substrate: SubstrateLike | None,
-    table: Tensor | None,
-    generator: torch.Generator | None,
-) -> FrozenEmbedding:
-    trainable = config.embedding == "trainable"
-    if table is None and substrate is not None:
-        if not trainable:
-            return substrate_embedding(substrate, config.embed_width, config.d_model)
-        table = substrate_table(substrate, config.embed_width)
-    if table is None:
-        if not trainable:
-            raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
-        empty = torch.empty(config.vocab_size, config.embed_width)
-        table = draw_normal(empty, config.init_std, generator)
-    return FrozenEmbedding(table, config.d_model, trainable=trainable)
 
 
 def _matching_substrate(

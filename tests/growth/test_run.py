@@ -13,7 +13,7 @@ import torch
 from growing import digest, make_data, make_model, make_train
 
 from fastgrow.errors import ConfigError, FastgrowError, Interrupted
-from fastgrow.growth import GrowthSchedule, Stage, grow, run
+from fastgrow.growth import GrowthSchedule, Stage, grow, run, stage_shape
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
@@ -114,7 +114,7 @@ def test_a_frozen_tensor_that_moves_is_noticed(substrate, data, monkeypatch) -> 
 def test_frozen_digest_sees_the_table_and_every_frozen_bit(substrate) -> None:
     model = make_model(substrate)
     model.append_blocks(2)
-    select_active(model, 1)
+    select_active(model, stage_shape(GrowthSchedule([Stage(1)]), 0, model.config, first_depth=1))
     first = frozen_digest(model)
     next(model.blocks[1].parameters()).data.add_(1)
     assert frozen_digest(model) == first, "an active tensor does not count"
@@ -133,7 +133,7 @@ def test_gradients_of_the_last_stage_are_gone(substrate) -> None:
     model.append_blocks(2)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    select_active(model, 1)
+    select_active(model, stage_shape(GrowthSchedule([Stage(1)]), 0, model.config, first_depth=1))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -267,3 +267,22 @@ def test_an_unwritable_folder_is_found_at_the_start(substrate, data, tmp_path, m
     with pytest.raises(OSError, match="file"):
         grow(make_model(substrate), data, SCHEDULE, out=blocked / "run", quiet=True)
     assert blocked.read_text() == "not a folder"
+
+
+def test_a_plain_schedule_is_recorded_as_it_always_was(substrate, data, tmp_path: Path) -> None:
+    """Runs that an earlier version began are the same runs to this one."""
+    schedule = GrowthSchedule([Stage(1, 128), Stage(1, 128, head="frozen")])
+    grow(make_model(substrate), data, schedule, train=make_train(), out=tmp_path, quiet=True)
+    plain = {"blocks": 1, "tokens": 128, "insertion": "random", "lr": None}
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["schedule"] == [plain, {**plain, "head": "frozen"}]
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(substrate, data, tmp_path: Path) -> None:
+    for name in (".model.abcd1234.tmp", ".growth.json.abcd1234.tmp", ".run.json.abcd1234.tmp"):
+        (tmp_path / name).write_text("half")
+    half = tmp_path / "adapters" / ".stage-1.abcd1234.tmp"
+    half.mkdir(parents=True)
+    short = GrowthSchedule.blocks(1, tokens=128)
+    grow(make_model(substrate), data, short, train=make_train(), out=tmp_path, quiet=True)
+    assert not list(tmp_path.rglob("*.tmp"))
