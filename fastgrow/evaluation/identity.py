@@ -6,9 +6,10 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastgrow.errors import ConfigError
+from fastgrow.nn import FrozenEmbedding
 
 
 def model_key(model: Any) -> str:
@@ -25,10 +26,17 @@ def model_key(model: Any) -> str:
     digest = hashlib.sha256(repr(model).encode())
     for module in model.modules():
         digest.update(repr(getattr(module, "config", None)).encode())
+        substrate = getattr(module, "substrate", None)
+        embedding = getattr(module, "embedding", None)
+        if substrate is not None:
+            digest.update(substrate.fingerprint.encode())
+        elif isinstance(embedding, FrozenEmbedding):
+            _add(digest, "table", embedding.table)
     for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(plain.numpy().data)
-    substrate = getattr(model, "substrate", None)
-    digest.update(str(getattr(substrate, "fingerprint", None)).encode())
+        _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,12 @@ def require_sacrebleu() -> Any:
         ConfigError: it is not installed.
     """
     try:
-        import sacrebleu
+        return importlib.import_module("sacrebleu")
     except ImportError:
         raise ConfigError(
             "translations are scored by sacrebleu, which is not installed: "
             "pip install 'fastgrow[eval]'"
         ) from None
-    return sacrebleu
 
 
 def papers_bleu(answer: str, reference: str) -> float:

@@ -27,7 +27,9 @@ class HubCache:
 
     def repeated(self, times: int) -> HubCache:
         """A copy with each sequence `times` times."""
-        keys_and_values = copy.deepcopy(self.keys_and_values)
+        keys_and_values = copy.copy(self.keys_and_values)
+        # Repeating gives a layer new tensors, so that the original keeps its own.
+        keys_and_values.layers = [copy.copy(layer) for layer in self.keys_and_values.layers]
         keys_and_values.batch_repeat_interleave(times)
         return HubCache(keys_and_values, self.max_len)
 

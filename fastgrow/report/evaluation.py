@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastgrow import __version__, _files
-from fastgrow.evaluation import PUBLISHED, BitsPerCharacter, Score, TaskResult
+from fastgrow.evaluation import PUBLISHED, Score, TaskResult
+from fastgrow.report.evaluated import EvaluatedModel
 from fastgrow.report.page import Report
 from fastgrow.report.task_plots import (
     DepthScores,
@@ -17,39 +16,9 @@ from fastgrow.report.task_plots import (
     scores_beside_published,
 )
 
-RESULTS = "results.json"
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """What was measured of a model.
-
-    Attributes:
-        name: as in tables.
-        path: its folder.
-        key: what tells it from others (`fastgrow.evaluation.identity.model_key`).
-        depth: number of blocks; None for an ensemble.
-        tasks: scores on tasks.
-        texts: bits per character by text.
-    """
-
-    name: str
-    path: str
-    key: str
-    depth: int | None
-    tasks: Sequence[TaskResult]
-    texts: Sequence[tuple[str, BitsPerCharacter]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
-            "name": self.name,
-            "path": self.path,
-            "key": self.key,
-            "depth": self.depth,
-            "tasks": [task.to_dict() for task in self.tasks],
-            "texts": [{"text": name, **vars(bits)} for name, bits in self.texts],
-        }
+RESULTS, _SCORES, _DEPTH = "results.json", "scores.png", "depth.png"
+# What `write_evaluation` writes.
+FILES = (RESULTS, "report.md", "report.html", _SCORES, _DEPTH)
 
 
 def write_evaluation(models: Sequence[EvaluatedModel], folder: Path) -> None:
@@ -86,17 +55,18 @@ def task_rows(models: Sequence[EvaluatedModel]) -> tuple[list[str], list[list[st
 
 def text_rows(models: Sequence[EvaluatedModel]) -> tuple[list[str], list[list[str]]]:
     """Bits per character as a table: header and rows, a row for each model and text."""
-    header = ["text", "bits per character", "bits per token", "tokens", "characters"]
+    header = ["text", "bits per character", "bits per token", "tokens", "characters", "unknown"]
     rows = [
         [
-            name,
-            f"{bits.bits_per_character:.4f}",
-            f"{bits.bits_per_token:.4f}",
-            f"{bits.tokens:,}",
-            f"{bits.characters:,}",
+            text.name,
+            f"{text.bits.bits_per_character:.4f}",
+            f"{text.bits.bits_per_token:.4f}",
+            f"{text.bits.tokens:,}",
+            f"{text.bits.characters:,}",
+            f"{text.unknown:,}",
         ]
         for model in models
-        for name, bits in model.texts
+        for text in model.texts
     ]
     if len(models) == 1:
         return header, rows
@@ -131,12 +101,12 @@ def _add_papers(report: Report, models: Sequence[EvaluatedModel], folder: Path) 
     if notes:
         report.points(notes)
     beside = [_beside_published(models, index) for index in range(len(tasks))]
-    scores_beside_published(beside, folder / "scores.png")
-    report.figure("scores.png", "Scores under the papers' protocol beside the published ones")
+    scores_beside_published(beside, folder / _SCORES)
+    report.figure(_SCORES, "Scores under the papers' protocol beside the published ones")
     if sum(model.depth is not None for model in models) > 1:
         against = [_against_depth(models, index) for index in range(len(tasks))]
-        scores_against_depth(against, folder / "depth.png")
-        report.figure("depth.png", "Scores under the papers' protocol against the number of blocks")
+        scores_against_depth(against, folder / _DEPTH)
+        report.figure(_DEPTH, "Scores under the papers' protocol against the number of blocks")
 
 
 def _beside_published(models: Sequence[EvaluatedModel], index: int) -> TaskScores:
@@ -249,7 +219,7 @@ def _add_texts(report: Report, models: Sequence[EvaluatedModel]) -> None:
     report.paragraph(
         "The loss divided by the characters of the text, not by its tokens, so that models of "
         "different vocabularies compare; the ends of documents are predicted too, and count no "
-        "character."
+        "character. An unknown character became <unk>, which is predicted and counts none either."
     )
     report.table(*text_rows(models))
 
