@@ -70,7 +70,7 @@ def evaluate(
 
     paths = others or []
     models = named_models([model, *(path for path in paths if is_model(path))])
-    texts = [path for path in paths if not is_model(path)]
+    texts = {path: text_files(path) for path in paths if not is_model(path)}
     if not texts and tasks is None:
         raise ConfigError("nothing to evaluate on: give texts, or tasks by --tasks")
     settings = EvaluationSettings(
@@ -82,7 +82,8 @@ def evaluate(
     )
     questions = read_tasks(tasks, data, limit, seed)
     if out is not None:
-        refuse_loss(out, list(models), [each.task.name for each in questions], texts)
+        files = [file for found in texts.values() for file in found]
+        refuse_loss(out, list(models), [each.task.name for each in questions], files)
     # Without a folder nothing is kept to go on from.
     with resumable() if out is not None else contextlib.nullcontext():
         evaluated = [
@@ -101,7 +102,7 @@ def _evaluate_model(
     questions: list[QuestionSet],
     settings: EvaluationSettings,
     out: Path | None,
-    texts: list[Path],
+    texts: dict[Path, list[Path]],
     batch_size: int,
     unknown: str,
 ) -> EvaluatedModel:
@@ -147,7 +148,7 @@ def _evaluate_task(
 
 
 def _evaluate_texts(
-    model: Any, texts: list[Path], batch_size: int, unknown: str
+    model: Any, texts: dict[Path, list[Path]], batch_size: int, unknown: str
 ) -> list[EvaluatedText]:
     """Each text by itself, and all together where there are several."""
     import numpy as np
@@ -157,9 +158,9 @@ def _evaluate_texts(
     from fastgrow.training import TextData
 
     rows, sums = [], []
-    for text in texts:
+    for text, files in texts.items():
         parts = []
-        for path in text_files(text):
+        for path in files:
             data = TextData(path, model.substrate, split=(1.0, 0.0, 0.0), unknown=unknown)
             bits = bits_per_character(model, data.train, batch_size=batch_size)
             lacking = int(np.count_nonzero(data.train.ids == model.substrate.unk_id))

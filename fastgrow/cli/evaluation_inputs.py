@@ -18,27 +18,39 @@ def is_model(path: Path) -> bool:
 
 
 def named_models(paths: list[Path]) -> dict[str, Path]:
-    """Models by a name that is short and different from the others'."""
+    """Models by a name that is short and different from the others'.
+
+    Raises:
+        ConfigError: a model is given twice, or two cannot be told apart by the names of their
+            folders.
+    """
     from fastgrow.errors import ConfigError
 
     names: dict[str, Path] = {}
     for path in paths:
         whole = path.resolve()
         folder = whole.parent if whole.name == "model" else whole
-        name = folder.name
+        name = folder.name if folder.name not in names else f"{folder.parent.name}-{folder.name}"
+        given = [other for other in names.values() if other.resolve() in (whole, folder)]
+        if given:
+            raise ConfigError(f"{path}: is given twice")
         if name in names:
-            name = f"{folder.parent.name}-{name}"
-        if name in names:
-            raise ConfigError(f"{path}: is given twice, or is called as {names[name]} is")
+            raise ConfigError(f"{path}: its folder is called as that of {names[name]}")
         names[name] = path
     return names
 
 
 def text_files(text: Path) -> list[Path]:
-    """A text, or the texts in a folder: each is a source of its own."""
+    """A text, or the texts in a folder: each is a source of its own.
+
+    Raises:
+        DataError: there is no such file or folder, or the folder has no texts.
+    """
     from fastgrow.errors import DataError
     from fastgrow.training.data.documents import SUFFIXES
 
+    if not text.exists():
+        raise DataError(f"{text}: no such file or folder")
     if not text.is_dir():
         return [text]
     files = sorted(
@@ -101,7 +113,7 @@ def refuse_loss(out: Path, models: list[str], tasks: list[str], texts: list[Path
         raise ConfigError(f"{out}: holds {foreign[0]!r}; an evaluation needs a folder of its own")
     if not (out / RESULTS).exists():
         return
-    asked = {*models, *tasks, *(str(file) for text in texts for file in text_files(text))}
+    asked = {*models, *tasks, *map(str, texts)}
     there = [name for model in _results(out) for name in _contents(model)]
     if not set(there) <= asked:
         raise ConfigError(
