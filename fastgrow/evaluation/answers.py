@@ -149,7 +149,6 @@ def _draw(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor:
 
 
 def _text(substrate: SubstrateLike, tokens: list[int]) -> str:
-    """The tokens' text up to the first special one, which stands for no character."""
-    characters = substrate.n_characters
-    special = (i for i, token in enumerate(tokens) if not characters[token])
+    """The tokens' text up to the first special one, which has no text."""
+    special = (i for i, token in enumerate(tokens) if not substrate.decode([token]))
     return substrate.decode(tokens[: next(special, len(tokens))])

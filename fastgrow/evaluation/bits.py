@@ -5,6 +5,10 @@ A token stream is a row of documents, each `<s> tokens … </s>`. What is predic
 C the number of characters they stand for,
 
     bits per character = L / (ln 2 * C).
+
+It is the bits per token times the tokens per character. The second factor is the tokenizer's: a
+vocabulary of longer tokens has a higher loss per token on the same text, which dividing by the
+characters takes out. `</s>` and `<unk>` are predicted and stand for no character.
 """
 
 from __future__ import annotations

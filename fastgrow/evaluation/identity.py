@@ -30,7 +30,7 @@ def model_key(model: Any) -> str:
         embedding = getattr(module, "embedding", None)
         if substrate is not None:
             digest.update(substrate.fingerprint.encode())
-        elif isinstance(embedding, FrozenEmbedding):
+        elif isinstance(embedding, FrozenEmbedding) and embedding.table is not None:
             _add(digest, "table", embedding.table)
     for name, tensor in model.state_dict().items():
         _add(digest, name, tensor)

@@ -105,6 +105,13 @@ def test_all_tasks_write_results_report_and_plots(evaluated: Path) -> None:
                 assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 100
     report = (evaluated / "report.md").read_text()
     assert "| published: abs-bvv-6 | 21.63 | 23.42 | 25.62 | 19.51 | 5.55 |" in report
+    for model in results["models"]:
+        papers = [
+            task["scores"]["substring" if task["task"] == "squad" else "first letter"]
+            for task in model["tasks"]
+        ]
+        cells = " | ".join(f"{score['mean']:.2f} ± {score['ci']:.2f}" for score in papers)
+        assert f"| {model['name']} | {cells} |" in report
     assert "| guessing | 25.00 | 25.00 | 33.33 | 20.00 | – |" in report
     assert "not comparable with the published scores" in report
     page = (evaluated / "report.html").read_text()

@@ -49,13 +49,15 @@ def test_a_cache_that_cannot_be_copied_gives_the_same_answers() -> None:
     assert stubborn.tokens_read > model.tokens_read
 
 
-def test_draws_follow_the_probabilities() -> None:
-    answers = sample_answers(Rigged(lambda text: HALVES), [Prompt("x", 1, "q")], runs=4000)
+def test_draws_follow_the_probabilities_at_every_step() -> None:
+    model = Rigged(lambda text: HALVES)
+    answers = sample_answers(model, [Prompt("x", 2, "q")], runs=1000)
     counts = Counter(answers[0].texts)
-    assert set(counts) == set(HALVES)
-    for token, probability in HALVES.items():
+    assert set(counts) == {first + second for first in HALVES for second in HALVES}
+    for pair, count in counts.items():
         # Five standard deviations.
-        assert counts[token] / 4000 == pytest.approx(probability, abs=5 * 0.5 / 4000**0.5)
+        expected = HALVES[pair[0]] * HALVES[pair[1]]
+        assert count / 1000 == pytest.approx(expected, abs=5 * (expected / 1000) ** 0.5)
 
 
 def test_draws_depend_on_seed_and_question_alone() -> None:
@@ -111,6 +113,18 @@ def test_a_special_token_ends_an_answer() -> None:
     assert sample_answers(model, [Prompt("Q", 4, "1")], runs=1)[0].texts == ("a",)
     first = Rigged(lambda text: "</s>" if text[-1] == "Q" else "A")
     assert sample_answers(first, [Prompt("Q", 2, "1")], runs=1)[0].texts == ("",)
+
+
+def test_a_token_within_a_character_ends_nothing() -> None:
+    class Bytes(CharacterSubstrate):
+        """Every second token of a pair stands for no character of its own, as in UTF-8."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.n_characters[self.ids["b"]] = 0
+
+    model = Rigged(lambda text: {"Q": "a", "a": "b", "b": "c"}[text[-1]], substrate=Bytes())
+    assert sample_answers(model, [Prompt("Q", 3, "1")], runs=1)[0].texts == ("abc",)
 
 
 def test_unknown_characters_become_unk_and_are_counted() -> None:
