@@ -26,7 +26,8 @@ class CharacterSubstrate:
         self.tokens = [*SPECIALS, *(c for c in characters if c not in without)]
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         self.n_characters = np.array([0] * 4 + [1] * (len(self.tokens) - 4), dtype=np.int32)
-        self.table = np.zeros((len(self.tokens), self.n_embed), dtype=np.float32)
+        rows = np.random.default_rng(0).standard_normal((len(self.tokens), self.n_embed))
+        self.table = rows.astype(np.float32)
         self.fingerprint = hashlib.sha256("".join(self.tokens).encode()).hexdigest()
 
     def __len__(self) -> int:

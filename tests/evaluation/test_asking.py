@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigged import Rigged
+from rigged import CharacterSubstrate, Rigged
+from torch import Tensor, nn
 
 from fastgrow.errors import CheckpointError, ConfigError
 from fastgrow.evaluation import (
@@ -175,6 +176,32 @@ def test_cut_and_unknown_are_counted() -> None:
     assert result.cut == {"generate": 1, "likelihood": 1}
     assert (result.unknown_characters, result.with_unknown) == (2, 1)
     assert result.scores["first letter"].mean == 100
+
+
+def test_a_module_is_asked_in_evaluation_mode_and_left_as_it_was() -> None:
+    class Module(nn.Module):
+        device, substrate, max_seq_len = Rigged.device, CharacterSubstrate(), 512
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Dropout()
+            self.rigged = always("A")
+            self.new_cache = self.rigged.new_cache
+
+        def forward(self, ids: Tensor, cache: Any = None, *, last_only: bool = False) -> Tensor:
+            assert not self.training
+            assert not self.inner.training
+            return self.rigged(ids, cache, last_only=last_only)
+
+        def loss(self, *arguments: Any, **options: Any) -> Tensor:
+            assert not self.training
+            return self.rigged.loss(*arguments, **options)
+
+    model = Module()
+    model.inner.eval()
+    evaluate(model, question_set(), FAST)  # type: ignore[arg-type]
+    assert model.training
+    assert not model.inner.training
 
 
 class Stopped(Exception):

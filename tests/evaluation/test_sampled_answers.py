@@ -10,6 +10,7 @@ from rigged import CharacterSubstrate, Rigged, UnrepeatableCache
 
 from fastgrow.errors import ConfigError
 from fastgrow.evaluation.answers import Prompt, sample_answers
+from fastgrow.nn import Decoder, DecoderConfig
 
 HALVES = {"A": 0.5, "b": 0.25, " ": 0.25}
 
@@ -47,6 +48,22 @@ def test_a_cache_that_cannot_be_copied_gives_the_same_answers() -> None:
     stubborn.cache_type = UnrepeatableCache
     assert sample_answers(model, prompts) == sample_answers(stubborn, prompts)
     assert stubborn.tokens_read > model.tokens_read
+
+
+def test_a_decoder_answers_as_it_generates() -> None:
+    substrate = CharacterSubstrate()
+    config = DecoderConfig(
+        vocab_size=len(substrate), d_model=16, n_layer=2, n_head=2, max_seq_len=24, init_std=0.5
+    )
+    model = Decoder(config, substrate, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    texts = ["one two", "three four", "six seven!", "a prompt that is too long to be read whole"]
+    prompts = [Prompt(text, 5, text) for text in texts]
+    answers = sample_answers(model, prompts, runs=2, temperature=0)
+    for text, answer in zip(texts, answers, strict=True):
+        ids = [substrate.bos_id, *substrate.encode(text)][-20:]
+        said = model.generate(torch.tensor(ids), max_new_tokens=5, temperature=0)[0, len(ids) :]
+        assert answer.texts == (substrate.decode(said.tolist()),) * 2
+    assert len(set(answers)) == 4
 
 
 def test_draws_follow_the_probabilities_at_every_step() -> None:
