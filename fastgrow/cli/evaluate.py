@@ -57,6 +57,10 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="Of the sampling; 0 for none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of samples and of --limit.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Windows or prompts evaluated at once.")] = 16,
+    document_start: Annotated[
+        bool,
+        typer.Option(help="Begin prompts with <s>, as documents in training; the papers don't."),
+    ] = True,
     unknown: Annotated[
         Literal["error", "unk"],
         typer.Option(help="What a text's character outside the vocabulary is."),
@@ -79,6 +83,7 @@ def evaluate(
         temperature=temperature,
         seed=seed,
         batch_size=batch_size,
+        document_start=document_start,
     )
     questions = read_tasks(tasks, data, limit, seed)
     if out is not None:

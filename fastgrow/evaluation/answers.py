@@ -20,7 +20,7 @@ class Prompt:
     """A prompt and how it is answered.
 
     Attributes:
-        text: the prompt, which begins a document.
+        text: the prompt.
         new_tokens: the most tokens of an answer.
         seed_key: what, with the seed, its draws depend on; a question's own, so that the draws do
             not depend on the questions around it.
@@ -54,6 +54,7 @@ def sample_answers(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
+    document_start: bool = True,
 ) -> list[Answers]:
     """Answer each prompt `runs` times.
 
@@ -68,12 +69,13 @@ def sample_answers(
         temperature: divides the logits; 0 always takes the most likely token.
         seed: of the draws.
         batch_size: prompts read at once; their answers are `runs` times as many rows.
+        document_start: whether a prompt begins with `<s>`.
 
     Raises:
         ConfigError: the model has no substrate.
     """
     substrate = require_substrate(model)
-    encoded = encode_texts(substrate, [p.text for p in prompts], begins_document=True)
+    encoded = encode_texts(substrate, [p.text for p in prompts], document_start=document_start)
     half = max(1, model.max_seq_len // 2)
     steps = [min(prompt.new_tokens, half) for prompt in prompts]
     # The last token of an answer is never read.

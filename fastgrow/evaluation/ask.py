@@ -93,7 +93,7 @@ def evaluate(
 def _by_length(model: LanguageModel, questions: QuestionSet) -> list[int]:
     """Indices by the prompts' tokens: prompts of equal length are read in one batch."""
     texts = [questions.task.prompt(question) for question in questions.questions]
-    encoded = encode_texts(require_substrate(model), texts, begins_document=True)
+    encoded = encode_texts(require_substrate(model), texts, document_start=True)
     return sorted(range(len(texts)), key=lambda i: min(len(encoded[i].ids), model.max_seq_len))
 
 
@@ -135,6 +135,7 @@ class _Asked:
             temperature=self.settings.temperature,
             seed=self.settings.seed,
             batch_size=self.settings.batch_size,
+            document_start=self.settings.document_start,
         )
         for record, answer in zip(records, answers, strict=True):
             record["answers"] = list(answer.texts)
@@ -147,7 +148,12 @@ class _Asked:
             for q in questions
             if isinstance(q, ChoiceQuestion)
         ]
-        found = log_likelihoods(self.model, candidates, batch_size=self.settings.batch_size)
+        found = log_likelihoods(
+            self.model,
+            candidates,
+            batch_size=self.settings.batch_size,
+            document_start=self.settings.document_start,
+        )
         for record, likelihoods in zip(records, found, strict=True):
             record["log_likelihoods"] = list(likelihoods.log_likelihoods)
             record["cut_likelihood"] = likelihoods.cut

@@ -11,7 +11,7 @@ from fastgrow.nn import LanguageModel, SubstrateLike
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text's ids, `<s>` first where it begins a document.
+    """A text's ids.
 
     Attributes:
         ids: the tokens.
@@ -34,10 +34,16 @@ def require_substrate(model: LanguageModel) -> SubstrateLike:
 
 
 def encode_texts(
-    substrate: SubstrateLike, texts: Sequence[str], *, begins_document: bool
+    substrate: SubstrateLike, texts: Sequence[str], *, document_start: bool
 ) -> list[Encoded]:
-    """The texts' ids; a character outside the vocabulary becomes `<unk>`."""
-    begin = [substrate.bos_id] if begins_document else []
+    """The texts' ids; a character outside the vocabulary becomes `<unk>`.
+
+    Args:
+        substrate: encodes them.
+        texts: what to encode.
+        document_start: begin each with `<s>`.
+    """
+    begin = [substrate.bos_id] if document_start else []
     unknown = getattr(substrate, "unk_id", None)
     return [
         Encoded(begin + ids, 0 if unknown is None else ids.count(unknown))

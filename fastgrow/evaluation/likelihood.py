@@ -15,7 +15,7 @@ _IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Candidates:
-    """A text, which begins a document, and what might continue it."""
+    """A text, not an empty one, and what might continue it."""
 
     context: str
     continuations: tuple[str, ...]
@@ -46,7 +46,11 @@ class _Window:
 
 
 def log_likelihoods(
-    model: LanguageModel, questions: Sequence[Candidates], *, batch_size: int = 16
+    model: LanguageModel,
+    questions: Sequence[Candidates],
+    *,
+    batch_size: int = 16,
+    document_start: bool = True,
 ) -> list[Likelihoods]:
     """ln p of every continuation given its context.
 
@@ -58,14 +62,17 @@ def log_likelihoods(
         model: any `LanguageModel` with a substrate.
         questions: contexts and continuations.
         batch_size: rows scored at once.
+        document_start: whether a context begins with `<s>`.
 
     Raises:
         ConfigError: the model has no substrate.
     """
     substrate = require_substrate(model)
-    contexts = encode_texts(substrate, [q.context for q in questions], begins_document=True)
+    contexts = encode_texts(
+        substrate, [q.context for q in questions], document_start=document_start
+    )
     flat = [text for question in questions for text in question.continuations]
-    encoded = iter(encode_texts(substrate, flat, begins_document=False))
+    encoded = iter(encode_texts(substrate, flat, document_start=False))
     windows: list[_Window] = []
     cut, unknown = [], []
     for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):

@@ -12,7 +12,7 @@ Protocol = Literal["generate", "likelihood"]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Settings of an evaluation; the defaults are the papers'.
+    """Settings of an evaluation; the defaults are the papers' but for `document_start`.
 
     Attributes:
         protocols: `generate` samples answers, as the papers do; `likelihood` compares the choices'
@@ -21,6 +21,8 @@ class EvaluationSettings:
         temperature: of the sampling; 0 always takes the most likely token.
         seed: of the sampling and the bootstrap.
         batch_size: prompts, or continuations, read at once.
+        document_start: whether prompts begin with `<s>`, as documents do in training here; the
+            papers' script gives none.
         chunk: questions answered between two writes to the folder.
         resamples: of the bootstrap.
 
@@ -33,6 +35,7 @@ class EvaluationSettings:
     temperature: float = 1.0
     seed: int = 0
     batch_size: int = 16
+    document_start: bool = True
     chunk: int = 64
     resamples: int = 1000
 

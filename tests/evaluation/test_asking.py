@@ -165,6 +165,16 @@ def test_a_protocol_alone() -> None:
     assert likely.papers is None
 
 
+def test_prompts_begin_with_the_start_of_a_document_unless_told_otherwise() -> None:
+    for start in (True, False):
+        model = always("A")
+        settings = EvaluationSettings(document_start=start, resamples=5)
+        evaluate(model, question_set("arc-easy", QUESTIONS[:3]), settings)
+        assert len(model.texts_read) > 3
+        for text in model.texts_read:
+            assert text.startswith("<s>Question: " if start else "Question: ")
+
+
 def test_cut_and_unknown_are_counted() -> None:
     questions = [
         ChoiceQuestion("1", "short", ("a", "b"), 0),
