@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy as shallow_copy
 from typing import Any
 
 from torch import Tensor
 
 from fastgrow.compose.rules import Rule
 from fastgrow.errors import ArgumentError
+from fastgrow.nn import repeat_cache
 
 
 class EnsembleCache:
@@ -28,6 +30,16 @@ class EnsembleCache:
         self.batch_size = batch_size
         self.max_len = max_len
         self.length = 0
+
+    def repeated(self, times: int) -> EnsembleCache | None:
+        """A copy with each sequence `times` times; None if an expert's cache cannot be copied."""
+        caches = {name: repeat_cache(cache, times) for name, cache in self.caches.items()}
+        if None in caches.values():
+            return None
+        copy = shallow_copy(self)
+        copy.caches, copy.state = caches, self.state.repeated(times)
+        copy.batch_size = self.batch_size * times
+        return copy
 
     def begin(self, ids: Tensor, names: Sequence[str], rule: Rule) -> None:
         """Check that ids [B, T] can be read, before any expert has read them.

@@ -42,6 +42,12 @@ class ReadTokens:
         self.ids = ids if self.ids is None else torch.cat([self.ids, ids], dim=1)
         return self.ids
 
+    def repeated(self, times: int) -> ReadTokens:
+        """A copy with each sequence `times` times."""
+        copy = ReadTokens(self.batch_size * times, self.max_len)
+        copy.ids = None if self.ids is None else self.ids.repeat_interleave(times, dim=0)
+        return copy
+
 
 class CallableExpert(GenerationMixin, nn.Module):
     """A function from ids to logits as a `LanguageModel`, which an `Ensemble` takes as an expert.

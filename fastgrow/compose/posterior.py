@@ -31,6 +31,13 @@ class PosteriorState(RuleState):
     evidence: Tensor | None = None
     forecasts: tuple[Tensor, ...] = field(default_factory=tuple)
 
+    def repeated(self, times: int) -> PosteriorState:
+        evidence = self.evidence
+        return PosteriorState(
+            None if evidence is None else evidence.repeat_interleave(times, dim=0),
+            tuple(forecast.repeat_interleave(times, dim=0) for forecast in self.forecasts),
+        )
+
 
 @dataclass(frozen=True)
 class Posterior(PriorRule):

@@ -61,6 +61,10 @@ class Tokens:
 class RuleState:
     """What a rule remembers between two calls of incremental decoding; most remember nothing."""
 
+    def repeated(self, times: int) -> RuleState:
+        """A copy with each sequence `times` times."""
+        return RuleState()
+
 
 class Rule(ABC):
     """Base of all rules. Subclasses are frozen dataclasses."""

@@ -5,11 +5,14 @@ A token stream is a row of documents, each `<s> tokens … </s>`. What is predic
 C the number of characters they stand for,
 
     bits per character = L / (ln 2 * C).
+
+It is the bits per token times the tokens per character. The second factor is the tokenizer's: a
+vocabulary of longer tokens has a higher loss per token on the same text, which dividing by the
+characters takes out. `</s>` and `<unk>` are predicted and stand for no character.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ import torch
 from torch import nn
 
 from fastgrow.errors import ConfigError, DataError
+from fastgrow.evaluation.mode import evaluation_mode
 
 _IGNORE_INDEX = -100
 # Counting takes blocks of this many tokens, so that a memory-mapped stream stays on the disk.
@@ -114,7 +118,7 @@ def bits_per_character(
     positions = _positions(stream, max_tokens)
     device = _device(model)
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    with torch.no_grad(), _evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         for ids, targets in _windows(stream, positions, batch_size, seq_len):
             summed = model.loss(
                 torch.from_numpy(ids).to(device),
@@ -221,16 +225,3 @@ def _device(model: HasLoss) -> torch.device:
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return torch.device("cpu")
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: HasLoss) -> Iterator[None]:
-    """Evaluation mode for all modules; each gets its own mode back."""
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    if training and isinstance(model, nn.Module):
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

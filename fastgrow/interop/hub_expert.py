@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -23,6 +24,14 @@ class HubCache:
     def length(self) -> int:
         """Tokens read so far."""
         return int(self.keys_and_values.get_seq_length())
+
+    def repeated(self, times: int) -> HubCache:
+        """A copy with each sequence `times` times."""
+        keys_and_values = copy.copy(self.keys_and_values)
+        # Repeating gives a layer new tensors, so that the original keeps its own.
+        keys_and_values.layers = [copy.copy(layer) for layer in self.keys_and_values.layers]
+        keys_and_values.batch_repeat_interleave(times)
+        return HubCache(keys_and_values, self.max_len)
 
 
 class HubExpert(CallableExpert):

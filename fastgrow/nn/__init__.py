@@ -2,7 +2,7 @@
 
 from fastgrow.nn.attention import CausalSelfAttention
 from fastgrow.nn.block import Block
-from fastgrow.nn.cache import KVCache, LayerCache
+from fastgrow.nn.cache import KVCache, LayerCache, repeat_cache
 from fastgrow.nn.config import DecoderConfig
 from fastgrow.nn.decoder import Decoder
 from fastgrow.nn.embedding import FrozenEmbedding
@@ -36,5 +36,6 @@ __all__ = [
     "RotaryTable",
     "SubstrateLike",
     "generate",
+    "repeat_cache",
     "stream",
 ]

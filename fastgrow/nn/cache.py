@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fastgrow.errors import ArgumentError
+
+
+def repeat_cache(cache: Any, times: int) -> Any | None:
+    """A copy of a cache in which each sequence stands `times` times, one after the other.
+
+    Several continuations of one text then read it once. None for a cache of another's making that
+    has no such method `repeated(times)`.
+    """
+    repeated = getattr(cache, "repeated", None)
+    return None if repeated is None else repeated(times)
 
 
 class LayerCache:
@@ -37,6 +49,15 @@ class LayerCache:
         self._values[:, :, self.length : end] = values
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
+
+    def repeated(self, times: int) -> LayerCache:
+        """A copy with each sequence `times` times."""
+        copy = LayerCache(self.batch_size * times, self.max_len)
+        copy.length = self.length
+        if self._keys is not None and self._values is not None:
+            copy._keys = self._keys[:, :, : self.length].repeat_interleave(times, dim=0)
+            copy._values = self._values[:, :, : self.length].repeat_interleave(times, dim=0)
+        return copy
 
     def _grown(self, old: Tensor | None, new: Tensor) -> Tensor:
         if old is not None:
@@ -74,6 +95,13 @@ class KVCache:
     def advance(self, added: int) -> None:
         """Count tokens that every block has taken in."""
         self.length += added
+
+    def repeated(self, times: int) -> KVCache:
+        """A copy with each sequence `times` times, one after the other."""
+        copy = KVCache(0, self.batch_size * times, self.max_len)
+        copy.layers = [layer.repeated(times) for layer in self.layers]
+        copy.length = self.length
+        return copy
 
 
 def _check_room(cache: LayerCache | KVCache, batch_size: int, added: int) -> None:

@@ -31,7 +31,7 @@ def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None
         panels: specialist → run ("grown", "never grown", …) → its curve.
         path: the PNG to write.
     """
-    figure = _figure(4.2 * len(panels), 3.6)
+    figure = new_figure(4.2 * len(panels), 3.6)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for name, curve in curves.items():
@@ -43,7 +43,7 @@ def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("validation, bits per character")
     axes[-1].legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def matrix(
@@ -57,7 +57,7 @@ def matrix(
         path: the PNG to write.
     """
     array = np.asarray(values, dtype=float)
-    figure = _figure(1.6 + 1.3 * len(columns), 1.2 + 0.42 * len(rows))
+    figure = new_figure(1.6 + 1.3 * len(columns), 1.2 + 0.42 * len(rows))
     axis = figure.subplots()
     # Columns are texts of different difficulty: each is coloured on a scale of its own.
     low, high = array.min(axis=0), array.max(axis=0)
@@ -70,16 +70,16 @@ def matrix(
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
     axis.set_xlabel("test text, bits per character (lower is better)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     # Figure rather than pyplot: no global state, no window system, safe in any thread.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=120)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -64,6 +64,11 @@ def test_reading_in_pieces_reads_everything(pair, substrate: Substrate) -> None:
     torch.testing.assert_close(torch.cat(pieces, 1), guest(ids))
     with pytest.raises(ArgumentError, match="holds at most 16 tokens, got 1 after 16"):
         guest(ids[:, :1], cache)
+    short = guest.new_cache(3, 16)
+    guest(ids[:, :5], short)
+    more = ids[:, 5:].repeat_interleave(2, dim=0)
+    expected = guest(ids)[:, 5:].repeat_interleave(2, dim=0)
+    torch.testing.assert_close(guest(more, short.repeated(2)), expected)
 
 
 def test_an_object_with_logits_will_do() -> None:

@@ -29,7 +29,7 @@ from fastgrow.compose import (
     Weighted,
 )
 from fastgrow.errors import ArgumentError, ConfigError, SubstrateError
-from fastgrow.nn import Decoder, LanguageModel
+from fastgrow.nn import Decoder, LanguageModel, repeat_cache
 from fastgrow.substrate import Substrate
 from fastgrow.training import TextData
 
@@ -290,6 +290,35 @@ def test_generating_beyond_the_context_and_as_a_stream(
     text = ensemble.generate("абв", **options)
     assert text.startswith("абв")
     assert text == "абв" + "".join(ensemble.stream("абв", **options))
+
+
+@each_rule
+def test_a_repeated_cache_reads_on_for_each_copy(
+    experts: dict[str, Decoder], ids: Tensor, rule: Rule
+) -> None:
+    ensemble = Ensemble(experts, rule)
+    cache = ensemble.new_cache(len(ids))
+    ensemble(ids[:, :9], cache)
+    copies = repeat_cache(cache, 2)
+    assert copies is not None
+    more = ids.flip(0).repeat(2, 1)[:, 9:]
+    whole = torch.cat([ids[:, :9].repeat_interleave(2, dim=0), more], dim=1)
+    expected = ensemble(whole)[:, 9:]
+    torch.testing.assert_close(ensemble(more[:, :3], copies), expected[:, :3], **EXACT)
+    torch.testing.assert_close(ensemble(more[:, 3:], copies), expected[:, 3:], **EXACT)
+    torch.testing.assert_close(ensemble(ids[:, 9:], cache), ensemble(ids)[:, 9:], **EXACT)
+
+
+def test_a_cache_of_an_expert_that_cannot_repeat_is_not_repeated(
+    experts: dict[str, Decoder],
+) -> None:
+    class Fixed:
+        length, max_len = 0, 16
+
+    guest = Guest(experts["ru"])
+    guest.new_cache = lambda *sizes: Fixed()  # type: ignore[assignment, return-value]
+    ensemble = Ensemble({"one": experts["zh"], "guest": guest})
+    assert repeat_cache(ensemble.new_cache(1), 2) is None
 
 
 def test_a_cache_knows_what_it_was_made_for(

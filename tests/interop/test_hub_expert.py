@@ -73,6 +73,11 @@ def test_it_is_a_language_model(kind: str) -> None:
     pieces = [expert(ids[:, :5], cache), expert(ids[:, 5:6], cache), expert(ids[:, 6:], cache)]
     assert cache.length == 12
     torch.testing.assert_close(torch.cat(pieces, 1), logits)
+    short = expert.new_cache(2)
+    expert(ids[:, :5], short)
+    more = expert(ids[:, 5:].repeat_interleave(3, dim=0), short.repeated(3))
+    torch.testing.assert_close(more, logits[:, 5:].repeat_interleave(3, dim=0))
+    torch.testing.assert_close(expert(ids[:, 5:], short), logits[:, 5:])
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].mT, ids[:, 1:])
     torch.testing.assert_close(expert.loss(ids[:, :-1], ids[:, 1:]), expected)
 

@@ -9,7 +9,7 @@ import torch
 from tiny_model import TinySubstrate, small_config
 
 from fastgrow.errors import ArgumentError
-from fastgrow.nn import Cache, Decoder
+from fastgrow.nn import Cache, Decoder, repeat_cache
 
 
 @pytest.mark.parametrize("changes", [{}, {"n_kv_head": 1}, {"n_kv_head": 2}])
@@ -56,3 +56,24 @@ def test_cache_of_another_depth(model: Decoder, ids: torch.Tensor) -> None:
     model.append_blocks(1)
     with pytest.raises(ArgumentError, match="made for 3 blocks, but the model has 4"):
         model(ids, cache)
+
+
+def test_a_repeated_cache_reads_on_for_each_copy(
+    substrate: TinySubstrate, ids: torch.Tensor
+) -> None:
+    model = Decoder(small_config(init_std=0.3), substrate, dtype=torch.float64)
+    cache = model.new_cache(2)
+    model(ids[:, :9], cache)
+    copies = repeat_cache(cache, 3)
+    assert copies is not None
+    assert (copies.length, copies.batch_size, copies.max_len) == (9, 6, cache.max_len)
+    more = torch.randint(4, 260, (6, 5), generator=torch.Generator().manual_seed(2))
+    whole = torch.cat([ids[:, :9].repeat_interleave(3, dim=0), more], dim=1)
+    expected = model(whole)[:, 9:]
+    torch.testing.assert_close(model(more[:, :2], copies), expected[:, :2], atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(model(more[:, 2:], copies), expected[:, 2:], atol=1e-12, rtol=1e-10)
+    # The original is as it was.
+    torch.testing.assert_close(model(ids[:, 9:], cache), model(ids)[:, 9:], atol=1e-12, rtol=1e-10)
+    empty = repeat_cache(model.new_cache(2), 2)
+    torch.testing.assert_close(model(whole[:4], empty), model(whole[:4]), atol=1e-12, rtol=1e-10)
+    assert repeat_cache(object(), 2) is None

@@ -15,7 +15,6 @@ from standin import LetterSubstrate, random_text
 
 from fastgrow.errors import ConfigError, DataError
 from fastgrow.training import HubDataset, TextData
-from fastgrow.training.data import sources
 from fastgrow.training.data.stream import token_dtype
 
 ALL = (1.0, 0.0, 0.0)
@@ -358,7 +357,7 @@ def test_a_hub_out_of_reach_is_one_line_at_once(
         raise OSError("Name or service not known\nlong story")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    monkeypatch.setattr(sources, "_HUB_SECONDS", 0.3)
+    monkeypatch.setattr("fastgrow._hub._SECONDS", 0.3)
     assert "datasets" in sys.modules or __import__("datasets")
     started = time.perf_counter()
     with pytest.raises(DataError) as caught:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fastgrow._hub import first_line
+from fastgrow._lines import read_json_lines, read_lines
 from fastgrow.errors import DataError
 
 SampleBy = Literal["line", "paragraph", "document"]
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TEXT = frozenset({".txt", ".text"})
 _JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
 _PARQUET = frozenset({".parquet"})
@@ -56,36 +56,16 @@ def read_documents(path: Path, *, text_field: str, sample_by: SampleBy) -> Itera
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without its line end) of each line."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            line = raw
-            if number == 1 and raw.startswith(_BYTE_ORDER_MARK):
-                line = raw[len(_BYTE_ORDER_MARK) :]
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                position = offset + len(raw) - len(line) + error.start
-                raise DataError(
-                    f"{path}: not UTF-8: byte 0x{line[error.start]:02x} at offset {position} "
-                    f"(line {number}; {error.reason})"
-                ) from None
-            offset += len(raw)
-            yield number, text.removesuffix("\n").removesuffix("\r")
-
-
 def _text(path: Path, sample_by: SampleBy) -> Iterator[Document]:
     place = f"{path}:"
     if sample_by == "line":
-        for number, line in _lines(path):
+        for number, line in read_lines(path):
             yield Document(line, place, number)
     elif sample_by == "document":
-        yield Document("\n".join(line for _, line in _lines(path)), place, 1)
+        yield Document("\n".join(line for _, line in read_lines(path)), place, 1)
     else:
         paragraph: list[str] = []
-        for number, line in _lines(path):
+        for number, line in read_lines(path):
             if line.strip():
                 paragraph.append(line)
             elif paragraph:
@@ -97,18 +77,7 @@ def _text(path: Path, sample_by: SampleBy) -> Iterator[Document]:
 
 def _json_lines(path: Path, field: str) -> Iterator[Document]:
     place = f"{path}:"
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}{number}: not valid JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{place}{number}: expected an object with the field {field!r}, "
-                f"got {type(row).__name__}"
-            )
+    for number, row in read_json_lines(path, expected=f"an object with the field {field!r}"):
         yield Document(text_of(row, field, f"{place}{number}"), place, number)
 
 
@@ -146,8 +115,3 @@ def text_of(row: dict[str, Any], field: str, where: str) -> str:
     if not isinstance(text, str):
         raise DataError(f"{where}: the field {field!r} is {type(text).__name__}, expected a string")
     return text
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from fastgrow._files import sha256_file
+from fastgrow._hub import first_line, is_dataset_name, open_dataset
 from fastgrow.errors import ConfigError, DataError
 from fastgrow.training.data.documents import (
     SUFFIXES,
     Document,
     SampleBy,
-    first_line,
     read_documents,
     text_of,
 )
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_SECONDS = 2.0
-T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -76,7 +70,7 @@ def open_source(source: Any, *, text_field: str, sample_by: SampleBy, name: str 
         path = Path(source)
         if path.exists():
             return FileSource(path, text_field=text_field, sample_by=sample_by)
-        if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not _is_file_name(path):
+        if isinstance(source, str) and is_dataset_name(source) and not _is_file_name(path):
             return _open_hub(HubDataset(source), text_field)
         raise DataError(f"{source}: no such file or folder")
     if isinstance(source, dict):
@@ -209,70 +203,20 @@ def hash_documents(documents: Iterable[Document]) -> str:
 
 
 def _open_hub(dataset: HubDataset, text_field: str) -> RowSource:
-    """Resolve the revision, then load; a Hub out of reach is known after two seconds.
-
-    Raises:
-        DataError: the Hub or the dataset cannot be reached, or has no such configuration or split.
-    """
-    import datasets
-    from huggingface_hub import HfApi, constants
-
     name = f"Hub dataset {dataset.name!r}"
-    revision, key = dataset.revision, None
-    if not constants.HF_HUB_OFFLINE:
-        # `datasets` would retry for half a minute; one question first settles whether it can work.
-        try:
-            info = _within(
-                _HUB_SECONDS,
-                lambda: HfApi().dataset_info(
-                    dataset.name, revision=dataset.revision, timeout=_HUB_SECONDS
-                ),
-            )
-        except Exception as error:
-            raise DataError(
-                f"{name}: cannot be had from {constants.ENDPOINT} ({first_line(error)}). For a "
-                "local corpus give its path; HF_HUB_OFFLINE=1 uses a copy in the Hub's cache"
-            ) from error
-        revision = info.sha
+    rows, commit = open_dataset(
+        dataset.name,
+        dataset.config,
+        dataset.split,
+        revision=dataset.revision,
+        streaming=dataset.streaming,
+    )
+    key = None
+    if commit is not None:
         key = {
             "hub": dataset.name,
-            "revision": revision,
+            "revision": commit,
             "config": dataset.config,
             "split": dataset.split,
         }
-    try:
-        rows = datasets.load_dataset(
-            dataset.name,
-            dataset.config,
-            split=dataset.split,
-            revision=revision,
-            streaming=dataset.streaming,
-        )
-    except Exception as error:
-        raise DataError(f"{name}: cannot be loaded ({first_line(error)})") from error
     return RowSource(rows, text_field=text_field, name=name, key=key)
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result; a look-up of a host name has no time limit of its own.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            results.append(call())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return results[0]

@@ -1,0 +1,180 @@
+"""The tasks: where their questions are, how they are asked, and how long an answer may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from fastgrow.errors import ConfigError
+from fastgrow.evaluation import prompts
+from fastgrow.evaluation.questions import (
+    Question,
+    ReadingQuestion,
+    Translation,
+    choice_question,
+    reading_question,
+    translation,
+)
+
+Kind = Literal["choice", "reading", "translation"]
+
+# Of SQuAD the papers ask only questions whose first answer is this short, and so many of them.
+SQUAD_ANSWER_CHARACTERS = 8
+SQUAD_QUESTIONS = 256
+OPUS_PAIRS = 128
+LONGEST_ANSWER = 100
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """A split of a dataset on the Hugging Face Hub."""
+
+    name: str
+    config: str | None
+    split: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark.
+
+    Attributes:
+        name: as in `--tasks`.
+        title: as in tables.
+        kind: `choice`, `reading` or `translation`; decides the scores.
+        file: name of its JSON-lines file in a data folder.
+        hub: where the same questions are on the Hub.
+        prompt: a question's prompt.
+        parse: a question from a row and the words that say where it stands; None leaves it out.
+        new_tokens: the most tokens an answer to a question may have.
+        sample: how many questions the papers draw; None asks all.
+        note: what a reader has to know to compare scores with the published ones.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    file: str
+    hub: HubRows
+    prompt: Callable[[Any], str]
+    parse: Callable[[Mapping[str, Any], str], Question | None]
+    new_tokens: Callable[[Any], int]
+    sample: int | None = None
+    note: str = ""
+
+
+def _letter_tokens(count: int) -> Callable[[Question], int]:
+    return lambda question: count
+
+
+def _answer_tokens(question: ReadingQuestion | Translation) -> int:
+    """The papers' limit: as many tokens as the answer has characters, at most 100."""
+    answer = question.answers[0] if isinstance(question, ReadingQuestion) else question.reference
+    return max(1, min(len(answer), LONGEST_ANSWER))
+
+
+def _short_reading(row: Mapping[str, Any], where: str) -> ReadingQuestion | None:
+    question = reading_question(row, where)
+    if question is None or not 0 < len(question.answers[0]) <= SQUAD_ANSWER_CHARACTERS:
+        return None
+    return question
+
+
+def _choice_task(
+    name: str,
+    title: str,
+    file: str,
+    hub: HubRows,
+    *,
+    prompt: Callable[[Any], str] = prompts.choice_prompt,
+    new_tokens: int = 2,
+    note: str = "",
+) -> Task:
+    return Task(
+        name, title, "choice", file, hub, prompt, choice_question, _letter_tokens(new_tokens),
+        note=note,
+    )  # fmt: skip
+
+
+def _opus_task(source: str, target: str) -> Task:
+    pair = "-".join(sorted((source, target)))
+    return Task(
+        f"opus-{source}-{target}",
+        f"OPUS-100 {source}→{target}",
+        "translation",
+        f"opus100_{pair}_val.jsonl",
+        HubRows("Helsinki-NLP/opus-100", pair, "validation"),
+        prompts.translation_prompt,
+        partial(translation, source=source, target=target),
+        _answer_tokens,
+        sample=OPUS_PAIRS,
+    )
+
+
+_ALL = [
+    _choice_task(
+        "mmlu",
+        "MMLU",
+        "mmlu_test.jsonl",
+        HubRows("cais/mmlu", "all", "test"),
+        prompt=prompts.mmlu_prompt,
+        new_tokens=1,
+    ),
+    _choice_task(
+        "arc-easy",
+        "ARC-e",
+        "arc_easy_val.jsonl",
+        HubRows("allenai/ai2_arc", "ARC-Easy", "validation"),
+    ),
+    _choice_task(
+        "arc-challenge",
+        "ARC-c",
+        "arc_challenge_val.jsonl",
+        HubRows("allenai/ai2_arc", "ARC-Challenge", "validation"),
+    ),
+    _choice_task(
+        "csqa",
+        "CSQA",
+        "csqa_val.jsonl",
+        HubRows("tau/commonsense_qa", None, "validation"),
+    ),
+    _choice_task(
+        "openbookqa",
+        "OpenBookQA",
+        "openbookqa_test.jsonl",
+        HubRows("allenai/openbookqa", "main", "test"),
+        note="not among the papers' tasks",
+    ),
+    Task(
+        "squad",
+        "SQuAD",
+        "reading",
+        "squad11_val_1000.jsonl",
+        HubRows("rajpurkar/squad_v2", None, "validation"),
+        prompts.reading_prompt,
+        _short_reading,
+        _answer_tokens,
+        sample=SQUAD_QUESTIONS,
+    ),
+    *(
+        _opus_task(source, target)
+        for source, target in (("en", "ru"), ("ru", "en"), ("en", "zh"), ("zh", "en"))
+    ),
+]
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+_GROUPS = {"arc": ("arc-easy", "arc-challenge")}
+
+
+def find_tasks(name: str) -> list[Task]:
+    """The task of that name, or the tasks of a group ("arc").
+
+    Raises:
+        ConfigError: there is none; the message lists them.
+    """
+    names = _GROUPS.get(name, (name,))
+    if names[0] not in TASKS:
+        known = ", ".join([*TASKS, *_GROUPS])
+        raise ConfigError(f"no task {name!r}; there are {known}")
+    return [TASKS[one] for one in names]

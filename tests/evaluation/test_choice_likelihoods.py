@@ -1,0 +1,79 @@
+"""Likelihoods of continuations against sums worked out token by token."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from rigged import CharacterSubstrate, Rigged
+
+from fastgrow.evaluation.likelihood import Candidates, log_likelihoods
+
+
+def say(text: str) -> dict[str, float]:
+    """Depends on the last two characters, so that a token read at the wrong place shows."""
+    number = 1 + (ord(text[-1]) * 7 + ord(text[-2:-1] or "0")) % 5
+    total = sum(range(number, number + 4))
+    return {letter: (number + i) / total for i, letter in enumerate("abcd")}
+
+
+def by_hand(context: str, continuation: str) -> float:
+    text, total = f"<s>{context}", 0.0
+    for character in continuation:
+        total += math.log(say(text)[character])
+        text += character
+    return total
+
+
+def test_each_continuation_is_the_sum_of_its_tokens() -> None:
+    questions = [
+        Candidates("one", ("a", "bcd", "dd")),
+        Candidates("longer context", ("abcdabcd", "c")),
+        Candidates("", ("ab", "ba")),
+    ]
+    for batch_size in (1, 3, 16):
+        found = log_likelihoods(Rigged(say), questions, batch_size=batch_size)
+        for question, likelihoods in zip(questions, found, strict=True):
+            expected = [by_hand(question.context, c) for c in question.continuations]
+            assert likelihoods.log_likelihoods == pytest.approx(expected, abs=1e-4)
+            assert (likelihoods.cut, likelihoods.unknown) == (0, 0)
+
+
+def test_a_long_context_is_cut_on_the_left() -> None:
+    model = Rigged(say, max_seq_len=8)
+    found = log_likelihoods(model, [Candidates("0123456789", ("ab", "abcd"))])[0]
+    # Two characters tell all that `say` looks at, and they are still there.
+    expected = [by_hand("0123456789", "ab"), by_hand("0123456789", "abcd")]
+    assert found.log_likelihoods == pytest.approx(expected, abs=1e-4)
+    # Of <s>, ten characters and the first three of the longest, eight are read.
+    assert found.cut == 6
+    assert max(map(len, model.texts_read)) == 8
+
+
+def test_a_continuation_longer_than_the_context_is_scored_in_pieces() -> None:
+    model = Rigged(say, max_seq_len=6)
+    long = "abcdabcdabcdabc"
+    found = log_likelihoods(model, [Candidates("xy", (long, "abcda"))])[0]
+    expected = [by_hand("xy", long), by_hand("xy", "abcda")]
+    assert found.log_likelihoods == pytest.approx(expected, abs=1e-4)
+    assert found.cut == 3
+
+
+def test_unknown_characters_are_counted_in_context_and_choices() -> None:
+    model = Rigged(say, substrate=CharacterSubstrate(without="?"))
+    found = log_likelihoods(model, [Candidates("a?", ("b", "?c")), Candidates("a", ("b", "c"))])
+    assert [likelihoods.unknown for likelihoods in found] == [2, 0]
+    assert math.isfinite(found[0].log_likelihoods[1])
+
+
+def test_no_gradient_is_kept() -> None:
+    weight = torch.ones((), requires_grad=True)
+
+    class Trainable(Rigged):
+        def loss(self, *arguments: torch.Tensor, **options: object) -> torch.Tensor:
+            result = super().loss(*arguments, **options) * weight  # type: ignore[arg-type]
+            assert not result.requires_grad
+            return result
+
+    log_likelihoods(Trainable(say), [Candidates("x", ("a", "b"))])
