@@ -284,6 +284,7 @@ def _mean_cpu(logits: list[Tensor], scale: Tensor, weight: Tensor) -> Tensor:
     offsets = weight.abs().log() - log_sums
     signs = weight.sign().expand(offsets.shape).contiguous()
     out = _log_probabilities(logits, scale, weight)
+    torch.ops.fastgrow_native.use_huge_pages_(out)
     torch.ops.fastgrow_native.probability_mean_out(
         logits, row_factors(scale), offsets.contiguous(), signs, out
     )
