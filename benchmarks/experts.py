@@ -10,11 +10,12 @@ from benchmarks.case import Case, select
 from benchmarks.cases import families
 from benchmarks.machine import Machine, cpu_notes
 from benchmarks.measure import Budget, Settings
-from benchmarks.results import Ceilings, Result, Row
+from benchmarks.results import Result, Row
 from benchmarks.suite import OnCase, run_cases
 
 TOTAL_SECONDS = 345.0
-SCALING_SECONDS = 75.0
+SCALING_SHARE = 0.2
+SECONDS_A_CASE = 3.0
 FOUR = {"K": 4, "N": 512, "V": 65536}
 IN_BOTH_DTYPES = ("logit_mean-into", "logit_mean")
 IN_FP32 = ("mean_cross_entropy", "mean_argmax", "mean_sample", "probability_mean_gather")
@@ -62,32 +63,27 @@ def run_experts(
     on_case: OnCase = lambda rows, ceilings: None,
 ) -> Result:
     """Measure all of it; what there is no time for is told in the notes."""
-    ceilings: Ceilings = machine.ceilings()
     device = machine.device.type
-    budget = Budget(seconds - SCALING_SECONDS)
-    rows: list[Row] = []
-    notes = cpu_notes(machine.environment) if device == "cpu" else []
-    for cases, against, time in (
-        (four_experts(device, grid), ("eager", "compile", "library"), budget),
-        (more_experts(device, grid), ("library",), None),
-    ):
-        settings = Settings(against, seconds=3.0)
-        found, left_out = run_cases(
-            cases,
-            settings,
-            machine,
-            time or Budget(max(SCALING_SECONDS, SCALING_SECONDS + budget.left())),
-            on_case=lambda shown: on_case(shown, ceilings),
+    result = Result(command, machine.environment, machine.ceilings(), [])
+    if device == "cpu":
+        result.notes.extend(cpu_notes(machine.environment))
+
+    def measured(cases: list[Case], against: tuple[str, ...], budget: Budget) -> None:
+        settings = Settings(against, SECONDS_A_CASE)
+        rows, left_out = run_cases(
+            cases, settings, machine, budget, on_case=lambda shown: on_case(shown, result.ceilings)
         )
-        rows += found
-        notes += left_out
-    return Result(command, machine.environment, ceilings, rows, notes)
+        result.rows.extend(rows)
+        result.notes.extend(left_out)
+
+    budget = Budget((1 - SCALING_SHARE) * seconds)
+    measured(four_experts(device, grid), ("eager", "compile", "library"), budget)
+    left = budget.left() + SCALING_SHARE * seconds
+    measured(more_experts(device, grid), ("library",), Budget(left))
+    return result
 
 
 def scaled(result: Result) -> list[Row]:
-    """The rows over K."""
-    shape = scaling.without_k
-    last = [row for row in result.rows if row.op in SCALED]
-    counts = {s: sum(shape(row) == s for row in last) for s in {shape(row) for row in last}}
-    widest = max(counts, key=lambda s: counts[s], default="")
-    return [row for row in last if shape(row) == widest]
+    """The rows over K, which are the last."""
+    rows = [row for row in result.rows if row.op in SCALED]
+    return [row for row in rows if scaling.without_k(row) == scaling.without_k(rows[-1])]

@@ -50,18 +50,13 @@ def table(rows: Sequence[Row]) -> str:
     """For a terminal."""
     cells = [list(HEADER), *lines(rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    ]
     shapes = sorted({without_k(row) for row in rows})
     title = f"time over the number of experts ({'; '.join(shapes)})"
-    return "\n".join(
-        [
-            title,
-            *(
-                "  "
-                + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-                for line in cells
-            ),
-        ]
-    )
+    return "\n".join([title, *("  " + line for line in padded)])
 
 
 def draw(rows: Sequence[Row], path: Path) -> bool:
