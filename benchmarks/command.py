@@ -140,7 +140,7 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
 
 def _experts(arguments: Sequence[str], program: str) -> int:
     from benchmarks import scaling
-    from benchmarks.experts import TOTAL_SECONDS, run_experts, scaled
+    from benchmarks.experts import AGAINST, TOTAL_SECONDS, run_experts, scaled
 
     parser = argparse.ArgumentParser(f"{program} experts", description=run_experts.__doc__)
     add = parser.add_argument
@@ -148,11 +148,19 @@ def _experts(arguments: Sequence[str], program: str) -> int:
     add("--seconds", type=_positive, default=TOTAL_SECONDS, help="for the whole run")
     add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
     add("--grid", choices=("tiny", "cpu", "gpu"), help="the device's own without")
+    add("--against", default=",".join(AGAINST), help=f"of {', '.join(KINDS)}")
     options = parser.parse_args(arguments)
     machine = find_machine(options.device)
     grid = options.grid or ("cpu" if machine.device.type == "cpu" else "gpu")
     command = " ".join([program, "experts", *_without_out(arguments)])
-    result = run_experts(machine, command, grid=grid, seconds=options.seconds, on_case=_print_case)
+    result = run_experts(
+        machine,
+        command,
+        grid=grid,
+        against=kinds(options.against, quick=False),
+        seconds=options.seconds,
+        on_case=_print_case,
+    )
     print(scaling.table(scaled(result)))
     print(f"ceilings: {show.ceilings_text(result.ceilings)}")
     print("\n".join([show.environment_text(result), *result.notes]))

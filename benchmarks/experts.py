@@ -5,6 +5,8 @@ K = 4 with everything a user would have instead, then K from 1 to 16 without tor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks import scaling
 from benchmarks.case import Case, select
 from benchmarks.cases import families
@@ -14,6 +16,7 @@ from benchmarks.results import Result, Row
 from benchmarks.suite import OnCase, run_cases
 
 TOTAL_SECONDS = 345.0
+AGAINST = ("eager", "compile", "library")
 SCALING_SHARE = 0.2
 SECONDS_A_CASE = 3.0
 FOUR = {"K": 4, "N": 512, "V": 65536}
@@ -59,6 +62,7 @@ def run_experts(
     command: str,
     *,
     grid: str,
+    against: Sequence[str] = AGAINST,
     seconds: float = TOTAL_SECONDS,
     on_case: OnCase = lambda rows, ceilings: None,
 ) -> Result:
@@ -68,7 +72,7 @@ def run_experts(
     if device == "cpu":
         result.notes.extend(cpu_notes(machine.environment))
 
-    def measured(cases: list[Case], against: tuple[str, ...], budget: Budget) -> None:
+    def measured(cases: list[Case], against: Sequence[str], budget: Budget) -> None:
         settings = Settings(against, SECONDS_A_CASE)
         rows, left_out = run_cases(
             cases, settings, machine, budget, on_case=lambda shown: on_case(shown, result.ceilings)
@@ -77,7 +81,7 @@ def run_experts(
         result.notes.extend(left_out)
 
     budget = Budget((1 - SCALING_SHARE) * seconds)
-    measured(four_experts(device, grid), ("eager", "compile", "library"), budget)
+    measured(four_experts(device, grid), against, budget)
     left = budget.left() + SCALING_SHARE * seconds
     measured(more_experts(device, grid), ("library",), Budget(left))
     return result

@@ -103,7 +103,7 @@ def assert_near(got: Tensor, exact: Tensor, allowed: Tensor | float) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(tiles(), st.sampled_from([1, 2, 5]))
-def test_log_sums_agree_with_fp64(tile: Tile, parts: int) -> None:
+def test_native_log_sums_agree_with_fp64(tile: Tile, parts: int) -> None:
     lse, target_logits, total = added(tile, parts)
     z = tile.exact
     # x − top is rounded once, which its exponential multiplies by; sums of up to 16 and 4 terms a
@@ -118,7 +118,7 @@ def test_log_sums_agree_with_fp64(tile: Tile, parts: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(tiles(), st.booleans(), st.integers(0, 1000))
-def test_gradients_agree_with_fp64(tile: Tile, with_each: bool, seed: int) -> None:
+def test_native_gradients_agree_with_fp64(tile: Tile, with_each: bool, seed: int) -> None:
     rows = len(tile.targets)
     of_lse, of_target, each = normal(3, rows, seed=seed).unbind()
     z = tile.exact
