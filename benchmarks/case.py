@@ -75,6 +75,17 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Yardstick:
+    """A part of the work, or another kind of work, that tells what the machine can do at best.
+
+    It is timed among the contenders, and neither checked nor a rival.
+    """
+
+    run: Run
+    work: Work
+
+
+@dataclass(frozen=True)
 class Family:
     """An operation as the suite sees it.
 
@@ -89,6 +100,8 @@ class Family:
         parameters: those of them whose gradient is a sum over the rows.
         rows: `rows(shape)`, how many terms such a sum has.
         libraries: `libraries(case)` gives what a user would call instead, by name.
+        yardsticks: `yardsticks(case)` gives what the operation's time is to be seen against.
+        written: names of the inputs that a call writes its result to.
         required: `required(case)` names libraries that must have run on a GPU for a speed-up to
             be told.
         work: `work(shape, itemsize, pass)`.
@@ -104,6 +117,8 @@ class Family:
     parameters: tuple[str, ...] = ()
     rows: Callable[[Shape], int] = field(default=lambda shape: shape.get("N", 1))
     libraries: Callable[[Case], dict[str, Run]] = field(default=lambda case: {})
+    yardsticks: Callable[[Case], dict[str, Yardstick]] = field(default=lambda case: {})
+    written: tuple[str, ...] = ()
     required: Callable[[Case], tuple[str, ...]] = field(default=lambda case: ())
     work: Callable[[Shape, int, str], Work] = field(default=lambda shape, itemsize, pass_: Work())
     checked: Callable[[Shape], Shape] = field(default=lambda shape: shape)

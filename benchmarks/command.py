@@ -26,6 +26,8 @@ def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int
     try:
         if arguments and arguments[0] == "gpu":
             return _gpu(arguments[1:], program)
+        if arguments and arguments[0] == "experts":
+            return _experts(arguments[1:], program)
         if arguments and arguments[0] == "report":
             return _report(arguments[1:], program)
         return _measure(arguments, program)
@@ -67,7 +69,7 @@ def _measure(arguments: Sequence[str], program: str) -> int:
     print("\n".join([show.environment_text(result), *result.notes]))
     if options.out is not None:
         write(result, options.out)
-    return 1 if any(row.role == "ours" and row.correct is False for row in result.rows) else 0
+    return 1 if _is_wrong(result) else 0
 
 
 def choose_cases(
@@ -136,6 +138,43 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
     return 0
 
 
+def _experts(arguments: Sequence[str], program: str) -> int:
+    from benchmarks import scaling
+    from benchmarks.experts import AGAINST, TOTAL_SECONDS, run_experts, scaled
+
+    parser = argparse.ArgumentParser(f"{program} experts", description=run_experts.__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, help="folder for the result files and scaling.png")
+    add("--seconds", type=_positive, default=TOTAL_SECONDS, help="for the whole run")
+    add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
+    add("--grid", choices=("tiny", "cpu", "gpu"), help="the device's own without")
+    add("--against", default=",".join(AGAINST), help=f"of {', '.join(KINDS)}")
+    options = parser.parse_args(arguments)
+    machine = find_machine(options.device)
+    grid = options.grid or ("cpu" if machine.device.type == "cpu" else "gpu")
+    command = " ".join([program, "experts", *_without_out(arguments)])
+    result = run_experts(
+        machine,
+        command,
+        grid=grid,
+        against=kinds(options.against, quick=False),
+        seconds=options.seconds,
+        on_case=_print_case,
+    )
+    print(scaling.table(scaled(result)))
+    print(f"ceilings: {show.ceilings_text(result.ceilings)}")
+    print("\n".join([show.environment_text(result), *result.notes]))
+    if options.out is not None:
+        write(result, options.out)
+        if scaling.draw(scaled(result), options.out / "scaling.png"):
+            print(f"{options.out}: scaling.png")
+    return 1 if _is_wrong(result) else 0
+
+
+def _is_wrong(result: Result) -> bool:
+    return any(row.role == "ours" and row.correct is False for row in result.rows)
+
+
 def _report(arguments: Sequence[str], program: str) -> int:
     from benchmarks.report import report
 
@@ -151,6 +190,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         description="Time and memory of fastgrow's operations beside eager PyTorch, "
         "torch.compile and libraries, on this machine.",
         epilog=f"Other commands: `{program} gpu` (all that a GPU machine is asked), "
+        f"`{program} experts` (what combining experts costs), "
         f"`{program} report RESULTS.json` (Markdown tables).",
     )
     add = parser.add_argument

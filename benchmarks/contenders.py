@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.case import Case, Inputs, Output, Run
+from benchmarks.case import Case, Inputs, Output, Run, Work
 from fastgrow.ops._dispatch import OPERATIONS
 
 OURS = "fastgrow"
@@ -24,15 +24,17 @@ class Contender:
     """One way to compute a case.
 
     Args:
-        role: `ours` (the automatic choice), `implementation` (one of ours, forced) or `library`
-            (what a user would have without fastgrow).
+        role: `ours` (the automatic choice), `implementation` (one of ours, forced), `library`
+            (what a user would have without fastgrow) or `yardstick`.
         kind: the group by which it can be chosen on the command line.
+        work: what it does, where that is not the case's work.
     """
 
     name: str
     role: str
     kind: str
     run: Run
+    work: Work | None = None
 
     @property
     def is_compiled(self) -> bool:
@@ -58,6 +60,8 @@ def contenders(case: Case, against: Sequence[str] = KINDS) -> list[Contender]:
     if "library" in against:
         libraries = case.family.libraries(case)
         found += [Contender(n, "library", "library", run) for n, run in libraries.items()]
+    for name, stick in case.family.yardsticks(case).items():
+        found.append(Contender(name, "yardstick", "yardstick", stick.run, stick.work))
     return found
 
 

@@ -138,7 +138,9 @@ def _prepare(
             budget.compiled(start - budget.left())
         verdict = None
         # Another shape would be compiled for the check alone.
-        if not contender.is_compiled or case.family.checked(case.shape) == case.shape:
+        if contender.role != "yardstick" and (
+            not contender.is_compiled or case.family.checked(case.shape) == case.shape
+        ):
             verdict = judge(case, contender.run, truth)
         _run_once(step)
     except torch.OutOfMemoryError:
@@ -175,7 +177,7 @@ def _refused(case: Case, contender: Contender, status: str) -> Row:
 def _row(
     case: Case, contender: Contender, times: Timing, peak: int, verdict: Verdict | None
 ) -> Row:
-    work = case.family.work(case.shape, DTYPES[case.dtype].itemsize, case.pass_)
+    work = contender.work or case.family.work(case.shape, DTYPES[case.dtype].itemsize, case.pass_)
     return Row(
         op=case.family.name,
         shape=shape_text(case.shape),

@@ -159,6 +159,7 @@ _MARKERS = {
     "withheld": ("x", "tab:red", "fastgrow, wrong or without a fair rival"),
     "implementation": ("|", "tab:red", "fastgrow, forced implementation"),
     "library": ("o", "tab:blue", "library variant"),
+    "yardstick": ("x", "0.6", "yardstick"),
 }
 
 
@@ -169,7 +170,7 @@ def _draw_case(axis: Axes, line: int, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.median_ms is None:
             continue
-        kind = "withheld" if row.role != "library" and row.withheld else row.role
+        kind = "withheld" if row.withheld else row.role
         marker, color, label = _MARKERS[kind]
         size = 36 if row.role == "ours" else 22
         axis.scatter(

@@ -10,6 +10,8 @@ from benchmarks.machine import Machine, cpu_notes
 from benchmarks.measure import Budget, Settings, measure
 from benchmarks.results import Ceilings, Result, Row
 
+OnCase = Callable[[list[Row], Ceilings], None]
+
 # What a case is taken to need besides its rounds (inputs, truth, warm-up, memory), before the
 # first one has been seen.
 FIRST_GUESS_OF_OVERHEAD = 2.0
@@ -51,7 +53,7 @@ def run_suite(
     budget: Budget,
     command: str,
     *,
-    on_case: Callable[[list[Row], Ceilings], None] = lambda rows, ceilings: None,
+    on_case: OnCase = lambda rows, ceilings: None,
 ) -> Result:
     """Ceilings first, then the cases, as one result."""
     ceilings = machine.ceilings()

@@ -1,11 +1,13 @@
-"""The mean of K experts' logits, a fresh result each time; bound by memory."""
+"""The mean of K experts' logits, bound by memory: a new result each time, and one written over."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
 
-from benchmarks.case import Family, Inputs, Shape, Work
+from benchmarks.case import DTYPES, Case, Family, Inputs, Shape, Work, Yardstick
 from fastgrow.ops import logit_mean
 
 
@@ -35,8 +37,27 @@ def _adding_in_place(inputs: Inputs) -> Tensor:
     return total.div_(len(inputs["logits"]))
 
 
+def _sum_then_in_place(inputs: Inputs) -> Tensor:
+    """The first two are added while they are read, which spares a pass."""
+    first, *others = inputs["logits"]
+    total = first + others[0] if others else first.clone()
+    for logits in others[1:]:
+        total += logits
+    return total.mul_(1 / len(inputs["logits"]))
+
+
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
     return Work(bytes=(shape["K"] + 1) * shape["N"] * shape["V"] * itemsize)
+
+
+def _copy_bytes(case: Case) -> Work:
+    return Work(bytes=2 * case.shape["N"] * case.shape["V"] * DTYPES[case.dtype].itemsize)
+
+
+def _clone(case: Case) -> dict[str, Yardstick]:
+    return {
+        "clone of one": Yardstick(lambda inputs: inputs["logits"][0].clone(), _copy_bytes(case))
+    }
 
 
 FAMILY = Family(
@@ -48,7 +69,74 @@ FAMILY = Family(
     },
     inputs=_inputs,
     call=_call,
-    libraries=lambda case: {"stack + mean": _stack_and_mean, "add in place": _adding_in_place},
+    libraries=lambda case: {
+        "stack + mean": _stack_and_mean,
+        "add in place": _adding_in_place,
+        "sum, add in place": _sum_then_in_place,
+    },
+    yardsticks=_clone,
     work=_work,
     checked=lambda shape: {**shape, "N": min(shape["N"], 16)},
+)
+
+
+def _inputs_and_room(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    inputs = _inputs(shape, dtype, generator)
+    first = inputs["logits"][0]
+    # Filled, so that no contender meets memory that has not been touched.
+    inputs["stack"] = first.new_empty(shape["K"], *first.shape).fill_(0)
+    inputs["out"] = torch.empty_like(first).fill_(0)
+    return inputs
+
+
+def _call_into(inputs: Inputs, impl: str | None) -> Tensor:
+    return logit_mean(inputs["logits"], out=inputs["out"], impl=impl)
+
+
+def _stack_and_mean_into(inputs: Inputs) -> Tensor:
+    torch.stack(inputs["logits"], out=inputs["stack"])
+    return torch.mean(inputs["stack"], 0, out=inputs["out"])
+
+
+def _adding_into(inputs: Inputs) -> Tensor:
+    first, *others = inputs["logits"]
+    out: Tensor = inputs["out"].copy_(first)
+    for logits in others:
+        out += logits
+    return out.div_(len(inputs["logits"]))
+
+
+def _sum_into(inputs: Inputs) -> Tensor:
+    first, *others = inputs["logits"]
+    out: Tensor = inputs["out"]
+    if others:
+        torch.add(first, others[0], out=out)
+    else:
+        out.copy_(first)
+    for logits in others[1:]:
+        out += logits
+    return out.mul_(1 / len(inputs["logits"]))
+
+
+def _copy(case: Case) -> dict[str, Yardstick]:
+    def run(inputs: Inputs) -> Tensor:
+        out: Tensor = inputs["out"].copy_(inputs["logits"][0])
+        return out
+
+    return {"copy_ of one": Yardstick(run, _copy_bytes(case))}
+
+
+# Every contender has room for its result, and stack + mean for the stack.
+INTO = dataclasses.replace(
+    FAMILY,
+    variant="into",
+    inputs=_inputs_and_room,
+    call=_call_into,
+    written=("out",),
+    libraries=lambda case: {
+        "stack + mean": _stack_and_mean_into,
+        "add in place": _adding_into,
+        "sum, add in place": _sum_into,
+    },
+    yardsticks=_copy,
 )

@@ -166,16 +166,37 @@ FASTGROW_TARGET inline void store_bits(void* p, __m128i bits) {
   stream ? _mm_stream_si128(to, bits) : _mm_storeu_si128(to, bits);
 }
 
-template <bool stream>
-FASTGROW_TARGET inline void store(BFloat16* p, Vector<float> v) {
+// In the upper half of each lane.
+FASTGROW_TARGET inline __m256i round_to_bfloat16(Vector<float> v) {
   const __m256i bits = _mm256_castps_si256(v.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-  const __m256i even = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v.v, v.v, _CMP_UNORD_Q));
-  const __m256i rounded = _mm256_blendv_epi8(even, _mm256_set1_epi32(0x7fc0), nan);
+  const __m256i even = _mm256_add_epi32(bits, bias);
+  return _mm256_blendv_epi8(even, _mm256_set1_epi32(0x7fc00000), nan);
+}
+
+template <bool stream>
+FASTGROW_TARGET inline void store(BFloat16* p, Vector<float> v) {
+  const __m256i rounded = _mm256_srli_epi32(round_to_bfloat16(v), 16);
   const __m256i pairs = _mm256_packus_epi32(rounded, rounded);
   store_bits<stream>(p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08)));
+}
+
+// Two neighbours share a lane's bits: taking them apart there costs no shuffle.
+FASTGROW_TARGET inline void load_apart(const BFloat16* p, Vector<float>& even,
+                                       Vector<float>& odd) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even.v = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+  odd.v = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)));
+}
+
+template <bool stream>
+FASTGROW_TARGET inline void store_together(BFloat16* p, Vector<float> even, Vector<float> odd) {
+  const __m256i low = _mm256_srli_epi32(round_to_bfloat16(even), 16);
+  const __m256i bits = _mm256_blend_epi16(low, round_to_bfloat16(odd), 0xaa);
+  __m256i* to = reinterpret_cast<__m256i*>(p);
+  stream ? _mm256_stream_si256(to, bits) : _mm256_storeu_si256(to, bits);
 }
 
 template <bool stream>

@@ -155,16 +155,37 @@ FASTGROW_TARGET inline void store_bits(void* p, __m256i bits) {
   stream ? _mm256_stream_si256(to, bits) : _mm256_storeu_si256(to, bits);
 }
 
-// The CPU's own conversion (avx512_bf16) flushes subnormals; torch does not.
-template <bool stream>
-FASTGROW_TARGET inline void store(BFloat16* p, Vector<float> v) {
+// In the upper half of each lane. The CPU's own conversion (avx512_bf16) flushes subnormals; torch
+// does not.
+FASTGROW_TARGET inline __m512i round_to_bfloat16(Vector<float> v) {
   const __m512i bits = _mm512_castps_si512(v.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-  const __m512i even = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
-  const __m512i rounded = _mm512_mask_mov_epi32(even, nan, _mm512_set1_epi32(0x7fc0));
+  const __m512i even = _mm512_add_epi32(bits, bias);
+  return _mm512_mask_mov_epi32(even, nan, _mm512_set1_epi32(0x7fc00000));
+}
+
+template <bool stream>
+FASTGROW_TARGET inline void store(BFloat16* p, Vector<float> v) {
+  const __m512i rounded = _mm512_srli_epi32(round_to_bfloat16(v), 16);
   store_bits<stream>(p, _mm512_cvtepi32_epi16(rounded));
+}
+
+// Two neighbours share a lane's bits: taking them apart there costs no shuffle.
+FASTGROW_TARGET inline void load_apart(const BFloat16* p, Vector<float>& even,
+                                       Vector<float>& odd) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  even.v = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  odd.v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+}
+
+template <bool stream>
+FASTGROW_TARGET inline void store_together(BFloat16* p, Vector<float> even, Vector<float> odd) {
+  const __m512i low = _mm512_srli_epi32(round_to_bfloat16(even), 16);
+  const __m512i bits = _mm512_mask_mov_epi16(low, 0xaaaaaaaa, round_to_bfloat16(odd));
+  __m512i* to = reinterpret_cast<__m512i*>(p);
+  stream ? _mm512_stream_si512(to, bits) : _mm512_storeu_si512(to, bits);
 }
 
 template <bool stream>

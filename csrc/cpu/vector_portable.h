@@ -126,6 +126,19 @@ inline void store(Out* p, Vector<Acc> v) {
   for (int i = 0; i < v.width; ++i) p[i] = static_cast<Out>(v.lane[i]);
 }
 
+// The numbers of even and of odd index.
+template <class In>
+inline void load_apart(const In* p, Vector<float>& even, Vector<float>& odd) {
+  for (int i = 0; i < even.width; ++i) even.lane[i] = static_cast<float>(p[2 * i]);
+  for (int i = 0; i < odd.width; ++i) odd.lane[i] = static_cast<float>(p[2 * i + 1]);
+}
+
+template <bool stream, class Out>
+inline void store_together(Out* p, Vector<float> even, Vector<float> odd) {
+  for (int i = 0; i < even.width; ++i) p[2 * i] = static_cast<Out>(even.lane[i]);
+  for (int i = 0; i < odd.width; ++i) p[2 * i + 1] = static_cast<Out>(odd.lane[i]);
+}
+
 inline void finish_streams() {}
 
 }  // namespace fastgrow::portable

@@ -7,24 +7,23 @@ gradient of the loss, one number, is multiplied in afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _linear_lse_chunked, _triton
+from fastgrow.ops import _linear_lse_chunked, _logit_tiles, _triton
 from fastgrow.ops._check import refuse_double_backward
 from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._heads import Heads
 from fastgrow.ops._linear_cross_entropy_rows import gradients_fit, losses_of, reduced
 from fastgrow.ops._linear_lse_autograd import empty_gradients, empty_terms, heads_from
-from fastgrow.ops._linear_lse_chunked import (
-    add_products,
-    chunks,
-    clear_without_rows,
-    exponentials,
-    targets_here,
-)
+from fastgrow.ops._linear_lse_chunked import add_products, clear_without_rows
+
+# Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
+# caches without saving any.
+CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
 
 
 def can_serve(
@@ -171,6 +170,32 @@ def shares(targets: Tensor, ignore_index: int, mean: bool, dtype: torch.dtype) -
     return counts / kept.sum().clamp(min=1) if mean else counts
 
 
+def chunks(heads: Heads) -> Iterator[tuple[slice, Tensor]]:
+    """Rows, and their logits in memory that the next ones take over."""
+    n, vocabulary = heads.rows, heads.vocabulary
+    size = max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary, n))
+    buffer = heads.h[0].new_empty(size, vocabulary)
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        z = buffer[: rows.stop - rows.start]
+        if heads.bias is None:
+            torch.mm(heads.h[0][rows], heads.weight[0].T, out=z)
+        else:
+            torch.addmm(heads.bias, heads.h[0][rows], heads.weight[0].T, out=z)
+        for h, weight in zip(heads.h[1:], heads.weight[1:], strict=True):
+            z.addmm_(h[rows], weight.T)
+        yield rows, z
+
+
+def exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits to exp(z − pivot) in place; their sums, and the log-sum-exp of the logits."""
+    pivot = z.amax(1)
+    # A row of infinities has no pivot that would leave numbers.
+    pivot = torch.where(pivot.isfinite(), pivot, 0)
+    sums = z.sub_(pivot[:, None]).exp_().sum(1)
+    return sums, pivot + sums.log()
+
+
 def _by_torch(
     heads: Heads,
     targets: Tensor,
@@ -181,9 +206,14 @@ def _by_torch(
     needs: list[bool],
 ) -> tuple[Tensor, list[Tensor]]:
     smooth = label_smoothing > 0
-    lse, target_logit, means = empty_terms(heads.h[0], smooth)
     gradients = empty_gradients(heads, needs)
-    here, index = targets_here(targets, heads.vocabulary)
+    if not any(needs):
+        terms = _logit_tiles.terms(heads, targets, smooth)
+        losses = losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
+        return losses, gradients
+    lse, target_logit, means = empty_terms(heads.h[0], smooth)
+    everything = slice(0, heads.vocabulary)
+    here, index = _logit_tiles.targets_in(targets, everything)
     share = shares(targets, ignore_index, mean, heads.dtype)
     on_target = torch.where(here, (label_smoothing - 1) * share, 0)[:, None]
     for rows, z in chunks(heads):
@@ -191,8 +221,6 @@ def _by_torch(
         if smooth:
             torch.mean(z, 1, out=means[rows])
         sums, lse[rows] = exponentials(z)
-        if not any(needs):
-            continue
         # Of dz = factor · z; a row that counts nothing has none. In others a 0, which is a rounded
         # number as every other, would leave nothing to divide the target's part by.
         of_lse = 1 + 2 * z_loss * lse[rows]
@@ -202,7 +230,7 @@ def _by_torch(
         if smooth:
             z.sub_(inverse * (share[rows, None] * (label_smoothing / heads.vocabulary)))
         z.scatter_add_(1, index[rows], inverse * on_target[rows])
-        add_products(heads, gradients, needs, rows, z, factor)
+        add_products(heads, gradients, needs, rows, everything, z, factor)
     terms = (lse, target_logit, means)
     losses = losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
     return losses, clear_without_rows(heads, gradients)

@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from benchmarks.memory import peak_bytes
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
-from fastgrow.ops import _linear_lse_chunked, _triton
+from fastgrow.ops import (
+    _linear_cross_entropy_fused,
+    _linear_lse_chunked,
+    _logit_tiles,
+    _triton,
+)
 from fastgrow.ops import linear_cross_entropy as public
 from fastgrow.ops._dispatch import OPERATIONS
 from fastgrow.ops._heads import Heads
@@ -34,8 +39,10 @@ def inputs(
 @pytest.fixture(params=["eager", "vendor"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # Several chunks, the last of them shorter.
-    monkeypatch.setattr(_linear_lse_chunked, "MIN_ROWS", 1)
-    monkeypatch.setattr(_linear_lse_chunked, "MAX_ROWS", 7)
+    monkeypatch.setattr(_linear_cross_entropy_fused, "MIN_ROWS", 1)
+    monkeypatch.setattr(_linear_cross_entropy_fused, "MAX_ROWS", 7)
+    monkeypatch.setattr(_logit_tiles, "MAX_ROWS", 7)
+    monkeypatch.setattr(_logit_tiles, "TILE_ELEMENTS", 35)
     return request.param
 
 

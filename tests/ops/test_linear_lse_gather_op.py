@@ -12,7 +12,9 @@ from torch import Tensor
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
 from fastgrow.ops import (
+    _linear_cross_entropy_fused,
     _linear_lse_chunked,
+    _logit_tiles,
     _triton,
     linear_cross_entropy,
     linear_lse_gather,
@@ -27,8 +29,10 @@ WIDTHS = (6, 4, 6)
 
 @pytest.fixture(params=["eager", "vendor"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_linear_lse_chunked, "MIN_ROWS", 1)
-    monkeypatch.setattr(_linear_lse_chunked, "MAX_ROWS", 7)
+    monkeypatch.setattr(_linear_cross_entropy_fused, "MIN_ROWS", 1)
+    monkeypatch.setattr(_linear_cross_entropy_fused, "MAX_ROWS", 7)
+    monkeypatch.setattr(_logit_tiles, "MAX_ROWS", 7)
+    monkeypatch.setattr(_logit_tiles, "TILE_ELEMENTS", 35)
     return request.param
 
 
