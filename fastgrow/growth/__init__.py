@@ -3,6 +3,7 @@
 from fastgrow.growth.active import StageShape, stage_shape
 from fastgrow.growth.run import GrowthResult, StageResult, grow
 from fastgrow.growth.schedule import GrowthSchedule, LoRA, Stage
+from fastgrow.growth.trunk import Trunk
 from fastgrow.growth.when import Budget, Plateau
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "StageShape",
+    "Trunk",
     "grow",
     "stage_shape",
 ]

@@ -6,8 +6,9 @@ Source: "Growing Transformers: Modular Composition and Layer-wise Expansion on a
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from fastgrow.errors import FastgrowError, Interrupted
 from fastgrow.evaluation import bits_per_character
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.growth.trunk import Trunk
+from fastgrow.growth.trunk.engine import StageTrunk, TrunkEngine
+from fastgrow.growth.trunk.load import stage_loads
 from fastgrow.nn import Decoder
 from fastgrow.training import (
     Batches,
@@ -34,6 +38,8 @@ from fastgrow.training import (
     Trainer,
     claim_folder,
 )
+from fastgrow.training.activations import block_forwards, training_mode
+from fastgrow.training.precision import resolve_precision
 
 Text = TokenStream | MixedStream
 
@@ -93,6 +99,7 @@ def grow(
     evaluate_on: Mapping[str, Text] | None = None,
     name: str | None = None,
     quiet: bool = False,
+    trunk: Trunk | None = None,
 ) -> GrowthResult:
     """Grow `model` by `schedule`: stack blocks, train them with the final norm and head, freeze.
 
@@ -111,6 +118,8 @@ def grow(
         evaluate_on: further texts to measure at every boundary, by name.
         name: what the progress line calls this run; defaults to the folder's name.
         quiet: print nothing.
+        trunk: how the frozen blocks below all that trains are run, and whether their output is kept
+            (`fastgrow.growth.Trunk`); None computes it in every step.
 
     Returns:
         The model and one `StageResult` a stage. A run that was stopped and resumed gives the same
@@ -131,9 +140,10 @@ def grow(
         evaluate_on=dict(evaluate_on or {}),
         name=name or ("grow" if out is None else Path(out).name),
         quiet=quiet,
+        trunk=trunk or Trunk(cache="off"),
     )
     run.open(resume)
-    with run.log, run.interrupt:
+    with run.log, run.interrupt, run.trunk_engine():
         while run.progress.stage < len(schedule.stages):
             run.one_stage()
     return run.finish()
@@ -153,6 +163,7 @@ class _Run:
         evaluate_on: dict[str, Text],
         name: str,
         quiet: bool,
+        trunk: Trunk,
     ) -> None:
         self.model = model
         self.data = data
@@ -174,6 +185,10 @@ class _Run:
         self.log = RunLog(quiet=quiet)
         # Within a stage the trainer has a guard of its own; this one is for what lies between.
         self.interrupt = InterruptGuard()
+        self.trunk = trunk
+        self.engine: TrunkEngine | None = None
+        self.stage_trunk: StageTrunk | None = None
+        self.trunk_state: dict[str, Any] | None = None
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -207,6 +222,8 @@ class _Run:
             "train": self.train.identity(),
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
+            # Where rows are kept changes no number; what they are computed in does.
+            **({} if self.trunk.dtype == "same" else {"trunk": self.trunk.dtype}),
         }
 
     def finish(self) -> GrowthResult:
@@ -230,12 +247,15 @@ class _Run:
             with torch.random.fork_rng():
                 torch.manual_seed(_stage_seed(self.train.seed, index))
                 self.model.append_blocks(stage.blocks, init=stage.insertion)
+        active = select_active(self.model, self.model.n_layer - stage.blocks)
+        config = self.train if stage.lr is None else replace(self.train, lr=stage.lr)
+        self._begin_trunk(index, config)
+        if resumed is None:
             if self.validation is not None:
                 self.progress.bits_at_start = self._bits(self.validation)
             self.progress.seconds = 0.0
-        active = select_active(self.model, self.model.n_layer - stage.blocks)
         frozen = frozen_digest(self.model)
-        self.trainer = self._new_trainer(stage, index, active)
+        self.trainer = self._new_trainer(config, index, active)
         if resumed is not None:
             self.trainer.load_state_dict(resumed)
         self._stop_if_asked()
@@ -264,6 +284,7 @@ class _Run:
             )
         )
         self.trainer = None
+        self._end_trunk()
         self.progress.stage += 1
         self._save()
         self._stop_if_asked()
@@ -281,18 +302,60 @@ class _Run:
             'again, by the same command or with resume="auto", to go on'
         )
 
-    def _new_trainer(
-        self, stage: Stage, index: int, active: dict[str, torch.nn.Parameter]
-    ) -> Trainer:
-        config = self.train if stage.lr is None else replace(self.train, lr=stage.lr)
+    @contextlib.contextmanager
+    def trunk_engine(self) -> Iterator[None]:
+        """What runs and keeps the frozen trunk, for the stages within."""
+        self.engine = TrunkEngine(
+            self.model,
+            self.trunk,
+            folder=self.trunk.folder_for(self.out),
+            log=self.log,
+            precision=resolve_precision(self.train.precision, self.model.device),
+            pause=self._stop_if_asked,
+        )
+        if self.trunk_state is not None:
+            self.engine.load_state_dict(self.trunk_state)
+        finished = self.out is None
+        try:
+            yield
+            finished = True
+        finally:
+            self._end_trunk()
+            self.engine.close(finished=finished)
+
+    def _begin_trunk(self, index: int, config: TrainConfig) -> None:
+        assert self.engine is not None
         seed = _stage_seed(self.train.seed, index)
         batches = Batches(self.data.train, config.batch_size, self._seq_len(), seed=seed)
+        loads = stage_loads(
+            self.schedule,
+            index,
+            self.model.config,
+            config,
+            first_depth=self.first_depth,
+            seq_len=self._seq_len(),
+            n_windows=batches.n_windows,
+        )
+        # As in training, so that rows have the bits that a step would compute.
+        with training_mode(self.model), block_forwards(self.model, compile=config.compile):
+            self.stage_trunk = self.engine.begin(index + 1, loads, batches)
+
+    def _end_trunk(self) -> None:
+        if self.stage_trunk is not None:
+            self.stage_trunk.close()
+            self.stage_trunk = None
+
+    def _new_trainer(
+        self, config: TrainConfig, index: int, active: dict[str, torch.nn.Parameter]
+    ) -> Trainer:
+        assert self.stage_trunk is not None
         return Trainer(
             self.model,
             active,
-            batches,
+            self.stage_trunk.batches,
             config,
-            steps=self._steps(stage),
+            steps=self._steps(self.schedule.stages[index]),
+            objective=self.stage_trunk.objective,
             validation=self.validation,
             log=self.log,
             labels={
@@ -305,8 +368,9 @@ class _Run:
         )
 
     def _bits(self, text: Text) -> float:
+        objective = None if self.stage_trunk is None else self.stage_trunk.objective
         return bits_per_character(
-            self.model,
+            self.model if objective is None else objective,
             text,
             batch_size=self.train.batch_size,
             seq_len=self._seq_len(),
@@ -343,6 +407,7 @@ class _Run:
             "model": self.model.state_dict(),
             "trainer": None if self.trainer is None else self.trainer.state_dict(),
             "log": self.log.state_dict(),
+            "trunk": None if self.engine is None else self.engine.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -350,6 +415,7 @@ class _Run:
         progress["results"] = [StageResult(**result) for result in progress["results"]]
         self.progress = _Progress(**progress)
         self.unfinished = state["trainer"]
+        self.trunk_state = state.get("trunk")
         stages_begun = self.progress.stage + (self.unfinished is not None)
         for stage in self.schedule.stages[:stages_begun]:
             self.model.append_blocks(stage.blocks)

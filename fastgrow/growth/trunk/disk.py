@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastgrow import _files
 from fastgrow.errors import CheckpointError
-from fastgrow.growth.trunk.key import key_of
+from fastgrow.growth.trunk.key import Identity, key_of
 from fastgrow.growth.trunk.store import DamagedRows
 
 FORMAT = 1
@@ -33,13 +33,11 @@ class DiskStore:
     """
 
     place = "disk"
-    # A half-replaced file would pass for whole where only some rows are read.
-    overwritable = False
 
     def __init__(
         self,
         folder: Path,
-        identity: dict[str, Any],
+        identity: Identity,
         windows: np.ndarray,
         row_shape: tuple[int, int],
         dtype: torch.dtype,
@@ -129,7 +127,7 @@ class DiskStore:
             or zlib.crc32(row) != self._sums[slot]
         ]
         if damaged:
-            raise DamagedRows(np.array(damaged))
+            raise DamagedRows(np.array(damaged), self._path)
         return rows
 
     def write(self, slots: np.ndarray, rows: Tensor) -> None:

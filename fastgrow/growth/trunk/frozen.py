@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ class FrozenTrunk:
         model: the decoder; its blocks may grow above the trunk meanwhile.
         n: blocks of the trunk.
         dtype: as `Trunk.dtype`.
-        precision: the autocast dtype of training; float32 casts nothing.
+        precision: the autocast dtype that it runs under; None takes the caller's.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class FrozenTrunk:
         n: int,
         *,
         dtype: str = "same",
-        precision: torch.dtype = torch.float32,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.n = n
@@ -64,16 +65,27 @@ class FrozenTrunk:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """[B, T] int64 on the model's device → [B, T, d_model]."""
-        with torch.no_grad(), autocast(self.precision, ids.device):
-            x = self.model.embedding(ids)
-            if self.dtype == "bf16":
-                x = x.to(torch.bfloat16)
-            return self._through(x, 0)
+        with torch.no_grad(), self._autocast(ids.device):
+            return self._through(self._embedded(ids), 0)
+
+    def example(self, ids: Tensor) -> Tensor:
+        """A tensor of the output's shape, dtype and kind of values, by one block alone."""
+        with torch.no_grad(), self._autocast(ids.device):
+            return self._through(self._embedded(ids), self.n - 1)
 
     def onward(self, x: Tensor, first: int) -> Tensor:
         """What the blocks from `first` on make of the output of those below it."""
-        with torch.no_grad(), autocast(self.precision, x.device):
+        with torch.no_grad(), self._autocast(x.device):
             return self._through(x, first)
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return autocast(self.precision, device)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        x = self.model.embedding(ids)
+        return x.to(torch.bfloat16) if self.dtype == "bf16" else x
 
     def _through(self, x: Tensor, first: int) -> Tensor:
         rope = self.model.rope(x.shape[1])

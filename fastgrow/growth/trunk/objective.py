@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.nn import Decoder
+from fastgrow.training.precision import autocast
 
 
 class Memo:
     """The exact trunk's output for batches that come again unchanged: those of an evaluation.
 
-    A batch is known by its ids, and answered with the very bits that were computed from them.
+    A batch is known by its ids and by the autocast dtype that it is evaluated under, and answered
+    with the very bits that were computed then.
 
     Args:
         limit: bytes; what comes when it is full is computed each time.
@@ -24,12 +26,15 @@ class Memo:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.nbytes = 0
-        self._kept: dict[bytes, Tensor] = {}
+        self._kept: dict[tuple[bytes, torch.dtype], Tensor] = {}
 
     def output(self, ids: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """What `compute` makes of `ids`, [B, T, d_model] on their device."""
-        name = f"{tuple(ids.shape)}".encode()
-        key = hashlib.blake2b(name + ids.cpu().numpy().tobytes(), digest_size=16).digest()
+        kind = ids.device.type
+        casts = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if casts else torch.float32
+        content = f"{tuple(ids.shape)}".encode() + ids.cpu().numpy().tobytes()
+        key = hashlib.blake2b(content, digest_size=16).digest(), dtype
         known = self._kept.get(key)
         if known is not None:
             return known.to(ids.device)
@@ -42,8 +47,9 @@ class Memo:
     def advance(self, trunk: FrozenTrunk, first: int) -> None:
         """Bring every output from `first` blocks to the trunk's depth."""
         device = trunk.model.device
-        for key, x in self._kept.items():
-            self._kept[key] = trunk.onward(x.to(device), first).cpu()
+        for (content, dtype), x in self._kept.items():
+            with autocast(dtype, device):
+                self._kept[content, dtype] = trunk.onward(x.to(device), first).cpu()
 
 
 class OnTrunk(nn.Module):
@@ -66,16 +72,15 @@ class OnTrunk(nn.Module):
         self.memo = memo
 
     def loss(
-        self, x: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+        self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
         """Cross-entropy in nats of `targets` [B, T].
 
         Args:
-            x: [B, T] int64, or the trunk's output [B, T, d_model].
+            ids: [B, T] int64, or the trunk's output [B, T, d_model].
             targets, ignore_index, reduction: as `Decoder.loss`.
         """
-        if not x.is_floating_point():
-            x = self._output(x)
+        x = ids if ids.is_floating_point() else self._output(ids)
         if self.trunk.dtype == "bf16":
             x = x.to(self.model.lm_head.weight.dtype)
         return self.model.loss_from(

@@ -6,31 +6,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastgrow.growth.trunk.frozen import FrozenTrunk
+from fastgrow.growth.trunk.key import Identity
 from fastgrow.growth.trunk.store import DamagedRows, RowStore
 from fastgrow.training import Batches
 
 
 @dataclass
 class TrunkRows:
-    """One row for each of `windows`, by the trunk whose digest is `digest`.
+    """One row for each of `windows`.
 
     Attributes:
         windows: int64, ascending.
-        store: holds them in that order.
-        n: blocks of the trunk.
-        digest: of the trunk's weights.
-        geometry: which text they are of, and how it is cut.
+        store: holds their rows in that order.
+        identity: what decides their bits.
+        exact: whether they were found to be equal to recomputing, bit for bit.
     """
 
     windows: np.ndarray
     store: RowStore
-    n: int
-    digest: str
-    geometry: dict[str, object]
+    identity: Identity
+    exact: bool = False
+
+    @property
+    def n(self) -> int:
+        """Blocks of the trunk."""
+        return int(self.identity["n"])
 
     def holds(self, windows: np.ndarray) -> np.ndarray:
         """Which of the windows have a row, bool."""
@@ -99,15 +102,3 @@ class Filler:
 
     def _padded(self, windows: np.ndarray) -> np.ndarray:
         return np.resize(windows, self.batches.batch_size)
-
-
-def example(trunk: FrozenTrunk, batches: Batches) -> Tensor:
-    """The output for the first windows of the text, to learn its shape and dtype from."""
-    windows = np.arange(batches.batch_size) % batches.n_windows
-    ids, _ = batches.read(windows)
-    return trunk(ids.to(trunk.model.device))
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """No rows, of the same dtype and device."""
-    return torch.empty(0, dtype=x.dtype, device=x.device)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from fastgrow.errors import ConfigError
@@ -39,6 +43,17 @@ class Trunk:
         for name, known in (("cache", CACHES), ("dtype", DTYPES)):
             value = getattr(self, name)
             if value not in known:
-                raise ConfigError(f"Trunk.{name}: expected one of {', '.join(known)}, got {value!r}")
+                raise ConfigError(
+                    f"Trunk.{name}: expected one of {', '.join(known)}, got {value!r}"
+                )
         if not isinstance(self.limit, int) or self.limit < 0:
             raise ConfigError(f"Trunk.limit: expected bytes, at least 0, got {self.limit!r}")
+
+    def folder_for(self, out: Path | None) -> Path:
+        """Where the files of a run lie that writes to `out`: a folder of this run alone."""
+        if out is None:
+            base = Path(self.folder or tempfile.gettempdir())
+            return base / f"fastgrow-trunk-{os.getpid()}-{id(self):x}"
+        if self.folder is None:
+            return out / "trunk"
+        return Path(self.folder) / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgrow.errors import FastgrowError
 
-class DamagedRows(Exception):
-    """Rows whose checksum is not the one they were written with."""
 
-    def __init__(self, slots: np.ndarray) -> None:
-        super().__init__(f"{len(slots)} rows are damaged")
+class DamagedRows(FastgrowError, RuntimeError):
+    """Rows that are not as they were written: their checksum differs, or they are cut short."""
+
+    def __init__(self, slots: np.ndarray, where: object) -> None:
+        super().__init__(f"{where}: {len(slots)} rows are damaged, the first is row {slots[0]}")
         self.slots = slots
 
 
@@ -27,11 +29,6 @@ class RowStore(Protocol):
 
     @property
     def nbytes(self) -> int: ...
-
-    @property
-    def overwritable(self) -> bool:
-        """Whether rows may be replaced one after the other with no harm if that is cut short."""
-        ...
 
     def read(self, slots: np.ndarray) -> Tensor:
         """[len(slots), T, d_model].
@@ -54,8 +51,6 @@ class RowStore(Protocol):
 
 class MemoryStore:
     """Rows in one tensor, on the model's device or in (pinned) host memory."""
-
-    overwritable = True
 
     def __init__(self, place: str, shape: tuple[int, int, int], like: Tensor) -> None:
         """Room for `shape` [rows, T, d_model] in the dtype of `like`, on its device or the host."""

@@ -138,7 +138,9 @@ class Batches:
         """Numbers, within the part, of its next `count` windows, which are then taken."""
         first, size = self._taken[part], self._windows[part]
         self._taken[part] += count
-        return np.array([self._order(part, i // size)[i % size] for i in range(first, first + count)])
+        return np.array(
+            [self._order(part, i // size)[i % size] for i in range(first, first + count)]
+        )
 
     def _draw_order(self, part: int, epoch: int) -> np.ndarray:
         return permutation(derive_key(self.seed, "order", part, epoch), self._windows[part])
