@@ -1,4 +1,4 @@
-"""How a model's blocks run while it trains: activations saved or computed again, compiled or not."""
+"""How blocks run while a model trains: activations saved or computed again, compiled or not."""
 
 from __future__ import annotations
 

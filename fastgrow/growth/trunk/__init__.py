@@ -1,4 +1,4 @@
-"""The frozen trunk: the lowest blocks of a stage, run without autograd, their output kept or not."""
+"""The frozen trunk: a stage's lowest blocks, run without autograd, their output kept or not."""
 
 from fastgrow.growth.trunk.settings import Trunk
 
