@@ -1,0 +1,191 @@
+"""Growing on a kept trunk: the bits of recomputing, whatever happens to the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from growing import digest, make_model, make_train
+
+from fastgrow.errors import ConfigError, Interrupted
+from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, Trunk, grow
+from fastgrow.growth.trunk.rows import Filler
+from fastgrow.training import Trainer
+
+# The text has 91 windows: the first stages read some of them twice, the last one not all.
+SCHEDULE = GrowthSchedule([Stage(1, 1920), Stage(1, 1920), Stage(2, 1920), Stage(1, 640)])
+NO_ROOM = 1000
+
+
+@pytest.fixture
+def grown(substrate, data) -> Callable[..., GrowthResult]:
+    def run(trunk: Trunk | None, schedule=SCHEDULE, out: Path | None = None, **train):
+        return grow(
+            make_model(substrate),
+            data,
+            schedule,
+            train=make_train(**train),
+            quiet=True,
+            trunk=trunk,
+            out=out,
+        )
+
+    return run
+
+
+def told(out: Path) -> list[dict]:
+    """What the trunk's events say."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row.get("event") == "trunk"]
+
+
+def measured(result: GrowthResult) -> list[object]:
+    return [digest(result.model), [(s.bits, s.bits_at_start) for s in result.stages]]
+
+
+@pytest.mark.parametrize("cache", ["off", "ram", "device", "disk", "auto"])
+def test_kept_or_not_a_run_has_the_same_bits(grown, cache) -> None:
+    assert measured(grown(Trunk(cache=cache))) == measured(grown(None))
+
+
+def test_gradients_are_accumulated_over_kept_rows(grown) -> None:
+    plain = grown(None, accumulate=3)
+    assert measured(grown(Trunk(cache="disk"), accumulate=3)) == measured(plain)
+    assert measured(plain) != measured(grown(None))
+
+
+def test_a_stage_advances_the_rows_of_the_one_before(grown, monkeypatch, tmp_path: Path) -> None:
+    computed: list[int] = []
+    compute = Filler.compute
+
+    def counting(self: Filler, windows):
+        computed.append(self.trunk.n)
+        return compute(self, windows)
+
+    monkeypatch.setattr(Filler, "compute", counting)
+    grown(Trunk(cache="ram"), out=tmp_path)
+    # 91 windows in micro-batches of 4, and one micro-batch to compare with.
+    assert computed == [1] * (23 + 1)
+    assert [event["maximum_error"] for event in told(tmp_path)] == [0.0, 0.0, 0.0]
+
+
+def test_what_does_not_fit_is_recomputed_and_said(grown, tmp_path: Path) -> None:
+    result = grown(Trunk(cache="disk", limit=NO_ROOM), out=tmp_path)
+    assert measured(result) == measured(grown(None))
+    assert all(event["cache"] == "off" for event in told(tmp_path))
+    assert all("the limit is 0.0 MB" in event["message"] for event in told(tmp_path))
+
+
+def test_files_stay_within_the_limit_and_are_gone_at_the_end(grown, tmp_path, monkeypatch) -> None:
+    row_bytes, sizes = 16 * 16 * 4, []
+    limit = 91 * row_bytes + 12 * 91
+    run = Trainer.run
+
+    def watch(trainer, *arguments):
+        folder = tmp_path / "trunk"
+        sizes.append(sum(f.stat().st_size for f in folder.glob("*.rows")))
+        return run(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "run", watch)
+    plain = measured(grown(None))
+    sizes.clear()
+    assert measured(grown(Trunk(cache="disk", limit=limit), out=tmp_path)) == plain
+    assert sizes[0] == 0
+    assert sizes[1] == sizes[2] == limit
+    assert 0 < sizes[3] < limit
+    assert not (tmp_path / "trunk").exists()
+    checkpoints = [f for f in (tmp_path / "checkpoints").rglob("*") if f.is_file()]
+    assert not [f for f in checkpoints if "trunk" in f.name]
+
+
+def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(grown, tmp_path: Path) -> None:
+    schedule = GrowthSchedule(
+        [
+            Stage(2, 640),
+            Stage(1, 640),
+            Stage(0, 640, lora=LoRA(rank=2)),
+            Stage(1, 640),
+        ]
+    )
+    result = grown(Trunk(cache="ram"), schedule, out=tmp_path)
+    assert measured(result) == measured(grown(None, schedule))
+    events = told(tmp_path)
+    assert "no frozen trunk" in events[1]["message"]
+    # What was merged has changed the trunk: its rows are computed, not advanced.
+    assert events[2]["cache"] == "ram"
+    assert "advanced" not in events[2]["message"]
+
+
+def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(grown, tmp_path: Path) -> None:
+    plain = measured(grown(None))
+    for dtype, worst in (("bf16", 0.02), ("int8", 0.01), ("fp8", 0.05)):
+        out = tmp_path / dtype
+        kept = grown(Trunk(cache="ram", dtype=dtype), out=out)
+        assert measured(kept) == measured(grown(Trunk(cache="off", dtype=dtype)))
+        assert measured(kept) != plain
+        errors = [e["relative_error"] for e in told(out) if e.get("dtype") == dtype]
+        assert len(errors) == 3
+        assert all(0 < error < worst for error in errors)
+        with pytest.raises(ConfigError, match="another trunk"):
+            grown(Trunk(cache="ram", dtype="bf16" if dtype != "bf16" else "int8"), out=out)
+
+
+@pytest.mark.parametrize("spoil", ["keep", "remove", "damage", "other trunk"])
+def test_a_run_goes_on_with_and_without_its_cache(
+    grown, tmp_path: Path, monkeypatch, spoil: str
+) -> None:
+    """Stopped in the third stage, at a step between two checkpoints' worth of batches."""
+    plain = measured(grown(None))
+    step = Trainer._train_step
+
+    def stopping(trainer: Trainer, **options) -> None:
+        if trainer.labels["stage"] == "3/4" and trainer.step == 11:
+            raise Interrupted("here")
+        step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=5)
+    (rows,) = (tmp_path / "trunk").glob("*.rows")
+    (header,) = (tmp_path / "trunk").glob("*.json")
+    if spoil == "remove":
+        rows.unlink()
+        header.unlink()
+    if spoil == "damage":
+        content = bytearray(rows.read_bytes())
+        for row in range(0, 91, 7):
+            content[row * 1024 + 100] ^= 1
+        rows.write_bytes(content)
+    if spoil == "other trunk":
+        # Rows of other weights, complete and with right checksums.
+        torch.manual_seed(1)
+        text = json.loads(header.read_text())
+        text["identity"]["trunk"] = "0" * 64
+        header.write_text(json.dumps(text))
+    resumed = grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=5)
+    assert measured(resumed) == plain
+    messages = [event["message"] for event in told(tmp_path)]
+    assert any("found again" in message for message in messages) == (spoil in ("keep", "damage"))
+    assert any("rows of the trunk were damaged" in m for m in messages) == (spoil == "damage")
+
+
+def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, monkeypatch) -> None:
+    step = Trainer._train_step
+
+    def stopping(trainer: Trainer, **options) -> None:
+        if trainer.labels["stage"] == "2/4" and trainer.step == 7:
+            raise Interrupted("here")
+        step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            grown(Trunk(cache="auto", limit=NO_ROOM), out=tmp_path, checkpoint_every=5)
+    grown(Trunk(cache="ram"), out=tmp_path, checkpoint_every=5)
+    messages = [event["message"] for event in told(tmp_path)]
+    assert "as before the interruption" in messages[1]
+    assert "kept in ram" in messages[2]
