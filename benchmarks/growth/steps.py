@@ -13,19 +13,19 @@ from benchmarks.growth.models import Shape, make_model, make_text
 from benchmarks.interleave import order
 from benchmarks.memory import peak_bytes
 from benchmarks.summary import quantile
-from fastgrow.growth.freeze import select_active
 from fastgrow.growth.trunk import Trunk
 from fastgrow.growth.trunk.choice import StageLoad
 from fastgrow.growth.trunk.engine import StageTrunk, TrunkEngine
 from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.nn import Decoder
 from fastgrow.training import Batches, RunLog, TrainConfig, Trainer
+from fastgrow.training.activations import training_mode
 
 DEPTHS = (1, 6, 12, 24)
 MONOLITH = 9
 ROUNDS = 15
 
-# Cannot be reached: the optimizer's schedule wants a length, and steps are added one by one.
+# Of the learning rate's schedule; the steps are made one by one.
 _FAR = 1_000_000
 
 
@@ -49,8 +49,8 @@ class _Stepper:
         self._trainer = trainer
 
     def __call__(self) -> None:
-        self._trainer.steps = self._trainer.step + 1
-        self._trainer.run()
+        with training_mode(self._trainer.model):
+            self._trainer._train_step(check_gradients=False)
 
 
 def measure_steps(
@@ -86,17 +86,19 @@ def measure_steps(
 def _plain(shape: Shape, n_layer: int, device: torch.device) -> _Stepper:
     model = make_model(shape, n_layer).to(device)
     batches = Batches(make_text(shape).train, shape.B, shape.T)
-    return _Stepper(Trainer(model, select_active(model, 0), batches, _config(shape), steps=_FAR))
+    return _Stepper(
+        Trainer(model, dict(model.named_parameters()), batches, _config(shape), steps=_FAR)
+    )
 
 
 def _on_trunk(
     shape: Shape, n: int, place: str, folder: Path, device: torch.device
 ) -> tuple[Trainer, StageTrunk]:
     model = make_model(shape, n + 1).to(device)
-    active = select_active(model, n)
+    active = _newest_active(model)
     batches = Batches(make_text(shape).train, shape.B, shape.T)
     settings = Trunk(cache="disk" if place == "disk" else "off")
-    engine = TrunkEngine(model, settings, folder=folder, log=RunLog(quiet=True))
+    engine = TrunkEngine(model, settings, out=folder, log=RunLog(quiet=True))
     reads = shape.windows / shape.B
     load = StageLoad(n, reads, reads, 1.0, grown=False)
     trunk = engine.begin(1, [load], batches)
@@ -104,6 +106,15 @@ def _on_trunk(
         model, active, trunk.batches, _config(shape), steps=_FAR, objective=trunk.objective
     )
     return trainer, trunk
+
+
+def _newest_active(model: Decoder) -> dict[str, torch.nn.Parameter]:
+    """The newest block, the final norm and the head train; all else rests."""
+    model.requires_grad_(False)
+    parts = (model.blocks[-1], model.final_norm, model.lm_head)
+    for part in parts:
+        part.requires_grad_(True)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _frozen_block(shape: Shape, batch: torch.Tensor) -> Callable[[], object]:

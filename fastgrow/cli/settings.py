@@ -117,6 +117,11 @@ class GrowthSettings:
     cache: str = "runs/tokens"
     trunk: Trunk | None = None
 
+    @property
+    def states_sizes(self) -> bool:
+        """Whether the file says how large vocabulary and table are."""
+        return self.model.vocab_size != _FROM_SUBSTRATE and self.model.n_embed is not None
+
     def model_config(self, substrate: Substrate) -> DecoderConfig:
         """The model's configuration on `substrate`.
 

@@ -47,7 +47,7 @@ class TrunkEngine:
     Args:
         model: as it grows.
         settings: the user's.
-        folder: for files, this run's own; other caches in it are removed.
+        out: the run's folder; None for a run that leaves nothing behind.
         log: told what was chosen and why.
         precision: the autocast dtype of training; float32 casts nothing.
         pause: called between the micro-batches of a longer pass; may raise to stop.
@@ -58,20 +58,22 @@ class TrunkEngine:
         model: Decoder,
         settings: Trunk,
         *,
-        folder: Path,
+        out: Path | None = None,
         log: RunLog,
         precision: torch.dtype = torch.float32,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.settings = settings
-        self._folder = folder
+        self._folder = settings.folder_for(out)
+        self._leaves_nothing = out is None
         self._log = log
         self._precision = precision
         self._pause = pause
-        self._keeper = RowKeeper(settings, folder, self._say)
+        self._keeper = RowKeeper(settings, self._folder, self._say)
         # With the depth and the digest of the trunk whose outputs they are.
         self._memo: tuple[Memo, int, str] | None = None
+        self._stage: StageTrunk | None = None
 
     def begin(self, stage: int, loads: Sequence[StageLoad], batches: Batches) -> StageTrunk:
         """The trunk of stage number `stage`, whose load is the first of `loads`.
@@ -81,6 +83,10 @@ class TrunkEngine:
             loads: of this stage and those after it.
             batches: at their beginning.
         """
+        self._stage = self._begin(stage, loads, batches)
+        return self._stage
+
+    def _begin(self, stage: int, loads: Sequence[StageLoad], batches: Batches) -> StageTrunk:
         n, settings = loads[0].n, self.settings
         if n == 0:
             self._memo = None
@@ -112,9 +118,15 @@ class TrunkEngine:
         ahead = AHEAD if in_thread else 0
         return StageTrunk(objective, CachedBatches(batches, rows, repair, ahead))
 
-    def close(self, *, finished: bool) -> None:
-        """Let go of everything; files stay for a run that goes on, unless it is finished."""
+    def __enter__(self) -> TrunkEngine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let go of everything; files stay for a run that was stopped and may go on."""
+        if self._stage is not None:
+            self._stage.close()
         self._memo = None
+        finished = kind is None or self._leaves_nothing
         self._keeper.close(keep_files=not finished)
         if finished and self.settings.cache != "off":
             remove_caches(self._folder)

@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-from fastgrow.growth.active import StageShape, stage_shape
-from fastgrow.growth.schedule import GrowthSchedule
+from collections.abc import Sequence
+
+from fastgrow.growth.active import StageShape
+from fastgrow.growth.length import stage_length
+from fastgrow.growth.schedule import Stage
 from fastgrow.growth.trunk.choice import StageLoad
 from fastgrow.nn import DecoderConfig
-from fastgrow.training import TrainConfig
+from fastgrow.training import Batches, TrainConfig
 
 
 def stage_loads(
-    schedule: GrowthSchedule,
-    first: int,
+    stages: Sequence[Stage],
+    shapes: Sequence[StageShape],
     config: DecoderConfig,
     train: TrainConfig,
-    *,
-    first_depth: int,
-    seq_len: int,
-    n_windows: int,
+    batches: Batches,
 ) -> list[StageLoad]:
-    """The loads of the stages from `first` on.
+    """The loads of stages that follow each other; the most that they read where they have `until`.
 
     Args:
-        schedule: all stages.
-        first: index of the first stage to describe.
+        stages, shapes: of the stage that begins and those after it.
         config: the model's.
         train: batch sizes.
-        first_depth: blocks that the model had before the first stage of all.
-        seq_len: tokens in a window.
-        n_windows: windows of the training text.
+        batches: of any of the stages; they read the same text.
     """
     loads = []
-    for index in range(first, len(schedule.stages)):
-        shape = stage_shape(schedule, index, config, first_depth)
-        before = stage_shape(schedule, index - 1, config, first_depth) if index else None
-        steps = train.steps_for(schedule.stages[index].tokens, seq_len)
+    for index, (stage, shape) in enumerate(zip(stages, shapes, strict=True)):
+        steps = stage_length(stage, shape, config, train, batches.seq_len).steps
         reads = steps * train.accumulate
-        windows = min(reads * train.batch_size, n_windows)
+        windows = min(reads * train.batch_size, batches.n_windows)
         loads.append(
             StageLoad(
                 n=shape.n_trunk,
                 reads=reads,
                 rows=windows / train.batch_size,
-                share=windows / n_windows,
-                grown=before is not None and _grew(before, shape),
+                share=windows / batches.n_windows,
+                grown=index > 0 and _grew(shapes[index - 1], shape),
             )
         )
     return loads
