@@ -45,7 +45,7 @@ def block_forwards(
     for block in blocks:
         run: Forward = _compiled(type(block).forward, BACKEND) if compile else type(block).forward
         chosen = functools.partial(_forward, run, checkpoint_activations)
-        block.forward = MethodType(chosen, block)
+        block.forward = MethodType(chosen, block)  # type: ignore[method-assign]
     try:
         with _limited() if compile else contextlib.nullcontext():
             yield
@@ -81,7 +81,7 @@ def _limited() -> contextlib.AbstractContextManager[None]:
     import torch._dynamo.config as dynamo
 
     limits = {"recompile_limit": RECOMPILE_LIMIT, "fail_on_recompile_limit_hit": True}
-    return dynamo.patch(limits)  # type: ignore[attr-defined]
+    return dynamo.patch(limits)
 
 
 @functools.cache

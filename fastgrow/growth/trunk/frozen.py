@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,8 @@ class FrozenTrunk:
         self.n = n
         self.dtype = dtype
         self.precision = precision
-        blocks = list(model.blocks[:n])
+        # A list of modules is one of Module to the type checker.
+        blocks: list[Any] = list(model.blocks[:n])
         self._blocks: list[RunBlock] = blocks if dtype == "same" else lower_blocks(blocks, dtype)
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class RowStore(Protocol):
 class MemoryStore:
     """Rows in one tensor, on the model's device or in (pinned) host memory."""
 
-    def __init__(self, place: str, shape: tuple[int, int, int], like: Tensor) -> None:
+    def __init__(self, place: str, shape: tuple[int, ...], like: Tensor) -> None:
         """Room for `shape` [rows, T, d_model] in the dtype of `like`, on its device or the host."""
         self.place = place
         on_device = place == "device" or like.device.type == "cpu"

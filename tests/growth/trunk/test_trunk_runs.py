@@ -6,21 +6,34 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from growing import digest, make_model, make_train
+from growing import LETTERS, digest, make_model, make_train
 
 from fastgrow.errors import ConfigError, Interrupted
 from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, Trunk, grow
+from fastgrow.growth.trunk.disk import DiskStore
+from fastgrow.growth.trunk.engine import TrunkEngine
 from fastgrow.growth.trunk.rows import Filler
-from fastgrow.training import Trainer
+from fastgrow.training import TextData, Trainer
 
-# The text has 91 windows: the first stages read some of them twice, the last one not all.
-SCHEDULE = GrowthSchedule([Stage(1, 1920), Stage(1, 1920), Stage(2, 1920), Stage(1, 640)])
+# The first stages read some windows of the text twice, the last one not all.
+WINDOWS = 29
+SCHEDULE = GrowthSchedule([Stage(1, 512), Stage(1, 512), Stage(2, 512), Stage(1, 192)])
 NO_ROOM = 1000
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def data(substrate) -> TextData:
+    generator = np.random.default_rng(0)
+    documents = ["".join(generator.choice(list(LETTERS), 40)) for _ in range(19)]
+    return TextData.from_splits(
+        train=documents[:16], validation=documents[16:], substrate=substrate
+    )
+
+
+@pytest.fixture(scope="module")
 def grown(substrate, data) -> Callable[..., GrowthResult]:
     def run(trunk: Trunk | None, schedule=SCHEDULE, out: Path | None = None, **train):
         return grow(
@@ -36,6 +49,12 @@ def grown(substrate, data) -> Callable[..., GrowthResult]:
     return run
 
 
+@pytest.fixture(scope="module")
+def plain(grown) -> list[object]:
+    """Of the run without an engine's settings."""
+    return measured(grown(None))
+
+
 def told(out: Path) -> list[dict]:
     """What the trunk's events say."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -47,14 +66,14 @@ def measured(result: GrowthResult) -> list[object]:
 
 
 @pytest.mark.parametrize("cache", ["off", "ram", "device", "disk", "auto"])
-def test_kept_or_not_a_run_has_the_same_bits(grown, cache) -> None:
-    assert measured(grown(Trunk(cache=cache))) == measured(grown(None))
+def test_kept_or_not_a_run_has_the_same_bits(grown, plain, cache) -> None:
+    assert measured(grown(Trunk(cache=cache))) == plain
 
 
-def test_gradients_are_accumulated_over_kept_rows(grown) -> None:
-    plain = grown(None, accumulate=3)
-    assert measured(grown(Trunk(cache="disk"), accumulate=3)) == measured(plain)
-    assert measured(plain) != measured(grown(None))
+def test_gradients_are_accumulated_over_kept_rows(grown, plain) -> None:
+    recomputed = measured(grown(None, accumulate=3))
+    assert measured(grown(Trunk(cache="disk"), accumulate=3)) == recomputed
+    assert recomputed != plain
 
 
 def test_a_stage_advances_the_rows_of_the_one_before(grown, monkeypatch, tmp_path: Path) -> None:
@@ -67,21 +86,23 @@ def test_a_stage_advances_the_rows_of_the_one_before(grown, monkeypatch, tmp_pat
 
     monkeypatch.setattr(Filler, "compute", counting)
     grown(Trunk(cache="ram"), out=tmp_path)
-    # 91 windows in micro-batches of 4, and one micro-batch to compare with.
-    assert computed == [1] * (23 + 1)
+    # All windows in micro-batches of 4, and one micro-batch to compare with.
+    assert computed == [1] * (8 + 1)
     assert [event["maximum_error"] for event in told(tmp_path)] == [0.0, 0.0, 0.0]
 
 
-def test_what_does_not_fit_is_recomputed_and_said(grown, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_recomputed_and_said(grown, plain, tmp_path: Path) -> None:
     result = grown(Trunk(cache="disk", limit=NO_ROOM), out=tmp_path)
-    assert measured(result) == measured(grown(None))
+    assert measured(result) == plain
     assert all(event["cache"] == "off" for event in told(tmp_path))
     assert all("the limit is 0.0 MB" in event["message"] for event in told(tmp_path))
 
 
-def test_files_stay_within_the_limit_and_are_gone_at_the_end(grown, tmp_path, monkeypatch) -> None:
+def test_files_stay_within_the_limit_and_are_gone_at_the_end(
+    grown, plain, tmp_path, monkeypatch
+) -> None:
     row_bytes, sizes = 16 * 16 * 4, []
-    limit = 91 * row_bytes + 12 * 91
+    limit = WINDOWS * (row_bytes + 12)
     run = Trainer.run
 
     def watch(trainer, *arguments):
@@ -90,8 +111,6 @@ def test_files_stay_within_the_limit_and_are_gone_at_the_end(grown, tmp_path, mo
         return run(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "run", watch)
-    plain = measured(grown(None))
-    sizes.clear()
     assert measured(grown(Trunk(cache="disk", limit=limit), out=tmp_path)) == plain
     assert sizes[0] == 0
     assert sizes[1] == sizes[2] == limit
@@ -104,10 +123,10 @@ def test_files_stay_within_the_limit_and_are_gone_at_the_end(grown, tmp_path, mo
 def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(grown, tmp_path: Path) -> None:
     schedule = GrowthSchedule(
         [
-            Stage(2, 640),
-            Stage(1, 640),
-            Stage(0, 640, lora=LoRA(rank=2)),
-            Stage(1, 640),
+            Stage(2, 256),
+            Stage(1, 256),
+            Stage(0, 256, lora=LoRA(rank=2)),
+            Stage(1, 256),
         ]
     )
     result = grown(Trunk(cache="ram"), schedule, out=tmp_path)
@@ -119,8 +138,9 @@ def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(grown, tmp_path: Pa
     assert "advanced" not in events[2]["message"]
 
 
-def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(grown, tmp_path: Path) -> None:
-    plain = measured(grown(None))
+def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(
+    grown, plain, tmp_path: Path
+) -> None:
     for dtype, worst in (("bf16", 0.02), ("int8", 0.01), ("fp8", 0.05)):
         out = tmp_path / dtype
         kept = grown(Trunk(cache="ram", dtype=dtype), out=out)
@@ -133,59 +153,68 @@ def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(grown, tmp_path
             grown(Trunk(cache="ram", dtype="bf16" if dtype != "bf16" else "int8"), out=out)
 
 
+def spoil_cache(folder: Path, how: str) -> None:
+    (rows,), (header,) = folder.glob("*.rows"), folder.glob("*.json")
+    if how == "damage":
+        content = bytearray(rows.read_bytes())
+        for row in range(0, WINDOWS, 7):
+            content[row * 1024 + 100] ^= 1
+        rows.write_bytes(content)
+    if how == "other trunk":
+        # Whole, with right checksums, but of other weights.
+        old = DiskStore.open(header)
+        identity = {**old.identity, "trunk": "0" * 64}
+        new = DiskStore.create(folder, identity, old.windows, (16, 16), torch.float32)
+        new.write(np.arange(WINDOWS), torch.zeros(WINDOWS, 16, 16))
+        new.finish()
+    if how in ("remove", "other trunk"):
+        rows.unlink()
+        header.unlink()
+
+
 @pytest.mark.parametrize("spoil", ["keep", "remove", "damage", "other trunk"])
 def test_a_run_goes_on_with_and_without_its_cache(
-    grown, tmp_path: Path, monkeypatch, spoil: str
+    grown, plain, tmp_path: Path, monkeypatch, spoil: str
 ) -> None:
-    """Stopped in the third stage, at a step between two checkpoints' worth of batches."""
-    plain = measured(grown(None))
+    """Stopped in the third stage between two checkpoints, with batches read ahead."""
     step = Trainer._train_step
 
     def stopping(trainer: Trainer, **options) -> None:
-        if trainer.labels["stage"] == "3/4" and trainer.step == 11:
+        if trainer.labels["stage"] == "3/4" and trainer.step == 5:
             raise Interrupted("here")
         step(trainer, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", stopping)
         with pytest.raises(Interrupted):
-            grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=5)
-    (rows,) = (tmp_path / "trunk").glob("*.rows")
-    (header,) = (tmp_path / "trunk").glob("*.json")
-    if spoil == "remove":
-        rows.unlink()
-        header.unlink()
-    if spoil == "damage":
-        content = bytearray(rows.read_bytes())
-        for row in range(0, 91, 7):
-            content[row * 1024 + 100] ^= 1
-        rows.write_bytes(content)
-    if spoil == "other trunk":
-        # Rows of other weights, complete and with right checksums.
-        torch.manual_seed(1)
-        text = json.loads(header.read_text())
-        text["identity"]["trunk"] = "0" * 64
-        header.write_text(json.dumps(text))
-    resumed = grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=5)
+            grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=3)
+    spoil_cache(tmp_path / "trunk", spoil)
+    said: list[str] = []
+    # What a resumed run says before its first step is not in the log: that goes on from where the
+    # checkpoint was.
+    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
+    resumed = grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=3)
     assert measured(resumed) == plain
-    messages = [event["message"] for event in told(tmp_path)]
-    assert any("found again" in message for message in messages) == (spoil in ("keep", "damage"))
-    assert any("rows of the trunk were damaged" in m for m in messages) == (spoil == "damage")
+    told_now = " | ".join(said)
+    assert ("found again" in told_now) == (spoil in ("keep", "damage"))
+    assert ("kept rows of the trunk were damaged" in told_now) == (spoil == "damage")
+    assert ("is of another trunk or text" in told_now) == (spoil == "other trunk")
 
 
 def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, monkeypatch) -> None:
     step = Trainer._train_step
 
     def stopping(trainer: Trainer, **options) -> None:
-        if trainer.labels["stage"] == "2/4" and trainer.step == 7:
+        if trainer.labels["stage"] == "2/4" and trainer.step == 4:
             raise Interrupted("here")
         step(trainer, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", stopping)
         with pytest.raises(Interrupted):
-            grown(Trunk(cache="auto", limit=NO_ROOM), out=tmp_path, checkpoint_every=5)
-    grown(Trunk(cache="ram"), out=tmp_path, checkpoint_every=5)
-    messages = [event["message"] for event in told(tmp_path)]
-    assert "as before the interruption" in messages[1]
-    assert "kept in ram" in messages[2]
+            grown(Trunk(cache="auto", limit=NO_ROOM), out=tmp_path, checkpoint_every=3)
+    said: list[str] = []
+    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
+    grown(Trunk(cache="ram"), out=tmp_path, checkpoint_every=3)
+    assert "as before the interruption" in said[0]
+    assert "kept in ram" in said[1]
