@@ -216,7 +216,7 @@ class _Run:
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
             # Where rows are kept changes no number; what they are computed in does.
-            **({} if self.trunk.dtype == "same" else {"trunk": self.trunk.dtype}),
+            "trunk": None if self.trunk.dtype == "same" else self.trunk.dtype,
         }
 
     def open_trunk(self) -> TrunkEngine:
@@ -252,7 +252,9 @@ class _Run:
             begin_stage(self.model, stage, shape, _stage_seed(self.train.seed, index))
         active = select_active(self.model, shape)
         config = self.train if stage.lr is None else replace(self.train, lr=stage.lr)
+        began = time.perf_counter()
         self.stage_trunk = self._begin_trunk(index)
+        preparing = time.perf_counter() - began
         if resumed is None:
             if self.validation is not None:
                 self.progress.bits_at_start = self._bits(self.validation)
@@ -263,7 +265,7 @@ class _Run:
         if resumed is not None:
             self.trainer.load_state_dict(resumed)
         self._stop_if_asked()
-        started = time.perf_counter() - self.progress.seconds
+        started = time.perf_counter() - preparing - self.progress.seconds
 
         def on_checkpoint(_: Trainer) -> Path | None:
             self.progress.seconds = time.perf_counter() - started
