@@ -62,6 +62,11 @@ def test_only_blocks_that_train_run_twice_and_none_in_an_evaluation(runs: dict[i
         step(model)
         assert [runs[id(block)] for block in model.blocks] == [1, 1, 2, 2]
         runs.clear()
+        # A frozen block above one that trains hands a gradient down, and is still not run again.
+        model.blocks[3].requires_grad_(False)
+        step(model)
+        assert [runs[id(block)] for block in model.blocks] == [1, 1, 2, 1]
+        runs.clear()
         with torch.no_grad():
             model.loss(IDS, IDS)
         model.eval()
