@@ -55,10 +55,10 @@ def block_forwards(
 
 
 @contextlib.contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Training mode for all modules; each gets its own mode back."""
+def training_mode(model: nn.Module, mode: bool = True) -> Iterator[None]:
+    """Training mode, or evaluation mode, for all modules; each gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
-    model.train()
+    model.train(mode)
     try:
         yield
     finally:

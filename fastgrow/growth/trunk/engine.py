@@ -94,6 +94,12 @@ class TrunkEngine:
             if settings.cache != "off" and stage > 1:
                 self._say("no frozen trunk: the lowest block trains or is adapted", cache="off")
             return StageTrunk(None, batches)
+        if self.model.loss.__func__ is not Decoder.loss:  # type: ignore[attr-defined]
+            # Split at the trunk, it would not be called any more.
+            self._keeper.forget()
+            if settings != Trunk(cache="off"):
+                self._say("the model has a loss of its own: it is computed whole", cache="off")
+            return StageTrunk(None, batches)
         trunk = FrozenTrunk(self.model, n, dtype=settings.dtype, precision=self._precision)
         exact = FrozenTrunk(self.model, n)
         if settings.dtype != "same":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.nn import Decoder
+from fastgrow.training.activations import training_mode
 from fastgrow.training.precision import autocast
 
 
@@ -47,9 +48,10 @@ class Memo:
     def advance(self, trunk: FrozenTrunk, first: int) -> None:
         """Bring every output from `first` blocks to the trunk's depth."""
         device = trunk.model.device
-        for (content, dtype), x in self._kept.items():
-            with autocast(dtype, device):
-                self._kept[content, dtype] = trunk.onward(x.to(device), first).cpu()
+        with training_mode(trunk.model, False):
+            for (content, dtype), x in self._kept.items():
+                with autocast(dtype, device):
+                    self._kept[content, dtype] = trunk.onward(x.to(device), first).cpu()
 
 
 class OnTrunk(nn.Module):

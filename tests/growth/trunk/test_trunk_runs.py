@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, Trunk, gr
 from fastgrow.growth.trunk.disk import DiskStore
 from fastgrow.growth.trunk.engine import TrunkEngine
 from fastgrow.growth.trunk.rows import Filler
-from fastgrow.training import TextData, Trainer
+from fastgrow.nn import Decoder
+from fastgrow.training import TextData, Trainer, activations
 
 # The first stages read some windows of the text twice, the last one not all.
 WINDOWS = 29
@@ -218,3 +220,41 @@ def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, mo
     grown(Trunk(cache="ram"), out=tmp_path, checkpoint_every=3)
     assert "as before the interruption" in said[0]
     assert "kept in ram" in said[1]
+
+
+def test_compiled_blocks_run_the_same_kept_or_not(grown, monkeypatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(activations, "BACKEND", backend)
+    schedule = GrowthSchedule.blocks(4, tokens=256)
+    recomputed = measured(grown(None, schedule, compile=True))
+    assert len(graphs) == 2
+    assert measured(grown(Trunk(cache="ram"), schedule, compile=True)) == recomputed
+    assert len(graphs) == 2
+    torch._dynamo.reset()
+
+
+class Doubled(Decoder):
+    """A model whose training is not that of a plain decoder."""
+
+    def loss(self, ids: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+        return 2 * super().loss(ids, targets, **options)
+
+
+def test_a_loss_of_the_models_own_is_still_called(substrate, data) -> None:
+    ends = []
+    for kind in (Decoder, Doubled):
+        model = make_model(substrate)
+        model.__class__ = kind
+        schedule = GrowthSchedule.blocks(2, tokens=256)
+        train = make_train(grad_clip=None)
+        result = grow(model, data, schedule, train=train, quiet=True, trunk=Trunk(cache="ram"))
+        ends.append([stage.bits["validation"] for stage in result.stages])
+    plain, doubled = ends
+    # Adam hardly minds the factor, the measure does.
+    assert all(b > 1.5 * a for a, b in zip(plain, doubled, strict=True))
