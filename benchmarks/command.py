@@ -28,6 +28,11 @@ def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int
             return _gpu(arguments[1:], program)
         if arguments and arguments[0] == "experts":
             return _experts(arguments[1:], program)
+        if arguments and arguments[0] == "growth":
+            # Growing needs what training needs, which a plain CUDA image may lack.
+            from benchmarks.growth.command import growth
+
+            return growth(arguments[1:], program)
         if arguments and arguments[0] == "report":
             return _report(arguments[1:], program)
         return _measure(arguments, program)
@@ -191,6 +196,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "torch.compile and libraries, on this machine.",
         epilog=f"Other commands: `{program} gpu` (all that a GPU machine is asked), "
         f"`{program} experts` (what combining experts costs), "
+        f"`{program} growth` (steps and runs on a frozen trunk), "
         f"`{program} report RESULTS.json` (Markdown tables).",
     )
     add = parser.add_argument

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastgrow.growth import LoRA as LoRA
     from fastgrow.growth import Plateau as Plateau
     from fastgrow.growth import Stage as Stage
+    from fastgrow.growth import Trunk as Trunk
     from fastgrow.growth import grow as grow
     from fastgrow.interop import patch as patch
     from fastgrow.interop import unpatch as unpatch
@@ -73,6 +74,7 @@ _HOME = {
     "TextData": "fastgrow.training",
     "TopK": "fastgrow.compose",
     "TrainConfig": "fastgrow.training",
+    "Trunk": "fastgrow.growth",
     "Weighted": "fastgrow.compose",
     "bits_per_character": "fastgrow.evaluation",
     "grow": "fastgrow.growth",

@@ -67,4 +67,5 @@ def _grow(
         train=run.train,
         out=out or Path(run.out),
         resume="never" if fresh else "auto",
+        trunk=run.trunk,
     )

@@ -11,7 +11,7 @@ from typing import Literal
 from fastgrow.cli.config import apply_overrides, read_config, typed
 from fastgrow.demo import DemoSettings
 from fastgrow.errors import ConfigError
-from fastgrow.growth import GrowthSchedule
+from fastgrow.growth import GrowthSchedule, Trunk
 from fastgrow.nn import DecoderConfig
 from fastgrow.substrate import Substrate
 from fastgrow.training import HubDataset, Mixture, TextData, TrainConfig
@@ -115,6 +115,7 @@ class GrowthSettings:
     substrate: SubstrateSettings = field(default_factory=SubstrateSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     cache: str = "runs/tokens"
+    trunk: Trunk | None = None
 
     @property
     def states_sizes(self) -> bool:

@@ -4,6 +4,7 @@ from fastgrow.growth.active import StageShape, stage_shape
 from fastgrow.growth.result import GrowthResult, StageResult
 from fastgrow.growth.run import grow
 from fastgrow.growth.schedule import GrowthSchedule, LoRA, Stage
+from fastgrow.growth.trunk import Trunk
 from fastgrow.growth.when import Budget, Plateau
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "StageShape",
+    "Trunk",
     "grow",
     "stage_shape",
 ]

@@ -18,7 +18,7 @@ import torch
 from fastgrow import _files
 from fastgrow.errors import ConfigError, FastgrowError, Interrupted
 from fastgrow.evaluation import bits_per_character
-from fastgrow.growth.active import stage_shape
+from fastgrow.growth.active import StageShape, stage_shape
 from fastgrow.growth.boundary import begin_stage, rebuild
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.growth.length import Length, stage_length
@@ -26,6 +26,9 @@ from fastgrow.growth.lora import Drift, adapters, merge_lora
 from fastgrow.growth.peft_format import save_adapters
 from fastgrow.growth.result import GrowthResult, StageResult
 from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.growth.trunk import Trunk
+from fastgrow.growth.trunk.engine import StageTrunk, TrunkEngine
+from fastgrow.growth.trunk.load import stage_loads
 from fastgrow.growth.when import Plateau
 from fastgrow.nn import Decoder
 from fastgrow.training import (
@@ -42,6 +45,8 @@ from fastgrow.training import (
     Trainer,
     claim_folder,
 )
+from fastgrow.training.activations import block_forwards, training_mode
+from fastgrow.training.precision import resolve_precision
 from fastgrow.training.run_folder import RECORD as RUN_RECORD
 
 Text = TokenStream | MixedStream
@@ -69,6 +74,7 @@ def grow(
     evaluate_on: Mapping[str, Text] | None = None,
     name: str | None = None,
     quiet: bool = False,
+    trunk: Trunk | None = None,
 ) -> GrowthResult:
     """Grow `model` by `schedule`: stack blocks, train them with the final norm and head, freeze.
 
@@ -89,6 +95,8 @@ def grow(
         evaluate_on: further texts to measure at every boundary, by name.
         name: what the progress line calls this run; defaults to the folder's name.
         quiet: print nothing.
+        trunk: how the frozen blocks below all that trains are run, and whether their output is kept
+            (`fastgrow.growth.Trunk`); None computes it in every step.
 
     Returns:
         The model and one `StageResult` a stage. A run that was stopped and resumed gives the same
@@ -111,9 +119,10 @@ def grow(
         evaluate_on=dict(evaluate_on or {}),
         name=name or ("grow" if out is None else Path(out).name),
         quiet=quiet,
+        trunk=trunk or Trunk(cache="off"),
     )
     run.open(resume)
-    with run.log, run.interrupt:
+    with run.log, run.interrupt, run.open_trunk():
         while run.progress.stage < len(schedule.stages):
             run.one_stage()
     return run.finish()
@@ -133,6 +142,7 @@ class _Run:
         evaluate_on: dict[str, Text],
         name: str,
         quiet: bool,
+        trunk: Trunk,
     ) -> None:
         self.model = model
         self.data = data
@@ -161,6 +171,10 @@ class _Run:
         self.log = RunLog(quiet=quiet)
         # Within a stage the trainer has a guard of its own; this one is for what lies between.
         self.interrupt = InterruptGuard()
+        self.trunk = trunk
+        self.engine: TrunkEngine | None = None
+        self.stage_trunk: StageTrunk | None = None
+        self.trunk_state: dict[str, Any] | None = None
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -201,7 +215,23 @@ class _Run:
             "train": self.train.identity(),
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
+            # Where rows are kept changes no number; what they are computed in does.
+            "trunk": None if self.trunk.dtype == "same" else self.trunk.dtype,
         }
+
+    def open_trunk(self) -> TrunkEngine:
+        """What runs the frozen trunk of every stage, and keeps its output."""
+        self.engine = TrunkEngine(
+            self.model,
+            self.trunk,
+            out=self.out,
+            log=self.log,
+            precision=resolve_precision(self.train.precision, self.model.device),
+            pause=self._stop_if_asked,
+        )
+        if self.trunk_state is not None:
+            self.engine.load_state_dict(self.trunk_state)
+        return self.engine
 
     def finish(self) -> GrowthResult:
         if self.out is not None:
@@ -220,17 +250,22 @@ class _Run:
         resumed, self.unfinished = self.unfinished, None
         if resumed is None:
             begin_stage(self.model, stage, shape, _stage_seed(self.train.seed, index))
+        active = select_active(self.model, shape)
+        config = self.train if stage.lr is None else replace(self.train, lr=stage.lr)
+        began = time.perf_counter()
+        self.stage_trunk = self._begin_trunk(index)
+        preparing = time.perf_counter() - began
+        if resumed is None:
             if self.validation is not None:
                 self.progress.bits_at_start = self._bits(self.validation)
             self.progress.seconds = 0.0
-        active = select_active(self.model, shape)
         frozen = frozen_digest(self.model)
         length = stage_length(stage, shape, self.model.config, self.train, self._seq_len())
-        self.trainer = self._new_trainer(index, active, length)
+        self.trainer = self._new_trainer(config, shape, active, length)
         if resumed is not None:
             self.trainer.load_state_dict(resumed)
         self._stop_if_asked()
-        started = time.perf_counter() - self.progress.seconds
+        started = time.perf_counter() - preparing - self.progress.seconds
 
         def on_checkpoint(_: Trainer) -> Path | None:
             self.progress.seconds = time.perf_counter() - started
@@ -260,6 +295,8 @@ class _Run:
             )
         )
         self.trainer = None
+        self.stage_trunk.close()
+        self.stage_trunk = None
         self.progress.stage += 1
         self._save()
         self._stop_if_asked()
@@ -286,25 +323,43 @@ class _Run:
             'again, by the same command or with resume="auto", to go on'
         )
 
-    def _new_trainer(
-        self, index: int, active: dict[str, torch.nn.Parameter], length: Length
-    ) -> Trainer:
-        stage, shape = self.schedule.stages[index], self.shapes[index]
-        config = self.train if stage.lr is None else replace(self.train, lr=stage.lr)
+    def _begin_trunk(self, index: int) -> StageTrunk:
+        assert self.engine is not None
         seed = _stage_seed(self.train.seed, index)
-        batches = Batches(self.data.train, config.batch_size, self._seq_len(), seed=seed)
+        batches = Batches(self.data.train, self.train.batch_size, self._seq_len(), seed=seed)
+        loads = stage_loads(
+            self.schedule.stages[index:],
+            self.shapes[index:],
+            self.model.config,
+            self.train,
+            batches,
+        )
+        # As in training, so that rows have the bits that a step would compute.
+        compile = self.train.compile
+        with training_mode(self.model), block_forwards(self.model, compile=compile):
+            return self.engine.begin(index + 1, loads, batches)
+
+    def _new_trainer(
+        self,
+        config: TrainConfig,
+        shape: StageShape,
+        active: dict[str, torch.nn.Parameter],
+        length: Length,
+    ) -> Trainer:
+        assert self.stage_trunk is not None
         return Trainer(
             self.model,
             active,
-            batches,
+            self.stage_trunk.batches,
             config,
             steps=length.steps,
             until=length.rule,
+            objective=self.stage_trunk.objective,
             validation=self.validation,
             log=self.log,
             labels={
                 "run": self.name,
-                "stage": f"{index + 1}/{len(self.schedule.stages)}",
+                "stage": f"{self.progress.stage + 1}/{len(self.schedule.stages)}",
                 "depth": self.model.n_layer,
                 # Beside the parameters the frozen table counts, as in the published totals.
                 "total_parameters": self.model.num_parameters(),
@@ -313,8 +368,9 @@ class _Run:
         )
 
     def _bits(self, text: Text) -> float:
+        objective = None if self.stage_trunk is None else self.stage_trunk.objective
         return bits_per_character(
-            self.model,
+            self.model if objective is None else objective,
             text,
             batch_size=self.train.batch_size,
             seq_len=self._seq_len(),
@@ -345,6 +401,7 @@ class _Run:
             "model": self.model.state_dict(),
             "trainer": None if self.trainer is None else self.trainer.state_dict(),
             "log": self.log.state_dict(),
+            "trunk": None if self.engine is None else self.engine.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -352,6 +409,7 @@ class _Run:
         progress["results"] = [StageResult(**result) for result in progress["results"]]
         self.progress = _Progress(**progress)
         self.unfinished = state["trainer"]
+        self.trunk_state = state.get("trunk")
         last = self.progress.stage - (self.unfinished is None)
         if last >= 0:
             begun = None if self.unfinished is None else self.schedule.stages[last]

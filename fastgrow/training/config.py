@@ -31,6 +31,9 @@ class TrainConfig:
         log_every: steps between logged rows.
         checkpoint_every: steps between checkpoints; None writes one on interruption only.
         seed: of the order of the data.
+        checkpoint_activations: the blocks that train save their inputs alone, and run again in the
+            backward pass: less memory, a forward pass more, the same gradients.
+        compile: run blocks through torch.compile while training.
         pick: "best" ends with the weights that were best on validation, "last" with the last ones.
     """
 
@@ -50,6 +53,8 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int | None = None
     seed: int = 0
+    checkpoint_activations: bool = False
+    compile: bool = False
     pick: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
@@ -79,8 +84,11 @@ class TrainConfig:
             raise ConfigError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
     def identity(self) -> dict[str, Any]:
-        """What decides a run's numbers, in JSON values: all but when to log and to checkpoint."""
-        free = ("log_every", "checkpoint_every")
+        """What decides a run's numbers, in JSON values: not when to log, nor what to save."""
+        free = {"log_every", "checkpoint_every", "checkpoint_activations"}
+        if not self.compile:
+            # As in the records of runs from before there was a choice.
+            free.add("compile")
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()

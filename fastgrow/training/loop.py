@@ -15,6 +15,7 @@ from torch import nn
 
 from fastgrow.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from fastgrow.evaluation.bits import EncodedText, HasLoss, bits_per_character
+from fastgrow.training.activations import block_forwards, training_mode
 from fastgrow.training.config import TrainConfig
 from fastgrow.training.data.batches import IGNORE_INDEX
 from fastgrow.training.interrupt import InterruptGuard
@@ -79,6 +80,8 @@ class Trainer:
         log: where progress goes; None is silent.
         device: None keeps the model where it is.
         labels: what the log calls this training ("stage": 2, "depth": 3).
+        objective: computes the losses of training and validation in place of the model itself, from
+            what `batches` gives and from the ids of the validation text.
 
     Raises:
         ConfigError: neither or both of steps and tokens; an active parameter is frozen or not the
@@ -99,6 +102,7 @@ class Trainer:
         log: RunLog | None = None,
         device: torch.device | str | None = None,
         labels: Mapping[str, Any] | None = None,
+        objective: HasLoss | None = None,
     ) -> None:
         self._tokens_per_step = batches.tokens_per_batch * config.accumulate
         self._planned_steps = _run_length(steps, tokens, self._tokens_per_step)
@@ -106,8 +110,7 @@ class Trainer:
         _check_active(model, active)
         self.device = torch.device(device) if device is not None else _device_of(active)
         self.model = model.to(self.device)
-        # nn.Module promises any type for its attributes.
-        self._loss: Callable[..., torch.Tensor] = cast(Any, self.model).loss
+        self._objective = objective if objective is not None else cast(HasLoss, self.model)
         self.active = dict(active)
         self.batches = batches
         self.config = config
@@ -158,11 +161,9 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM came. The step was finished and `on_checkpoint` called.
             DivergenceError: loss or gradients are NaN or infinite. Nothing was saved since.
         """
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.train()
         self._log.begin(self.labels)
         try:
-            with InterruptGuard() as guard:
+            with InterruptGuard() as guard, training_mode(self.model), self._block_forwards():
                 self._clock = time.perf_counter()
                 first = self.step
                 while self.step < self.steps:
@@ -173,8 +174,6 @@ class Trainer:
             self._restore_best()
         finally:
             self._log.clear_line()
-            for module, training in modes.items():
-                module.training = training
         return TrainResult(
             step=self.step,
             tokens=self.tokens,
@@ -184,6 +183,14 @@ class Trainer:
                 self.best_bits_per_character if self.best_step is not None else None
             ),
             decision=self._pace.decision,
+        )
+
+    def _block_forwards(self) -> contextlib.AbstractContextManager[None]:
+        config = self.config
+        return block_forwards(
+            self.model,
+            checkpoint_activations=config.checkpoint_activations,
+            compile=config.compile,
         )
 
     def _train_step(self, *, check_gradients: bool) -> None:
@@ -212,7 +219,7 @@ class Trainer:
             if not count:
                 continue
             with autocast(self._dtype, self.device):
-                loss = self._loss(
+                loss = self._objective.loss(
                     self._to_device(ids),
                     self._to_device(targets),
                     ignore_index=IGNORE_INDEX,
@@ -224,8 +231,9 @@ class Trainer:
         return total
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+            return pinned.to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
     def _clip(self) -> torch.Tensor:
@@ -313,7 +321,7 @@ class Trainer:
         assert self.validation is not None
         with autocast(self._dtype, self.device):
             result = bits_per_character(
-                cast(HasLoss, self.model),
+                self._objective,
                 self.validation,
                 batch_size=self.config.batch_size,
                 seq_len=self.batches.seq_len,

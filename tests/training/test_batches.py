@@ -204,3 +204,27 @@ def test_counter_based_numbers_are_pinned() -> None:
     assert abs(draws.mean() - 0.5) < 0.005
     assert derive_key(1, 23) != derive_key(12, 3)
     assert derive_key(1, "2") != derive_key(1, 2)
+
+
+@pytest.mark.parametrize("batches", [1, 7, 30])
+def test_the_windows_of_the_first_batches_are_known_beforehand(batches: int) -> None:
+    for stream in (counting_stream(50 * 8 + 3), mixture()):
+        reader = Batches(stream, 3, 8, seed=5)
+        expected = reader.windows_of(batches)
+        seen = [reader.next_windows() for _ in range(batches)]
+        assert sorted({int(w) for windows in seen for w in windows}) == expected.tolist()
+        assert expected.max() < reader.n_windows
+
+
+def test_a_window_is_the_same_in_every_batch() -> None:
+    for stream in (counting_stream(50 * 8 + 3), mixture()):
+        reader = Batches(stream, 4, 8, seed=5)
+        for _ in range(40):
+            before = Batches(stream, 4, 8, seed=5)
+            before.load_state_dict(reader.state_dict())
+            windows = before.next_windows()
+            ids, targets = next(reader)
+            for row, window in enumerate(windows):
+                alone = reader.read(np.array([window]))
+                assert torch.equal(alone[0][0], ids[row])
+                assert torch.equal(alone[1][0], targets[row])

@@ -61,6 +61,7 @@ class Batches:
                     f"{seq_len + 1}; give more text or a smaller seq_len"
                 )
         self._windows = [-(-(len(part) - 1) // seq_len) for part in self._streams]
+        self._bases = np.cumsum([0, *self._windows[:-1]])
         self._taken = [0] * len(self._streams)
         self._choice_key = derive_key(seed, "choice")
         self._offsets = np.arange(seq_len + 1)
@@ -73,6 +74,11 @@ class Batches:
         return self.batch_size * self.seq_len
 
     @property
+    def n_windows(self) -> int:
+        """Windows of all parts together."""
+        return sum(self._windows)
+
+    @property
     def epochs(self) -> list[float]:
         """How often each part has been read so far."""
         return [taken / size for taken, size in zip(self._taken, self._windows, strict=True)]
@@ -81,33 +87,60 @@ class Batches:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
-        choices = self._choose()
-        for part, stream in enumerate(self._streams):
+        return self.read(self.next_windows())
+
+    def next_windows(self) -> np.ndarray:
+        """Take the windows of the next batch, int64 [batch_size].
+
+        Windows are numbered through the parts of the stream, the first part's from 0.
+        """
+        windows = np.empty(self.batch_size, dtype=np.int64)
+        choices = self._choose(sum(self._taken), self.batch_size)
+        for part, base in enumerate(self._bases):
             mine = np.flatnonzero(choices == part)
             if len(mine):
-                starts = self._starts(part, len(mine))
+                windows[mine] = base + self._take(part, len(mine))
+        return windows
+
+    def read(self, windows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and targets of any windows, both int64 [len(windows), seq_len]."""
+        rows = np.empty((len(windows), self.seq_len + 1), dtype=np.int64)
+        parts = np.searchsorted(self._bases, windows, side="right") - 1
+        for part, stream in enumerate(self._streams):
+            mine = np.flatnonzero(parts == part)
+            if len(mine):
+                last = len(stream) - 1 - self.seq_len
+                starts = np.minimum((windows[mine] - self._bases[part]) * self.seq_len, last)
                 rows[mine] = stream.ids[starts[:, None] + self._offsets]
         targets = rows[:, 1:].copy()
         substrate = self.stream.substrate
         targets[(targets == substrate.bos_id) | (targets == substrate.pad_id)] = IGNORE_INDEX
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(targets)
 
-    def _choose(self) -> np.ndarray:
-        """The part that each window of the next batch comes from."""
+    def windows_of(self, batches: int) -> np.ndarray:
+        """The windows that the first `batches` batches of the run read: each once, ascending."""
+        choices = self._choose(0, batches * self.batch_size)
+        seen = []
+        for part, (base, size) in enumerate(zip(self._bases, self._windows, strict=True)):
+            count = int(np.count_nonzero(choices == part))
+            first = np.arange(size) if count >= size else np.sort(self._order(part, 0)[:count])
+            seen.append(base + first)
+        return np.concatenate(seen)
+
+    def _choose(self, first: int, count: int) -> np.ndarray:
+        """The parts that windows number first … first + count - 1 of the run come from."""
         if len(self._streams) == 1:
-            return np.zeros(self.batch_size, dtype=np.int64)
-        first = sum(self._taken)
-        draws = uniform(self._choice_key, np.arange(first, first + self.batch_size))
+            return np.zeros(count, dtype=np.int64)
+        draws = uniform(self._choice_key, np.arange(first, first + count))
         return np.searchsorted(self._bounds, draws, side="right")
 
-    def _starts(self, part: int, count: int) -> np.ndarray:
-        """Positions in the stream of the part's next `count` windows, which are then taken."""
+    def _take(self, part: int, count: int) -> np.ndarray:
+        """Numbers, within the part, of its next `count` windows, which are then taken."""
         first, size = self._taken[part], self._windows[part]
         self._taken[part] += count
-        windows = [self._order(part, i // size)[i % size] for i in range(first, first + count)]
-        last = len(self._streams[part]) - 1 - self.seq_len
-        return np.minimum(np.array(windows) * self.seq_len, last)
+        return np.array(
+            [self._order(part, i // size)[i % size] for i in range(first, first + count)]
+        )
 
     def _draw_order(self, part: int, epoch: int) -> np.ndarray:
         return permutation(derive_key(self.seed, "order", part, epoch), self._windows[part])

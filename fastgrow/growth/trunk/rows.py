@@ -1,0 +1,104 @@
+"""The trunk's output for a set of windows: built, advanced, read and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fastgrow.growth.trunk.frozen import FrozenTrunk
+from fastgrow.growth.trunk.key import Identity
+from fastgrow.growth.trunk.store import DamagedRows, RowStore
+from fastgrow.training import Batches
+
+
+@dataclass
+class TrunkRows:
+    """One row for each of `windows`.
+
+    Attributes:
+        windows: int64, ascending.
+        store: holds their rows in that order.
+        identity: what decides their bits.
+        exact: whether they were found to be equal to recomputing, bit for bit.
+    """
+
+    windows: np.ndarray
+    store: RowStore
+    identity: Identity
+    exact: bool = False
+
+    @property
+    def n(self) -> int:
+        """Blocks of the trunk."""
+        return int(self.identity["n"])
+
+    def holds(self, windows: np.ndarray) -> np.ndarray:
+        """Which of the windows have a row, bool."""
+        return np.isin(windows, self.windows, assume_unique=True)
+
+    def read(self, windows: np.ndarray) -> Tensor:
+        """Rows of windows that are held, [len(windows), T, d_model].
+
+        Raises:
+            DamagedRows: some are not as they were written; its slots are in `self.windows`.
+        """
+        return self.store.read(np.searchsorted(self.windows, windows))
+
+
+class Filler:
+    """Computes rows, always in micro-batches of the training's shape, which keeps their bits.
+
+    Args:
+        trunk: of the stage.
+        batches: reads the windows' ids.
+        pause: called between micro-batches; may raise to stop.
+    """
+
+    def __init__(
+        self, trunk: FrozenTrunk, batches: Batches, pause: Callable[[], None] = lambda: None
+    ) -> None:
+        self.trunk = trunk
+        self.batches = batches
+        self._pause = pause
+
+    def compute(self, windows: np.ndarray) -> Tensor:
+        """The rows of at most batch_size windows, from their ids."""
+        ids, _ = self.batches.read(self._padded(windows))
+        return self.trunk(ids.to(self.trunk.model.device))[: len(windows)]
+
+    def advance(self, old: TrunkRows, windows: np.ndarray) -> Tensor:
+        """The same from the rows of a shallower trunk; damaged ones are computed anew."""
+        try:
+            x = old.read(self._padded(windows))
+        except DamagedRows:
+            return self.compute(windows)
+        x = x.to(self.trunk.model.device, non_blocking=True)
+        return self.trunk.onward(x, old.n)[: len(windows)]
+
+    def fill(self, rows: TrunkRows, old: TrunkRows | None) -> int:
+        """Write every row; returns how many were advanced from `old`, which may share the store."""
+        known = np.zeros(len(rows.windows), dtype=bool) if old is None else old.holds(rows.windows)
+        for slots in self._chunks(np.flatnonzero(known)):
+            assert old is not None
+            rows.store.write(slots, self.advance(old, rows.windows[slots]))
+        for slots in self._chunks(np.flatnonzero(~known)):
+            rows.store.write(slots, self.compute(rows.windows[slots]))
+        rows.store.finish()
+        return int(known.sum())
+
+    def repair(self, rows: TrunkRows, slots: np.ndarray) -> None:
+        """Compute damaged rows anew and write them."""
+        for chunk in self._chunks(slots):
+            rows.store.write(chunk, self.compute(rows.windows[chunk]))
+
+    def _chunks(self, slots: np.ndarray) -> Iterator[np.ndarray]:
+        size = self.batches.batch_size
+        for first in range(0, len(slots), size):
+            self._pause()
+            yield slots[first : first + size]
+
+    def _padded(self, windows: np.ndarray) -> np.ndarray:
+        return np.resize(windows, self.batches.batch_size)

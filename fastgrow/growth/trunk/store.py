@@ -1,0 +1,78 @@
+"""Where rows of the trunk's output lie: in a device's memory, in the host's, or in a file."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgrow.errors import FastgrowError
+
+
+class DamagedRows(FastgrowError, RuntimeError):
+    """Rows that are not as they were written: their checksum differs, or they are cut short."""
+
+    def __init__(self, slots: np.ndarray, where: object) -> None:
+        super().__init__(f"{where}: {len(slots)} rows are damaged, the first is row {slots[0]}")
+        self.slots = slots
+
+
+class RowStore(Protocol):
+    """A fixed number of rows, each a tensor [T, d_model]."""
+
+    @property
+    def place(self) -> str:
+        """`"device"`, `"ram"` or `"disk"`."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, slots: np.ndarray) -> Tensor:
+        """[len(slots), T, d_model].
+
+        Raises:
+            DamagedRows: some of them are not as they were written.
+        """
+        ...
+
+    def write(self, slots: np.ndarray, rows: Tensor) -> None: ...
+
+    def finish(self) -> None:
+        """All rows are written."""
+        ...
+
+    def discard(self) -> None:
+        """Give the memory or the file back."""
+        ...
+
+
+class MemoryStore:
+    """Rows in one tensor, on the model's device or in (pinned) host memory."""
+
+    def __init__(self, place: str, shape: tuple[int, ...], like: Tensor) -> None:
+        """Room for `shape` [rows, T, d_model] in the dtype of `like`, on its device or the host."""
+        self.place = place
+        on_device = place == "device" or like.device.type == "cpu"
+        pinned = not on_device and like.device.type == "cuda"
+        device = like.device if on_device else torch.device("cpu")
+        self._rows = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=pinned)
+
+    @property
+    def nbytes(self) -> int:
+        return self._rows.nbytes
+
+    def read(self, slots: np.ndarray) -> Tensor:
+        return self._rows[torch.from_numpy(slots).to(self._rows.device)]
+
+    def write(self, slots: np.ndarray, rows: Tensor) -> None:
+        index = torch.from_numpy(slots).to(self._rows.device)
+        self._rows[index] = rows.to(self._rows.device)
+
+    def finish(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        self._rows = self._rows[:0].clone()

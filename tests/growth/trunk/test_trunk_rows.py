@@ -1,0 +1,213 @@
+"""Rows in memory and in files, read in the order of the batches, and never when damaged."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from growing import make_data, make_model
+
+from fastgrow.errors import CheckpointError
+from fastgrow.growth.trunk.batches import CachedBatches
+from fastgrow.growth.trunk.disk import DiskStore, headers, remove_caches
+from fastgrow.growth.trunk.frozen import FrozenTrunk
+from fastgrow.growth.trunk.key import can_advance, identity, trunk_digests
+from fastgrow.growth.trunk.objective import Memo
+from fastgrow.growth.trunk.rows import Filler, TrunkRows
+from fastgrow.growth.trunk.store import DamagedRows, MemoryStore
+from fastgrow.training import Batches
+
+ROWS = torch.arange(5 * 3 * 4, dtype=torch.float32).reshape(5, 3, 4)
+
+
+def written(folder: Path, rows: torch.Tensor = ROWS) -> DiskStore:
+    windows = np.arange(10, 10 + len(rows))
+    store = DiskStore.create(folder, {"n": 1}, windows, (3, 4), rows.dtype)
+    store.write(np.arange(len(rows)), rows)
+    store.finish()
+    return store
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_gives_back_its_rows_and_windows(tmp_path: Path, dtype: torch.dtype) -> None:
+    written(tmp_path, ROWS.to(dtype)).close()
+    (header,) = headers(tmp_path)
+    store = DiskStore.open(header)
+    assert store.identity == {"n": 1}
+    assert store.windows.tolist() == [10, 11, 12, 13, 14]
+    slots = np.array([3, 0, 3])
+    rows = store.read(slots)
+    assert rows.dtype == dtype
+    assert torch.equal(rows, ROWS.to(dtype)[[3, 0, 3]])
+    store.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_byte_is_noticed_in_its_row_alone(tmp_path: Path) -> None:
+    store = written(tmp_path)
+    with store._path.open("r+b") as file:
+        file.seek(2 * 48 + 7)
+        file.write(b"\x99")
+    assert torch.equal(store.read(np.array([0, 1, 3, 4])), ROWS[[0, 1, 3, 4]])
+    with pytest.raises(DamagedRows) as damaged:
+        store.read(np.array([1, 2]))
+    assert damaged.value.slots.tolist() == [2]
+    store.write(np.array([2]), ROWS[2:3])
+    assert torch.equal(store.read(np.arange(5)), ROWS)
+
+
+def test_a_file_cut_short_is_noticed(tmp_path: Path) -> None:
+    store = written(tmp_path)
+    os.truncate(store._path, 48 + 10)
+    with pytest.raises(DamagedRows) as damaged:
+        store.read(np.arange(5))
+    assert damaged.value.slots.tolist() == [1, 2, 3, 4]
+    store.close()
+    (header,) = headers(tmp_path)
+    with pytest.raises(CheckpointError, match="does not belong to its rows"):
+        DiskStore.open(header)
+
+
+def test_an_unfinished_or_damaged_cache_is_not_found(tmp_path: Path) -> None:
+    windows = np.arange(5)
+    DiskStore.create(tmp_path, {"n": 1}, windows, (3, 4), torch.float32).close()
+    assert not list(headers(tmp_path))
+    written(tmp_path).close()
+    (header,) = headers(tmp_path)
+    text = header.read_text()
+    for damage in (text[:40], "[]", text.replace('"n": 1', '"n": 2')):
+        header.write_text(damage)
+        with pytest.raises(CheckpointError):
+            DiskStore.open(header)
+    remove_caches(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_a_full_disk_is_found_out_before_anything_is_written(tmp_path, monkeypatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        written(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def trunk(substrate) -> FrozenTrunk:
+    model = make_model(substrate)
+    model.append_blocks(3)
+    return FrozenTrunk(model, 2)
+
+
+@pytest.fixture
+def filled(trunk: FrozenTrunk, substrate, tmp_path: Path):
+    data = make_data(substrate, tmp_path / "tokens")
+
+    def fill(place: str) -> tuple[TrunkRows, Filler, Batches]:
+        batches = Batches(data.train, 4, 16, seed=3)
+        windows = batches.windows_of(6)
+        wanted = identity(trunk, trunk_digests(trunk.model, 2)[2], batches, windows)
+        like = torch.empty(0)
+        store = (
+            DiskStore.create(tmp_path / "trunk", wanted, windows, (16, 16), torch.float32)
+            if place == "disk"
+            else MemoryStore(place, (len(windows), 16, 16), like)
+        )
+        rows, filler = TrunkRows(windows, store, wanted), Filler(trunk, batches)
+        filler.fill(rows, None)
+        return rows, filler, batches
+
+    return fill
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("place", ["ram", "disk"])
+def test_batches_come_in_order_and_go_on_where_they_were(filled, trunk, place, ahead) -> None:
+    rows, filler, batches = filled(place)
+    plain = Batches(batches.stream, 4, 16, seed=3)
+    expected = []
+    for _ in range(6):
+        ids, targets = next(plain)
+        expected.append((trunk(ids), targets, plain.state_dict()))
+
+    def repair(slots: np.ndarray) -> None:
+        filler.repair(rows, slots)
+
+    cached = CachedBatches(batches, rows, repair, ahead)
+    states = [cached.state_dict()]
+    for x, targets, state in expected:
+        got = next(cached)
+        assert torch.equal(got[0], x)
+        assert torch.equal(got[1], targets)
+        assert cached.state_dict() == state
+        states.append(state)
+    for position in (3, 1):
+        cached.load_state_dict(states[position])
+        assert torch.equal(next(cached)[0], expected[position][0])
+    cached.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_damaged_rows_are_computed_anew_and_not_handed_out(filled, trunk, ahead: int) -> None:
+    rows, filler, batches = filled("disk")
+    rows.store._path.write_bytes(bytes(rows.store.nbytes))
+    repaired: list[int] = []
+
+    def repair(slots: np.ndarray) -> None:
+        repaired.extend(slots)
+        filler.repair(rows, slots)
+
+    plain = Batches(batches.stream, 4, 16, seed=3)
+    cached = CachedBatches(batches, rows, repair, ahead)
+    for _ in range(6):
+        assert torch.equal(next(cached)[0], trunk(next(plain)[0]))
+    assert sorted(repaired) == list(range(len(rows.windows)))
+    cached.close()
+
+
+def test_every_weight_text_and_cut_makes_another_key(trunk, substrate, tmp_path: Path) -> None:
+    model = trunk.model
+    data = make_data(substrate, tmp_path)
+    batches = Batches(data.train, 4, 16)
+    windows = np.arange(8)
+    digests = trunk_digests(model, 2)
+    key = identity(trunk, digests[2], batches, windows)
+    assert can_advance({**key, "n": 1, "trunk": digests[1]}, key, digests)
+    assert can_advance({**key, "windows": "others"}, key, digests)
+    assert not can_advance({**key, "n": 1}, key, digests)
+    assert not can_advance({**key, "n": 3, "trunk": digests[2]}, key, digests)
+    for name in ("dtype", "precision", "data", "substrate", "seq_len", "batch_size", "torch"):
+        assert not can_advance({**key, name: "another"}, key, digests), name
+    tensors = [p for n, p in model.named_parameters() if n.startswith(("blocks.0", "blocks.1"))]
+    for tensor in [*tensors, model.embedding.table]:
+        kept = tensor.detach().clone()
+        tensor.data.view(-1)[-1] += 1
+        assert trunk_digests(model, 2)[2] != digests[2]
+        tensor.data.copy_(kept)
+    next(model.blocks[2].parameters()).data.add_(1)
+    assert trunk_digests(model, 2) == digests
+    assert identity(trunk, digests[2], batches, windows[:7]) != key
+    assert identity(trunk, digests[2], Batches(data.validation, 4, 16), windows) != key
+
+
+def test_the_memo_answers_with_the_bits_it_computed_within_its_limit() -> None:
+    calls = []
+
+    def compute(ids: torch.Tensor) -> torch.Tensor:
+        calls.append(ids)
+        return ids.float()[..., None] * 2
+
+    memo = Memo(limit=100)
+    one, two, large = torch.arange(4)[None], torch.arange(4)[None] + 1, torch.arange(50)[None]
+    for ids in (one, two, large, one, two, large):
+        assert torch.equal(memo.output(ids, compute), ids.float()[..., None] * 2)
+    assert [len(ids[0]) for ids in calls] == [4, 4, 50, 50]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        memo.output(one, compute)
+    assert len(calls) == 5
+    assert memo.nbytes <= 100

@@ -1,0 +1,260 @@
+"""Growing on a kept trunk: the bits of recomputing, whatever happens to the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from growing import LETTERS, digest, make_model, make_train
+
+from fastgrow.errors import ConfigError, Interrupted
+from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, Trunk, grow
+from fastgrow.growth.trunk.disk import DiskStore
+from fastgrow.growth.trunk.engine import TrunkEngine
+from fastgrow.growth.trunk.rows import Filler
+from fastgrow.nn import Decoder
+from fastgrow.training import TextData, Trainer, activations
+
+# The first stages read some windows of the text twice, the last one not all.
+WINDOWS = 29
+SCHEDULE = GrowthSchedule([Stage(1, 512), Stage(1, 512), Stage(2, 512), Stage(1, 192)])
+NO_ROOM = 1000
+
+
+@pytest.fixture(scope="module")
+def data(substrate) -> TextData:
+    generator = np.random.default_rng(0)
+    documents = ["".join(generator.choice(list(LETTERS), 40)) for _ in range(19)]
+    return TextData.from_splits(
+        train=documents[:16], validation=documents[16:], substrate=substrate
+    )
+
+
+@pytest.fixture(scope="module")
+def grown(substrate, data) -> Callable[..., GrowthResult]:
+    def run(trunk: Trunk | None, schedule=SCHEDULE, out: Path | None = None, **train):
+        return grow(
+            make_model(substrate),
+            data,
+            schedule,
+            train=make_train(**train),
+            quiet=True,
+            trunk=trunk,
+            out=out,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(grown) -> list[object]:
+    """Of the run without an engine's settings."""
+    return measured(grown(None))
+
+
+def told(out: Path) -> list[dict]:
+    """What the trunk's events say."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row.get("event") == "trunk"]
+
+
+def measured(result: GrowthResult) -> list[object]:
+    return [digest(result.model), [(s.bits, s.bits_at_start) for s in result.stages]]
+
+
+@pytest.mark.parametrize("cache", ["off", "ram", "device", "disk", "auto"])
+def test_kept_or_not_a_run_has_the_same_bits(grown, plain, cache) -> None:
+    assert measured(grown(Trunk(cache=cache))) == plain
+
+
+def test_gradients_are_accumulated_over_kept_rows(grown, plain) -> None:
+    recomputed = measured(grown(None, accumulate=3))
+    assert measured(grown(Trunk(cache="disk"), accumulate=3)) == recomputed
+    assert recomputed != plain
+
+
+def test_a_stage_advances_the_rows_of_the_one_before(grown, monkeypatch, tmp_path: Path) -> None:
+    computed: list[int] = []
+    compute = Filler.compute
+
+    def counting(self: Filler, windows):
+        computed.append(self.trunk.n)
+        return compute(self, windows)
+
+    monkeypatch.setattr(Filler, "compute", counting)
+    grown(Trunk(cache="ram"), out=tmp_path)
+    # All windows in micro-batches of 4, and one micro-batch to compare with.
+    assert computed == [1] * (8 + 1)
+    assert [event["maximum_error"] for event in told(tmp_path)] == [0.0, 0.0, 0.0]
+
+
+def test_what_does_not_fit_is_recomputed_and_said(grown, plain, tmp_path: Path) -> None:
+    result = grown(Trunk(cache="disk", limit=NO_ROOM), out=tmp_path)
+    assert measured(result) == plain
+    assert all(event["cache"] == "off" for event in told(tmp_path))
+    assert all("the limit is 0.0 MB" in event["message"] for event in told(tmp_path))
+
+
+def test_files_stay_within_the_limit_and_are_gone_at_the_end(
+    grown, plain, tmp_path, monkeypatch
+) -> None:
+    row_bytes, sizes = 16 * 16 * 4, []
+    limit = WINDOWS * (row_bytes + 12)
+    run = Trainer.run
+
+    def watch(trainer, *arguments):
+        folder = tmp_path / "trunk"
+        sizes.append(sum(f.stat().st_size for f in folder.glob("*.rows")))
+        return run(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "run", watch)
+    assert measured(grown(Trunk(cache="disk", limit=limit), out=tmp_path)) == plain
+    assert sizes[0] == 0
+    assert sizes[1] == sizes[2] == limit
+    assert 0 < sizes[3] < limit
+    assert not (tmp_path / "trunk").exists()
+    checkpoints = [f for f in (tmp_path / "checkpoints").rglob("*") if f.is_file()]
+    assert not [f for f in checkpoints if "trunk" in f.name]
+
+
+def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(grown, tmp_path: Path) -> None:
+    schedule = GrowthSchedule(
+        [
+            Stage(2, 256),
+            Stage(1, 256),
+            Stage(0, 256, lora=LoRA(rank=2)),
+            Stage(1, 256),
+        ]
+    )
+    result = grown(Trunk(cache="ram"), schedule, out=tmp_path)
+    assert measured(result) == measured(grown(None, schedule))
+    events = told(tmp_path)
+    assert "no frozen trunk" in events[1]["message"]
+    # What was merged has changed the trunk: its rows are computed, not advanced.
+    assert events[2]["cache"] == "ram"
+    assert "advanced" not in events[2]["message"]
+
+
+def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(
+    grown, plain, tmp_path: Path
+) -> None:
+    for dtype, worst in (("bf16", 0.02), ("int8", 0.01), ("fp8", 0.05)):
+        out = tmp_path / dtype
+        kept = grown(Trunk(cache="ram", dtype=dtype), out=out)
+        assert measured(kept) == measured(grown(Trunk(cache="off", dtype=dtype)))
+        assert measured(kept) != plain
+        errors = [e["relative_error"] for e in told(out) if e.get("dtype") == dtype]
+        assert len(errors) == 3
+        assert all(0 < error < worst for error in errors)
+        with pytest.raises(ConfigError, match="another trunk"):
+            grown(Trunk(cache="ram"), out=out)
+
+
+def spoil_cache(folder: Path, how: str) -> None:
+    (rows,), (header,) = folder.glob("*.rows"), folder.glob("*.json")
+    if how == "damage":
+        content = bytearray(rows.read_bytes())
+        for row in range(0, WINDOWS, 7):
+            content[row * 1024 + 100] ^= 1
+        rows.write_bytes(content)
+    if how == "other trunk":
+        # Whole, with right checksums, but of other weights.
+        old = DiskStore.open(header)
+        identity = {**old.identity, "trunk": "0" * 64}
+        new = DiskStore.create(folder, identity, old.windows, (16, 16), torch.float32)
+        new.write(np.arange(WINDOWS), torch.zeros(WINDOWS, 16, 16))
+        new.finish()
+    if how in ("remove", "other trunk"):
+        rows.unlink()
+        header.unlink()
+
+
+@pytest.mark.parametrize("spoil", ["keep", "remove", "damage", "other trunk"])
+def test_a_run_goes_on_with_and_without_its_cache(
+    grown, plain, tmp_path: Path, monkeypatch, spoil: str
+) -> None:
+    """Stopped in the third stage between two checkpoints, with batches read ahead."""
+    step = Trainer._train_step
+
+    def stopping(trainer: Trainer, **options) -> None:
+        if trainer.labels["stage"] == "3/4" and trainer.step == 5:
+            raise Interrupted("here")
+        step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=3)
+    spoil_cache(tmp_path / "trunk", spoil)
+    said: list[str] = []
+    # What a resumed run says before its first step is not in the log: that goes on from where the
+    # checkpoint was.
+    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
+    resumed = grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=3)
+    assert measured(resumed) == plain
+    told_now = " | ".join(said)
+    assert ("found again" in told_now) == (spoil in ("keep", "damage"))
+    assert ("kept rows of the trunk were damaged" in told_now) == (spoil == "damage")
+    assert ("is of another trunk or text" in told_now) == (spoil == "other trunk")
+
+
+def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, monkeypatch) -> None:
+    step = Trainer._train_step
+
+    def stopping(trainer: Trainer, **options) -> None:
+        if trainer.labels["stage"] == "2/4" and trainer.step == 4:
+            raise Interrupted("here")
+        step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            grown(Trunk(cache="auto", limit=NO_ROOM), out=tmp_path, checkpoint_every=3)
+    said: list[str] = []
+    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
+    grown(Trunk(cache="ram"), out=tmp_path, checkpoint_every=3)
+    assert "as before the interruption" in said[0]
+    assert "kept in ram" in said[1]
+
+
+def test_compiled_blocks_run_the_same_kept_or_not(grown, monkeypatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(activations, "BACKEND", backend)
+    schedule = GrowthSchedule.blocks(4, tokens=256)
+    recomputed = measured(grown(None, schedule, compile=True))
+    assert len(graphs) == 2
+    assert measured(grown(Trunk(cache="ram"), schedule, compile=True)) == recomputed
+    assert len(graphs) == 2
+    torch._dynamo.reset()
+
+
+class Doubled(Decoder):
+    """A model whose training is not that of a plain decoder."""
+
+    def loss(self, ids: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+        return 2 * super().loss(ids, targets, **options)
+
+
+def test_a_loss_of_the_models_own_is_still_called(substrate, data) -> None:
+    ends = []
+    for kind in (Decoder, Doubled):
+        model = make_model(substrate)
+        model.__class__ = kind
+        schedule = GrowthSchedule.blocks(2, tokens=256)
+        train = make_train(grad_clip=None)
+        result = grow(model, data, schedule, train=train, quiet=True, trunk=Trunk(cache="ram"))
+        ends.append([stage.bits["validation"] for stage in result.stages])
+    plain, doubled = ends
+    # Adam hardly minds the factor, the measure does.
+    assert all(b > 1.5 * a for a, b in zip(plain, doubled, strict=True))
