@@ -22,7 +22,7 @@ from fastgrow.nn import Block, DecoderConfig
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.rotary import RotaryTable
 from fastgrow.ops import RopeTable
-from fastgrow.ops._linear_lse_chunked import MAX_ROWS
+from fastgrow.ops._linear_cross_entropy_fused import MAX_ROWS
 from fastgrow.training import TrainConfig
 from fastgrow.training.optimizer import build_optimizer
 from fastgrow.training.precision import autocast
