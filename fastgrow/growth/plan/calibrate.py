@@ -144,9 +144,7 @@ def product_speed(bench: Bench) -> float:
     return 2 * rows * config.d_model * config.mlp_width / best
 
 
-def _block_call(
-    bench: Bench, role: Role, windows: int, rope: RopeTable
-) -> Callable[[], object]:
+def _block_call(bench: Bench, role: Role, windows: int, rope: RopeTable) -> Callable[[], object]:
     block = make_block(bench, role)
     size = (windows, bench.seq_len, bench.config.d_model)
     x = torch.randn(size, device=bench.device, requires_grad=role.input_grad)

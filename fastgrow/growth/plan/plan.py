@@ -222,7 +222,9 @@ class _Planner:
             return "no stage fits into this machine's memory"
         stack = [role for case in cases for role in case.stack]
         # What a trunk's blocks take is wanted for caching, whether or not a stage has some.
-        largest = max(cases, key=lambda case: active_parameters(case.stage, case.shape, self.config))
+        largest = max(
+            cases, key=lambda case: active_parameters(case.stage, case.shape, self.config)
+        )
         self.speeds = calibrate(
             self.bench,
             [*stack, Role()],
