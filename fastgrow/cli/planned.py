@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastgrow.cli.config import read_config
 from fastgrow.cli.settings import GrowthSettings, find_config, read_demo, read_growth
@@ -44,8 +44,9 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
         return _of_demo(read_demo(name, overrides))
     settings = read_growth(name, overrides)
     if settings.states_sizes:
-        model = replace(settings.model)
-        return Planned(model, settings.schedule, settings.train, _stated_table(settings))
+        return Planned(
+            settings.model, settings.schedule, settings.train, _stated_table(settings)
+        )
     substrate = settings.substrate.build()
     model = settings.model_config(substrate)
     return Planned(model, settings.schedule, settings.train, table_bytes(substrate))
@@ -53,9 +54,8 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
 
 def is_demo(name: str) -> bool:
     """Whether a file holds the settings of the demo: only a growth run's names its data."""
-    return "data" not in read_config(find_config(name)) and "stages" in read_config(
-        find_config(name)
-    )
+    tree = read_config(find_config(name))
+    return "data" not in tree and "stages" in tree
 
 
 def table_bytes(substrate: Substrate) -> int:
@@ -71,15 +71,20 @@ def _stated_table(settings: GrowthSettings) -> int:
     return model.vocab_size * -(-model.embed_width // 8)
 
 
-def _of_demo(settings: DemoSettings) -> Planned:
-    substrate = Substrate.build(
-        characters=demo_characters(), n_ngrams=0, n_components=settings.d_model
-    )
-    model = DecoderConfig(
+def demo_config(settings: DemoSettings, substrate: Substrate) -> DecoderConfig:
+    """The models of the demo, before their first stage."""
+    return DecoderConfig(
         vocab_size=len(substrate),
         d_model=settings.d_model,
         n_head=settings.n_head,
         n_embed=substrate.n_embed,
         max_seq_len=settings.seq_len,
     )
+
+
+def _of_demo(settings: DemoSettings) -> Planned:
+    substrate = Substrate.build(
+        characters=demo_characters(), n_ngrams=0, n_components=settings.d_model
+    )
+    model = demo_config(settings, substrate)
     return Planned(model, settings.schedule, settings.train, table_bytes(substrate))

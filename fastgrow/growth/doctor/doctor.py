@@ -10,7 +10,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-from fastgrow.errors import FastgrowError
+from fastgrow.errors import ConfigError, FastgrowError
 from fastgrow.growth.active import stage_shape
 from fastgrow.growth.doctor.findings import Diagnosis, Finding
 from fastgrow.growth.doctor.stage import Setting, StageExam, not_reached
@@ -45,7 +45,13 @@ def diagnose(
 
     Returns:
         What was found. A check that fails is a finding, not an error.
+
+    Raises:
+        ConfigError: there are fewer than 2 steps.
+        DataError: the training text is shorter than a window.
     """
+    if steps < 2:
+        raise ConfigError(f"diagnose: a stage that is stopped takes at least 2 steps, got {steps}")
     seq_len = min(train.seq_len or model.max_seq_len, WINDOW)
     small = dataclasses.replace(
         train,

@@ -7,43 +7,50 @@ import dataclasses
 import numpy as np
 
 from fastgrow.growth.schedule import GrowthSchedule, Stage
-from fastgrow.nn import Decoder, DecoderConfig
+from fastgrow.nn import DecoderConfig
 from fastgrow.substrate import Substrate
 from fastgrow.substrate.codes import Code
 from fastgrow.training import TextData
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
-WIDTH, HEADS, RANK, WINDOW = 64, 4, 4, 64
+COMPONENTS, WIDTH, HEADS, RANK, WINDOW = 16, 64, 4, 4, 64
 DOCUMENTS, DOCUMENT_LENGTH = 60, 60
 
 
 def synthetic_substrate(codes: str | None, seed: int = 0) -> Substrate:
-    """A few letters, drawn as glyphs or coded as the run's tokens are."""
-    if codes is not None and not Code.parse(codes).real:
-        return Substrate.build(characters=LETTERS, n_ngrams=0, codes=codes, seed=seed)
+    """A few letters, drawn as glyphs, or coded as the run's tokens are.
+
+    Args:
+        codes: the run's, if it has any.
+        seed: of random codes.
+    """
+    real = codes is None or Code.parse(codes).real
     return Substrate.build(
-        characters=LETTERS, n_ngrams=0, codes=codes, seed=seed, n_components=min(16, WIDTH)
+        characters=LETTERS,
+        n_ngrams=0,
+        codes=codes,
+        seed=seed,
+        n_components=COMPONENTS if real else None,
     )
 
 
 def random_text(substrate: Substrate, seed: int = 0) -> TextData:
-    """Random documents of characters that the substrate has."""
+    """Random documents of the letters that `synthetic_substrate` has."""
     generator = np.random.default_rng(seed)
-    known = np.flatnonzero(substrate.n_characters == 1)
-    characters = [substrate.decode([int(i)]) for i in known[:1000]]
-    characters = [c for c in characters if len(c) == 1 and not c.isspace()]
     documents = [
-        "".join(characters[i] for i in generator.integers(len(characters), size=DOCUMENT_LENGTH))
+        "".join(LETTERS[i] for i in generator.integers(len(LETTERS), size=DOCUMENT_LENGTH))
         for _ in range(DOCUMENTS)
     ]
     return TextData.from_splits(train=documents, substrate=substrate)
 
 
-def narrow(config: DecoderConfig, substrate: Substrate) -> DecoderConfig:
-    """A model of the same kind and depth, 64 wide or as wide as the substrate's codes."""
-    width = max(WIDTH, substrate.n_embed)
+def narrow_config(config: DecoderConfig, substrate: Substrate) -> DecoderConfig:
+    """A model of the same kind, 64 wide or as wide as the substrate's codes."""
     groups = config.n_head // config.kv_heads
-    heads = max(HEADS, groups)
+    heads = HEADS if HEADS % groups == 0 else groups
+    width = max(WIDTH, substrate.n_embed)
+    if width % (2 * heads):
+        heads = groups = 1
     return dataclasses.replace(
         config,
         vocab_size=len(substrate),
@@ -64,15 +71,4 @@ def _narrow_stage(stage: Stage) -> Stage:
     if stage.lora is None:
         return stage
     rank = min(stage.lora.rank or RANK, RANK)
-    return dataclasses.replace(
-        stage, lora=dataclasses.replace(stage.lora, rank=rank, budget=None)
-    )
-
-
-def build(config: DecoderConfig, substrate: Substrate, seed: int) -> Decoder:
-    """A model from a seed."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Decoder(config, substrate)
+    return dataclasses.replace(stage, lora=dataclasses.replace(stage.lora, rank=rank, budget=None))

@@ -79,8 +79,10 @@ class _Run:
         self._start = model
         self._data = data
         self._schedule = schedule
-        # After every step, so that a kill finds a checkpoint in its own stage.
-        self._train = dataclasses.replace(setting.train, checkpoint_every=1, eval_tokens=1)
+        # A kill finds a checkpoint in its own stage.
+        self._train = dataclasses.replace(
+            setting.train, checkpoint_every=setting.steps // 2, eval_tokens=1
+        )
 
     def go_on(self, out: Path, *, kill_after: int | None = None) -> GrowthResult | None:
         """Begin or go on in a folder; None if it was killed, after so many micro-batches."""
