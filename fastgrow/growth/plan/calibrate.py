@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastgrow.growth.lora import adapt_block
 from fastgrow.growth.plan.flops import block_flops, head_flops
 from fastgrow.growth.plan.roles import Role, products
 from fastgrow.growth.plan.timing import fastest
@@ -166,7 +167,9 @@ def make_block(bench: Bench, role: Role) -> Block:
     """A block that does what `role` says."""
     block = Block(bench.config, device=bench.device)
     block.initialise(bench.config.init_std, 1)
-    return block.requires_grad_(role.trained)
+    block.requires_grad_(role.trained)
+    adapt_block(block, bench.config, role.adapted, role.rank)
+    return block
 
 
 def _head_call(bench: Bench, rows: int, trains: bool) -> Callable[[], object]:
