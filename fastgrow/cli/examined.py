@@ -65,7 +65,9 @@ def read_examined(
         return _of_demo(read_demo(name, overrides), folder, synthetic)
     settings = read_growth(name, overrides)
     if synthetic:
-        return _stand_in(settings.model, settings.schedule, settings.train, settings.substrate.codes)
+        return _stand_in(
+            settings.model, settings.schedule, settings.train, settings.substrate.codes
+        )
     try:
         substrate = settings.substrate.build()
         data = _beginning(settings, substrate)
@@ -109,17 +111,12 @@ def _stand_in(
 
 def _beginning(settings: GrowthSettings, substrate: Substrate) -> TextData | Mixture:
     """The first documents of every source, in memory: the run's own cache is left alone."""
-    parts = [
-        (_first_documents(source, substrate), source.weight)
-        for source in settings.data
-    ]
+    parts = [(_first_documents(source, substrate), source.weight) for source in settings.data]
     return parts[0][0] if len(parts) == 1 else Mixture(parts)
 
 
 def _first_documents(source: SourceSettings, substrate: Substrate) -> TextData:
-    opened = open_source(
-        source.open(), text_field=source.text_field, sample_by=source.sample_by
-    )
+    opened = open_source(source.open(), text_field=source.text_field, sample_by=source.sample_by)
     texts: list[str] = []
     characters = 0
     for document in itertools.islice(opened.documents(), DOCUMENTS):

@@ -44,9 +44,7 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
         return _of_demo(read_demo(name, overrides))
     settings = read_growth(name, overrides)
     if settings.states_sizes:
-        return Planned(
-            settings.model, settings.schedule, settings.train, _stated_table(settings)
-        )
+        return Planned(settings.model, settings.schedule, settings.train, _stated_table(settings))
     substrate = settings.substrate.build()
     model = settings.model_config(substrate)
     return Planned(model, settings.schedule, settings.train, table_bytes(substrate))

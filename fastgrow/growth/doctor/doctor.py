@@ -81,9 +81,10 @@ def diagnose(
                 findings.append(table.check(number, trains=shape.table))
                 if model.n_layer != shape.depth:
                     break
-            findings.append(examine_run(start, data, schedule, setting))
+            else:
+                findings.append(examine_run(start, data, schedule, setting))
     finally:
         set_rng_state(generators)
-    for number in range(max(f.stage for f in findings) + 1, len(schedule.stages) + 1):
+    for number in range(findings[-1].stage + 1, len(schedule.stages) + 1):
         findings += not_reached(number, "an earlier stage failed")
     return Diagnosis(findings, [*(notes or []), said])

@@ -65,8 +65,8 @@ class StageExam:
         self.shape = shape
         self.setting = setting
         self.findings: list[Finding] = []
-        config = setting.train if stage.lr is None else dataclasses.replace(
-            setting.train, lr=stage.lr
+        config = (
+            setting.train if stage.lr is None else dataclasses.replace(setting.train, lr=stage.lr)
         )
         self.train = dataclasses.replace(config, checkpoint_every=max(1, setting.steps // 2))
         self.ids, self.targets = (t.to(model.device) for t in next(setting.batches()))
@@ -158,10 +158,10 @@ class StageExam:
         if loss.requires_grad:
             loss.backward()
         without = [name for name, p in active.items() if p.grad is None]
-        broken = [n for n, p in active.items() if p.grad is not None and not p.grad.isfinite().all()]
-        frozen = [
-            n for n, p in model.named_parameters() if n not in active and p.grad is not None
+        broken = [
+            n for n, p in active.items() if p.grad is not None and not p.grad.isfinite().all()
         ]
+        frozen = [n for n, p in model.named_parameters() if n not in active and p.grad is not None]
         model.zero_grad(set_to_none=True)
         problems = [
             f"{what}: {some(names)}"
@@ -203,9 +203,7 @@ class StageExam:
         self._resume(twin, checkpointer.load()["doctor"])
 
     def _trainer(self, model: Decoder, active: dict[str, nn.Parameter]) -> Trainer:
-        return Trainer(
-            model, active, self.setting.batches(), self.train, steps=self.setting.steps
-        )
+        return Trainer(model, active, self.setting.batches(), self.train, steps=self.setting.steps)
 
     def _optimizer(self, trainer: Trainer, active: dict[str, nn.Parameter]) -> None:
         names = {id(p): name for name, p in self.model.named_parameters()}
