@@ -11,8 +11,9 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401  imported here, as what follows, and not in every run
 from growing import make_data, make_model, make_substrate, make_train
-from tensorboard.compat.proto import event_pb2  # noqa: F401  imported here, not in every run
+from tensorboard.compat.proto import event_pb2  # noqa: F401
 from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: F401
 
 from fastgrow.growth import GrowthSchedule, LoRA, Plateau, Stage, grow
