@@ -55,7 +55,8 @@ def examine_run(
         resumed = run.go_on(setting.folder / "killed")
     except FastgrowError as error:
         return Finding(number, "run", False, str(error))
-    assert alone is not None and resumed is not None
+    assert alone is not None
+    assert resumed is not None
     mine, theirs = alone.model.state_dict(), resumed.model.state_dict()
     wrong = differing(mine, theirs)
     difference = largest_difference(mine, theirs) if mine.keys() == theirs.keys() else float("inf")

@@ -120,7 +120,7 @@ def _attention_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
 
 
 def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
-    """The second norm's input, what up and gate read, what the activation is of, what down reads."""
+    """The second norm's input, what up and gate read, the activation's input, what down reads."""
     asks, d, m = Asks.of(role), config.d_model, config.mlp_width
     gated = config.activation == "swiglu"
     kept = 0
