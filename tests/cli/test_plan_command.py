@@ -69,6 +69,24 @@ out: nowhere
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_text_is_counted_where_it_is_a_file(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abc cab\n" * 500)
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"""
+substrate: {{characters: "abc ", n_ngrams: 0, n_components: 16}}
+model: {{d_model: 32, n_head: 2, max_seq_len: 32}}
+data: [{{source: {text}, split: [0.8, 0.1, 0.1]}}]
+schedule: {{stages: [{{tokens: 512}}]}}
+out: nowhere
+"""
+    )
+    # Of each line 7 characters, and a token at either end; the split takes 0.8 of them.
+    assert read_planned(str(path), []).corpus_tokens == 500 * 9 * 8 // 10
+    assert read_planned(str(path), ["data.0.source=no/where"]).corpus_tokens is None
+
+
 def test_an_unknown_configuration_is_an_error(capsys) -> None:
     status, _, error = run(capsys, "no-such")
     assert status == 1

@@ -9,7 +9,7 @@ import json
 import pytest
 from steps import KINDS, make_step
 
-from fastgrow.growth import GrowthSchedule, LoRA, Plateau, Stage
+from fastgrow.growth import Budget, GrowthSchedule, LoRA, Plateau, Stage
 from fastgrow.growth.plan import make_plan
 from fastgrow.growth.plan import plan as planning
 from fastgrow.growth.plan.trunk_cache import Bandwidth, plan_cache
@@ -76,6 +76,14 @@ def test_a_stage_that_may_end_earlier_says_so() -> None:
     schedule = GrowthSchedule([Stage(1), Stage(1, until=Plateau())])
     stages = make_plan(CONFIG, schedule, TRAIN, measure=False).stages
     assert [stage.may_end_earlier for stage in stages] == [False, True]
+
+
+def test_a_budget_of_flops_makes_a_stage_shorter() -> None:
+    free = make_plan(CONFIG, THREE, TRAIN, measure=False).stages[0]
+    half = GrowthSchedule([Stage(1, 1_000, until=Budget(flops=free.total_flops / 2))])
+    stage = make_plan(CONFIG, half, TRAIN, measure=False).stages[0]
+    assert (free.steps, stage.steps) == (8, 4)
+    assert stage.total_flops == free.total_flops / 2
 
 
 def test_times_are_of_the_parts_that_run() -> None:
