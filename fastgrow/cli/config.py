@@ -110,14 +110,15 @@ def _readable(error: msgspec.ValidationError) -> str:
 
 def _one_of(base: type, value: Any) -> Any:
     """The dataclass below a plain class `base` whose fields have the names in `value`."""
+    kinds: list[type[Any]] = base.__subclasses__()
     given = set(value) if isinstance(value, dict) else set()
-    for kind in base.__subclasses__():
+    for kind in kinds:
         if given and given <= set(_names(kind)):
             try:
                 return msgspec.convert(value, kind, strict=False)
             except msgspec.ValidationError as error:
                 raise ValueError(_readable(error)) from None
-    forms = " or ".join(f"{{{', '.join(_names(kind))}}}" for kind in base.__subclasses__())
+    forms = " or ".join(f"{{{', '.join(_names(kind))}}}" for kind in kinds)
     raise ValueError(f"expected some names of {forms}, got {value!r}")
 
 
