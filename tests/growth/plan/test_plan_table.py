@@ -172,13 +172,17 @@ def test_an_unknown_text_leaves_the_number_of_passes_open() -> None:
 
 
 def test_trunks_that_grow_are_advanced_and_others_are_not() -> None:
-    on_top = make_plan(CONFIG, THREE, TRAIN, corpus_tokens=500)
-    first, second, third = (stage.cache for stage in on_top.stages)
+    assert [case.known_trunk for case in planning._cases(CONFIG, THREE)] == [0, 0, 1]
+    below = GrowthSchedule([Stage(2), Stage(1, at=(2,)), Stage(1, at=(1,))])
+    assert [case.known_trunk for case in planning._cases(CONFIG, below)] == [0, 0, 0]
+
+
+def test_only_a_stage_with_a_trunk_may_keep_its_output() -> None:
+    plan = make_plan(CONFIG, THREE, TRAIN, measure=False, corpus_tokens=500)
+    first, second, third = (stage.cache for stage in plan.stages)
     assert first is None
     assert second is not None
     assert third is not None
-    # Both compute one block in their first pass, and the third stage spares two afterwards.
-    assert third.pays_from < second.pays_from
-    below = GrowthSchedule([Stage(2), Stage(1, at=(2,)), Stage(1, at=(1,))])
-    cases = planning._cases(CONFIG, below)
-    assert [case.known_trunk for case in cases] == [0, 0, 0]
+    assert third.saved_flops == 2 * second.saved_flops
+    assert second.bytes_per_token == 4 * CONFIG.d_model
+    assert second.bytes == 500 * second.bytes_per_token
