@@ -9,6 +9,7 @@ from fastgrow.cli import (
     compose,
     data,
     demo,
+    doctor,
     evaluate,
     generate,
     grow,
@@ -31,6 +32,7 @@ app.add_typer(substrate.app, name="substrate")
 app.add_typer(data.app, name="data")
 app.command("grow")(grow.grow)
 app.command("plan")(plan.plan)
+app.command("doctor")(doctor.doctor)
 app.add_typer(compose.app, name="compose")
 app.command("evaluate")(evaluate.evaluate)
 app.command("generate")(generate.generate)

@@ -23,7 +23,10 @@ def plan(
     ] = True,
     corpus_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of the training text, to tell how often a stage reads it."),
+        typer.Option(
+            help="Tokens of the training text, to tell how often a stage reads it; counted where "
+            "the text is a file and the substrate is drawn anyway."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -39,7 +42,7 @@ def plan(
         run.train,
         device=device(),
         table_bytes=run.table_bytes,
-        corpus_tokens=corpus_tokens,
+        corpus_tokens=corpus_tokens or run.corpus_tokens,
         measure=measure,
     )
     typer.echo(json.dumps(made.to_dict(), indent=2) if as_json else plan_text(made))
@@ -73,7 +76,7 @@ _WORK = [
     "forward", "backward", "FLOPs",
 ]  # fmt: skip
 _MEMORY = [
-    "stage", "weights", "optimizer", "best copy", "activations", "logits", "gradients", "peak",
+    "stage", "weights", "optimizer", "best copy", "activations", "loss", "gradients", "peak",
     "fits",
 ]  # fmt: skip
 _TIME = [

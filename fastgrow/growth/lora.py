@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from fastgrow.growth.active import StageShape, qkv_parts
 from fastgrow.growth.schedule import LoRA
-from fastgrow.nn import Decoder, LoRALinear
+from fastgrow.nn import Decoder, DecoderConfig, LoRALinear
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,30 @@ def attach_lora(model: Decoder, lora: LoRA, shape: StageShape) -> None:
     """
     assert shape.rank is not None
     for index in shape.adapted:
-        layers = dict(model.blocks[index].named_modules())
-        for target in lora.targets:
-            layer = layers.get(target)
-            if not isinstance(layer, nn.Linear):
-                continue
-            adapted = LoRALinear(
-                layer,
-                shape.rank,
-                lora.alpha,
-                parts=qkv_parts(model.config) if target == "attention.qkv" else None,
-                dtype=torch.promote_types(layer.weight.dtype, torch.float32),
-            )
-            _replace(model, f"blocks.{index}.{target}", adapted.train(layer.training))
+        adapt_block(model.blocks[index], model.config, lora.targets, shape.rank, lora.alpha)
+
+
+def adapt_block(
+    block: nn.Module,
+    config: DecoderConfig,
+    targets: Sequence[str],
+    rank: int,
+    alpha: float | None = None,
+) -> None:
+    """Wrap those projections of a block that it has."""
+    layers = dict(block.named_modules())
+    for target in targets:
+        layer = layers.get(target)
+        if not isinstance(layer, nn.Linear):
+            continue
+        adapted = LoRALinear(
+            layer,
+            rank,
+            alpha,
+            parts=qkv_parts(config) if target == "attention.qkv" else None,
+            dtype=torch.promote_types(layer.weight.dtype, torch.float32),
+        )
+        _replace(block, target, adapted.train(layer.training))
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:

@@ -120,7 +120,7 @@ def _attention_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
 
 
 def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
-    """What the second norm, up and gate, the activation and down read."""
+    """The second norm's input, what up and gate read, the activation's input, what down reads."""
     asks, d, m = Asks.of(role), config.d_model, config.mlp_width
     gated = config.activation == "swiglu"
     kept = 0
@@ -128,13 +128,14 @@ def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
         kept += WIDE * (d + _statistics(config))
     if role.trained or role.adapts("mlp.up", "mlp.gate"):
         kept += rows.item * d
-    if role.trained or (asks.hidden and role.adapts("mlp.up", "mlp.gate", "mlp.down")):
-        # The formula: both factors of the gate, or what the activation is of; and what down reads.
-        kept += rows.item * m * (4 if gated else 2)
+    if role.trained or role.adapts("mlp.up", "mlp.gate", "mlp.down"):
+        # The formula, layer by layer: what the activation is of, for a gate also its factors.
+        by_up = asks.mlp_in or role.adapts("mlp.up")
+        by_gate = asks.mlp_in or role.adapts("mlp.gate")
+        kept += rows.item * m * (by_up + 2 * by_gate if gated else by_up)
+        kept += rows.item * m * (role.trained or role.adapts("mlp.down"))
     elif asks.hidden:
         kept += rows.item * m * (2 if gated else 1)
-    elif role.adapts("mlp.down"):
-        kept += rows.item * m
     kept += rows.item * _corrections(config, role, "mlp.")
     return kept * rows.count
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastgrow.growth.lora import adapt_block
 from fastgrow.growth.plan.flops import block_flops, head_flops
 from fastgrow.growth.plan.roles import Role, products
 from fastgrow.growth.plan.timing import fastest
@@ -22,7 +23,7 @@ from fastgrow.nn import Block, DecoderConfig
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.rotary import RotaryTable
 from fastgrow.ops import RopeTable
-from fastgrow.ops._linear_cross_entropy_fused import MAX_ROWS
+from fastgrow.ops._linear_cross_entropy_fused import CHUNK_ELEMENTS, MAX_ROWS, MIN_ROWS
 from fastgrow.training import TrainConfig
 from fastgrow.training.optimizer import build_optimizer
 from fastgrow.training.precision import autocast
@@ -119,9 +120,11 @@ def _head_rows(bench: Bench, micro_batch: int, speed: float) -> list[int]:
     """One or two numbers of rows to time the head on."""
     flops = head_flops(bench.config, hidden_grad=True, weight_grad=True).total
     affordable = int(LONGEST_PART * speed / flops)
-    if micro_batch <= max(affordable, 2 * MAX_ROWS):
+    # As many as the loss takes at a time, or else the first of them would weigh too much.
+    chunk = min(MAX_ROWS, max(MIN_ROWS, CHUNK_ELEMENTS // bench.config.vocab_size))
+    if micro_batch <= max(affordable, 2 * chunk):
         return [micro_batch]
-    first = max(affordable // 2, MAX_ROWS)
+    first = max(affordable // 2, chunk)
     return [first, 2 * first]
 
 
@@ -166,7 +169,9 @@ def make_block(bench: Bench, role: Role) -> Block:
     """A block that does what `role` says."""
     block = Block(bench.config, device=bench.device)
     block.initialise(bench.config.init_std, 1)
-    return block.requires_grad_(role.trained)
+    block.requires_grad_(role.trained)
+    adapt_block(block, bench.config, role.adapted, role.rank)
+    return block
 
 
 def _head_call(bench: Bench, rows: int, trains: bool) -> Callable[[], object]:

@@ -69,6 +69,10 @@ def _product(layer: Product, *, input_grad: bool, weight_grad: bool) -> Flops:
 
 
 def _low_rank(layer: Product, rank: int, *, input_grad: bool) -> Flops:
-    """u = x·aᵀ and u·bᵀ; du = dy·b, then the gradients of b, of a, and of x where it asks."""
-    narrow, wide = 2 * rank * layer.inputs * layer.parts, 2 * rank * layer.outputs
+    """u = x·aᵀ and u·bᵀ; du = dy·b, then the gradients of b, of a, and of x where it asks.
+
+    The parts of a layer are one product: their b are blocks of a matrix, its zeros multiplied too.
+    """
+    rank *= layer.parts
+    narrow, wide = 2 * rank * layer.inputs, 2 * rank * layer.outputs
     return Flops(narrow + wide, 2 * wide + narrow * (1 + input_grad))

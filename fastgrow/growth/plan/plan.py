@@ -240,7 +240,10 @@ class _Planner:
         config, train, shape = self.config, self.train, case.shape
         active = active_parameters(case.stage, shape, config)
         total = self._total(shape)
-        steps = train.steps_for(case.stage.tokens, self.bench.seq_len)
+        # Not above: it counts with the FLOPs of this package.
+        from fastgrow.growth.length import stage_length
+
+        steps = stage_length(case.stage, shape, config, train, self.bench.seq_len).steps
         step = step_bytes(
             config,
             case.stack,

@@ -100,13 +100,13 @@ def measure_bandwidth(device: torch.device, folder: Path | None = None) -> Bandw
     target = torch.empty_like(source, device=device)
     seconds = fastest({"copy": lambda: target.copy_(source)}, device, budget=0.3)["copy"]
     with tempfile.NamedTemporaryFile(dir=folder) as file:
-        data = memoryview(source.numpy()).cast("B")
+        data = source.numpy().tobytes()
         write = min(_timed(lambda: _write(file.fileno(), data)) for _ in range(2))
         read = min(_timed(lambda: _read(file.fileno())) for _ in range(2))
     return Bandwidth(PROBE_BYTES / seconds, PROBE_BYTES / read, PROBE_BYTES / write)
 
 
-def _write(file: int, data: memoryview) -> None:
+def _write(file: int, data: bytes) -> None:
     os.lseek(file, 0, os.SEEK_SET)
     os.write(file, data)
     os.fsync(file)

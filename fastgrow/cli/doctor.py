@@ -1,0 +1,72 @@
+"""`fastgrow doctor`: prove on a run's own model, data and settings that its stages hold."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fastgrow.growth.doctor import Diagnosis
+
+
+def doctor(
+    config: Annotated[
+        str, typer.Argument(help="A YAML or TOML file, or the name of a shipped configuration.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as train.lr=1e-3.")
+    ] = None,
+    synthetic: Annotated[
+        bool,
+        typer.Option(
+            "--synthetic",
+            help="Random text and a narrow model of the same stages; done by itself where the "
+            "data cannot be opened.",
+        ),
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Training steps in each stage, at least 2.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a few steps of every stage in a temporary folder, and check what must hold.
+
+    The status is 1 where a check fails.
+    """
+    diagnosis = _diagnose(config, overrides or [], synthetic, steps)
+    typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else diagnosis_text(diagnosis))
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+def _diagnose(config: str, overrides: list[str], synthetic: bool, steps: int) -> Diagnosis:
+    import torch
+
+    from fastgrow import Decoder
+    from fastgrow.cli.examined import read_examined
+    from fastgrow.growth.doctor import diagnose
+    from fastgrow.info import device
+
+    with tempfile.TemporaryDirectory(prefix="fastgrow-doctor-") as folder:
+        run = read_examined(config, overrides, Path(folder), synthetic=synthetic)
+        torch.manual_seed(run.train.seed)
+        model = Decoder(run.config, run.substrate).to(device())
+        return diagnose(model, run.data, run.schedule, run.train, steps=steps, notes=run.notes)
+
+
+def diagnosis_text(diagnosis: Diagnosis) -> str:
+    """A table of checks by stages, and below it what failed."""
+    from fastgrow.growth.doctor import CHECKS
+    from fastgrow.report import table_text
+
+    words = {True: "ok", False: "FAILED", None: "-"}
+    found = {(f.check, f.stage): words[f.ok] for f in diagnosis.findings}
+    stages = sorted({stage for _, stage in found})
+    rows = [[check, *(found.get((check, stage), "") for stage in stages)] for check in CHECKS]
+    lines = [*diagnosis.notes, "", table_text(["check", *(f"stage {s}" for s in stages)], rows), ""]
+    for failure in diagnosis.failures:
+        lines.append(f"stage {failure.stage}, {failure.check}: {failure.detail}")
+        lines.append(f"  expected: {CHECKS[failure.check]}")
+    return "\n".join([*lines, "all checks hold"] if diagnosis.healthy else lines)

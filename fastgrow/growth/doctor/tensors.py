@@ -1,0 +1,57 @@
+"""Telling tensors apart by their bits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def digests(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter and buffer of a model, by name."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: digest(tensor) for name, tensor in tensors}
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def differing(a: Any, b: Any, where: str = "") -> list[str]:
+    """Places at which two nested states of dicts, tensors and plain values differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        names = [*a, *(key for key in b if key not in a)]
+        return [
+            place
+            for key in names
+            for place in differing(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return [] if digest(a) == digest(b) else [where]
+    return [] if type(a) is type(b) and a == b else [where]
+
+
+def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Over all floating-point tensors of two states of equal names and shapes."""
+    return max(
+        (
+            float((x.double() - b[name].to(x.device).double()).abs().max())
+            for name, x in a.items()
+            if x.is_floating_point() and x.numel()
+        ),
+        default=0.0,
+    )
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """A few names for a message, and how many there are beyond them."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,248 @@
+"""The doctor finds nothing wrong with a sound run, and names every fault that is put into one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from growing import make_data, make_model, make_substrate, make_train
+
+from fastgrow.errors import ConfigError
+from fastgrow.growth import GrowthSchedule, LoRA, Stage, freeze, run
+from fastgrow.growth.doctor import CHECKS, Diagnosis, diagnose
+from fastgrow.growth.doctor import stage as examination
+from fastgrow.nn import Block, Decoder, LoRALinear
+from fastgrow.nn import decoder as decoder_module
+from fastgrow.nn.lora import Merged
+from fastgrow.substrate import Substrate
+from fastgrow.training import Batches, loop
+
+PLAIN = [Stage(1), Stage(1)]
+EVERY_KIND = [
+    Stage(2),
+    Stage(1, insertion="identity"),
+    Stage(1, lora=LoRA(rank=2)),
+    Stage(0, lora=LoRA(rank=2, blocks=(1,)), head="frozen"),
+    Stage(1, insertion="copy", at=(1,), window=2, final_norm=False),
+    Stage(2, insertion="copy", train="none", lora=LoRA(rank=2, blocks="new"), head="tied"),
+    Stage(0, train="all", head="reset"),
+]
+
+
+def examine(
+    substrate: Substrate,
+    tmp_path: Path,
+    stages: list[Stage] = PLAIN,
+    spoil: Callable[[Decoder], None] = lambda model: None,
+    **options: str,
+) -> Diagnosis:
+    model = make_model(substrate, **options)
+    spoil(model)
+    data = make_data(substrate, tmp_path / "tokens")
+    return diagnose(model, data, GrowthSchedule(stages), make_train(), steps=2)
+
+
+def failures(diagnosis: Diagnosis) -> dict[str, str]:
+    """Detail of each failed check, by its name and stage."""
+    return {f"{f.check} {f.stage}": f.detail for f in diagnosis.failures}
+
+
+@pytest.mark.parametrize("embedding", ["frozen", "trainable"])
+def test_a_sound_run_of_every_kind_of_stage(substrate, tmp_path: Path, embedding: str) -> None:
+    stages = EVERY_KIND if embedding == "frozen" else PLAIN
+    diagnosis = examine(substrate, tmp_path, stages, embedding=embedding)
+    assert failures(diagnosis) == {}
+    assert diagnosis.healthy
+    held = {(f.check, f.stage) for f in diagnosis.findings if f.ok}
+    always = set(CHECKS) - {"substrate", "merge", "run"}
+    assert {(check, s) for check in always for s in range(1, len(stages) + 1)} <= held
+    assert ("run", len(stages)) in held
+    if embedding == "frozen":
+        assert {("merge", 3), ("merge", 4), ("merge", 6), ("substrate", 1)} <= held
+
+
+def test_nothing_is_left_or_disturbed(substrate, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    data = make_data(substrate, tmp_path / "tokens")
+    before, state = sorted(tmp_path.rglob("*")), torch.get_rng_state()
+    diagnose(make_model(substrate), data, GrowthSchedule(PLAIN[:1]), make_train(), steps=2)
+    assert sorted(tmp_path.rglob("*")) == before
+    torch.manual_seed(0)
+    make_model(substrate)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_optimizer_that_holds_one_more(substrate, tmp_path: Path, monkeypatch) -> None:
+    def one_more(active, config):
+        optimizer = original(active, config)
+        first = next(iter(active.values()))
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros_like(first))]})
+        return optimizer
+
+    original = loop.build_optimizer
+    monkeypatch.setattr(loop, "build_optimizer", one_more)
+    found = failures(examine(substrate, tmp_path))
+    assert set(found) == {"optimizer 1", "optimizer 2"}
+    assert "a tensor that is not the model's" in found["optimizer 1"]
+
+
+def test_an_optimizer_that_lacks_one(substrate, tmp_path: Path, monkeypatch) -> None:
+    def one_less(active, config):
+        return original({n: p for n, p in active.items() if n != "final_norm.bias"}, config)
+
+    original = loop.build_optimizer
+    monkeypatch.setattr(loop, "build_optimizer", one_less)
+    found = failures(examine(substrate, tmp_path, PLAIN[:1]))
+    assert "lacks final_norm.bias" in found["optimizer 1"]
+    assert "final_norm.bias" in found["moves 1"]
+
+
+def test_a_frozen_tensor_that_is_touched(substrate, tmp_path: Path, monkeypatch) -> None:
+    def touching(block: Block, *arguments: object, **options: object) -> torch.Tensor:
+        y = original(block, *arguments, **options)
+        weight = block.mlp.up.weight
+        if block.training and not weight.requires_grad and torch.is_grad_enabled():
+            weight.data.view(-1)[0] += 1e-3
+        return y
+
+    original = Block.forward
+    monkeypatch.setattr(Block, "forward", touching)
+    found = failures(examine(substrate, tmp_path))
+    assert found["frozen 2"] == "changed: blocks.0.mlp.up.weight"
+    assert "frozen 1" not in found
+    assert "a frozen tensor changed" in found["run 2"]
+
+
+def test_a_block_that_is_detached(substrate, tmp_path: Path, monkeypatch) -> None:
+    def without_attention(block: Block, x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return block.mlp(block.mlp_norm(x), residual=x)
+
+    monkeypatch.setattr(Block, "forward", without_attention)
+    diagnosis = examine(substrate, tmp_path)
+    found = failures(diagnosis)
+    assert "no gradient reaches: blocks.0.attention_norm.weight" in found["gradients 1"]
+    assert "no gradient reaches: blocks.1.attention_norm.weight" in found["gradients 2"]
+    assert "got no gradient" in found["training 1"]
+    unreached = {f.check for f in diagnosis.findings if f.detail == "not reached"}
+    assert {"frozen", "moves", "resume"} <= unreached
+
+
+def test_a_data_cursor_that_is_not_restored(substrate, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Batches, "load_state_dict", lambda batches, state: None)
+    found = failures(examine(substrate, tmp_path))
+    assert set(found) == {
+        *("data cursor 1", "data cursor 2", "resume 1", "resume 2", "run 2"),
+    }
+    assert "taken" in found["data cursor 1"]
+
+
+def test_an_optimizer_state_that_is_not_restored(substrate, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "load_optimizer_state", lambda *arguments: None)
+    found = failures(examine(substrate, tmp_path, PLAIN[:1]))
+    assert set(found) == {"state 1", "resume 1", "run 1"}
+    assert found["state 1"].startswith("not as it was saved: blocks.0.attention_norm.weight")
+
+
+def test_an_identity_that_is_none(substrate, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Block, "make_identity", lambda block: None)
+    found = failures(examine(substrate, tmp_path, [Stage(1), Stage(1, insertion="identity")]))
+    assert set(found) == {"insertion 2"}
+    assert "the hidden states differ" in found["insertion 2"]
+
+
+def test_blocks_in_the_wrong_place(substrate, tmp_path: Path, monkeypatch) -> None:
+    def on_top(old: int, n: int, at: object = None) -> tuple[int, ...]:
+        return tuple(range(old, old + n))
+
+    monkeypatch.setattr(decoder_module, "insertion_indices", on_top)
+    found = failures(examine(substrate, tmp_path, [Stage(2), Stage(1, at=(1,))]))
+    assert "not at [1]" in found["insertion 2"]
+
+
+def test_a_table_that_has_changed(tmp_path: Path) -> None:
+    def change(model: Decoder) -> None:
+        # In place, so that the substrate in memory has changed with it.
+        assert model.embedding.table is not None
+        model.embedding.table[3, 1] += 0.01
+
+    found = failures(examine(make_substrate(), tmp_path, PLAIN[:1], spoil=change))
+    assert set(found) == {"substrate 1"}
+    assert found["substrate 1"].startswith("1 rows")
+
+
+def test_data_of_another_substrate(substrate, tmp_path: Path) -> None:
+    other = Substrate.build(characters="abcdefghij klm", n_components=8)
+    model = make_model(other)
+    data = make_data(substrate, tmp_path / "tokens")
+    diagnosis = diagnose(model, data, GrowthSchedule(PLAIN[:1]), make_train(), steps=2)
+    assert "the data is of the substrate" in failures(diagnosis)["substrate 1"]
+
+
+@pytest.mark.parametrize(("name", "trains"), [("blocks.0.mlp.up.bias", 1), ("lm_head.bias", 0)])
+def test_an_active_set_that_is_another(
+    substrate, tmp_path: Path, monkeypatch, name: str, trains: int
+) -> None:
+    def other(model, shape):
+        active = freeze.select_active(model, shape)
+        parameter = dict(model.named_parameters())[name]
+        if parameter.requires_grad != trains:
+            parameter.requires_grad_(bool(trains))
+            active = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        return active
+
+    monkeypatch.setattr(examination, "select_active", other)
+    found = failures(examine(substrate, tmp_path))
+    what = "trains but should rest" if trains else "frozen but to be trained"
+    assert found["active set 2"] == f"{what}: {name}"
+    assert ("active set 1" in found) == (not trains)
+
+
+def test_a_merge_that_loses_the_correction(substrate, tmp_path: Path, monkeypatch) -> None:
+    def lossy(layer: LoRALinear) -> Merged:
+        merged = original(layer)
+        merged.linear.weight.data.copy_(layer.weight)
+        return merged
+
+    original = LoRALinear.merge
+    monkeypatch.setattr(LoRALinear, "merge", lossy)
+    found = failures(examine(substrate, tmp_path, [Stage(1), Stage(0, lora=LoRA(rank=2))]))
+    assert "the hidden states differ" in found["merge 2"]
+
+
+def test_a_run_that_resumes_as_another(substrate, tmp_path: Path, monkeypatch) -> None:
+    def other(running, state) -> None:
+        original(running, state)
+        running.model.lm_head.bias.data += 1e-3
+
+    original = run._Run.load_state_dict
+    monkeypatch.setattr(run._Run, "load_state_dict", other)
+    found = failures(examine(substrate, tmp_path))
+    assert set(found) == {"run 2"}
+    assert "killed and resumed it ends differently" in found["run 2"]
+
+
+def test_a_loss_that_is_not_finite(substrate, tmp_path: Path) -> None:
+    def spoil(model: Decoder) -> None:
+        model.lm_head.bias.data[0] = float("nan")
+
+    found = failures(examine(substrate, tmp_path, PLAIN[:1], spoil=spoil))
+    assert "the gradient is not finite" in found["gradients 1"]
+    assert "the loss became nan" in found["training 1"]
+
+
+def test_a_stage_that_cannot_be(substrate, tmp_path: Path) -> None:
+    diagnosis = examine(substrate, tmp_path, [Stage(1), Stage(1, window=5), Stage(1)])
+    assert "there are 2 blocks, got 5" in failures(diagnosis)["active set 2"]
+    third = [f for f in diagnosis.findings if f.stage == 3]
+    assert third
+    assert all(f.ok is None and f.detail == "an earlier stage failed" for f in third)
+
+
+def test_one_step_cannot_be_stopped(substrate, tmp_path: Path) -> None:
+    data = make_data(make_substrate(), tmp_path / "tokens")
+    with pytest.raises(ConfigError, match="at least 2 steps"):
+        diagnose(make_model(substrate), data, GrowthSchedule(PLAIN), make_train(), steps=1)

@@ -1,0 +1,188 @@
+"""The plan as data: parameters, bytes that stand, times, caching, and the monolith beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+
+import pytest
+from steps import KINDS, make_step
+
+from fastgrow.growth import Budget, GrowthSchedule, LoRA, Plateau, Stage
+from fastgrow.growth.plan import make_plan
+from fastgrow.growth.plan import plan as planning
+from fastgrow.growth.plan.trunk_cache import Bandwidth, plan_cache
+from fastgrow.nn import DecoderConfig
+from fastgrow.training import TrainConfig
+from fastgrow.training.optimizer import build_optimizer
+from fastgrow.training.precision import cpu_has_bf16
+
+CONFIG = DecoderConfig(300, 64, n_head=4, n_embed=32, max_seq_len=32)
+TRAIN = TrainConfig(batch_size=4, seq_len=32)
+THREE = GrowthSchedule([Stage(1, 1_000)] * 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_is_counted_exactly(kind: str) -> None:
+    step = make_step(KINDS[kind])
+    stage = make_plan(step.config, step.schedule, TRAIN, measure=False).stages[-1]
+    assert stage.active_parameters == sum(p.numel() for p in step.active.values())
+    low_rank = sum(p.numel() for n, p in step.active.items() if ".lora_" in n)
+    assert stage.total_parameters == step.model.num_parameters() - low_rank
+    tensors = [*step.model.parameters(), *step.model.buffers()]
+    assert stage.weights == sum(tensor.nbytes for tensor in tensors)
+    step.loss().backward()
+    optimizer = build_optimizer(step.active, TRAIN)
+    optimizer.step()
+    state = [t for values in optimizer.state.values() for t in values.values() if t.dim()]
+    assert stage.optimizer == sum(t.nbytes for t in state)
+
+
+def test_tokens_are_whole_steps() -> None:
+    train = TrainConfig(batch_size=4, seq_len=32, accumulate=2)
+    stage = make_plan(CONFIG, THREE, train, measure=False).stages[0]
+    assert (stage.steps, stage.tokens) == (4, 1_024)
+    assert stage.total_flops == 1_024 * stage.flops.total
+
+
+def test_blocks_that_were_there_are_counted() -> None:
+    config = DecoderConfig(300, 64, n_layer=2, n_head=4, max_seq_len=32)
+    plan = make_plan(config, GrowthSchedule([Stage(1)]), TRAIN, measure=False)
+    assert (plan.stages[0].shape.depth, plan.stages[0].shape.n_trunk) == (3, 2)
+    assert plan.monolith is not None
+    assert (plan.monolith.shape.depth, plan.monolith.shape.n_trunk) == (3, 0)
+
+
+def test_growing_costs_less_than_a_monolith() -> None:
+    plan = make_plan(CONFIG, THREE, TRAIN, measure=False)
+    assert plan.monolith is not None
+    assert plan.monolith.tokens == 3_072
+    # Forward 1, 2 and 3 blocks and backward one of them, against three of either.
+    block = plan.stages[1].flops.forward - plan.stages[0].flops.forward
+    own = plan.stages[0].flops.total - block
+    assert plan.total_flops == 1_024 * (3 * own + (1 + 2 + 3) * block)
+    assert plan.total_flops < plan.monolith.total_flops
+    assert plan.peak < plan.monolith.peak
+
+
+def test_a_schedule_without_new_blocks_has_no_monolith() -> None:
+    config = DecoderConfig(300, 64, n_layer=2, n_head=4, max_seq_len=32)
+    schedule = GrowthSchedule([Stage(0, lora=LoRA(rank=2))])
+    assert make_plan(config, schedule, TRAIN, measure=False).monolith is None
+
+
+def test_a_stage_that_may_end_earlier_says_so() -> None:
+    schedule = GrowthSchedule([Stage(1), Stage(1, until=Plateau())])
+    stages = make_plan(CONFIG, schedule, TRAIN, measure=False).stages
+    assert [stage.may_end_earlier for stage in stages] == [False, True]
+
+
+def test_a_budget_of_flops_makes_a_stage_shorter() -> None:
+    free = make_plan(CONFIG, THREE, TRAIN, measure=False).stages[0]
+    half = GrowthSchedule([Stage(1, 1_000, until=Budget(flops=free.total_flops / 2))])
+    stage = make_plan(CONFIG, half, TRAIN, measure=False).stages[0]
+    assert (free.steps, stage.steps) == (8, 4)
+    assert stage.total_flops == free.total_flops / 2
+
+
+def test_times_are_of_the_parts_that_run() -> None:
+    plan = make_plan(CONFIG, THREE, TRAIN)
+    assert plan.measured
+    seconds = [stage.seconds for stage in plan.stages]
+    assert all(s is not None and s > 0 for s in seconds)
+    # One frozen block more in each stage, and nothing else.
+    more = [b - a for a, b in itertools.pairwise(seconds)]
+    assert more[0] == pytest.approx(more[1], rel=1e-6)
+    assert plan.seconds == pytest.approx(sum(seconds))
+    for stage in plan.stages:
+        assert stage.tokens_per_second == pytest.approx(stage.tokens / stage.seconds)
+    json.dumps(plan.to_dict())
+
+
+def test_too_large_for_this_machine_is_not_measured(monkeypatch) -> None:
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1_000)
+    plan = make_plan(CONFIG, THREE, TRAIN)
+    assert not plan.measured
+    assert "memory" in plan.reason
+    assert all(not stage.fits and stage.seconds is None for stage in plan.stages)
+
+
+def test_too_slow_for_this_machine_is_not_measured(monkeypatch) -> None:
+    monkeypatch.setattr("fastgrow.growth.plan.calibrate.product_speed", lambda bench: 1e3)
+    plan = make_plan(CONFIG, THREE, TRAIN)
+    assert not plan.measured
+    assert "too long" in plan.reason
+
+
+def test_bf16_counts_two_bytes_for_what_products_read() -> None:
+    wide = make_plan(CONFIG, THREE, TRAIN, measure=False)
+    with contextlib.nullcontext() if cpu_has_bf16() else pytest.warns(RuntimeWarning):
+        train = TrainConfig(batch_size=4, seq_len=32, precision="bf16")
+        narrow = make_plan(CONFIG, THREE, train, measure=False)
+    assert narrow.stages[0].step.activations < 0.8 * wide.stages[0].step.activations
+
+
+# -- caching -------------------------------------------------------------------------------------
+
+FAST = Bandwidth(memory=1e9, disk_read=1e8, disk_write=5e7)
+
+
+def cache(**changes: object):
+    settings: dict = {
+        "bytes_per_token": 1_000,
+        "saved_flops": 10,
+        "tokens": 4_000,
+        "corpus_tokens": 1_000,
+        "free_memory": 1 << 30,
+        "trunk_seconds": 1e-5,
+        "new_seconds": 1e-5,
+        "bandwidth": FAST,
+    }
+    return plan_cache(**{**settings, **changes})
+
+
+def test_caching_pays_where_the_text_is_read_often_enough() -> None:
+    # Reading and writing 1 µs each, the trunk 10 µs: (10 + 1) / (10 - 1) passes.
+    found = cache()
+    assert found.pays_from == pytest.approx(11 / 9)
+    assert (found.passes, found.pays, found.place) == (4.0, True, "ram")
+    assert cache(tokens=1_000).pays is False
+    # Where the trunk of the stage before was kept, its newest blocks alone are computed.
+    assert cache(tokens=1_000, new_seconds=5e-6).pays is True
+
+
+def test_caching_a_trunk_that_is_faster_than_memory_never_pays() -> None:
+    found = cache(trunk_seconds=5e-7, new_seconds=5e-7)
+    assert (found.pays_from, found.pays) == (None, False)
+
+
+def test_a_large_cache_lies_on_the_disk() -> None:
+    found = cache(free_memory=1_500_000)
+    assert found.place == "disk"
+    # Reading 10 µs takes as long as the trunk.
+    assert found.pays is False
+    assert cache(free_memory=1_500_000, trunk_seconds=1e-4, new_seconds=1e-4).pays is True
+
+
+def test_an_unknown_text_leaves_the_number_of_passes_open() -> None:
+    found = cache(corpus_tokens=None)
+    assert (found.passes, found.bytes, found.pays) == (None, None, None)
+    assert found.pays_from == pytest.approx(11 / 9)
+
+
+def test_trunks_that_grow_are_advanced_and_others_are_not() -> None:
+    assert [case.known_trunk for case in planning._cases(CONFIG, THREE)] == [0, 0, 1]
+    below = GrowthSchedule([Stage(2), Stage(1, at=(2,)), Stage(1, at=(1,))])
+    assert [case.known_trunk for case in planning._cases(CONFIG, below)] == [0, 0, 0]
+
+
+def test_only_a_stage_with_a_trunk_may_keep_its_output() -> None:
+    plan = make_plan(CONFIG, THREE, TRAIN, measure=False, corpus_tokens=500)
+    first, second, third = (stage.cache for stage in plan.stages)
+    assert first is None
+    assert second is not None
+    assert third is not None
+    assert third.saved_flops == 2 * second.saved_flops
+    assert second.bytes_per_token == 4 * CONFIG.d_model
+    assert second.bytes == 500 * second.bytes_per_token

@@ -1,0 +1,112 @@
+"""Counted bytes are those that a real step holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from steps import KINDS, Step, make_step
+
+from benchmarks.memory import peak_bytes
+from fastgrow.growth.plan.block_memory import Rows
+from fastgrow.growth.plan.memory import StepBytes, step_bytes
+from fastgrow.growth.plan.roles import roles
+from fastgrow.ops._linear_lse_chunked import FEW_ELEMENTS
+
+# Shapes that nothing was tuned on: one where weights weigh most, one where activations do, and one
+# whose logits are made some rows at a time.
+SHAPES = {
+    "weights": {"d": 96, "heads": 6, "vocabulary": 700, "batch": 1, "seq_len": 24},
+    "activations": {"d": 48, "heads": 4, "vocabulary": 200, "batch": 8, "seq_len": 80},
+    "logits": {"d": 64, "heads": 2, "vocabulary": 20_000, "batch": 3, "seq_len": 56},
+}
+OTHERS = [
+    {"activation": "swiglu", "norm": "rms_norm", "n_kv_head": 2, "batch": 4},
+    {"activation": "relu2", "batch": 4},
+    {"embedding": "trainable", "vocabulary": 900},
+]
+
+
+def planned(step: Step, accumulate: int = 1) -> StepBytes:
+    return step_bytes(
+        step.config,
+        roles(step.shape, step.stage.lora, step.config),
+        Rows(step.ids.numel()),
+        head=step.shape.head,
+        final_norm=step.shape.final_norm,
+        table=step.shape.table,
+        accumulate=accumulate,
+    )
+
+
+def kept_bytes(step: Step) -> int:
+    """Memory that autograd keeps, each piece once, weights and the loss's own left out."""
+    model = step.model
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in own:
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = step.loss()
+    del loss
+    tokens, (vocabulary, d) = step.ids.numel(), model.lm_head.weight.shape
+    in_loss = 4 * tokens * vocabulary
+    if tokens * vocabulary > FEW_ELEMENTS:
+        in_loss = 4 * (tokens * d + (vocabulary * (d + 1) if step.shape.head else 0))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - in_loss
+
+
+def measured_peak(step: Step, accumulate: int = 1) -> int:
+    def run() -> None:
+        for _ in range(accumulate):
+            step.loss().backward()
+
+    run()
+    step.model.zero_grad(set_to_none=True)
+    return peak_bytes(run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_for_the_backward_pass(kind: str) -> None:
+    step = make_step(KINDS[kind], batch=4)
+    assert planned(step).activations == pytest.approx(kept_bytes(step), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["on top", "everything", "new and LoRA below", "LoRA alone"])
+def test_the_worst_moment(kind: str, shape: str) -> None:
+    step = make_step(KINDS[kind], **SHAPES[shape])
+    assert planned(step).peak == pytest.approx(measured_peak(step), rel=0.1)
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=str)
+def test_other_models(options: dict) -> None:
+    for kind in ("LoRA alone", "LoRA on up", "LoRA on down"):
+        step = make_step(KINDS[kind], **options)
+        assert planned(step).activations == pytest.approx(kept_bytes(step), rel=0.05), kind
+    step = make_step(KINDS["first"], **options)
+    assert planned(step).activations == pytest.approx(kept_bytes(step), rel=0.05)
+    assert planned(step).peak == pytest.approx(measured_peak(step), rel=0.1)
+
+
+def test_gradients_and_optimizer_are_exact() -> None:
+    for kind in KINDS:
+        step = make_step(KINDS[kind])
+        step.loss().backward()
+        gradients = sum(p.grad.nbytes for p in step.active.values() if p.grad is not None)
+        assert planned(step).gradients == gradients, kind
+
+
+def test_gradients_of_earlier_micro_batches_stand() -> None:
+    step = make_step(KINDS["on top"], d=96, heads=6, batch=1)
+    once, twice = (planned(step, n).peak for n in (1, 2))
+    assert twice > once
+    assert twice == pytest.approx(measured_peak(step, 2), rel=0.1)
+
+
+def test_depth_below_costs_no_activations() -> None:
+    shallow, deep = (make_step([*KINDS["first"] * n, KINDS["first"][0]]) for n in (1, 4))
+    assert planned(shallow).peak == planned(deep).peak
