@@ -14,6 +14,7 @@ from fastgrow.cli import (
     grow,
     info,
     inspect,
+    study,
     substrate,
 )
 
@@ -30,6 +31,7 @@ app.add_typer(data.app, name="data")
 app.command("grow")(grow.grow)
 app.add_typer(compose.app, name="compose")
 app.command("evaluate")(evaluate.evaluate)
+app.command("study")(study.study)
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("info")(info.info)

@@ -1,0 +1,69 @@
+"""`fastgrow study`: trainings, controls and compositions over seeds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastgrow.cli import resumable
+
+
+def study(
+    config: Annotated[
+        str,
+        typer.Argument(help="A study's YAML or TOML file, or the name of a shipped study."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as train.lr=1e-3.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the texts; else FASTGROW_DATA, or where the file is."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; else runs/study-NAME.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds instead of the study's: 1,2,3.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes at once, each of one thread.")] = 1,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Go on in a folder of a study of other settings.")
+    ] = False,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print the table of a study's results, run nothing.")
+    ] = False,
+) -> None:
+    """Run a study; the same command again goes on where it stopped.
+
+    With --table, the argument is a results.json or the folder that holds it, and its table of bits
+    per character is printed as Markdown.
+    """
+    if table:
+        from fastgrow.study.results import read_results
+        from fastgrow.study.tables import bits_table, markdown
+
+        typer.echo(markdown(bits_table(read_results(Path(config)))), nl=False)
+        return
+    with resumable():
+        from fastgrow.cli.settings import read_study
+        from fastgrow.study import run_study
+
+        path, settings = read_study(config, overrides or [])
+        root = data or (Path(os.environ["FASTGROW_DATA"]) if "FASTGROW_DATA" in os.environ else None)
+        run_study(
+            settings,
+            out or Path("runs") / f"study-{settings.name}",
+            folders=[path.parent] if root is None else [root, path.parent],
+            seeds=None if seeds is None else _numbers(seeds),
+            jobs=jobs,
+            extend=extend,
+        )
+
+
+def _numbers(text: str) -> list[int]:
+    from fastgrow.errors import ConfigError
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds: expected numbers such as 1,2,3, got {text!r}") from None

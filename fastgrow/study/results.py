@@ -1,0 +1,112 @@
+"""results.json: what a study's finished runs came to, small enough to be committed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastgrow import _files
+from fastgrow.study.compose import baseline_bits
+from fastgrow.study.plan import Study
+
+RESULTS = "results.json"
+MIX = "mix"
+_DIGITS = 5
+
+
+def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
+    """Everything that is finished of the study for the seeds, as JSON values.
+
+    Bits per character are given for each text and, under "mix", for all of them together, where
+    each text counts by its length.
+    """
+    settings = study.settings
+    some = next(iter(settings.trainings.values()))
+    corpus = study.corpus(some)
+    characters = {name: corpus.text(name).test.n_characters for name in settings.evaluate}
+    trainings: dict[str, dict[str, Any]] = {}
+    for name in settings.trainings:
+        trainings[name] = {}
+        for seed in seeds:
+            run = study.run(name, seed)
+            if not run.result.exists():
+                continue
+            record = _files.read_json(run.result)
+            for stage in record["stages"]:
+                stage["bits"] = _with_mix(stage["bits"], characters)
+            trainings[name][str(seed)] = {
+                key: record[key] for key in ("key", "stages", "process_seconds", "curve")
+            }
+    ensembles: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, ensemble in settings.ensembles.items():
+        ensembles[name] = {rule: {} for rule in ensemble.rules}
+        for seed in seeds:
+            for rule, path in study.composition(name, seed).results.items():
+                if path.exists():
+                    record = _files.read_json(path)
+                    ensembles[name][rule][str(seed)] = {
+                        "taken": record["taken"],
+                        "parameters": record["parameters"],
+                        "bits": _with_mix(record["bits"], characters),
+                    }
+    baselines = {
+        name: _with_mix(bits, characters)
+        for name, bits in baseline_bits(corpus, settings.evaluate).items()
+    }
+    content = {
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "seeds": list(seeds),
+        "vocabulary": len(corpus.substrate),
+        "substrate": corpus.substrate.fingerprint,
+        "test_characters": characters,
+        "baselines": baselines,
+        "trainings": trainings,
+        "ensembles": ensembles,
+    }
+    return _rounded(content)
+
+
+def write_results(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
+    """Collect and write results.json into the study's folder."""
+    content = collect(study, seeds)
+    _files.write_text(study.out / RESULTS, compact_json(content))
+    return content
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results in a file, or in a study's folder.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    return _files.read_json(path / RESULTS if path.is_dir() else path)
+
+
+def _with_mix(bits: Mapping[str, float], characters: Mapping[str, int]) -> dict[str, float]:
+    whole = sum(characters[name] for name in bits)
+    return {**bits, MIX: sum(bits[name] * characters[name] for name in bits) / whole}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if abs(value) < 1e5 else round(value)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def compact_json(value: Any, indent: str = "") -> str:
+    """JSON with a line for each entry of the outer objects, and short ones on one line."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict) or len(indent) + len(flat) <= 100:
+        return flat if indent else flat + "\n"
+    inner = indent + " "
+    lines = [
+        f"{inner}{json.dumps(key)}: {compact_json(item, inner)}" for key, item in value.items()
+    ]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}" + ("" if indent else "\n")

@@ -1,0 +1,98 @@
+"""Running a study: its jobs, then its results and their page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastgrow.study.page import write_page
+from fastgrow.study.plan import Study
+from fastgrow.study.pool import Job, run_jobs, worker
+from fastgrow.study.record import claim_study
+from fastgrow.study.results import write_results
+from fastgrow.study.settings import StudySettings
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """A finished study: its folder and its results, as in results.json."""
+
+    out: Path
+    results: Mapping[str, Any]
+
+
+def run_study(
+    settings: StudySettings,
+    out: Path,
+    *,
+    folders: Sequence[Path] = (),
+    seeds: Sequence[int] | None = None,
+    jobs: int = 1,
+    extend: bool = False,
+    quiet: bool = False,
+) -> StudyReport:
+    """Run what is not finished of a study, then write results.json, report.md and report.html.
+
+    Every run is in a folder that is named by a hash of all that decides it: what is finished stays
+    and is used again. A study that was stopped goes on where it was.
+
+    Args:
+        settings: the study.
+        out: its folder.
+        folders: where the texts' files are looked up.
+        seeds: instead of the study's.
+        jobs: processes at once, each of one thread.
+        extend: go on in the folder of a study of other settings, see `claim_study`.
+        quiet: print nothing.
+
+    Raises:
+        ConfigError: `out` holds a study of other settings, or a file of a text is missing.
+        Interrupted: the user stopped it; the same call goes on.
+        FastgrowError: a run failed.
+    """
+    if seeds is not None:
+        settings = replace(settings, seeds=list(seeds))
+    study = claim_study(settings, folders, out, extend=extend)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)
+
+    todo = plan_jobs(study)
+    say(f"{settings.name}: {len(todo)} jobs to do, in {out}")
+    run_jobs(todo, jobs, say)
+    results = write_results(study, settings.seeds)
+    write_page(results, out)
+    say(f"report: {out / 'report.html'}")
+    return StudyReport(out, results)
+
+
+def plan_jobs(study: Study) -> list[Job]:
+    """What is not finished, seed after seed; for each, ensembles after their experts."""
+    settings, jobs = study.settings, list[Job]()
+    out = str(study.out)
+    for training in settings.trainings.values():
+        # Encoded here once, where several workers would do so at the same time.
+        corpus = study.corpus(training)
+        for text in training.texts:
+            corpus.text(text, training.part)
+        for text in settings.evaluate:
+            corpus.text(text)
+        corpus.tuning(settings.evaluate)
+    for seed in settings.seeds:
+        labels = {name: f"{name}, seed {seed}" for name in settings.trainings}
+        for name, label in labels.items():
+            run = study.run(name, seed)
+            if not run.result.exists():
+                command = worker(out, "training", name, str(seed))
+                jobs.append(Job(label, command, run.folder / "log.txt"))
+        for name, ensemble in settings.ensembles.items():
+            paths = study.composition(name, seed).results.values()
+            if not all(path.exists() for path in paths):
+                command = worker(out, "ensemble", name, str(seed))
+                needs = frozenset(labels[expert] for expert in ensemble.experts)
+                log = study.out / "ensembles" / f"{name}-{seed}.log"
+                jobs.append(Job(f"ensemble {name}, seed {seed}", command, log, needs))
+    return jobs
