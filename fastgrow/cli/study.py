@@ -49,7 +49,9 @@ def study(
         from fastgrow.study import run_study
 
         path, settings = read_study(config, overrides or [])
-        root = data or (Path(os.environ["FASTGROW_DATA"]) if "FASTGROW_DATA" in os.environ else None)
+        root = data or (
+            Path(os.environ["FASTGROW_DATA"]) if "FASTGROW_DATA" in os.environ else None
+        )
         run_study(
             settings,
             out or Path("runs") / f"study-{settings.name}",

@@ -2,6 +2,15 @@
 
 from fastgrow.report.heat_strip import write_heat_strip
 from fastgrow.report.page import Report, table_text
-from fastgrow.report.plots import Curve, growth_curves, matrix, study_curves
+from fastgrow.report.plots import Curve, Unit, growth_curves, matrix, study_curves
 
-__all__ = ["Curve", "Report", "growth_curves", "matrix", "study_curves", "table_text", "write_heat_strip"]
+__all__ = [
+    "Curve",
+    "Report",
+    "Unit",
+    "growth_curves",
+    "matrix",
+    "study_curves",
+    "table_text",
+    "write_heat_strip",
+]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+Unit = Literal["tokens", "flops"]
+
+
 @dataclass(frozen=True)
 class Curve:
     """One run's validation curve: bits per character against tokens trained on."""
@@ -48,7 +51,7 @@ def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None
 
 def study_curves(
     panels: Mapping[str, Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]],
-    unit: Literal["tokens", "flops"],
+    unit: Unit,
     path: Path,
 ) -> None:
     """A panel for each mix of texts, a colour for each training, a line for each of its seeds.

@@ -68,9 +68,7 @@ def _fitted(
 
         def tuning_bits(rule: Rule) -> float:
             ensemble.reweight(rule)
-            return mixed(
-                bits_per_character(ensemble, part) for part, _ in tuning.validation.parts
-            )
+            return mixed(bits_per_character(ensemble, part) for part, _ in tuning.validation.parts)
 
         ensemble.reweight(min((make_rule(c, names) for c in settings.choose), key=tuning_bits))
         return ensemble

@@ -29,7 +29,8 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
     page.paragraph("Bits per character on the mix after the stage that ends at a depth.")
     page.table(*depth_table(results))
     page.heading("Learning curves")
-    for measure, axis in ((0, "tokens"), (1, "flops")):
+    axes: tuple[report.Unit, ...] = ("tokens", "flops")
+    for measure, axis in enumerate(axes):
         name = f"curves-{axis}.png"
         report.study_curves(_curves(results, measure), axis, out / name)
         page.figure(name, f"Validation bits per character against {axis}; each line is a seed")

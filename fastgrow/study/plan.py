@@ -183,7 +183,9 @@ class Study:
 def _scaled(schedule: GrowthSchedule, factor: float) -> GrowthSchedule:
     if factor == 1:
         return schedule
-    stages = [replace(stage, tokens=max(1, round(stage.tokens * factor))) for stage in schedule.stages]
+    stages = [
+        replace(stage, tokens=max(1, round(stage.tokens * factor))) for stage in schedule.stages
+    ]
     return GrowthSchedule(stages)
 
 

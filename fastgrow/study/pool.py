@@ -93,9 +93,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> N
         )
 
 
-def _begin(
-    waiting: list[Job], running: list[_Running], unfinished: set[str], at_once: int
-) -> None:
+def _begin(waiting: list[Job], running: list[_Running], unfinished: set[str], at_once: int) -> None:
     for job in list(waiting):
         if len(running) >= at_once:
             return

@@ -12,7 +12,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def mean_sd(values: Sequence[float], digits: int = 2) -> str:
-    """"1.23 ± 0.04" with the sample's standard deviation; one value stands alone, none is "—"."""
+    """ "1.23 ± 0.04" with the sample's standard deviation; one value stands alone, none is "—"."""
     if not values:
         return "—"
     mean = f"{statistics.fmean(values):.{digits}f}"
@@ -101,7 +101,7 @@ def _told(taken: Mapping[str, Any]) -> str:
     for name, value in taken.items():
         if isinstance(value, Mapping):
             parts.append(f"{name} {', '.join(f'{v:.2f}' for v in value.values())}")
-        elif name != "kind" and value is not None and not isinstance(value, list | tuple):
+        elif name in ("against", "strength"):
             parts.append(f"{name} {value}")
     return "; ".join(parts)
 

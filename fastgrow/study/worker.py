@@ -1,6 +1,6 @@
 """One run or one ensemble of a study, in a process of its own.
 
-    python -m fastgrow.study.worker STUDY_FOLDER training|ensemble NAME SEED
+python -m fastgrow.study.worker STUDY_FOLDER training|ensemble NAME SEED
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -97,7 +96,7 @@ def _curve(run: Run, flops: list[float]) -> list[list[float]]:
 
 @contextmanager
 def _sole(path: Path) -> Iterator[None]:
-    """Hold a lock that another process finds taken; it is gone with this process, however it ends."""
+    """Hold a lock; it is gone with this process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
