@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,7 @@ from fastgrow.nn.config import DecoderConfig
 from fastgrow.nn.embedding import FrozenEmbedding
 from fastgrow.nn.generate import GenerationMixin
 from fastgrow.nn.head import LMHead
+from fastgrow.nn.insertion import copied_blocks, insertion_indices
 from fastgrow.nn.language_model import SubstrateLike
 from fastgrow.nn.norm import make_norm
 from fastgrow.nn.rotary import RotaryTable
@@ -98,24 +101,73 @@ class Decoder(GenerationMixin, nn.Module):
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The vectors that the head reads, [B, T, d_model]; arguments and errors as `forward`."""
+        past = 0 if cache is None else cache.length
+        self._check_ids(ids, past)
+        if cache is not None:
+            cache.begin(ids, self.n_layer)
+        x = self._through(self.embedding(ids), 0, self.n_layer, cache)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return self.final_norm(x)
+
+    def trunk(self, ids: Tensor, n: int) -> Tensor:
+        """What the lowest `n` blocks make of `ids` [B, T]: [B, T, d_model].
+
+        `hidden_from(trunk(ids, n), n)` is `hidden(ids)`, bit for bit.
+
+        Raises:
+            ArgumentError: as `forward`, or there are fewer than n blocks.
+        """
+        self._check_ids(ids, past=0)
+        self._check_trunk(n)
+        return self._through(self.embedding(ids), 0, n)
+
+    def hidden_from(self, x: Tensor, n: int) -> Tensor:
+        """The vectors that the head reads, from the output `x` [B, T, d_model] of `trunk(…, n)`.
+
+        Raises:
+            ArgumentError: x is of another shape or too long, or there are fewer than n blocks.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.config.d_model or x.shape[1] > self.max_seq_len:
+            expected = f"[B, at most {self.max_seq_len}, {self.config.d_model}]"
+            raise ArgumentError(f"Decoder: x must be of shape {expected}, got {describe(x)}")
+        self._check_trunk(n)
+        return self.final_norm(self._through(x, n, self.n_layer))
+
+    def loss_from(
+        self,
+        x: Tensor,
+        n: int,
+        targets: Tensor,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """As `loss`, from the output `x` [B, T, d_model] of `trunk(ids, n)`."""
+        return self.lm_head.loss(
+            self.hidden_from(x, n), targets, ignore_index=ignore_index, reduction=reduction
+        )
+
+    def _through(self, x: Tensor, first: int, last: int, cache: KVCache | None = None) -> Tensor:
+        """Through the blocks first … last − 1."""
+        past = 0 if cache is None else cache.length
+        rope = self.rope(past + x.shape[1])
+        for index in range(first, last):
+            x = self.blocks[index](x, rope, None if cache is None else cache.layers[index])
+        return x
+
+    def _check_ids(self, ids: Tensor, past: int) -> None:
         if ids.dim() != 2:
             raise ArgumentError(f"Decoder: ids must be of shape [B, T], got {describe(ids)}")
-        past = 0 if cache is None else cache.length
-        end = past + ids.shape[1]
-        if end > self.max_seq_len:
+        if past + ids.shape[1] > self.max_seq_len:
             raise ArgumentError(
                 f"Decoder: max_seq_len is {self.max_seq_len} tokens, got {ids.shape[1]}"
                 + (f" after {past} in the cache" if past else "")
             )
-        if cache is not None:
-            cache.begin(ids, self.n_layer)
-        x = self.embedding(ids)
-        rope = self.rope(end)
-        for index, block in enumerate(self.blocks):
-            x = block(x, rope, None if cache is None else cache.layers[index])
-        if cache is not None:
-            cache.advance(ids.shape[1])
-        return self.final_norm(x)
+
+    def _check_trunk(self, n: int) -> None:
+        if not 0 <= n <= self.n_layer:
+            raise ArgumentError(f"Decoder: there are {self.n_layer} blocks, got a trunk of {n}")
 
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
@@ -138,38 +190,73 @@ class Decoder(GenerationMixin, nn.Module):
     def append_blocks(
         self,
         n: int,
-        init: Literal["random", "identity"] = "random",
+        init: Literal["random", "identity", "copy"] = "random",
         *,
         generator: torch.Generator | None = None,
     ) -> range:
-        """Stack new blocks on top.
+        """Stack new blocks on top: `insert_blocks` without `at`.
+
+        Returns:
+            The new blocks' indices in `blocks`.
+        """
+        first = self.n_layer
+        self.insert_blocks(n, init=init, generator=generator)
+        return range(first, self.n_layer)
+
+    def insert_blocks(
+        self,
+        n: int,
+        at: Sequence[int] | None = None,
+        init: Literal["random", "identity", "copy"] = "random",
+        *,
+        copy_of: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[int, ...]:
+        """Put new blocks into the stack.
 
         Args:
             n: how many.
-            init: `random`, or `identity` for blocks that at first pass their input through, so that
-                the logits stay what they were, bit for bit.
+            at: for each new block the index of the old block it goes before, ascending; None is on
+                top.
+            init: `random`; `identity` for blocks that at first pass their input through, so that
+                the logits stay what they were, bit for bit; or `copy` for copies of old blocks.
+            copy_of: for `copy`, the old block that each new one copies; None for those below its
+                place (`fastgrow.nn.insertion.copied_blocks`).
             generator: source of randomness; torch's global one without.
 
         Returns:
             The new blocks' indices in `blocks`.
 
         Raises:
-            ConfigError: n is negative or `init` unknown.
+            ConfigError: n is negative, `init` unknown, or an index out of range.
         """
         if n < 0:
-            raise ConfigError(f"append_blocks: n must be 0 or more, got {n}")
-        if init not in ("random", "identity"):
-            raise ConfigError(f"append_blocks: init must be 'random' or 'identity', got {init!r}")
-        first, depth = self.n_layer, self.n_layer + n
-        like = self.lm_head.weight
-        for _ in range(n):
-            block = Block(self.config, device=like.device, dtype=like.dtype)
-            block.initialise(self.config.init_std, depth, generator)
+            raise ConfigError(f"insert_blocks: n must be 0 or more, got {n}")
+        if init not in ("random", "identity", "copy"):
+            raise ConfigError(
+                f"insert_blocks: init must be 'random', 'identity' or 'copy', got {init!r}"
+            )
+        if copy_of is not None and init != "copy":
+            raise ConfigError(f"insert_blocks: copy_of goes with init 'copy', got {init!r}")
+        old, depth = list(self.blocks), self.n_layer + n
+        indices = insertion_indices(len(old), n, at)
+        sources = copied_blocks(len(old), n, at, copy_of) if init == "copy" else ()
+        for i, index in enumerate(indices):
+            if init == "copy":
+                block = copy.deepcopy(old[sources[i]])
+            else:
+                block = self._fresh_block(depth, generator)
             if init == "identity":
                 block.make_identity()
-            self.blocks.append(block.train(self.training))
+            self.blocks.insert(index, block)
         self.config = dataclasses.replace(self.config, n_layer=depth)
-        return range(first, depth)
+        return indices
+
+    def _fresh_block(self, depth: int, generator: torch.Generator | None) -> Block:
+        like = self.lm_head.weight
+        block = Block(self.config, device=like.device, dtype=like.dtype)
+        block.initialise(self.config.init_std, depth, generator)
+        return block.train(self.training)
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
         """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""

@@ -25,7 +25,7 @@ def test_equal_stages() -> None:
     [
         (lambda: GrowthSchedule([]), "at least one stage, got none"),
         (lambda: GrowthSchedule.blocks(0, tokens=5), "at least 1 stage, got 0"),
-        (lambda: Stage(blocks=0), r"Stage\.blocks: expected at least 1, got 0"),
+        (lambda: Stage(blocks=0), r"Stage\.blocks: 0 goes with lora.*expected at least 1 without"),
         (lambda: Stage(tokens=0), r"Stage\.tokens: expected at least 1, got 0"),
         (lambda: Stage(lr=-1.0), r"Stage\.lr: expected a positive number"),
         (lambda: Stage(insertion="middle"), r"Stage\.insertion: expected 'random' or"),  # type: ignore[arg-type]
