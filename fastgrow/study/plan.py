@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,11 @@ class Run:
         return self.train.seed
 
     @property
+    def seq_len(self) -> int:
+        """T of the run's windows."""
+        return self.train.seq_len or self.model.max_seq_len
+
+    @property
     def result(self) -> Path:
         """The file that stands there when the run is finished."""
         return self.folder / "result.json"
@@ -71,6 +76,10 @@ class Composition:
     experts: tuple[Run, ...]
     rules: dict[str, RuleSettings]
     results: dict[str, Path]
+
+    @property
+    def finished(self) -> bool:
+        return all(path.exists() for path in self.results.values())
 
 
 class Study:
@@ -126,10 +135,10 @@ class Study:
         )
         key = _hash(
             {
-                "model": _stated(model),
+                "model": stated(model),
                 "substrate": substrate.fingerprint,
-                "stages": [_stated(stage) for stage in plan.schedule.stages],
-                "train": {**_stated(train), "log_every": None, "checkpoint_every": None},
+                "stages": [stated(stage) for stage in plan.schedule.stages],
+                "train": {**stated(train), "log_every": None, "checkpoint_every": None},
                 "texts": {text: [w, self._digests[text]] for text, w in training.texts.items()},
                 "part": training.part,
                 "evaluate": self._evaluated,
@@ -147,7 +156,7 @@ class Study:
             key = _hash(
                 {
                     "experts": [[run.name, run.key] for run in experts],
-                    "rule": _stated(what),
+                    "rule": stated(what),
                     "evaluate": self._evaluated,
                 }
             )
@@ -189,17 +198,22 @@ def _scaled(schedule: GrowthSchedule, factor: float) -> GrowthSchedule:
     return GrowthSchedule(stages)
 
 
-def _stated(value: Any) -> dict[str, Any]:
-    """A dataclass's fields that differ from their defaults.
+def stated(value: Any) -> Any:
+    """JSON values of dataclasses, without the fields that have their defaults.
 
-    So a hash stays what it was when the class gets a new field that changes nothing by default.
+    So a hash and a record stay what they were when a class gets a new field that changes nothing.
     """
-    plain = dataclasses.asdict(value)
-    return {
-        field.name: plain[field.name]
-        for field in dataclasses.fields(value)
-        if field.default is dataclasses.MISSING or getattr(value, field.name) != field.default
-    }
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: stated(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.default is dataclasses.MISSING or getattr(value, field.name) != field.default
+        }
+    if isinstance(value, Mapping):
+        return {name: stated(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [stated(item) for item in value]
+    return value
 
 
 def _hash(value: Any) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastgrow import _files
 from fastgrow.errors import ConfigError
-from fastgrow.study.plan import Study
+from fastgrow.study.plan import Study, stated
 from fastgrow.study.settings import StudySettings, changed
 
 RECORD = "study.json"
@@ -35,10 +33,9 @@ def claim_study(
         ConfigError: the folder holds a study of other settings, and `extend` is not set.
     """
     path = out / RECORD
-    plain = _plain(settings)
+    plain = stated(settings)
     if path.exists():
-        there = _files.read_json(path)["settings"]
-        difference = _difference(there, plain)
+        difference = _difference(stated(read_record(out).settings), plain)
         if difference and not extend:
             raise ConfigError(
                 f"{out}: holds a study of other settings: {difference}. Choose another folder, go "
@@ -58,10 +55,6 @@ def read_record(out: Path) -> Study:
     record = _files.read_json(out / RECORD)
     settings = changed(StudySettings, str(out / RECORD), record["settings"])
     return Study(settings, [Path(folder) for folder in record["folders"]], out)
-
-
-def _plain(settings: StudySettings) -> Any:
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def _difference(there: Any, here: Any, place: str = "") -> str:

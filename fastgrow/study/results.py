@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastgrow import _files
 from fastgrow.study.compose import baseline_bits
-from fastgrow.study.plan import Study
+from fastgrow.study.cost import forward_flops, stage_flops
+from fastgrow.study.plan import Run, Study, stated
 
 RESULTS = "results.json"
 MIX = "mix"
@@ -29,17 +31,10 @@ def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
     characters = {name: corpus.text(name).test.n_characters for name in settings.evaluate}
     trainings: dict[str, dict[str, Any]] = {}
     for name in settings.trainings:
-        trainings[name] = {}
-        for seed in seeds:
-            run = study.run(name, seed)
-            if not run.result.exists():
-                continue
-            record = _files.read_json(run.result)
-            for stage in record["stages"]:
-                stage["bits"] = _with_mix(stage["bits"], characters)
-            trainings[name][str(seed)] = {
-                key: record[key] for key in ("key", "stages", "process_seconds", "curve")
-            }
+        runs = [study.run(name, seed) for seed in seeds]
+        trainings[name] = {
+            str(run.seed): _training(run, characters) for run in runs if run.result.exists()
+        }
     ensembles: dict[str, dict[str, dict[str, Any]]] = {}
     for name, ensemble in settings.ensembles.items():
         ensembles[name] = {rule: {} for rule in ensemble.rules}
@@ -57,7 +52,7 @@ def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
         for name, bits in baseline_bits(corpus, settings.evaluate).items()
     }
     content = {
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "settings": stated(settings),
         "seeds": list(seeds),
         "vocabulary": len(corpus.substrate),
         "substrate": corpus.substrate.fingerprint,
@@ -67,6 +62,30 @@ def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
         "ensembles": ensembles,
     }
     return _rounded(content)
+
+
+def _training(run: Run, characters: Mapping[str, int]) -> dict[str, Any]:
+    """A finished run's record, with what it cost."""
+    record = _files.read_json(run.result)
+    stages = record["stages"]
+    per_token = stage_flops(run.model, run.plan, run.seq_len)
+    ends, spent = [0], [0.0]
+    for stage, flops in zip(stages, per_token, strict=True):
+        stage["bits"] = _with_mix(stage["bits"], characters)
+        stage["flops"] = flops * stage["tokens"]
+        ends.append(ends[-1] + stage["tokens"])
+        spent.append(spent[-1] + stage["flops"])
+    return {
+        "key": record["key"],
+        "stages": stages,
+        "process_seconds": record["process_seconds"],
+        "forward_flops": forward_flops(run.model, stages[-1]["depth"], run.seq_len),
+        # Tokens, operations, bits a character; a stage's operations grow in a line.
+        "curve": [
+            [tokens, float(np.interp(tokens, ends, spent)), bits]
+            for tokens, bits in record["curve"]
+        ],
+    }
 
 
 def write_results(study: Study, seeds: Sequence[int]) -> dict[str, Any]:

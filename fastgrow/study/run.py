@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgrow.study.page import write_page
-from fastgrow.study.plan import Study
+from fastgrow.study.plan import Composition, Study
 from fastgrow.study.pool import Job, run_jobs, worker
 from fastgrow.study.record import claim_study
 from fastgrow.study.results import write_results
@@ -82,17 +82,30 @@ def plan_jobs(study: Study) -> list[Job]:
             corpus.text(text)
         corpus.tuning(settings.evaluate)
     for seed in settings.seeds:
-        labels = {name: f"{name}, seed {seed}" for name in settings.trainings}
-        for name, label in labels.items():
+        ensembles = [study.composition(name, seed) for name in settings.ensembles]
+        planned = set[str]()
+        for name in settings.trainings:
             run = study.run(name, seed)
+            planned.add(name)
             if not run.result.exists():
                 command = worker(out, "training", name, str(seed))
-                jobs.append(Job(label, command, run.folder / "log.txt"))
-        for name, ensemble in settings.ensembles.items():
-            paths = study.composition(name, seed).results.values()
-            if not all(path.exists() for path in paths):
-                command = worker(out, "ensemble", name, str(seed))
-                needs = frozenset(labels[expert] for expert in ensemble.experts)
-                log = study.out / "ensembles" / f"{name}-{seed}.log"
-                jobs.append(Job(f"ensemble {name}, seed {seed}", command, log, needs))
+                jobs.append(Job(_label(name, seed), command, run.folder / "log.txt"))
+            # Each ensemble as soon as its last expert is planned: the first results come early.
+            due = [c for c in ensembles if {run.name for run in c.experts} <= planned]
+            ensembles = [c for c in ensembles if c not in due]
+            jobs += [_ensemble_job(study, c) for c in due if not c.finished]
     return jobs
+
+
+def _label(training: str, seed: int) -> str:
+    return f"{training}, seed {seed}"
+
+
+def _ensemble_job(study: Study, composition: Composition) -> Job:
+    name, seed = composition.name, composition.seed
+    return Job(
+        f"ensemble {name}, seed {seed}",
+        worker(str(study.out), "ensemble", name, str(seed)),
+        study.out / "ensembles" / f"{name}-{seed}.log",
+        frozenset(_label(run.name, seed) for run in composition.experts),
+    )

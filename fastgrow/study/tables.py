@@ -55,7 +55,16 @@ def depth_table(results: Mapping[str, Any]) -> Table:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """What the trainings cost: tokens, operations, process seconds, parameters."""
+    """What trainings cost, and what each model costs at every token that it reads."""
+    header = [
+        "cost",
+        "training, thousand tokens",
+        "training, TFLOP",
+        "training, process seconds",
+        "active at most, thousand",
+        "parameters, thousand",
+        "reading a token, MFLOP",
+    ]
     rows = []
     for name, by_seed in results["trainings"].items():
         runs = list(by_seed.values())
@@ -70,16 +79,9 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 mean_sd([run["process_seconds"] for run in runs], 0),
                 f"{max(stage['active_parameters'] for stage in stages) / 1e3:,.0f}",
                 f"{stages[-1]['total_parameters'] / 1e3:,.0f}",
+                f"{runs[0]['forward_flops'] / 1e6:.2f}",
             ]
         )
-    header = [
-        "training",
-        "thousand tokens",
-        "TFLOP",
-        "process seconds",
-        "most active parameters, thousand",
-        "all parameters, thousand",
-    ]
     return header, rows
 
 
@@ -89,7 +91,7 @@ def taken_table(results: Mapping[str, Any]) -> Table:
     for ensemble, rules in results["ensembles"].items():
         fitted = results["settings"]["ensembles"][ensemble]["rules"]
         for rule, by_seed in rules.items():
-            if fitted[rule]["choose"] is None and fitted[rule]["tune"] is None:
+            if not {"choose", "tune"} & fitted[rule].keys():
                 continue
             for seed, measured in by_seed.items():
                 rows.append([f"{ensemble}: {rule}", seed, _told(measured["taken"])])

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from fastgrow.errors import ConfigError, FastgrowError, Interrupted
 from fastgrow.growth import grow
 from fastgrow.nn import Decoder
 from fastgrow.study.compose import compose
-from fastgrow.study.cost import stage_flops
 from fastgrow.study.plan import Run, Study
 from fastgrow.study.record import read_record
 
@@ -48,8 +46,6 @@ def train(study: Study, run: Run, *, quiet: bool = False) -> None:
             name=f"{run.name}, seed {run.seed}",
             quiet=quiet,
         )
-    seq_len = run.train.seq_len or run.model.max_seq_len
-    flops = stage_flops(run.model, run.plan, seq_len)
     _files.write_json(
         run.result,
         {
@@ -61,37 +57,26 @@ def train(study: Study, run: Run, *, quiet: bool = False) -> None:
                 {
                     "depth": stage.depth,
                     "tokens": stage.tokens,
-                    "flops": per_token * stage.tokens,
                     "active_parameters": stage.active_parameters,
                     "total_parameters": stage.total_parameters,
                     "seconds": round(stage.seconds, 1),
                     "bits": {name: stage.bits[name] for name in study.settings.evaluate},
                 }
-                for stage, per_token in zip(result.stages, flops, strict=True)
+                for stage in result.stages
             ],
             "process_seconds": _files.read_json(run.folder / "seconds.json"),
-            "curve": _curve(run, flops),
+            "curve": _curve(run),
         },
     )
 
 
-def _curve(run: Run, flops: list[float]) -> list[list[float]]:
-    """[tokens, operations, validation bits a character] along the run, from its log."""
-    seq_len = run.train.seq_len or run.model.max_seq_len
-    per_step = run.train.batch_size * run.train.accumulate * seq_len
-    steps = [run.train.steps_for(stage.tokens, seq_len) for stage in run.plan.schedule.stages]
-    ends = [0, *accumulate(steps)]
-    spent = [0.0, *accumulate(n * per_step * f for n, f in zip(steps, flops, strict=True))]
+def _curve(run: Run) -> list[list[float]]:
+    """[tokens, validation bits a character] along the run, from its log."""
+    per_step = run.train.batch_size * run.train.accumulate * run.seq_len
+    key = "validation_bits_per_character"
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    points = []
-    for row in map(json.loads, lines):
-        if "validation_bits_per_character" not in row:
-            continue
-        step, bits = row["global_step"], row["validation_bits_per_character"]
-        stage = next(i for i in range(len(steps)) if step <= ends[i + 1])
-        cost = spent[stage] + (step - ends[stage]) * per_step * flops[stage]
-        points.append([step * per_step, cost, bits])
-    return points
+    rows = [row for row in map(json.loads, lines) if key in row]
+    return [[row["global_step"] * per_step, row[key]] for row in rows]
 
 
 @contextmanager
