@@ -17,6 +17,7 @@ from fastgrow.study.plan import Run, Study, stated
 RESULTS = "results.json"
 MIX = "mix"
 _DIGITS = 5
+_LINE = 100
 
 
 def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
@@ -120,12 +121,20 @@ def _rounded(value: Any) -> Any:
 
 
 def compact_json(value: Any, indent: str = "") -> str:
-    """JSON with a line for each entry of the outer objects, and short ones on one line."""
+    """JSON with a line for each entry of objects, and for each object of lists, that are long."""
     flat = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, dict) or len(indent) + len(flat) <= 100:
-        return flat if indent else flat + "\n"
+    end = "" if indent else "\n"
     inner = indent + " "
-    lines = [
-        f"{inner}{json.dumps(key)}: {compact_json(item, inner)}" for key, item in value.items()
-    ]
-    return "{\n" + ",\n".join(lines) + f"\n{indent}}}" + ("" if indent else "\n")
+    if len(indent) + len(flat) > _LINE and isinstance(value, dict):
+        lines = [f"{json.dumps(key)}: {compact_json(item, inner)}" for key, item in value.items()]
+        first, last = "{}"
+    elif len(indent) + len(flat) > _LINE and _holds_objects(value):
+        lines = [compact_json(item, inner) for item in value]
+        first, last = "[]"
+    else:
+        return flat + end
+    return f"{first}\n{inner}" + f",\n{inner}".join(lines) + f"\n{indent}{last}{end}"
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)

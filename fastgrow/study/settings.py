@@ -38,8 +38,8 @@ class DocumentSettings:
     """How files become documents, and how much of a text is kept from training.
 
     Attributes:
-        characters: consecutive lines of a file are joined into documents of at least this many, line
-            ends included.
+        characters: consecutive lines of a file are joined into documents of at least this many,
+            line ends included.
         validation, test, tuning: characters of each text, at least, that pick the best weights of a
             stage, that are measured, and that rules of composition are fitted to.
     """
