@@ -14,6 +14,7 @@ from fastgrow.cli import (
     grow,
     info,
     inspect,
+    plan,
     study,
     substrate,
 )
@@ -29,6 +30,7 @@ app.command("demo")(demo.demo)
 app.add_typer(substrate.app, name="substrate")
 app.add_typer(data.app, name="data")
 app.command("grow")(grow.grow)
+app.command("plan")(plan.plan)
 app.add_typer(compose.app, name="compose")
 app.command("evaluate")(evaluate.evaluate)
 app.command("study")(study.study)

@@ -117,6 +117,11 @@ class GrowthSettings:
     train: TrainConfig = field(default_factory=TrainConfig)
     cache: str = "runs/tokens"
 
+    @property
+    def states_sizes(self) -> bool:
+        """Whether the file says how large vocabulary and table are."""
+        return self.model.vocab_size != _FROM_SUBSTRATE and self.model.n_embed is not None
+
     def model_config(self, substrate: Substrate) -> DecoderConfig:
         """The model's configuration on `substrate`.
 

@@ -1,7 +1,8 @@
 """Growth: schedule → stage → freeze → stack, with a state that survives being stopped anywhere."""
 
 from fastgrow.growth.active import StageShape, stage_shape
-from fastgrow.growth.run import GrowthResult, StageResult, grow
+from fastgrow.growth.result import GrowthResult, StageResult
+from fastgrow.growth.run import grow
 from fastgrow.growth.schedule import GrowthSchedule, LoRA, Stage
 from fastgrow.growth.when import Budget, Plateau
 

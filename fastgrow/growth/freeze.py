@@ -7,28 +7,26 @@ import hashlib
 import torch
 from torch import nn
 
+from fastgrow.growth.active import StageShape
 from fastgrow.nn import Decoder
 
 
-def select_active(model: Decoder, first_active_block: int) -> dict[str, nn.Parameter]:
-    """Make blocks from `first_active_block` on, the final norm and the head train; freeze the rest.
-
-    A trainable token table trains while the first block does, and is frozen with it (Growing
-    Transformers §4.1: "one variant trains the table with blocks 1-3, then freezes both").
+def select_active(model: Decoder, shape: StageShape) -> dict[str, nn.Parameter]:
+    """Make what a stage trains require gradients, and freeze the rest.
 
     Returns:
         The active parameters by their name in the state dict, in the model's order.
     """
-    prefixes = [f"blocks.{i}." for i in range(first_active_block, model.n_layer)]
-    prefixes += ["final_norm.", "lm_head."]
-    if first_active_block == 0:
-        prefixes.append("embedding.")
+    prefixes = [f"blocks.{i}." for i in shape.trained]
+    prefixes += ["final_norm."] * shape.final_norm + ["lm_head."] * shape.head
+    prefixes += ["embedding."] * shape.table
     active = {}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(tuple(prefixes)))
+        trains = name.startswith(tuple(prefixes)) or name.endswith((".lora_A", ".lora_B"))
+        parameter.requires_grad_(trains)
         # A gradient left from the last stage would be clipped and counted with the new ones.
         parameter.grad = None
-        if parameter.requires_grad:
+        if trains:
             active[name] = parameter
     return active
 

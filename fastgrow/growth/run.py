@@ -1,7 +1,8 @@
 """Growing a model: for each stage freeze, stack, train; and survive being stopped anywhere.
 
 Source: "Growing Transformers: Modular Composition and Layer-wise Expansion on a Frozen Substrate"
-(arXiv 2507.07129), §3: train the newest blocks and the head, freeze, stack the next, repeat.
+(arXiv 2507.07129), §3: train the newest blocks and the head, freeze, stack the next, repeat; and in
+its third version phases of LoRA in between, merged at their ends.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ from typing import Any
 import torch
 
 from fastgrow import _files
-from fastgrow.errors import FastgrowError, Interrupted
+from fastgrow.errors import ConfigError, FastgrowError, Interrupted
 from fastgrow.evaluation import bits_per_character
+from fastgrow.growth.active import stage_shape
+from fastgrow.growth.boundary import begin_stage, rebuild
 from fastgrow.growth.freeze import frozen_digest, select_active
+from fastgrow.growth.length import Length, stage_length
+from fastgrow.growth.lora import Drift, adapters, merge_lora
+from fastgrow.growth.peft_format import save_adapters
+from fastgrow.growth.result import GrowthResult, StageResult
 from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.growth.when import Plateau
 from fastgrow.nn import Decoder
 from fastgrow.training import (
     Batches,
@@ -36,40 +44,6 @@ from fastgrow.training import (
 )
 
 Text = TokenStream | MixedStream
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What one stage did.
-
-    Attributes:
-        stage: its number, from 1.
-        depth: blocks of the model when it ended.
-        active_parameters, total_parameters: numbers that trained, and all, the table included.
-        tokens: trained on in this stage.
-        seconds: it took, evaluations and checkpoints included.
-        bits: bits per character after the stage, by the name of the text.
-        bits_at_start: on the validation text right after its blocks were stacked, before any
-            training: the spike that the papers describe. None without validation text.
-    """
-
-    stage: int
-    depth: int
-    active_parameters: int
-    total_parameters: int
-    tokens: int
-    seconds: float
-    bits: dict[str, float]
-    bits_at_start: float | None
-
-
-@dataclass(frozen=True)
-class GrowthResult:
-    """The grown model and the record of every stage."""
-
-    model: Decoder
-    stages: list[StageResult]
-    out: Path | None = None
 
 
 @dataclass
@@ -97,15 +71,17 @@ def grow(
     """Grow `model` by `schedule`: stack blocks, train them with the final norm and head, freeze.
 
     Blocks that `model` has already are the first frozen ones. Within a stage the optimizer holds
-    the active parameters and nothing else, and its learning rate warms up and decays anew.
+    the active parameters and nothing else, and its learning rate warms up and decays anew. LoRA is
+    merged into the weights when its stage ends, so that the next one sees a plain model.
 
     Args:
         model: grown in place, on the device where it stands.
         data: `TextData` or `Mixture`; its validation text picks the best weights of each stage.
         schedule: the stages.
         train: how to train; its defaults suit small models.
-        out: folder for checkpoints, logs, the record (`growth.json`) and the model (`model/`).
-            None keeps everything in memory.
+        out: folder for checkpoints, logs, the record (`growth.json`), the model (`model/`) and,
+            in PEFT's format, the LoRA of each stage that had one (`adapters/stage-2/`). None keeps
+            everything in memory.
         resume: `"auto"` goes on with the run that stands in `out`, at the step where it stopped,
             and returns at once if it is finished; `"never"` refuses a folder that holds a run.
         evaluate_on: further texts to measure at every boundary, by name.
@@ -117,7 +93,9 @@ def grow(
         bits as one that was not (on a CPU).
 
     Raises:
-        ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`.
+        ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`; or
+            a stage does not fit the model (`stage_shape`), or waits for a plateau and there is no
+            validation text.
         Interrupted: the user stopped the run (SIGINT or SIGTERM); its state is saved. A second
             signal stops at once, by KeyboardInterrupt, and leaves the last checkpoint.
         FastgrowError: a frozen tensor changed during a stage.
@@ -166,6 +144,13 @@ class _Run:
         self.name = name
         self.quiet = quiet
         self.first_depth = model.n_layer
+        # All of them now: a late stage that cannot be is better refused before the first one.
+        self.shapes = [
+            stage_shape(schedule, index, model.config, self.first_depth)
+            for index in range(len(schedule.stages))
+        ]
+        if self.validation is None and any(isinstance(s.until, Plateau) for s in schedule.stages):
+            raise ConfigError("Stage.until: a plateau needs validation text, and the data has none")
         self.progress = _Progress()
         self.trainer: Trainer | None = None
         # The trainer's state of a stage that was stopped in the middle, until its trainer exists.
@@ -203,7 +188,7 @@ class _Run:
             "kind": "growth",
             "model": config,
             "substrate": None if substrate is None else substrate.fingerprint,
-            "schedule": [asdict(stage) for stage in self.schedule.stages],
+            "schedule": [_stage_settings(stage) for stage in self.schedule.stages],
             "train": self.train.identity(),
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
@@ -222,20 +207,17 @@ class _Run:
     def one_stage(self) -> None:
         """Train the stage that is due, from its beginning or from where it was stopped."""
         index = self.progress.stage
-        stage = self.schedule.stages[index]
+        stage, shape = self.schedule.stages[index], self.shapes[index]
         resumed, self.unfinished = self.unfinished, None
         if resumed is None:
-            # New blocks depend on the seed and the stage alone, not on what ran before, and the
-            # caller's random numbers stay as they were.
-            with torch.random.fork_rng():
-                torch.manual_seed(_stage_seed(self.train.seed, index))
-                self.model.append_blocks(stage.blocks, init=stage.insertion)
+            begin_stage(self.model, stage, shape, _stage_seed(self.train.seed, index))
             if self.validation is not None:
                 self.progress.bits_at_start = self._bits(self.validation)
             self.progress.seconds = 0.0
-        active = select_active(self.model, self.model.n_layer - stage.blocks)
+        active = select_active(self.model, shape)
         frozen = frozen_digest(self.model)
-        self.trainer = self._new_trainer(stage, index, active)
+        length = stage_length(stage, shape, self.model.config, self.train, self._seq_len())
+        self.trainer = self._new_trainer(index, active, length)
         if resumed is not None:
             self.trainer.load_state_dict(resumed)
         self._stop_if_asked()
@@ -245,28 +227,42 @@ class _Run:
             self.progress.seconds = time.perf_counter() - started
             return self._save()
 
-        self.trainer.run(None if self.checkpointer is None else on_checkpoint)
+        trained = self.trainer.run(None if self.checkpointer is None else on_checkpoint)
         if frozen_digest(self.model) != frozen:
             raise FastgrowError(
                 f"stage {index + 1}: a frozen tensor changed during training; "
                 "the model in memory is not to be trusted, the last checkpoint is"
             )
+        drift = self._merge(index)
         self.progress.results.append(
             StageResult(
                 stage=index + 1,
                 depth=self.model.n_layer,
                 active_parameters=sum(p.numel() for p in active.values()),
                 total_parameters=self.model.num_parameters(),
-                tokens=self._tokens(stage),
+                tokens=trained.tokens,
                 seconds=time.perf_counter() - started,
                 bits={name: self._bits(text) for name, text in self.evaluate_on.items()},
                 bits_at_start=self.progress.bits_at_start,
+                rank=shape.rank,
+                drift=None if drift is None else drift.largest,
+                relative_drift=None if drift is None else drift.relative,
+                decision=trained.decision or length.decision,
             )
         )
         self.trainer = None
         self.progress.stage += 1
         self._save()
         self._stop_if_asked()
+
+    def _merge(self, index: int) -> Drift | None:
+        """End a stage's LoRA: keep the adapters as files, put their sums into the weights."""
+        if self.out is not None and adapters(self.model):
+            save_adapters(self.model, self.out / "adapters" / f"stage-{index + 1}")
+        drift = merge_lora(self.model)
+        if drift is not None:
+            self.log.event("merged", drift=drift.largest, relative_drift=drift.relative)
+        return drift
 
     def _stop_if_asked(self) -> None:
         """Act on a signal that came outside the training proper, where all is saved."""
@@ -282,8 +278,9 @@ class _Run:
         )
 
     def _new_trainer(
-        self, stage: Stage, index: int, active: dict[str, torch.nn.Parameter]
+        self, index: int, active: dict[str, torch.nn.Parameter], length: Length
     ) -> Trainer:
+        stage, shape = self.schedule.stages[index], self.shapes[index]
         config = self.train if stage.lr is None else replace(self.train, lr=stage.lr)
         seed = _stage_seed(self.train.seed, index)
         batches = Batches(self.data.train, config.batch_size, self._seq_len(), seed=seed)
@@ -292,7 +289,8 @@ class _Run:
             active,
             batches,
             config,
-            steps=self._steps(stage),
+            steps=length.steps,
+            until=length.rule,
             validation=self.validation,
             log=self.log,
             labels={
@@ -301,6 +299,7 @@ class _Run:
                 "depth": self.model.n_layer,
                 # Beside the parameters the frozen table counts, as in the published totals.
                 "total_parameters": self.model.num_parameters(),
+                **({} if shape.rank is None else {"lora_rank": shape.rank}),
             },
         )
 
@@ -319,15 +318,9 @@ class _Run:
     def _seq_len(self) -> int:
         return self.train.seq_len or self.model.max_seq_len
 
-    def _steps(self, stage: Stage) -> int:
-        return self.train.steps_for(stage.tokens, self._seq_len())
-
-    def _tokens(self, stage: Stage) -> int:
-        per_step = self.train.batch_size * self.train.accumulate * self._seq_len()
-        return self._steps(stage) * per_step
-
     def _global_step(self) -> int:
-        before = sum(self._steps(stage) for stage in self.schedule.stages[: self.progress.stage])
+        per_step = self.train.batch_size * self.train.accumulate * self._seq_len()
+        before = sum(result.tokens for result in self.progress.results) // per_step
         return before + (self.trainer.step if self.trainer is not None else 0)
 
     # -- saving and loading --------------------------------------------------------------------
@@ -350,10 +343,22 @@ class _Run:
         progress["results"] = [StageResult(**result) for result in progress["results"]]
         self.progress = _Progress(**progress)
         self.unfinished = state["trainer"]
-        stages_begun = self.progress.stage + (self.unfinished is not None)
-        for stage in self.schedule.stages[:stages_begun]:
-            self.model.append_blocks(stage.blocks)
+        last = self.progress.stage - (self.unfinished is None)
+        if last >= 0:
+            begun = None if self.unfinished is None else self.schedule.stages[last]
+            rebuild(self.model, begun, self.shapes[last])
         self.model.load_state_dict(state["model"])
+
+
+def _stage_settings(stage: Stage) -> dict[str, Any]:
+    """A stage as JSON values.
+
+    What is left at its default is left out, beyond the fields that stages have always had: a run
+    begun by an earlier version is still known as the same.
+    """
+    usual, always = asdict(Stage()), ("blocks", "tokens", "insertion", "lr")
+    values = asdict(stage)
+    return {name: v for name, v in values.items() if name in always or v != usual[name]}
 
 
 def _stage_seed(seed: int, index: int) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastgrow.errors import ConfigError
 
@@ -67,3 +70,65 @@ class Budget(Until):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"Budget.{name}: expected a positive number, got {value}")
+
+
+class PlateauRule:
+    """Watches the validation loss; state of a running stage.
+
+    Args:
+        plateau: what counts as standing still.
+    """
+
+    def __init__(self, plateau: Plateau) -> None:
+        self.cooldown = plateau.cooldown
+        self._plateau = plateau
+        self._best = math.inf
+        self._since_best: list[list[float]] = []
+
+    def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
+        """The best loss and the steps and losses since, once they are `patience` many."""
+        if validation_loss is None:
+            return None
+        if validation_loss < self._best - self._plateau.min_delta:
+            self._best, self._since_best = validation_loss, []
+            return None
+        self._since_best.append([step, validation_loss])
+        if len(self._since_best) < self._plateau.patience:
+            return None
+        return {"reason": "plateau", "best_loss": self._best, "losses_since": self._since_best}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "since_best": self._since_best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._best = state["best"]
+        self._since_best = [list(pair) for pair in state["since_best"]]
+
+
+class SecondsRule:
+    """Watches the clock; state of a running stage.
+
+    Args:
+        seconds: that the stage may take, its cooldown included.
+        clock: gives seconds.
+    """
+
+    cooldown = 0.1
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._began = clock()
+
+    def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
+        """The time spent, once the steps of the cooldown take what is left."""
+        spent = self._clock() - self._began
+        if spent * (1 + self.cooldown) < self._seconds:
+            return None
+        return {"reason": "seconds", "seconds": spent, "budget": self._seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spent": self._clock() - self._began}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._began = self._clock() - state["spent"]

@@ -42,6 +42,9 @@ class LoRALinear(nn.Module):
         linear: the layer to wrap.
         rank: of the correction, at most the smaller of the layer's widths.
         alpha: factor of the correction times `rank`; None for `rank`.
+        parts: rows of the weight that are layers of their own, such as (queries, keys, values), and
+            get a correction each: `lora_A` is then [parts · rank, in], one part below the other,
+            and the rows of `lora_B` [out, rank] are the parts'. None is one part.
         generator: source of A's randomness; torch's global one without.
         dtype: of A and B; the weight's without. float32 goes with half-precision weights.
 
@@ -49,7 +52,7 @@ class LoRALinear(nn.Module):
         x [..., in] → [..., out].
 
     Raises:
-        ConfigError: the rank is out of range.
+        ConfigError: the rank is out of range, or the parts do not add up.
     """
 
     bias: nn.Parameter | None
@@ -60,11 +63,17 @@ class LoRALinear(nn.Module):
         rank: int,
         alpha: float | None = None,
         *,
+        parts: tuple[int, ...] | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        narrow = min(linear.in_features, linear.out_features)
+        self.parts = (linear.out_features,) if parts is None else parts
+        if sum(self.parts) != linear.out_features:
+            raise ConfigError(
+                f"LoRALinear: parts must add up to {linear.out_features}, got {self.parts}"
+            )
+        narrow = min(linear.in_features, *self.parts)
         if not 1 <= rank <= narrow:
             raise ConfigError(f"LoRALinear: rank must be in [1, {narrow}], got {rank}")
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -74,7 +83,8 @@ class LoRALinear(nn.Module):
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
         device, dtype = linear.weight.device, dtype or linear.weight.dtype
-        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device, dtype=dtype))
+        rows = rank * len(self.parts)
+        self.lora_A = nn.Parameter(torch.empty(rows, self.in_features, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device, dtype=dtype))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
 
@@ -83,10 +93,16 @@ class LoRALinear(nn.Module):
         """Factor of the correction."""
         return self.alpha / self.rank
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A [parts · rank, in] and B [out, parts · rank], whose product is the correction."""
+        if len(self.parts) == 1:
+            return self.lora_A, self.lora_B
+        return self.lora_A, torch.block_diag(*self.lora_B.split(self.parts))
+
     def forward(self, x: Tensor) -> Tensor:
-        return ops.lora_linear(
-            x, self.weight, self.lora_A, self.lora_B, self.bias, scale=self.scale
-        )
+        a, b = self.factors
+        return ops.lora_linear(x, self.weight, a, b, self.bias, scale=self.scale)
 
     @torch.no_grad()
     def merge(self) -> Merged:
@@ -96,7 +112,8 @@ class LoRALinear(nn.Module):
         copied too; the merged layer's parameters require gradients, as a new layer's do.
         """
         wide = torch.promote_types(self.weight.dtype, torch.float32)
-        correction = self.scale * (self.lora_B.to(wide) @ self.lora_A.to(wide))
+        a, b = self.factors
+        correction = self.scale * (b.to(wide) @ a.to(wide))
         total = self.weight.to(wide) + correction
         linear = nn.Linear(
             self.in_features, self.out_features, self.bias is not None, device="meta"

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
-from fastgrow.ops.mlp import ACTIVATIONS
+from fastgrow.nn.lora import LoRALinear
+from fastgrow.ops.mlp import ACTIVATIONS, activate
 
 
 class MLP(nn.Module):
@@ -54,6 +55,8 @@ class MLP(nn.Module):
             self.gate = nn.Linear(d_model, width, False, device, dtype)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if any(isinstance(layer, LoRALinear) for layer in (self.up, self.gate, self.down)):
+            return self._layer_by_layer(x, residual)
         return ops.mlp(
             x,
             self.up.weight,
@@ -64,6 +67,12 @@ class MLP(nn.Module):
             activation=self.activation,
             residual=residual,
         )
+
+    def _layer_by_layer(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The same where a layer has a low-rank correction, which the fused operation lacks."""
+        gate = None if self.gate is None else self.gate(x)
+        y: Tensor = self.down(activate(self.up(x), self.activation, gate))
+        return y if residual is None else y + residual
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

@@ -82,6 +82,18 @@ def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
 _OPERATION = Operation("mlp", example=_example)
 
 
+def activate(hidden: Tensor, activation: str, gate: Tensor | None = None) -> Tensor:
+    """f of the widened input [..., m], and for `swiglu` of the gate's product [..., m]."""
+    if activation == "gelu":
+        return F.gelu(hidden)
+    if activation == "gelu_tanh":
+        return F.gelu(hidden, approximate="tanh")
+    if activation == "relu2":
+        return F.relu(hidden).square()
+    assert gate is not None
+    return F.silu(gate) * hidden
+
+
 @_OPERATION.implementation("eager")
 def mlp_eager(
     x: Tensor,
@@ -95,15 +107,7 @@ def mlp_eager(
 ) -> Tensor:
     """The formula, as it stands."""
     hidden = F.linear(x, up, up_bias)
-    if activation == "gelu":
-        hidden = F.gelu(hidden)
-    elif activation == "gelu_tanh":
-        hidden = F.gelu(hidden, approximate="tanh")
-    elif activation == "relu2":
-        hidden = F.relu(hidden).square()
-    else:
-        assert gate is not None
-        hidden = F.silu(F.linear(x, gate)) * hidden
+    hidden = activate(hidden, activation, None if gate is None else F.linear(x, gate))
     y = F.linear(hidden, down, down_bias)
     return y if residual is None else y + residual
 

@@ -214,9 +214,18 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
             raise ConfigError(f"{where}: {name}: unknown name; {hint}")
     try:
-        return msgspec.convert(merged, kind, strict=False)
+        return msgspec.convert(merged, kind, strict=False, dec_hook=_one_of)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {str(error).replace('`', '')}") from None
+
+
+def _one_of(base: type, value: Any) -> Any:
+    """The first dataclass below a plain class, such as `Until`, that has the fields in `value`."""
+    for kind in base.__subclasses__():
+        names = {f.name for f in dataclasses.fields(kind)}
+        if isinstance(value, Mapping) and names.issuperset(value):
+            return msgspec.convert(value, kind, strict=False)
+    raise ValueError(f"expected one of {[kind.__name__ for kind in base.__subclasses__()]}")
 
 
 def train_config(settings: StudySettings, training: TrainingSettings, seed: int) -> TrainConfig:

@@ -20,9 +20,9 @@ from fastgrow.training.data.batches import IGNORE_INDEX
 from fastgrow.training.interrupt import InterruptGuard
 from fastgrow.training.log import RunLog
 from fastgrow.training.optimizer import build_optimizer, load_optimizer_state, optimizer_state
+from fastgrow.training.pace import Pace, StopRule
 from fastgrow.training.precision import autocast, resolve_precision
 from fastgrow.training.rng import rng_state, set_rng_state
-from fastgrow.training.schedule import learning_rate
 
 
 class BatchSource(Protocol):
@@ -49,6 +49,7 @@ class TrainResult:
         loss: training loss at the end, nats a token, averaged over the last logged steps.
         best_step: the step of the best validation; None without validation.
         best_bits_per_character: its bits per character; None without validation.
+        decision: why and when `until` ended it, as JSON values; None without.
     """
 
     step: int
@@ -56,6 +57,7 @@ class TrainResult:
     loss: float
     best_step: int | None
     best_bits_per_character: float | None
+    decision: dict[str, Any] | None = None
 
 
 class Trainer:
@@ -72,6 +74,7 @@ class Trainer:
         config: settings.
         steps: length of the run; or
         tokens: length of the run in tokens, rounded up to whole steps.
+        until: a rule that may end it earlier (`fastgrow.training.pace`).
         validation: stream that is evaluated every `config.eval_every` steps and at the end.
         log: where progress goes; None is silent.
         device: None keeps the model where it is.
@@ -91,13 +94,15 @@ class Trainer:
         *,
         steps: int | None = None,
         tokens: int | None = None,
+        until: StopRule | None = None,
         validation: EncodedText | None = None,
         log: RunLog | None = None,
         device: torch.device | str | None = None,
         labels: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokens_per_step = batches.tokens_per_batch * config.accumulate
-        self.steps = _run_length(steps, tokens, self._tokens_per_step)
+        self._planned_steps = _run_length(steps, tokens, self._tokens_per_step)
+        self._pace = Pace(config, self._planned_steps, until)
         _check_active(model, active)
         self.device = torch.device(device) if device is not None else _device_of(active)
         self.model = model.to(self.device)
@@ -120,7 +125,7 @@ class Trainer:
         self._dtype = resolve_precision(config.precision, self.device)
         self._optimizer = build_optimizer(self.active, config)
         self._parameters = list(self.active.values())
-        self._eval_every = config.eval_every or max(1, math.ceil(self.steps / 10))
+        self._eval_every = config.eval_every or max(1, math.ceil(self._planned_steps / 10))
         # Reading a value of a CPU tensor costs nothing. Elsewhere it would wait for the device, so
         # losses are added up there and looked at when something is due; a sum keeps a NaN.
         self._reads_every_step = self.device.type == "cpu"
@@ -129,6 +134,11 @@ class Trainer:
         self._summed_steps = 0
         self._last_loss = math.nan
         self._seconds = 0.0
+
+    @property
+    def steps(self) -> int:
+        """The step at which the run ends, as far as is known."""
+        return self._pace.steps
 
     @property
     def tokens(self) -> int:
@@ -173,16 +183,11 @@ class Trainer:
             best_bits_per_character=(
                 self.best_bits_per_character if self.best_step is not None else None
             ),
+            decision=self._pace.decision,
         )
 
     def _train_step(self, *, check_gradients: bool) -> None:
-        rate = learning_rate(
-            self.step,
-            self.steps,
-            peak=self.config.lr,
-            warmup=self.config.warmup,
-            min_ratio=self.config.min_lr_ratio,
-        )
+        rate = self._pace.rate(self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss = self._backward()
@@ -258,9 +263,15 @@ class Trainer:
         if logs or evaluates or saves:
             # A broken model must neither count as the best nor reach the disk.
             self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
+        loss = None
         if evaluates:
             with self._off_the_clock():
-                self._evaluate()
+                loss = self._evaluate()
+        # Before anything is saved: a resumed run must not miss what this step showed.
+        if self._pace.observe(self.step, loss):
+            decision = self._pace.decision or {}
+            text = f"ends after step {decision['last_step']:,}: {decision['reason']}"
+            self._log.event("cooldown", text, **decision)
         if logs:
             self._log_training()
         if saves and on_checkpoint is not None:
@@ -297,7 +308,8 @@ class Trainer:
         self._norm_sum.zero_()
         self._summed_steps = 0
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
+        """Measure on the validation text, keep the weights if they are the best; the loss."""
         assert self.validation is not None
         with autocast(self._dtype, self.device):
             result = bits_per_character(
@@ -319,6 +331,7 @@ class Trainer:
                 self._best_weights = {
                     name: p.detach().to("cpu", copy=True) for name, p in self.active.items()
                 }
+        return result.loss
 
     def _restore_best(self) -> None:
         if self._best_weights and self.best_step != self.step:
@@ -348,6 +361,7 @@ class Trainer:
             "optimizer": optimizer_state(self._optimizer, self.active),
             "rng": rng_state(),
             "data": self.batches.state_dict(),
+            "pace": self._pace.state_dict(),
             "log": self._log.state_dict(),
             "best": {
                 "step": self.best_step,
@@ -380,6 +394,7 @@ class Trainer:
         load_optimizer_state(self._optimizer, self.active, state["optimizer"])
         self.batches.load_state_dict(state["data"])
         self._log.load_state_dict(state["log"])
+        self._pace.load_state_dict(state.get("pace"))
         self.step = int(state["step"])
         best, sums = state["best"], state["sums"]
         self.best_step = best["step"]
@@ -394,7 +409,11 @@ class Trainer:
 
     def _plan(self) -> dict[str, Any]:
         """What decides the run's numbers, in JSON values."""
-        return {**self.config.identity(), "steps": self.steps, "active": sorted(self.active)}
+        return {
+            **self.config.identity(),
+            "steps": self._planned_steps,
+            "active": sorted(self.active),
+        }
 
 
 def _run_length(steps: int | None, tokens: int | None, tokens_per_step: int) -> int:

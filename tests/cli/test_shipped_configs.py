@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastgrow.cli.settings import GrowthSettings, read_demo, read_growth, shipped_configs
+from fastgrow.growth import stage_shape
 from fastgrow.growth.freeze import select_active
 from fastgrow.nn import Decoder
 
@@ -36,7 +37,8 @@ def test_counts_are_the_published_ones(name: str) -> None:
     assert model.num_parameters(include_table=True) == total
     assert model.num_parameters(include_table=False) == without_table
     if active is not None:
-        last = select_active(model, blocks - settings.schedule.stages[-1].blocks)
+        last_stage = len(settings.schedule.stages) - 1
+        last = select_active(model, stage_shape(settings.schedule, last_stage, settings.model))
         assert sum(p.numel() for p in last.values()) == active
 
 

@@ -13,7 +13,7 @@ import torch
 from growing import digest, make_data, make_model, make_train
 
 from fastgrow.errors import ConfigError, FastgrowError, Interrupted
-from fastgrow.growth import GrowthSchedule, Stage, grow, run
+from fastgrow.growth import GrowthSchedule, Stage, grow, run, stage_shape
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
@@ -114,7 +114,7 @@ def test_a_frozen_tensor_that_moves_is_noticed(substrate, data, monkeypatch) -> 
 def test_frozen_digest_sees_the_table_and_every_frozen_bit(substrate) -> None:
     model = make_model(substrate)
     model.append_blocks(2)
-    select_active(model, 1)
+    select_active(model, stage_shape(GrowthSchedule([Stage(1)]), 0, model.config, first_depth=1))
     first = frozen_digest(model)
     next(model.blocks[1].parameters()).data.add_(1)
     assert frozen_digest(model) == first, "an active tensor does not count"
@@ -133,7 +133,7 @@ def test_gradients_of_the_last_stage_are_gone(substrate) -> None:
     model.append_blocks(2)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    select_active(model, 1)
+    select_active(model, stage_shape(GrowthSchedule([Stage(1)]), 0, model.config, first_depth=1))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

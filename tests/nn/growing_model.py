@@ -6,6 +6,7 @@ import torch
 from tiny_model import TinySubstrate, small_config
 from torch import Tensor, nn
 
+from fastgrow.growth import GrowthSchedule, Stage, stage_shape
 from fastgrow.growth.freeze import select_active
 from fastgrow.nn import Decoder
 
@@ -16,7 +17,8 @@ def growing_model(embedding: str = "frozen", first_active_block: int = 2) -> Dec
     """Three blocks; those below `first_active_block` are frozen, the others and the head train."""
     generator = torch.Generator().manual_seed(0)
     model = Decoder(small_config(embedding=embedding), TinySubstrate(), generator=generator)
-    select_active(model, first_active_block)
+    newest = GrowthSchedule([Stage(model.n_layer - first_active_block)])
+    select_active(model, stage_shape(newest, 0, model.config, first_depth=first_active_block))
     return model
 
 

@@ -1,0 +1,167 @@
+"""`fastgrow plan`: what a growth run computes, keeps and takes, before it is run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fastgrow.growth.plan import Plan, StagePlan
+
+
+def plan(
+    config: Annotated[
+        str, typer.Argument(help="A YAML or TOML file, or the name of a shipped configuration.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as train.batch_size=8.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time the model's parts on this machine, a few seconds.")
+    ] = True,
+    corpus_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the training text, to tell how often a stage reads it."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print parameters, FLOPs, memory and time of every stage, beside a monolith's."""
+    from fastgrow.cli.planned import read_planned
+    from fastgrow.growth.plan import make_plan
+    from fastgrow.info import device
+
+    run = read_planned(config, overrides or [])
+    made = make_plan(
+        run.model,
+        run.schedule,
+        run.train,
+        device=device(),
+        table_bytes=run.table_bytes,
+        corpus_tokens=corpus_tokens,
+        measure=measure,
+    )
+    typer.echo(json.dumps(made.to_dict(), indent=2) if as_json else plan_text(made))
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as tables for a terminal."""
+    from fastgrow.report import table_text
+
+    windows, seq_len = plan.micro_batch
+    rows = [*((str(stage.stage), stage) for stage in plan.stages)]
+    if plan.monolith is not None:
+        rows.append(("monolith", plan.monolith))
+    tables = [
+        (
+            f"{plan.machine}; micro-batch {windows} x {seq_len} tokens, {plan.accumulate} a step",
+            table_text(_WORK, [[name, *_work(stage)] for name, stage in rows]),
+        ),
+        (
+            "Memory (GiB)" + (", counted, not compared with a GPU's" if plan.on_gpu else ""),
+            table_text(_MEMORY, [[name, *_memory(stage)] for name, stage in rows]),
+        ),
+        ("Time" + _why(plan), table_text(_TIME, [[name, *_time(stage)] for name, stage in rows])),
+    ]
+    lines = [f"{title}\n{table}\n" for title, table in tables]
+    return "\n".join([*lines, *_notes(plan)])
+
+
+_WORK = [
+    "stage", "blocks", "train", "LoRA", "trunk", "active", "total", "tokens",
+    "forward", "backward", "FLOPs",
+]  # fmt: skip
+_MEMORY = [
+    "stage", "weights", "optimizer", "best copy", "activations", "logits", "gradients", "peak",
+    "fits",
+]  # fmt: skip
+_TIME = [
+    "stage", "tokens/s", "time", "text read", "trunk's cache", "bytes a token", "caching pays",
+]  # fmt: skip
+
+
+def _work(stage: StagePlan) -> list[str]:
+    shape = stage.shape
+    lora = f"{len(shape.adapted)}, rank {shape.rank}" if shape.adapted else "-"
+    return [
+        str(shape.depth),
+        str(len(shape.trained)),
+        lora,
+        str(shape.n_trunk),
+        f"{stage.active_parameters:,}",
+        f"{stage.total_parameters:,}",
+        ("≤ " if stage.may_end_earlier else "") + f"{stage.tokens:,}",
+        short(stage.flops.forward),
+        short(stage.flops.backward),
+        short(stage.total_flops),
+    ]
+
+
+def _memory(stage: StagePlan) -> list[str]:
+    step = stage.step
+    parts = (stage.weights, stage.optimizer, stage.best, step.activations, step.loss)
+    gib = [f"{part / 2**30:.3f}" for part in (*parts, step.gradients, stage.peak)]
+    return [*gib, "yes" if stage.fits else "no"]
+
+
+def _time(stage: StagePlan) -> list[str]:
+    speed = "-" if stage.tokens_per_second is None else f"{stage.tokens_per_second:,.0f}"
+    seconds = "-" if stage.seconds is None else duration(stage.seconds)
+    cache = stage.cache
+    if cache is None:
+        return [speed, seconds, "-", "-", "-", "no frozen trunk"]
+    size = "?" if cache.bytes is None else f"{cache.bytes / 2**30:.2f} GiB, {cache.place}"
+    read = "?" if cache.passes is None else f"{cache.passes:.2f} x"
+    return [speed, seconds, read, size, f"{cache.bytes_per_token:,}", _verdict(stage)]
+
+
+def _verdict(stage: StagePlan) -> str:
+    cache = stage.cache
+    assert cache is not None
+    if cache.pays is not None:
+        return "yes" if cache.pays else "no"
+    if cache.pays_from is not None:
+        return f"from {cache.pays_from:.2f} passes on"
+    if stage.seconds is None:
+        return f"spares {short(cache.saved_flops)} FLOPs a token"
+    return "never: reading is slower"
+
+
+def _why(plan: Plan) -> str:
+    return "" if plan.measured else f": not measured ({plan.reason})"
+
+
+def _notes(plan: Plan) -> list[str]:
+    notes = []
+    if plan.monolith is not None:
+        whole, monolith = plan.total_flops, plan.monolith
+        notes.append(
+            f"In all {short(whole)} FLOPs, {whole / monolith.total_flops:.2f} of a monolith's "
+            f"({short(monolith.total_flops)}) on as many tokens; peak memory "
+            f"{plan.peak / monolith.peak:.2f} of its."
+        )
+        if plan.seconds is not None and monolith.seconds is not None:
+            notes.append(
+                f"In all {duration(plan.seconds)} of training, "
+                f"{plan.seconds / monolith.seconds:.2f} of a monolith's."
+            )
+    notes.append("Forward and backward are FLOPs a token; evaluations are not in the times.")
+    return notes
+
+
+def short(number: float) -> str:
+    """A count with at most four digits and a unit: 12.3 M."""
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} Z"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,74 @@
+"""LoRA for one stage: put on at its beginning, merged into plain weights at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fastgrow.growth.active import StageShape, qkv_parts
+from fastgrow.growth.schedule import LoRA
+from fastgrow.nn import Decoder, LoRALinear
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What rounding the merged weights has cost; the largest over all layers.
+
+    Attributes:
+        largest: distance of a merged weight from the sum in float32.
+        relative: root mean square of a layer's distances over that of its correction.
+    """
+
+    largest: float
+    relative: float
+
+
+def attach_lora(model: Decoder, lora: LoRA, shape: StageShape) -> None:
+    """Wrap the projections that a stage adapts; at first the model computes what it did before.
+
+    A is drawn from torch's global generator. Half-precision weights get float32 corrections.
+    """
+    assert shape.rank is not None
+    for index in shape.adapted:
+        layers = dict(model.blocks[index].named_modules())
+        for target in lora.targets:
+            layer = layers.get(target)
+            if not isinstance(layer, nn.Linear):
+                continue
+            adapted = LoRALinear(
+                layer,
+                shape.rank,
+                lora.alpha,
+                parts=qkv_parts(model.config) if target == "attention.qkv" else None,
+                dtype=torch.promote_types(layer.weight.dtype, torch.float32),
+            )
+            _replace(model, f"blocks.{index}.{target}", adapted.train(layer.training))
+
+
+def adapters(model: nn.Module) -> dict[str, LoRALinear]:
+    """The wrapped layers by their names in the model."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
+
+
+def merge_lora(model: nn.Module) -> Drift | None:
+    """Put plain layers, their corrections added, in the wrapped ones' places.
+
+    Returns:
+        What rounding has cost; None where nothing was wrapped.
+    """
+    merged = {name: layer.merge() for name, layer in adapters(model).items()}
+    for name, result in merged.items():
+        _replace(model, name, result.linear.requires_grad_(False))
+    if not merged:
+        return None
+    return Drift(
+        largest=max(result.drift for result in merged.values()),
+        relative=max(result.relative_drift for result in merged.values()),
+    )
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)

@@ -1,0 +1,226 @@
+"""How fast this machine computes the parts of a step, at the model's own shapes.
+
+A part is one block in one role, the head with its loss, or the update of the parameters. A block is
+timed on as many windows of the micro-batch as take a fraction of a second, and its time is taken to
+be in proportion to them. The head, whose gradients may be large against a few rows, is timed on two
+numbers of rows, and its time is taken to lie on a line through both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastgrow.growth.plan.flops import block_flops, head_flops
+from fastgrow.growth.plan.roles import Role, products
+from fastgrow.growth.plan.timing import fastest
+from fastgrow.nn import Block, DecoderConfig
+from fastgrow.nn.head import LMHead
+from fastgrow.nn.rotary import RotaryTable
+from fastgrow.ops import RopeTable
+from fastgrow.ops._linear_lse_chunked import MAX_ROWS
+from fastgrow.training import TrainConfig
+from fastgrow.training.optimizer import build_optimizer
+from fastgrow.training.precision import autocast
+
+# A part that takes longer is timed on fewer rows; one that takes longer on a single window is not.
+LONGEST_PART, TOO_LONG = 0.4, 8.0
+MOST_PARAMETERS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds that the parts of a step take.
+
+    Attributes:
+        blocks: one block on one token, by its role: forward, and backward where it has one.
+        heads: head and loss on one micro-batch, forward and backward, by whether its weight trains.
+        update: clipping and the optimizer, for one parameter.
+    """
+
+    blocks: dict[Role, float]
+    heads: dict[bool, float]
+    update: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is timed and where.
+
+    Attributes:
+        config: the model's.
+        train: batch size, optimizer and clipping.
+        seq_len: of the windows.
+        device: where.
+        dtype: of the products: float32, or autocast's.
+    """
+
+    config: DecoderConfig
+    train: TrainConfig
+    seq_len: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def windows(self, flops: int, speed: float) -> int:
+        """Windows of the micro-batch to time a part on, that takes `flops` a token."""
+        seconds = flops * self.seq_len / speed
+        return max(1, min(self.train.batch_size, int(LONGEST_PART / max(seconds, 1e-9))))
+
+
+def calibrate(
+    bench: Bench,
+    stack: Iterable[Role],
+    heads: Iterable[bool],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    budget: float = 2.0,
+) -> Speeds | None:
+    """Time the parts.
+
+    Args:
+        bench: the setting.
+        stack: roles that blocks have in any stage.
+        heads: whether the head's weight trains, in any stage.
+        shapes: of the largest active set.
+        budget: seconds to spend on repetitions.
+
+    Returns:
+        None where the model is too large for this machine to be timed in a short while.
+    """
+    roles, heads = list(dict.fromkeys(stack)), list(dict.fromkeys(heads))
+    speed, config = product_speed(bench), bench.config
+    flops = {role: block_flops(config, bench.seq_len, role).total for role in roles}
+    if max(flops.values()) * bench.seq_len / speed > TOO_LONG:
+        return None
+    micro_batch = bench.train.batch_size * bench.seq_len
+    calls: dict[Hashable, Callable[[], object]] = {}
+    windows = {role: bench.windows(flops[role], speed) for role in roles}
+    rope = RotaryTable(bench.seq_len, config.head_dim, config.rope_base).to(bench.device)
+    for role in roles:
+        calls[role] = _block_call(bench, role, windows[role], rope(bench.seq_len))
+    rows = _head_rows(bench, micro_batch, speed)
+    for trains in heads:
+        for n in rows:
+            calls[trains, n] = _head_call(bench, n, trains)
+    calls["update"], updated = _update_call(bench, shapes)
+    best = fastest(calls, bench.device, budget=budget)
+    return Speeds(
+        {role: best[role] / (windows[role] * bench.seq_len) for role in roles},
+        {trains: _on_line({n: best[trains, n] for n in rows}, micro_batch) for trains in heads},
+        best["update"] / updated,
+    )
+
+
+def _head_rows(bench: Bench, micro_batch: int, speed: float) -> list[int]:
+    """One or two numbers of rows to time the head on."""
+    flops = head_flops(bench.config, hidden_grad=True, weight_grad=True).total
+    affordable = int(LONGEST_PART * speed / flops)
+    if micro_batch <= max(affordable, 2 * MAX_ROWS):
+        return [micro_batch]
+    first = max(affordable // 2, MAX_ROWS)
+    return [first, 2 * first]
+
+
+def _on_line(seconds: dict[int, float], rows: int) -> float:
+    """Seconds at `rows`, by the line through one or two points; with one it is the point itself."""
+    points = sorted(seconds)
+    (first, last), at_last = (points[0], points[-1]), seconds[points[-1]]
+    if first == last:
+        return at_last
+    slope = max(at_last - seconds[first], 0.0) / (last - first)
+    return at_last + slope * (rows - last)
+
+
+def product_speed(bench: Bench) -> float:
+    """FLOPs a second of the widest product of a block."""
+    config, rows = bench.config, 256
+    a = torch.randn(rows, config.d_model, device=bench.device, dtype=bench.dtype)
+    b = torch.randn(config.d_model, config.mlp_width, device=bench.device, dtype=bench.dtype)
+    best = fastest({"mm": lambda: torch.mm(a, b)}, bench.device, budget=0.2)["mm"]
+    return 2 * rows * config.d_model * config.mlp_width / best
+
+
+def _block_call(bench: Bench, role: Role, windows: int, rope: RopeTable) -> Callable[[], object]:
+    block = make_block(bench, role)
+    size = (windows, bench.seq_len, bench.config.d_model)
+    x = torch.randn(size, device=bench.device, requires_grad=role.input_grad)
+    dy = torch.randn(size, device=bench.device)
+
+    def run() -> Tensor:
+        with autocast(bench.dtype, bench.device):
+            y: Tensor = block(x, rope)
+        if role.output_grad:
+            y.backward(dy.to(y.dtype))
+            block.zero_grad(set_to_none=True)
+            x.grad = None
+        return y
+
+    return run
+
+
+def make_block(bench: Bench, role: Role) -> Block:
+    """A block that does what `role` says."""
+    block = Block(bench.config, device=bench.device)
+    block.initialise(bench.config.init_std, 1)
+    return block.requires_grad_(role.trained)
+
+
+def _head_call(bench: Bench, rows: int, trains: bool) -> Callable[[], object]:
+    config = bench.config
+    head = LMHead(config.d_model, config.vocab_size, config.head_bias, device=bench.device)
+    head.requires_grad_(trains)
+    hidden = torch.randn(rows, config.d_model, device=bench.device, requires_grad=True)
+    targets = torch.randint(config.vocab_size, (rows,), device=bench.device)
+
+    def run() -> Tensor:
+        with autocast(bench.dtype, bench.device):
+            loss = head.loss(hidden, targets)
+        loss.backward()
+        head.zero_grad(set_to_none=True)
+        hidden.grad = None
+        return loss
+
+    return run
+
+
+def _update_call(
+    bench: Bench, shapes: Sequence[tuple[int, ...]]
+) -> tuple[Callable[[], object], int]:
+    """The update of as many of the tensors as have `MOST_PARAMETERS` numbers together."""
+    active: dict[str, nn.Parameter] = {}
+    numbers = 0
+    for index, shape in enumerate(shapes):
+        size = torch.Size(shape)
+        rows = max(1, min(size[0], (MOST_PARAMETERS - numbers) * size[0] // size.numel()))
+        tensor = nn.Parameter(torch.randn(rows, *size[1:], device=bench.device))
+        tensor.grad = torch.randn_like(tensor)
+        active[str(index)] = tensor
+        numbers += tensor.numel()
+        if numbers >= MOST_PARAMETERS:
+            break
+    optimizer, limit = build_optimizer(active, bench.train), bench.train.grad_clip
+
+    def run() -> None:
+        nn.utils.clip_grad_norm_(active.values(), float("inf") if limit is None else limit)
+        optimizer.step()
+
+    return run, numbers
+
+
+def active_shapes(
+    config: DecoderConfig, stack: Iterable[Role], *, head: bool
+) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that train, the largest ones first."""
+    whole = [tuple(p.shape) for p in Block(config, device="meta").parameters()]
+    shapes: list[tuple[int, ...]] = []
+    for role in stack:
+        shapes += whole if role.trained else []
+        for layer in products(config):
+            if layer.name in role.adapted:
+                shapes += [(role.rank * layer.parts, layer.inputs), (layer.outputs, role.rank)]
+    shapes += [(config.vocab_size, config.d_model)] if head else []
+    return sorted(shapes or [(config.d_model,)], key=math.prod, reverse=True)

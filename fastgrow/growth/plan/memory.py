@@ -1,0 +1,125 @@
+"""Memory of a training step, part by part, and its worst moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastgrow.growth.plan.block_memory import WIDE, Rows, block_bytes
+from fastgrow.growth.plan.roles import Role
+from fastgrow.nn import DecoderConfig
+from fastgrow.ops import _linear_cross_entropy_cublas as ON_GPU
+from fastgrow.ops._linear_lse_chunked import CHUNK_ELEMENTS, FEW_ELEMENTS, MAX_ROWS, MIN_ROWS
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes of a step beyond weights and optimizer.
+
+    Attributes:
+        activations: kept for the backward pass when the loss is made.
+        loss: logits and gradients that the head's loss holds beside them at its worst moment.
+        gradients: of the active parameters.
+        peak: the worst moment, which is less than the sum: what is kept is given back while the
+            gradients come.
+    """
+
+    activations: int
+    loss: int
+    gradients: int
+    peak: int
+
+
+class _Timeline:
+    """Bytes held now, and the most that were ever held."""
+
+    def __init__(self, held: int) -> None:
+        self.held = self.peak = held
+
+    def spike(self, extra: int) -> None:
+        self.peak = max(self.peak, self.held + extra)
+
+    def hold(self, change: int) -> None:
+        self.held += change
+        self.spike(0)
+
+
+def step_bytes(
+    config: DecoderConfig,
+    stack: Sequence[Role],
+    rows: Rows,
+    *,
+    head: bool,
+    final_norm: bool,
+    table: bool,
+    accumulate: int = 1,
+) -> StepBytes:
+    """Walk through forward pass, loss and backward pass of one micro-batch.
+
+    Args:
+        config: the model's.
+        stack: the blocks' roles.
+        rows: the micro-batch.
+        head, final_norm, table: whether each trains.
+        accumulate: micro-batches in a step; after the first one all gradients stand.
+    """
+    d, vocabulary = config.d_model, config.vocab_size
+    stream = WIDE * rows.count * d
+    norm_size = WIDE * d * (2 if config.norm == "layer_norm" else 1)
+    head_size = WIDE * vocabulary * (d + config.head_bias)
+    blocks = [block_bytes(config, role, rows) for role in stack]
+    of_table = WIDE * vocabulary * config.embed_width if table else 0
+    gradients = sum(block.gradients for block in blocks) + of_table
+    gradients += norm_size * final_norm + head_size * head
+    stays = 0 if accumulate > 1 else 1  # whether a gradient that comes is a new one that stays
+    time = _Timeline(0 if stays else gradients)
+
+    # ids and targets, and the residual stream.
+    time.hold(2 * 8 * rows.count + stream)
+    for block in blocks:
+        time.spike(block.forward + block.kept)
+        time.hold(block.kept)
+    flows = final_norm or any(role.output_grad for role in stack)
+    norm_kept = (stream + WIDE * 2 * rows.count) if flows else 0
+    # Losses that make the head's gradients on the spot do not keep what it reads.
+    hidden = rows.item * rows.count * d if head and _at_once(rows, vocabulary) else 0
+    activations = sum(block.kept for block in blocks) + norm_kept + hidden
+    time.hold(norm_kept + hidden - stream)
+
+    loss = _loss(config, rows, head_size if head else 0)
+    time.spike(loss)
+    time.hold(head_size * head * stays + stream - hidden)
+    time.hold(-norm_kept + norm_size * final_norm * stays)
+    for block in reversed(blocks):
+        time.spike(block.backward)
+        time.hold(block.gradients * stays - block.kept)
+    if table:
+        time.spike(2 * of_table)
+    return StepBytes(activations, loss, gradients, time.peak)
+
+
+def _loss(config: DecoderConfig, rows: Rows, head_size: int) -> int:
+    """Logits, and the gradients of hidden state and head, which are made beside the loss."""
+    count, vocabulary = rows.count, config.vocab_size
+    if _at_once(rows, vocabulary):
+        # All logits at once: their logarithms, the gradient by these and the gradient by them.
+        return 3 * WIDE * count * vocabulary
+    gradients = rows.item * count * config.d_model + head_size
+    # In the end they are multiplied by the gradient of the loss itself, into new memory.
+    logits = rows.item * _logit_rows(rows, vocabulary, head_size) * vocabulary
+    return gradients + max(logits, gradients)
+
+
+def _at_once(rows: Rows, vocabulary: int) -> bool:
+    """Whether all logits are in memory together."""
+    return not rows.cuda and rows.count * vocabulary <= FEW_ELEMENTS
+
+
+def _logit_rows(rows: Rows, vocabulary: int, head_size: int) -> int:
+    """How many rows of logits are held at a time."""
+    if not rows.cuda:
+        return max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary, rows.count))
+    least = max(ON_GPU.MIN_ROWS, ON_GPU.CACHED_BYTES // (vocabulary * rows.item) // 128 * 128)
+    if head_size:
+        least = max(least, -(-rows.count // ON_GPU.PARTS_OF_ROWS))
+    return min(least, rows.count)
