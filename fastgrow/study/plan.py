@@ -27,9 +27,6 @@ from fastgrow.study.settings import (
 from fastgrow.study.texts import Corpus, Documents, build_substrate, read_documents
 from fastgrow.training import TrainConfig
 
-# Stands for a vocabulary size until the substrate is known; no vocabulary has one token.
-_UNKNOWN_SIZE = 1
-
 
 @dataclass(frozen=True)
 class Run:
@@ -127,12 +124,7 @@ class Study:
         train = train_config(self.settings, training, seed)
         substrate = self.corpus(training).substrate
         plan = self._plan(training)
-        model = replace(
-            self._model(training),
-            vocab_size=len(substrate),
-            n_layer=plan.random_blocks,
-            n_embed=substrate.n_embed,
-        )
+        model = replace(self._model(training), n_layer=plan.random_blocks)
         key = _hash(
             {
                 "model": stated(model),
@@ -168,14 +160,17 @@ class Study:
         return {name: self._digests[name] for name in self.settings.evaluate}
 
     def _model(self, training: TrainingSettings) -> DecoderConfig:
-        size = {"vocab_size": _UNKNOWN_SIZE}
-        return changed(DecoderConfig, "model", size, self.settings.model, training.model)
+        """The model of a training, without blocks."""
+        substrate = self.corpus(training).substrate
+        size = {"vocab_size": len(substrate), "n_embed": substrate.n_embed}
+        return changed(DecoderConfig, "model", self.settings.model, training.model, size)
 
     def _plan(self, training: TrainingSettings) -> Plan:
         schedule = training.schedule or self.settings.schedule
         if schedule is None:
             raise ConfigError("the study has no schedule")
-        plan = CONTROLS[training.control](_scaled(schedule, training.tokens))
+        config = self._model(training)
+        plan = CONTROLS[training.control](_scaled(schedule, training.tokens), config)
         if training.equal_flops_to is None:
             return plan
         other = self.settings.trainings[training.equal_flops_to]
@@ -183,8 +178,7 @@ class Study:
         return replace(plan, schedule=_scaled(plan.schedule, factor))
 
     def _flops(self, training: TrainingSettings, plan: Plan) -> float:
-        size = len(self.corpus(training).substrate)
-        config = replace(self._model(training), vocab_size=size)
+        config = self._model(training)
         train = train_config(self.settings, training, seed=0)
         return plan_flops(config, plan, train.seq_len or config.max_seq_len)
 

@@ -219,7 +219,7 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
         raise ConfigError(f"{where}: {str(error).replace('`', '')}") from None
 
 
-def _one_of(base: type, value: Any) -> Any:
+def _one_of(base: Any, value: Any) -> Any:
     """The first dataclass below a plain class, such as `Until`, that has the fields in `value`."""
     for kind in base.__subclasses__():
         names = {f.name for f in dataclasses.fields(kind)}

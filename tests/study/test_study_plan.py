@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from small_study import MakeStudy, settings
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth import GrowthSchedule, Stage
+from fastgrow.growth import GrowthSchedule, Stage, StageShape, stage_shape
+from fastgrow.growth.active import active_parameters
+from fastgrow.nn import DecoderConfig
 from fastgrow.study.controls import CONTROLS
 from fastgrow.study.cost import plan_flops
 from fastgrow.study.plan import stated
@@ -26,6 +29,7 @@ from fastgrow.training import TrainConfig
         {"control": "monolith"},
         {"control": "never-grown"},
         {"control": "frozen-without-growth"},
+        {"control": "windows"},
         {"texts": {"latin": 1, "greek": 1}},
         {"texts": {"greek": 1}},
         {"part": (0, 2)},
@@ -92,22 +96,61 @@ def test_codes_take_their_own_width(make_study: MakeStudy) -> None:
 
 
 SCHEDULE = GrowthSchedule([Stage(2, 100), Stage(1, 300, lr=0.5), Stage(1, 200)])
+MODEL = DecoderConfig(vocab_size=40, d_model=16, n_head=2, max_seq_len=16)
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_controls_train_on_as_many_tokens(control: str) -> None:
-    assert CONTROLS[control](SCHEDULE).schedule.tokens == 600
+def test_controls_train_on_as_many_tokens_to_the_full_depth(control: str) -> None:
+    plan = CONTROLS[control](SCHEDULE, MODEL)
+    assert plan.schedule.tokens == 600
+    depth = 2 if control == "never-grown" else 4
+    assert plan.schedule.n_blocks + plan.random_blocks == depth
 
 
-def test_controls_have_the_blocks_that_their_names_say() -> None:
-    made = {name: make(SCHEDULE) for name, make in CONTROLS.items()}
-    assert made["grown"].schedule == SCHEDULE
-    assert [s.blocks for s in made["monolith"].schedule.stages] == [4]
-    assert [s.blocks for s in made["never-grown"].schedule.stages] == [2]
-    frozen = made["frozen-without-growth"]
-    assert frozen.random_blocks == 3
-    assert [s.blocks for s in frozen.schedule.stages] == [1]
-    assert made["monolith"].random_blocks == 0
+def made(control: str) -> tuple[GrowthSchedule, list[StageShape]]:
+    plan = CONTROLS[control](SCHEDULE, MODEL)
+    stages = range(len(plan.schedule.stages))
+    shapes = [stage_shape(plan.schedule, i, MODEL, plan.random_blocks) for i in stages]
+    return plan.schedule, shapes
+
+
+def test_what_trains_in_each_control() -> None:
+    trained = {name: [shape.trained for shape in made(name)[1]] for name in CONTROLS}
+    everything = (0, 1, 2, 3)
+    assert trained == {
+        "grown": [(0, 1), (2,), (3,)],
+        "never-grown": [(0, 1)],
+        "monolith": [everything],
+        "frozen-without-growth": [(3,)],
+        "copies": [(0, 1), everything],
+        "lora-phases": [(0, 1), (2,), (), (3,), ()],
+        "joint-polish": [(0, 1), (2,), (3,), everything],
+        "windows": [(0, 1), (0, 1, 2), (2, 3)],
+    }
+
+
+def test_a_lora_phase_adapts_all_blocks_within_its_stages_budget() -> None:
+    schedule, shapes = made("lora-phases")
+    assert [shape.adapted for shape in shapes] == [(), (), (0, 1, 2), (), (0, 1, 2, 3)]
+    for grown, phase in ((1, 2), (3, 4)):
+        stage, shape = schedule.stages[phase], shapes[phase]
+        budget = active_parameters(schedule.stages[grown], shapes[grown], MODEL)
+        assert shape.rank is not None
+        assert active_parameters(stage, shape, MODEL) <= budget
+        assert active_parameters(stage, replace(shape, rank=shape.rank + 1), MODEL) > budget
+
+
+def test_copies_are_copies_and_a_stages_rate_is_kept() -> None:
+    schedule, _ = made("copies")
+    assert schedule.stages[1].insertion == "copy"
+    assert schedule.stages[1].lr == 0.5
+
+
+def test_cost_grows_with_what_trains() -> None:
+    cost = {name: plan_flops(MODEL, CONTROLS[name](SCHEDULE, MODEL), 16) for name in CONTROLS}
+    assert cost["frozen-without-growth"] < cost["monolith"]
+    assert cost["grown"] < cost["windows"] < cost["monolith"]
+    assert cost["never-grown"] < cost["monolith"]
 
 
 @pytest.mark.parametrize(
