@@ -30,19 +30,20 @@ def study(
         bool, typer.Option("--extend", help="Go on in a folder of a study of other settings.")
     ] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Print the table of a study's results, run nothing.")
-    ] = False,
+        str | None,
+        typer.Option(help="Print a table of results: bits, rules, depth, cost or fitted."),
+    ] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="With --table bits: only these rules, such as mean,top-1.")
+    ] = None,
 ) -> None:
     """Run a study; the same command again goes on where it stopped.
 
-    With --table, the argument is a results.json or the folder that holds it, and its table of bits
-    per character is printed as Markdown.
+    With --table, the argument is a results.json or the folder that holds it, and one of its tables
+    is printed as Markdown.
     """
-    if table:
-        from fastgrow.study.results import read_results
-        from fastgrow.study.tables import bits_table, markdown
-
-        typer.echo(markdown(bits_table(read_results(Path(config)))), nl=False)
+    if table is not None:
+        typer.echo(_table(Path(config), table, rules), nl=False)
         return
     with resumable():
         from fastgrow.cli.settings import read_study
@@ -60,6 +61,21 @@ def study(
             jobs=jobs,
             extend=extend,
         )
+
+
+def _table(path: Path, name: str, rules: str | None) -> str:
+    from fastgrow.errors import ConfigError
+    from fastgrow.study.results import read_results
+    from fastgrow.study.tables import TABLES, bits_table, markdown
+
+    if name not in TABLES:
+        raise ConfigError(f"--table: expected one of {', '.join(TABLES)}, got {name!r}")
+    results = read_results(path)
+    if rules is None:
+        return markdown(TABLES[name](results))
+    if name != "bits":
+        raise ConfigError(f"--rules: goes with --table bits, got --table {name}")
+    return markdown(bits_table(results, rules.split(",")))
 
 
 def _numbers(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgrow import report
-from fastgrow.study.tables import bits_table, cost_table, depth_table, taken_table
+from fastgrow.study.tables import bits_table, cost_table, depth_table, rules_table, taken_table
 
 
 def write_page(results: Mapping[str, Any], out: Path) -> None:
@@ -23,6 +23,8 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
     page.heading("Bits per character")
     page.table(*bits_table(results))
     if results["ensembles"]:
+        page.paragraph("Each rule on the mix:")
+        page.table(*rules_table(results))
         page.paragraph("Rules whose numbers were chosen or fitted on a tuning text of their own:")
         page.table(*taken_table(results))
     page.heading("Depth")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastgrow.study.results import MIX
@@ -19,8 +19,13 @@ def mean_sd(values: Sequence[float], digits: int = 2) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def bits_table(results: Mapping[str, Any]) -> Table:
-    """Bits per character: a row for each baseline, training, and ensemble under a rule."""
+def bits_table(results: Mapping[str, Any], rules: Sequence[str] | None = None) -> Table:
+    """Bits per character: a row for each baseline, training, and ensemble under a rule.
+
+    Args:
+        results: as in results.json.
+        rules: only these of the ensembles' rules.
+    """
     columns = [*results["settings"]["evaluate"], MIX]
     rows = [
         [name, *(f"{bits[column]:.2f}" for column in columns)]
@@ -29,11 +34,30 @@ def bits_table(results: Mapping[str, Any]) -> Table:
     for name, by_seed in results["trainings"].items():
         ends = [run["stages"][-1]["bits"] for run in by_seed.values()]
         rows.append([name, *_cells(ends, columns)])
-    for ensemble, rules in results["ensembles"].items():
-        for rule, by_seed in rules.items():
+    for ensemble, measured_rules in results["ensembles"].items():
+        for rule, by_seed in measured_rules.items():
+            if rules is not None and rule not in rules:
+                continue
             bits = [measured["bits"] for measured in by_seed.values()]
             rows.append([f"{ensemble}: {rule}", *_cells(bits, columns)])
     return ["bits per character", *columns], rows
+
+
+def rules_table(results: Mapping[str, Any], text: str = MIX) -> Table:
+    """Bits per character on one text: a row for each rule, a column for each ensemble."""
+    ensembles = results["ensembles"]
+    names = list(dict.fromkeys(rule for rules in ensembles.values() for rule in rules))
+    rows = [
+        [
+            name,
+            *(
+                mean_sd([m["bits"][text] for m in rules.get(name, {}).values()])
+                for rules in ensembles.values()
+            ),
+        ]
+        for name in names
+    ]
+    return ["rule", *ensembles], rows
 
 
 def depth_table(results: Mapping[str, Any]) -> Table:
@@ -111,6 +135,15 @@ def _told(taken: Mapping[str, Any]) -> str:
 def _cells(rows: Iterable[Mapping[str, float]], columns: Sequence[str]) -> list[str]:
     rows = list(rows)
     return [mean_sd([row[column] for row in rows]) for column in columns]
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], Table]] = {
+    "bits": bits_table,
+    "rules": rules_table,
+    "depth": depth_table,
+    "cost": cost_table,
+    "fitted": taken_table,
+}
 
 
 def markdown(table: Table) -> str:

@@ -23,8 +23,9 @@ from fastgrow.nn import Decoder
 from fastgrow.study.compose import compose, make_rule
 from fastgrow.study.plan import Study
 from fastgrow.study.record import claim_study, read_record
-from fastgrow.study.results import collect
+from fastgrow.study.results import collect, read_results
 from fastgrow.study.run import plan_jobs
+from fastgrow.study.tables import bits_table, markdown
 from fastgrow.study.worker import train
 
 RULES: dict[str, Any] = {
@@ -200,13 +201,7 @@ def command(file: Path, folder: Path, out: Path, *more: str) -> list[str]:
 
 
 def printed_table(out: Path) -> str:
-    shown = subprocess.run(
-        [sys.executable, "-m", "fastgrow", "study", "--table", str(out)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return shown.stdout
+    return markdown(bits_table(read_results(out)))
 
 
 @pytest.mark.slow
@@ -214,7 +209,7 @@ def test_a_study_that_was_stopped_prints_the_digits_of_one_that_was_not(
     folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "study.yaml"
-    stages = {"stages": [{"tokens": 64_000}, {"tokens": 64_000}]}
+    stages = {"stages": [{"tokens": 16_000}, {"tokens": 16_000}]}
     tree = {**TREE, "ensembles": DUO, "schedule": stages}
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     subprocess.run(command(file, folder, tmp_path / "whole", "--jobs", "2"), check=True)

@@ -12,7 +12,14 @@ import pytest
 from fastgrow.cli import main
 from fastgrow.study.page import write_page
 from fastgrow.study.results import compact_json
-from fastgrow.study.tables import bits_table, cost_table, depth_table, mean_sd, taken_table
+from fastgrow.study.tables import (
+    bits_table,
+    cost_table,
+    depth_table,
+    mean_sd,
+    rules_table,
+    taken_table,
+)
 
 
 def training(bits: list[float], seconds: float) -> dict[str, Any]:
@@ -96,6 +103,15 @@ def test_of_several_stages_at_one_depth_the_last_counts() -> None:
     assert rows[1] == ["missing", "—", "—"]
 
 
+def test_rules_stand_side_by_side_for_every_ensemble() -> None:
+    more = {**RESULTS["ensembles"], "trio": {"mean": {"1": rule(3.0)}, "other": {}}}
+    assert rules_table({**RESULTS, "ensembles": more}) == (
+        ["rule", "duo", "trio"],
+        [["mean", "1.25 ± 0.35", "3.00"], ["fitted", "0.90", "—"], ["other", "—", "—"]],
+    )
+    assert rules_table(RESULTS, "ru")[1][0] == ["mean", "1.25 ± 0.35"]
+
+
 def test_cost_is_of_all_stages() -> None:
     _, rows = cost_table(RESULTS)
     assert rows == [["grown", "3", "6.00", "15 ± 7", "5", "18", "3.21"]]
@@ -110,12 +126,19 @@ def test_the_command_prints_the_table_as_markdown(
 ) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS), encoding="utf-8")
     for argument in (tmp_path, tmp_path / "results.json"):
-        assert main(["study", "--table", str(argument)]) == 0
+        assert main(["study", "--table", "bits", str(argument)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "| bits per character | en | ru | mix |"
         assert lines[1] == "| --- | ---: | ---: | ---: |"
         assert lines[3] == "| grown | 2.25 ± 0.35 | 4.50 ± 0.71 | 3.38 ± 0.53 |"
         assert len(lines) == 7
+    assert main(["study", "--table", "bits", "--rules", "mean", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| duo: mean |")
+    assert main(["study", "--table", "rules", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "| mean | 1.25 ± 0.35 |"
+    for wrong in (["--table", "bist"], ["--table", "cost", "--rules", "mean"]):
+        assert main(["study", *wrong, str(tmp_path)]) == 1
+        assert capsys.readouterr().err.startswith(f"fastgrow: {wrong[-2]}: ")
 
 
 def test_the_page_holds_tables_and_figures(tmp_path: Path) -> None:
