@@ -26,6 +26,12 @@ def study(
     out: Annotated[Path | None, typer.Option(help="Folder; else runs/study-NAME.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds instead of the study's: 1,2,3.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes at once, each of one thread.")] = 1,
+    only: Annotated[
+        str | None, typer.Option(help="Run these trainings and ensembles alone: name,name.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Run nothing; report what is finished.")
+    ] = False,
     extend: Annotated[
         bool, typer.Option("--extend", help="Go on in a folder of a study of other settings.")
     ] = False,
@@ -59,6 +65,8 @@ def study(
             folders=[path.parent] if root is None else [root, path.parent],
             seeds=None if seeds is None else _numbers(seeds),
             jobs=jobs,
+            only=None if only is None else only.split(","),
+            run=not report,
             extend=extend,
         )
 

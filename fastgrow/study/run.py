@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastgrow.errors import ConfigError
 from fastgrow.study.page import write_page
 from fastgrow.study.plan import Composition, Study
 from fastgrow.study.pool import Job, run_jobs, worker
@@ -30,6 +31,8 @@ def run_study(
     folders: Sequence[Path] = (),
     seeds: Sequence[int] | None = None,
     jobs: int = 1,
+    only: Collection[str] | None = None,
+    run: bool = True,
     extend: bool = False,
     quiet: bool = False,
 ) -> StudyReport:
@@ -44,11 +47,14 @@ def run_study(
         folders: where the texts' files are looked up.
         seeds: instead of the study's.
         jobs: processes at once, each of one thread.
+        only: run these trainings and ensembles alone, and what they need.
+        run: False runs nothing; the report is of what is finished.
         extend: go on in the folder of a study of other settings, see `claim_study`.
         quiet: print nothing.
 
     Raises:
-        ConfigError: `out` holds a study of other settings, or a file of a text is missing.
+        ConfigError: `out` holds a study of other settings, a file of a text is missing, or `only`
+            names what is not there.
         Interrupted: the user stopped it; the same call goes on.
         FastgrowError: a run failed.
     """
@@ -60,20 +66,22 @@ def run_study(
         if not quiet:
             print(text, flush=True)
 
-    todo = plan_jobs(study)
-    say(f"{settings.name}: {len(todo)} jobs to do, in {out}")
-    run_jobs(todo, jobs, say)
+    if run:
+        todo = plan_jobs(study, only)
+        say(f"{settings.name}: {len(todo)} jobs to do, in {out}")
+        run_jobs(todo, jobs, say)
     results = write_results(study, settings.seeds)
     write_page(results, out)
     say(f"report: {out / 'report.html'}")
     return StudyReport(out, results)
 
 
-def plan_jobs(study: Study) -> list[Job]:
+def plan_jobs(study: Study, only: Collection[str] | None = None) -> list[Job]:
     """What is not finished, seed after seed; for each, ensembles after their experts."""
     settings, jobs = study.settings, list[Job]()
     out = str(study.out)
-    for training in settings.trainings.values():
+    trainings, ensembles_named = _selected(settings, only)
+    for training in (settings.trainings[name] for name in trainings):
         # Encoded here once, where several workers would do so at the same time.
         corpus = study.corpus(training)
         for text in training.texts:
@@ -82,9 +90,9 @@ def plan_jobs(study: Study) -> list[Job]:
             corpus.text(text)
         corpus.tuning(settings.evaluate)
     for seed in settings.seeds:
-        ensembles = [study.composition(name, seed) for name in settings.ensembles]
+        ensembles = [study.composition(name, seed) for name in ensembles_named]
         planned = set[str]()
-        for name in settings.trainings:
+        for name in trainings:
             run = study.run(name, seed)
             planned.add(name)
             if not run.result.exists():
@@ -95,6 +103,19 @@ def plan_jobs(study: Study) -> list[Job]:
             ensembles = [c for c in ensembles if c not in due]
             jobs += [_ensemble_job(study, c) for c in due if not c.finished]
     return jobs
+
+
+def _selected(settings: StudySettings, only: Collection[str] | None) -> tuple[list[str], list[str]]:
+    """The trainings and ensembles to run, in the study's order."""
+    if only is None:
+        return list(settings.trainings), list(settings.ensembles)
+    known = [*settings.trainings, *settings.ensembles]
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"only: there is no {name!r}; known: {', '.join(known)}")
+    ensembles = [name for name in settings.ensembles if name in only]
+    needed = {expert for name in ensembles for expert in settings.ensembles[name].experts}
+    return [name for name in settings.trainings if name in needed.union(only)], ensembles
 
 
 def _label(training: str, seed: int) -> str:

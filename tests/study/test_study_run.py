@@ -24,7 +24,7 @@ from fastgrow.study.compose import compose, make_rule
 from fastgrow.study.plan import Study
 from fastgrow.study.record import claim_study, read_record
 from fastgrow.study.results import collect, read_results
-from fastgrow.study.run import plan_jobs
+from fastgrow.study.run import plan_jobs, run_study
 from fastgrow.study.tables import bits_table, markdown
 from fastgrow.study.worker import train
 
@@ -124,6 +124,27 @@ def test_an_ensemble_comes_right_after_its_last_expert(make_study: MakeStudy) ->
     trainings = {**TREE["trainings"], "c": {"texts": {"latin": 2}}}
     labels = [job.label for job in plan_jobs(make_study(trainings=trainings, ensembles=DUO))]
     assert labels == ["a, seed 1", "b, seed 1", "ensemble duo, seed 1", "c, seed 1"]
+
+
+def test_some_alone_are_run_with_what_they_need(make_study: MakeStudy) -> None:
+    trainings = {**TREE["trainings"], "c": {"texts": {"latin": 2}}}
+    study = make_study(trainings=trainings, ensembles=DUO, seeds=[1, 2])
+    labels = [job.label for job in plan_jobs(study, ["duo"]) if job.label.endswith("1")]
+    assert labels == ["a, seed 1", "b, seed 1", "ensemble duo, seed 1"]
+    assert [job.label for job in plan_jobs(study, ["c"])] == ["c, seed 1", "c, seed 2"]
+    with pytest.raises(ConfigError, match="only: there is no 'd'; known: a, b, c, duo"):
+        plan_jobs(study, ["d"])
+
+
+def test_what_is_finished_is_reported_without_a_run(
+    finished: Study, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = settings(ensembles=DUO, seeds=[1, 2])
+    made = run_study(whole, finished.out, folders=[folder], run=False)
+    assert capsys.readouterr().out == f"report: {finished.out / 'report.html'}\n"
+    assert list(made.results["trainings"]["a"]) == ["1"]
+    written = json.loads((finished.out / "results.json").read_text(encoding="utf-8"))
+    assert written == made.results
 
 
 def test_a_rule_that_is_new_is_measured_alone(finished: Study) -> None:
