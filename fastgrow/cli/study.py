@@ -56,19 +56,24 @@ def study(
         from fastgrow.study import run_study
 
         path, settings = read_study(config, overrides or [])
-        root = data or (
-            Path(os.environ["FASTGROW_DATA"]) if "FASTGROW_DATA" in os.environ else None
-        )
         run_study(
             settings,
             out or Path("runs") / f"study-{settings.name}",
-            folders=[path.parent] if root is None else [root, path.parent],
+            folders=[*_folders(data), path.parent],
             seeds=None if seeds is None else _numbers(seeds),
             jobs=jobs,
             only=None if only is None else only.split(","),
             run=not report,
             extend=extend,
         )
+
+
+def _folders(data: Path | None) -> list[Path]:
+    """The data folder, and its corpora; none where it was not given."""
+    folder = os.environ.get("FASTGROW_DATA")
+    if data is None and folder:
+        data = Path(folder)
+    return [] if data is None else [data, data / "corpora"]
 
 
 def _table(path: Path, name: str, rules: str | None) -> str:
