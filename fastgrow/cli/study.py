@@ -37,7 +37,9 @@ def study(
     ] = False,
     table: Annotated[
         str | None,
-        typer.Option(help="Print a table of results: bits, rules, depth, cost or fitted."),
+        typer.Option(
+            help="Print a table of results: bits, rules, depth, difference, cost, fitted."
+        ),
     ] = None,
     rules: Annotated[
         str | None, typer.Option(help="With --table bits: only these rules, such as mean,top-1.")
@@ -84,6 +86,8 @@ def _table(path: Path, name: str, rules: str | None) -> str:
     if name not in TABLES:
         raise ConfigError(f"--table: expected one of {', '.join(TABLES)}, got {name!r}")
     results = read_results(path)
+    if name == "difference" and "reference" not in results["settings"]:
+        raise ConfigError("--table: the study names no reference for the table of differences")
     if rules is None:
         return markdown(TABLES[name](results))
     if name != "bits":

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fastgrow import report
-from fastgrow.study.tables import bits_table, cost_table, depth_table, rules_table, taken_table
+from fastgrow.study.tables import (
+    bits_table,
+    cost_table,
+    depth_table,
+    difference_table,
+    rules_table,
+    taken_table,
+)
 
 
 def write_page(results: Mapping[str, Any], out: Path) -> None:
@@ -27,6 +34,9 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
         page.table(*rules_table(results))
         page.paragraph("Rules whose numbers were chosen or fitted on a tuning text of their own:")
         page.table(*taken_table(results))
+    if "reference" in settings:
+        page.heading(f"Against {settings['reference']}")
+        page.table(*difference_table(results))
     page.heading("Depth")
     page.paragraph("Bits per character on the mix after the stage that ends at a depth.")
     page.table(*depth_table(results))

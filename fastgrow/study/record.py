@@ -12,8 +12,8 @@ from fastgrow.study.plan import Study, stated
 from fastgrow.study.settings import StudySettings, changed
 
 RECORD = "study.json"
-# More seeds are more of the same study.
-_FREE = ("seeds",)
+# More seeds are more of the same study, and the reference is for its readers.
+_FREE = ("seeds", "reference")
 
 
 def claim_study(

@@ -151,6 +151,10 @@ class EnsembleSettings:
 class StudySettings:
     """A study: every training and every ensemble for every seed.
 
+    Attributes:
+        evaluate: the texts that everything is measured on, each and all together.
+        reference: the training that all else is compared with in the report.
+
     Raises:
         ConfigError: a name that is none, or one that refers to nothing.
     """
@@ -166,6 +170,7 @@ class StudySettings:
     substrate: StudySubstrate = field(default_factory=StudySubstrate)
     documents: DocumentSettings = field(default_factory=DocumentSettings)
     ensembles: dict[str, EnsembleSettings] = field(default_factory=dict)
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         for kind in ("texts", "trainings", "ensembles"):
@@ -179,6 +184,8 @@ class StudySettings:
         if not self.evaluate:
             raise ConfigError("evaluate: expected at least one text")
         self._refer("evaluate", self.evaluate, self.texts)
+        if self.reference is not None:
+            self._refer("reference", [self.reference], self.trainings)
         for name, training in self.trainings.items():
             self._refer(f"trainings.{name}.texts", training.texts, self.texts)
             if training.schedule is None and self.schedule is None:

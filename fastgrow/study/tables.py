@@ -78,6 +78,52 @@ def depth_table(results: Mapping[str, Any]) -> Table:
     return ["training", *(f"depth {depth}" for depth in depths)], rows
 
 
+def difference_table(results: Mapping[str, Any]) -> Table:
+    """Everything against the study's reference: bits on the mix seed by seed, and cost.
+
+    A difference is taken within each seed, so that what all models of a seed share cancels out.
+    """
+    reference = results["settings"]["reference"]
+    runs = results["trainings"][reference]
+    base = {seed: run["stages"][-1]["bits"][MIX] for seed, run in runs.items()}
+    rows = []
+    for name, by_seed in results["trainings"].items():
+        if name != reference:
+            ends = {seed: run["stages"][-1]["bits"][MIX] for seed, run in by_seed.items()}
+            costs = [_ratio(runs, by_seed, cost) for cost in (_flops, _seconds)]
+            rows.append([name, _paired(ends, base), *costs])
+    for ensemble, rules in results["ensembles"].items():
+        for rule, measured in rules.items():
+            ends = {seed: m["bits"][MIX] for seed, m in measured.items()}
+            rows.append([f"{ensemble}: {rule}", _paired(ends, base), "—", "—"])
+    header = [f"against {reference}", "bits per character more", "FLOP", "process seconds"]
+    return header, rows
+
+
+def _paired(values: Mapping[str, float], base: Mapping[str, float]) -> str:
+    differences = [values[seed] - base[seed] for seed in values if seed in base]
+    told = mean_sd(differences)
+    return f"+{told}" if differences and statistics.fmean(differences) >= 0 else told
+
+
+def _flops(run: Mapping[str, Any]) -> float:
+    return sum(stage["flops"] for stage in run["stages"])
+
+
+def _seconds(run: Mapping[str, Any]) -> float:
+    return run["process_seconds"]
+
+
+def _ratio(
+    base: Mapping[str, Any], other: Mapping[str, Any], cost: Callable[[Mapping[str, Any]], float]
+) -> str:
+    """What the seeds that both have cost, over what they cost the reference: "0.33 ×"."""
+    seeds = [seed for seed in other if seed in base]
+    if not seeds:
+        return "—"
+    return f"{sum(cost(other[s]) for s in seeds) / sum(cost(base[s]) for s in seeds):.2f} ×"
+
+
 def cost_table(results: Mapping[str, Any]) -> Table:
     """What trainings cost, and what each model costs at every token that it reads."""
     header = [
@@ -89,24 +135,30 @@ def cost_table(results: Mapping[str, Any]) -> Table:
         "parameters, thousand",
         "reading a token, MFLOP",
     ]
-    rows = []
-    for name, by_seed in results["trainings"].items():
-        runs = list(by_seed.values())
-        if not runs:
-            continue
-        stages = runs[0]["stages"]
-        rows.append(
-            [
-                name,
-                f"{sum(stage['tokens'] for stage in stages) / 1e3:,.0f}",
-                f"{sum(stage['flops'] for stage in stages) / 1e12:.2f}",
-                mean_sd([run["process_seconds"] for run in runs], 0),
-                f"{max(stage['active_parameters'] for stage in stages) / 1e3:,.0f}",
-                f"{stages[-1]['total_parameters'] / 1e3:,.0f}",
-                f"{runs[0]['forward_flops'] / 1e6:.2f}",
-            ]
-        )
+    trainings = results["trainings"]
+    rows = [_cost_row(name, [by_seed]) for name, by_seed in trainings.items() if by_seed]
+    for name in results["ensembles"]:
+        experts = [trainings[e] for e in results["settings"]["ensembles"][name]["experts"]]
+        if all(experts):
+            rows.append(_cost_row(f"{name}, together", experts))
     return header, rows
+
+
+def _cost_row(name: str, models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cost of one model, or of several that are trained apart and read together."""
+    some = [next(iter(by_seed.values())) for by_seed in models]
+    stages = [run["stages"] for run in some]
+    seeds = [seed for seed in models[0] if all(seed in by_seed for by_seed in models)]
+    seconds = [sum(by_seed[seed]["process_seconds"] for by_seed in models) for seed in seeds]
+    return [
+        name,
+        f"{sum(s['tokens'] for run in stages for s in run) / 1e3:,.0f}",
+        f"{sum(s['flops'] for run in stages for s in run) / 1e12:.2f}",
+        mean_sd(seconds, 0),
+        f"{max(s['active_parameters'] for run in stages for s in run) / 1e3:,.0f}",
+        f"{sum(run[-1]['total_parameters'] for run in stages) / 1e3:,.0f}",
+        f"{sum(run['forward_flops'] for run in some) / 1e6:.2f}",
+    ]
 
 
 def taken_table(results: Mapping[str, Any]) -> Table:
@@ -141,6 +193,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], Table]] = {
     "bits": bits_table,
     "rules": rules_table,
     "depth": depth_table,
+    "difference": difference_table,
     "cost": cost_table,
     "fitted": taken_table,
 }

@@ -16,6 +16,7 @@ from fastgrow.study.tables import (
     bits_table,
     cost_table,
     depth_table,
+    difference_table,
     mean_sd,
     rules_table,
     taken_table,
@@ -55,10 +56,11 @@ RESULTS: dict[str, Any] = {
         "trainings": {"grown": {"texts": {"en": 1}}, "missing": {"texts": {"en": 1}}},
         "ensembles": {
             "duo": {
+                "experts": ["grown", "missing"],
                 "rules": {
                     "mean": {"rule": {"kind": "mean"}},
                     "fitted": {"choose": [{"kind": "weighted", "weights": [2, 1]}]},
-                }
+                },
             }
         },
     },
@@ -112,9 +114,34 @@ def test_rules_stand_side_by_side_for_every_ensemble() -> None:
     assert rules_table(RESULTS, "ru")[1][0] == ["mean", "1.25 ± 0.35"]
 
 
+def test_differences_are_taken_within_a_seed() -> None:
+    better = {"1": training([9.0, 9.0, 1.0], 5), "2": training([9.0, 9.0, 2.5], 5)}
+    results = {
+        **RESULTS,
+        "settings": {**RESULTS["settings"], "reference": "grown"},
+        "trainings": {**RESULTS["trainings"], "other": better},
+    }
+    header, rows = difference_table(results)
+    assert header[0] == "against grown"
+    assert rows == [
+        ["missing", "—", "—", "—"],
+        # 1.5 · (1 − 2) and 1.5 · (2.5 − 2.5); 10 seconds in all against 30.
+        ["other", "-0.75 ± 1.06", "1.00 ×", "0.33 ×"],
+        ["duo: mean", "-2.12 ± 0.18", "—", "—"],
+        ["duo: fitted", "-2.10", "—", "—"],
+    ]
+
+
 def test_cost_is_of_all_stages() -> None:
     _, rows = cost_table(RESULTS)
     assert rows == [["grown", "3", "6.00", "15 ± 7", "5", "18", "3.21"]]
+
+
+def test_an_ensemble_costs_what_its_experts_cost_together() -> None:
+    other = {"2": training([1.0, 1.0, 1.0], 5)}
+    results = {**RESULTS, "trainings": {**RESULTS["trainings"], "missing": other}}
+    # Of seed 2 alone, which both have.
+    assert cost_table(results)[1][-1] == ["duo, together", "6", "12.00", "25", "5", "36", "6.42"]
 
 
 def test_rules_that_were_fitted_are_told() -> None:
@@ -136,7 +163,11 @@ def test_the_command_prints_the_table_as_markdown(
     assert capsys.readouterr().out.splitlines()[-1].startswith("| duo: mean |")
     assert main(["study", "--table", "rules", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[2] == "| mean | 1.25 ± 0.35 |"
-    for wrong in (["--table", "bist"], ["--table", "cost", "--rules", "mean"]):
+    for wrong in (
+        ["--table", "bist"],
+        ["--table", "difference"],
+        ["--table", "cost", "--rules", "mean"],
+    ):
         assert main(["study", *wrong, str(tmp_path)]) == 1
         assert capsys.readouterr().err.startswith(f"fastgrow: {wrong[-2]}: ")
 
