@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -89,6 +90,16 @@ def atomic_folder(path: Path | str, owned: Collection[str]) -> Iterator[Path]:
         finally:
             # After a swap this is the previous content, after a failure the unfinished one.
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(path: Path | str) -> None:
+    """Remove what a process that was killed while it wrote `path` has left beside it."""
+    path = Path(path)
+    for entry in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -173,3 +173,14 @@ def test_json_errors_name_the_file(tmp_path: Path) -> None:
     for path in (broken, tmp_path / "absent.json"):
         with pytest.raises(CheckpointError, match=path.name):
             _files.read_json(path)
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".model.abcd_123.tmp").mkdir()
+    (tmp_path / ".model.abcd_123.tmp" / "half.safetensors").write_text("half")
+    (tmp_path / ".model.wxyz0000.tmp").write_text("half")
+    kept = [".model.tmp", "model", ".models.abcd_123.tmp", ".model.mine.tmp", "model.abcd_123.tmp"]
+    for name in kept:
+        (tmp_path / name).write_text("the user's")
+    _files.remove_leftovers(tmp_path / "model")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)

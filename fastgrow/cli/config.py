@@ -93,14 +93,37 @@ def typed(tree: dict[str, Any], kind: type[T], origin: str) -> T:
     _refuse_unknown_names(tree, kind, origin, "")
     try:
         # Not strict: YAML reads 1e-3 as text, and an override's text carries no type.
-        return msgspec.convert(tree, kind, strict=False)
+        return msgspec.convert(tree, kind, strict=False, dec_hook=_one_of)
     except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `")
-        place = re.sub(r"^\$\.?|`$", "", place)
-        place = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", place)
-        message = message.replace("`", "")
-        message = message[:1].lower() + message[1:] if message.startswith("Expected") else message
-        raise ConfigError(f"{origin}: {place + ': ' if place else ''}{message}") from None
+        raise ConfigError(f"{origin}: {_readable(error)}") from None
+
+
+def _readable(error: msgspec.ValidationError) -> str:
+    """Where the value stands and what is wrong with it."""
+    message, _, place = str(error).partition(" - at `")
+    place = re.sub(r"^\$\.?|`$", "", place)
+    place = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", place)
+    message = message.replace("`", "")
+    message = message[:1].lower() + message[1:] if message.startswith("Expected") else message
+    return f"{place + ': ' if place else ''}{message}"
+
+
+def _one_of(base: type, value: Any) -> Any:
+    """The dataclass below a plain class `base` whose fields have the names in `value`."""
+    kinds: list[type[Any]] = base.__subclasses__()
+    given = set(value) if isinstance(value, dict) else set()
+    for kind in kinds:
+        if given and given <= set(_names(kind)):
+            try:
+                return msgspec.convert(value, kind, strict=False)
+            except msgspec.ValidationError as error:
+                raise ValueError(_readable(error)) from None
+    forms = " or ".join(f"{{{', '.join(_names(kind))}}}" for kind in kinds)
+    raise ValueError(f"expected some names of {forms}, got {value!r}")
+
+
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.init]
 
 
 def _child(node: Any, key: str, override: str) -> Any:
@@ -133,7 +156,7 @@ def _refuse_unknown_names(tree: Any, kind: Any, origin: str, place: str) -> None
                 _refuse_unknown_names(item, arguments[0], origin, f"{place}{i}.")
     elif isinstance(tree, dict) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        names = [field.name for field in dataclasses.fields(kind) if field.init]
+        names = _names(kind)
         for name, value in tree.items():
             if name not in names:
                 near = difflib.get_close_matches(str(name), names, n=1)

@@ -49,12 +49,12 @@ def _grow(
     from fastgrow.info import device
 
     run = settings.read_growth(config, overrides)
-    schedules = {
-        None: run.schedule,
-        "monolith": run.schedule.as_monolith(),
-        "never-grown": run.schedule.as_never_grown(),
-    }
-    if control not in schedules:
+    schedule = run.schedule
+    if control == "monolith":
+        schedule = schedule.as_monolith()
+    elif control == "never-grown":
+        schedule = schedule.as_never_grown()
+    elif control is not None:
         raise ConfigError(f"--control: expected monolith or never-grown, got {control!r}")
     substrate = run.substrate.build()
     model_config = run.model_config(substrate)
@@ -63,7 +63,7 @@ def _grow(
     return fastgrow.grow(
         fastgrow.Decoder(model_config, substrate).to(device()),
         data,
-        schedules[control],
+        schedule,
         train=run.train,
         out=out or Path(run.out),
         resume="never" if fresh else "auto",

@@ -132,7 +132,7 @@ def _adapted(
     if wrong:
         what = "trains its own weights" if wrong[0] < depth else f"is not there ({depth} blocks)"
         raise ConfigError(f"{where}: LoRA.blocks: block {wrong[0]} {what}")
-    return lora.blocks  # type: ignore[return-value]
+    return lora.blocks
 
 
 def _rank(lora: LoRA, shape: StageShape, config: DecoderConfig, where: str) -> int:

@@ -42,8 +42,10 @@ from fastgrow.training import (
     Trainer,
     claim_folder,
 )
+from fastgrow.training.run_folder import RECORD as RUN_RECORD
 
 Text = TokenStream | MixedStream
+_RECORD, _MODEL = "growth.json", "model"
 
 
 @dataclass
@@ -167,6 +169,13 @@ class _Run:
         if self.out is None:
             return
         claim_folder(self.out, self._settings(), resume)
+        for name in (
+            RUN_RECORD,
+            _RECORD,
+            _MODEL,
+            *(_adapters_folder(i) for i in range(len(self.shapes))),
+        ):
+            _files.remove_leftovers(self.out / name)
         self.log = RunLog(self.out, quiet=self.quiet)
         self.checkpointer = Checkpointer(self.out / "checkpoints")
         # A run that was stopped before its first checkpoint may have left rows in the log.
@@ -197,9 +206,9 @@ class _Run:
     def finish(self) -> GrowthResult:
         if self.out is not None:
             _files.write_json(
-                self.out / "growth.json", [asdict(result) for result in self.progress.results]
+                self.out / _RECORD, [asdict(result) for result in self.progress.results]
             )
-            self.model.save(self.out / "model")
+            self.model.save(self.out / _MODEL)
         return GrowthResult(self.model, self.progress.results, self.out)
 
     # -- one stage -----------------------------------------------------------------------------
@@ -258,7 +267,7 @@ class _Run:
     def _merge(self, index: int) -> Drift | None:
         """End a stage's LoRA: keep the adapters as files, put their sums into the weights."""
         if self.out is not None and adapters(self.model):
-            save_adapters(self.model, self.out / "adapters" / f"stage-{index + 1}")
+            save_adapters(self.model, self.out / _adapters_folder(index))
         drift = merge_lora(self.model)
         if drift is not None:
             self.log.event("merged", drift=drift.largest, relative_drift=drift.relative)
@@ -359,6 +368,10 @@ def _stage_settings(stage: Stage) -> dict[str, Any]:
     usual, always = asdict(Stage()), ("blocks", "tokens", "insertion", "lr")
     values = asdict(stage)
     return {name: v for name, v in values.items() if name in always or v != usual[name]}
+
+
+def _adapters_folder(index: int) -> str:
+    return f"adapters/stage-{index + 1}"
 
 
 def _stage_seed(seed: int, index: int) -> int:

@@ -97,7 +97,8 @@ class Stage:
             or becomes the token table and rests (`"tied"`: logits = h · lift(table)ᵀ, its bias 0).
             A later stage that keeps the head trains on from the table.
         final_norm: whether it trains.
-        until: ends the stage earlier (`fastgrow.growth.Plateau`, `fastgrow.growth.Budget`).
+        until: ends the stage earlier (`fastgrow.growth.Plateau`, `fastgrow.growth.Budget`). A share
+            of the steps, as the warm-up is, is then one of `tokens`.
 
     Raises:
         ConfigError: a value is out of range or does not go with another.

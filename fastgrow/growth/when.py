@@ -79,6 +79,8 @@ class PlateauRule:
         plateau: what counts as standing still.
     """
 
+    used = None
+
     def __init__(self, plateau: Plateau) -> None:
         self.cooldown = plateau.cooldown
         self._plateau = plateau
@@ -119,6 +121,11 @@ class SecondsRule:
         self._seconds = seconds
         self._clock = clock
         self._began = clock()
+
+    @property
+    def used(self) -> float:
+        """Share of the seconds that are spent."""
+        return (self._clock() - self._began) / self._seconds
 
     def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
         """The time spent, once the steps of the cooldown take what is left."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow.errors import ArgumentError, CheckpointError, ConfigError
-from fastgrow.nn.block import Block, draw_normal, initialise_linears
+from fastgrow.nn.block import Block, initialise_linears
 from fastgrow.nn.cache import KVCache
 from fastgrow.nn.config import DecoderConfig
-from fastgrow.nn.embedding import FrozenEmbedding
+from fastgrow.nn.decoder_embedding import make_embedding, with_width
 from fastgrow.nn.generate import GenerationMixin
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.insertion import copied_blocks, insertion_indices
@@ -30,7 +30,6 @@ from fastgrow.nn.serialization import (
     read_tensors,
     save_model_folder,
 )
-from fastgrow.nn.substrate_table import substrate_embedding, substrate_table
 from fastgrow.ops._check import describe
 
 KIND = "decoder"
@@ -63,12 +62,12 @@ class Decoder(GenerationMixin, nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        config = _with_width(config, substrate, table)
+        config = with_width(config, substrate, table)
         self.config = dataclasses.replace(config, n_layer=0)
         self.substrate = substrate
         place = torch.device(device or torch.get_default_device())
         with place:
-            self.embedding = _make_embedding(config, substrate, table, generator)
+            self.embedding = make_embedding(config, substrate, table, generator)
             # A constant stays real where a module is only sketched on the meta device: the state
             # dict could not bring it back.
             self.embedding.to(None if place.type == "meta" else place, dtype)
@@ -243,9 +242,9 @@ class Decoder(GenerationMixin, nn.Module):
         sources = copied_blocks(len(old), n, at, copy_of) if init == "copy" else ()
         for i, index in enumerate(indices):
             if init == "copy":
-                block = copy.deepcopy(old[sources[i]])
-            else:
-                block = self._fresh_block(depth, generator)
+                self.blocks.insert(index, copy.deepcopy(old[sources[i]]))
+                continue
+            block = self._fresh_block(depth, generator)
             if init == "identity":
                 block.make_identity()
             self.blocks.insert(index, block)
@@ -356,46 +355,6 @@ class Decoder(GenerationMixin, nn.Module):
         load_weights(model, folder / WEIGHTS)
         # The table comes from the substrate, in float32, whatever the weights were saved in.
         return model.to(device=device or "cpu", dtype=dtype or model.lm_head.weight.dtype)
-
-
-def _with_width(
-    config: DecoderConfig, substrate: SubstrateLike | None, table: Tensor | None
-) -> DecoderConfig:
-    """The configuration with n_embed settled; refuses a substrate or table that does not fit."""
-    if substrate is not None and len(substrate) != config.vocab_size:
-        raise ConfigError(
-            f"DecoderConfig: vocab_size is {config.vocab_size}, "
-            f"but the substrate has {len(substrate)} tokens"
-        )
-    if table is not None:
-        width = config.n_embed or (table.shape[-1] if table.dim() == 2 else 0)
-        if tuple(table.shape) != (config.vocab_size, width):
-            expected = [config.vocab_size, config.n_embed or "n_embed"]
-            raise ConfigError(f"Decoder: table must be of shape {expected}, got {describe(table)}")
-        return dataclasses.replace(config, n_embed=width)
-    if substrate is not None and config.n_embed is None:
-        fits = config.d_model % substrate.n_embed == 0
-        return dataclasses.replace(config, n_embed=substrate.n_embed if fits else config.d_model)
-    return dataclasses.replace(config, n_embed=config.embed_width)
-
-
-def _make_embedding(
-    config: DecoderConfig,
-    substrate: SubstrateLike | None,
-    table: Tensor | None,
-    generator: torch.Generator | None,
-) -> FrozenEmbedding:
-    trainable = config.embedding == "trainable"
-    if table is None and substrate is not None:
-        if not trainable:
-            return substrate_embedding(substrate, config.embed_width, config.d_model)
-        table = substrate_table(substrate, config.embed_width)
-    if table is None:
-        if not trainable:
-            raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
-        empty = torch.empty(config.vocab_size, config.embed_width)
-        table = draw_normal(empty, config.init_std, generator)
-    return FrozenEmbedding(table, config.d_model, trainable=trainable)
 
 
 def _matching_substrate(

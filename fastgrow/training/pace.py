@@ -17,6 +17,10 @@ class StopRule(Protocol):
     def cooldown(self) -> float:
         """Steps that follow the decision, as a share of those made before it."""
 
+    @property
+    def used(self) -> float | None:
+        """Share of its budget that is used up, where it has one of its own; else None."""
+
     def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
         """Look at a finished step.
 
@@ -37,8 +41,9 @@ class Pace:
 
     Without a rule the rate warms up and falls by half a cosine over a known number of steps. With
     one it is constant after its warm-up until the rule decides, and then falls in a line to its
-    minimum over the cooldown, at least one step. A rule that never decides is cut short in time for
-    its cooldown to fit.
+    minimum over the cooldown, at least one step. The warm-up is its share of the steps or of the
+    rule's budget, what ends sooner, for the steps may be no more than a bound. A rule that never
+    decides is cut short in time for its cooldown to fit.
 
     Args:
         config: of the training.
@@ -104,5 +109,9 @@ class Pace:
             self.steps = self.decision["last_step"]
 
     def _plateau(self, step: int) -> float:
-        warmup_steps = round(self._config.warmup * self._planned)
-        return self._config.lr * min(1.0, (step + 1) / max(warmup_steps, 1))
+        warmup = self._config.warmup
+        warmed = (step + 1) / max(round(warmup * self._planned), 1)
+        used = None if self._rule is None else self._rule.used
+        if used is not None and warmup > 0:
+            warmed = max(warmed, used / warmup)
+        return self._config.lr * min(1.0, warmed)

@@ -9,6 +9,7 @@ import torch
 
 from fastgrow.cli.settings import GrowthSettings, read_demo, read_growth, shipped_configs
 from fastgrow.growth import stage_shape
+from fastgrow.growth.active import active_parameters
 from fastgrow.growth.freeze import select_active
 from fastgrow.nn import Decoder
 
@@ -81,3 +82,18 @@ def test_a_run_of_days_is_saved_along_the_way() -> None:
         train = read_growth(name, []).train
         assert train.checkpoint_every is not None
         assert train.eval_tokens is not None
+
+
+def test_the_long_runs_lora_phases_train_as_much_as_three_blocks() -> None:
+    settings = read_growth("sixteen-layers", [])
+    stages = settings.schedule.stages
+    phases = [i for i, stage in enumerate(stages) if stage.lora is not None]
+    shapes = [stage_shape(settings.schedule, i, settings.model) for i in phases]
+    assert [(shape.depth, shape.rank) for shape in shapes] == [(6, 341), (12, 170), (16, 128)]
+    three = active_parameters(
+        stages[0], stage_shape(settings.schedule, 0, settings.model), settings.model
+    )
+    assert three == PUBLISHED["nine-layers-unicode"][3]
+    for i, shape in zip(phases, shapes, strict=True):
+        active = active_parameters(stages[i], shape, settings.model)
+        assert 0.995 * three < active <= three

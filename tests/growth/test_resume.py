@@ -65,24 +65,6 @@ def stop_at(process: subprocess.Popen, checkpoints: Path, step: int, sent: signa
     return False
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        (5, 25),
-        pytest.param((12,), marks=pytest.mark.slow),
-        pytest.param((24, 30), marks=pytest.mark.slow),
-    ],
-)
-def test_kill_and_resume(uninterrupted: str, tmp_path: Path, steps: tuple[int, ...]) -> None:
-    for step in steps:
-        process = start(tmp_path)
-        assert stop_at(process, tmp_path / "run" / "checkpoints", step, signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-    process = start(tmp_path)
-    assert process.wait() == 0, process.communicate()
-    assert digest(Decoder.load(tmp_path / "run" / "model")) == uninterrupted
-
-
 def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted: str, tmp_path: Path) -> None:
     process = start(tmp_path)
     assert stop_at(process, tmp_path / "run" / "checkpoints", 10, signal.SIGINT)

@@ -267,3 +267,12 @@ def test_an_unwritable_folder_is_found_at_the_start(substrate, data, tmp_path, m
     with pytest.raises(OSError, match="file"):
         grow(make_model(substrate), data, SCHEDULE, out=blocked / "run", quiet=True)
     assert blocked.read_text() == "not a folder"
+
+
+def test_a_plain_schedule_is_recorded_as_it_always_was(substrate, data, tmp_path: Path) -> None:
+    """Runs that an earlier version began are the same runs to this one."""
+    schedule = GrowthSchedule([Stage(1, 128), Stage(1, 128, head="frozen")])
+    grow(make_model(substrate), data, schedule, train=make_train(), out=tmp_path, quiet=True)
+    plain = {"blocks": 1, "tokens": 128, "insertion": "random", "lr": None}
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["schedule"] == [plain, {**plain, "head": "frozen"}]

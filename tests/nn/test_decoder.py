@@ -210,7 +210,7 @@ def test_stack_grows_from_nothing(substrate: TinySubstrate, ids: torch.Tensor) -
     assert model(ids).shape == (2, 17, 260)
     model.append_blocks(1)
     assert model.n_layer == 1
-    with pytest.raises(ConfigError, match="'random' or 'identity', got 'zero'"):
+    with pytest.raises(ConfigError, match="'random', 'identity' or 'copy', got 'zero'"):
         model.append_blocks(1, "zero")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="n must be 0 or more"):
         model.append_blocks(-1)

@@ -1,0 +1,184 @@
+"""Stages that end by a plateau or a budget: when, why, and the same after a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from growing import digest, make_model, make_train
+
+from fastgrow.errors import ConfigError, Interrupted
+from fastgrow.growth import Budget, GrowthSchedule, Plateau, Stage, grow, stage_shape
+from fastgrow.growth.length import stage_length
+from fastgrow.growth.plan.flops import stack_flops
+from fastgrow.growth.plan.roles import roles
+from fastgrow.growth.when import PlateauRule, SecondsRule
+from fastgrow.training import TextData, Trainer
+
+SLOW = make_train(pick="last", checkpoint_every=3, eval_every=2)
+# The text is random letters, so nothing improves on the first losses by a tenth of a nat for long.
+PLATEAU = Stage(1, 64 * 64, until=Plateau(patience=2, min_delta=0.1, cooldown=0.5))
+
+
+def test_a_plateau_is_patience_evaluations_without_improvement() -> None:
+    rule = PlateauRule(Plateau(patience=2, min_delta=0.1))
+    losses = [(2, 3.0), (4, 2.5), (6, 2.45), (8, 2.3), (10, 2.25), (12, 2.21)]
+    said = [rule.observe(step, loss) for step, loss in losses]
+    # 2.45 is no improvement on 2.5 by 0.1; 2.3 is, and the count begins again.
+    assert said[:-1] == [None] * 5
+    assert said[-1] == {
+        "reason": "plateau",
+        "best_loss": 2.3,
+        "losses_since": [[10, 2.25], [12, 2.21]],
+    }
+    assert rule.observe(13, None) is None, "steps without an evaluation show nothing"
+
+
+def test_a_plateaus_state_is_its_counting() -> None:
+    first, second = PlateauRule(Plateau(patience=2)), PlateauRule(Plateau(patience=2))
+    for step, loss in ((1, 2.0), (2, 2.0)):
+        assert first.observe(step, loss) is None
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.observe(3, 2.0) is not None
+
+
+def test_seconds_spent_before_an_interruption_count() -> None:
+    now = [100.0]
+    rule = SecondsRule(11.0, lambda: now[0])
+    now[0] = 106.0
+    assert rule.observe(1, None) is None
+    state = rule.state_dict()
+    assert state == {"spent": 6.0}
+    # An hour later, in another process.
+    now[0] = 3_706.0
+    resumed = SecondsRule(11.0, lambda: now[0])
+    resumed.load_state_dict(state)
+    now[0] += 3.9
+    assert resumed.observe(2, None) is None
+    # A tenth of the steps follow: at 10 s they end at 11 s.
+    now[0] += 0.2
+    decision = resumed.observe(3, None)
+    assert decision is not None
+    assert decision["seconds"] == pytest.approx(10.1)
+
+
+def test_a_plateau_ends_a_stage_and_the_evidence_is_kept(substrate, data, tmp_path: Path) -> None:
+    schedule = GrowthSchedule([PLATEAU, Stage(1, 256)])
+    result = grow(make_model(substrate), data, schedule, train=SLOW, out=tmp_path, quiet=True)
+    first, second = result.stages
+    decision = first.decision
+    assert decision is not None
+    assert decision["reason"] == "plateau"
+    assert len(decision["losses_since"]) == 2
+    assert all(loss > decision["best_loss"] - 0.1 for _, loss in decision["losses_since"])
+    step = decision["losses_since"][-1][0]
+    assert (decision["step"], decision["last_step"]) == (step, step + -(-step // 2))
+    assert first.tokens == decision["last_step"] * 64 < PLATEAU.tokens
+    assert second.decision is None
+    assert second.tokens == 256
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [row for row in rows if row.get("event") == "cooldown"]
+    assert [row["losses_since"] for row in told] == [decision["losses_since"]]
+    rates = {
+        row["step"]: row["learning_rate"]
+        for row in rows
+        if row.get("stage") == "1/2" and "learning_rate" in row
+    }
+    assert rates[decision["last_step"]] == pytest.approx(SLOW.lr * SLOW.min_lr_ratio)
+
+
+@pytest.mark.parametrize("stop_after", [2, 5, 8, 11])
+def test_a_plateau_is_the_same_after_a_resume(
+    substrate, data, tmp_path, monkeypatch, stop_after: int
+) -> None:
+    """Stopped before the decision, at it, and in the cooldown."""
+    schedule = GrowthSchedule([PLATEAU, Stage(1, 256)])
+
+    def once(out: Path | None):
+        return grow(make_model(substrate), data, schedule, train=SLOW, out=out, quiet=True)
+
+    whole = once(None)
+    assert whole.stages[0].tokens // 64 > stop_after
+    step = Trainer._train_step
+
+    def kill(trainer: Trainer, **options: bool) -> None:
+        if trainer.step == stop_after:
+            raise KeyboardInterrupt
+        step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", kill)
+        with pytest.raises((KeyboardInterrupt, Interrupted)):
+            once(tmp_path)
+    resumed = once(tmp_path)
+    assert digest(resumed.model) == digest(whole.model)
+    assert resumed.stages[0].decision == whole.stages[0].decision
+
+
+def test_a_plateau_needs_validation_text(substrate, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained before checking"))
+    data = TextData.from_splits(
+        train=["abc " * 20], validation=[], test=["abc"], substrate=substrate
+    )
+    with pytest.raises(ConfigError, match="plateau needs validation text"):
+        grow(make_model(substrate), data, GrowthSchedule([PLATEAU]), train=SLOW, quiet=True)
+
+
+def test_a_budget_in_flops_buys_as_many_steps_as_it_pays_for(substrate, data) -> None:
+    model = make_model(substrate)
+    probe = GrowthSchedule([Stage(1, 64)])
+    shape = stage_shape(probe, 0, model.config)
+    stack = roles(shape, None, model.config)
+    a_step = 64 * stack_flops(model.config, 16, stack, head=True).total
+    for budget, steps, reason in ((3.9 * a_step, 3, "flops"), (100 * a_step, 8, "tokens")):
+        schedule = GrowthSchedule([Stage(1, 8 * 64, until=Budget(flops=budget))])
+        result = grow(make_model(substrate), data, schedule, train=SLOW, quiet=True).stages[0]
+        assert result.tokens == steps * 64
+        assert result.decision == {
+            "reason": reason,
+            "step": steps,
+            "flops": steps * a_step,
+            "budget": budget,
+        }
+
+
+def test_flops_follow_what_trains(substrate) -> None:
+    config = make_model(substrate).config
+    budget = Budget(flops=1e7)
+
+    def steps(stage: Stage) -> int:
+        shape = stage_shape(GrowthSchedule([stage]), 0, config, first_depth=3)
+        return stage_length(stage, shape, config, SLOW, 16).steps
+
+    new, everything = Stage(1, until=budget), Stage(1, train="all", until=budget)
+    assert steps(new) > 1.3 * steps(everything)
+
+
+def test_a_budget_in_seconds_ends_a_stage(substrate, data) -> None:
+    schedule = GrowthSchedule([Stage(1, 10**9, until=Budget(seconds=0.3))])
+    result = grow(
+        make_model(substrate), data, schedule, train=make_train(eval_every=10**6), quiet=True
+    )
+    (stage,) = result.stages
+    assert stage.decision is not None
+    assert stage.decision["reason"] == "seconds"
+    assert stage.decision["seconds"] >= 0.3 / 1.1
+    assert stage.tokens == 64 * stage.decision["last_step"] < 10**9
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Plateau(patience=0), r"Plateau\.patience: expected at least 1, got 0"),
+        (lambda: Plateau(min_delta=-1.0), r"Plateau\.min_delta: expected a number of at least 0"),
+        (lambda: Plateau(cooldown=2.0), r"Plateau\.cooldown: expected between 0 and 1"),
+        (lambda: Budget(), "exactly one of flops and seconds"),
+        (lambda: Budget(flops=1.0, seconds=1.0), "exactly one of flops and seconds"),
+        (lambda: Budget(seconds=0.0), r"Budget\.seconds: expected a positive number"),
+        (lambda: Budget(flops=float("inf")), r"Budget\.flops: expected a positive number"),
+    ],
+)
+def test_senseless_ends_are_refused(make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,104 @@
+"""A training's learning rate and its end, with a rule that may bring it forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fastgrow.training import TrainConfig
+from fastgrow.training.pace import Pace
+from fastgrow.training.schedule import learning_rate
+
+CONFIG = TrainConfig(lr=1.0, warmup=0.1, min_lr_ratio=0.1)
+
+
+class At:
+    """Decides at one step."""
+
+    used: float | None = None
+
+    def __init__(self, step: int | None, cooldown: float = 0.5) -> None:
+        self.step, self.cooldown, self.seen = step, cooldown, 0
+
+    def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
+        self.seen += 1
+        return {"reason": "test"} if step == self.step else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def rates(pace: Pace) -> list[float]:
+    """Of every step until the end, looking at each."""
+    made = []
+    while len(made) < pace.steps:
+        made.append(pace.rate(len(made)))
+        pace.observe(len(made), None)
+    return made
+
+
+def test_without_a_rule_it_is_the_cosine_over_all_steps() -> None:
+    expected = [learning_rate(s, 30, peak=1.0, warmup=0.1, min_ratio=0.1) for s in range(30)]
+    pace = Pace(CONFIG, 30)
+    assert rates(pace) == expected
+    assert pace.decision is None
+    assert pace.state_dict() is None
+
+
+def test_a_decision_starts_the_cooldown() -> None:
+    pace = Pace(CONFIG, 100, At(20))
+    made = rates(pace)
+    # Half as many steps as were made, from the peak in a line to the minimum.
+    assert len(made) == 30
+    assert made[:11] == pytest.approx([n / 10 for n in range(1, 11)] + [1.0])
+    assert made[10:20] == [1.0] * 10
+    assert made[20:] == pytest.approx([1 - 0.09 * n for n in range(1, 11)])
+    assert pace.decision == {"reason": "test", "step": 20, "last_step": 30}
+
+
+def test_a_rule_that_never_decides_leaves_room_for_its_cooldown() -> None:
+    pace = Pace(CONFIG, 30, At(None))
+    made = rates(pace)
+    assert len(made) == 30
+    assert pace.decision == {"reason": "tokens", "step": 20, "last_step": 30}
+    assert made[-1] == pytest.approx(0.1)
+
+
+def test_a_cooldown_is_at_least_a_step_and_never_beyond_the_end() -> None:
+    none = Pace(CONFIG, 100, At(20, cooldown=0.0))
+    assert len(rates(none)) == 21
+    late = Pace(CONFIG, 10, At(6, cooldown=1.0))
+    assert len(rates(late)) == 10
+
+
+def test_a_decision_in_the_warm_up_cools_down_from_where_the_rate_was() -> None:
+    pace = Pace(CONFIG, 100, At(4))
+    made = rates(pace)
+    assert made == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5 * 0.55, 0.5 * 0.1])
+
+
+def test_a_rules_own_budget_warms_up_where_the_steps_are_but_a_bound() -> None:
+    pace = Pace(CONFIG, 10**9, rule := At(None))
+    for rule.used, expected in ((0.05, 0.5), (0.1, 1.0), (0.9, 1.0)):
+        assert pace.rate(3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stop", [10, 20, 25])
+def test_it_goes_on_from_its_state(stop: int) -> None:
+    whole = rates(Pace(CONFIG, 100, At(20)))
+    first = Pace(CONFIG, 100, At(20))
+    for step in range(stop):
+        first.observe(step + 1, None)
+    second = Pace(CONFIG, 100, rule := At(20))
+    second.load_state_dict(first.state_dict())
+    assert rule.seen == min(stop, 20)
+    made = [second.rate(stop)]
+    for step in range(stop + 1, 30):
+        second.observe(step, None)
+        made.append(second.rate(step))
+    assert made == whole[stop:]
