@@ -119,6 +119,31 @@ def make_rule(options: Mapping[str, Any], names: Sequence[str]) -> Rule:
     return Rule.from_config(named)
 
 
+def check_ensembles(study: Study) -> None:
+    """Refuse what would fail only after all experts are trained.
+
+    Raises:
+        ConfigError: a rule that is none or does not go with the experts, or experts on different
+            substrates.
+    """
+    for name, ensemble in study.settings.ensembles.items():
+        where = f"ensembles.{name}"
+        substrates = {
+            study.corpus(study.settings.trainings[expert]).substrate.fingerprint
+            for expert in ensemble.experts
+        }
+        if len(substrates) > 1:
+            raise ConfigError(f"{where}.experts: they have {len(substrates)} different substrates")
+        for rule, settings in ensemble.rules.items():
+            for options in settings.choose or [settings.rule or {}]:
+                try:
+                    make_rule(options, ensemble.experts).check(ensemble.experts)
+                except ConfigError as error:
+                    raise ConfigError(f"{where}.rules.{rule}: {error}") from None
+            if settings.tune is not None:
+                changed(TrainConfig, f"{where}.rules.{rule}.tune.train", settings.tune.train)
+
+
 def _taken(rule: Rule) -> dict[str, Any]:
     """The rule as it was measured, its numbers short enough to read."""
     config = rule.to_config()

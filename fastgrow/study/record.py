@@ -8,6 +8,7 @@ from typing import Any
 
 from fastgrow import _files
 from fastgrow.errors import ConfigError
+from fastgrow.study.compose import check_ensembles
 from fastgrow.study.plan import Study, stated
 from fastgrow.study.settings import StudySettings, changed
 
@@ -30,10 +31,11 @@ def claim_study(
             another name.
 
     Raises:
-        ConfigError: the folder holds a study of other settings, and `extend` is not set.
+        ConfigError: the folder holds a study of other settings, and `extend` is not set; or a
+            training or rule of the study cannot be. The folder is as it was.
     """
     path = out / RECORD
-    plain = stated(settings)
+    plain, difference = stated(settings), ""
     if path.exists():
         difference = _difference(stated(read_record(out).settings), plain)
         if difference and not extend:
@@ -42,12 +44,16 @@ def claim_study(
                 "on with the old settings, or pass --extend to make what is new beside what is "
                 "there"
             )
-        if difference:
-            _keep(out)
+    study = Study(settings, folders, out)
+    for name in settings.trainings:
+        study.run(name, settings.seeds[0])
+    check_ensembles(study)
+    if difference:
+        _keep(out)
     _files.write_json(
         path, {"settings": plain, "folders": [str(folder.resolve()) for folder in folders]}
     )
-    return Study(settings, folders, out)
+    return study
 
 
 def read_record(out: Path) -> Study:

@@ -20,7 +20,7 @@ from small_study import TREE, MakeStudy, settings
 from fastgrow.compose import Contrast, Mean, Temperature, Weighted, load
 from fastgrow.errors import ConfigError
 from fastgrow.nn import Decoder
-from fastgrow.study.compose import compose, make_rule
+from fastgrow.study.compose import check_ensembles, compose, make_rule
 from fastgrow.study.plan import Study
 from fastgrow.study.record import claim_study, read_record
 from fastgrow.study.results import collect, read_results
@@ -107,10 +107,10 @@ def test_rules_are_chosen_and_fitted_on_the_tuning_text(results: dict[str, Any])
 def test_what_is_finished_is_not_run_again(finished: Study, folder: Path) -> None:
     again = claim_study(settings(ensembles=DUO), [folder], finished.out)
     assert plan_jobs(again) == []
-    run = again.run("a", 1)
-    before = run.result.stat().st_mtime_ns
-    train(again, run, quiet=True)
-    assert run.result.stat().st_mtime_ns == before
+    there = {path: path.stat().st_mtime_ns for path in again.out.rglob("*.json")}
+    train(again, again.run("a", 1), quiet=True)
+    compose(again, again.composition("duo", 1))
+    assert there == {path: path.stat().st_mtime_ns for path in again.out.rglob("*.json")}
 
 
 def test_a_new_seed_is_the_same_study_and_new_jobs(finished: Study, folder: Path) -> None:
@@ -184,7 +184,8 @@ def test_a_run_that_another_process_is_at_is_left_alone(make_study: MakeStudy) -
     run = study.run("a", 1)
     run.folder.mkdir(parents=True)
     with (run.folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        # A reader's lock: a second worker that took one of these would get it.
+        fcntl.flock(file, fcntl.LOCK_SH)
         with pytest.raises(ConfigError, match="another process is at work"):
             train(study, run, quiet=True)
 
@@ -200,6 +201,38 @@ def test_lists_stand_for_the_experts_in_order() -> None:
         make_rule({"kind": "weighted", "weights": [1, 2, 3]}, names)
     with pytest.raises(ConfigError, match="against is 2, of 2"):
         make_rule({"kind": "contrast", "against": 2}, names)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"rule": {"kind": "median"}}, r"ensembles\.duo\.rules\.r: rule .* is unknown"),
+        ({"rule": {"kind": "weighted", "weights": {"a": 1}}}, r"rules\.r: .*'b'"),
+        ({"choose": [{"kind": "contrast", "against": "z"}]}, r"rules\.r: .*'z'"),
+        (
+            {
+                "rule": {"kind": "learned_weights"},
+                "tune": {"what": "weights", "tokens": 8, "train": {"rl": 1}},
+            },
+            r"rules\.r\.tune\.train: rl: unknown name",
+        ),
+    ],
+    ids=str,
+)
+def test_a_rule_that_cannot_be_is_refused_before_anything_trains(
+    rule: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
+    duo = {"duo": {"experts": ["a", "b"], "rules": {"r": rule}}}
+    with pytest.raises(ConfigError, match=message):
+        run_study(settings(ensembles=duo), tmp_path, folders=[folder], quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_experts_on_different_substrates_are_refused(make_study: MakeStudy) -> None:
+    coded = {"texts": {"greek": 1}, "substrate": {"codes": "id-16"}}
+    study = make_study(trainings={"a": TREE["trainings"]["a"], "b": coded}, ensembles=DUO)
+    with pytest.raises(ConfigError, match=r"ensembles\.duo\.experts: they have 2 different"):
+        check_ensembles(study)
 
 
 def test_random_blocks_stay_as_they_were(make_study: MakeStudy) -> None:
