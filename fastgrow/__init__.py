@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from fastgrow.compose import Weighted as Weighted
     from fastgrow.compose import load as load
     from fastgrow.evaluation import bits_per_character as bits_per_character
+    from fastgrow.growth import Budget as Budget
     from fastgrow.growth import GrowthResult as GrowthResult
     from fastgrow.growth import GrowthSchedule as GrowthSchedule
+    from fastgrow.growth import LoRA as LoRA
+    from fastgrow.growth import Plateau as Plateau
     from fastgrow.growth import Stage as Stage
     from fastgrow.growth import grow as grow
     from fastgrow.interop import patch as patch
@@ -51,14 +54,17 @@ if not (_PACKAGE / "kernels").is_dir():
 # Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
 # without one of the heavier packages can still use the rest.
 _HOME = {
+    "Budget": "fastgrow.growth",
     "Contrast": "fastgrow.compose",
     "Decoder": "fastgrow.nn",
     "DecoderConfig": "fastgrow.nn",
     "Ensemble": "fastgrow.compose",
     "GrowthResult": "fastgrow.growth",
     "GrowthSchedule": "fastgrow.growth",
+    "LoRA": "fastgrow.growth",
     "Mean": "fastgrow.compose",
     "Mixture": "fastgrow.training",
+    "Plateau": "fastgrow.growth",
     "Posterior": "fastgrow.compose",
     "ProbabilityMean": "fastgrow.compose",
     "Stage": "fastgrow.growth",

@@ -71,6 +71,7 @@ def stage_shape(
     if stage.head == "tied" and table:
         raise ConfigError(f"{where}: the head cannot be tied to a table that trains")
     head = stage.head in ("keep", "reset")
+    # A table trains with block 0, so that a trunk above it has no block.
     lowest = min((*trained, *adapted), default=depth)
     shape = StageShape(
         depth=depth,
@@ -81,7 +82,7 @@ def stage_shape(
         head=head,
         final_norm=stage.final_norm,
         table=table,
-        n_trunk=0 if table else lowest,
+        n_trunk=lowest,
     )
     if stage.lora is None:
         return shape

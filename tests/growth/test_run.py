@@ -276,3 +276,13 @@ def test_a_plain_schedule_is_recorded_as_it_always_was(substrate, data, tmp_path
     plain = {"blocks": 1, "tokens": 128, "insertion": "random", "lr": None}
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["schedule"] == [plain, {**plain, "head": "frozen"}]
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(substrate, data, tmp_path: Path) -> None:
+    for name in (".model.abcd1234.tmp", ".growth.json.abcd1234.tmp", ".run.json.abcd1234.tmp"):
+        (tmp_path / name).write_text("half")
+    half = tmp_path / "adapters" / ".stage-1.abcd1234.tmp"
+    half.mkdir(parents=True)
+    short = GrowthSchedule.blocks(1, tokens=128)
+    grow(make_model(substrate), data, short, train=make_train(), out=tmp_path, quiet=True)
+    assert not list(tmp_path.rglob("*.tmp"))
