@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from fastgrow.errors import ConfigError, FastgrowError, Interrupted
+from fastgrow.errors import ConfigError, FastgrowError
 from fastgrow.study.pool import Job, run_jobs
 
 # Appends "begin"/"end" lines to a file that all jobs share, and minds its own business between.
@@ -71,36 +71,54 @@ def test_a_failure_is_told_with_its_last_line_and_stops_the_rest(tmp_path: Path)
     assert not (tmp_path / "trace").exists()
 
 
-def test_ctrl_c_reaches_each_job_once_and_is_waited_for(tmp_path: Path) -> None:
-    saves = """
+# Says when it is ready, and writes down how many signals came within a while after the first.
+SAVES = """
 import pathlib, signal, sys, time
 count = 0
 def stop(*_):
     global count
     count += 1
 signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
-pathlib.Path(sys.argv[1]).with_suffix(".ready").touch()
+saved = pathlib.Path(sys.argv[1])
+saved.with_suffix(".ready").touch()
 while not count: time.sleep(0.01)
-time.sleep(0.3)
-pathlib.Path(sys.argv[1]).write_text(str(count))
+time.sleep(1)
+saved.write_text(str(count))
 sys.exit(130)
 """
-    paths = [tmp_path / "a.saved", tmp_path / "b.saved"]
-    jobs = [
-        Job(path.stem, [sys.executable, "-c", saves, str(path)], path.with_suffix(".log"))
-        for path in paths
-    ]
 
-    def press() -> None:
-        while not all(path.with_suffix(".ready").exists() for path in paths):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+POOL = """
+import sys
+from pathlib import Path
+from fastgrow.errors import Interrupted
+from fastgrow.study.pool import Job, run_jobs
+program, *paths = sys.argv[1:]
+jobs = [Job(p, [sys.executable, "-c", program, p], Path(p).with_suffix(".log")) for p in paths]
+try:
+    run_jobs(jobs, 2, print)
+except Interrupted as error:
+    print(error)
+"""
 
-    threading.Thread(target=press, daemon=True).start()
-    with pytest.raises(Interrupted, match=r"3 of 3 jobs to go.*the same command goes on"):
-        run_jobs([*jobs, traced("never", tmp_path)], 2, lambda _: None)
-    assert [path.read_text() for path in paths] == ["1", "1"]
-    assert not (tmp_path / "trace").exists()
+
+def test_ctrl_c_reaches_each_job_once_and_is_waited_for(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.saved" for name in "abc"]
+    # In a session of its own: Ctrl-C in a terminal comes to the whole process group.
+    pool = subprocess.Popen(
+        [sys.executable, "-c", POOL, SAVES, *map(str, paths)],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not all(path.with_suffix(".ready").exists() for path in paths[:2]):
+        assert pool.poll() is None
+        time.sleep(0.01)
+    os.killpg(pool.pid, signal.SIGINT)
+    said, _ = pool.communicate(timeout=60)
+    assert "3 of 3 jobs to go" in said
+    assert "the same command goes on" in said
+    assert [path.read_text() for path in paths[:2]] == ["1", "1"]
+    assert not paths[2].with_suffix(".ready").exists()
 
 
 def test_it_takes_at_least_one_process(tmp_path: Path) -> None:
