@@ -80,6 +80,7 @@ def _training(run: Run, characters: Mapping[str, int]) -> dict[str, Any]:
         "key": record["key"],
         "stages": stages,
         "process_seconds": record["process_seconds"],
+        "table_parameters": run.model.vocab_size * run.model.embed_width,
         "forward_flops": forward_flops(run.model, stages[-1]["depth"], run.seq_len),
         # Tokens, operations, bits a character; a stage's operations grow in a line.
         "curve": [

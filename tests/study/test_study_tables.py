@@ -40,6 +40,7 @@ def training(bits: list[float], seconds: float) -> dict[str, Any]:
         "key": "k",
         "stages": stages,
         "process_seconds": seconds,
+        "table_parameters": 2000,
         "forward_flops": 3.21e6,
         "curve": curve,
     }
@@ -134,14 +135,14 @@ def test_differences_are_taken_within_a_seed() -> None:
 
 def test_cost_is_of_all_stages() -> None:
     _, rows = cost_table(RESULTS)
-    assert rows == [["grown", "3", "6.00", "15 ± 7", "5", "18", "3.21"]]
+    assert rows == [["grown", "3", "6.00", "15 ± 7", "5", "16", "3.21"]]
 
 
 def test_an_ensemble_costs_what_its_experts_cost_together() -> None:
     other = {"2": training([1.0, 1.0, 1.0], 5)}
     results = {**RESULTS, "trainings": {**RESULTS["trainings"], "missing": other}}
     # Of seed 2 alone, which both have.
-    assert cost_table(results)[1][-1] == ["duo, together", "6", "12.00", "25", "5", "36", "6.42"]
+    assert cost_table(results)[1][-1] == ["duo, together", "6", "12.00", "25", "5", "32", "6.42"]
 
 
 def test_rules_that_were_fitted_are_told() -> None:
