@@ -62,8 +62,15 @@ def study_curves(
         path: the PNG to write.
     """
     label, scale = {"tokens": ("thousand tokens", 1e3), "flops": ("TFLOP", 1e12)}[unit]
-    figure = _figure(4.6 * len(panels), 3.8)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(5 * columns, 3.8 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = grid.flat[: len(panels)]
+    for axis in grid.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis in grid[:, 0]:
+        axis.set_ylabel("validation, bits per character")
     for axis, (title, trainings) in zip(axes, panels.items(), strict=True):
         for number, (name, curves) in enumerate(trainings.items()):
             for i, (at, bits) in enumerate(curves):
@@ -75,12 +82,11 @@ def study_curves(
                     linewidth=1.0,
                     label=name if i == 0 else None,
                 )
-        axis.set_title(title)
+        axis.set_title(title, fontsize="medium")
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
         if any(trainings.values()):
             axis.legend(frameon=False, fontsize="small")
-    axes[0].set_ylabel("validation, bits per character")
     _save(figure, path)
 
 

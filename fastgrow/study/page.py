@@ -54,7 +54,7 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
 def _curves(
     results: Mapping[str, Any], measure: int
 ) -> dict[str, dict[str, list[tuple[list[float], list[float]]]]]:
-    """Panel (a mix of texts) → training → a curve for each seed."""
+    """Panel (texts in shares, as validation text has them) → training → a curve for each seed."""
     panels: dict[str, dict[str, list[tuple[list[float], list[float]]]]] = {}
     for name, by_seed in results["trainings"].items():
         texts = results["settings"]["trainings"][name]["texts"]
@@ -62,5 +62,7 @@ def _curves(
             ([point[measure] for point in run["curve"]], [point[2] for point in run["curve"]])
             for run in by_seed.values()
         ]
-        panels.setdefault(" + ".join(sorted(texts)), {})[name] = curves
+        whole = sum(texts.values())
+        title = ", ".join(f"{text} {share / whole:.0%}" for text, share in sorted(texts.items()))
+        panels.setdefault(title, {})[name] = curves
     return panels
