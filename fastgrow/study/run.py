@@ -88,7 +88,8 @@ def plan_jobs(study: Study, only: Collection[str] | None = None) -> list[Job]:
             corpus.text(text, training.part)
         for text in settings.evaluate:
             corpus.text(text)
-        corpus.tuning(settings.evaluate)
+        if ensembles_named:
+            corpus.tuning(settings.evaluate)
     for seed in settings.seeds:
         ensembles = [study.composition(name, seed) for name in ensembles_named]
         planned = set[str]()

@@ -156,10 +156,19 @@ class Corpus:
         return Mixture([(self.text(name, part), share) for name, share in shares.items()])
 
     def tuning(self, names: Sequence[str]) -> Mixture:
-        """The tuning documents of the texts, in equal shares; a fifth of them is validation."""
+        """The tuning documents of the texts, in equal shares; a fifth of them is validation.
+
+        Raises:
+            DataError: a text has fewer than two.
+        """
         parts = []
         for name in names:
             documents = self.texts[name].tuning
+            if len(documents) < 2:
+                raise DataError(
+                    f"text {name!r}: its tuning text is {len(documents)} document(s), expected at "
+                    "least 2; raise documents.tuning"
+                )
             held_out = max(1, len(documents) // 5)
             parts.append((self._encode(documents[held_out:], documents[:held_out], []), 1.0))
         return Mixture(parts)

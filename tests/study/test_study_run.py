@@ -126,6 +126,11 @@ def test_an_ensemble_comes_right_after_its_last_expert(make_study: MakeStudy) ->
     assert labels == ["a, seed 1", "b, seed 1", "ensemble duo, seed 1", "c, seed 1"]
 
 
+def test_without_ensembles_no_tuning_text_is_needed(make_study: MakeStudy) -> None:
+    study = make_study(documents={**TREE["documents"], "tuning": 1})
+    assert len(plan_jobs(study)) == 2
+
+
 def test_some_alone_are_run_with_what_they_need(make_study: MakeStudy) -> None:
     trainings = {**TREE["trainings"], "c": {"texts": {"latin": 2}}}
     study = make_study(trainings=trainings, ensembles=DUO, seeds=[1, 2])

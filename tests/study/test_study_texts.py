@@ -97,3 +97,13 @@ def test_the_tuning_text_is_no_other(folder: Path, tmp_path: Path) -> None:
     assert all(text in decoded for text in documents[len(documents) // 5 :])
     assert not any(text in decoded for text in documents[: len(documents) // 5])
     assert not any(text in decoded for text in both.texts["latin"].test)
+
+
+def test_a_tuning_text_of_one_document_is_refused(folder: Path, tmp_path: Path) -> None:
+    sizes = DocumentSettings(characters=100, validation=100, test=100, tuning=1)
+    text = read_documents("latin", TextSettings(["latin.txt"]), sizes, [folder])
+    made = build_substrate({"latin": text}, StudySubstrate(max_size=20, n_components=8))
+    with pytest.raises(
+        DataError, match=r"'latin': its tuning text is 1 document.*documents\.tuning"
+    ):
+        Corpus({"latin": text}, made, tmp_path).tuning(["latin"])
