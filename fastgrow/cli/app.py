@@ -17,6 +17,7 @@ from fastgrow.cli import (
     inspect,
     plan,
     report,
+    study,
     substrate,
 )
 
@@ -35,6 +36,7 @@ app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(compose.app, name="compose")
 app.command("evaluate")(evaluate.evaluate)
+app.command("study")(study.study)
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("report")(report.report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,7 @@ from fastgrow.demo import DemoSettings
 from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule, Trunk
 from fastgrow.nn import DecoderConfig
+from fastgrow.study.settings import StudySettings
 from fastgrow.substrate import Substrate
 from fastgrow.training import HubDataset, Mixture, TextData, TrainConfig
 
@@ -188,8 +189,26 @@ def read_demo(name: str, overrides: Sequence[str]) -> DemoSettings:
     return typed(tree, DemoSettings, str(path))
 
 
-def find_config(name: str) -> Path:
+def read_study(name: str, overrides: Sequence[str]) -> tuple[Path, StudySettings]:
+    """Read a study by file or shipped name, and apply overrides; also gives the file.
+
+    Raises:
+        ConfigError: there is no such file, or something in it is unknown or out of range.
+    """
+    path = find_config(name, shipped_configs("studies"))
+    tree = read_config(path)
+    apply_overrides(tree, overrides)
+    # A place for pieces that several trainings share by YAML's anchors.
+    tree.pop("pieces", None)
+    return path, typed(tree, StudySettings, str(path))
+
+
+def find_config(name: str, shipped: Mapping[str, Path] | None = None) -> Path:
     """A file of that name, or else the shipped configuration.
+
+    Args:
+        name: of the file or configuration.
+        shipped: the configurations to look among, by name; those of growth without.
 
     Raises:
         ConfigError: neither exists; the message lists the shipped ones.
@@ -197,13 +216,13 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    shipped = shipped_configs()
+    shipped = shipped_configs() if shipped is None else shipped
     if name in shipped:
         return shipped[name]
     raise ConfigError(f"{name}: no such file; shipped configurations: {', '.join(shipped)}")
 
 
-def shipped_configs() -> dict[str, Path]:
-    """The configurations inside the package, by name."""
-    folder = Path(str(resources.files("fastgrow") / "configs"))
+def shipped_configs(kind: str = "") -> dict[str, Path]:
+    """The configurations inside the package by name: of growth and the demo, or the "studies"."""
+    folder = Path(str(resources.files("fastgrow") / "configs")) / kind
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -3,15 +3,17 @@
 from fastgrow.report.heat_strip import write_heat_strip
 from fastgrow.report.inside import FolderKind, Wishes, write_page
 from fastgrow.report.page import Report, table_text
-from fastgrow.report.plots import Curve, growth_curves, matrix
+from fastgrow.report.plots import Curve, Unit, growth_curves, matrix, study_curves
 
 __all__ = [
     "Curve",
     "FolderKind",
     "Report",
+    "Unit",
     "Wishes",
     "growth_curves",
     "matrix",
+    "study_curves",
     "table_text",
     "write_heat_strip",
     "write_page",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from fastgrow._files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+Unit = Literal["tokens", "flops"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,47 @@ def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("validation, bits per character")
     axes[-1].legend(frameon=False)
+    save_figure(figure, path)
+
+
+def study_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]],
+    unit: Unit,
+    path: Path,
+) -> None:
+    """A panel for each mix of texts, a colour for each training, a line for each of its seeds.
+
+    Args:
+        panels: texts → training → its curves, each (tokens or operations, bits per character).
+        unit: what the curves run over.
+        path: the PNG to write.
+    """
+    label, scale = {"tokens": ("thousand tokens", 1e3), "flops": ("TFLOP", 1e12)}[unit]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(5 * columns, 3.8 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = grid.flat[: len(panels)]
+    for axis in grid.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis in grid[:, 0]:
+        axis.set_ylabel("validation, bits per character")
+    for axis, (title, trainings) in zip(axes, panels.items(), strict=True):
+        for number, (name, curves) in enumerate(trainings.items()):
+            for i, (at, bits) in enumerate(curves):
+                axis.plot(
+                    np.asarray(at) / scale,
+                    bits,
+                    color=f"C{number % 10}",
+                    linestyle="-" if number < 10 else "--",
+                    linewidth=1.0,
+                    label=name if i == 0 else None,
+                )
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.25)
+        if any(trainings.values()):
+            axis.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 

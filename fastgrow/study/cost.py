@@ -1,0 +1,30 @@
+"""What a training costs, counted (`fastgrow.growth.plan.flops` says how)."""
+
+from __future__ import annotations
+
+from fastgrow.growth import stage_shape
+from fastgrow.growth.plan.flops import stack_flops
+from fastgrow.growth.plan.roles import Role, roles
+from fastgrow.nn import DecoderConfig
+from fastgrow.study.controls import Plan
+
+
+def forward_flops(config: DecoderConfig, depth: int, seq_len: int) -> int:
+    """Operations for one token of a forward pass through `depth` blocks and the head."""
+    return stack_flops(config, seq_len, [Role()] * depth, head=False).forward
+
+
+def stage_flops(config: DecoderConfig, plan: Plan, seq_len: int) -> list[int]:
+    """Operations for one token of a training step, in each stage of a plan."""
+    flops = []
+    for index, stage in enumerate(plan.schedule.stages):
+        shape = stage_shape(plan.schedule, index, config, plan.random_blocks)
+        stack = roles(shape, stage.lora, config)
+        flops.append(stack_flops(config, seq_len, stack, head=shape.head).total)
+    return flops
+
+
+def plan_flops(config: DecoderConfig, plan: Plan, seq_len: int) -> int:
+    """Operations of a whole plan, where no stage ends before its tokens are used up."""
+    each = stage_flops(config, plan, seq_len)
+    return sum(f * stage.tokens for f, stage in zip(each, plan.schedule.stages, strict=True))

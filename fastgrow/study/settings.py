@@ -1,0 +1,240 @@
+"""What a study file holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from fastgrow.errors import ConfigError
+from fastgrow.growth import GrowthSchedule
+from fastgrow.study.controls import CONTROLS
+from fastgrow.training import TrainConfig
+
+T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """A text of the study.
+
+    Attributes:
+        files: UTF-8 files, relative to the data folder or to the study's file.
+        max_characters: the text is cut to about this many; its documents are chosen at random.
+    """
+
+    files: list[str]
+    max_characters: int | None = None
+
+
+@dataclass(frozen=True)
+class DocumentSettings:
+    """How files become documents, and how much of a text is kept from training.
+
+    Attributes:
+        characters: consecutive lines of a file are joined into documents of at least this many,
+            line ends included.
+        validation, test, tuning: characters of each text, at least, that pick the best weights of a
+            stage, that are measured, and that rules of composition are fitted to.
+    """
+
+    characters: int = 1000
+    validation: int = 6000
+    test: int = 30_000
+    tuning: int = 60_000
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise ConfigError(f"documents.{name}: expected at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class StudySubstrate:
+    """The frozen substrate: the commonest characters of the study's texts.
+
+    Attributes:
+        max_size: largest vocabulary; rarer characters become `<unk>`.
+        n_components, codes, seed: as for `Substrate.build`; codes in place of glyphs are a control.
+    """
+
+    max_size: int = 4096
+    n_components: int | None = None
+    codes: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """A training, which is run once for each seed.
+
+    Attributes:
+        texts: the share of each text.
+        schedule: stages; the study's where it is not given.
+        control: what is made of the schedule, see `fastgrow.study.controls`.
+        part: (i, n) trains on the i-th of n random parts of each text's documents only.
+        tokens: factor on the tokens of every stage.
+        equal_flops_to: another training; the tokens of every stage are scaled so that both cost
+            the same number of floating-point operations.
+        model, train, substrate: changes to the study's.
+    """
+
+    texts: dict[str, float]
+    schedule: GrowthSchedule | None = None
+    control: str = "grown"
+    part: tuple[int, int] | None = None
+    tokens: float = 1.0
+    equal_flops_to: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    substrate: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.control not in CONTROLS:
+            raise ConfigError(
+                f"control: expected one of {', '.join(CONTROLS)}, got {self.control!r}"
+            )
+        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+            raise ConfigError(f"part: expected [i, n] with 0 ≤ i < n, got {list(self.part)}")
+        if not self.tokens > 0:
+            raise ConfigError(f"tokens: expected a factor above 0, got {self.tokens}")
+        if not self.texts or not all(weight > 0 for weight in self.texts.values()):
+            raise ConfigError(f"texts: expected names with shares above 0, got {self.texts}")
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Fitting a rule's parameters to the tuning text, by gradient: `fastgrow.compose.tune`."""
+
+    what: Literal["weights", "adapter", "head"]
+    tokens: int
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RuleSettings:
+    """A rule of composition.
+
+    Attributes:
+        rule: its kind and options, as in a saved model's config.json. Where an option names
+            experts, a list gives their values in order and `against` may be an expert's number.
+        choose: several such rules; the one that is best on the tuning text is taken.
+        tune: fit the rule's parameters to the tuning text.
+    """
+
+    rule: dict[str, Any] | None = None
+    choose: list[dict[str, Any]] | None = None
+    tune: TuneSettings | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rule is None) == (self.choose is None):
+            raise ConfigError("a rule is given by either rule or choose")
+        if self.choose is not None and (not self.choose or self.tune is not None):
+            raise ConfigError("choose: expected rules to choose from, and no tune beside them")
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """Trainings that are composed, under each of several rules."""
+
+    experts: list[str]
+    rules: dict[str, RuleSettings]
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """A study: every training and every ensemble for every seed.
+
+    Attributes:
+        evaluate: the texts that everything is measured on, each and all together.
+        reference: the training that all else is compared with in the report.
+
+    Raises:
+        ConfigError: a name that is none, or one that refers to nothing.
+    """
+
+    name: str
+    texts: dict[str, TextSettings]
+    trainings: dict[str, TrainingSettings]
+    evaluate: list[str]
+    seeds: list[int]
+    model: dict[str, Any]
+    train: dict[str, Any] = field(default_factory=dict)
+    schedule: GrowthSchedule | None = None
+    substrate: StudySubstrate = field(default_factory=StudySubstrate)
+    documents: DocumentSettings = field(default_factory=DocumentSettings)
+    ensembles: dict[str, EnsembleSettings] = field(default_factory=dict)
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        for kind in ("texts", "trainings", "ensembles"):
+            for name in getattr(self, kind):
+                if not _NAME.fullmatch(name):
+                    raise ConfigError(
+                        f"{kind}: {name!r} is no name; expected letters, digits, '-' and '_'"
+                    )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds: expected different numbers, got {self.seeds}")
+        if not self.evaluate:
+            raise ConfigError("evaluate: expected at least one text")
+        self._refer("evaluate", self.evaluate, self.texts)
+        if self.reference is not None:
+            self._refer("reference", [self.reference], self.trainings)
+        for name, training in self.trainings.items():
+            self._refer(f"trainings.{name}.texts", training.texts, self.texts)
+            if training.schedule is None and self.schedule is None:
+                raise ConfigError(f"trainings.{name}: neither it nor the study has a schedule")
+            if training.equal_flops_to is not None:
+                where = f"trainings.{name}.equal_flops_to"
+                self._refer(where, [training.equal_flops_to], self.trainings)
+                if self.trainings[training.equal_flops_to].equal_flops_to is not None:
+                    raise ConfigError(f"{where}: that training is itself scaled to another")
+        for name, ensemble in self.ensembles.items():
+            self._refer(f"ensembles.{name}.experts", ensemble.experts, self.trainings)
+            if not ensemble.experts or not ensemble.rules:
+                raise ConfigError(f"ensembles.{name}: expected experts and rules")
+
+    @staticmethod
+    def _refer(where: str, names: Any, known: Mapping[str, Any]) -> None:
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{where}: there is no {name!r}; known: {', '.join(known)}")
+
+
+def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
+    """The dataclass `kind` from plain values; those of later trees replace earlier ones.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is of the wrong type or range.
+    """
+    merged = {name: value for tree in trees for name, value in tree.items()}
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in merged:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            raise ConfigError(f"{where}: {name}: unknown name; {hint}")
+    try:
+        return msgspec.convert(merged, kind, strict=False, dec_hook=_one_of)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {str(error).replace('`', '')}") from None
+
+
+def _one_of(base: Any, value: Any) -> Any:
+    """The first dataclass below a plain class, such as `Until`, that has the fields in `value`."""
+    for kind in base.__subclasses__():
+        names = {f.name for f in dataclasses.fields(kind)}
+        if isinstance(value, Mapping) and names.issuperset(value):
+            return msgspec.convert(value, kind, strict=False)
+    raise ValueError(f"expected one of {[kind.__name__ for kind in base.__subclasses__()]}")
+
+
+def train_config(settings: StudySettings, training: TrainingSettings, seed: int) -> TrainConfig:
+    """How a training is run for a seed."""
+    return changed(TrainConfig, "train", settings.train, training.train, {"seed": seed})

@@ -1,0 +1,211 @@
+"""Tables out of results.json: mean ± standard deviation over the seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fastgrow.study.results import MIX
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def mean_sd(values: Sequence[float], digits: int = 2) -> str:
+    """ "1.23 ± 0.04" with the sample's standard deviation; one value stands alone, none is "—"."""
+    if not values:
+        return "—"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def bits_table(results: Mapping[str, Any], rules: Sequence[str] | None = None) -> Table:
+    """Bits per character: a row for each baseline, training, and ensemble under a rule.
+
+    Args:
+        results: as in results.json.
+        rules: only these of the ensembles' rules.
+    """
+    columns = [*results["settings"]["evaluate"], MIX]
+    rows = [
+        [name, *(f"{bits[column]:.2f}" for column in columns)]
+        for name, bits in results["baselines"].items()
+    ]
+    for name, by_seed in results["trainings"].items():
+        ends = [run["stages"][-1]["bits"] for run in by_seed.values()]
+        rows.append([name, *_cells(ends, columns)])
+    for ensemble, measured_rules in results["ensembles"].items():
+        for rule, by_seed in measured_rules.items():
+            if rules is not None and rule not in rules:
+                continue
+            bits = [measured["bits"] for measured in by_seed.values()]
+            rows.append([f"{ensemble}: {rule}", *_cells(bits, columns)])
+    return ["bits per character", *columns], rows
+
+
+def rules_table(results: Mapping[str, Any], text: str = MIX) -> Table:
+    """Bits per character on one text: a row for each rule, a column for each ensemble."""
+    ensembles = results["ensembles"]
+    names = list(dict.fromkeys(rule for rules in ensembles.values() for rule in rules))
+    rows = [
+        [
+            name,
+            *(
+                mean_sd([m["bits"][text] for m in rules.get(name, {}).values()])
+                for rules in ensembles.values()
+            ),
+        ]
+        for name in names
+    ]
+    return ["rule", *ensembles], rows
+
+
+def depth_table(results: Mapping[str, Any]) -> Table:
+    """Bits per character on the mix after each stage of every training."""
+    depths = sorted(
+        {
+            stage["depth"]
+            for by_seed in results["trainings"].values()
+            for run in by_seed.values()
+            for stage in run["stages"]
+        }
+    )
+    rows = []
+    for name, by_seed in results["trainings"].items():
+        # Several stages may end at one depth, a polish for example; the last of them counts.
+        ends = [{s["depth"]: s["bits"][MIX] for s in run["stages"]} for run in by_seed.values()]
+        rows.append([name, *(mean_sd([e[d] for e in ends if d in e]) for d in depths)])
+    return ["training", *(f"depth {depth}" for depth in depths)], rows
+
+
+def difference_table(results: Mapping[str, Any]) -> Table:
+    """Everything against the study's reference: bits on the mix seed by seed, and cost.
+
+    A difference is taken within each seed, so that what all models of a seed share cancels out.
+    """
+    reference = results["settings"]["reference"]
+    runs = results["trainings"][reference]
+    base = {seed: run["stages"][-1]["bits"][MIX] for seed, run in runs.items()}
+    rows = []
+    for name, by_seed in results["trainings"].items():
+        if name != reference:
+            ends = {seed: run["stages"][-1]["bits"][MIX] for seed, run in by_seed.items()}
+            costs = [_ratio(runs, by_seed, cost) for cost in (_flops, _seconds)]
+            rows.append([name, _paired(ends, base), *costs])
+    for ensemble, rules in results["ensembles"].items():
+        for rule, measured in rules.items():
+            ends = {seed: m["bits"][MIX] for seed, m in measured.items()}
+            rows.append([f"{ensemble}: {rule}", _paired(ends, base), "—", "—"])
+    header = [f"against {reference}", "bits per character more", "FLOP", "process seconds"]
+    return header, rows
+
+
+def _paired(values: Mapping[str, float], base: Mapping[str, float]) -> str:
+    differences = [values[seed] - base[seed] for seed in values if seed in base]
+    told = mean_sd(differences)
+    return f"+{told}" if differences and statistics.fmean(differences) >= 0 else told
+
+
+def _flops(run: Mapping[str, Any]) -> float:
+    return sum(stage["flops"] for stage in run["stages"])
+
+
+def _seconds(run: Mapping[str, Any]) -> float:
+    return run["process_seconds"]
+
+
+def _ratio(
+    base: Mapping[str, Any], other: Mapping[str, Any], cost: Callable[[Mapping[str, Any]], float]
+) -> str:
+    """What the seeds that both have cost, over what they cost the reference: "0.33 ×"."""
+    seeds = [seed for seed in other if seed in base]
+    if not seeds:
+        return "—"
+    return f"{sum(cost(other[s]) for s in seeds) / sum(cost(base[s]) for s in seeds):.2f} ×"
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """What trainings cost, and what each model costs at every token that it reads."""
+    header = [
+        "cost",
+        "training, thousand tokens",
+        "training, TFLOP",
+        "training, process seconds",
+        "active at most, thousand",
+        "parameters beside the table, thousand",
+        "reading a token, MFLOP",
+    ]
+    trainings = results["trainings"]
+    rows = [_cost_row(name, [by_seed]) for name, by_seed in trainings.items() if by_seed]
+    for name in results["ensembles"]:
+        experts = [trainings[e] for e in results["settings"]["ensembles"][name]["experts"]]
+        if all(experts):
+            rows.append(_cost_row(f"{name}, together", experts))
+    return header, rows
+
+
+def _cost_row(name: str, models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cost of one model, or of several that are trained apart and read together."""
+    some = [next(iter(by_seed.values())) for by_seed in models]
+    stages = [run["stages"] for run in some]
+    seeds = [seed for seed in models[0] if all(seed in by_seed for by_seed in models)]
+    seconds = [sum(by_seed[seed]["process_seconds"] for by_seed in models) for seed in seeds]
+    return [
+        name,
+        f"{sum(s['tokens'] for run in stages for s in run) / 1e3:,.0f}",
+        f"{sum(s['flops'] for run in stages for s in run) / 1e12:.2f}",
+        mean_sd(seconds, 0),
+        f"{max(s['active_parameters'] for run in stages for s in run) / 1e3:,.0f}",
+        f"{sum(map(_beside_table, some)) / 1e3:,.0f}",
+        f"{sum(run['forward_flops'] for run in some) / 1e6:.2f}",
+    ]
+
+
+def _beside_table(run: Mapping[str, Any]) -> int:
+    # Experts hold their table once, so that whole sizes would not add up.
+    return run["stages"][-1]["total_parameters"] - run["table_parameters"]
+
+
+def taken_table(results: Mapping[str, Any]) -> Table:
+    """The rules whose numbers were chosen or fitted on the tuning text, as they came out."""
+    rows = []
+    for ensemble, rules in results["ensembles"].items():
+        fitted = results["settings"]["ensembles"][ensemble]["rules"]
+        for rule, by_seed in rules.items():
+            if not {"choose", "tune"} & fitted[rule].keys():
+                continue
+            for seed, measured in by_seed.items():
+                rows.append([f"{ensemble}: {rule}", seed, _told(measured["taken"])])
+    return ["rule", "seed", "as fitted"], rows
+
+
+def _told(taken: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in taken.items():
+        if isinstance(value, Mapping):
+            parts.append(f"{name} {', '.join(f'{v:.2f}' for v in value.values())}")
+        elif name in ("against", "strength"):
+            parts.append(f"{name} {value}")
+    return "; ".join(parts)
+
+
+def _cells(rows: Iterable[Mapping[str, float]], columns: Sequence[str]) -> list[str]:
+    rows = list(rows)
+    return [mean_sd([row[column] for row in rows]) for column in columns]
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], Table]] = {
+    "bits": bits_table,
+    "rules": rules_table,
+    "depth": depth_table,
+    "difference": difference_table,
+    "cost": cost_table,
+    "fitted": taken_table,
+}
+
+
+def markdown(table: Table) -> str:
+    """A table for the README."""
+    header, rows = table
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows]) + "\n"

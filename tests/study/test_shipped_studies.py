@@ -1,0 +1,91 @@
+"""The shipped studies say what they are said to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastgrow.cli.settings import read_study, shipped_configs
+from fastgrow.compose import Rule
+from fastgrow.errors import ConfigError
+from fastgrow.nn import Block, DecoderConfig
+from fastgrow.study.compose import make_rule
+from fastgrow.study.controls import CONTROLS
+from fastgrow.study.settings import StudySettings, changed
+
+STUDIES = shipped_configs("studies")
+
+
+def study(name: str) -> StudySettings:
+    return read_study(name, [])[1]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_shipped_study_is_read(name: str) -> None:
+    settings = study(name)
+    assert settings.name == name
+    assert len(settings.seeds) >= 3
+    # `fastgrow grow` lists its own configurations alone.
+    assert name not in shipped_configs()
+
+
+def test_the_composition_study_has_every_rule() -> None:
+    settings = study("composition")
+    for ensemble in settings.ensembles.values():
+        kinds = set()
+        for rule in ensemble.rules.values():
+            for options in rule.choose or [rule.rule or {}]:
+                kinds.add(make_rule(options, ensemble.experts).kind)
+        assert kinds == set(Rule.registry) - {"per_request"}
+
+
+def size(settings: StudySettings, training: str) -> int:
+    """Numbers in a training's model, the frozen table left out."""
+    width: dict[str, Any] = {"vocab_size": settings.substrate.max_size, "n_embed": 128}
+    model = settings.trainings[training].model
+    config = changed(DecoderConfig, training, settings.model, model, width)
+    assert settings.schedule is not None
+    block = sum(p.numel() for p in Block(config, device="meta").parameters())
+    head = config.vocab_size * (config.d_model + 1) + 2 * config.d_model
+    return settings.schedule.n_blocks * block + head
+
+
+def test_the_union_has_the_experts_size_and_tokens() -> None:
+    settings = study("composition")
+    experts = settings.ensembles["experts"].experts
+    for union in ("union-grown", "union-monolith"):
+        together = sum(size(settings, expert) for expert in experts)
+        assert size(settings, union) == pytest.approx(together, rel=0.025)
+        assert settings.trainings[union].tokens == len(experts)
+
+
+def test_the_union_reads_what_the_experts_read() -> None:
+    settings = study("composition")
+    read: dict[str, float] = {}
+    for expert in settings.ensembles["experts"].experts:
+        texts = settings.trainings[expert].texts
+        for text, weight in texts.items():
+            read[text] = read.get(text, 0) + weight / sum(texts.values())
+    for other in ("union-grown", "union-monolith", "random-1", "random-2", "random-3"):
+        texts = settings.trainings[other].texts
+        shares = {text: 3 * weight / sum(texts.values()) for text, weight in texts.items()}
+        assert shares == pytest.approx(read)
+    parts = [settings.trainings[f"random-{i}"].part for i in (1, 2, 3)]
+    assert parts == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_the_growth_study_has_every_control_at_equal_tokens() -> None:
+    settings = study("growth")
+    assert {training.control for training in settings.trainings.values()} == set(CONTROLS)
+    assert settings.schedule is not None
+    for name, training in settings.trainings.items():
+        schedule = training.schedule or settings.schedule
+        depth = int(name.split("-")[-1]) if name[-1] in "23" else 6
+        assert schedule.tokens == pytest.approx(depth * 262_144, rel=1e-4), name
+
+
+def test_a_study_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shipped configurations: composition, growth"):
+        read_study("compositoin", [])
