@@ -48,7 +48,7 @@ FASTGROW_TARGET void log_probability_backward(const Row<In>& row, int64_t begin,
     const Accumulator<In>* from = block.value;
     for (int64_t k = 0; k < row.n_experts; ++k) {
       In* logits = to.logits[row.places[k]];
-      if (logits != nullptr) mean_span<stream>(&from, &row.weights[k], 1, logits + column, n);
+      if (logits != nullptr) mean_span<stream, stream>(&from, &row.weights[k], 1, logits + column, n);
       if (to.scale != nullptr) to.scale[row.places[k]] += dot(from, row.logits[k] + column, n);
     }
   }

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "experts.h"
+#include "fresh_memory.h"
 
 #define FASTGROW_KERNELS "mean_span.inl"
 #include "each_instruction_set.h"
@@ -18,11 +19,14 @@ namespace {
 
 constexpr int64_t kBlock = 16384;  // columns that one task reads of each expert, at least
 
-// An output that would push everything else out of the caches is written around them.
-constexpr int64_t kStreamBytes = 4 << 20;
+// An output this large would push everything else out of the caches: it is written around them,
+// unless it is fresh. The system has then cleared each page just before, and it is still there.
+constexpr int64_t kLargeBytes = 4 << 20;
+constexpr int64_t kFreshBlocks = 4;  // blocks of a fresh output whose pages are asked for at once
 
 template <class In, class Out>
-void logit_mean_typed(const std::vector<Tensor>& logits, const Tensor& scale, const Tensor& out) {
+void logit_mean_typed(
+    const std::vector<Tensor>& logits, const Tensor& scale, const Tensor& out, bool fresh) {
   const Experts<In> experts(logits, scale);
   const RowOffsets out_offset(out);
   Out* out_base = out.mutable_data_ptr<Out>();
@@ -34,13 +38,14 @@ void logit_mean_typed(const std::vector<Tensor>& logits, const Tensor& scale, co
   const int64_t n_rows = dense ? 1 : experts.n_rows;
 
   const int64_t blocks_per_row = (n_columns + kBlock - 1) / kBlock;
-  const bool stream = out.numel() * static_cast<int64_t>(sizeof(Out)) >= kStreamBytes;
+  const bool large = out.numel() * static_cast<int64_t>(sizeof(Out)) >= kLargeBytes;
   torch::stable::parallel_for(
       0, n_rows * blocks_per_row, 1, [&](int64_t begin, int64_t end) {
         for (int64_t block = begin; block < end;) {
           const int64_t index = block / blocks_per_row;
           const int64_t first = block % blocks_per_row;
-          const int64_t last = std::min(first + end - block, blocks_per_row);
+          int64_t last = std::min(first + end - block, blocks_per_row);
+          if (large && fresh) last = std::min(last, first + kFreshBlocks);
           const int64_t column = first * kBlock;
           Row<In> row = experts.row(index);
           for (int64_t k = 0; k < row.n_experts; ++k) row.logits[k] += column;
@@ -48,22 +53,29 @@ void logit_mean_typed(const std::vector<Tensor>& logits, const Tensor& scale, co
           const int64_t n = std::min(last * kBlock, n_columns) - column;
           const auto* from = row.logits.data();
           const auto* weights = row.weights.data();
-          stream ? FASTGROW_CALL(mean_span<true>(from, weights, row.n_experts, to, n))
-                 : FASTGROW_CALL(mean_span<false>(from, weights, row.n_experts, to, n));
+          if (!large) {
+            FASTGROW_CALL(mean_span<false, false>(from, weights, row.n_experts, to, n));
+          } else if (fresh) {
+            give_pages(to, n * sizeof(Out));
+            FASTGROW_CALL(mean_span<true, false>(from, weights, row.n_experts, to, n));
+          } else {
+            FASTGROW_CALL(mean_span<true, true>(from, weights, row.n_experts, to, n));
+          }
           block += last - first;
         }
       });
 }
 
 template <class In>
-void logit_mean_from(const std::vector<Tensor>& logits, const Tensor& scale, const Tensor& out) {
+void logit_mean_from(
+    const std::vector<Tensor>& logits, const Tensor& scale, const Tensor& out, bool fresh) {
   switch (out.scalar_type()) {
     case ScalarType::Float:
-      return logit_mean_typed<In, float>(logits, scale, out);
+      return logit_mean_typed<In, float>(logits, scale, out, fresh);
     case ScalarType::BFloat16:
-      return logit_mean_typed<In, BFloat16>(logits, scale, out);
+      return logit_mean_typed<In, BFloat16>(logits, scale, out, fresh);
     case ScalarType::Half:
-      return logit_mean_typed<In, Half>(logits, scale, out);
+      return logit_mean_typed<In, Half>(logits, scale, out, fresh);
     default:
       STD_TORCH_CHECK(false, "logit_mean: out must be float32, bfloat16 or float16");
   }
@@ -109,20 +121,20 @@ void check(const std::vector<Tensor>& logits, const Tensor& scale, const Tensor&
   }
 }
 
-void logit_mean_out(std::vector<Tensor> logits, Tensor scale, Tensor out) {
+void logit_mean_out(std::vector<Tensor> logits, Tensor scale, Tensor out, bool fresh) {
   check(logits, scale, out);
   if (out.numel() == 0) return;
   switch (logits[0].scalar_type()) {
     case ScalarType::Float:
-      return logit_mean_from<float>(logits, scale, out);
+      return logit_mean_from<float>(logits, scale, out, fresh);
     case ScalarType::BFloat16:
-      return logit_mean_from<BFloat16>(logits, scale, out);
+      return logit_mean_from<BFloat16>(logits, scale, out, fresh);
     case ScalarType::Half:
-      return logit_mean_from<Half>(logits, scale, out);
+      return logit_mean_from<Half>(logits, scale, out, fresh);
     case ScalarType::Double:
       STD_TORCH_CHECK(out.scalar_type() == ScalarType::Double,
                       "logit_mean: the mean of float64 logits is float64");
-      return logit_mean_typed<double, double>(logits, scale, out);
+      return logit_mean_typed<double, double>(logits, scale, out, fresh);
     default:
       STD_TORCH_CHECK(false, "logit_mean: logits must be float32, bfloat16, float16 or float64");
   }
@@ -132,7 +144,7 @@ void logit_mean_out(std::vector<Tensor> logits, Tensor scale, Tensor out) {
 }  // namespace fastgrow
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgrow_native, m) {
-  m.def("logit_mean_out(Tensor[] logits, Tensor scale, Tensor(a!) out) -> ()");
+  m.def("logit_mean_out(Tensor[] logits, Tensor scale, Tensor(a!) out, bool fresh) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgrow_native, CPU, m) {

@@ -19,7 +19,7 @@ FASTGROW_TARGET inline void mean_block(const Row<In>& row, int64_t column, int64
                                        Block<Acc>& block) {
   std::array<const In*, kMaxExperts> from;
   for (int64_t k = 0; k < row.n_experts; ++k) from[k] = row.logits[k] + column;
-  mean_span<false>(from.data(), row.weights.data(), row.n_experts, block.value, n);
+  mean_span<false, false>(from.data(), row.weights.data(), row.n_experts, block.value, n);
   std::fill(block.value + n, block.value + padded(n), -std::numeric_limits<Acc>::infinity());
 }
 

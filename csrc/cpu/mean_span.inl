@@ -46,7 +46,7 @@ FASTGROW_TARGET inline void fetch_ahead(const In* p) {
 }
 
 // 2 * `pairs` vectors at once keep that many independent loads of each expert in flight.
-template <bool stream, int pairs, class Acc, class In, class Out>
+template <bool ahead, bool stream, int pairs, class Acc, class In, class Out>
 FASTGROW_TARGET inline void mean_vectors(
     const In* const* experts, const Acc* weights, int64_t n_experts, Out* out, int64_t i) {
   constexpr bool apart = is_apart<In, Out>;
@@ -54,7 +54,7 @@ FASTGROW_TARGET inline void mean_vectors(
   Vector<Acc> a[pairs], b[pairs], x, y;
   for (int64_t k = 0; k < n_experts; ++k) {
     const Vector<Acc> weight = broadcast(weights[k]);
-    if constexpr (stream) fetch_ahead<pairs * step * sizeof(In)>(experts[k] + i);
+    if constexpr (ahead) fetch_ahead<pairs * step * sizeof(In)>(experts[k] + i);
     for (int u = 0; u < pairs; ++u) {
       load_two<apart>(experts[k] + i + u * step, x, y);
       a[u] = k == 0 ? multiply(weight, x) : multiply_add(weight, x, a[u]);
@@ -65,7 +65,8 @@ FASTGROW_TARGET inline void mean_vectors(
 }
 
 // out[i] = sum over k of weights[k] * experts[k][i], for i < n; zero where there is no expert.
-template <bool stream, class Acc, class In, class Out>
+// `ahead` fetches what is read next, `stream` writes around the caches.
+template <bool ahead, bool stream, class Acc, class In, class Out>
 FASTGROW_TARGET void mean_span(
     const In* const* experts, const Acc* weights, int64_t n_experts, Out* out, int64_t n) {
   constexpr int pair = 2 * Vector<Acc>::width;
@@ -81,9 +82,9 @@ FASTGROW_TARGET void mean_span(
     }
   }
   for (; i + 2 * pair <= n; i += 2 * pair) {
-    mean_vectors<stream, 2>(experts, weights, n_experts, out, i);
+    mean_vectors<ahead, stream, 2>(experts, weights, n_experts, out, i);
   }
-  for (; i + pair <= n; i += pair) mean_vectors<false, 1>(experts, weights, n_experts, out, i);
+  for (; i + pair <= n; i += pair) mean_vectors<false, false, 1>(experts, weights, n_experts, out, i);
   for (; i < n; ++i) out[i] = static_cast<Out>(mean_one(experts, weights, n_experts, i));
   if constexpr (stream) finish_streams();
 }

@@ -112,8 +112,6 @@ def _backward_cpu(
     d_scale, d_logits = _gradients(
         logits, scale, targets, log_sums, gradient, ignore_index, need_scale, need_logits
     )
-    for x in d_logits:
-        torch.ops.fastgrow_native.use_huge_pages_(x)
     # By row always; factors that all rows share get the sum.
     d_rows = scale.new_empty(targets.numel(), len(logits)) if need_scale else None
     torch.ops.fastgrow_native.mean_log_probability_backward_out(

@@ -135,13 +135,12 @@ def _(logits: list[Tensor], scale: Tensor, out: Tensor) -> None:
 
 def _mean_cpu(logits: list[Tensor], scale: Tensor, dtype: torch.dtype) -> Tensor:
     mean = logits[0].new_empty(logits[0].shape, dtype=dtype)
-    torch.ops.fastgrow_native.use_huge_pages_(mean)
-    torch.ops.fastgrow_native.logit_mean_out(logits, row_factors(scale), mean)
+    torch.ops.fastgrow_native.logit_mean_out(logits, row_factors(scale), mean, True)
     return mean
 
 
 def _mean_out_cpu(logits: list[Tensor], scale: Tensor, out: Tensor) -> None:
-    torch.ops.fastgrow_native.logit_mean_out(logits, row_factors(scale), out)
+    torch.ops.fastgrow_native.logit_mean_out(logits, row_factors(scale), out, False)
 
 
 def _mean_cuda(logits: list[Tensor], scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -315,7 +315,6 @@ def _mean_cpu(
     offsets = (weight.abs().log() if log_weight is None else log_weight) - log_sums
     signs = weight.sign().expand(offsets.shape).contiguous()
     out = _log_probabilities(logits, scale, weight, log_weight)
-    torch.ops.fastgrow_native.use_huge_pages_(out)
     torch.ops.fastgrow_native.probability_mean_out(
         logits, row_factors(scale), offsets.contiguous(), signs, out
     )

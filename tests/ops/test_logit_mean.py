@@ -132,6 +132,17 @@ def test_large_outputs_bypass_the_caches_and_agree(dtype: torch.dtype) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1_400_011, 1 << 21])
+def test_new_memory_and_given_memory_get_the_same_bits(dtype: torch.dtype, columns: int) -> None:
+    """A new result's pages are asked for ahead of its writes, a few blocks at a time."""
+    logits = make(3, (2, columns), dtype)
+    given = torch.full_like(logits[0], torch.nan)
+    logit_mean(logits, out=given)
+    torch.testing.assert_close(logit_mean(logits), given, rtol=0, atol=0)
+
+
+@needs_native
 def test_result_does_not_depend_on_the_number_of_threads() -> None:
     logits = make(5, (9, 40_001), torch.float32)
     before = torch.get_num_threads()
