@@ -14,6 +14,9 @@ from fastgrow.cli import main
 from fastgrow.cli.settings import read_growth, shipped_configs
 from fastgrow.demo.measure import Matrix
 from fastgrow.demo.run import depth_table, matrix_table
+from fastgrow.study.results import read_results
+from fastgrow.study.tables import bits_table, cost_table, rules_table
+from fastgrow.study.tables import depth_table as depth_of_study
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -204,3 +207,24 @@ def test_what_is_claimed_of_growing_is_what_was_measured() -> None:
     # A claim that was not held is told where the others are.
     missed = [line for line in measured if line.endswith("| **no** |")]
     assert not [line for line in missed if line not in table]
+
+
+def test_what_is_told_of_composing_is_what_the_study_found() -> None:
+    folder = ROOT / "benchmarks" / "results" / "study" / "composition"
+    results = read_results(folder / "results.json")
+    assert markdown_table("rule") == flat(*rules_table(results))
+    bits = {name: row[-1] for name, *row in bits_table(results)[1]}
+    text = " ".join(README.split())
+    ensembles = results["settings"]["ensembles"]
+    alone = [
+        # "6.47", or "6.47 ± 0.02" over several seeds.
+        min((bits[name] for name in ensembles[of]["experts"]), key=lambda b: float(b.split()[0]))
+        for of in ("experts", "shared", "random-split")
+    ]
+    assert f"reach {alone[0]}, {alone[1]} and {alone[2]}." in text
+    assert f"reaches {bits['union-grown']} grown and {bits['union-monolith']} as a" in text
+    assert f"a unigram model {bits['unigram']}." in text
+    page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8").splitlines()
+    for header, rows in (bits_table(results), depth_of_study(results), cost_table(results)):
+        for row in (header, *rows):
+            assert f"| {' | '.join(row)} |" in page
