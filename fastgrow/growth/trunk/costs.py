@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgrow.growth.trunk.disk import DiskStore
+from fastgrow.growth.trunk.disk import PROBE, DiskStore
 from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.growth.trunk.store import MemoryStore, RowStore
 
@@ -56,7 +56,7 @@ def measure_costs(trunk: FrozenTrunk, x: Tensor, folder: Path | None) -> Costs:
 
 def _of_disk(x: Tensor, folder: Path) -> tuple[float, float]:
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".probe.", dir=folder))
+    scratch = Path(tempfile.mkdtemp(prefix=PROBE, dir=folder))
     try:
         shape = (x.shape[1], x.shape[2])
         store = DiskStore.create(scratch, {}, np.arange(len(x)), shape, x.dtype)
@@ -103,8 +103,12 @@ def free_bytes(place: str, device: torch.device, folder: Path | None) -> int:
     """What a place has left, with a reserve for everybody else."""
     if place == "disk":
         assert folder is not None
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        return int(0.95 * shutil.disk_usage(there).free)
+        try:
+            there = next(p for p in (folder, *folder.parents) if p.exists())
+            return int(0.95 * shutil.disk_usage(there).free)
+        except OSError:
+            # Where one may not even look there is no room for rows.
+            return 0
     if place == "device" and device.type == "cuda":
         return int(0.5 * torch.cuda.mem_get_info(device)[0])
     return int(0.5 * _available_memory())
