@@ -59,7 +59,7 @@ class LoRA:
                 f"got {self.targets}"
             )
         if not isinstance(self.blocks, str):
-            object.__setattr__(self, "blocks", tuple(self.blocks))
+            object.__setattr__(self, "blocks", _indices("LoRA.blocks", self.blocks))
             _require_ascending("LoRA.blocks", self.blocks, strictly=True)
             if not self.blocks:
                 raise ConfigError("LoRA.blocks: expected at least one index, got none")
@@ -143,7 +143,8 @@ class Stage:
             value = getattr(self, name)
             if value is None:
                 continue
-            object.__setattr__(self, name, tuple(value))
+            value = _indices(f"Stage.{name}", value)
+            object.__setattr__(self, name, value)
             if len(value) != self.blocks or min(value, default=0) < 0:
                 raise ConfigError(
                     f"Stage.{name}: expected {self.blocks} indices of old blocks, got {value}"
@@ -261,6 +262,12 @@ class GrowthSchedule:
         if flops and seconds:
             return None
         return Budget(sum(flops)) if flops else Budget(seconds=sum(seconds))
+
+
+def _indices(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or not all(isinstance(index, int) for index in value):
+        raise ConfigError(f"{name}: expected a sequence of indices, got {value!r}")
+    return tuple(value)
 
 
 def _require_ascending(name: str, indices: tuple[int, ...], *, strictly: bool) -> None:
