@@ -252,6 +252,7 @@ class _Planner:
             final_norm=shape.final_norm,
             table=shape.table,
             accumulate=train.accumulate,
+            again=train.checkpoint_activations,
         )
         low_rank = active - self._own(shape)
         weights = WIDE * (total - config.vocab_size * config.embed_width + low_rank)
