@@ -5,20 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from dataclasses import replace
 
 import pytest
-import torch
 from steps import KINDS, make_step
 
 from fastgrow.growth import Budget, GrowthSchedule, LoRA, Plateau, Stage
 from fastgrow.growth.plan import make_plan
 from fastgrow.growth.plan import plan as planning
-from fastgrow.growth.plan.calibrate import Bench, _block_call
-from fastgrow.growth.plan.roles import Role
 from fastgrow.growth.plan.trunk_cache import Bandwidth, plan_cache
-from fastgrow.nn import Block, DecoderConfig
-from fastgrow.nn.rotary import RotaryTable
+from fastgrow.nn import DecoderConfig
 from fastgrow.training import TrainConfig
 from fastgrow.training.optimizer import build_optimizer
 from fastgrow.training.precision import cpu_has_bf16
@@ -191,26 +186,3 @@ def test_only_a_stage_with_a_trunk_may_keep_its_output() -> None:
     assert third.saved_flops == 2 * second.saved_flops
     assert second.bytes_per_token == 4 * CONFIG.d_model
     assert second.bytes == 500 * second.bytes_per_token
-
-
-def test_running_blocks_again_spares_memory_and_takes_their_forward_pass(monkeypatch) -> None:
-    runs: list[int] = []
-    forward = Block.forward
-
-    def counting(block: Block, *arguments: object) -> object:
-        runs.append(id(block))
-        return forward(block, *arguments)
-
-    schedule, again = GrowthSchedule([Stage(4)]), replace(TRAIN, checkpoint_activations=True)
-    plain, spared = (
-        make_plan(CONFIG, schedule, t, measure=False).stages[0] for t in (TRAIN, again)
-    )
-    assert spared.step.activations < plain.step.activations / 2
-    assert spared.peak < plain.peak
-    monkeypatch.setattr(Block, "forward", counting)
-    for train, passes in ((TRAIN, 1), (again, 2)):
-        runs.clear()
-        bench = Bench(CONFIG, train, 32, torch.device("cpu"), torch.float32)
-        rope = RotaryTable(32, CONFIG.head_dim, CONFIG.rope_base)
-        _block_call(bench, Role(trained=True), 1, rope(32))()
-        assert len(runs) == passes
