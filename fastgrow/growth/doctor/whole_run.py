@@ -15,8 +15,10 @@ from fastgrow.errors import FastgrowError
 from fastgrow.growth.doctor.findings import Finding
 from fastgrow.growth.doctor.stage import ON_GPU, Setting
 from fastgrow.growth.doctor.tensors import differing, largest_difference, some
-from fastgrow.growth.run import GrowthResult, grow
+from fastgrow.growth.result import GrowthResult
+from fastgrow.growth.run import grow
 from fastgrow.growth.schedule import GrowthSchedule
+from fastgrow.growth.trunk import Trunk
 from fastgrow.nn import Decoder
 from fastgrow.training import Mixture, TextData
 
@@ -26,7 +28,11 @@ class _Killed(BaseException):
 
 
 def examine_run(
-    model: Decoder, data: TextData | Mixture, schedule: GrowthSchedule, setting: Setting
+    model: Decoder,
+    data: TextData | Mixture,
+    schedule: GrowthSchedule,
+    setting: Setting,
+    trunk: Trunk | None,
 ) -> Finding:
     """Run twice, once with a kill in every stage.
 
@@ -35,6 +41,7 @@ def examine_run(
         data: of the run.
         schedule: its stages, whose tokens are shrunk to the setting's steps.
         setting: of the examination.
+        trunk: the run's settings, if it has any.
     """
     number = len(schedule.stages)
     per_step = setting.train.batch_size * setting.train.accumulate * setting.seq_len
@@ -44,7 +51,7 @@ def examine_run(
             for stage in schedule.stages
         ]
     )
-    run = _Run(model, data, short, setting)
+    run = _Run(model, data, short, setting, trunk)
     try:
         alone = run.go_on(setting.folder / "alone")
         # In the middle of the first stage, then a stage's length further each time.
@@ -76,10 +83,13 @@ class _Run:
         data: TextData | Mixture,
         schedule: GrowthSchedule,
         setting: Setting,
+        trunk: Trunk | None,
     ) -> None:
         self._start = model
         self._data = data
         self._schedule = schedule
+        # Of this run alone, in its own folder.
+        self._trunk = None if trunk is None else dataclasses.replace(trunk, folder=None)
         # A kill finds a checkpoint in its own stage.
         self._train = dataclasses.replace(
             setting.train, checkpoint_every=setting.steps // 2, eval_tokens=1
@@ -91,7 +101,15 @@ class _Run:
         if kill_after is not None:
             _let_fail(model, kill_after)
         try:
-            return grow(model, self._data, self._schedule, train=self._train, out=out, quiet=True)
+            return grow(
+                model,
+                self._data,
+                self._schedule,
+                train=self._train,
+                out=out,
+                quiet=True,
+                trunk=self._trunk,
+            )
         except _Killed:
             return None
 
