@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from typing import Any
 
-import numpy as np
 import torch
 
-import fastgrow
+PACKAGES = ("fastgrow", "torch", "numpy")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -19,11 +19,17 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     """
     on_gpu = device.type == "cuda"
     return {
-        "fastgrow": fastgrow.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
+        **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "threads": torch.get_num_threads(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        # A tree that is on the path and not installed.
+        return None

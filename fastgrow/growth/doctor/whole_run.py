@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,22 +115,20 @@ class _Run:
 
 def _let_fail(model: Decoder, micro_batches: int) -> None:
     """Make the loss raise after it has been computed for training so many times."""
-    left = micro_batches
+    left, head = micro_batches, model.lm_head
+    loss = head.loss
 
-    def failing(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counted(*arguments: Any, **options: Any) -> Tensor:
-            nonlocal left
-            if model.training and torch.is_grad_enabled():
-                if left == 0:
-                    raise _Killed
-                left -= 1
-            return loss(*arguments, **options)
+    def counted(*arguments: Any, **options: Any) -> Tensor:
+        nonlocal left
+        if model.training and torch.is_grad_enabled():
+            if left == 0:
+                raise _Killed
+            left -= 1
+        return loss(*arguments, **options)
 
-        return counted
-
-    # Either is what a step calls, by whether the trunk's output is at hand.
-    model.loss = failing(model.loss)  # type: ignore[method-assign]
-    model.loss_from = failing(model.loss_from)  # type: ignore[method-assign]
+    # Every step comes here, whether or not the trunk's output is at hand; a model whose own loss
+    # is another one would not be split at its trunk.
+    head.loss = counted  # type: ignore[method-assign]
 
 
 def copied(model: Decoder) -> Decoder:

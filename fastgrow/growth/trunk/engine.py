@@ -94,7 +94,7 @@ class TrunkEngine:
             if settings.cache != "off" and stage > 1:
                 self._say("no frozen trunk: the lowest block trains or is adapted", cache="off")
             return StageTrunk(None, batches)
-        if self.model.loss.__func__ is not Decoder.loss:  # type: ignore[attr-defined]
+        if getattr(self.model.loss, "__func__", None) is not Decoder.loss:
             # Split at the trunk, it would not be called any more.
             self._keeper.forget()
             if settings != Trunk(cache="off"):
