@@ -89,7 +89,8 @@ class Stage:
         copy_of: for `"copy"`, the old block that each new one copies; None takes those below its
             place, in order and from the start again where there are too few.
         train: whose own block weights train: the `"new"` ones', `"all"` or `"none"`. With LoRA on
-            the new ones alone, copies that do not train are relaxed recursion (arXiv 2410.20672).
+            the new ones alone, copies that do not train are relaxed recursion (arXiv 2410.20672);
+            they take no memory of their own while the stage lasts.
         window: the topmost `window` blocks train, beside the new ones: windows that overlap from
             stage to stage. None trains the new ones alone.
         lora: corrections that train in this stage.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastgrow.growth.flops import block_flops, head_flops
 from fastgrow.growth.lora import adapt_block
-from fastgrow.growth.plan.flops import block_flops, head_flops
-from fastgrow.growth.plan.roles import Role, products
 from fastgrow.growth.plan.timing import fastest
+from fastgrow.growth.roles import Role, products
 from fastgrow.nn import Block, DecoderConfig
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.rotary import RotaryTable

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastgrow.growth.plan.block_memory import WIDE, Rows, block_bytes
-from fastgrow.growth.plan.roles import Role
+from fastgrow.growth.roles import Role
 from fastgrow.nn import DecoderConfig
 from fastgrow.ops import _linear_cross_entropy_cublas as ON_GPU
 from fastgrow.ops._linear_cross_entropy_fused import CHUNK_ELEMENTS, MAX_ROWS, MIN_ROWS

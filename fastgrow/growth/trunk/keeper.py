@@ -16,7 +16,7 @@ from fastgrow.growth.trunk.costs import Costs, free_bytes, measure_costs
 from fastgrow.growth.trunk.disk import DiskStore, headers, remove_caches
 from fastgrow.growth.trunk.frozen import Difference, FrozenTrunk
 from fastgrow.growth.trunk.key import Identity, can_advance, identity
-from fastgrow.growth.trunk.placing import Plan, Room, asked_for, cheapest, megabytes
+from fastgrow.growth.trunk.placing import Plan, Room, choose, megabytes
 from fastgrow.growth.trunk.rows import Filler, TrunkRows
 from fastgrow.growth.trunk.settings import Trunk
 from fastgrow.growth.trunk.store import DamagedRows, MemoryStore, RowStore
@@ -178,14 +178,14 @@ class RowKeeper:
         asked = self.places.get(str(stage), self.settings.cache)
         if asked is None:
             return Plan(None, "as before the interruption")
-        if asked == "device" and device.type == "cpu":
-            asked = "ram"
-        if asked != "auto":
-            return asked_for(asked, room)
-        if self._costs is None:
-            # Blocks are of one shape, so one measurement serves all stages.
-            self._costs = measure_costs(trunk, example, self._folder)
-        return cheapest(loads, self._costs, room)
+
+        def costs() -> Costs:
+            if self._costs is None:
+                # Blocks are of one shape, so one measurement serves all stages.
+                self._costs = measure_costs(trunk, example, self._folder)
+            return self._costs
+
+        return choose(asked, device, loads, room, costs)
 
     def _store(
         self,

@@ -9,7 +9,7 @@ from steps import KINDS, Step, make_step
 from benchmarks.memory import peak_bytes
 from fastgrow.growth.plan.block_memory import Rows
 from fastgrow.growth.plan.memory import StepBytes, step_bytes
-from fastgrow.growth.plan.roles import roles
+from fastgrow.growth.roles import roles
 from fastgrow.ops._linear_lse_chunked import FEW_ELEMENTS
 from fastgrow.training.activations import block_forwards
 
