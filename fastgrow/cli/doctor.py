@@ -53,7 +53,15 @@ def _diagnose(config: str, overrides: list[str], synthetic: bool, steps: int) ->
         run = read_examined(config, overrides, Path(folder), synthetic=synthetic)
         torch.manual_seed(run.train.seed)
         model = Decoder(run.config, run.substrate).to(device())
-        return diagnose(model, run.data, run.schedule, run.train, steps=steps, notes=run.notes)
+        return diagnose(
+            model,
+            run.data,
+            run.schedule,
+            run.train,
+            steps=steps,
+            notes=run.notes,
+            trunk=run.trunk,
+        )
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
@@ -66,6 +74,9 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
     stages = sorted({stage for _, stage in found})
     rows = [[check, *(found.get((check, stage), "") for stage in stages)] for check in CHECKS]
     lines = [*diagnosis.notes, "", table_text(["check", *(f"stage {s}" for s in stages)], rows), ""]
+    for finding in diagnosis.findings:
+        if finding.ok and finding.detail:
+            lines.append(f"stage {finding.stage}, {finding.check}: {finding.detail}")
     for failure in diagnosis.failures:
         lines.append(f"stage {failure.stage}, {failure.check}: {failure.detail}")
         lines.append(f"  expected: {CHECKS[failure.check]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastgrow.cli.planned import demo_config, is_demo
@@ -13,7 +13,7 @@ from fastgrow.demo import DemoSettings
 from fastgrow.demo.settings import SCRIPTS
 from fastgrow.demo.specialists import prepare_texts
 from fastgrow.errors import FastgrowError
-from fastgrow.growth import GrowthSchedule
+from fastgrow.growth import GrowthSchedule, Trunk
 from fastgrow.growth.doctor.synthetic import (
     narrow_config,
     narrow_schedule,
@@ -37,6 +37,7 @@ class Examined:
         config: the model's, before the first stage.
         substrate, data, schedule, train: of the run.
         notes: in what it differs from the configuration.
+        trunk: how the frozen trunk is run; None where the configuration does not say.
     """
 
     config: DecoderConfig
@@ -45,6 +46,7 @@ class Examined:
     schedule: GrowthSchedule
     train: TrainConfig
     notes: list[str]
+    trunk: Trunk | None = None
 
 
 def read_examined(
@@ -64,20 +66,25 @@ def read_examined(
     if is_demo(name):
         return _of_demo(read_demo(name, overrides), folder, synthetic)
     settings = read_growth(name, overrides)
-    if synthetic:
-        return _stand_in(
-            settings.model, settings.schedule, settings.train, settings.substrate.codes
-        )
+    examined = _stand_in_of(settings) if synthetic else _of_run(settings)
+    return replace(examined, trunk=settings.trunk)
+
+
+def _of_run(settings: GrowthSettings) -> Examined:
     try:
         substrate = settings.substrate.build()
         data = _beginning(settings, substrate)
     except (FastgrowError, OSError) as error:
         reason = str(error).split("; ")[0].split(". ")[0]
-        return _stand_in(
-            settings.model, settings.schedule, settings.train, settings.substrate.codes, reason
-        )
+        return _stand_in_of(settings, reason)
     config = settings.model_config(substrate)
     return Examined(config, substrate, data, settings.schedule, settings.train, [])
+
+
+def _stand_in_of(settings: GrowthSettings, reason: str = "") -> Examined:
+    return _stand_in(
+        settings.model, settings.schedule, settings.train, settings.substrate.codes, reason
+    )
 
 
 def _of_demo(settings: DemoSettings, folder: Path, synthetic: bool) -> Examined:

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from fastgrow.growth.plan import Plan, StagePlan
+    from fastgrow.growth.plan.trunk_cache import CachePlan
 
 
 def plan(
@@ -44,6 +45,7 @@ def plan(
         table_bytes=run.table_bytes,
         corpus_tokens=corpus_tokens or run.corpus_tokens,
         measure=measure,
+        trunk=run.trunk,
     )
     typer.echo(json.dumps(made.to_dict(), indent=2) if as_json else plan_text(made))
 
@@ -76,11 +78,12 @@ _WORK = [
     "forward", "backward", "FLOPs",
 ]  # fmt: skip
 _MEMORY = [
-    "stage", "weights", "optimizer", "best copy", "activations", "loss", "gradients", "peak",
-    "fits",
+    "stage", "weights", "optimizer", "best copy", "activations", "loss", "gradients",
+    "kept trunk", "peak", "fits",
 ]  # fmt: skip
 _TIME = [
-    "stage", "tokens/s", "time", "text read", "trunk's cache", "bytes a token", "caching pays",
+    "stage", "tokens/s", "time", "text read", "trunk's output", "bytes a token", "keeping pays",
+    "the run",
 ]  # fmt: skip
 
 
@@ -104,7 +107,8 @@ def _work(stage: StagePlan) -> list[str]:
 def _memory(stage: StagePlan) -> list[str]:
     step = stage.step
     parts = (stage.weights, stage.optimizer, stage.best, step.activations, step.loss)
-    gib = [f"{part / 2**30:.3f}" for part in (*parts, step.gradients, stage.peak)]
+    kept = 0 if stage.cache is None else stage.cache.kept
+    gib = [f"{part / 2**30:.3f}" for part in (*parts, step.gradients, kept, stage.peak)]
     return [*gib, "yes" if stage.fits else "no"]
 
 
@@ -113,20 +117,28 @@ def _time(stage: StagePlan) -> list[str]:
     seconds = "-" if stage.seconds is None else duration(stage.seconds)
     cache = stage.cache
     if cache is None:
-        return [speed, seconds, "-", "-", "-", "no frozen trunk"]
-    size = "?" if cache.bytes is None else f"{cache.bytes / 2**30:.2f} GiB, {cache.place}"
+        return [speed, seconds, "-", "-", "-", "no frozen trunk", "-"]
+    size = "?" if cache.bytes is None else f"{cache.bytes / 2**30:.2f} GiB"
     read = "?" if cache.passes is None else f"{cache.passes:.2f} x"
-    return [speed, seconds, read, size, f"{cache.bytes_per_token:,}", _verdict(stage)]
+    pays = _verdict(cache, measured=stage.seconds is not None)
+    return [speed, seconds, read, size, f"{cache.bytes_per_token:,}", pays, _done(cache)]
 
 
-def _verdict(stage: StagePlan) -> str:
-    cache = stage.cache
-    assert cache is not None
+def _done(cache: CachePlan) -> str:
+    """What the run does, by its settings."""
+    if not cache.asked:
+        return "recomputes it: trunk.cache is off"
+    if cache.place is None:
+        return f"recomputes it: {cache.reason}"
+    return f"keeps it in {cache.place}"
+
+
+def _verdict(cache: CachePlan, *, measured: bool) -> str:
     if cache.pays is not None:
         return "yes" if cache.pays else "no"
     if cache.pays_from is not None:
         return f"from {cache.pays_from:.2f} passes on"
-    if stage.seconds is None:
+    if not measured:
         return f"spares {short(cache.saved_flops)} FLOPs a token"
     return "never: reading is slower"
 

@@ -11,7 +11,7 @@ from fastgrow.cli.settings import GrowthSettings, find_config, read_demo, read_g
 from fastgrow.data import demo_characters
 from fastgrow.demo import DemoSettings
 from fastgrow.errors import FastgrowError
-from fastgrow.growth import GrowthSchedule
+from fastgrow.growth import GrowthSchedule, Trunk
 from fastgrow.nn import DecoderConfig
 from fastgrow.substrate import Substrate
 from fastgrow.substrate.codes import Code
@@ -32,6 +32,7 @@ class Planned:
         train: how it is trained.
         table_bytes: of the frozen table.
         corpus_tokens: in the training text, about; None where it is not at hand.
+        trunk: how the frozen trunk is run; None where the file does not say.
     """
 
     model: DecoderConfig
@@ -39,6 +40,7 @@ class Planned:
     train: TrainConfig
     table_bytes: int
     corpus_tokens: int | None = None
+    trunk: Trunk | None = None
 
 
 def read_planned(name: str, overrides: Sequence[str]) -> Planned:
@@ -52,7 +54,13 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
         return _of_demo(read_demo(name, overrides))
     settings = read_growth(name, overrides)
     if settings.states_sizes:
-        return Planned(settings.model, settings.schedule, settings.train, _stated_table(settings))
+        return Planned(
+            settings.model,
+            settings.schedule,
+            settings.train,
+            _stated_table(settings),
+            trunk=settings.trunk,
+        )
     substrate = settings.substrate.build()
     model = settings.model_config(substrate)
     return Planned(
@@ -61,6 +69,7 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
         settings.train,
         table_bytes(substrate),
         _corpus_tokens(settings, substrate),
+        settings.trunk,
     )
 
 

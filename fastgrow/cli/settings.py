@@ -174,6 +174,10 @@ def read_growth(name: str, overrides: Sequence[str]) -> GrowthSettings:
     model = tree.get("model")
     if isinstance(model, dict):
         model.setdefault("vocab_size", _FROM_SUBSTRATE)
+    trunk = tree.get("trunk")
+    if isinstance(trunk, dict) and trunk.get("cache") is False:
+        # YAML reads a bare `off` as false.
+        trunk["cache"] = "off"
     return typed(tree, GrowthSettings, str(path))
 
 

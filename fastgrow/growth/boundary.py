@@ -7,6 +7,7 @@ import torch
 from fastgrow.growth.active import StageShape
 from fastgrow.growth.lora import attach_lora
 from fastgrow.growth.schedule import Stage
+from fastgrow.growth.sharing import share_copies
 from fastgrow.nn import Decoder
 from fastgrow.nn.block import initialise_linears
 
@@ -26,6 +27,7 @@ def begin_stage(model: Decoder, stage: Stage, shape: StageShape, seed: int) -> N
             tie_head(model)
         if stage.lora is not None:
             attach_lora(model, stage.lora, shape)
+    share_copies(model, stage, shape)
 
 
 def rebuild(model: Decoder, stage: Stage | None, shape: StageShape) -> None:
@@ -40,6 +42,8 @@ def rebuild(model: Decoder, stage: Stage | None, shape: StageShape) -> None:
         model.append_blocks(shape.depth - model.n_layer)
         if stage is not None and stage.lora is not None:
             attach_lora(model, stage.lora, shape)
+    if stage is not None:
+        share_copies(model, stage, shape)
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastgrow.growth.active import StageShape
-from fastgrow.growth.plan.flops import stack_flops
-from fastgrow.growth.plan.roles import roles
+from fastgrow.growth.flops import stack_flops
+from fastgrow.growth.roles import roles
 from fastgrow.growth.schedule import Stage
 from fastgrow.growth.when import Budget, Plateau, PlateauRule, SecondsRule
 from fastgrow.nn import DecoderConfig

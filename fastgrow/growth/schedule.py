@@ -59,7 +59,7 @@ class LoRA:
                 f"got {self.targets}"
             )
         if not isinstance(self.blocks, str):
-            object.__setattr__(self, "blocks", tuple(self.blocks))
+            object.__setattr__(self, "blocks", _indices("LoRA.blocks", self.blocks))
             _require_ascending("LoRA.blocks", self.blocks, strictly=True)
             if not self.blocks:
                 raise ConfigError("LoRA.blocks: expected at least one index, got none")
@@ -89,7 +89,8 @@ class Stage:
         copy_of: for `"copy"`, the old block that each new one copies; None takes those below its
             place, in order and from the start again where there are too few.
         train: whose own block weights train: the `"new"` ones', `"all"` or `"none"`. With LoRA on
-            the new ones alone, copies that do not train are relaxed recursion (arXiv 2410.20672).
+            the new ones alone, copies that do not train are relaxed recursion (arXiv 2410.20672);
+            they take no memory of their own while the stage lasts.
         window: the topmost `window` blocks train, beside the new ones: windows that overlap from
             stage to stage. None trains the new ones alone.
         lora: corrections that train in this stage.
@@ -143,7 +144,8 @@ class Stage:
             value = getattr(self, name)
             if value is None:
                 continue
-            object.__setattr__(self, name, tuple(value))
+            value = _indices(f"Stage.{name}", value)
+            object.__setattr__(self, name, value)
             if len(value) != self.blocks or min(value, default=0) < 0:
                 raise ConfigError(
                     f"Stage.{name}: expected {self.blocks} indices of old blocks, got {value}"
@@ -261,6 +263,12 @@ class GrowthSchedule:
         if flops and seconds:
             return None
         return Budget(sum(flops)) if flops else Budget(seconds=sum(seconds))
+
+
+def _indices(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or not all(isinstance(index, int) for index in value):
+        raise ConfigError(f"{name}: expected a sequence of indices, got {value!r}")
+    return tuple(value)
 
 
 def _require_ascending(name: str, indices: tuple[int, ...], *, strictly: bool) -> None:

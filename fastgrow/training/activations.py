@@ -31,8 +31,8 @@ def block_forwards(
     Args:
         model: its `Block`s are meant, wherever they stand.
         checkpoint_activations: blocks of which something trains save their input alone and run
-            again in the backward pass (arXiv 1604.06174), to the same bits. Frozen blocks save
-            nothing anyway.
+            again in the backward pass (arXiv 1604.06174), to the same bits. Frozen blocks below
+            them save nothing anyway; those above save what a gradient on its way down needs.
         compile: blocks are compiled one by one. All of one shape share their graphs: one for those
             that train and one for those that don't. A model compiled as a whole would be compiled
             anew in every stage.

@@ -12,6 +12,7 @@ from torch import nn
 from fastgrow.training.checkpoint import Checkpointer
 from fastgrow.training.config import TrainConfig
 from fastgrow.training.data import Batches, Mixture, TextData
+from fastgrow.training.environment import describe_environment
 from fastgrow.training.log import RunLog
 from fastgrow.training.loop import Trainer, TrainResult
 from fastgrow.training.run_folder import Resume, claim_folder
@@ -53,7 +54,8 @@ def fit(
     checkpointer = None
     if out is not None:
         identity = {"train": train.identity(), "data": data.train.digest, "tokens": tokens}
-        claim_folder(out, {**settings, **identity}, resume)
+        device = next(iter(active.values())).device
+        claim_folder(out, {**settings, **identity}, resume, describe_environment(device))
         checkpointer = Checkpointer(out / "checkpoints")
     with RunLog(out, quiet=quiet) as log:
         trainer = Trainer(

@@ -81,7 +81,11 @@ class Pace:
 
     def observe(self, step: int, validation_loss: float | None) -> bool:
         """Look at a finished step; True if it brought the decision."""
-        if self._rule is None or self.decision is not None or step >= self._planned:
+        if self._rule is None or self.decision is not None:
+            return False
+        if step >= self._planned:
+            # The bound leaves no step for a cooldown, or none is wanted.
+            self.decision = {"reason": "tokens", "step": step, "last_step": step}
             return False
         evidence = self._rule.observe(step, validation_loss)
         if evidence is None and step >= math.floor(self._planned / (1 + self._rule.cooldown)):

@@ -13,13 +13,19 @@ Resume = Literal["auto", "never"]
 RECORD = "run.json"
 
 
-def claim_folder(out: Path, settings: dict[str, Any], resume: Resume) -> None:
+def claim_folder(
+    out: Path,
+    settings: dict[str, Any],
+    resume: Resume,
+    environment: dict[str, Any] | None = None,
+) -> None:
     """Begin a run in a folder, or make sure that the one there is this one.
 
     Args:
         out: the folder; made where it is missing.
         settings: all that decides what the run computes, in JSON values.
         resume: `"auto"` goes on with a run of the same settings; `"never"` wants none there.
+        environment: what it is begun by and on (`describe_environment`); recorded, never compared.
 
     Raises:
         ConfigError: the folder holds a run of other settings, or one at all under `"never"`.
@@ -28,7 +34,8 @@ def claim_folder(out: Path, settings: dict[str, Any], resume: Resume) -> None:
     settings = json.loads(json.dumps(settings))
     record = out / RECORD
     if not record.exists():
-        _files.write_json(record, settings)
+        recorded = settings if environment is None else {**settings, "environment": environment}
+        _files.write_json(record, recorded)
         return
     if resume == "never":
         raise ConfigError(f"{out}: holds a run already; choose another folder or resume='auto'")

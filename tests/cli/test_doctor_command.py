@@ -62,6 +62,15 @@ def test_the_users_own_model_and_data(capsys, config: Path) -> None:
     assert sorted(config.parent.rglob("*")) == before
 
 
+def test_the_trunk_of_the_configuration_is_examined(capsys, config: Path) -> None:
+    before = sorted(config.parent.rglob("*"))
+    for more in ([], ["--synthetic"]):
+        status, out, _ = run(capsys, str(config), "trunk.cache=disk", "--steps", "2", *more)
+        assert status == 0
+        assert "stage 2, trunk: kept against recomputed: bit for bit" in out
+        assert sorted(config.parent.rglob("*")) == before
+
+
 def test_data_that_cannot_be_opened_is_replaced_and_named(capsys, config: Path) -> None:
     (config.parent / "text.txt").unlink()
     status, out, _ = run(capsys, str(config), "--steps", "2")

@@ -69,6 +69,27 @@ out: nowhere
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_trunk_that_the_file_asks_for_is_counted(capsys, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        """
+substrate: {characters: "abc ", n_ngrams: 0, n_components: 16}
+model: {d_model: 32, n_head: 2, max_seq_len: 32}
+data: [{source: is/not-there}]
+schedule: {stages: [{tokens: 512}, {tokens: 512}]}
+trunk: {cache: ram}
+out: nowhere
+"""
+    )
+    arguments = (str(path), "--no-measure", "--corpus-tokens", "65")
+    kept = json.loads(run(capsys, *arguments, "--json")[1])["stages"][1]
+    off = json.loads(run(capsys, *arguments, "trunk.cache='off'", "--json")[1])["stages"][1]
+    # Two windows of 32 tokens, 32 numbers of 4 bytes each.
+    assert kept["peak"] - off["peak"] == kept["cache"]["bytes"] == 2 * 32 * 32 * 4
+    assert "keeps it in ram" in run(capsys, *arguments)[1]
+    assert "recomputes it: trunk.cache is off" in run(capsys, *arguments, "trunk.cache='off'")[1]
+
+
 def test_the_text_is_counted_where_it_is_a_file(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abc cab\n" * 500)

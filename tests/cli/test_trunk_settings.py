@@ -23,3 +23,7 @@ def test_a_file_and_an_override_say_how_the_trunk_is_run() -> None:
 def test_a_wrong_setting_is_refused_by_its_name(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_growth("nine-layers-unicode", [override])
+
+
+def test_off_is_a_place_though_yaml_reads_it_as_false() -> None:
+    assert read_growth("nine-layers-unicode", ["trunk.cache=off"]).trunk == Trunk(cache="off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import os
@@ -12,8 +13,9 @@ import pytest
 import torch
 from growing import digest, make_data, make_model, make_train
 
+from fastgrow import growth
 from fastgrow.errors import ConfigError, FastgrowError, Interrupted
-from fastgrow.growth import GrowthSchedule, Stage, grow, run, stage_shape
+from fastgrow.growth import GrowthSchedule, Stage, grow, stage_run, stage_shape
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
@@ -170,14 +172,14 @@ def test_a_signal_between_trainings_loses_nothing(
 
     No checkpoint is due within a stage, so what a stage trained would be lost if it stopped there.
     """
-    evaluate, done = run.bits_per_character, itertools.count(1)
+    evaluate, done = stage_run.bits_per_character, itertools.count(1)
 
     def evaluate_and_signal(*arguments, **options):
         if next(done) == evaluation:
             os.kill(os.getpid(), number)
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(run, "bits_per_character", evaluate_and_signal)
+    monkeypatch.setattr(stage_run, "bits_per_character", evaluate_and_signal)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
     def once(out: Path | None) -> Decoder:
@@ -197,8 +199,8 @@ def test_a_signal_in_memory_says_that_nothing_is_kept(substrate, data, monkeypat
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments, **options)
 
-    evaluate = run.bits_per_character
-    monkeypatch.setattr(run, "bits_per_character", interrupted)
+    evaluate = stage_run.bits_per_character
+    monkeypatch.setattr(stage_run, "bits_per_character", interrupted)
     with pytest.raises(Interrupted, match="keeps no checkpoints"):
         grow(make_model(substrate), data, SCHEDULE, train=make_train(), quiet=True)
 
@@ -276,6 +278,30 @@ def test_a_plain_schedule_is_recorded_as_it_always_was(substrate, data, tmp_path
     plain = {"blocks": 1, "tokens": 128, "insertion": "random", "lr": None}
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["schedule"] == [plain, {**plain, "head": "frozen"}]
+
+
+def test_where_a_run_was_begun_is_recorded(substrate, data, tmp_path: Path) -> None:
+    short = GrowthSchedule.blocks(1, tokens=128)
+    grow(make_model(substrate), data, short, train=make_train(), out=tmp_path, quiet=True)
+    begun = json.loads((tmp_path / "run.json").read_text())
+    assert begun["environment"]["torch"] == torch.__version__
+    # On another machine it is still the same run.
+    begun["environment"] = {"torch": "0.1"}
+    (tmp_path / "run.json").write_text(json.dumps(begun))
+    grow(make_model(substrate), data, short, train=make_train(), out=tmp_path, quiet=True)
+    assert json.loads((tmp_path / "run.json").read_text()) == begun
+
+
+def test_growth_does_without_its_planner() -> None:
+    """Only the planner and the doctor's users need what they import."""
+    root = Path(growth.__file__).parent
+    apart = ("plan", "doctor")
+    for file in root.rglob("*.py"):
+        if file.relative_to(root).parts[0] in apart:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                assert not node.module.startswith(tuple(f"fastgrow.growth.{a}" for a in apart))
 
 
 def test_what_a_killed_run_left_half_written_is_cleared(substrate, data, tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_equal_stages() -> None:
         (lambda: Stage(head="lost"), r"Stage\.head: expected 'keep' or"),  # type: ignore[arg-type]
         (lambda: Stage(2, at=(1,)), r"Stage\.at: expected 2 indices"),
         (lambda: Stage(2, at=(1, 0)), r"Stage\.at: expected indices from 0 on, ascending"),
+        (lambda: Stage(1, at=0), r"Stage\.at: expected a sequence of indices, got 0"),  # type: ignore[arg-type]
+        (lambda: Stage(1, at=(0.5,)), r"Stage\.at: expected a sequence of indices"),  # type: ignore[arg-type]
+        (lambda: LoRA(1, blocks=0), r"LoRA\.blocks: expected a sequence of indices, got 0"),  # type: ignore[arg-type]
         (lambda: Stage(1, copy_of=(0,)), r"Stage\.copy_of: goes with insertion='copy'"),
         (lambda: Stage(2, window=1), r"Stage\.window: expected train='new' and at least 2"),
         (lambda: Stage(1, window=2, train="all"), r"Stage\.window: expected train='new'"),

@@ -11,9 +11,9 @@ from growing import digest, make_model, make_train
 
 from fastgrow.errors import ConfigError
 from fastgrow.growth import Budget, GrowthSchedule, Plateau, Stage, grow, stage_shape
+from fastgrow.growth.flops import stack_flops
 from fastgrow.growth.length import stage_length
-from fastgrow.growth.plan.flops import stack_flops
-from fastgrow.growth.plan.roles import roles
+from fastgrow.growth.roles import roles
 from fastgrow.growth.when import PlateauRule, SecondsRule
 from fastgrow.training import TextData, Trainer
 

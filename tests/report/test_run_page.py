@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from page_text import PageText
 
 import fastgrow as fg
@@ -61,6 +62,8 @@ def test_a_growth_run(made: Path) -> None:
     assert "were last trained for the full depth" in text.words
     assert "of the text “test” of grown" in text.words
     assert "train.batch_size" in text.cells
+    assert "environment.torch" in text.cells
+    assert torch.__version__ in text.cells
 
 
 def test_a_composed_model(made: Path) -> None:

@@ -11,6 +11,7 @@ from standin import LetterSubstrate, make_stream, random_text
 
 from fastgrow.errors import CheckpointError, ConfigError, DataError
 from fastgrow.training import Batches, Mixture, TextData, TokenStream
+from fastgrow.training.data import batches as batches_module
 from fastgrow.training.data.counter import derive_key, permutation, random_bits, uniform
 from fastgrow.training.data.stream import MixedStream
 
@@ -228,3 +229,13 @@ def test_a_window_is_the_same_in_every_batch() -> None:
                 alone = reader.read(np.array([window]))
                 assert torch.equal(alone[0][0], ids[row])
                 assert torch.equal(alone[1][0], targets[row])
+
+
+def test_a_bound_on_a_stage_may_be_any_number(monkeypatch) -> None:
+    for stream in (counting_stream(50 * 8 + 3), mixture()):
+        reader = Batches(stream, 3, 8, seed=5)
+        expected = [reader.windows_of(n).tolist() for n in (1, 7, 30)]
+        monkeypatch.setattr(batches_module, "_AT_ONCE", 10)
+        assert [reader.windows_of(n).tolist() for n in (1, 7, 30)] == expected
+        assert reader.windows_of(10**15).tolist() == list(range(reader.n_windows))
+        monkeypatch.undo()

@@ -102,3 +102,12 @@ def test_it_goes_on_from_its_state(stop: int) -> None:
         second.observe(step, None)
         made.append(second.rate(step))
     assert made == whole[stop:]
+
+
+@pytest.mark.parametrize(("steps", "cooldown"), [(1, 0.1), (10, 0.0)])
+def test_an_end_without_a_cooldown_is_a_decision_too(steps: int, cooldown: float) -> None:
+    pace = Pace(CONFIG, steps, At(None, cooldown))
+    for step in range(steps):
+        assert pace.decision is None
+        assert not pace.observe(step + 1, None)
+    assert pace.decision == {"reason": "tokens", "step": steps, "last_step": steps}

@@ -6,6 +6,7 @@ that is written goes to a temporary folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 from fastgrow.errors import ConfigError, FastgrowError
 from fastgrow.growth.active import stage_shape
 from fastgrow.growth.doctor.findings import Diagnosis, Finding
+from fastgrow.growth.doctor.kept_trunk import TrunkExam
 from fastgrow.growth.doctor.stage import Setting, StageExam, not_reached
 from fastgrow.growth.doctor.table import TableExam
 from fastgrow.growth.doctor.whole_run import copied, examine_run
 from fastgrow.growth.schedule import GrowthSchedule
+from fastgrow.growth.trunk import Trunk
 from fastgrow.nn import Decoder
 from fastgrow.training import Mixture, TextData, TrainConfig
 from fastgrow.training.rng import rng_state, set_rng_state
@@ -32,6 +35,7 @@ def diagnose(
     *,
     steps: int = 4,
     notes: list[str] | None = None,
+    trunk: Trunk | None = None,
 ) -> Diagnosis:
     """Examine every stage of a growth run.
 
@@ -42,6 +46,7 @@ def diagnose(
         train: the settings; batches are shrunk to 2 windows of 32 tokens, twice a step at most.
         steps: of training in each stage, at least 2.
         notes: what else the caller has changed, for the report.
+        trunk: as of `grow`; files are kept in the temporary folder.
 
     Returns:
         What was found. A check that fails is a finding, not an error.
@@ -66,8 +71,10 @@ def diagnose(
     findings: list[Finding] = []
     generators = rng_state()
     try:
-        with tempfile.TemporaryDirectory(prefix="fastgrow-doctor-") as folder:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastgrow-doctor-"))
             setting = Setting(small, seq_len, steps, data.train, Path(folder))
+            trunks = stack.enter_context(TrunkExam(model, trunk, setting))
             table = TableExam(model, data, Path(folder) / "substrate")
             start = copied(model)
             for index, stage in enumerate(schedule.stages):
@@ -80,9 +87,11 @@ def diagnose(
                 findings += StageExam(model, number, stage, shape, setting).run()
                 findings.append(table.check(number, trains=shape.table))
                 if model.n_layer != shape.depth:
+                    findings.append(Finding(number, "trunk", None, "not reached"))
                     break
+                findings.append(trunks.check(number, shape))
             else:
-                findings.append(examine_run(start, data, schedule, setting))
+                findings.append(examine_run(start, data, schedule, setting, trunk))
     finally:
         set_rng_state(generators)
     for number in range(findings[-1].stage + 1, len(schedule.stages) + 1):

@@ -11,6 +11,7 @@ CHECKS = {
     "active set": "what requires gradients is what the stage trains, no more and no less",
     "gradients": "every active parameter gets a finite gradient, and no frozen one gets any",
     "optimizer": "it holds the active parameters and nothing else",
+    "trunk": "its kept output is that of running it again, bit for bit or within rounding",
     "training": "the steps run, and their loss is finite",
     "frozen": "every frozen tensor has the hash it had before",
     "moves": "every active parameter has changed",
@@ -30,7 +31,7 @@ class Finding:
         stage: its number, from 1.
         check: one of `CHECKS`.
         ok: whether it held; None where there was nothing to check, or it was not reached.
-        detail: what failed, or why there was nothing to check.
+        detail: what failed, what was measured, or why there was nothing to check.
     """
 
     stage: int

@@ -19,6 +19,7 @@ from fastgrow.growth.doctor.tensors import differing, digests, largest_differenc
 from fastgrow.growth.freeze import select_active
 from fastgrow.growth.lora import adapters, merge_lora
 from fastgrow.growth.schedule import Stage
+from fastgrow.growth.sharing import separate_blocks
 from fastgrow.nn import Decoder
 from fastgrow.training import Batches, Checkpointer, TrainConfig, Trainer
 from fastgrow.training.data.batches import IGNORE_INDEX
@@ -82,9 +83,10 @@ class StageExam:
         except FastgrowError as error:
             # Every step reports under the check that it is about.
             self._report(self._now, False, str(error))
+        separate_blocks(self.model)
         reached = {finding.check for finding in self.findings}
         for check in CHECKS:
-            if check not in reached and check not in ("substrate", "run"):
+            if check not in reached and check not in ("substrate", "trunk", "run"):
                 self._report(check, None, "not reached")
         return self.findings
 

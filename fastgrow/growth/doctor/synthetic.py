@@ -58,6 +58,8 @@ def narrow_config(config: DecoderConfig, substrate: Substrate) -> DecoderConfig:
         d_model=width,
         n_head=heads,
         n_kv_head=heads // groups,
+        # A ratio that suits the run's width need not make a whole number of this one.
+        mlp_ratio=max(1, round(config.mlp_ratio * width)) / width,
         max_seq_len=min(config.max_seq_len, WINDOW),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from fastgrow.errors import FastgrowError
 from fastgrow.growth.doctor.findings import Finding
 from fastgrow.growth.doctor.stage import ON_GPU, Setting
 from fastgrow.growth.doctor.tensors import differing, largest_difference, some
-from fastgrow.growth.run import GrowthResult, grow
+from fastgrow.growth.result import GrowthResult
+from fastgrow.growth.run import grow
 from fastgrow.growth.schedule import GrowthSchedule
+from fastgrow.growth.trunk import Trunk
 from fastgrow.nn import Decoder
 from fastgrow.training import Mixture, TextData
 
@@ -26,7 +27,11 @@ class _Killed(BaseException):
 
 
 def examine_run(
-    model: Decoder, data: TextData | Mixture, schedule: GrowthSchedule, setting: Setting
+    model: Decoder,
+    data: TextData | Mixture,
+    schedule: GrowthSchedule,
+    setting: Setting,
+    trunk: Trunk | None,
 ) -> Finding:
     """Run twice, once with a kill in every stage.
 
@@ -35,6 +40,7 @@ def examine_run(
         data: of the run.
         schedule: its stages, whose tokens are shrunk to the setting's steps.
         setting: of the examination.
+        trunk: the run's settings, if it has any.
     """
     number = len(schedule.stages)
     per_step = setting.train.batch_size * setting.train.accumulate * setting.seq_len
@@ -44,7 +50,7 @@ def examine_run(
             for stage in schedule.stages
         ]
     )
-    run = _Run(model, data, short, setting)
+    run = _Run(model, data, short, setting, trunk)
     try:
         alone = run.go_on(setting.folder / "alone")
         # In the middle of the first stage, then a stage's length further each time.
@@ -76,10 +82,13 @@ class _Run:
         data: TextData | Mixture,
         schedule: GrowthSchedule,
         setting: Setting,
+        trunk: Trunk | None,
     ) -> None:
         self._start = model
         self._data = data
         self._schedule = schedule
+        # Of this run alone, in its own folder.
+        self._trunk = None if trunk is None else dataclasses.replace(trunk, folder=None)
         # A kill finds a checkpoint in its own stage.
         self._train = dataclasses.replace(
             setting.train, checkpoint_every=setting.steps // 2, eval_tokens=1
@@ -91,29 +100,35 @@ class _Run:
         if kill_after is not None:
             _let_fail(model, kill_after)
         try:
-            return grow(model, self._data, self._schedule, train=self._train, out=out, quiet=True)
+            return grow(
+                model,
+                self._data,
+                self._schedule,
+                train=self._train,
+                out=out,
+                quiet=True,
+                trunk=self._trunk,
+            )
         except _Killed:
             return None
 
 
 def _let_fail(model: Decoder, micro_batches: int) -> None:
     """Make the loss raise after it has been computed for training so many times."""
-    left = micro_batches
+    left, head = micro_batches, model.lm_head
+    loss = head.loss
 
-    def failing(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counted(*arguments: Any, **options: Any) -> Tensor:
-            nonlocal left
-            if model.training and torch.is_grad_enabled():
-                if left == 0:
-                    raise _Killed
-                left -= 1
-            return loss(*arguments, **options)
+    def counted(*arguments: Any, **options: Any) -> Tensor:
+        nonlocal left
+        if model.training and torch.is_grad_enabled():
+            if left == 0:
+                raise _Killed
+            left -= 1
+        return loss(*arguments, **options)
 
-        return counted
-
-    # Either is what a step calls, by whether the trunk's output is at hand.
-    model.loss = failing(model.loss)  # type: ignore[method-assign]
-    model.loss_from = failing(model.loss_from)  # type: ignore[method-assign]
+    # Every step comes here, whether or not the trunk's output is at hand; a model whose own loss
+    # is another one would not be split at its trunk.
+    head.loss = counted  # type: ignore[method-assign]
 
 
 def copied(model: Decoder) -> Decoder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastgrow.growth.plan.roles import Asks, Role, products
+from fastgrow.growth.roles import Asks, Role, products
 from fastgrow.nn import DecoderConfig
 
 WIDE = 4  # bytes of a float32

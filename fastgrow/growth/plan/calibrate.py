@@ -15,16 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastgrow.growth.flops import block_flops, head_flops
 from fastgrow.growth.lora import adapt_block
-from fastgrow.growth.plan.flops import block_flops, head_flops
-from fastgrow.growth.plan.roles import Role, products
 from fastgrow.growth.plan.timing import fastest
+from fastgrow.growth.roles import Role, products
 from fastgrow.nn import Block, DecoderConfig
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.rotary import RotaryTable
 from fastgrow.ops import RopeTable
 from fastgrow.ops._linear_cross_entropy_fused import CHUNK_ELEMENTS, MAX_ROWS, MIN_ROWS
 from fastgrow.training import TrainConfig
+from fastgrow.training.activations import block_forwards
 from fastgrow.training.optimizer import build_optimizer
 from fastgrow.training.precision import autocast
 
@@ -152,9 +153,10 @@ def _block_call(bench: Bench, role: Role, windows: int, rope: RopeTable) -> Call
     size = (windows, bench.seq_len, bench.config.d_model)
     x = torch.randn(size, device=bench.device, requires_grad=role.input_grad)
     dy = torch.randn(size, device=bench.device)
+    forwards = {"checkpoint_activations": bench.train.checkpoint_activations}
 
     def run() -> Tensor:
-        with autocast(bench.dtype, bench.device):
+        with autocast(bench.dtype, bench.device), block_forwards(block, **forwards):
             y: Tensor = block(x, rope)
         if role.output_grad:
             y.backward(dy.to(y.dtype))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastgrow.growth.plan.block_memory import WIDE, Rows, block_bytes
-from fastgrow.growth.plan.roles import Role
+from fastgrow.growth.roles import Role
 from fastgrow.nn import DecoderConfig
 from fastgrow.ops import _linear_cross_entropy_cublas as ON_GPU
 from fastgrow.ops._linear_cross_entropy_fused import CHUNK_ELEMENTS, MAX_ROWS, MIN_ROWS
@@ -54,6 +54,7 @@ def step_bytes(
     final_norm: bool,
     table: bool,
     accumulate: int = 1,
+    again: bool = False,
 ) -> StepBytes:
     """Walk through forward pass, loss and backward pass of one micro-batch.
 
@@ -63,6 +64,8 @@ def step_bytes(
         rows: the micro-batch.
         head, final_norm, table: whether each trains.
         accumulate: micro-batches in a step; after the first one all gradients stand.
+        again: whether blocks that train keep their input alone and run again in the backward pass
+            (`TrainConfig.checkpoint_activations`).
     """
     d, vocabulary = config.d_model, config.vocab_size
     stream = WIDE * rows.count * d
@@ -77,21 +80,27 @@ def step_bytes(
 
     # ids and targets, and the residual stream.
     time.hold(2 * 8 * rows.count + stream)
-    for block in blocks:
-        time.spike(block.forward + block.kept)
-        time.hold(block.kept)
+    # What each holds when the loss is made: all that it keeps, or its input.
+    held = [
+        stream if again and (role.trained or role.adapted) else block.kept
+        for role, block in zip(stack, blocks, strict=True)
+    ]
+    for block, now in zip(blocks, held, strict=True):
+        time.spike(block.forward + (block.kept if now == block.kept else 2 * stream))
+        time.hold(now)
     flows = final_norm or any(role.output_grad for role in stack)
     norm_kept = (stream + WIDE * 2 * rows.count) if flows else 0
     # Losses that make the head's gradients on the spot do not keep what it reads.
     hidden = rows.item * rows.count * d if head and _at_once(rows, vocabulary) else 0
-    activations = sum(block.kept for block in blocks) + norm_kept + hidden
+    activations = sum(held) + norm_kept + hidden
     time.hold(norm_kept + hidden - stream)
 
     loss = _loss(config, rows, head_size if head else 0)
     time.spike(loss)
     time.hold(head_size * head * stays + stream - hidden)
     time.hold(-norm_kept + norm_size * final_norm * stays)
-    for block in reversed(blocks):
+    for block, now in zip(reversed(blocks), reversed(held), strict=True):
+        time.hold(block.kept - now)
         time.spike(block.backward)
         time.hold(block.gradients * stays - block.kept)
     if table:

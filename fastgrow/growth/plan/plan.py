@@ -2,122 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from fastgrow.growth.active import StageShape, active_parameters, stage_shape
+from fastgrow.growth.flops import block_flops, stack_flops
+from fastgrow.growth.length import stage_length
 from fastgrow.growth.plan.block_memory import WIDE, Rows, block_parameters
 from fastgrow.growth.plan.calibrate import Bench, Speeds, active_shapes, calibrate
-from fastgrow.growth.plan.flops import Flops, block_flops, stack_flops
 from fastgrow.growth.plan.machine import describe_machine, free_memory
-from fastgrow.growth.plan.memory import StepBytes, step_bytes
-from fastgrow.growth.plan.roles import Role, roles
+from fastgrow.growth.plan.memory import step_bytes
+from fastgrow.growth.plan.outcome import Plan, StagePlan
 from fastgrow.growth.plan.trunk_cache import (
-    Bandwidth,
     CachePlan,
-    measure_bandwidth,
-    plan_cache,
+    Rates,
+    folder_for,
+    plan_caches,
+    probe_places,
 )
+from fastgrow.growth.roles import Role, roles
 from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.growth.sharing import resting_copies
+from fastgrow.growth.trunk import Trunk
+from fastgrow.growth.trunk.choice import StageLoad
+from fastgrow.growth.trunk.costs import Costs, free_bytes
+from fastgrow.growth.trunk.load import stage_loads
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import TrainConfig
 from fastgrow.training.precision import resolve_precision
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage.
-
-    Attributes:
-        stage: its number, from 1.
-        shape: what stands and what moves.
-        active_parameters, total_parameters: numbers that train, and all, the table included.
-        tokens: in whole steps; the most where the stage may end earlier.
-        may_end_earlier: whether it has `until`.
-        steps: of the optimizer.
-        flops: for one token.
-        weights: bytes of the parameters and of the table.
-        optimizer: bytes of its state.
-        best: bytes of the copy of the best weights, that training keeps in main memory.
-        step: bytes of a step beyond these.
-        peak: bytes on the device at the worst moment.
-        fits: whether the device has them now.
-        seconds: of training, evaluations not counted; None where it was not measured.
-        tokens_per_second: the same.
-        cache: of the frozen trunk; None where there is none.
-    """
-
-    stage: int
-    shape: StageShape
-    active_parameters: int
-    total_parameters: int
-    tokens: int
-    may_end_earlier: bool
-    steps: int
-    flops: Flops
-    weights: int
-    optimizer: int
-    best: int
-    step: StepBytes
-    peak: int
-    fits: bool
-    seconds: float | None
-    tokens_per_second: float | None
-    cache: CachePlan | None
-
-    @property
-    def total_flops(self) -> int:
-        """Of the whole stage."""
-        return self.tokens * self.flops.total
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All stages, and a monolith of the same shape on as many tokens.
-
-    Attributes:
-        machine: where times and memory are for.
-        micro_batch: windows and tokens a window; accumulate: micro-batches a step.
-        stages: in order.
-        monolith: all blocks at once, everything active; None where the schedule adds no block.
-        measured: whether there are times; `reason` says why not.
-        on_gpu: whether bytes are of a GPU.
-    """
-
-    machine: str
-    micro_batch: tuple[int, int]
-    accumulate: int
-    stages: list[StagePlan]
-    monolith: StagePlan | None
-    measured: bool
-    reason: str
-    on_gpu: bool
-
-    @property
-    def total_flops(self) -> int:
-        return sum(stage.total_flops for stage in self.stages)
-
-    @property
-    def peak(self) -> int:
-        return max(stage.peak for stage in self.stages)
-
-    @property
-    def seconds(self) -> float | None:
-        times = [stage.seconds for stage in self.stages]
-        return None if None in times else math.fsum(t for t in times if t is not None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON values, totals included."""
-        return {
-            **asdict(self),
-            "total_flops": self.total_flops,
-            "peak": self.peak,
-            "seconds": self.seconds,
-        }
 
 
 def make_plan(
@@ -129,6 +43,7 @@ def make_plan(
     table_bytes: int | None = None,
     corpus_tokens: int | None = None,
     measure: bool = True,
+    trunk: Trunk | None = None,
 ) -> Plan:
     """Count every stage, and time its parts.
 
@@ -140,14 +55,20 @@ def make_plan(
         table_bytes: of a frozen table; None for float32 numbers.
         corpus_tokens: in the training text, to tell how often it is read.
         measure: False leaves times out, and takes no time itself.
+        trunk: as of `grow`. Rows that it keeps count in memory and time; None keeps none. In time
+            a trunk of fewer bits is taken to run as the model itself does.
     """
-    planner = _Planner(config, train, torch.device(device), table_bytes, corpus_tokens)
-    cases = list(_cases(config, schedule))
+    planner = _Planner(config, train, torch.device(device), table_bytes, trunk)
+    cases = _cases(config, schedule)
     monolith = [_monolith(config, schedule)] if schedule.n_blocks else []
     reason = "not asked for"
     if measure:
         reason = planner.measure([*cases, *monolith])
-    stages = [planner.stage(number, case) for number, case in enumerate(cases, 1)]
+    caches = planner.caches(cases, corpus_tokens)
+    stages = [
+        planner.stage(number, case, cache)
+        for number, (case, cache) in enumerate(zip(cases, caches, strict=True), 1)
+    ]
     return Plan(
         machine=describe_machine(planner.bench.device, planner.bench.dtype),
         micro_batch=(train.batch_size, planner.bench.seq_len),
@@ -162,23 +83,18 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Case:
-    """A stage with its shape, its blocks' roles, and the trunk of the stage before."""
+    """A stage with its shape and its blocks' roles."""
 
     stage: Stage
     shape: StageShape
     stack: tuple[Role, ...]
-    known_trunk: int
 
 
-def _cases(config: DecoderConfig, schedule: GrowthSchedule) -> Sequence[_Case]:
-    cases: list[_Case] = []
+def _cases(config: DecoderConfig, schedule: GrowthSchedule) -> list[_Case]:
+    cases = []
     for index, stage in enumerate(schedule.stages):
         shape = stage_shape(schedule, index, config, config.n_layer)
-        stack = tuple(roles(shape, stage.lora, config))
-        known = cases[-1].shape.n_trunk if cases else 0
-        # Blocks put in below the top of a trunk make another trunk of it.
-        known = known if all(new >= known for new in shape.new) else 0
-        cases.append(_Case(stage, shape, stack, min(known, shape.n_trunk)))
+        cases.append(_Case(stage, shape, tuple(roles(shape, stage.lora, config))))
     return cases
 
 
@@ -187,7 +103,7 @@ def _monolith(config: DecoderConfig, schedule: GrowthSchedule) -> _Case:
     whole = schedule.as_monolith()
     stage = Stage(config.n_layer + schedule.n_blocks, whole.tokens)
     shape = stage_shape(GrowthSchedule([stage]), 0, config)
-    return _Case(stage, shape, tuple(roles(shape, None, config)), 0)
+    return _Case(stage, shape, tuple(roles(shape, None, config)))
 
 
 class _Planner:
@@ -199,17 +115,17 @@ class _Planner:
         train: TrainConfig,
         device: torch.device,
         table_bytes: int | None,
-        corpus_tokens: int | None,
+        trunk: Trunk | None,
     ) -> None:
         self.config = config
         self.train = train
-        self.corpus_tokens = corpus_tokens
+        self.trunk = trunk or Trunk(cache="off")
         dtype = resolve_precision(train.precision, device)
         seq_len = train.seq_len or config.max_seq_len
         self.bench = Bench(config, train, seq_len, device, dtype)
         self.rows = Rows(train.batch_size * seq_len, dtype.itemsize, device.type == "cuda")
         self.speeds: Speeds | None = None
-        self.bandwidth: Bandwidth | None = None
+        self.costs: Costs | None = None
         self.memory = free_memory(device)
         floats = WIDE * config.vocab_size * config.embed_width
         trains = config.embedding == "trainable"
@@ -233,16 +149,51 @@ class _Planner:
         )
         if self.speeds is None:
             return "one block on one window takes this machine too long"
-        self.bandwidth = measure_bandwidth(self.bench.device)
+        if any(case.shape.n_trunk for case in cases):
+            folder, bench = folder_for(self.trunk), self.bench
+            places = probe_places(self._windows, self.config.d_model, bench.device, folder)
+            self.costs = Costs(self.rows.count * self.speeds.blocks[Role()], places)
         return ""
 
-    def stage(self, number: int, case: _Case) -> StagePlan:
+    def caches(self, cases: Sequence[_Case], corpus_tokens: int | None) -> list[CachePlan | None]:
+        """What becomes of each stage's trunk."""
+        folder, device = folder_for(self.trunk), self.bench.device
+        rates = Rates(
+            self.trunk,
+            self._windows,
+            device,
+            lambda place: free_bytes(place, device, folder),
+            self.costs,
+        )
+        return plan_caches(
+            self.config,
+            [case.shape.n_trunk for case in cases],
+            block_flops(self.config, self.bench.seq_len, Role()).forward,
+            None if corpus_tokens is None else self._loads(cases, corpus_tokens),
+            rates,
+        )
+
+    @property
+    def _windows(self) -> tuple[int, int]:
+        """A micro-batch: windows, and tokens a window."""
+        return self.train.batch_size, self.bench.seq_len
+
+    def _loads(self, cases: Sequence[_Case], corpus_tokens: int) -> list[StageLoad]:
+        seq_len = self.bench.seq_len
+        return stage_loads(
+            [case.stage for case in cases],
+            [case.shape for case in cases],
+            self.config,
+            self.train,
+            n_windows=max(1, -(-(corpus_tokens - 1) // seq_len)),
+            seq_len=seq_len,
+        )
+
+    def stage(self, number: int, case: _Case, cache: CachePlan | None = None) -> StagePlan:
+        """Count one."""
         config, train, shape = self.config, self.train, case.shape
         active = active_parameters(case.stage, shape, config)
         total = self._total(shape)
-        # Not above: it counts with the FLOPs of this package.
-        from fastgrow.growth.length import stage_length
-
         steps = stage_length(case.stage, shape, config, train, self.bench.seq_len).steps
         step = step_bytes(
             config,
@@ -252,15 +203,18 @@ class _Planner:
             final_norm=shape.final_norm,
             table=shape.table,
             accumulate=train.accumulate,
+            again=train.checkpoint_activations,
         )
         low_rank = active - self._own(shape)
         weights = WIDE * (total - config.vocab_size * config.embed_width + low_rank)
         weights += self.table_bytes + WIDE * config.max_seq_len * config.head_dim
+        weights -= WIDE * len(resting_copies(case.stage, shape)) * block_parameters(config)
         optimizer = 2 * WIDE * active
         best = WIDE * active if train.pick == "best" else 0
         peak = weights + optimizer + step.peak + (0 if self.rows.cuda else best)
+        peak += self._on_device(cache)
         fits = peak <= self.memory
-        seconds = self._step_seconds(case, active) if fits else None
+        seconds = self._seconds(case, active, steps, cache) if fits else None
         tokens = steps * self.rows.count * train.accumulate
         return StagePlan(
             stage=number,
@@ -277,9 +231,9 @@ class _Planner:
             step=step,
             peak=peak,
             fits=fits,
-            seconds=None if seconds is None else seconds * steps,
-            tokens_per_second=None if seconds is None else tokens / steps / seconds,
-            cache=self._cache(case, tokens),
+            seconds=seconds,
+            tokens_per_second=None if seconds is None else tokens / seconds,
+            cache=cache,
         )
 
     def _total(self, shape: StageShape) -> int:
@@ -292,28 +246,27 @@ class _Planner:
         """Numbers that train and are not of low-rank corrections."""
         return active_parameters(Stage(), shape, self.config)
 
-    def _step_seconds(self, case: _Case, active: int) -> float | None:
-        """Of one step of the optimizer."""
+    def _on_device(self, cache: CachePlan | None) -> int:
+        """Bytes of kept rows that lie where the model does."""
+        if cache is None:
+            return 0
+        return cache.kept if cache.place == ("device" if self.rows.cuda else "ram") else 0
+
+    def _seconds(
+        self, case: _Case, active: int, steps: int, cache: CachePlan | None
+    ) -> float | None:
+        """Of all steps, and of what is done for the trunk before them."""
         if self.speeds is None:
             return None
-        token = sum(self.speeds.blocks[role] for role in case.stack)
-        micro_batch = self.rows.count * token + self.speeds.heads[case.shape.head]
-        return self.train.accumulate * micro_batch + self.speeds.update * active
+        filling, trunk = 0.0, self.rows.count * sum(self._blocks(case.stack[: case.shape.n_trunk]))
+        if cache is not None and cache.kept:
+            filling, trunk = cache.filling, cache.reading
+        above = self.rows.count * sum(self._blocks(case.stack[case.shape.n_trunk :]))
+        micro_batch = trunk + above + self.speeds.heads[case.shape.head]
+        step = self.train.accumulate * micro_batch + self.speeds.update * active
+        return filling + steps * step
 
-    def _cache(self, case: _Case, tokens: int) -> CachePlan | None:
-        trunk = case.shape.n_trunk
-        if not trunk:
-            return None
-        block = None if self.speeds is None else self.speeds.blocks[Role()]
-        once = block_flops(self.config, self.bench.seq_len, Role())
-        return plan_cache(
-            # The residual stream is float32 under autocast too.
-            bytes_per_token=WIDE * self.config.d_model,
-            saved_flops=trunk * once.forward,
-            tokens=tokens,
-            corpus_tokens=self.corpus_tokens,
-            free_memory=self.memory,
-            trunk_seconds=None if block is None else trunk * block,
-            new_seconds=None if block is None else (trunk - case.known_trunk) * block,
-            bandwidth=self.bandwidth,
-        )
+    def _blocks(self, stack: Sequence[Role]) -> list[float]:
+        """Seconds of each block on one token."""
+        assert self.speeds is not None
+        return [self.speeds.blocks[role] for role in stack]

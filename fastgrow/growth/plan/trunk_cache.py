@@ -1,35 +1,24 @@
-"""Whether keeping the frozen trunk's output pays, and where it would lie.
-
-Without a cache every pass over the text costs the trunk's forward pass. With one, the first pass
-costs the same once (or, where the trunk of the stage before was kept, the blocks that are new to it
-alone) and the writing, and every pass the reading. Text read R times therefore gains where
-
-    first pass / R + bytes / bandwidth  <  trunk's forward pass
-"""
+"""Whether a run would keep the frozen trunk's output, and where: the trunk engine's own rule."""
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fastgrow.growth.plan.timing import fastest
+from fastgrow.growth.plan.block_memory import WIDE
+from fastgrow.growth.trunk import Trunk
+from fastgrow.growth.trunk.choice import StageLoad, break_even, weigh
+from fastgrow.growth.trunk.costs import Costs, measure_places
+from fastgrow.growth.trunk.placing import Plan, Room, choose
+from fastgrow.nn import DecoderConfig
 
+# Of the rows that places are timed with: enough to be read at the speed of many.
 PROBE_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class Bandwidth:
-    """Bytes a second: from main memory to where the model is, and to and from files."""
-
-    memory: float
-    disk_read: float
-    disk_write: float
 
 
 @dataclass(frozen=True)
@@ -39,88 +28,191 @@ class CachePlan:
     Attributes:
         bytes_per_token: of the trunk's output.
         saved_flops: of the trunk's forward pass, for one token.
-        bytes: of the whole cache; None where the size of the text is not known.
-        place: "ram" or "disk".
-        passes: how often the stage reads the text (R); None where its size is not known.
-        pays_from: the least number of passes with which it pays; None where it never does, or was
-            not measured.
-        pays: whether it does; None where that is not known.
+        asked: whether the run's settings let it keep anything; without, the rest is what
+            `cache="auto"` would come to.
+        bytes: of the stage's rows; None where the size of the text is not known.
+        passes: how often the stage reads each of its windows; None where that is not known.
+        place: where they are kept; None where they are recomputed, or nothing is known.
+        reason: in words.
+        pays: whether keeping them is faster over the stages that are left; None where that is not
+            known.
+        pays_from: the least number of passes with which a stage by itself gains; None where it
+            never does, or was not measured.
+        filling: seconds to compute and write them.
+        reading: seconds to read those of one micro-batch.
     """
 
     bytes_per_token: int
     saved_flops: int
+    asked: bool = False
     bytes: int | None = None
-    place: str = "ram"
     passes: float | None = None
-    pays_from: float | None = None
+    place: str | None = None
+    reason: str = "the size of the text is not known"
     pays: bool | None = None
+    pays_from: float | None = None
+    filling: float = 0.0
+    reading: float = 0.0
+
+    @property
+    def kept(self) -> int:
+        """Bytes that the run keeps."""
+        return self.bytes if self.asked and self.place is not None and self.bytes else 0
 
 
-def plan_cache(
-    *,
-    bytes_per_token: int,
-    saved_flops: int,
-    tokens: int,
-    corpus_tokens: int | None,
-    free_memory: int | None,
-    trunk_seconds: float | None,
-    new_seconds: float | None,
-    bandwidth: Bandwidth | None,
-) -> CachePlan:
-    """Weigh it.
+@dataclass(frozen=True)
+class Rates:
+    """What a decision is made from, beside the stages' loads.
+
+    Attributes:
+        settings: the user's.
+        micro_batch: windows, and tokens a window.
+        device: of the model.
+        free: bytes that a place has left, by its name.
+        costs: None where they were not measured.
+    """
+
+    settings: Trunk
+    micro_batch: tuple[int, int]
+    device: torch.device
+    free: Callable[[str], int]
+    costs: Costs | None
+
+
+def plan_caches(
+    config: DecoderConfig,
+    trunks: Sequence[int],
+    block_flops: int,
+    loads: Sequence[StageLoad] | None,
+    rates: Rates,
+) -> list[CachePlan | None]:
+    """Decide for every stage, as the engine will when it comes to it; None where it has no trunk.
 
     Args:
-        bytes_per_token: of the trunk's output.
-        saved_flops: of the trunk's forward pass, for one token.
-        tokens: that the stage trains on.
-        corpus_tokens: in the text; None where that is not known.
-        free_memory: bytes; half of it is left to others.
-        trunk_seconds: the trunk's forward pass, for one token; None where it was not measured.
-        new_seconds: of what the first pass computes: the trunk, or its newest blocks alone.
-        bandwidth: None where it was not measured.
+        config: the model's.
+        trunks: blocks of each stage's trunk.
+        block_flops: of one block forward, for one token.
+        loads: what each stage asks of its trunk; None where the size of the text is not known.
+        rates: measured, and the settings.
     """
-    whole = None if corpus_tokens is None else corpus_tokens * bytes_per_token
-    fits = whole is None or free_memory is None or whole <= free_memory // 2
-    place = "ram" if fits else "disk"
-    passes = None if corpus_tokens is None else tokens / corpus_tokens
-    pays_from, pays = None, None
-    if trunk_seconds is not None and new_seconds is not None and bandwidth is not None:
-        read = bytes_per_token / (bandwidth.memory if fits else bandwidth.disk_read)
-        write = bytes_per_token / (bandwidth.memory if fits else bandwidth.disk_write)
-        if read < trunk_seconds:
-            pays_from = (new_seconds + write) / (trunk_seconds - read)
-        if passes is not None:
-            pays = pays_from is not None and passes > pays_from
-    return CachePlan(bytes_per_token, saved_flops, whole, place, passes, pays_from, pays)
+    # The residual stream is float32 under autocast too.
+    width = (2 if rates.settings.dtype == "bf16" else WIDE) * config.d_model
+    asked = rates.settings.cache != "off"
+    decisions = _decisions(loads or (), width, rates)
+    found: list[CachePlan | None] = []
+    for index, n in enumerate(trunks):
+        if n == 0:
+            found.append(None)
+            continue
+        alone = CachePlan(width, n * block_flops, asked, pays_from=_pays_from(n, rates.costs))
+        if loads is not None:
+            alone = replace(alone, **_facts(decisions[index], rates.costs))
+        found.append(alone)
+    return found
 
 
-def measure_bandwidth(device: torch.device, folder: Path | None = None) -> Bandwidth:
-    """Copy a block of memory, and write and read a file in `folder` (the temporary one)."""
-    source = torch.ones(PROBE_BYTES // 4)
-    target = torch.empty_like(source, device=device)
-    seconds = fastest({"copy": lambda: target.copy_(source)}, device, budget=0.3)["copy"]
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        data = source.numpy().tobytes()
-        write = min(_timed(lambda: _write(file.fileno(), data)) for _ in range(2))
-        read = min(_timed(lambda: _read(file.fileno())) for _ in range(2))
-    return Bandwidth(PROBE_BYTES / seconds, PROBE_BYTES / read, PROBE_BYTES / write)
+@dataclass(frozen=True)
+class _Decision:
+    """The engine's plan for a stage, with what it was made from."""
+
+    plan: Plan
+    load: StageLoad
+    room: Room
+    pays: bool | None
 
 
-def _write(file: int, data: bytes) -> None:
-    os.lseek(file, 0, os.SEEK_SET)
-    os.write(file, data)
-    os.fsync(file)
+def _decisions(loads: Sequence[StageLoad], width: int, rates: Rates) -> list[_Decision | None]:
+    """Stage by stage, with what the one before has kept."""
+    windows, seq_len = rates.micro_batch
+    decisions: list[_Decision | None] = []
+    kept: _Decision | None = None
+    for index, load in enumerate(loads):
+        if load.n == 0:
+            decisions.append(None)
+            kept = None
+            continue
+        room = Room(
+            need=round(load.rows * windows) * seq_len * width,
+            limit=rates.settings.limit,
+            free=rates.free,
+        )
+        if kept is not None and load.grown:
+            room = replace(
+                room,
+                old_place=kept.plan.place,
+                old_bytes=kept.room.need,
+                same_windows=load.share == kept.load.share == 1,
+                known=kept.load.share,
+                n_known=kept.load.n,
+            )
+        decision = _decide(loads[index:], room, rates)
+        decisions.append(decision)
+        kept = decision if decision.plan.place is not None else None
+    return decisions
 
 
-def _read(file: int) -> None:
-    # What was just written is in memory, and would be read from there.
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.lseek(file, 0, os.SEEK_SET)
-    while os.read(file, 1 << 20):
-        pass
+def _decide(loads: Sequence[StageLoad], room: Room, rates: Rates) -> _Decision:
+    costs, asked = rates.costs, rates.settings.cache
+    # What pays is said of runs that keep nothing, too.
+    asked = "auto" if asked == "off" else asked
+    if costs is None and asked == "auto":
+        return _Decision(Plan(None, "not measured"), loads[0], room, None)
+    plan = choose(asked, rates.device, loads, room, lambda: _measured(costs))
+    pays = None
+    if costs is not None and asked == "auto":
+        pays = plan.place is not None
+    elif costs is not None and plan.place in costs.places:
+        known = 0.0 if plan.drop_old else room.known
+        pays = weigh(loads, costs, plan.place, known, room.n_known).pays
+    return _Decision(plan, loads[0], room, pays)
 
 
-def _timed(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+def _measured(costs: Costs | None) -> Costs:
+    assert costs is not None
+    return costs
+
+
+def _facts(decision: _Decision | None, costs: Costs | None) -> dict[str, Any]:
+    """The fields of a `CachePlan` that a decision settles."""
+    assert decision is not None
+    plan, load, room = decision.plan, decision.load, decision.room
+    facts = {
+        "bytes": room.need,
+        "passes": load.reads / load.rows,
+        "place": plan.place,
+        "reason": plan.reason,
+        "pays": decision.pays,
+    }
+    if costs is not None and plan.place in costs.places:
+        read, write = costs.places[plan.place]
+        advanced = 0.0 if plan.drop_old else room.known * room.n_known
+        facts["filling"] = load.rows * ((load.n - advanced) * costs.block + write)
+        facts["reading"] = read
+    return facts
+
+
+def _pays_from(n: int, costs: Costs | None) -> float | None:
+    if costs is None:
+        return None
+    found = [break_even(n, costs, place) for place in costs.places]
+    return min((passes for passes in found if passes is not None), default=None)
+
+
+def probe_places(
+    micro_batch: tuple[int, int], d_model: int, device: torch.device, folder: Path
+) -> dict[str, tuple[float, float]]:
+    """Seconds to read and to write one micro-batch in each place, by `measure_places`."""
+    windows, seq_len = micro_batch
+    timed = max(1, min(windows, PROBE_BYTES // (WIDE * seq_len * d_model)))
+    x = torch.ones(timed, seq_len, d_model, device=device)
+    times = windows / timed
+    return {
+        place: (read * times, write * times)
+        for place, (read, write) in measure_places(x, folder).items()
+    }
+
+
+def folder_for(settings: Trunk) -> Path:
+    """A folder that is there, on the disk that the settings name, or else the temporary one."""
+    folder = Path(settings.folder or tempfile.gettempdir())
+    return next(p for p in (folder, *folder.absolute().parents) if p.exists())

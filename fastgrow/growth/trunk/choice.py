@@ -46,6 +46,21 @@ class Verdict:
         return self.cached < self.recomputed
 
 
+def break_even(n: int, costs: Costs, place: str) -> float | None:
+    """Passes over its windows from which a stage by itself gains; None where it never does.
+
+    With more of them `weigh` finds that keeping pays, with fewer that it does not.
+
+    Args:
+        n: blocks of its trunk.
+        costs: measured.
+        place: where rows would be kept.
+    """
+    read, write = costs.places[place]
+    spared = n * costs.block - read
+    return (n * costs.block + write) / spared if spared > 0 else None
+
+
 def weigh(
     stages: Sequence[StageLoad], costs: Costs, place: str, known: float = 0.0, n_known: int = 0
 ) -> Verdict:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgrow.growth.trunk.disk import DiskStore
+from fastgrow.growth.trunk.disk import PROBE, DiskStore
 from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.growth.trunk.store import MemoryStore, RowStore
 
@@ -43,20 +43,29 @@ def measure_costs(trunk: FrozenTrunk, x: Tensor, folder: Path | None) -> Costs:
         x: the trunk's output for a batch.
         folder: where files would lie; None leaves the disk out.
     """
-    device = x.device
-    block = _best(lambda: trunk.onward(x, trunk.n - 1), device)
+    block = _best(lambda: trunk.onward(x, trunk.n - 1), x.device)
+    return Costs(block, measure_places(x, folder))
+
+
+def measure_places(x: Tensor, folder: Path | None) -> dict[str, tuple[float, float]]:
+    """Seconds to read, and to write, one batch in each place that there is, by its name.
+
+    Args:
+        x: a batch of rows, on the model's device.
+        folder: where files would lie; None leaves the disk out.
+    """
     places = {}
-    for place in ("device", "ram") if device.type == "cuda" else ("ram",):
+    for place in ("device", "ram") if x.device.type == "cuda" else ("ram",):
         places[place] = _of_store(MemoryStore(place, tuple(x.shape), x), x)
     if folder is not None:
         with contextlib.suppress(OSError):
             places["disk"] = _of_disk(x, folder)
-    return Costs(block, places)
+    return places
 
 
 def _of_disk(x: Tensor, folder: Path) -> tuple[float, float]:
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".probe.", dir=folder))
+    scratch = Path(tempfile.mkdtemp(prefix=PROBE, dir=folder))
     try:
         shape = (x.shape[1], x.shape[2])
         store = DiskStore.create(scratch, {}, np.arange(len(x)), shape, x.dtype)
@@ -103,14 +112,19 @@ def free_bytes(place: str, device: torch.device, folder: Path | None) -> int:
     """What a place has left, with a reserve for everybody else."""
     if place == "disk":
         assert folder is not None
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        return int(0.95 * shutil.disk_usage(there).free)
+        try:
+            there = next(p for p in (folder, *folder.parents) if p.exists())
+            return int(0.95 * shutil.disk_usage(there).free)
+        except OSError:
+            # Where one may not even look there is no room for rows.
+            return 0
     if place == "device" and device.type == "cuda":
         return int(0.5 * torch.cuda.mem_get_info(device)[0])
-    return int(0.5 * _available_memory())
+    return int(0.5 * available_memory())
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
+    """Bytes of main memory that a new process could use."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -7,8 +7,10 @@ that was cut short or a disk that is full then gives an error, where a map would
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from fastgrow.growth.trunk.key import Identity, key_of
 from fastgrow.growth.trunk.store import DamagedRows
 
 FORMAT = 1
+PROBE = ".probe."
 _HEADER, _ROWS = ".trunk.json", ".trunk.rows"
 
 
@@ -123,12 +126,22 @@ class DiskStore:
         damaged = [
             slot
             for slot, row in zip(slots, _bytes_of(rows), strict=True)
-            if os.preadv(self._file, [row], int(slot) * self._row_bytes) != self._row_bytes
-            or zlib.crc32(row) != self._sums[slot]
+            if not self._reads(int(slot), row)
         ]
         if damaged:
             raise DamagedRows(np.array(damaged), self._path)
         return rows
+
+    def _reads(self, slot: int, row: memoryview) -> bool:
+        """Fill `row`; False where it does not come back as it was written."""
+        try:
+            size = os.preadv(self._file, [row], slot * self._row_bytes)
+        except OSError as error:
+            # A part of the disk that cannot be read any more is damaged as well.
+            if error.errno != errno.EIO:
+                raise
+            return False
+        return size == self._row_bytes and zlib.crc32(row) == self._sums[slot]
 
     def write(self, slots: np.ndarray, rows: Tensor) -> None:
         kept = rows.detach().cpu().contiguous()
@@ -180,6 +193,11 @@ def remove_caches(folder: Path, but: DiskStore | None = None) -> None:
     for path in [*folder.glob(f"*{_HEADER}"), *folder.glob(f"*{_ROWS}")]:
         if but is None or path not in (but._header, but._path):
             path.unlink(missing_ok=True)
+    # What a process that was killed meanwhile has left: a half-written header, a measurement.
+    for path in folder.glob(f".*{_HEADER}.*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob(f"{PROBE}*"):
+        shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 

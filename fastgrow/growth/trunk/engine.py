@@ -70,7 +70,7 @@ class TrunkEngine:
         self._log = log
         self._precision = precision
         self._pause = pause
-        self._keeper = RowKeeper(settings, self._folder, self._say)
+        self._keeper = RowKeeper(settings, self._folder, self._say, self._make_room)
         # With the depth and the digest of the trunk whose outputs they are.
         self._memo: tuple[Memo, int, str] | None = None
         self._stage: StageTrunk | None = None
@@ -94,8 +94,7 @@ class TrunkEngine:
             if settings.cache != "off" and stage > 1:
                 self._say("no frozen trunk: the lowest block trains or is adapted", cache="off")
             return StageTrunk(None, batches)
-        if self.model.loss.__func__ is not Decoder.loss:  # type: ignore[attr-defined]
-            # Split at the trunk, it would not be called any more.
+        if not _splits(self.model):
             self._keeper.forget()
             if settings != Trunk(cache="off"):
                 self._say("the model has a loss of its own: it is computed whole", cache="off")
@@ -134,7 +133,7 @@ class TrunkEngine:
         self._memo = None
         finished = kind is None or self._leaves_nothing
         self._keeper.close(keep_files=not finished)
-        if finished and self.settings.cache != "off":
+        if finished:
             remove_caches(self._folder)
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,6 +155,11 @@ class TrunkEngine:
                 memo.advance(exact, n)
         self._memo = (memo, exact.n, digests[exact.n])
 
+    def _make_room(self, nbytes: int) -> None:
+        """Let go of the validation's outputs if they and rows of so many bytes pass the limit."""
+        if self._memo is not None and self._memo[0].nbytes + nbytes > self.settings.limit:
+            self._memo = None
+
     def _report_lowered(self, trunk: FrozenTrunk, batches: Batches) -> None:
         windows = np.resize(np.arange(batches.n_windows), batches.batch_size)
         ids = batches.read(windows)[0].to(self.model.device)
@@ -170,3 +174,15 @@ class TrunkEngine:
 
     def _say(self, text: str, **values: Any) -> None:
         self._log.event("trunk", text, message=text, **values)
+
+
+def _splits(model: Decoder) -> bool:
+    """Whether the loss may be computed from the trunk's output.
+
+    Not where a subclass, or the model itself, has a `loss` or `hidden` of its own: split at the
+    trunk, it would not be called any more.
+    """
+    return all(
+        getattr(getattr(model, name), "__func__", None) is getattr(Decoder, name)
+        for name in ("loss", "hidden")
+    )

@@ -16,7 +16,7 @@ from fastgrow.growth.trunk.costs import Costs, free_bytes, measure_costs
 from fastgrow.growth.trunk.disk import DiskStore, headers, remove_caches
 from fastgrow.growth.trunk.frozen import Difference, FrozenTrunk
 from fastgrow.growth.trunk.key import Identity, can_advance, identity
-from fastgrow.growth.trunk.placing import Plan, Room, asked_for, cheapest, megabytes
+from fastgrow.growth.trunk.placing import Plan, Room, choose, megabytes
 from fastgrow.growth.trunk.rows import Filler, TrunkRows
 from fastgrow.growth.trunk.settings import Trunk
 from fastgrow.growth.trunk.store import DamagedRows, MemoryStore, RowStore
@@ -31,16 +31,24 @@ class RowKeeper:
         settings: the user's.
         folder: for files, this run's own.
         say: takes a text and values for the log.
+        make_room: told, before rows are made, the bytes that all rows will then take.
 
     Attributes:
         places: where each stage keeps its rows (None: it does not), by its number.
     """
 
-    def __init__(self, settings: Trunk, folder: Path, say: Say) -> None:
+    def __init__(
+        self,
+        settings: Trunk,
+        folder: Path,
+        say: Say,
+        make_room: Callable[[int], None] = lambda nbytes: None,
+    ) -> None:
         self.settings = settings
         self.places: dict[str, str | None] = {}
         self._folder = folder
         self._say = say
+        self._make_room = make_room
         self._kept: TrunkRows | None = None
         self._costs: Costs | None = None
 
@@ -64,10 +72,14 @@ class RowKeeper:
         windows = batches.windows_of(round(loads[0].reads))
         wanted = identity(trunk, digests[trunk.n], batches, windows)
         old = self._at_hand(wanted, digests)
-        if old is not None and old.identity == wanted:
+        if old is not None and old.identity == wanted and old.store.nbytes <= self.settings.limit:
             self.places[str(stage)] = old.store.place
             self._say(f"{_described(old)}, found again", cache=old.store.place)
             return old
+        if old is not None and old.store.nbytes > self.settings.limit:
+            # The run was begun with a higher limit.
+            self.forget()
+            old = None
         example = _example(trunk, filler)
         plan = self._plan(stage, loads, trunk, example, windows, old)
         self.places[str(stage)] = plan.place
@@ -77,13 +89,20 @@ class RowKeeper:
         if plan.place is None:
             self._say(f"trunk of {trunk.n} blocks recomputed: {plan.reason}", **_numbers(plan))
             return None
+        beside = 0 if old is None or _overwrites(old, plan.place, windows) else old.store.nbytes
+        self._make_room(len(windows) * example[0].nbytes + beside)
         try:
             store = self._store(plan.place, wanted, windows, example, old)
         except (OSError, RuntimeError) as error:
             self.forget()
             self._say(f"trunk of {trunk.n} blocks recomputed: no room in {plan.place} ({error})")
             return None
-        return self._filled(TrunkRows(windows, store, wanted), old, filler, plan)
+        try:
+            return self._filled(TrunkRows(windows, store, wanted), old, filler, plan)
+        except OSError as error:
+            self.forget()
+            self._say(f"trunk of {trunk.n} blocks recomputed: {plan.place} failed ({error})")
+            return None
 
     def forget(self) -> None:
         """Give back what is kept."""
@@ -159,14 +178,14 @@ class RowKeeper:
         asked = self.places.get(str(stage), self.settings.cache)
         if asked is None:
             return Plan(None, "as before the interruption")
-        if asked == "device" and device.type == "cpu":
-            asked = "ram"
-        if asked != "auto":
-            return asked_for(asked, room)
-        if self._costs is None:
-            # Blocks are of one shape, so one measurement serves all stages.
-            self._costs = measure_costs(trunk, example, self._folder)
-        return cheapest(loads, self._costs, room)
+
+        def costs() -> Costs:
+            if self._costs is None:
+                # Blocks are of one shape, so one measurement serves all stages.
+                self._costs = measure_costs(trunk, example, self._folder)
+            return self._costs
+
+        return choose(asked, device, loads, room, costs)
 
     def _store(
         self,
@@ -181,7 +200,7 @@ class RowKeeper:
             pinned = example.device.type == "cuda"
             arguments = (self._folder, wanted, windows, (length, width), example.dtype)
             return DiskStore.create(*arguments, pinned=pinned)
-        if old is not None and old.store.place == place and np.array_equal(old.windows, windows):
+        if old is not None and _overwrites(old, place, windows):
             return old.store
         return MemoryStore(place, (len(windows), length, width), example)
 
@@ -215,6 +234,12 @@ class RowKeeper:
             maximum_error=difference.largest,
         )
         return rows
+
+
+def _overwrites(old: TrunkRows, place: str, windows: np.ndarray) -> bool:
+    """Whether rows of `windows` take the very places of the old ones; in a file never."""
+    there = old.store.place == place and place != "disk"
+    return there and np.array_equal(old.windows, windows)
 
 
 def _difference(

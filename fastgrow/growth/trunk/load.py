@@ -9,7 +9,7 @@ from fastgrow.growth.length import stage_length
 from fastgrow.growth.schedule import Stage
 from fastgrow.growth.trunk.choice import StageLoad
 from fastgrow.nn import DecoderConfig
-from fastgrow.training import Batches, TrainConfig
+from fastgrow.training import TrainConfig
 
 
 def stage_loads(
@@ -17,7 +17,9 @@ def stage_loads(
     shapes: Sequence[StageShape],
     config: DecoderConfig,
     train: TrainConfig,
-    batches: Batches,
+    *,
+    n_windows: int,
+    seq_len: int,
 ) -> list[StageLoad]:
     """The loads of stages that follow each other; the most that they read where they have `until`.
 
@@ -25,19 +27,20 @@ def stage_loads(
         stages, shapes: of the stage that begins and those after it.
         config: the model's.
         train: batch sizes.
-        batches: of any of the stages; they read the same text.
+        n_windows: of the text, that all stages read.
+        seq_len: tokens in a window.
     """
     loads = []
     for index, (stage, shape) in enumerate(zip(stages, shapes, strict=True)):
-        steps = stage_length(stage, shape, config, train, batches.seq_len).steps
+        steps = stage_length(stage, shape, config, train, seq_len).steps
         reads = steps * train.accumulate
-        windows = min(reads * train.batch_size, batches.n_windows)
+        windows = min(reads * train.batch_size, n_windows)
         loads.append(
             StageLoad(
                 n=shape.n_trunk,
                 reads=reads,
                 rows=windows / train.batch_size,
-                share=windows / batches.n_windows,
+                share=windows / n_windows,
                 grown=index > 0 and _grew(shapes[index - 1], shape),
             )
         )

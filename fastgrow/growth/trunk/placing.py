@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fastgrow.growth.trunk.choice import StageLoad, Verdict, weigh
 from fastgrow.growth.trunk.costs import Costs
 
@@ -66,6 +68,27 @@ class Plan:
     reason: str
     drop_old: bool = False
     verdict: Verdict | None = None
+
+
+def choose(
+    cache: str,
+    device: torch.device,
+    loads: Sequence[StageLoad],
+    room: Room,
+    costs: Callable[[], Costs],
+) -> Plan:
+    """Decide as a run's settings say.
+
+    Args:
+        cache: a place, or "auto".
+        device: of the model.
+        loads: of the stage and those after it.
+        room: for its rows.
+        costs: measures them; called for "auto" alone.
+    """
+    if cache == "auto":
+        return cheapest(loads, costs(), room)
+    return asked_for("ram" if cache == "device" and device.type == "cpu" else cache, room)
 
 
 def asked_for(place: str, room: Room) -> Plan:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from fastgrow.errors import FastgrowError
 from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.growth.trunk.key import Identity
 from fastgrow.growth.trunk.store import DamagedRows, RowStore
@@ -44,8 +45,14 @@ class TrunkRows:
 
         Raises:
             DamagedRows: some are not as they were written; its slots are in `self.windows`.
+            FastgrowError: one has no row. Batches that are read ahead go beyond the stage's last.
         """
-        return self.store.read(np.searchsorted(self.windows, windows))
+        slots = np.searchsorted(self.windows, windows)
+        there = slots < len(self.windows)
+        there[there] = self.windows[slots[there]] == windows[there]
+        if not there.all():
+            raise FastgrowError(f"window {windows[~there][0]} has no kept row of the trunk")
+        return self.store.read(slots)
 
 
 class Filler:

@@ -14,6 +14,8 @@ from fastgrow.training.data.counter import derive_key, permutation, uniform
 from fastgrow.training.data.stream import MixedStream, TokenStream
 
 IGNORE_INDEX = -100
+# Windows whose parts are drawn together where only their number is wanted.
+_AT_ONCE = 1 << 20
 
 
 class Batches:
@@ -119,13 +121,24 @@ class Batches:
 
     def windows_of(self, batches: int) -> np.ndarray:
         """The windows that the first `batches` batches of the run read: each once, ascending."""
-        choices = self._choose(0, batches * self.batch_size)
+        counts = self._counts(batches * self.batch_size)
         seen = []
         for part, (base, size) in enumerate(zip(self._bases, self._windows, strict=True)):
-            count = int(np.count_nonzero(choices == part))
+            count = int(counts[part])
             first = np.arange(size) if count >= size else np.sort(self._order(part, 0)[:count])
             seen.append(base + first)
         return np.concatenate(seen)
+
+    def _counts(self, total: int) -> np.ndarray:
+        """How many of the first `total` windows come from each part, counted until all are read."""
+        counts = np.zeros(len(self._streams), dtype=np.int64)
+        # A bound on a stage may be any number: what it would read beyond all windows is not drawn.
+        for first in range(0, total, _AT_ONCE):
+            choices = self._choose(first, min(_AT_ONCE, total - first))
+            counts += np.bincount(choices, minlength=len(counts))
+            if (counts >= self._windows).all():
+                break
+        return counts
 
     def _choose(self, first: int, count: int) -> np.ndarray:
         """The parts that windows number first … first + count - 1 of the run come from."""

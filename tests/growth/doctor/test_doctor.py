@@ -11,9 +11,10 @@ import torch
 from growing import make_data, make_model, make_substrate, make_train
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth import GrowthSchedule, LoRA, Stage, freeze, run
+from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, freeze, run
 from fastgrow.growth.doctor import CHECKS, Diagnosis, diagnose
 from fastgrow.growth.doctor import stage as examination
+from fastgrow.growth.trunk.rows import TrunkRows
 from fastgrow.nn import Block, Decoder, LoRALinear
 from fastgrow.nn import decoder as decoder_module
 from fastgrow.nn.lora import Merged
@@ -37,12 +38,13 @@ def examine(
     tmp_path: Path,
     stages: list[Stage] = PLAIN,
     spoil: Callable[[Decoder], None] = lambda model: None,
+    trunk: Trunk | None = None,
     **options: str,
 ) -> Diagnosis:
     model = make_model(substrate, **options)
     spoil(model)
     data = make_data(substrate, tmp_path / "tokens")
-    return diagnose(model, data, GrowthSchedule(stages), make_train(), steps=2)
+    return diagnose(model, data, GrowthSchedule(stages), make_train(), steps=2, trunk=trunk)
 
 
 def failures(diagnosis: Diagnosis) -> dict[str, str]:
@@ -57,11 +59,40 @@ def test_a_sound_run_of_every_kind_of_stage(substrate, tmp_path: Path, embedding
     assert failures(diagnosis) == {}
     assert diagnosis.healthy
     held = {(f.check, f.stage) for f in diagnosis.findings if f.ok}
-    always = set(CHECKS) - {"substrate", "merge", "run"}
+    always = set(CHECKS) - {"substrate", "merge", "trunk", "run"}
     assert {(check, s) for check in always for s in range(1, len(stages) + 1)} <= held
     assert ("run", len(stages)) in held
     if embedding == "frozen":
         assert {("merge", 3), ("merge", 4), ("merge", 6), ("substrate", 1)} <= held
+
+
+@pytest.mark.parametrize("cache", ["auto", "disk"])
+def test_a_kept_trunk_is_compared_with_recomputing(substrate, tmp_path: Path, cache: str) -> None:
+    stages = [Stage(1), Stage(1), Stage(1, lora=LoRA(rank=2, blocks=(1,))), Stage(1, at=(1,))]
+    diagnosis = examine(substrate, tmp_path, stages, trunk=Trunk(cache=cache))
+    assert failures(diagnosis) == {}
+    found = {f.stage: (f.ok, f.detail) for f in diagnosis.findings if f.check == "trunk"}
+    same = (True, "kept against recomputed: bit for bit")
+    assert found == {1: (None, "no frozen trunk"), 2: same, 3: same, 4: same}
+
+
+def test_without_a_trunk_there_is_nothing_to_compare(substrate, tmp_path: Path) -> None:
+    for trunk, why in (
+        (None, "no trunk is set"),
+        (Trunk(cache="ram", limit=1), "nothing is kept by these settings"),
+    ):
+        diagnosis = examine(substrate, tmp_path, trunk=trunk)
+        assert diagnosis.healthy
+        second = next(f for f in diagnosis.findings if (f.check, f.stage) == ("trunk", 2))
+        assert (second.ok, second.detail) == (None, why)
+
+
+def test_a_kept_trunk_that_is_another(substrate, tmp_path: Path, monkeypatch) -> None:
+    original = TrunkRows.read
+    monkeypatch.setattr(TrunkRows, "read", lambda rows, windows: 1.01 * original(rows, windows))
+    found = failures(examine(substrate, tmp_path, trunk=Trunk(cache="ram")))
+    assert set(found) == {"trunk 2"}
+    assert "maximum error" in found["trunk 2"]
 
 
 def test_nothing_is_left_or_disturbed(substrate, tmp_path: Path, monkeypatch) -> None:
@@ -69,7 +100,9 @@ def test_nothing_is_left_or_disturbed(substrate, tmp_path: Path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     data = make_data(substrate, tmp_path / "tokens")
     before, state = sorted(tmp_path.rglob("*")), torch.get_rng_state()
-    diagnose(make_model(substrate), data, GrowthSchedule(PLAIN[:1]), make_train(), steps=2)
+    trunk = Trunk(cache="disk", folder=str(tmp_path / "kept"))
+    schedule = GrowthSchedule(PLAIN)
+    diagnose(make_model(substrate), data, schedule, make_train(), steps=2, trunk=trunk)
     assert sorted(tmp_path.rglob("*")) == before
     torch.manual_seed(0)
     make_model(substrate)
@@ -105,7 +138,8 @@ def test_a_frozen_tensor_that_is_touched(substrate, tmp_path: Path, monkeypatch)
     def touching(block: Block, *arguments: object, **options: object) -> torch.Tensor:
         y = original(block, *arguments, **options)
         weight = block.mlp.up.weight
-        if block.training and not weight.requires_grad and torch.is_grad_enabled():
+        # The run computes frozen blocks without autograd.
+        if block.training and not weight.requires_grad:
             weight.data.view(-1)[0] += 1e-3
         return y
 

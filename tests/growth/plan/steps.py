@@ -29,6 +29,10 @@ KINDS: dict[str, list[Stage]] = {
     "LoRA on down": [Stage(2), Stage(0, lora=LoRA(rank=4, targets=("mlp.down",)))],
     "LoRA on up": [Stage(2), Stage(0, lora=LoRA(rank=4, targets=("mlp.up",)))],
     "LoRA in the middle": [Stage(3), Stage(1, lora=LoRA(rank=4, blocks=(1,)))],
+    "copies at rest": [
+        Stage(2),
+        Stage(2, insertion="copy", train="none", lora=LoRA(rank=4, blocks="new")),
+    ],
     "head at rest": [Stage(1), Stage(1, head="frozen")],
     "norm at rest": [Stage(1), Stage(1, final_norm=False)],
 }

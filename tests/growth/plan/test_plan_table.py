@@ -1,4 +1,4 @@
-"""The plan as data: parameters, bytes that stand, times, caching, and the monolith beside it."""
+"""The plan as data: parameters, bytes that stand, times, and the monolith beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from steps import KINDS, make_step
 from fastgrow.growth import Budget, GrowthSchedule, LoRA, Plateau, Stage
 from fastgrow.growth.plan import make_plan
 from fastgrow.growth.plan import plan as planning
-from fastgrow.growth.plan.trunk_cache import Bandwidth, plan_cache
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import TrainConfig
 from fastgrow.training.optimizer import build_optimizer
@@ -31,7 +30,9 @@ def test_what_stands_is_counted_exactly(kind: str) -> None:
     low_rank = sum(p.numel() for n, p in step.active.items() if ".lora_" in n)
     assert stage.total_parameters == step.model.num_parameters() - low_rank
     tensors = [*step.model.parameters(), *step.model.buffers()]
-    assert stage.weights == sum(tensor.nbytes for tensor in tensors)
+    # Copies at rest share the memory of what they copy.
+    memory = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    assert stage.weights == sum(memory.values())
     step.loss().backward()
     optimizer = build_optimizer(step.active, TRAIN)
     optimizer.step()
@@ -121,68 +122,3 @@ def test_bf16_counts_two_bytes_for_what_products_read() -> None:
         train = TrainConfig(batch_size=4, seq_len=32, precision="bf16")
         narrow = make_plan(CONFIG, THREE, train, measure=False)
     assert narrow.stages[0].step.activations < 0.8 * wide.stages[0].step.activations
-
-
-# -- caching -------------------------------------------------------------------------------------
-
-FAST = Bandwidth(memory=1e9, disk_read=1e8, disk_write=5e7)
-
-
-def cache(**changes: object):
-    settings: dict = {
-        "bytes_per_token": 1_000,
-        "saved_flops": 10,
-        "tokens": 4_000,
-        "corpus_tokens": 1_000,
-        "free_memory": 1 << 30,
-        "trunk_seconds": 1e-5,
-        "new_seconds": 1e-5,
-        "bandwidth": FAST,
-    }
-    return plan_cache(**{**settings, **changes})
-
-
-def test_caching_pays_where_the_text_is_read_often_enough() -> None:
-    # Reading and writing 1 µs each, the trunk 10 µs: (10 + 1) / (10 - 1) passes.
-    found = cache()
-    assert found.pays_from == pytest.approx(11 / 9)
-    assert (found.passes, found.pays, found.place) == (4.0, True, "ram")
-    assert cache(tokens=1_000).pays is False
-    # Where the trunk of the stage before was kept, its newest blocks alone are computed.
-    assert cache(tokens=1_000, new_seconds=5e-6).pays is True
-
-
-def test_caching_a_trunk_that_is_faster_than_memory_never_pays() -> None:
-    found = cache(trunk_seconds=5e-7, new_seconds=5e-7)
-    assert (found.pays_from, found.pays) == (None, False)
-
-
-def test_a_large_cache_lies_on_the_disk() -> None:
-    found = cache(free_memory=1_500_000)
-    assert found.place == "disk"
-    # Reading 10 µs takes as long as the trunk.
-    assert found.pays is False
-    assert cache(free_memory=1_500_000, trunk_seconds=1e-4, new_seconds=1e-4).pays is True
-
-
-def test_an_unknown_text_leaves_the_number_of_passes_open() -> None:
-    found = cache(corpus_tokens=None)
-    assert (found.passes, found.bytes, found.pays) == (None, None, None)
-    assert found.pays_from == pytest.approx(11 / 9)
-
-
-def test_trunks_that_grow_are_advanced_and_others_are_not() -> None:
-    assert [case.known_trunk for case in planning._cases(CONFIG, THREE)] == [0, 0, 1]
-    below = GrowthSchedule([Stage(2), Stage(1, at=(2,)), Stage(1, at=(1,))])
-    assert [case.known_trunk for case in planning._cases(CONFIG, below)] == [0, 0, 0]
-
-
-def test_only_a_stage_with_a_trunk_may_keep_its_output() -> None:
-    plan = make_plan(CONFIG, THREE, TRAIN, measure=False, corpus_tokens=500)
-    first, second, third = (stage.cache for stage in plan.stages)
-    assert first is None
-    assert second is not None
-    assert third is not None
-    assert third.saved_flops == 2 * second.saved_flops
-    assert second.bytes_per_token == 4 * CONFIG.d_model
-    assert second.bytes == 500 * second.bytes_per_token

@@ -9,8 +9,9 @@ from steps import KINDS, Step, make_step
 from benchmarks.memory import peak_bytes
 from fastgrow.growth.plan.block_memory import Rows
 from fastgrow.growth.plan.memory import StepBytes, step_bytes
-from fastgrow.growth.plan.roles import roles
+from fastgrow.growth.roles import roles
 from fastgrow.ops._linear_lse_chunked import FEW_ELEMENTS
+from fastgrow.training.activations import block_forwards
 
 # Shapes that nothing was tuned on: one where weights weigh most, one where activations do, and one
 # whose logits are made some rows at a time.
@@ -26,7 +27,7 @@ OTHERS = [
 ]
 
 
-def planned(step: Step, accumulate: int = 1) -> StepBytes:
+def planned(step: Step, accumulate: int = 1, *, again: bool = False) -> StepBytes:
     return step_bytes(
         step.config,
         roles(step.shape, step.stage.lora, step.config),
@@ -35,6 +36,7 @@ def planned(step: Step, accumulate: int = 1) -> StepBytes:
         final_norm=step.shape.final_norm,
         table=step.shape.table,
         accumulate=accumulate,
+        again=again,
     )
 
 
@@ -110,3 +112,11 @@ def test_gradients_of_earlier_micro_batches_stand() -> None:
 def test_depth_below_costs_no_activations() -> None:
     shallow, deep = (make_step([*KINDS["first"] * n, KINDS["first"][0]]) for n in (1, 4))
     assert planned(shallow).peak == planned(deep).peak
+
+
+@pytest.mark.parametrize("kind", ["on top", "everything", "window", "LoRA alone", "between"])
+def test_blocks_that_run_again_keep_their_input(kind: str) -> None:
+    step = make_step(KINDS[kind], **SHAPES["activations"])
+    with block_forwards(step.model, checkpoint_activations=True):
+        assert planned(step, again=True).activations == pytest.approx(kept_bytes(step), rel=0.05)
+        assert planned(step, again=True).peak == pytest.approx(measured_peak(step), rel=0.1)

@@ -9,8 +9,8 @@ from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastgrow.growth import GrowthSchedule, Stage
-from fastgrow.growth.plan.flops import stack_flops
-from fastgrow.growth.plan.roles import roles
+from fastgrow.growth.flops import stack_flops
+from fastgrow.growth.roles import roles
 
 aten = torch.ops.aten
 

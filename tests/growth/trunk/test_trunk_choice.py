@@ -8,7 +8,7 @@ import pytest
 
 from fastgrow.errors import ConfigError
 from fastgrow.growth import Trunk
-from fastgrow.growth.trunk.choice import StageLoad, weigh
+from fastgrow.growth.trunk.choice import StageLoad, break_even, weigh
 from fastgrow.growth.trunk.costs import Costs
 from fastgrow.growth.trunk.placing import Room, asked_for, cheapest
 
@@ -49,6 +49,16 @@ def test_windows_that_rarely_come_again_do_not_pay() -> None:
     rarely = [load(3, 10, 10, share=0.05, grown=False), load(4, 10, 10, share=0.05)]
     assert weigh(often, COSTS, "ram").pays
     assert not weigh(rarely, COSTS, "ram").pays
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_stage_by_itself_gains_from_the_break_even_on(n: int) -> None:
+    for place in COSTS.places:
+        passes = break_even(n, COSTS, place)
+        assert passes is not None
+        assert weigh([load(n, 10 * passes * 1.01, 10)], COSTS, place).pays
+        assert not weigh([load(n, 10 * passes * 0.99, 10)], COSTS, place).pays
+    assert break_even(n, Costs(0.1 / n, COSTS.places), "ram") is None
 
 
 def test_rows_at_hand_are_advanced() -> None:

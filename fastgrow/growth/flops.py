@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastgrow.growth.plan.roles import Asks, Product, Role, products
+from fastgrow.growth.roles import Asks, Product, Role, products
 from fastgrow.nn import DecoderConfig
 
 
@@ -54,7 +54,7 @@ def stack_flops(config: DecoderConfig, seq_len: int, stack: Sequence[Role], *, h
     Args:
         config: the model's.
         seq_len: of the windows.
-        stack: the blocks' roles (`fastgrow.growth.plan.roles`).
+        stack: the blocks' roles (`fastgrow.growth.roles`).
         head: whether the head's weight trains.
     """
     count = head_flops(config, hidden_grad=True, weight_grad=head)

@@ -1,0 +1,88 @@
+"""The folder of a growth run, or what stands for it in a run that keeps everything in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastgrow import _files
+from fastgrow.growth.lora import adapters
+from fastgrow.growth.peft_format import save_adapters
+from fastgrow.growth.result import StageResult
+from fastgrow.nn import Decoder
+from fastgrow.training import Checkpointer, Resume, RunLog, claim_folder
+from fastgrow.training.environment import describe_environment
+from fastgrow.training.run_folder import RECORD as RUN_RECORD
+
+_RECORD, _MODEL, _STATE = "growth.json", "model", "growth"
+
+
+class RunFolder:
+    """Checkpoints, log, record (`growth.json`), model and adapters of one run.
+
+    Args:
+        out: the folder; None keeps nothing.
+        quiet: the log prints nothing.
+    """
+
+    def __init__(self, out: Path | None, *, quiet: bool) -> None:
+        self.out = out
+        self.log = RunLog(quiet=quiet)
+        self._quiet = quiet
+        self._checkpointer: Checkpointer | None = None
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """Where they stand; None where none are made."""
+        return None if self._checkpointer is None else self._checkpointer.folder
+
+    def open(self, model: Decoder, identity: dict[str, Any], resume: Resume) -> Any:
+        """Claim it for a run of these settings.
+
+        Args:
+            model: tells the device.
+            identity: all that decides what the run computes.
+            resume: as of `grow`.
+
+        Returns:
+            The state of the last checkpoint; None where there is none.
+
+        Raises:
+            ConfigError: as `claim_folder`.
+        """
+        if self.out is None:
+            return None
+        claim_folder(self.out, identity, resume, describe_environment(model.device))
+        stages = len(identity["schedule"])
+        for name in (RUN_RECORD, _RECORD, _MODEL, *map(_adapters_of, range(stages))):
+            _files.remove_leftovers(self.out / name)
+        self.log = RunLog(self.out, quiet=self._quiet)
+        self._checkpointer = Checkpointer(self.out / "checkpoints")
+        latest = self._checkpointer.latest()
+        saved = None if latest is None else self._checkpointer.load(latest)[_STATE]
+        # A run that was stopped before its first checkpoint may have left rows in the log.
+        self.log.load_state_dict(RunLog().state_dict() if saved is None else saved["log"])
+        return saved
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path | None:
+        """Write a checkpoint."""
+        if self._checkpointer is None:
+            return None
+        return self._checkpointer.save(step, {_STATE: {**state, "log": self.log.state_dict()}})
+
+    def save_adapters(self, model: Decoder, index: int) -> None:
+        """Write what a stage's LoRA has learnt, if it has any."""
+        if self.out is not None and adapters(model):
+            save_adapters(model, self.out / _adapters_of(index))
+
+    def finish(self, model: Decoder, results: list[StageResult]) -> None:
+        """Write the record and the model."""
+        if self.out is not None:
+            _files.write_json(self.out / _RECORD, [asdict(result) for result in results])
+            model.save(self.out / _MODEL)
+
+
+def _adapters_of(index: int) -> str:
+    return f"adapters/stage-{index + 1}"

@@ -1,0 +1,183 @@
+"""Whatever is kept stays within the limit, and a disk that fails costs the cache alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from growing import make_model, make_train
+from test_trunk_runs import NO_ROOM, SCHEDULE, WINDOWS, data, grown, measured, plain, told
+
+from fastgrow.errors import FastgrowError, Interrupted
+from fastgrow.evaluation import uniform_bits
+from fastgrow.growth import GrowthSchedule, Trunk, grow
+from fastgrow.growth.trunk.costs import free_bytes
+from fastgrow.growth.trunk.disk import DiskStore, remove_caches
+from fastgrow.growth.trunk.engine import TrunkEngine
+from fastgrow.growth.trunk.keeper import RowKeeper
+from fastgrow.growth.trunk.rows import TrunkRows
+from fastgrow.growth.trunk.store import DamagedRows, MemoryStore
+from fastgrow.nn import Decoder
+from fastgrow.training import Trainer
+
+__all__ = ["data", "grown", "plain"]
+
+
+def test_the_validations_outputs_give_way_to_rows(grown, plain, tmp_path, monkeypatch) -> None:
+    """Old and new rows fit side by side; with the outputs beside them they would not."""
+    limit = 2 * WINDOWS * (16 * 16 * 4 + 12) + 100
+    taken: list[int] = []
+    engines: list[TrunkEngine] = []
+    begin, store = TrunkEngine.begin, RowKeeper._store
+
+    def watched_begin(engine: TrunkEngine, *arguments: Any) -> object:
+        engines.append(engine)
+        return begin(engine, *arguments)
+
+    def watched_store(keeper: RowKeeper, place: str, wanted, windows, example, old):
+        new = store(keeper, place, wanted, windows, example, old)
+        memo = engines[-1]._memo
+        stores = {id(s): s.nbytes for s in (new, *([] if old is None else [old.store]))}
+        taken.append(sum(stores.values()) + (0 if memo is None else memo[0].nbytes))
+        return new
+
+    monkeypatch.setattr(TrunkEngine, "begin", watched_begin)
+    monkeypatch.setattr(RowKeeper, "_store", watched_store)
+    assert measured(grown(Trunk(cache="disk", limit=limit), out=tmp_path)) == plain
+    assert len(taken) == 3
+    assert max(taken) <= limit
+    assert max(taken) > limit // 2, "at some moment the rows of two stages stood side by side"
+
+
+def stopped(grown, trunk: Trunk, out: Path, monkeypatch) -> None:
+    """A run that was stopped in its third stage."""
+    step = Trainer._train_step
+
+    def stopping(trainer: Trainer, **options: bool) -> None:
+        if trainer.labels["stage"] == "3/4" and trainer.step == 5:
+            raise Interrupted("here")
+        step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(Interrupted):
+            grown(trunk, out=out, checkpoint_every=3)
+
+
+def test_a_lower_limit_holds_for_a_run_that_goes_on(grown, plain, tmp_path, monkeypatch) -> None:
+    stopped(grown, Trunk(cache="disk"), tmp_path, monkeypatch)
+    said: list[str] = []
+    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
+    resumed = grown(Trunk(cache="disk", limit=NO_ROOM), out=tmp_path, checkpoint_every=3)
+    assert measured(resumed) == plain
+    assert "the limit is 0.0 MB" in said[0]
+
+
+def test_files_are_gone_though_the_run_goes_on_without_a_cache(
+    grown, plain, tmp_path, monkeypatch
+) -> None:
+    stopped(grown, Trunk(cache="disk"), tmp_path, monkeypatch)
+    assert list((tmp_path / "trunk").glob("*.rows"))
+    assert measured(grown(None, out=tmp_path, checkpoint_every=3)) == plain
+    assert not (tmp_path / "trunk").exists()
+
+
+@pytest.mark.parametrize("failing", ["write", "finish"])
+def test_a_disk_that_fails_while_rows_are_written_ends_no_run(
+    grown, plain, tmp_path: Path, monkeypatch, failing: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DiskStore, failing, full)
+    assert measured(grown(Trunk(cache="disk"), out=tmp_path)) == plain
+    told_of = [event["message"] for event in told(tmp_path)]
+    assert len(told_of) == len(SCHEDULE.stages) - 1
+    assert all("recomputed: disk failed" in text and "No space" in text for text in told_of)
+    assert not (tmp_path / "trunk").exists()
+
+
+def test_a_part_of_the_disk_that_cannot_be_read_is_damaged(tmp_path: Path, monkeypatch) -> None:
+    rows = torch.arange(36, dtype=torch.float32).reshape(3, 3, 4)
+    store = DiskStore.create(tmp_path, {"n": 1}, np.arange(3), (3, 4), torch.float32)
+    store.write(np.arange(3), rows)
+    preadv = os.preadv
+
+    def bad_sector(file: int, buffers: Any, offset: int) -> int:
+        if offset == 48:
+            raise OSError(errno.EIO, "Input/output error")
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", bad_sector)
+    with pytest.raises(DamagedRows) as damaged:
+        store.read(np.arange(3))
+    assert damaged.value.slots.tolist() == [1]
+    store.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        store.read(np.arange(1))
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "trunk"
+    (folder / ".probe.abc").mkdir(parents=True)
+    (folder / ".probe.abc" / "x.trunk.rows").write_bytes(b"rows")
+    (folder / ".0123.trunk.json.abcdefgh.tmp").write_text("{")
+    remove_caches(folder)
+    assert not folder.exists()
+
+
+def test_a_window_without_a_row_is_refused_and_not_answered_with_anothers() -> None:
+    windows = np.array([2, 5, 7])
+    store = MemoryStore("ram", (3, 2, 4), torch.empty(0))
+    store.write(np.arange(3), torch.arange(24.0).reshape(3, 2, 4))
+    rows = TrunkRows(windows, store, {"n": 1})
+    assert torch.equal(rows.read(np.array([7, 2])), store.read(np.array([2, 0])))
+    for foreign in (0, 3, 8):
+        with pytest.raises(FastgrowError, match=f"window {foreign} has no kept row"):
+            rows.read(np.array([5, foreign]))
+
+
+class Shifted(Decoder):
+    """A model that hands its head something else."""
+
+    def hidden(self, ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        return 0 * super().hidden(ids, *arguments, **options)
+
+
+def test_what_a_model_computes_in_its_own_way_is_computed_whole(substrate, data) -> None:
+    schedule, train = GrowthSchedule.blocks(2, tokens=256), make_train(lr=1e-9)
+    model = make_model(substrate)
+    model.__class__ = Shifted
+    second = grow(model, data, schedule, train=train, quiet=True).stages[1]
+    # Of a head that reads zeros only its bias is left, which is near zero.
+    assert second.bits["validation"] == pytest.approx(
+        uniform_bits(data.validation).bits_per_character, rel=1e-3
+    )
+
+
+def test_a_loss_that_is_a_function_is_called(substrate, data) -> None:
+    model = make_model(substrate)
+    called: list[bool] = []
+    loss = model.loss
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        called.append(model.training)
+        return loss(*arguments, **options)
+
+    model.loss = counted  # type: ignore[method-assign]
+    grow(model, data, GrowthSchedule.blocks(2, tokens=256), train=make_train(), quiet=True)
+    assert sum(called) == 8
+
+
+def test_where_one_may_not_look_there_is_no_room(tmp_path: Path, monkeypatch) -> None:
+    def forbidden(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "disk_usage", forbidden)
+    assert free_bytes("disk", torch.device("cpu"), tmp_path) == 0
