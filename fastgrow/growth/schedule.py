@@ -224,10 +224,11 @@ class GrowthSchedule:
         return sum(stage.tokens for stage in self.stages)
 
     def as_monolith(self) -> GrowthSchedule:
-        """The control of equal depth and equal tokens: all blocks at once, everything active.
+        """The control of equal depth and equal tokens: all blocks at once, and all of them train.
 
-        Its learning rate, head and final norm are the first stage's, which starts from nothing too.
-        Budgets of every stage in one unit are added up; a plateau is not taken over.
+        Blocks that the model has before the first stage rest, as they do when it grows. Learning
+        rate, head and final norm are the first stage's, which starts from nothing too. Budgets of
+        every stage in one unit are added up; a plateau is not taken over.
 
         Raises:
             ConfigError: the schedule adds no block.

@@ -1,10 +1,10 @@
-"""What a training costs, counted (`fastgrow.growth.plan.flops` says how)."""
+"""What a training costs, counted (`fastgrow.growth.flops` says how)."""
 
 from __future__ import annotations
 
 from fastgrow.growth import stage_shape
-from fastgrow.growth.plan.flops import stack_flops
-from fastgrow.growth.plan.roles import Role, roles
+from fastgrow.growth.flops import stack_flops
+from fastgrow.growth.roles import Role, roles
 from fastgrow.nn import DecoderConfig
 from fastgrow.study.controls import Plan
 
