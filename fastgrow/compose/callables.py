@@ -93,6 +93,11 @@ class CallableExpert(GenerationMixin, nn.Module):
         self._device = None if device is None else torch.device(device)
 
     @property
+    def beyond_state(self) -> tuple[str, ...]:
+        """What its answers depend on and its state dict lacks (`fastgrow.evaluation.identity`)."""
+        return () if isinstance(self.call, nn.Module) else ("an expert's bare function",)
+
+    @property
     def device(self) -> torch.device:
         """Where ids are expected."""
         if self._device is not None:

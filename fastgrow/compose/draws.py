@@ -18,6 +18,7 @@ from fastgrow.compose.cache import EnsembleCache
 from fastgrow.compose.mixing import in_one_dtype
 from fastgrow.compose.predictions import ALL_ROWS, Prediction, read, read_last
 from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
+from fastgrow.errors import ArgumentError
 from fastgrow.nn.sampling import Sampler
 
 
@@ -44,6 +45,9 @@ def draw_from_experts(
         cache: of the experts; the rule's memory in it is brought up to date.
         sampler: how to draw.
         adapter: the parameters of the rule `Adapter`.
+
+    Raises:
+        ArgumentError: a row has no distribution.
     """
     if isinstance(rule, LogitRule):
         return _from_sum(rule, experts, tokens.ids, cache, sampler, adapter)
@@ -76,6 +80,12 @@ def _from_sum(
 
 def _from_mixture(predictions: Sequence[Prediction], weights: Tensor, sampler: Sampler) -> Tensor:
     """Draw k ~ weights [B, K] in each row, then a token from expert k."""
+    lacking = weights.isnan().any(-1).nonzero()
+    if len(lacking):
+        raise ArgumentError(
+            f"generate: row {int(lacking[0])} has no distribution to draw from; its experts' "
+            "weights are NaN, as after NaN in what one of them predicted of the text"
+        )
     chosen = torch.multinomial(weights, 1, generator=sampler.generator).squeeze(-1)
     drawn = torch.empty_like(chosen)
     for k in chosen.unique().tolist():

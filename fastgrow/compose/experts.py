@@ -43,6 +43,12 @@ class Experts(nn.Module):
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def beyond_state(self) -> tuple[str, ...]:
+        """The models that no state dict has (`fastgrow.evaluation.identity`)."""
+        others = self._others.items()
+        return tuple(f"the expert {name!r}, a {type(model).__name__}," for name, model in others)
+
     def items(self) -> list[tuple[str, Any]]:
         """Names and models, in order."""
         return [(name, self[name]) for name in self.names]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgrow.errors import ArgumentError
 from fastgrow.evaluation.encoding import cut_left, encode_texts, require_substrate
 from fastgrow.nn import LanguageModel, SubstrateLike, repeat_cache
 
@@ -73,6 +74,7 @@ def sample_answers(
 
     Raises:
         ConfigError: the model has no substrate.
+        ArgumentError: a prediction is no distribution, as that of a diverged model.
     """
     substrate = require_substrate(model)
     encoded = encode_texts(substrate, [p.text for p in prompts], document_start=document_start)
@@ -140,7 +142,16 @@ def _draw(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor:
 
     Unlike `torch.multinomial`, the same numbers give the same tokens on every device and in every
     batch.
+
+    Raises:
+        ArgumentError: a row has no distribution.
     """
+    # NaN passes through the maximum, and a row of -inf alone has one of -inf.
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise ArgumentError(
+            "evaluate: there is nothing to draw an answer from; the model's logits have NaN, "
+            "+inf or nothing but -inf"
+        )
     if temperature == 0:
         return logits.argmax(-1, keepdim=True).expand_as(numbers)
     sums = (logits.double() / temperature).softmax(-1).cumsum(-1)
@@ -152,5 +163,6 @@ def _draw(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor:
 
 def _text(substrate: SubstrateLike, tokens: list[int]) -> str:
     """The tokens' text up to the first special one, which has no text."""
-    special = (i for i, token in enumerate(tokens) if not substrate.decode([token]))
+    # Twice, since some tokenizers drop the space that a text begins with.
+    special = (i for i, token in enumerate(tokens) if not substrate.decode([token, token]))
     return substrate.decode(tokens[: next(special, len(tokens))])

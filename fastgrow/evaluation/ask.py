@@ -51,6 +51,7 @@ def evaluate(
         on_progress: called with the numbers of questions answered and in all.
 
     Raises:
+        ArgumentError: the model's predictions are NaN or otherwise no distribution.
         ConfigError: the model has no substrate; the protocols have nothing to ask of this task;
             the folder holds another evaluation; a translation task without sacrebleu.
         CheckpointError: a file in the folder is damaged.
@@ -120,13 +121,11 @@ class _Asked:
         return records
 
     def _generate(self, records: list[dict[str, Any]], questions: Sequence[Question]) -> None:
+        texts = [self.task.prompt(question) for question in questions]
+        # Its text, not its place, which is another one in a sample of the questions.
         prompts = [
-            Prompt(
-                self.task.prompt(question),
-                self.task.new_tokens(question),
-                f"{self.task.name} {record['question']}",
-            )
-            for record, question in zip(records, questions, strict=True)
+            Prompt(text, self.task.new_tokens(question), f"{self.task.name} {text}")
+            for text, question in zip(texts, questions, strict=True)
         ]
         answers = sample_answers(
             self.model,

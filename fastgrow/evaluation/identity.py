@@ -15,16 +15,19 @@ from fastgrow.nn import FrozenEmbedding
 def model_key(model: Any) -> str:
     """SHA-256 of a module's structure, configurations, weights and substrate.
 
+    A module in it that depends on more than its state dict says so by an attribute `beyond_state`,
+    names in words.
+
     Raises:
-        ConfigError: the model is no `torch.nn.Module`.
+        ConfigError: the model is no `torch.nn.Module`, or holds what no state dict has, such as a
+            bare function or an expert off the device.
     """
     if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"a {type(model).__name__} does not say what it is made of: pass model_key, which "
-            "has to change whenever its answers do"
-        )
+        raise _silent(f"a {type(model).__name__}")
     digest = hashlib.sha256(repr(model).encode())
     for module in model.modules():
+        for unsaid in getattr(module, "beyond_state", ()):
+            raise _silent(unsaid)
         digest.update(repr(getattr(module, "config", None)).encode())
         substrate = getattr(module, "substrate", None)
         embedding = getattr(module, "embedding", None)
@@ -35,6 +38,13 @@ def model_key(model: Any) -> str:
     for name, tensor in model.state_dict().items():
         _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _silent(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} does not say what it is made of: pass model_key, which has to change whenever "
+        "the model's answers do"
+    )
 
 
 def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from fastgrow.errors import ArgumentError
 from fastgrow.evaluation.encoding import encode_texts, require_substrate
 from fastgrow.nn import LanguageModel
 
@@ -66,6 +68,7 @@ def log_likelihoods(
 
     Raises:
         ConfigError: the model has no substrate.
+        ArgumentError: a likelihood is NaN, as that of a diverged model.
     """
     substrate = require_substrate(model)
     contexts = encode_texts(
@@ -125,5 +128,7 @@ def _score(model: LanguageModel, windows: Sequence[_Window], batch_size: int) ->
                 reduction="none",
             )
         for i, value in zip(batch, (-nats.double().sum(-1)).tolist(), strict=True):
+            if math.isnan(value):
+                raise ArgumentError("evaluate: the model's likelihood of a text is NaN")
             scores[i] = value
     return scores

@@ -204,4 +204,5 @@ def _mapping(row: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]
 
 def _id(row: Mapping[str, Any], where: str) -> str:
     """The row's own id, or its place: files without ids are read in order."""
-    return str(row.get("id", where.rsplit(":", 1)[-1].rsplit(" ", 1)[-1]))
+    own = str(row.get("id", where.rsplit(":", 1)[-1].rsplit(" ", 1)[-1]))
+    return _checked(own, f"{where}: the field 'id'")

@@ -15,7 +15,6 @@ to log p_k before anything is exponentiated.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +78,7 @@ def probability_mean(
         log_weight = numbers(name, "log_weights", log_weights, logits)
         # By row, so that −inf takes an expert out of its logits as well.
         log_weight = log_weight.expand(*logits[0].shape[:-1], len(logits))
-        weights = (log_weight > -math.inf).to(log_weight.dtype)
+        weights = (~log_weight.isneginf()).to(log_weight.dtype)
     scale, weight = _parameters(name, logits, weights, temperatures)
     return MEAN(logits, scale, weight, log_weight, impl=impl)
 

@@ -246,9 +246,14 @@ def test_experts_of_two_dtypes(substrate: Substrate, prompt: Tensor) -> None:
 
 
 def test_nothing_to_draw_from_is_an_error(substrate: Substrate, prompt: Tensor) -> None:
-    for rule in (Mean(), ProbabilityMean()):
+    for rule, what in (
+        (Mean(), "logits"),
+        (ProbabilityMean(), "logits"),
+        (Posterior(), "experts' weights"),
+    ):
         ensemble = make(substrate, rule)
         for model in ensemble.experts.values():
             torch.nn.init.constant_(model.lm_head.weight, math.nan)
-        with pytest.raises(ArgumentError, match="row 0 has no distribution to draw from; its log"):
+        expected = f"row 0 has no distribution to draw from; its {what}"
+        with pytest.raises(ArgumentError, match=expected):
             ensemble.generate(prompt, max_new_tokens=2)

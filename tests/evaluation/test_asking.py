@@ -258,6 +258,17 @@ def test_a_stopped_evaluation_goes_on_to_the_same_result(tmp_path: Path) -> None
     assert silent.tokens_read == 0
 
 
+def test_a_question_is_answered_alike_in_every_sample(tmp_path: Path) -> None:
+    def answers(folder: Path, questions: tuple[ChoiceQuestion, ...]) -> dict[str, list[str]]:
+        evaluate(unsure(), question_set("arc-easy", questions), FAST, folder=folder, model_key="m")
+        chunks = [json.loads(file.read_text()) for file in sorted(folder.glob("chunk-*"))]
+        return {record["id"]: record["answers"] for chunk in chunks for record in chunk}
+
+    whole, some = answers(tmp_path / "a", QUESTIONS), answers(tmp_path / "b", QUESTIONS[3::2])
+    assert some.items() <= whole.items()
+    assert len({tuple(texts) for texts in whole.values()}) > 15
+
+
 def test_another_evaluations_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "answers"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from rigged import CharacterSubstrate, Rigged
 
+from fastgrow.errors import ArgumentError
 from fastgrow.evaluation.likelihood import Candidates, log_likelihoods
 
 
@@ -77,3 +78,14 @@ def test_no_gradient_is_kept() -> None:
             return result
 
     log_likelihoods(Trainable(say), [Candidates("x", ("a", "b"))])
+
+
+def test_a_likelihood_that_is_nan_is_an_error() -> None:
+    """It would be scored as a choice: of NaN the largest is the first."""
+
+    class Diverged(Rigged):
+        def _logits(self, ids: list[int]) -> torch.Tensor:
+            return torch.full((self.vocab_size,), math.nan)
+
+    with pytest.raises(ArgumentError, match="likelihood of a text is NaN"):
+        log_likelihoods(Diverged(say), [Candidates("one", ("a", "b"))])

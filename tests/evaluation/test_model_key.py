@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 from torch import nn
 
-from fastgrow.compose import Ensemble, Mean, ProbabilityMean, Weighted
+from fastgrow.compose import CallableExpert, Ensemble, Mean, ProbabilityMean, Weighted
+from fastgrow.errors import ConfigError
 from fastgrow.evaluation.identity import model_key
 from fastgrow.nn import Decoder, DecoderConfig
 
@@ -50,3 +52,26 @@ def test_whatever_differs_changes_the_key() -> None:
     ]
     keys = [model_key(model) for model in different]
     assert len(set(keys)) == len(keys), keys
+
+
+def test_what_no_state_dict_has_needs_a_key_of_ones_own() -> None:
+    one, two = decoder(1), decoder(2)
+
+    def bare(seed: int) -> CallableExpert:
+        model = decoder(seed)
+        return CallableExpert(lambda ids: model(ids), vocab_size=11, max_seq_len=8)
+
+    parked = Ensemble({"one": one, "two": two})
+    parked.offload("two")
+    for unsaid, what in (
+        (bare(1), "an expert's bare function does not say what it is made of: pass model_key"),
+        (Ensemble({"one": one, "guest": bare(2)}), "an expert's bare function does not say"),
+        (parked, "the expert 'two', a ParkedExpert, does not say what it is made of"),
+        (Ensemble({"duo": parked}), "the expert 'two', a ParkedExpert, does not say"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            model_key(unsaid)
+    guests = [CallableExpert(decoder(seed), vocab_size=11, max_seq_len=8) for seed in (1, 2)]
+    assert model_key(guests[0]) != model_key(guests[1])
+    parked.recall("two")
+    assert model_key(parked) == model_key(Ensemble({"one": one, "two": two}))

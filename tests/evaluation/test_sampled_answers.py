@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 import torch
 from rigged import CharacterSubstrate, Rigged, UnrepeatableCache
 
-from fastgrow.errors import ConfigError
+from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.evaluation.answers import Prompt, sample_answers
 from fastgrow.nn import Decoder, DecoderConfig
 
@@ -144,6 +145,18 @@ def test_a_token_within_a_character_ends_nothing() -> None:
     assert sample_answers(model, [Prompt("Q", 3, "1")], runs=1)[0].texts == ("abc",)
 
 
+def test_tokens_of_spaces_end_nothing_where_a_text_begins_without_them() -> None:
+    class Stripping(CharacterSubstrate):
+        """Drops one space at a text's beginning, as the tokenizers of Llama do."""
+
+        def decode(self, ids: Iterable[int]) -> str:
+            return super().decode(ids).removeprefix(" ")
+
+    says = {":": " ", " ": "A"}
+    model = Rigged(lambda text: says.get(text[-1], "</s>"), substrate=Stripping())
+    assert sample_answers(model, [Prompt("Answer:", 4, "1")], runs=1)[0].texts == ("A",)
+
+
 def test_unknown_characters_become_unk_and_are_counted() -> None:
     model = Rigged(lambda text: "A", substrate=CharacterSubstrate(without="?\n"))
     answers = sample_answers(model, [Prompt("a?\né", 1, "1"), Prompt("a", 1, "2")])
@@ -172,3 +185,17 @@ def test_no_token_without_probability_is_drawn() -> None:
     assert _draw(logits, numbers, 1.0).tolist() == [[1, 1, 3, 3]]
     # A number that rounding takes up to the total.
     assert _draw(logits, torch.ones(1, 1, dtype=torch.float64), 1.0).tolist() == [[3]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_prediction_that_is_no_distribution_is_an_error(value: float, temperature: float) -> None:
+    class Diverged(Rigged):
+        def _logits(self, ids: list[int]) -> torch.Tensor:
+            logits = super()._logits(ids)
+            # Of -inf there may be many, but not all.
+            logits[: len(logits) if value < 0 else 1] = value
+            return logits
+
+    with pytest.raises(ArgumentError, match="nothing to draw an answer from; the model's logits"):
+        sample_answers(Diverged(lambda text: "A"), [Prompt("x", 1, "q")], temperature=temperature)

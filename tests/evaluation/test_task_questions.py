@@ -89,6 +89,7 @@ def test_a_translation_goes_both_ways(tmp_path: Path) -> None:
         (changed(answer=2), "'answer' is 2, expected 0 to 1 for 2 choices"),
         (changed(answer=-1), "'answer' is -1, expected 0 to 1 for 2 choices"),
         (changed(question="a\ud800"), r"lone surrogate U\+D800 at position 1"),
+        (changed(id="\ud800"), r"the field 'id' holds a lone surrogate U\+D800"),
         (changed(answerKey="C", choices={"text": ["a", "b"], "label": ["A", "B"]}),
          "'answerKey' is 'C', expected one of the 2 choices' labels A, B"),
         (["a", "list"], "expected an object, one question a line, got list"),

@@ -110,6 +110,15 @@ def test_a_logarithm_of_zero_takes_the_expert_out(impl: str) -> None:
     torch.testing.assert_close(result, logits[2].log_softmax(-1))
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_weight_that_is_nan_is_no_weight_of_zero(impl: str) -> None:
+    logits = make(2, (2, 35), torch.float32)
+    log_weights = torch.tensor([[math.nan, -0.5], [-0.7, -0.7]])
+    result = probability_mean(logits, log_weights=log_weights, impl=impl)
+    assert result[0].isnan().all()
+    torch.testing.assert_close(result[1], probability_mean(logits, log_weights=log_weights[1])[1])
+
+
 def test_logarithms_of_weights_get_gradients() -> None:
     logits = [x.requires_grad_() for x in make(3, (2, 7), torch.float64)]
     for log_weights in (
