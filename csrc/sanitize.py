@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1"
 TESTS = ("test_logit_mean.py", "test_mean_cross_entropy.py", "test_mean_top_k.py")
 TESTS += ("test_mean_sample.py", "test_probability_mean.py", "test_vector_functions.py")
-TESTS += ("test_logit_tile.py", "test_huge_pages.py")
+TESTS += ("test_logit_tile.py",)
 # Compiling traces half of PyTorch, and the other processes that tests start are not sanitized.
 UNWANTED = "not (compiles or opcheck or instruction_sets or is_written or two_to_the_31)"
 # What the instruction sets below the best differ in.
