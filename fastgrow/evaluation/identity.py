@@ -30,11 +30,11 @@ def model_key(model: Any) -> str:
             raise _silent(unsaid)
         digest.update(repr(getattr(module, "config", None)).encode())
         substrate = getattr(module, "substrate", None)
-        embedding = getattr(module, "embedding", None)
         if substrate is not None:
             digest.update(substrate.fingerprint.encode())
-        elif isinstance(embedding, FrozenEmbedding) and embedding.table is not None:
-            _add(digest, "table", embedding.table)
+        # A frozen table is in no state dict, and need not be the substrate's.
+        if isinstance(module, FrozenEmbedding) and module.table is not None:
+            _add(digest, "table", module.table)
     for name, tensor in model.state_dict().items():
         _add(digest, name, tensor)
     return digest.hexdigest()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from fastgrow.errors import ConfigError
 from fastgrow.growth.active import StageShape, stage_shape
@@ -109,6 +112,8 @@ class Setup:
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
             # Where rows are kept changes no number; what they are computed in does.
             "trunk": None if self.trunk.dtype == "same" else self.trunk.dtype,
+            # A frozen table that no substrate accounts for.
+            "table": None if self.model.own_table is None else _digest(self.model.own_table),
         }
 
 
@@ -121,3 +126,8 @@ def _stage_settings(stage: Stage) -> dict[str, Any]:
     usual, always = asdict(Stage()), ("blocks", "tokens", "insertion", "lr")
     values = asdict(stage)
     return {name: v for name, v in values.items() if name in always or v != usual[name]}
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(content.data).hexdigest()

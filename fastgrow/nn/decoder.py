@@ -65,6 +65,7 @@ class Decoder(GenerationMixin, nn.Module):
         config = with_width(config, substrate, table)
         self.config = dataclasses.replace(config, n_layer=0)
         self.substrate = substrate
+        self._table_is_own = table is not None and config.embedding != "trainable"
         place = torch.device(device or torch.get_default_device())
         with place:
             self.embedding = make_embedding(config, substrate, table, generator)
@@ -304,6 +305,14 @@ class Decoder(GenerationMixin, nn.Module):
         """Where the parameters are and ids are expected."""
         return self.lm_head.weight.device
 
+    @property
+    def own_table(self) -> Tensor | None:
+        """The frozen table that the model was given, [V, n_embed].
+
+        None where it comes from the substrate, or trains and is in the state dict.
+        """
+        return self.embedding.table if self._table_is_own else None
+
     def save(self, path: Path | str, *, with_substrate: bool = True) -> None:
         """Write the model into a folder (`fastgrow.nn.serialization`).
 
@@ -315,14 +324,13 @@ class Decoder(GenerationMixin, nn.Module):
         Raises:
             FileExistsError: the folder holds something that is not a saved model's.
         """
-        own_table = self.substrate is None and not self.embedding.trainable
         save_model_folder(
             path,
             kind=KIND,
             config=self.config.to_dict(),
             state=self.state_dict(),
             substrate=self.substrate,
-            table=self.embedding.table if own_table else None,
+            table=self.own_table,
             with_substrate=with_substrate,
         )
 

@@ -214,6 +214,10 @@ def test_runs_of_other_settings_are_refused_and_kept(substrate, data, tmp_path: 
         grow(make_model(substrate), data, SCHEDULE, **run)
     with pytest.raises(ConfigError, match="another train"):
         grow(make_model(substrate), data, short, **{**run, "train": make_train(lr=0.5)})
+    like = make_model(substrate)
+    tabled = Decoder(like.config, substrate, table=torch.ones(len(substrate), 8))
+    with pytest.raises(ConfigError, match="another table"):
+        grow(tabled, data, short, **run)
     other = make_data(substrate, tmp_path / "other")
     other_text = type(other).from_splits(
         train=["abc " * 20], validation=["abc"], test=["abc"], substrate=substrate

@@ -69,6 +69,19 @@ def test_round_trip_with_a_table_of_ones_own(
     assert (tmp_path / "m" / "table.safetensors").exists() == (embedding == "frozen")
 
 
+def test_a_table_beside_a_substrate_comes_back(
+    substrate: TinySubstrate, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    table = torch.randn(len(substrate), 16)
+    model = Decoder(small_config(vocab_size=len(substrate)), substrate, table=table)
+    assert model.own_table is not None
+    model.save(tmp_path / "m")
+    loaded = Decoder.load(tmp_path / "m", substrate=substrate)
+    assert torch.equal(loaded.embedding.table, table)  # type: ignore[arg-type]
+    assert torch.equal(loaded(ids), model(ids))
+    assert Decoder(small_config(vocab_size=len(substrate)), substrate).own_table is None
+
+
 def test_dtype_and_device(saved: Path, substrate: TinySubstrate) -> None:
     loaded = Decoder.load(saved, substrate=substrate, device="cpu", dtype=torch.float64)
     assert {p.dtype for p in loaded.parameters()} == {torch.float64}
