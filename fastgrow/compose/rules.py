@@ -234,6 +234,9 @@ class ProbabilityRule(Rule):
         *,
         last_only: bool = False,
     ) -> Tensor:
+        if not tokens.ids.shape[1]:
+            # Nothing was read and nothing is predicted: no weights are needed.
+            return ops.probability_mean(in_one_dtype(logits))
         if self.reads_text:
             following = torch.stack([scores_within(z, tokens.ids) for z in logits], dim=-1)
             last = [z[:, -1] for z in logits]

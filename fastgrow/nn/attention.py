@@ -55,11 +55,13 @@ class CausalSelfAttention(nn.Module):
             cache: keys and values of earlier tokens; those of `x` are added.
         """
         batch, length, _ = x.shape
-        heads = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        # Sizes are given: from an empty tensor none can be told.
+        n_heads = self.n_head + 2 * self.n_kv_head
+        heads = self.qkv(x).view(batch, length, n_heads, self.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if cache is not None:
             if rope is not None:
                 k = ops.rope(k, rope, offset=cache.length)
             k, v = cache.append(k, v)
         y = ops.attention(q, k, v, rope=rope, k_rotated=cache is not None)
-        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(y.transpose(1, 2).reshape(batch, length, self.out.in_features))

@@ -101,6 +101,16 @@ def ids(substrate: Substrate) -> Tensor:
     return random_text(substrate, 4)
 
 
+@each_rule
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_nothing_read_gives_nothing(
+    rule: Rule, shape: tuple[int, int], experts: dict[str, Decoder]
+) -> None:
+    ensemble = Ensemble(experts, rule)
+    merged = ensemble(torch.zeros(shape, dtype=torch.int64))
+    assert merged.shape == (*shape, ensemble.vocab_size)
+
+
 def shifted(ids: Tensor, substrate: Substrate) -> Tensor:
     """Each token's successor as evaluation makes targets of it; the last one is invented."""
     targets = torch.cat([ids[:, 1:], ids[:, 1:2]], dim=1)
