@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastgrow.errors import ConfigError
 from fastgrow.nn import FrozenEmbedding
+from fastgrow.nn.tensor_digest import add_tensor
 
 
 def model_key(model: Any) -> str:
@@ -34,9 +34,9 @@ def model_key(model: Any) -> str:
             digest.update(substrate.fingerprint.encode())
         # A frozen table is in no state dict, and need not be the substrate's.
         if isinstance(module, FrozenEmbedding) and module.table is not None:
-            _add(digest, "table", module.table)
+            add_tensor(digest, "table", module.table)
     for name, tensor in model.state_dict().items():
-        _add(digest, name, tensor)
+        add_tensor(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -45,8 +45,3 @@ def _silent(what: str) -> ConfigError:
         f"{what} does not say what it is made of: pass model_key, which has to change whenever "
         "the model's answers do"
     )
-
-
-def _add(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import nn
 
 from fastgrow.growth.active import StageShape
 from fastgrow.nn import Decoder
+from fastgrow.nn.tensor_digest import add_tensor
 
 
 def select_active(model: Decoder, shape: StageShape) -> dict[str, nn.Parameter]:
@@ -36,7 +36,5 @@ def frozen_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     frozen = [(n, p) for n, p in model.named_parameters() if not p.requires_grad]
     for name, tensor in [*frozen, *model.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        add_tensor(digest, name, tensor)
     return digest.hexdigest()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
 
 from fastgrow.errors import ConfigError
 from fastgrow.growth.active import StageShape, stage_shape
@@ -16,6 +13,7 @@ from fastgrow.growth.schedule import GrowthSchedule, Stage
 from fastgrow.growth.trunk import Trunk
 from fastgrow.growth.when import Plateau
 from fastgrow.nn import Decoder
+from fastgrow.nn.tensor_digest import tensor_digest
 from fastgrow.training import MixedStream, Mixture, TextData, TokenStream, TrainConfig
 
 Text = TokenStream | MixedStream
@@ -113,7 +111,7 @@ class Setup:
             # Where rows are kept changes no number; what they are computed in does.
             "trunk": None if self.trunk.dtype == "same" else self.trunk.dtype,
             # A frozen table that no substrate accounts for.
-            "table": None if self.model.own_table is None else _digest(self.model.own_table),
+            "table": None if self.model.own_table is None else tensor_digest(self.model.own_table),
         }
 
 
@@ -126,8 +124,3 @@ def _stage_settings(stage: Stage) -> dict[str, Any]:
     usual, always = asdict(Stage()), ("blocks", "tokens", "insertion", "lr")
     values = asdict(stage)
     return {name: v for name, v in values.items() if name in always or v != usual[name]}
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(content.data).hexdigest()

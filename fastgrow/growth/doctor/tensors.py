@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from fastgrow.nn.tensor_digest import tensor_digest
 
 
 def digests(model: nn.Module) -> dict[str, str]:
     """SHA-256 of every parameter and buffer of a model, by name."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {name: digest(tensor) for name, tensor in tensors}
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
-    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    return {name: tensor_digest(tensor) for name, tensor in tensors}
 
 
 def differing(a: Any, b: Any, where: str = "") -> list[str]:
@@ -34,7 +26,7 @@ def differing(a: Any, b: Any, where: str = "") -> list[str]:
             for place in differing(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))
         ]
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return [] if digest(a) == digest(b) else [where]
+        return [] if tensor_digest(a) == tensor_digest(b) else [where]
     return [] if type(a) is type(b) and a == b else [where]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.nn import Decoder
+from fastgrow.nn.tensor_digest import add_tensor
 from fastgrow.training import Batches
 
 # JSON values, so that it comes back from a file as it was.
@@ -39,9 +40,7 @@ def trunk_digests(model: Decoder, n: int) -> list[str]:
 
 def _update(digest: Any, module: nn.Module) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        add_tensor(digest, name, tensor)
 
 
 def identity(trunk: FrozenTrunk, digest: str, batches: Batches, windows: np.ndarray) -> Identity:
