@@ -95,7 +95,9 @@ def _grow(
     shape = run.model
     model = make_model(shape, 0).to(device)
     data = make_text(shape)
-    schedule = GrowthSchedule.blocks(run.stages, tokens=run.passes * shape.windows * shape.T)
+    tokens = run.passes * shape.windows * shape.T
+    # One active block in every stage: what the trunk saves is largest, and counted for it.
+    schedule = GrowthSchedule.blocks(run.stages, tokens=tokens, insertion="random", overlap=0)
     train = TrainConfig(batch_size=shape.B, seq_len=shape.T, pick="last", precision="fp32")
     trunk = Trunk(cache=cache, folder=str(folder))  # type: ignore[arg-type]
     wall, processor = time.perf_counter(), time.process_time()

@@ -22,7 +22,7 @@ def begin_stage(model: Decoder, stage: Stage, shape: StageShape, seed: int) -> N
         torch.manual_seed(seed)
         model.insert_blocks(stage.blocks, stage.at, stage.insertion, copy_of=stage.copy_of)
         if stage.head == "reset":
-            initialise_linears(model.lm_head, model.config.init_std)
+            initialise_linears(model.lm_head, model.config.initial_std)
         if stage.head == "tied":
             tie_head(model)
         if stage.lora is not None:

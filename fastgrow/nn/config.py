@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +35,9 @@ class DecoderConfig:
         max_seq_len: longest context in tokens.
         embedding: `frozen` (a constant, not in the state dict) or `trainable` (a parameter).
         init_std: standard deviation of initial weights; projections into the residual stream have
-            it divided by √(2 · depth), as GPT-2 does.
+            it divided by √(2 · depth), as GPT-2 does. None is √(2 / (5 · d_model)) (Nguyen and
+            Salazar, arXiv 1910.05895, §2.2): 0.02 at 1,024, and more in narrow models, which
+            learn slowly from 0.02.
 
     Raises:
         ConfigError: a field is out of range or does not go with another; the message names it.
@@ -55,7 +58,7 @@ class DecoderConfig:
     rope_base: float = 10000.0
     max_seq_len: int = 1024
     embedding: Literal["frozen", "trainable"] = "frozen"
-    init_std: float = 0.02
+    init_std: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_head", "max_seq_len"):
@@ -67,7 +70,8 @@ class DecoderConfig:
         for name in ("mlp_ratio", "rope_base", "init_std"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            _check(number and value > 0, name, "a number above 0", value)
+            unset = name == "init_std" and value is None
+            _check(unset or (number and value > 0), name, "a number above 0", value)
         for name in ("attention_bias", "mlp_bias", "head_bias"):
             _check(isinstance(value := getattr(self, name), bool), name, "true or false", value)
         for name, choices in (
@@ -117,6 +121,11 @@ class DecoderConfig:
     def mlp_width(self) -> int:
         """Width of the feed-forward layer."""
         return int(self.mlp_ratio * self.d_model)
+
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of initial weights: `init_std`, or what its None stands for."""
+        return math.sqrt(2 / (5 * self.d_model)) if self.init_std is None else self.init_std
 
     @property
     def embed_width(self) -> int:

@@ -76,7 +76,7 @@ class Decoder(GenerationMixin, nn.Module):
             self.blocks = nn.ModuleList()
             self.final_norm = make_norm(config.norm, config.d_model, dtype=dtype)
             self.lm_head = LMHead(config.d_model, config.vocab_size, config.head_bias, dtype=dtype)
-        initialise_linears(self.lm_head, config.init_std, generator)
+        initialise_linears(self.lm_head, config.initial_std, generator)
         self.append_blocks(config.n_layer, generator=generator)
 
     def forward(
@@ -263,7 +263,7 @@ class Decoder(GenerationMixin, nn.Module):
     def _fresh_block(self, depth: int, generator: torch.Generator | None) -> Block:
         like = self.lm_head.weight
         block = Block(self.config, device=like.device, dtype=like.dtype)
-        block.initialise(self.config.init_std, depth, generator)
+        block.initialise(self.config.initial_std, depth, generator)
         return block.train(self.training)
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:

@@ -57,5 +57,5 @@ def make_embedding(
         if not trainable:
             raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
         empty = torch.empty(config.vocab_size, config.embed_width)
-        table = draw_normal(empty, config.init_std, generator)
+        table = draw_normal(empty, config.initial_std, generator)
     return FrozenEmbedding(table, config.d_model, trainable=trainable)

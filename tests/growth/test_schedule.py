@@ -46,8 +46,18 @@ def test_a_schedule_without_new_blocks_has_no_monolith() -> None:
 
 
 def test_equal_stages() -> None:
-    schedule = GrowthSchedule.blocks(2, tokens=7, blocks_per_stage=3, insertion="identity")
-    assert schedule.stages == (Stage(3, 7, "identity"), Stage(3, 7, "identity"))
+    """Copies that train beside the blocks below, unless the paper's stages are asked for."""
+    assert GrowthSchedule.blocks(3, tokens=7, blocks_per_stage=2).stages == (
+        Stage(2, 7),
+        Stage(2, 7, "copy", window=4),
+        Stage(2, 7, "copy", window=4),
+    )
+    paper = GrowthSchedule.blocks(2, tokens=7, insertion="random", overlap=0)
+    assert paper.stages == (Stage(1, 7), Stage(1, 7))
+    identity = GrowthSchedule.blocks(4, tokens=7, insertion="identity", overlap=2)
+    # There is one block below the second stage's, and two are asked for.
+    assert [stage.window for stage in identity.stages] == [None, 2, 3, 3]
+    assert {stage.insertion for stage in identity.stages} == {"identity"}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +65,7 @@ def test_equal_stages() -> None:
     [
         (lambda: GrowthSchedule([]), "at least one stage, got none"),
         (lambda: GrowthSchedule.blocks(0, tokens=5), "at least 1 stage, got 0"),
+        (lambda: GrowthSchedule.blocks(2, tokens=5, overlap=-1), "expected overlap ≥ 0, got -1"),
         (lambda: Stage(blocks=0), r"Stage\.blocks: 0 goes with lora.*expected at least 1 without"),
         (lambda: Stage(blocks=-1), r"Stage\.blocks: expected at least 0, got -1"),
         (lambda: Stage(train="old"), r"Stage\.train: expected 'new' or 'all' or 'none', got 'old'"),  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def rough_model(model: Decoder) -> Decoder:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -221,6 +221,15 @@ def test_appended_blocks_are_like_the_model(substrate: TinySubstrate) -> None:
     model.append_blocks(1)
     assert model.blocks[3].mlp.up.weight.dtype == torch.float64  # type: ignore[union-attr]
     assert not model.blocks[3].training
+
+
+def test_initial_weights_fit_the_width() -> None:
+    for width, std in ((1024, 0.0198), (64, 0.0791)):
+        config = DecoderConfig(50, d_model=width, n_head=4, n_layer=1)
+        model = Decoder(config, table=torch.randn(50, width))
+        assert model.lm_head.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert model.blocks[0].mlp.up.weight.std().item() == pytest.approx(std, rel=0.05)  # type: ignore[union-attr]
+    assert DecoderConfig(50, d_model=64, n_head=4, init_std=0.03).initial_std == 0.03
 
 
 def test_initial_weights() -> None:

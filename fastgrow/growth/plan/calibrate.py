@@ -170,7 +170,7 @@ def _block_call(bench: Bench, role: Role, windows: int, rope: RopeTable) -> Call
 def make_block(bench: Bench, role: Role) -> Block:
     """A block that does what `role` says."""
     block = Block(bench.config, device=bench.device)
-    block.initialise(bench.config.init_std, 1)
+    block.initialise(bench.config.initial_std, 1)
     block.requires_grad_(role.trained)
     adapt_block(block, bench.config, role.adapted, role.rank)
     return block

@@ -222,7 +222,14 @@ def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, mo
     assert "kept in ram" in said[1]
 
 
-def test_compiled_blocks_run_the_same_kept_or_not(grown, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("overlap", "n_graphs"),
+    # Frozen; active on what needs no gradient; with an overlap also active on active blocks.
+    [(0, 2), (1, 3)],
+)
+def test_compiled_blocks_run_the_same_kept_or_not(
+    grown, monkeypatch, overlap: int, n_graphs: int
+) -> None:
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
@@ -231,11 +238,11 @@ def test_compiled_blocks_run_the_same_kept_or_not(grown, monkeypatch) -> None:
 
     torch._dynamo.reset()
     monkeypatch.setattr(activations, "BACKEND", backend)
-    schedule = GrowthSchedule.blocks(4, tokens=256)
+    schedule = GrowthSchedule.blocks(4, tokens=256, overlap=overlap)
     recomputed = measured(grown(None, schedule, compile=True))
-    assert len(graphs) == 2
+    assert len(graphs) == n_graphs
     assert measured(grown(Trunk(cache="ram"), schedule, compile=True)) == recomputed
-    assert len(graphs) == 2
+    assert len(graphs) == n_graphs
     torch._dynamo.reset()
 
 
