@@ -10,6 +10,7 @@ import pytest
 from fastgrow.cli.settings import read_study, shipped_configs
 from fastgrow.compose import Rule
 from fastgrow.errors import ConfigError
+from fastgrow.growth import GrowthSchedule
 from fastgrow.nn import Block, DecoderConfig
 from fastgrow.study.compose import make_rule
 from fastgrow.study.controls import CONTROLS
@@ -78,14 +79,24 @@ def test_the_union_reads_what_the_experts_read() -> None:
     assert parts == [(0, 3), (1, 3), (2, 3)]
 
 
-def test_the_growth_study_has_every_control_at_equal_tokens() -> None:
+def test_the_growth_study_has_every_control_at_equal_tokens_or_operations() -> None:
     settings = study("growth")
     assert {training.control for training in settings.trainings.values()} == set(CONTROLS)
     assert settings.schedule is not None
     for name, training in settings.trainings.items():
+        # Not scaled by a factor of its own, so that these are the tokens it trains on, or those
+        # that are cut to as many operations as the grown model's.
+        assert training.tokens == 1
+        assert training.equal_flops_to == ("grown" if "flops" in name else None)
         schedule = training.schedule or settings.schedule
-        depth = int(name.split("-")[-1]) if name[-1] in "23" else 6
-        assert schedule.tokens == pytest.approx(depth * 262_144, rel=1e-4), name
+        shallower = name.startswith(("never-grown", "monolith")) and name[-1] in "23"
+        depth = int(name[-1]) if shallower else 6
+        assert schedule.tokens == pytest.approx(depth * 524_288, rel=1e-4), name
+
+
+def test_the_growth_study_grows_by_the_librarys_recipe() -> None:
+    schedule = study("growth").schedule
+    assert schedule == GrowthSchedule.blocks(6, tokens=524_288)
 
 
 def test_a_study_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
