@@ -211,7 +211,7 @@ class GrowthSchedule:
     ) -> GrowthSchedule:
         """Equal stages of growth, by the recipe that did best in our study (docs/study.md).
 
-        New blocks start as copies of those below them, which train on beside them for one stage
+        New blocks start as copies of those below them, which train on beside them for two stages
         more and then rest. The paper's stages (Growing Transformers §3) are
         `blocks(…, insertion="random", overlap=0)`.
 
@@ -220,14 +220,14 @@ class GrowthSchedule:
             tokens: of each.
             blocks_per_stage: new blocks of each.
             insertion: how blocks are put in; where there is nothing to copy, at random.
-            overlap: blocks below the new ones that train on; None takes `blocks_per_stage`.
+            overlap: blocks below the new ones that train on; None takes those of two stages.
 
         Raises:
             ConfigError: a value is out of range.
         """
         if n_stages < 1:
             raise ConfigError(f"GrowthSchedule.blocks: expected at least 1 stage, got {n_stages}")
-        overlap = blocks_per_stage if overlap is None else overlap
+        overlap = 2 * blocks_per_stage if overlap is None else overlap
         if overlap < 0:
             raise ConfigError(f"GrowthSchedule.blocks: expected overlap ≥ 0, got {overlap}")
         stages = [Stage(blocks_per_stage, tokens, "random" if insertion == "copy" else insertion)]

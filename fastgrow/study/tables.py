@@ -26,7 +26,8 @@ def bits_table(results: Mapping[str, Any], rules: Sequence[str] | None = None) -
         results: as in results.json.
         rules: only these of the ensembles' rules.
     """
-    columns = [*results["settings"]["evaluate"], MIX]
+    texts = results["settings"]["evaluate"]
+    columns = [*texts, MIX] if len(texts) > 1 else texts
     rows = [
         [name, *(f"{bits[column]:.2f}" for column in columns)]
         for name, bits in results["baselines"].items()
@@ -82,22 +83,29 @@ def difference_table(results: Mapping[str, Any]) -> Table:
     """Everything against the study's reference: bits on the mix seed by seed, and cost.
 
     A difference is taken within each seed, so that what all models of a seed share cancels out.
+    Active are the most parameters that train at once, which is what gradients and an optimizer's
+    state are kept for.
     """
     reference = results["settings"]["reference"]
     runs = results["trainings"][reference]
     base = {seed: run["stages"][-1]["bits"][MIX] for seed, run in runs.items()}
     rows = []
     for name, by_seed in results["trainings"].items():
-        if name != reference:
-            ends = {seed: run["stages"][-1]["bits"][MIX] for seed, run in by_seed.items()}
-            costs = [_ratio(runs, by_seed, cost) for cost in (_flops, _seconds)]
-            rows.append([name, _paired(ends, base), *costs])
+        ends = {seed: run["stages"][-1]["bits"][MIX] for seed, run in by_seed.items()}
+        more = "0" if name == reference else _paired(ends, base)
+        costs = [_ratio(runs, by_seed, cost) for cost in (_flops, _seconds, _active)]
+        rows.append([name, mean_sd(list(ends.values())), more, *costs])
     for ensemble, rules in results["ensembles"].items():
         for rule, measured in rules.items():
             ends = {seed: m["bits"][MIX] for seed, m in measured.items()}
-            rows.append([f"{ensemble}: {rule}", _paired(ends, base), "—", "—"])
-    header = [f"against {reference}", "bits per character more", "FLOP", "process seconds"]
-    return header, rows
+            bits = mean_sd(list(ends.values()))
+            rows.append([f"{ensemble}: {rule}", bits, _paired(ends, base), "—", "—", "—"])
+    costs = ["FLOP", "process seconds", "active"]
+    return [f"against {reference}", "bits per character", "more", *costs], rows
+
+
+def _active(run: Mapping[str, Any]) -> float:
+    return max(stage["active_parameters"] for stage in run["stages"])
 
 
 def _paired(values: Mapping[str, float], base: Mapping[str, float]) -> str:

@@ -50,7 +50,7 @@ def test_equal_stages() -> None:
     assert GrowthSchedule.blocks(3, tokens=7, blocks_per_stage=2).stages == (
         Stage(2, 7),
         Stage(2, 7, "copy", window=4),
-        Stage(2, 7, "copy", window=4),
+        Stage(2, 7, "copy", window=6),
     )
     paper = GrowthSchedule.blocks(2, tokens=7, insertion="random", overlap=0)
     assert paper.stages == (Stage(1, 7), Stage(1, 7))

@@ -99,6 +99,13 @@ def test_bits_are_those_after_the_last_stage() -> None:
     ]
 
 
+def test_a_mix_of_one_text_is_not_told_twice() -> None:
+    one = {**RESULTS, "settings": {**RESULTS["settings"], "evaluate": ["en"]}}
+    header, rows = bits_table(one)
+    assert header == ["bits per character", "en"]
+    assert rows[0] == ["uniform", "5.00"]
+
+
 def test_of_several_stages_at_one_depth_the_last_counts() -> None:
     header, rows = depth_table(RESULTS)
     assert header == ["training", "depth 1", "depth 2"]
@@ -117,6 +124,8 @@ def test_rules_stand_side_by_side_for_every_ensemble() -> None:
 
 def test_differences_are_taken_within_a_seed() -> None:
     better = {"1": training([9.0, 9.0, 1.0], 5), "2": training([9.0, 9.0, 2.5], 5)}
+    for run in better.values():
+        run["stages"][0]["active_parameters"] = 2 * 5002
     results = {
         **RESULTS,
         "settings": {**RESULTS["settings"], "reference": "grown"},
@@ -125,11 +134,12 @@ def test_differences_are_taken_within_a_seed() -> None:
     header, rows = difference_table(results)
     assert header[0] == "against grown"
     assert rows == [
-        ["missing", "—", "—", "—"],
+        ["grown", "3.38 ± 0.53", "0", "1.00 ×", "1.00 ×", "1.00 ×"],
+        ["missing", "—", "—", "—", "—", "—"],
         # 1.5 · (1 − 2) and 1.5 · (2.5 − 2.5); 10 seconds in all against 30.
-        ["other", "-0.75 ± 1.06", "1.00 ×", "0.33 ×"],
-        ["duo: mean", "-2.12 ± 0.18", "—", "—"],
-        ["duo: fitted", "-2.10", "—", "—"],
+        ["other", "2.62 ± 1.59", "-0.75 ± 1.06", "1.00 ×", "0.33 ×", "2.00 ×"],
+        ["duo: mean", "1.25 ± 0.35", "-2.12 ± 0.18", "—", "—", "—"],
+        ["duo: fitted", "0.90", "-2.10", "—", "—", "—"],
     ]
 
 
