@@ -63,7 +63,9 @@ class DemoSettings:
         # In whole steps: rounding up each stage would give the grown models more than their
         # controls, which have one long stage.
         tokens = self.steps_per_stage * self.tokens_per_step
-        return GrowthSchedule.blocks(self.stages, tokens=tokens)
+        # Two blocks in place of the three that train by default: in so small a stack three are all
+        # of it, and nothing would rest.
+        return GrowthSchedule.blocks(self.stages, tokens=tokens, overlap=1)
 
     @property
     def train(self) -> TrainConfig:

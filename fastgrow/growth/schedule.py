@@ -207,27 +207,26 @@ class GrowthSchedule:
         tokens: int,
         blocks_per_stage: int = 1,
         insertion: Insertion = "copy",
-        overlap: int | None = None,
+        overlap: int = 2,
     ) -> GrowthSchedule:
         """Equal stages of growth, by the recipe that did best in our study (docs/study.md).
 
-        New blocks start as copies of those below them, which train on beside them for two stages
-        more and then rest. The paper's stages (Growing Transformers §3) are
-        `blocks(…, insertion="random", overlap=0)`.
+        New blocks start as copies of those below them, and the topmost `overlap` of the old blocks
+        train on beside them; a block rests once so many are above it. The paper's stages (Growing
+        Transformers §3) are `blocks(…, insertion="random", overlap=0)`.
 
         Args:
             n_stages: how many.
             tokens: of each.
             blocks_per_stage: new blocks of each.
             insertion: how blocks are put in; where there is nothing to copy, at random.
-            overlap: blocks below the new ones that train on; None takes those of two stages.
+            overlap: old blocks that train beside the new ones.
 
         Raises:
             ConfigError: a value is out of range.
         """
         if n_stages < 1:
             raise ConfigError(f"GrowthSchedule.blocks: expected at least 1 stage, got {n_stages}")
-        overlap = 2 * blocks_per_stage if overlap is None else overlap
         if overlap < 0:
             raise ConfigError(f"GrowthSchedule.blocks: expected overlap ≥ 0, got {overlap}")
         stages = [Stage(blocks_per_stage, tokens, "random" if insertion == "copy" else insertion)]

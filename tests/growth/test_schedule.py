@@ -50,11 +50,11 @@ def test_equal_stages() -> None:
     assert GrowthSchedule.blocks(3, tokens=7, blocks_per_stage=2).stages == (
         Stage(2, 7),
         Stage(2, 7, "copy", window=4),
-        Stage(2, 7, "copy", window=6),
+        Stage(2, 7, "copy", window=4),
     )
     paper = GrowthSchedule.blocks(2, tokens=7, insertion="random", overlap=0)
     assert paper.stages == (Stage(1, 7), Stage(1, 7))
-    identity = GrowthSchedule.blocks(4, tokens=7, insertion="identity", overlap=2)
+    identity = GrowthSchedule.blocks(4, tokens=7, insertion="identity")
     # There is one block below the second stage's, and two are asked for.
     assert [stage.window for stage in identity.stages] == [None, 2, 3, 3]
     assert {stage.insertion for stage in identity.stages} == {"identity"}
