@@ -15,7 +15,7 @@ from fastgrow.cli.settings import read_growth, shipped_configs
 from fastgrow.demo.measure import Matrix
 from fastgrow.demo.run import depth_table, matrix_table
 from fastgrow.study.results import read_results
-from fastgrow.study.tables import bits_table, cost_table, rules_table
+from fastgrow.study.tables import bits_table, cost_table, difference_table, rules_table
 from fastgrow.study.tables import depth_table as depth_of_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,6 +207,33 @@ def test_what_is_claimed_of_growing_is_what_was_measured() -> None:
     # A claim that was not held is told where the others are.
     missed = [line for line in measured if line.endswith("| **no** |")]
     assert not [line for line in missed if line not in table]
+
+
+def test_what_is_told_of_growing_is_what_the_study_found() -> None:
+    results = read_results(ROOT / "benchmarks" / "results" / "study" / "growth" / "results.json")
+    assert results["seeds"] == [1, 2, 3]
+    header, rows = difference_table(results)
+    told = markdown_table(header[0])
+    assert told[0] == header
+    assert len(told) > 10
+    assert not [row for row in told if row not in (header, *rows)]
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8").splitlines()
+    for head, lines in ((header, rows), depth_of_study(results), cost_table(results)):
+        for row in (head, *lines):
+            assert f"| {' | '.join(row)} |" in page
+    # Where it loses is told beside where it wins, in the rows that the text speaks of.
+    named = {row[0] for row in told[1:]}
+    assert {"never-grown-6", "monolith-6", "monolith-6-flops", "published"} <= named
+    difference = {row[0]: float(row[2].split()[0]) for row in told[1:]}
+    cost = {row[0]: row[3].removesuffix(" ×") for row in told[1:]}
+    text = " ".join(README.split())
+    for sentence in (
+        f"{difference['monolith-6-flops']:.2f} bits ahead of a monolith of as many operations",
+        f"{-difference['monolith-6']:.2f} behind one that reads as many tokens and costs "
+        f"{float(cost['monolith-6']):.1f} times as much",
+        f"{difference['never-grown-6']:.2f} ahead of one block",
+    ):
+        assert sentence in text, sentence
 
 
 def test_what_is_told_of_composing_is_what_the_study_found() -> None:
