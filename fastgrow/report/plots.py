@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 Unit = Literal["tokens", "flops"]
+_NAMES_INSIDE = 10
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,12 @@ def study_curves(
         path: the PNG to write.
     """
     label, scale = {"tokens": ("thousand tokens", 1e3), "flops": ("TFLOP", 1e12)}[unit]
-    columns = min(3, len(panels))
+    most = max((len(trainings) for trainings in panels.values()), default=0)
+    # Longer lists of names stand beside their panel, which is as high as they are.
+    beside = most > _NAMES_INSIDE
+    columns = 1 if beside else min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(5 * columns, 3.8 * rows)
+    figure = new_figure(9 if beside else 5 * columns, max(3.8, 0.22 * most + 1) * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     axes = grid.flat[: len(panels)]
     for axis in grid.flat[len(panels) :]:
@@ -78,7 +82,7 @@ def study_curves(
                     np.asarray(at) / scale,
                     bits,
                     color=f"C{number % 10}",
-                    linestyle="-" if number < 10 else "--",
+                    linestyle=("-", "--", ":")[number // 10 % 3],
                     linewidth=1.0,
                     label=name if i == 0 else None,
                 )
@@ -86,7 +90,10 @@ def study_curves(
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
         if any(trainings.values()):
-            axis.legend(frameon=False, fontsize="small")
+            legend = axis.legend(frameon=False, fontsize="small")
+            if beside:
+                legend.set_loc("upper left")
+                legend.set_bbox_to_anchor((1.0, 1.0))
     save_figure(figure, path)
 
 
