@@ -1,4 +1,4 @@
-"""A cell of the committed study comes again from its seed."""
+"""A cell of each committed study comes again from its seed."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "benchmarks" / "results" / "study" / "composition" / "results.json"
-CELL = "en-fortunes"
+RECORDS = ROOT / "benchmarks" / "results" / "study"
 
 
 @pytest.mark.slow
 @pytest.mark.acceptance
-def test_a_cell_comes_again_to_the_printed_digits(development_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("study", "cell"), [("composition", "en-fortunes"), ("growth", "never-grown-2")]
+)
+def test_a_cell_comes_again_to_the_printed_digits(
+    development_data: Path, tmp_path: Path, study: str, cell: str
+) -> None:
     archive = development_data / "corpora" / "debian-docs.tar.xz"
-    for needed in (RECORD, archive):
+    record = RECORDS / study / "results.json"
+    for needed in (record, archive):
         if not needed.is_file():
             pytest.skip(f"{needed} is missing")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path / "texts", filter="data")
     out = tmp_path / "study"
-    command = ["study", "composition", "--only", CELL, "--seeds", "1", "--out", str(out)]
+    command = ["study", study, "--only", cell, "--seeds", "1", "--out", str(out)]
     subprocess.run(
         [sys.executable, "-m", "fastgrow", *command, "--data", str(tmp_path / "texts")],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     committed, again = (
-        json.loads(path.read_text(encoding="utf-8")) for path in (RECORD, out / "results.json")
+        json.loads(path.read_text(encoding="utf-8")) for path in (record, out / "results.json")
     )
-    there, here = committed["trainings"][CELL]["1"], again["trainings"][CELL]["1"]
+    there, here = committed["trainings"][cell]["1"], again["trainings"][cell]["1"]
     assert here["key"] == there["key"]
     same = all(
         committed["environment"][what] == again["environment"][what]
