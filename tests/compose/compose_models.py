@@ -24,9 +24,10 @@ def make_decoder(
     """A decoder with random weights, its head enlarged so that it prefers some tokens."""
     if substrate is not None:
         config.setdefault("vocab_size", len(substrate))
-    shape = DecoderConfig(
-        d_model=d_model, n_layer=n_layer, n_head=2, **{"max_seq_len": 24, **config}
-    )
+    # The head is enlarged from small weights: from those that fit so narrow a model the opinions
+    # would be certainties, whose logarithms are lost in float32.
+    config = {"max_seq_len": 24, "init_std": 0.02, **config}
+    shape = DecoderConfig(d_model=d_model, n_layer=n_layer, n_head=2, **config)
     generator = torch.Generator().manual_seed(seed)
     model = Decoder(shape, substrate, table=table, generator=generator, dtype=dtype)
     with torch.no_grad():
