@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 Unit = Literal["tokens", "flops"]
+# More names than this would cover the curves of their panel.
 _NAMES_INSIDE = 10
 
 
@@ -64,7 +65,6 @@ def study_curves(
     """
     label, scale = {"tokens": ("thousand tokens", 1e3), "flops": ("TFLOP", 1e12)}[unit]
     most = max((len(trainings) for trainings in panels.values()), default=0)
-    # Longer lists of names stand beside their panel, which is as high as they are.
     beside = most > _NAMES_INSIDE
     columns = 1 if beside else min(3, len(panels))
     rows = -(-len(panels) // columns)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from fastgrow.report import Curve, Report, growth_curves, matrix, table_text
+from PIL import Image
+
+from fastgrow.report import Curve, Report, growth_curves, matrix, study_curves, table_text
 
 
 class _Text(HTMLParser):
@@ -68,3 +70,14 @@ def test_growth_curves_are_drawn(tmp_path: Path) -> None:
     one, two = (tmp_path / "one.png").read_bytes(), (tmp_path / "two.png").read_bytes()
     assert one.startswith(b"\x89PNG")
     assert one != two
+
+
+def test_a_panel_is_as_high_as_a_long_list_of_its_names(tmp_path: Path) -> None:
+    sizes = {}
+    for n in (10, 24):
+        trainings = {f"training-{i}": [([1e6, 2e6], [3.0, 2.0])] for i in range(n)}
+        study_curves({"ru": trainings}, "tokens", tmp_path / f"{n}.png")
+        sizes[n] = Image.open(tmp_path / f"{n}.png").size
+    assert sizes[24][0] > 1.5 * sizes[10][0]
+    # 24 lines of the legend, of 22 pixels each.
+    assert sizes[24][1] > 24 * 22 > sizes[10][1]
