@@ -15,7 +15,12 @@ from fastgrow.errors import CheckpointError, SubstrateError
 from fastgrow.substrate import storage
 from fastgrow.substrate.drawing import Newline, unpack_bitmap
 from fastgrow.substrate.recipe import DRAWINGS, Recipe
-from fastgrow.substrate.table import binary_table, principal_axes, principal_table
+from fastgrow.substrate.table import (
+    binary_table,
+    first_equal_rows,
+    principal_axes,
+    principal_table,
+)
 from fastgrow.substrate.tokenizer import Tokenizer, Unknown
 from fastgrow.substrate.vocabulary import REQUIRED_SPECIALS, Vocabulary, describe
 from fastgrow.substrate.vocabulary_recipes import NgramSource, build_vocabulary
@@ -306,11 +311,10 @@ class Substrate:
 
     def collisions(self) -> list[list[int]]:
         """Groups of ids whose vectors are equal, each in rising order, by their first id."""
-        rows = np.ascontiguousarray(self.bits).view(np.dtype((np.void, self.bits.shape[1]))).ravel()
-        _, group, size = np.unique(rows, return_inverse=True, return_counts=True)
+        first = first_equal_rows(self.bits)
         members: dict[int, list[int]] = {}
-        for id_ in np.flatnonzero(size[group] > 1).tolist():
-            members.setdefault(int(group[id_]), []).append(id_)
+        for id_ in np.flatnonzero(np.bincount(first, minlength=len(self))[first] > 1).tolist():
+            members.setdefault(int(first[id_]), []).append(id_)
         return list(members.values())
 
     def describe_collisions(self, limit: int = 10) -> str:

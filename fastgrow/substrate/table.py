@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -16,16 +17,17 @@ T = TypeVar("T")
 
 # Bits unpacked at once by each thread: 16 MB of float32.
 _BATCH = 1 << 22
-# Loadings this close to the largest count as the largest too, see `principal_axes`.
+# Loadings this close to the largest count as the largest too: rounding cannot decide between them.
 _TIE = 1e-6
 
 
 def principal_axes(packed: np.ndarray, n_bits: int, n_components: int) -> np.ndarray:
     """The directions along which rows of bits vary most, by falling variance.
 
-    An axis is free in its sign: here the largest loading is positive, the first of them where
-    several are within a millionth of it (then rounding cannot decide). Axes along which the rows do
-    not vary are all zeros.
+    An axis is free in its sign, and axes of one variance are free to turn among themselves: which
+    of them an eigensolver returns depends on the machine. Here an axis's largest loading is
+    positive, and axes of one variance are those of `_fixed_basis`. Axes along which the rows do not
+    vary are all zeros.
 
     Args:
         packed: uint8 `[V, n_bits / 8]`, the first bit in the highest place.
@@ -50,15 +52,42 @@ def principal_axes(packed: np.ndarray, n_bits: int, n_components: int) -> np.nda
     with threadpool_limits(1, "blas"):
         variance, axes = np.linalg.eigh(covariance)
     variance, axes = variance[::-1], axes[:, ::-1]
-    size = np.abs(axes)
-    largest = (size >= size.max(axis=0) * (1 - _TIE)).argmax(axis=0)
-    axes = axes * np.sign(axes[largest, np.arange(n_bits)])
-    noise = variance <= variance[0] * n_bits * np.finfo(np.float64).eps
-    return np.where(noise, 0.0, axes)[:, :n_components].astype(np.float32)
+    # Variances this close are equal but for rounding.
+    rounding = variance[0] * n_bits * np.finfo(np.float64).eps
+    n_varying = int((variance > rounding).sum())
+    starts = np.flatnonzero(-np.diff(variance[:n_varying], prepend=np.inf) > rounding)
+    for start, stop in pairwise([*starts.tolist(), n_varying]):
+        if stop - start > 1:
+            axes[:, start:stop] = _fixed_basis(axes[:, start:stop])
+    axes = axes * np.sign(axes[_first_largest(np.abs(axes)), np.arange(n_bits)])
+    axes[:, n_varying:] = 0
+    return axes[:, :n_components].astype(np.float32)
+
+
+def _fixed_basis(axes: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the columns' span that depends on the span alone.
+
+    Its first vector is, of all unit vectors in the span, the one with the largest loading on any
+    one bit; the next is so among those orthogonal to the first, and so on.
+    """
+    basis = np.empty_like(axes)
+    projection = axes @ axes.T
+    for column in basis.T:
+        bit = _first_largest(np.sqrt(np.abs(np.diagonal(projection))))
+        column[:] = projection[bit] / np.sqrt(projection[bit, bit])
+        projection -= np.outer(column, column)
+    return basis
+
+
+def _first_largest(sizes: np.ndarray) -> np.ndarray:
+    """The place of each column's largest, the first of those that only rounding tells apart."""
+    return (sizes >= sizes.max(axis=0) * (1 - _TIE)).argmax(axis=0)
 
 
 def principal_table(packed: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """The visual table of arXiv 2507.04886: PCA of the bits, then L2-normalised rows.
+
+    Rows of equal bits are equal to the last digit.
 
     Args:
         packed: uint8 `[V, n_bits / 8]`.
@@ -73,16 +102,31 @@ def principal_table(packed: np.ndarray, axes: np.ndarray) -> np.ndarray:
         ones += sums
     centre = (ones / len(packed) @ axes).astype(np.float32)
     table = np.empty((len(packed), n_components), np.float32)
+    # Distinct rows alone are projected, since a matrix product may round equal rows differently: it
+    # adds in another order at the edge of a block than in its middle.
+    first = first_equal_rows(packed)
+    is_first = first == np.arange(len(packed))
+    distinct, repeated = np.flatnonzero(is_first), np.flatnonzero(~is_first)
+    # A shorter vector is the product's rounding alone.
+    shortest = n_bits * np.finfo(np.float32).eps
 
     def project(rows: np.ndarray, place: slice) -> None:
-        vectors = np.matmul(rows, axes, out=table[place])
-        vectors -= centre
+        vectors = rows @ axes - centre
         length = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
-        vectors /= np.where(length > 0, length, 1)
+        vectors *= length > shortest
+        table[distinct[place]] = vectors / np.where(length > shortest, length, 1)
 
-    for _ in _over_batches(project, packed, n_bits):
+    for _ in _over_batches(project, packed[distinct], n_bits):
         pass
+    table[repeated] = table[first[repeated]]
     return table
+
+
+def first_equal_rows(packed: np.ndarray) -> np.ndarray:
+    """For every row of bytes, the first row that is equal to it: int64 `[V]`."""
+    rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, group = np.unique(rows, return_index=True, return_inverse=True)
+    return first[group]
 
 
 def binary_table(packed: np.ndarray, n_bits: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fastgrow.errors import SubstrateError
+from fastgrow.substrate.codes import Code
 from fastgrow.substrate.table import binary_table, principal_axes, principal_table
 
 
@@ -71,9 +72,54 @@ def test_tied_loadings_give_the_first_of_them_the_positive_sign() -> None:
     assert axis[1] == pytest.approx(-(0.5**0.5), abs=1e-3)
 
 
+def test_axes_of_one_variance_do_not_follow_the_eigensolver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Ids below 129: the codes' lowest bits all have one variance.
+    packed = Code.parse("id-16").bits(129, seed=0)
+    expected = principal_axes(packed, 16, 16)
+    solve = np.linalg.eigh
+
+    def turned(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        variance, axes = solve(matrix)
+        equal = np.flatnonzero(np.isclose(variance, variance[-2], rtol=1e-9, atol=0))
+        assert len(equal) == 6
+        turn = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
+        axes[:, equal] = axes[:, equal] @ turn
+        return variance, axes
+
+    monkeypatch.setattr("numpy.linalg.eigh", turned)
+    axes = principal_axes(packed, 16, 16)
+    np.testing.assert_allclose(axes, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(axes[:, :8].T @ axes[:, :8], np.eye(8), atol=1e-6)
+
+
 def test_rows_equal_to_the_mean_are_zeros() -> None:
     packed = np.packbits(np.ones((4, 16), np.uint8), axis=1)
     assert not make_table(packed, 16, 16).any()
+
+
+def test_a_row_that_only_rounding_sets_apart_from_the_mean_is_zeros() -> None:
+    # The loadings of the other half cancel those of the first half, in sums of another order.
+    generator = np.random.default_rng(0)
+    half = generator.random(512, np.float32)
+    axis = np.concatenate([half, -generator.permutation(half)])[:, None] / np.float32(18.5)
+    bits = np.zeros((4, 1024), np.uint8)
+    bits[1, :512] = bits[2, 512:] = bits[3] = 1
+    table = principal_table(np.packbits(bits, axis=1), axis)
+    assert table.ravel().tolist() == [0, 1, -1, 0]
+
+
+def test_equal_rows_are_equal_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Batches of seven rows and a last one of one row, which a BLAS takes for a vector.
+    packed = random_bits(40, 256)
+    order = np.random.default_rng(1).permutation(np.repeat(np.arange(40), 9))
+    monkeypatch.setattr("fastgrow.substrate.table._BATCH", 256 * 7)
+    table = make_table(packed[np.append(order, 0)], 256, 100)
+    distinct = table[np.argsort(order)[::9]]
+    np.testing.assert_array_equal(table[:-1], distinct[order])
+    np.testing.assert_array_equal(table[-1], distinct[0])
+    assert len(np.unique(table, axis=0)) == 40
 
 
 def test_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
