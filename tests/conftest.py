@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from skips import pytest_terminal_summary as pytest_terminal_summary
 
 # The tests' tensors are small: several threads would spend their time waiting for each other. Set
 # before torch is imported, and in the environment, so that processes started by tests follow.
@@ -14,6 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell in the background lets what it starts ignore Ctrl-C, and tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A GPU machine's plain image may lack hypothesis, and the kernels' tests do without.
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    # No example has to be quick. They are the same on every machine, but for
+    # `--hypothesis-profile=explore`.
+    patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("explore", **patient)
+    settings.register_profile("everywhere", derandomize=True, **patient)
+    settings.load_profile("everywhere")
 
 # With FASTGROW_ACCEPTANCE=1 (`make acceptance`) what would be skipped fails instead.
 MUST_HAVE = os.environ.get("FASTGROW_ACCEPTANCE") == "1"

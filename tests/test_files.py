@@ -134,11 +134,11 @@ def test_folder_over_a_file_is_refused(tmp_path: Path) -> None:
 
 
 KILLED_WHILE_REPLACING = """
-import sys
+import itertools, sys
 from pathlib import Path
 from fastgrow import _files
 path = Path(sys.argv[1])
-for i in range(10_000):
+for i in itertools.count():
     with _files.atomic_folder(path, owned=["a.txt"]) as temporary:
         (temporary / "a.txt").write_text(str(i))
     if i == 0:

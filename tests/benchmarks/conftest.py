@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # The suite is no installed package; `pytest` by itself does not look at the repository's top.
 sys.path.insert(0, str(ROOT))
 
-from fake_time import FakeClock  # noqa: E402
+from fake_time import FakeClock, Ticking  # noqa: E402
 
+from benchmarks import command, experts, gpu  # noqa: E402
 from benchmarks.case import Family, Inputs, Shape  # noqa: E402
 from benchmarks.machine import Machine  # noqa: E402
+from benchmarks.measure import Budget  # noqa: E402
+from benchmarks.parts import run_parts  # noqa: E402
 from benchmarks.results import Ceilings  # noqa: E402
 from fastgrow.ops import _dispatch  # noqa: E402
 
@@ -47,6 +51,14 @@ def family(operation: _dispatch.Operation) -> Family:
         differentiate=("x",),
         libraries=lambda case: {"library": lambda inputs: 3.0 * inputs["x"]},
     )
+
+
+@pytest.fixture
+def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command comes to the end of its budget, however slow this machine is."""
+    for module in (command, experts, gpu):
+        monkeypatch.setattr(module, "Budget", functools.partial(Budget, now=Ticking()))
+    monkeypatch.setattr(gpu, "run_parts", functools.partial(run_parts, now=Ticking()))
 
 
 @pytest.fixture

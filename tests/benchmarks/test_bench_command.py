@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import command
-from benchmarks.cases import FAMILIES
+from benchmarks.cases import FAMILIES, growth_step
 from benchmarks.contenders import COMPILE_MODES
 from fastgrow.cli import bench
 from fastgrow.cli import main as fastgrow
@@ -21,9 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--device", "cpu", "--grid", "tiny", "--against", "implementation,eager,library")
 
 
+@pytest.mark.usefixtures("time_stands_still")
 def test_quick_measures_a_tiny_case_of_everything(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Compiling it takes most of a minute and is another test's subject.
+    monkeypatch.setattr(growth_step, "_compiled", lambda: growth_step._plain)
     assert command.main([*TINY, "--quick", "--seconds", "0.01", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     tree = json.loads((tmp_path / "results.json").read_text())
@@ -40,7 +43,7 @@ def test_quick_measures_a_tiny_case_of_everything(
 
 
 def test_the_module_runs(tmp_path: Path) -> None:
-    arguments = [*TINY, "--quick", "--op", "layer_norm", "--seconds", "0.01"]
+    arguments = [*TINY, "--op", "layer_norm", "--pass", "full", "--seconds", "0.01"]
     run = [sys.executable, "-m", "benchmarks", *arguments]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

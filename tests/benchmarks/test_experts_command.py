@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_time import Ticking
 
 from benchmarks import command, experts, scaling
 from benchmarks.case import Case, Family, Inputs, Work, Yardstick
@@ -18,6 +19,7 @@ from benchmarks.machine import Machine
 from benchmarks.measure import Budget, Settings, measure
 
 
+@pytest.mark.usefixtures("time_stands_still")
 def test_the_whole_table_in_one_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +48,7 @@ def test_a_yardstick_is_neither_a_rival_nor_checked(family: Family, machine: Mac
     stick = Yardstick(lambda inputs: inputs["x"][:1], Work(bytes=8.0))
     with_stick = dataclasses.replace(family, yardsticks=lambda case: {"part": stick})
     case = Case(with_stick, {"N": 64}, "fp32", "forward")
-    rows = measure(case, Settings(("library",), 0.01), machine.clock, Budget(60.0))
+    rows = measure(case, Settings(("library",), 0.01), machine.clock, Budget(60.0, Ticking()))
     (row,) = [row for row in rows if row.contender == "part"]
     assert (row.role, row.status, row.correct, row.ratio) == ("yardstick", "ok", None, None)
     assert row.withheld == ""
@@ -81,7 +83,7 @@ def test_one_expert_has_the_same_contenders() -> None:
 
 def test_scaling_takes_the_rows_that_differ_in_k_alone(family: Family, machine: Machine) -> None:
     case = Case(logit_mean.FAMILY, {"K": 4, "N": 2, "V": 3}, "fp32", "forward")
-    rows = measure(case, Settings(("library",), 0.01), machine.clock, Budget(60.0))
+    rows = measure(case, Settings(("library",), 0.01), machine.clock, Budget(60.0, Ticking()))
     assert {scaling.without_k(row) for row in rows} == {"N=2,V=3 fp32"}
     (line,) = scaling.lines(rows)
     assert line[:2] == ["logit_mean", "4"]

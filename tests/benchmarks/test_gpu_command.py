@@ -23,7 +23,7 @@ ENTRIES = {"attention_forward": {"bf16/D=32": ENTRY}}
 
 
 @pytest.fixture
-def outcome(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def outcome(monkeypatch: pytest.MonkeyPatch, time_stands_still: None) -> dict[str, Any]:
     """What the tests on the device are taken to say; nothing is compiled or tuned."""
     said: dict[str, Any] = {"state": "passed", "passed": 12, "failures": []}
     monkeypatch.setattr(gpu, "run_gpu_tests", lambda seconds: dict(said))

@@ -23,7 +23,7 @@ SETTINGS = Settings(against=PLAIN, seconds=0.0, min_rounds=3)
 
 def rows_of(family: Family, pass_: str = "full") -> dict[str, Row]:
     case = Case(family, {"N": 64}, "fp32", pass_)
-    rows = measure(case, SETTINGS, FakeClock(), Budget(60))
+    rows = measure(case, SETTINGS, FakeClock(), Budget(60, Ticking()))
     assert len({row.cell for row in rows}) == 1
     return {row.contender: row for row in rows}
 
@@ -114,7 +114,7 @@ def test_the_ratio_is_that_of_the_medians(family: Family) -> None:
     slow_library = dataclasses.replace(family, libraries=lambda case: {"library": library})
     settings = Settings(("library",), seconds=0.0, min_rounds=3)
     case = Case(slow_library, {"N": 64}, "fp32", "forward")
-    ours, other = measure(case, settings, _Cleared(cost, library_ran), Budget(60))
+    ours, other = measure(case, settings, _Cleared(cost, library_ran), Budget(60, Ticking()))
     assert ours.median_ms == pytest.approx(2.0)
     assert other.median_ms == pytest.approx(3.0)
     assert ours.ratio == pytest.approx(1.5)

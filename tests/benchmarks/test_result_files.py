@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_time import FakeClock
+from fake_time import FakeClock, Ticking
 
 from benchmarks import machine as machines
 from benchmarks import show
@@ -26,7 +26,7 @@ from fastgrow.errors import CheckpointError
 def result(family: Family, machine: Machine) -> Result:
     cases = select([family], device="cpu", grid="cpu", dtypes=["fp32"])
     settings = Settings(("implementation", "eager", "library"), 0.0, 2)
-    return run_suite(cases, settings, machine, Budget(60), "python -m benchmarks")
+    return run_suite(cases, settings, machine, Budget(60, Ticking()), "python -m benchmarks")
 
 
 def test_what_is_saved_is_loaded(result: Result, tmp_path: Path) -> None:

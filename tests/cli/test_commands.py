@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from interrupting import interrupted
 
 import fastgrow
 from fastgrow.cli import main
@@ -404,34 +403,15 @@ def test_a_text_shorter_than_the_context_is_named(capsys, config, tmp_path) -> N
     assert error.count("\n") == 1
 
 
-def process(*arguments: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastgrow", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def interrupt_once(running: subprocess.Popen[str], there: Path, pattern: str) -> tuple[int, str]:
-    """Send SIGINT as soon as a file of the pattern is there; status and standard error."""
-    deadline = time.monotonic() + 60
-    while not list(there.glob(pattern)):
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
-    return running.returncode, error
+FASTGROW = "from fastgrow.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_grow_stopped_by_ctrl_c_says_how_to_go_on_and_does(config, tmp_path) -> None:
     arguments = ["grow", config, "schedule.stages.0.tokens=20_000", "train.checkpoint_every=10"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    status, error = interrupt_once(
-        process(*arguments, "--out", stopped), stopped, "checkpoints/step-*"
-    )
-    assert status == 130
+    done = interrupted(FASTGROW, "*/checkpoints/step-*", [*arguments, "--out", stopped])
+    error = done.stderr
+    assert done.returncode == 130, error
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("fastgrow: stopped by SIGINT after")
     assert "the same command" in error
@@ -449,16 +429,16 @@ def test_demo_stopped_by_ctrl_c_says_how_to_go_on_and_does(tmp_path) -> None:
     arguments = ["demo", "tokens_per_stage=4_096", "d_model=16", "n_head=2", "seq_len=32",
                  "batch_size=4", "test_tokens=256", "eval_tokens=256", "stages=2",
                  "--out", tmp_path]  # fmt: skip
-    status, error = interrupt_once(process(*arguments), tmp_path, "latin-monolith/run.json")
-    assert status == 130
+    done = interrupted(FASTGROW, "*/latin-monolith/run.json", arguments)
+    error = done.stderr
+    assert done.returncode == 130, error
     assert "Traceback" not in error
     assert error.splitlines()[-1].startswith("fastgrow: stopped")
     assert "the same command" in error
     grown = (tmp_path / "latin-grown" / "growth.json").read_bytes()
-    again = process(*arguments)
-    output, error = again.communicate(timeout=120)
-    assert again.returncode == 0, error
-    assert "report.html" in output
+    again = interrupted(FASTGROW, "nowhere", arguments)
+    assert again.returncode == 0, again.stderr
+    assert "report.html" in again.stdout
     assert (tmp_path / "latin-grown" / "growth.json").read_bytes() == grown
 
 

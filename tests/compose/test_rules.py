@@ -151,7 +151,7 @@ def test_posterior_equals_the_naive_loop(
     torch.testing.assert_close(merged, naive, rtol=1e-11, atol=1e-11)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     cuts=st.lists(st.integers(1, 5), min_size=1, max_size=9),
@@ -254,7 +254,7 @@ def test_one_expert_alone_is_that_expert(rule: Rule) -> None:
     torch.testing.assert_close(merged.log_softmax(-1), z.log_softmax(-1), rtol=1e-13, atol=1e-13)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     length=st.integers(1, 20),
     carries=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=20, max_size=20),

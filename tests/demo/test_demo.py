@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,11 +140,19 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert "0.50 worse than the best single expert" in composition_findings(matrix(6.5))[0]
 
 
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """One for each processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("all_threads")
 def test_the_mean_beats_expert_unigram_and_uniform_on_the_mix(tmp_path: Path) -> None:
     """Over three seeds at the demo's own size; depth is credited nowhere."""
-    torch.set_num_threads(os.cpu_count() or 1)
     for seed in range(3):
         settings = read_demo("demo", [f"seed={seed}"])
         texts = prepare_texts(settings.d_model, tmp_path / "tokens")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
-import pytest
 from growing import digest
+from interrupting import interrupted
 
 from fastgrow.nn import Decoder
 
@@ -33,45 +29,22 @@ grow(
 """
 
 
-def start(out: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(out)],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def run(out: Path, interrupt_at: str) -> subprocess.CompletedProcess[str]:
+    """The run in a process of its own, which gets SIGINT once a path of the pattern is there."""
+    return interrupted(RUN, interrupt_at, [out], cwd=Path(__file__).parent)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    done = run(whole, "nowhere")
+    assert done.returncode == 0, done.stderr
+    done = run(stopped, "*/checkpoints/step-*10")
+    assert done.returncode != 0
+    assert "Interrupted" in done.stderr
+    assert "resume" in done.stderr
+    assert not (stopped / "run" / "model").exists()
+    done = run(stopped, "nowhere")
+    assert done.returncode == 0, done.stderr
+    assert digest(Decoder.load(stopped / "run" / "model")) == digest(
+        Decoder.load(whole / "run" / "model")
     )
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> str:
-    out = tmp_path_factory.mktemp("uninterrupted")
-    process = start(out)
-    assert process.wait() == 0, process.communicate()
-    return digest(Decoder.load(out / "run" / "model"))
-
-
-def stop_at(process: subprocess.Popen, checkpoints: Path, step: int, sent: signal.Signals) -> bool:
-    """Send a signal once a checkpoint of at least `step` is there; False if the run ended first."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        steps = [int(p.name.removeprefix("step-")) for p in checkpoints.glob("step-*")]
-        if steps and max(steps) >= step:
-            process.send_signal(sent)
-            process.wait()
-            return True
-        time.sleep(0.002)
-    return False
-
-
-def test_ctrl_c_saves_and_says_how_to_go_on(uninterrupted: str, tmp_path: Path) -> None:
-    process = start(tmp_path)
-    assert stop_at(process, tmp_path / "run" / "checkpoints", 10, signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode != 0
-    assert "Interrupted" in errors
-    assert "resume" in errors
-    process = start(tmp_path)
-    assert process.wait() == 0, process.communicate()
-    assert digest(Decoder.load(tmp_path / "run" / "model")) == uninterrupted

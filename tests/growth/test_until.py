@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -157,15 +159,19 @@ def test_flops_follow_what_trains(substrate) -> None:
     assert steps(new) > 1.3 * steps(everything)
 
 
-def test_a_budget_in_seconds_ends_a_stage(substrate, data) -> None:
-    schedule = GrowthSchedule([Stage(1, 10**9, until=Budget(seconds=0.3))])
+def test_a_budget_in_seconds_ends_a_stage(substrate, data, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+    rule = functools.partial(SecondsRule, clock=lambda: next(seconds) / 2)
+    monkeypatch.setattr("fastgrow.growth.length.SecondsRule", rule)
+    schedule = GrowthSchedule([Stage(1, 10**9, until=Budget(seconds=11.0))])
     result = grow(
         make_model(substrate), data, schedule, train=make_train(eval_every=10**6), quiet=True
     )
     (stage,) = result.stages
     assert stage.decision is not None
     assert stage.decision["reason"] == "seconds"
-    assert stage.decision["seconds"] >= 0.3 / 1.1
+    # With the cooldown's tenth the 11 seconds are full.
+    assert stage.decision["seconds"] == 10.0
     assert stage.tokens == 64 * stage.decision["last_step"] < 10**9
 
 

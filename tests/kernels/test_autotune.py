@@ -289,14 +289,18 @@ def test_a_system_without_file_locks_measures_and_keeps(
     assert json.loads(file.read_text())["entries"]["count"]["fp32"]["configuration"] == vars(FAST)
 
 
-def test_a_process_waits_while_another_stores(device: Device, file: Path) -> None:
+def test_a_process_waits_while_another_stores(
+    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fcntl = pytest.importorskip("fcntl")
     file.parent.mkdir(parents=True)
     with (file.parent / f".{file.name}.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        waits, flock = threading.Event(), fcntl.flock
+        monkeypatch.setattr(fcntl, "flock", lambda *what: (waits.set(), flock(*what)))
         storing = threading.Thread(target=ask)
         storing.start()
-        storing.join(0.3)
+        waits.wait()
         assert device.launches, "it has measured"
         assert not file.exists()
     storing.join()

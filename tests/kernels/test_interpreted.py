@@ -9,9 +9,11 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from skips import SKIPPED, skipped_in
 
 HERE = Path(__file__).parent
 FILES = sorted(file.name for file in (HERE / "interpreted").glob("test_*.py"))
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def interpret(file: str, marks: str) -> None:
+def interpret(file: str, marks: str, record_property: Callable[[str, object], None]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marks, "-x",
          str(HERE / "interpreted" / file)],
@@ -32,14 +34,15 @@ def interpret(file: str, marks: str) -> None:
     )  # fmt: skip
     # 5: every test of the file has the other mark.
     assert done.returncode in (0, 5), done.stdout[-6000:] + done.stderr[-2000:]
+    record_property(SKIPPED, skipped_in(done.stdout))
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_quick(file: str) -> None:
-    interpret(file, "not slow")
+def test_quick(file: str, record_property: Callable[[str, object], None]) -> None:
+    interpret(file, "not slow", record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
-def test_full(file: str) -> None:
-    interpret(file, "slow")
+def test_full(file: str, record_property: Callable[[str, object], None]) -> None:
+    interpret(file, "slow", record_property)

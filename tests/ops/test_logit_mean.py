@@ -45,7 +45,7 @@ def assert_within_bound(result: Tensor, logits: list[Tensor], weights: list[floa
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     k=st.integers(1, 6),
     rows=st.integers(0, 4),

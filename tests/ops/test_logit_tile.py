@@ -101,7 +101,7 @@ def assert_near(got: Tensor, exact: Tensor, allowed: Tensor | float) -> None:
     assert bool((error <= limit).all()), f"off by {error.max()}, allowed {limit.max()}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tiles(), st.sampled_from([1, 2, 5]))
 def test_native_log_sums_agree_with_fp64(tile: Tile, parts: int) -> None:
     lse, target_logits, total = added(tile, parts)
@@ -116,7 +116,7 @@ def test_native_log_sums_agree_with_fp64(tile: Tile, parts: int) -> None:
     assert_near(total, z.sum(1), 24 * EPS * absolute)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tiles(), st.booleans(), st.integers(0, 1000))
 def test_native_gradients_agree_with_fp64(tile: Tile, with_each: bool, seed: int) -> None:
     rows = len(tile.targets)
@@ -139,7 +139,7 @@ def test_native_gradients_agree_with_fp64(tile: Tile, with_each: bool, seed: int
     assert_near(tile.logits, exact, (4 + spread) * EPS * terms)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tiles())
 def test_results_do_not_depend_on_the_number_of_threads(tile: Tile) -> None:
     found = []

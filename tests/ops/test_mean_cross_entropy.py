@@ -25,7 +25,7 @@ from fastgrow.ops import mean_cross_entropy, mean_log_softmax_gather
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(given_experts=experts())
 def test_agrees_with_fp64(impl: str, given_experts: Experts) -> None:
     e = given_experts
@@ -43,7 +43,7 @@ def test_agrees_with_fp64(impl: str, given_experts: Experts) -> None:
 
 
 @needs_native
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(given_experts=experts(special=False))
 def test_gradients_agree_with_fp64(given_experts: Experts) -> None:
     e = given_experts

@@ -61,7 +61,7 @@ def test_uniform_numbers_are_the_same_natively_and_in_plain_pytorch() -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     given_experts=experts(special=False),
     temperature=st.sampled_from([0.25, 1.0, 3.0]),

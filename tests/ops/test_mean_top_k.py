@@ -17,7 +17,7 @@ from fastgrow.ops import logit_mean, mean_argmax, mean_top_k
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(given_experts=experts(), data=st.data())
 def test_agrees_with_fp64(impl: str, given_experts: Experts, data: st.DataObject) -> None:
     """The values are the largest there are, and the ids are where they come from."""

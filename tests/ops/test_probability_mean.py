@@ -31,7 +31,7 @@ def mixture(e: Experts) -> Tensor:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(given_experts=experts(negative=False))
 def test_agrees_with_fp64(impl: str, given_experts: Experts) -> None:
     e = given_experts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,12 @@ from fastgrow import _native
 
 ROOT = Path(__file__).resolve().parents[2]
 
-COST = """
-import time
+IMPORTED = """
+import sys
 import torch
-start = time.perf_counter()
+before = set(sys.modules)
 import fastgrow
-print(time.perf_counter() - start)
+print(*sorted(set(sys.modules) - before))
 """
 
 WITHOUT = """
@@ -48,8 +47,9 @@ def python(code: str) -> str:
     return done.stdout
 
 
-def test_import_adds_little_to_that_of_torch() -> None:
-    assert statistics.median(float(python(COST)) for _ in range(3)) <= 0.3
+def test_import_adds_nothing_to_that_of_torch() -> None:
+    # `fastgrow.kernels` is the entry of an editable install for a folder elsewhere.
+    assert set(python(IMPORTED).split()) <= {"fastgrow", "fastgrow.kernels"}
 
 
 def test_works_without_triton_and_without_the_extension() -> None:

@@ -6,16 +6,13 @@ import base64
 import fcntl
 import json
 import os
-import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_SECONDS = 60.0
 _ON_3_AND_4 = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3), os.dup2(int(sys.argv[2]), 4)
@@ -69,8 +66,9 @@ class Browser:
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._to)
-        self._process.terminate()
-        self._process.wait(10)
+        # Nothing of it is kept, and it may take its time to end by itself.
+        self._process.kill()
+        self._process.wait()
         os.close(self._from)
 
     def open(self, page: Path, width: int, *, height: int = 900, dark: bool = False) -> None:
@@ -114,21 +112,18 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next(time.monotonic() + _SECONDS)
+            answer = self._next()
             if answer.get("id") == self._last:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
             self.events.append(answer)
 
     def _wait_for(self, method: str) -> None:
-        deadline = time.monotonic() + _SECONDS
         while not any(event["method"] == method for event in self.events):
-            self.events.append(self._next(deadline))
+            self.events.append(self._next())
 
-    def _next(self, deadline: float) -> dict[str, Any]:
+    def _next(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
-            ready, _, _ = select.select([self._from], [], [], max(0, deadline - time.monotonic()))
-            assert ready, "the browser does not answer"
             piece = os.read(self._from, 1 << 20)
             assert piece, "the browser has gone"
             self._unread += piece

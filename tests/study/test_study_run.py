@@ -5,10 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +261,29 @@ def printed_table(out: Path) -> str:
     return markdown(bits_table(read_results(out)))
 
 
+# A worker's process reads this when it starts. In the middle of its training it sends Ctrl-C to the
+# study, and waits until the study tells it to stop.
+STOPS_ITS_STUDY = """
+import os, signal
+
+replace = os.replace
+
+def replace_and_stop(source, target, **options):
+    replace(source, target, **options)
+    if "/checkpoints/step-" in os.fspath(target):
+        os.replace = replace
+        # A signal that comes before it is waited for leaves its byte to read.
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
+        os.kill(os.getppid(), signal.SIGINT)
+        os.read(reading, 1)
+        signal.set_wakeup_fd(-1)
+
+os.replace = replace_and_stop
+"""
+
+
 @pytest.mark.slow
 def test_a_study_that_was_stopped_prints_the_digits_of_one_that_was_not(
     folder: Path, tmp_path: Path
@@ -273,16 +294,16 @@ def test_a_study_that_was_stopped_prints_the_digits_of_one_that_was_not(
     file.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     subprocess.run(command(file, folder, tmp_path / "whole", "--jobs", "2"), check=True)
 
-    stopped = subprocess.Popen(
-        command(file, folder, tmp_path / "stopped"), stderr=subprocess.PIPE, text=True
+    (tmp_path / "sitecustomize.py").write_text(STOPS_ITS_STUDY)
+    stopped = subprocess.run(
+        command(file, folder, tmp_path / "stopped"),
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
-    # In the middle of the first training.
-    while not any((tmp_path / "stopped").glob("runs/a-1-*/metrics.jsonl")):
-        time.sleep(0.05)
-    os.kill(stopped.pid, signal.SIGINT)
-    _, error = stopped.communicate(timeout=60)
     assert stopped.returncode == 130
-    assert "3 of 3 jobs to go" in error
+    assert "3 of 3 jobs to go" in stopped.stderr
     assert not any((tmp_path / "stopped").glob("runs/*/result.json"))
     subprocess.run(command(file, folder, tmp_path / "stopped"), check=True)
 

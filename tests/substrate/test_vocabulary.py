@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 
 import numpy as np
 import pytest
@@ -242,19 +241,16 @@ def test_recipes_refuse_options_that_do_not_go_together(options, message):
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize(
-    ("recipe", "size", "ngrams", "merges", "ids", "seconds"),
+    ("recipe", "size", "ngrams", "merges", "ids"),
     [
-        ("bvv241-2-3", 65_536, 8_177, 12_224, [104, 56035, 111, 32, 57811, 32, 116, 56117], 1.4),
-        ("bvv241-abs", 131_072, 73_727, 182_678, [70960, 32, 113757, 32, 99060], 3.3),
+        ("bvv241-2-3", 65_536, 8_177, 12_224, [104, 56035, 111, 32, 57811, 32, 116, 56117]),
+        ("bvv241-abs", 131_072, 73_727, 182_678, [70960, 32, 113757, 32, 99060]),
     ],
 )
-def test_the_authors_vocabularies(development_data, recipe, size, ngrams, merges, ids, seconds):
-    start = time.perf_counter()
+def test_the_authors_vocabularies(development_data, recipe, size, ngrams, merges, ids):
     vocabulary = build_vocabulary(recipe, ngrams=development_data / "bvv241")
     tokenizer = Tokenizer(vocabulary)
-    took = time.perf_counter() - start
     assert len(vocabulary) == size
     assert len(vocabulary.ngrams) == ngrams
     assert len(vocabulary.merges()) == merges
     assert tokenizer.encode("hello the test") == ids
-    assert took < seconds

@@ -298,7 +298,6 @@ def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str
         [sys.executable, "-c", textwrap.dedent(program), *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )

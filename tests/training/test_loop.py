@@ -295,7 +295,6 @@ def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
         env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,0 +1,177 @@
+"""What has to stay cheap on a CPU: `python -m benchmarks.limits`.
+
+The trainer beside the step that it runs, and a patched model beside the plain one: processor
+seconds on one thread, both sides in turn, and of each the shortest, so that other work on the
+machine counts little. The building of the default substrate: processor seconds of all its threads
+together, once. A quiet machine is wanted all the same. The tests count operations in place of
+seconds, which are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastgrow as fg
+from fastgrow.report import table_text
+from fastgrow.training import TrainConfig, Trainer
+from fastgrow.training.optimizer import build_optimizer
+from fastgrow.training.schedule import learning_rate
+
+OVERHEAD, PATCHED, BUILDING = 0.02, 1.05, 10.0  # what is allowed
+V, T = 64, 64
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A measured number and the largest that is allowed."""
+
+    what: str
+    measured: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        return self.measured <= self.allowed
+
+
+class Windows:
+    """The same four windows of random tokens at every step."""
+
+    seq_len, tokens_per_batch, tokens_per_character = T, 4 * T, 1.0
+
+    def __init__(self) -> None:
+        self._ids = torch.randint(V, (4, T), generator=torch.Generator().manual_seed(0))
+
+    @property
+    def stream(self) -> Windows:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        return self._ids, self._ids
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def one_block(d_model: int) -> fg.Decoder:
+    """A decoder of one block on V random vectors."""
+    torch.manual_seed(0)
+    config = fg.DecoderConfig(vocab_size=V, d_model=d_model, n_layer=1, n_head=4, max_seq_len=T)
+    return fg.Decoder(config, table=torch.randn(V, d_model))
+
+
+def bare_loop(model: fg.Decoder, steps: int) -> None:
+    """Training in the fewest lines."""
+    config, batches = TrainConfig(), Windows()
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(parameters, config)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak=config.lr, warmup=0.05, min_ratio=0.1)
+        ids, targets = next(batches)
+        model.loss(ids, targets).backward()
+        nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def trainer_loop(model: fg.Decoder, steps: int) -> None:
+    """The same steps by the trainer."""
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    Trainer(model, parameters, Windows(), TrainConfig(pick="last"), steps=steps).run()
+
+
+def trainer_overhead(clock: Clock, *, steps: int = 100, rounds: int = 8) -> Limit:
+    """What the trainer adds to a step, as a share of a step of one block of width 128.
+
+    The difference is taken on a model of next to no size, where it is not lost in the noise.
+    """
+    tiny = one_block(8)
+    bare, trained = _shortest(
+        clock, rounds, lambda: bare_loop(tiny, steps), lambda: trainer_loop(tiny, steps)
+    )
+    block = one_block(128)
+    (step,) = _shortest(clock, rounds, lambda: bare_loop(block, steps))
+    return Limit("trainer beside its step", (trained - bare) / step, OVERHEAD)
+
+
+def patched_step(name: str, model: nn.Module, clock: Clock, *, rounds: int = 12) -> Limit:
+    """A training step of a patched model, in those of the plain one."""
+    ids = torch.randint(1, V, (2, 256), generator=torch.Generator().manual_seed(0))
+    patched = copy.deepcopy(model)
+    fg.patch(patched)
+
+    def step(of: nn.Module) -> Callable[[], None]:
+        def run() -> None:
+            of.zero_grad(set_to_none=True)
+            of(ids, labels=ids).loss.backward()
+
+        return run
+
+    plain, swapped = _shortest(clock, rounds, step(model), step(patched))
+    return Limit(f"patched {name}, training", swapped / plain, PATCHED)
+
+
+def plain_models() -> dict[str, nn.Module]:
+    """Models of other people, of four blocks of width 256."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    gpt2 = GPT2Config(vocab_size=V, n_embd=256, n_head=8, n_layer=4, n_positions=256)
+    llama = LlamaConfig(
+        vocab_size=V,
+        hidden_size=256,
+        intermediate_size=688,
+        num_attention_heads=8,
+        num_hidden_layers=4,
+    )
+    return {"GPT-2": GPT2LMHeadModel(gpt2), "Llama": LlamaForCausalLM(llama)}
+
+
+def substrate_building(clock: Clock) -> Limit:
+    """Seconds for the default substrate and its table."""
+    start = clock()
+    _ = fg.Substrate.build().table
+    return Limit("default substrate, seconds", clock() - start, BUILDING)
+
+
+def _shortest(clock: Clock, rounds: int, *runs: Callable[[], None]) -> list[float]:
+    """The shortest time of each, taken in turn after a first round that does not count."""
+    times = []
+    for _ in range(rounds + 1):
+        row = []
+        for run in runs:
+            start = clock()
+            run()
+            row.append(clock() - start)
+        times.append(row)
+    return [min(column) for column in zip(*times[1:], strict=True)]
+
+
+def main() -> int:
+    """Print the table; 1 where something costs more than it may."""
+    torch.set_num_threads(1)
+    clock = time.process_time
+    limits = [trainer_overhead(clock), substrate_building(clock)]
+    limits += [patched_step(name, model, clock) for name, model in plain_models().items()]
+    rows = [
+        [limit.what, f"{limit.measured:.3f}", f"{limit.allowed:g}", "yes" if limit.holds else "NO"]
+        for limit in limits
+    ]
+    print(table_text(["what", "measured", "allowed", "holds"], rows))
+    return 0 if all(limit.holds for limit in limits) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""How many operations of torch a call runs: what it costs, without a clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations(run: Callable[[], object]) -> Counter[str]:
+    """The operations that a call dispatches, those of its backward passes included, by name."""
+    with _Counting() as counting:
+        run()
+    return counting.counts

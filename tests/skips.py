@@ -1,0 +1,36 @@
+"""What was skipped, by reason, at the end of a run of the tests."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from _pytest.terminal import TerminalReporter
+
+SKIPPED = "skipped, by reason"
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Print each reason why tests were skipped on a line of its own, with their number.
+
+    A test that runs others in a process of its own passes on what was skipped there by
+    `record_property(SKIPPED, skipped_in(output))`.
+    """
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("skipped"):
+        _, _, reason = report.longrepr
+        counts[reason.removeprefix("Skipped: ")] += 1
+    for report in terminalreporter.getreports("passed"):
+        for name, inner in report.user_properties:
+            if name == SKIPPED:
+                counts.update(inner)
+    if counts:
+        terminalreporter.section(SKIPPED)
+        for reason, n in counts.most_common():
+            terminalreporter.line(f"{n:5} × {reason}")
+
+
+def skipped_in(output: str) -> dict[str, int]:
+    """By reason, how many tests were skipped in the run of pytest that printed `output`."""
+    _, _, lines = output.partition(SKIPPED)
+    return {reason: int(n) for n, reason in re.findall(r"^ *(\d+) × (.+)$", lines, re.MULTILINE)}
