@@ -63,7 +63,7 @@ def grow(
 
     Returns:
         The model and one `StageResult` a stage. A run that was stopped and resumed gives the same
-        bits as one that was not (on a CPU).
+        bits as one that was not, on a CPU with the same libraries and threads.
 
     Raises:
         ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`; or

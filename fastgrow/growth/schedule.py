@@ -6,6 +6,7 @@ that one function (`fastgrow.grow`) runs all three and they differ in nothing el
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -285,7 +286,7 @@ class GrowthSchedule:
         seconds = [budget.seconds for budget in budgets if budget.seconds is not None]
         if flops and seconds:
             return None
-        return Budget(sum(flops)) if flops else Budget(seconds=sum(seconds))
+        return Budget(math.fsum(flops)) if flops else Budget(seconds=math.fsum(seconds))
 
 
 def _indices(name: str, value: object) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ class Setup:
             "train": self.train.identity(),
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
-            # Where rows are kept changes no number; what they are computed in does.
+            # Where rows are kept changes no number beyond rounding; what they are computed in does.
             "trunk": None if self.trunk.dtype == "same" else self.trunk.dtype,
             # A frozen table that no substrate accounts for.
             "table": None if self.model.own_table is None else tensor_digest(self.model.own_table),

@@ -94,8 +94,8 @@ def test_identity_insertion_changes_nothing_at_first(substrate, data) -> None:
     stages = grow(
         make_model(substrate), data, schedule, train=make_train(pick="last"), quiet=True
     ).stages
-    assert stages[1].bits_at_start == stages[0].bits["validation"]
-    assert stages[2].bits_at_start != stages[1].bits["validation"]
+    assert stages[1].bits_at_start == pytest.approx(stages[0].bits["validation"], rel=1e-6)
+    assert stages[2].bits_at_start != pytest.approx(stages[1].bits["validation"], rel=1e-3)
 
 
 def test_a_frozen_tensor_that_moves_is_noticed(substrate, data, monkeypatch) -> None:

@@ -70,6 +70,7 @@ class RowKeeper:
         """
         trunk, batches = filler.trunk, filler.batches
         windows = batches.windows_of(round(loads[0].reads))
+        loads = [replace(loads[0], rows=float(filler.micro_batches(windows))), *loads[1:]]
         wanted = identity(trunk, digests[trunk.n], batches, windows)
         old = self._at_hand(wanted, digests)
         if old is not None and old.identity == wanted and old.store.nbytes <= self.settings.limit:
@@ -249,7 +250,7 @@ def _difference(
     old: TrunkRows | None,
     filler: Filler,
 ) -> Difference:
-    """Rows against recomputing them in a micro-batch of other windows than they were made in.
+    """Rows against recomputing them at other places of a micro-batch, as a step does.
 
     Rows that were advanced from exact ones need the newest blocks alone to be run for that, unless
     those differ.
@@ -261,7 +262,8 @@ def _difference(
         difference = Difference.between(kept, again)
         if difference.largest == 0:
             return difference
-    return Difference.between(kept, filler.compute(sample))
+    full = np.resize(sample, filler.batches.batch_size)
+    return Difference.between(kept, filler.trunk(filler.ids(full))[: len(sample)])
 
 
 def _read(rows: TrunkRows, windows: np.ndarray) -> Tensor | None:
@@ -277,7 +279,7 @@ def _read(rows: TrunkRows, windows: np.ndarray) -> Tensor | None:
 def _example(trunk: FrozenTrunk, filler: Filler) -> Tensor:
     batches = filler.batches
     windows = np.resize(np.arange(batches.n_windows), batches.batch_size)
-    return trunk.example(batches.read(windows)[0].to(trunk.model.device))
+    return trunk.example(filler.ids(windows))
 
 
 def _described(rows: TrunkRows) -> str:

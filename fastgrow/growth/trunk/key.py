@@ -46,7 +46,7 @@ def _update(digest: Any, module: nn.Module) -> None:
 def identity(trunk: FrozenTrunk, digest: str, batches: Batches, windows: np.ndarray) -> Identity:
     """All that decides the bits of the rows for `windows`.
 
-    The batch's size is among it, because a product of another shape may round otherwise.
+    The batch's size and a window's place in it are among it (`Filler`).
     """
     return {
         "n": trunk.n,
@@ -58,6 +58,7 @@ def identity(trunk: FrozenTrunk, digest: str, batches: Batches, windows: np.ndar
         "substrate": batches.stream.substrate.fingerprint,
         "seq_len": batches.seq_len,
         "batch_size": batches.batch_size,
+        "place": "window % batch_size",
         "n_windows": batches.n_windows,
         "torch": torch.__version__,
         "device": trunk.model.device.type,

@@ -56,7 +56,11 @@ class TrunkRows:
 
 
 class Filler:
-    """Computes rows, always in micro-batches of the training's shape, which keeps their bits.
+    """Computes rows in micro-batches of the training's shape.
+
+    A product of another shape may round otherwise, and some round a row by its place among the
+    others. A window always has the same place here, so that its row has the same bits whenever and
+    beside whichever others it is computed.
 
     Args:
         trunk: of the stage.
@@ -72,40 +76,63 @@ class Filler:
         self._pause = pause
 
     def compute(self, windows: np.ndarray) -> Tensor:
-        """The rows of at most batch_size windows, from their ids."""
-        ids, _ = self.batches.read(self._padded(windows))
-        return self.trunk(ids.to(self.trunk.model.device))[: len(windows)]
+        """The rows of windows that have places of their own, from their ids."""
+        return self.trunk(self.ids(self._placed(windows)))[self._places(windows)]
 
     def advance(self, old: TrunkRows, windows: np.ndarray) -> Tensor:
         """The same from the rows of a shallower trunk; damaged ones are computed anew."""
         try:
-            x = old.read(self._padded(windows))
+            x = old.read(self._placed(windows))
         except DamagedRows:
             return self.compute(windows)
         x = x.to(self.trunk.model.device, non_blocking=True)
-        return self.trunk.onward(x, old.n)[: len(windows)]
+        return self.trunk.onward(x, old.n)[self._places(windows)]
+
+    def micro_batches(self, windows: np.ndarray) -> int:
+        """How many it takes to compute the windows' rows.
+
+        Of a random part of the text more windows have one place than another; then some
+        micro-batches are not full.
+        """
+        return int(np.bincount(self._places(windows)).max(initial=0))
+
+    def ids(self, windows: np.ndarray) -> Tensor:
+        """The windows' ids on the model's device, [len(windows), T]."""
+        return self.batches.read(windows)[0].to(self.trunk.model.device)
 
     def fill(self, rows: TrunkRows, old: TrunkRows | None) -> int:
         """Write every row; returns how many were advanced from `old`, which may share the store."""
         known = np.zeros(len(rows.windows), dtype=bool) if old is None else old.holds(rows.windows)
-        for slots in self._chunks(np.flatnonzero(known)):
+        for slots in self._chunks(rows, np.flatnonzero(known)):
             assert old is not None
             rows.store.write(slots, self.advance(old, rows.windows[slots]))
-        for slots in self._chunks(np.flatnonzero(~known)):
+        for slots in self._chunks(rows, np.flatnonzero(~known)):
             rows.store.write(slots, self.compute(rows.windows[slots]))
         rows.store.finish()
         return int(known.sum())
 
     def repair(self, rows: TrunkRows, slots: np.ndarray) -> None:
         """Compute damaged rows anew and write them."""
-        for chunk in self._chunks(slots):
+        for chunk in self._chunks(rows, slots):
             rows.store.write(chunk, self.compute(rows.windows[chunk]))
 
-    def _chunks(self, slots: np.ndarray) -> Iterator[np.ndarray]:
-        size = self.batches.batch_size
-        for first in range(0, len(slots), size):
+    def _chunks(self, rows: TrunkRows, slots: np.ndarray) -> Iterator[np.ndarray]:
+        """The slots in parts whose windows have different places."""
+        places = self._places(rows.windows[slots])
+        # How many slots of the same place come before each.
+        turn = np.empty_like(slots)
+        for place in range(self.batches.batch_size):
+            there = places == place
+            turn[there] = np.arange(there.sum())
+        for part in range(turn.max(initial=-1) + 1):
             self._pause()
-            yield slots[first : first + size]
+            yield slots[turn == part]
 
-    def _padded(self, windows: np.ndarray) -> np.ndarray:
-        return np.resize(windows, self.batches.batch_size)
+    def _places(self, windows: np.ndarray) -> np.ndarray:
+        return windows % self.batches.batch_size
+
+    def _placed(self, windows: np.ndarray) -> np.ndarray:
+        """A whole micro-batch with the windows at their places, and one of them at all others."""
+        placed = np.full(self.batches.batch_size, windows[0])
+        placed[self._places(windows)] = windows
+        return placed

@@ -125,6 +125,11 @@ def filled(trunk: FrozenTrunk, substrate, tmp_path: Path):
     return fill
 
 
+def assert_rows(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The same windows' rows; they were computed at other places, which may round otherwise."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("place", ["ram", "disk"])
 def test_batches_come_in_order_and_go_on_where_they_were(filled, trunk, place, ahead) -> None:
@@ -142,13 +147,13 @@ def test_batches_come_in_order_and_go_on_where_they_were(filled, trunk, place, a
     states = [cached.state_dict()]
     for x, targets, state in expected:
         got = next(cached)
-        assert torch.equal(got[0], x)
+        assert_rows(got[0], x)
         assert torch.equal(got[1], targets)
         assert cached.state_dict() == state
         states.append(state)
     for position in (3, 1):
         cached.load_state_dict(states[position])
-        assert torch.equal(next(cached)[0], expected[position][0])
+        assert_rows(next(cached)[0], expected[position][0])
     cached.close()
 
 
@@ -165,7 +170,7 @@ def test_damaged_rows_are_computed_anew_and_not_handed_out(filled, trunk, ahead:
     plain = Batches(batches.stream, 4, 16, seed=3)
     cached = CachedBatches(batches, rows, repair, ahead)
     for _ in range(6):
-        assert torch.equal(next(cached)[0], trunk(next(plain)[0]))
+        assert_rows(next(cached)[0], trunk(next(plain)[0]))
     assert sorted(repaired) == list(range(len(rows.windows)))
     cached.close()
 

@@ -1,4 +1,4 @@
-"""Growing on a kept trunk: the bits of recomputing, whatever happens to the cache."""
+"""Growing on a kept trunk: the numbers of recomputing, whatever happens to the cache."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fastgrow.errors import ConfigError, Interrupted
 from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, Trunk, grow
 from fastgrow.growth.trunk.disk import DiskStore
 from fastgrow.growth.trunk.engine import TrunkEngine
+from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.growth.trunk.rows import Filler
 from fastgrow.nn import Decoder
 from fastgrow.training import TextData, Trainer, activations
@@ -67,14 +68,60 @@ def measured(result: GrowthResult) -> list[object]:
     return [digest(result.model), [(s.bits, s.bits_at_start) for s in result.stages]]
 
 
+Through = Callable[[FrozenTrunk, torch.Tensor, int], torch.Tensor]
+
+
+def by_place(share: float) -> Through:
+    """`FrozenTrunk._through` on a machine whose products round a row by its place."""
+
+    def through(trunk: FrozenTrunk, x: torch.Tensor, first: int) -> torch.Tensor:
+        rope = trunk.model.rope(x.shape[1])
+        for block in trunk._blocks[first:]:
+            x = block(x, rope) * (1 + share * torch.arange(len(x)))[:, None, None]
+        return x
+
+    return through
+
+
+@pytest.fixture
+def assert_same(substrate) -> Callable[[list[object], list[object]], None]:
+    """Whether two runs are one: to the bit where a product does not round by a row's place.
+
+    Elsewhere a kept row, which was computed at another place of a micro-batch, differs by rounding,
+    and training carries that on.
+    """
+
+    def same(found: Any, expected: Any) -> None:
+        model = make_model(substrate)
+        model.append_blocks(4)
+        trunk, order = FrozenTrunk(model, 4), torch.tensor([2, 0, 3, 1])
+        ids = torch.arange(4 * 16).reshape(4, 16) % len(substrate)
+        if torch.equal(trunk(ids)[order], trunk(ids[order])):
+            assert found == expected
+        for (bits, at_start), (other_bits, other_start) in zip(found[1], expected[1], strict=True):
+            assert bits == pytest.approx(other_bits, abs=0.02)
+            assert at_start == pytest.approx(other_start, abs=0.02)
+
+    return same
+
+
 @pytest.mark.parametrize("cache", ["off", "ram", "device", "disk", "auto"])
-def test_kept_or_not_a_run_has_the_same_bits(grown, plain, cache) -> None:
-    assert measured(grown(Trunk(cache=cache))) == plain
+def test_kept_or_not_a_run_has_the_same_bits(grown, plain, cache, assert_same) -> None:
+    assert_same(measured(grown(Trunk(cache=cache))), plain)
 
 
-def test_gradients_are_accumulated_over_kept_rows(grown, plain) -> None:
+def test_where_products_round_by_place_it_differs_by_rounding(
+    grown, monkeypatch, assert_same
+) -> None:
+    monkeypatch.setattr(FrozenTrunk, "_through", by_place(1e-7))
+    kept, recomputed = (measured(grown(Trunk(cache=cache))) for cache in ("ram", "off"))
+    assert kept != recomputed
+    assert_same(kept, recomputed)
+
+
+def test_gradients_are_accumulated_over_kept_rows(grown, plain, assert_same) -> None:
     recomputed = measured(grown(None, accumulate=3))
-    assert measured(grown(Trunk(cache="disk"), accumulate=3)) == recomputed
+    assert_same(measured(grown(Trunk(cache="disk"), accumulate=3)), recomputed)
     assert recomputed != plain
 
 
@@ -88,9 +135,9 @@ def test_a_stage_advances_the_rows_of_the_one_before(grown, monkeypatch, tmp_pat
 
     monkeypatch.setattr(Filler, "compute", counting)
     grown(Trunk(cache="ram"), out=tmp_path)
-    # All windows in micro-batches of 4, and one micro-batch to compare with.
-    assert computed == [1] * (8 + 1)
-    assert [event["maximum_error"] for event in told(tmp_path)] == [0.0, 0.0, 0.0]
+    # All windows in micro-batches of 4.
+    assert computed == [1] * 8
+    assert all(event["maximum_error"] < 1e-5 for event in told(tmp_path))
 
 
 def test_what_does_not_fit_is_recomputed_and_said(grown, plain, tmp_path: Path) -> None:
@@ -101,7 +148,7 @@ def test_what_does_not_fit_is_recomputed_and_said(grown, plain, tmp_path: Path) 
 
 
 def test_files_stay_within_the_limit_and_are_gone_at_the_end(
-    grown, plain, tmp_path, monkeypatch
+    grown, plain, tmp_path, monkeypatch, assert_same
 ) -> None:
     row_bytes, sizes = 16 * 16 * 4, []
     limit = WINDOWS * (row_bytes + 12)
@@ -113,7 +160,7 @@ def test_files_stay_within_the_limit_and_are_gone_at_the_end(
         return run(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "run", watch)
-    assert measured(grown(Trunk(cache="disk", limit=limit), out=tmp_path)) == plain
+    assert_same(measured(grown(Trunk(cache="disk", limit=limit), out=tmp_path)), plain)
     assert sizes[0] == 0
     assert sizes[1] == sizes[2] == limit
     assert 0 < sizes[3] < limit
@@ -122,7 +169,9 @@ def test_files_stay_within_the_limit_and_are_gone_at_the_end(
     assert not [f for f in checkpoints if "trunk" in f.name]
 
 
-def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(grown, tmp_path: Path) -> None:
+def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(
+    grown, tmp_path: Path, assert_same
+) -> None:
     schedule = GrowthSchedule(
         [
             Stage(2, 256),
@@ -132,7 +181,7 @@ def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(grown, tmp_path: Pa
         ]
     )
     result = grown(Trunk(cache="ram"), schedule, out=tmp_path)
-    assert measured(result) == measured(grown(None, schedule))
+    assert_same(measured(result), measured(grown(None, schedule)))
     events = told(tmp_path)
     assert "no frozen trunk" in events[1]["message"]
     # What was merged has changed the trunk: its rows are computed, not advanced.
@@ -141,12 +190,12 @@ def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(grown, tmp_path: Pa
 
 
 def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(
-    grown, plain, tmp_path: Path
+    grown, plain, tmp_path: Path, assert_same
 ) -> None:
     for dtype, worst in (("bf16", 0.02), ("int8", 0.01), ("fp8", 0.05)):
         out = tmp_path / dtype
         kept = grown(Trunk(cache="ram", dtype=dtype), out=out)
-        assert measured(kept) == measured(grown(Trunk(cache="off", dtype=dtype)))
+        assert_same(measured(kept), measured(grown(Trunk(cache="off", dtype=dtype))))
         assert measured(kept) != plain
         errors = [e["relative_error"] for e in told(out) if e.get("dtype") == dtype]
         assert len(errors) == 3
@@ -176,9 +225,12 @@ def spoil_cache(folder: Path, how: str) -> None:
 
 @pytest.mark.parametrize("spoil", ["keep", "remove", "damage", "other trunk"])
 def test_a_run_goes_on_with_and_without_its_cache(
-    grown, plain, tmp_path: Path, monkeypatch, spoil: str
+    grown, tmp_path: Path, monkeypatch, spoil: str
 ) -> None:
     """Stopped in the third stage between two checkpoints, with batches read ahead."""
+    monkeypatch.setattr(FrozenTrunk, "_through", by_place(1e-3))
+    whole = measured(grown(Trunk(cache="disk")))
+    assert whole != measured(grown(Trunk(cache="off")))
     step = Trainer._train_step
 
     def stopping(trainer: Trainer, **options) -> None:
@@ -196,7 +248,7 @@ def test_a_run_goes_on_with_and_without_its_cache(
     # checkpoint was.
     monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
     resumed = grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=3)
-    assert measured(resumed) == plain
+    assert measured(resumed) == whole
     told_now = " | ".join(said)
     assert ("found again" in told_now) == (spoil in ("keep", "damage"))
     assert ("kept rows of the trunk were damaged" in told_now) == (spoil == "damage")
@@ -228,7 +280,7 @@ def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, mo
     [(0, 2), (1, 3)],
 )
 def test_compiled_blocks_run_the_same_kept_or_not(
-    grown, monkeypatch, overlap: int, n_graphs: int
+    grown, monkeypatch, overlap: int, n_graphs: int, assert_same
 ) -> None:
     graphs = []
 
@@ -241,7 +293,7 @@ def test_compiled_blocks_run_the_same_kept_or_not(
     schedule = GrowthSchedule.blocks(4, tokens=256, overlap=overlap)
     recomputed = measured(grown(None, schedule, compile=True))
     assert len(graphs) == n_graphs
-    assert measured(grown(Trunk(cache="ram"), schedule, compile=True)) == recomputed
+    assert_same(measured(grown(Trunk(cache="ram"), schedule, compile=True)), recomputed)
     assert len(graphs) == n_graphs
     torch._dynamo.reset()
 
