@@ -18,6 +18,7 @@ import fastgrow
 from benchmarks.clock import Clock, CpuClock, CudaClock
 from benchmarks.results import Ceilings
 from benchmarks.summary import quantile
+from fastgrow._cpu import cpu_model
 from fastgrow.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +115,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
         }
     else:
         found |= {
-            "device": _cpu_model(),
+            "device": cpu_model(),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -128,15 +129,6 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
 
 
 def _triton_version() -> str | None:

@@ -10,15 +10,15 @@ import os
 import platform
 import shutil
 import sys
-from pathlib import Path
 
 import torch
 
 import fastgrow
 from fastgrow import _native, ops
+from fastgrow._cpu import cpu_flags
 from fastgrow.ops._tuning import explain_tuning
 
-PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors")
+PACKAGES = ("triton", "numpy", "tokenizers", "safetensors")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd")
 # What `instruction_set` of csrc/cpu/instruction_set.h counts.
 INSTRUCTION_SETS = ("portable code", "AVX2", "AVX-512")
@@ -72,6 +72,8 @@ def _version(package: str) -> str | None:
 def _versions() -> list[str]:
     lines = [f"fastgrow {fastgrow.__version__} in {_native.PACKAGE}"]
     lines.append(f"Python {platform.python_version()} on {platform.platform()}")
+    # With the build, such as 2.13.0+cpu, which the installed package may not tell.
+    lines.append(f"torch {torch.__version__}")
     return lines + [f"{name} {_version(name) or 'is not installed'}" for name in PACKAGES]
 
 
@@ -84,21 +86,10 @@ def _device() -> list[str]:
     if not lines:
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         lines.append(f"no GPU (torch is {build})")
-    flags = _cpu_flags()
+    flags = cpu_flags()
     known = [flag for flag in CPU_FLAGS if flag in flags] or ["no known vector flags"]
     lines.append(f"{platform.machine()} CPU, {torch.get_num_threads()} threads: {' '.join(known)}")
     return lines
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with Path("/proc/cpuinfo").open() as file:
-            for line in file:
-                if line.lower().startswith(("flags", "features")):
-                    return set(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return set()
 
 
 def _extension() -> list[str]:

@@ -55,6 +55,9 @@ class TopK(Posterior):
         state: RuleState | None = None,
     ) -> Tensor:
         weights = super().log_weights(names, tokens, scores, state)
-        best = weights.topk(min(self.k, len(names)), dim=-1)
-        silenced = torch.full_like(weights, float("-inf")).scatter(-1, best.indices, best.values)
+        # Before anything has been read all may weigh the same: then the first named are taken.
+        best = weights.sort(dim=-1, descending=True, stable=True).indices[..., : self.k]
+        silenced = torch.full_like(weights, float("-inf")).scatter(
+            -1, best, weights.gather(-1, best)
+        )
         return torch.log_softmax(silenced, dim=-1)

@@ -141,7 +141,7 @@ def _draw(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     """Tokens [B, n] by inverting the distribution's cumulative sum at numbers [B, n].
 
     Unlike `torch.multinomial`, the same numbers give the same tokens on every device and in every
-    batch.
+    batch, unless a number lies within rounding of the boundary between two.
 
     Raises:
         ArgumentError: a row has no distribution.

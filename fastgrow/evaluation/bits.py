@@ -76,7 +76,7 @@ class BitsPerCharacter:
         """The measure of several texts taken together: each counts by its length."""
         parts = list(parts)
         return cls.from_nats(
-            sum(part.loss * part.tokens for part in parts),
+            math.fsum(part.loss * part.tokens for part in parts),
             sum(part.tokens for part in parts),
             sum(part.characters for part in parts),
         )

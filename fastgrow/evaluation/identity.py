@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastgrow.errors import ConfigError
-from fastgrow.nn import FrozenEmbedding
+from fastgrow.nn import Decoder, FrozenEmbedding
 from fastgrow.nn.tensor_digest import add_tensor
 
 
@@ -25,6 +25,14 @@ def model_key(model: Any) -> str:
     if not isinstance(model, nn.Module):
         raise _silent(f"a {type(model).__name__}")
     digest = hashlib.sha256(repr(model).encode())
+    # The last digits of a substrate's table depend on the machine: its fingerprint stands for it.
+    of_substrates = {
+        id(decoder.embedding)
+        for decoder in model.modules()
+        if isinstance(decoder, Decoder)
+        and decoder.substrate is not None
+        and decoder.own_table is None
+    }
     for module in model.modules():
         for unsaid in getattr(module, "beyond_state", ()):
             raise _silent(unsaid)
@@ -32,8 +40,12 @@ def model_key(model: Any) -> str:
         substrate = getattr(module, "substrate", None)
         if substrate is not None:
             digest.update(substrate.fingerprint.encode())
-        # A frozen table is in no state dict, and need not be the substrate's.
-        if isinstance(module, FrozenEmbedding) and module.table is not None:
+        # Any other frozen table is in no state dict.
+        if (
+            isinstance(module, FrozenEmbedding)
+            and module.table is not None
+            and id(module) not in of_substrates
+        ):
             add_tensor(digest, "table", module.table)
     for name, tensor in model.state_dict().items():
         add_tensor(digest, name, tensor)

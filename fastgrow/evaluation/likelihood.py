@@ -108,7 +108,11 @@ def _windows(
 def _score(model: LanguageModel, windows: Sequence[_Window], batch_size: int) -> list[float]:
     """The sum of ln p over each window's targets."""
     pad_id = require_substrate(model).pad_id
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i].tokens))
+    # Equal windows are scored once: in two batches, rounding might prefer one of equal choices.
+    same: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for i, window in enumerate(windows):
+        same.setdefault((tuple(window.tokens), window.targets), []).append(i)
+    order = sorted((group[0] for group in same.values()), key=lambda i: len(windows[i].tokens))
     scores = [0.0] * len(windows)
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
@@ -131,4 +135,7 @@ def _score(model: LanguageModel, windows: Sequence[_Window], batch_size: int) ->
             if math.isnan(value):
                 raise ArgumentError("evaluate: the model's likelihood of a text is NaN")
             scores[i] = value
+    for group in same.values():
+        for i in group:
+            scores[i] = scores[group[0]]
     return scores

@@ -27,7 +27,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the k largest of [B, V] logits to −∞; exactly k stay, ties broken by order."""
+    """Set all but the k largest of [B, V] logits to −∞; exactly k stay, also of equals."""
     values, places = logits.topk(min(k, logits.shape[-1]), dim=-1)
     return torch.full_like(logits, float("-inf")).scatter(-1, places, values)
 
@@ -38,7 +38,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     The nucleus is the smallest set of most likely tokens whose probabilities reach p (Holtzman et
     al., arXiv 1904.09751); it has at least one.
     """
-    ordered, places = logits.sort(dim=-1, descending=True)
+    ordered, places = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     ordered = ordered.masked_fill(before >= p, float("-inf"))

@@ -35,8 +35,8 @@ def substrate_embedding(substrate: SubstrateLike, width: int, d_model: int) -> F
 def substrate_table(substrate: SubstrateLike, width: int) -> Tensor:
     """The substrate's table at a width, [V, width] float32; one tensor for all callers.
 
-    A narrower table has the leading principal components, its rows normalised again: just what a
-    substrate built with that many components has.
+    A narrower table has the leading principal components, its rows normalised again: but for
+    rounding what a substrate built with that many components has.
 
     Raises:
         ConfigError: the substrate's table is narrower than `width`, or is wider and not made of

@@ -30,7 +30,8 @@ class Substrate:
     """A tokenizer and a frozen vector for each of its tokens (arXiv 2507.04886).
 
     Made by `build`, `from_vocabulary` or `load`; it never changes. Tokens that look the same, such
-    as Latin A, Greek Α and Cyrillic А, have the same vector: `collisions` lists them.
+    as Latin A, Greek Α and Cyrillic А, have the same vector, to the last digit: `collisions` lists
+    them.
 
     Attributes:
         tokenizer: text to ids and back.

@@ -107,7 +107,7 @@ def principal_table(packed: np.ndarray, axes: np.ndarray) -> np.ndarray:
     first = first_equal_rows(packed)
     is_first = first == np.arange(len(packed))
     distinct, repeated = np.flatnonzero(is_first), np.flatnonzero(~is_first)
-    # A shorter vector is the product's rounding alone.
+    # A shorter vector may be the product's rounding alone.
     shortest = n_bits * np.finfo(np.float32).eps
 
     def project(rows: np.ndarray, place: slice) -> None:

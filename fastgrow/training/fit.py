@@ -33,7 +33,8 @@ def fit(
     """Train the parameters `active` of a model for a number of tokens.
 
     A run in a folder that was stopped goes on from its last checkpoint, which holds the active
-    parameters alone, and ends in the same bits as one that was not (on a CPU).
+    parameters alone, and ends in the same bits as one that was not (on a CPU with the same
+    libraries and threads).
 
     Args:
         model: has `loss` and `max_seq_len`; all its other parameters are frozen.

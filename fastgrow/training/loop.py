@@ -65,8 +65,9 @@ class Trainer:
     """Trains exactly the parameters in `active` for a number of steps.
 
     One step: `config.accumulate` micro-batches, whose gradients are weighted by their targets so
-    that the sum is the gradient of the mean loss over all of them; clipping; AdamW. On a CPU a run
-    that was stopped at any step and resumed ends in the same bits as one that was not.
+    that the sum is the gradient of the mean loss over all of them; clipping; AdamW. On a CPU,
+    with the same libraries and threads, a run that was stopped at any step and resumed ends in the
+    same bits as one that was not.
 
     Args:
         model: has `loss(ids, targets, ignore_index=…, reduction="mean")`. Moved to `device`.

@@ -34,6 +34,14 @@ def test_the_best_experts_share_all_weight(k: int) -> None:
         assert few[b, t].tolist() == pytest.approx(expected, rel=1e-12)
 
 
+def test_of_equal_experts_the_first_are_taken() -> None:
+    _, ids = example(1)
+    names = tuple(f"expert {i}" for i in range(20))
+    weights = TopK(3).log_weights(names, Tokens.of(ids, BOS, PAD), torch.zeros(2, 1, 20))
+    expected = torch.tensor([1 / 3] * 3 + [0.0] * 17).expand(2, 20)
+    torch.testing.assert_close(weights.exp()[:, 0], expected, check_dtype=False)
+
+
 def test_the_mixture_is_over_the_best_experts() -> None:
     logits, ids = example()
     tokens = Tokens.of(ids, BOS, PAD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,22 @@ def test_each_continuation_is_the_sum_of_its_tokens() -> None:
             expected = [by_hand(question.context, c) for c in question.continuations]
             assert likelihoods.log_likelihoods == pytest.approx(expected, abs=1e-4)
             assert (likelihoods.cut, likelihoods.unknown) == (0, 0)
+
+
+def test_equal_choices_are_equally_likely_to_the_last_digit() -> None:
+    class ByPlace(Rigged):
+        """As a product may do, it rounds a row by its place in the batch."""
+
+        def loss(self, *arguments: Any, **options: Any) -> torch.Tensor:
+            nats = super().loss(*arguments, **options)
+            return nats * (1 + 1e-6 * torch.arange(len(nats)))[:, None]
+
+    questions = [Candidates("one", ("a", "bcd", "a", "dd", "bcd")), Candidates("two", ("a", "a"))]
+    first, second = log_likelihoods(ByPlace(say), questions, batch_size=2)
+    values = first.log_likelihoods
+    assert (values[0], values[1]) == (values[2], values[4])
+    assert len(set(values)) == 3
+    assert len(set(second.log_likelihoods)) == 1
 
 
 def test_a_long_context_is_cut_on_the_left() -> None:

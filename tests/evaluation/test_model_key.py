@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from rigged import CharacterSubstrate
 from torch import nn
 
 from fastgrow.compose import CallableExpert, Ensemble, Mean, ProbabilityMean, Weighted
@@ -52,6 +54,32 @@ def test_whatever_differs_changes_the_key() -> None:
     ]
     keys = [model_key(model) for model in different]
     assert len(set(keys)) == len(keys), keys
+
+
+def test_a_substrates_last_digits_do_not_change_the_key() -> None:
+    """Another machine's linear algebra makes others; the fingerprint stands for the table."""
+    keys = []
+    for error in (0.0, 1e-7):
+        substrate = CharacterSubstrate()
+        substrate.table += np.float32(error)
+        config = dataclasses.replace(CONFIG, vocab_size=len(substrate))
+        models = [
+            Decoder(config, substrate, generator=torch.Generator().manual_seed(s)) for s in (0, 1)
+        ]
+        keys.append(
+            [model_key(models[0]), model_key(Ensemble(dict(zip("ab", models, strict=True))))]
+        )
+        # A table of the model's own counts, with a substrate for the text too.
+        table = torch.from_numpy(substrate.table)
+        keys[-1].append(
+            model_key(
+                Decoder(config, substrate, table=table, generator=torch.Generator().manual_seed(0))
+            )
+        )
+    first, second = keys
+    assert first[:2] == second[:2]
+    assert first[2] != second[2]
+    assert len({*first, *second}) == 4
 
 
 def test_what_no_state_dict_has_needs_a_key_of_ones_own() -> None:

@@ -35,3 +35,12 @@ def test_narrow_model_has_the_table_of_a_narrow_substrate(glyphs: Substrate) -> 
     torch.testing.assert_close(
         model.embedding.table, torch.from_numpy(narrow.table.copy()), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("d_model", [8, 100, 1024])
+def test_tokens_that_look_the_same_are_the_same_to_a_model(d_model: int) -> None:
+    substrate = Substrate.build(scripts=["Latin", "Cyrillic", "Greek"], n_ngrams=0)
+    config = DecoderConfig(len(substrate), d_model=d_model, n_layer=0, n_head=2)
+    vectors = Decoder(config, substrate).embedding(torch.arange(len(substrate)))
+    for group in substrate.collisions():
+        assert torch.equal(vectors[group], vectors[group[:1]].expand(len(group), -1))

@@ -37,6 +37,15 @@ def test_what_looks_the_same_comes_first(substrate: fg.Substrate) -> None:
     assert (latin.bitmap == cyrillic.bitmap).all()
 
 
+def test_equal_vectors_have_equal_cosines(substrate: fg.Substrate) -> None:
+    table = np.random.default_rng(0).normal(size=(len(substrate), 301)).astype(np.float32)
+    table[5::3] = table[5]
+    cosines = {n.cosine for n in nearest(substrate, table, "b", k=len(substrate))}
+    ids = substrate.vocabulary.ids
+    left = {*range(len(substrate))} - {ids["b"], *substrate.vocabulary.specials.values()}
+    assert len(cosines) == 1 + len({i if i < 5 or i % 3 != 2 else 5 for i in left})
+
+
 def test_a_zero_vector_has_no_neighbours(substrate: fg.Substrate) -> None:
     table = np.ones((len(substrate), 3))
     table[substrate.vocabulary.ids["b"]] = 0

@@ -13,6 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "results" / "study"
+# Where the printed digits were seen again, beside the record's own versions and instructions; other
+# libraries' choices and other processors add in another order.
+CPU = "AMD"
+NUMPY_BLAS = ("openblas Haswell", "openblas Zen", "openblas SkylakeX")
 
 
 @pytest.mark.slow
@@ -42,15 +46,22 @@ def test_a_cell_comes_again_to_the_printed_digits(
     )
     there, here = committed["trainings"][cell]["1"], again["trainings"][cell]["1"]
     assert here["key"] == there["key"]
-    same = all(
-        committed["environment"][what] == again["environment"][what]
-        for what in ("torch", "instructions")
+    trained_for = committed["settings"]["trainings"][cell]["texts"]
+    environment = again["environment"]
+    same = (
+        all(
+            committed["environment"][what] == environment[what]
+            for what in ("torch", "instructions")
+        )
+        and CPU in environment["cpu"]
+        and environment["numpy_blas"] in NUMPY_BLAS
+        and environment["chosen"].keys() <= {"OPENBLAS_CORETYPE"}
     )
     for mine, theirs in zip(here["stages"], there["stages"], strict=True):
         for text, bits in theirs["bits"].items():
             if same:
                 assert f"{mine['bits'][text]:.2f}" == f"{bits:.2f}", text
             else:
-                # Sums in another order part the runs; what they learn is the same. Scripts that
-                # the cell has never seen are left out: what it makes of them is accident.
-                assert text in ("ru", "zh", "mix") or abs(mine["bits"][text] - bits) < 0.03, text
+                # Sums in another order part the runs; what they learn is the same. What the cell
+                # makes of texts that it was not trained for is accident.
+                assert text not in trained_for or abs(mine["bits"][text] - bits) < 0.03, text

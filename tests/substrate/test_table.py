@@ -111,10 +111,10 @@ def test_a_row_that_only_rounding_sets_apart_from_the_mean_is_zeros() -> None:
 
 
 def test_equal_rows_are_equal_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Batches of seven rows and a last one of one row, which a BLAS takes for a vector.
+    # Batches of eight rows and a last one of one row, which a BLAS takes for a vector.
     packed = random_bits(40, 256)
     order = np.random.default_rng(1).permutation(np.repeat(np.arange(40), 9))
-    monkeypatch.setattr("fastgrow.substrate.table._BATCH", 256 * 7)
+    monkeypatch.setattr("fastgrow.substrate.table._BATCH", 256 * 8)
     table = make_table(packed[np.append(order, 0)], 256, 100)
     distinct = table[np.argsort(order)[::9]]
     np.testing.assert_array_equal(table[:-1], distinct[order])

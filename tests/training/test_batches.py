@@ -146,6 +146,13 @@ def test_mixed_evaluation_keeps_proportions_and_whole_documents() -> None:
     assert mixed.tokens_per_character == pytest.approx(1 / (0.75 * 4 / 5 + 0.25 * 2 / 3))
 
 
+def test_shares_are_the_same_on_every_python() -> None:
+    # Added one after the other these weights are 0.9999999999999999.
+    stream = counting_stream(1000)
+    mixed = MixedStream([(stream, 0.7), (stream, 0.2), (stream, 0.1)])
+    assert [share for _, share in mixed.parts] == [0.7, 0.2, 0.1]
+
+
 def test_mixtures_of_corpora_and_of_mixtures() -> None:
     def corpus(letter: str) -> TextData:
         return TextData.from_splits(

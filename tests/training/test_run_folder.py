@@ -10,7 +10,7 @@ import torch
 
 import fastgrow
 from fastgrow.errors import ConfigError
-from fastgrow.training import claim_folder
+from fastgrow.training import claim_folder, environment
 from fastgrow.training.environment import describe_environment
 
 
@@ -31,10 +31,19 @@ def test_a_folder_of_before_there_were_environments_goes_on(tmp_path: Path) -> N
     claim_folder(tmp_path, {"seed": 3}, "auto", {"torch": "2"})
 
 
+def test_what_chooses_the_order_of_sums_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in environment.CHOOSING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert describe_environment(torch.device("cpu"))["chosen"] == {"MKL_CBWR": "COMPATIBLE"}
+
+
 def test_the_environment_is_this_one() -> None:
     found = describe_environment(torch.device("cpu"))
     assert found["fastgrow"] == fastgrow.__version__
     assert found["torch"] == torch.__version__
     assert found["device"] == "cpu"
     assert found["threads"] == torch.get_num_threads()
+    assert found["cpu"]
     assert json.loads(json.dumps(found)) == found

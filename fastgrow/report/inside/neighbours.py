@@ -53,7 +53,9 @@ def nearest(substrate: Any, table: np.ndarray, token: str, k: int = _NEAREST) ->
     here = [Neighbour(token, 1.0, _bitmap(substrate, own))]
     if lengths[own] == 0:
         return here
-    cosine = (table @ table[own]) / np.where(lengths > 0, lengths, 1) / lengths[own]
+    # Each row's sum by itself: a matrix product may round equal rows differently.
+    cosine = np.einsum("ij,j->i", table, table[own]) / np.where(lengths > 0, lengths, 1)
+    cosine /= lengths[own]
     cosine[[own, *substrate.vocabulary.specials.values()]] = -np.inf
     cosine[lengths == 0] = -np.inf
     # Rounded: the last digits depend on the machine, and equal pictures are to keep their order.

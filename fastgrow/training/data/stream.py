@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,7 +103,8 @@ class MixedStream:
                     f"{name}: part {index} was encoded with another substrate than part 0 "
                     f"({stream.substrate.fingerprint[:12]} against {first.fingerprint[:12]})"
                 )
-        total = sum(weight for _, weight in flat)
+        # Shares are part of a run's identity; `sum` rounds otherwise from Python 3.12 on.
+        total = math.fsum(weight for _, weight in flat)
         self.parts: list[tuple[TokenStream, float]] = [
             (stream, weight / total) for stream, weight in flat
         ]
@@ -151,7 +153,9 @@ class MixedStream:
     @property
     def tokens_per_character(self) -> float:
         """Predicted tokens for each character, averaged over windows drawn by weight."""
-        characters = sum(w / stream.tokens_per_character for stream, w in self.parts if len(stream))
+        characters = math.fsum(
+            weight / stream.tokens_per_character for stream, weight in self.parts if len(stream)
+        )
         return 1.0 / max(characters, 1e-12)
 
 
