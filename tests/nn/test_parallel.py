@@ -41,7 +41,9 @@ def test_replicas_average_their_gradients(results: list[Results]) -> None:
         for name, gradient in result["ddp"].items():
             mean = torch.stack([g[name] for g in own]).mean(0)
             assert not torch.allclose(mean, own[0][name], rtol=1e-3), name
-            torch.testing.assert_close(gradient, mean, rtol=1e-5, atol=1e-8, msg=name)
+            # Sums over some dozen rows, in an order of their own: units of 2^-24 of the largest.
+            atol = 1e-5 * float(mean.abs().max())
+            torch.testing.assert_close(gradient, mean, rtol=1e-5, atol=atol, msg=name)
 
 
 def test_shards_train_as_one_process_does(results: list[Results]) -> None:

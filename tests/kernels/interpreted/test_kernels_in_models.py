@@ -128,4 +128,7 @@ def test_processes_average_their_gradients(
         for name, gradient in found.items():
             mean = (own[0][name] + own[1][name]) / 2
             assert not torch.allclose(mean, own[0][name], rtol=1e-3), name
-            torch.testing.assert_close(gradient, mean, rtol=1e-5, atol=1e-7)
+            # Sums over rows, in an order of their own: units of 2^-24 of the largest.
+            torch.testing.assert_close(
+                gradient, mean, rtol=1e-5, atol=1e-5 * float(mean.abs().max())
+            )
