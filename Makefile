@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup demo test test-slow acceptance sanitize lint types contracts clean
+.PHONY: setup demo test test-slow test-portable acceptance sanitize lint types contracts clean
 
 setup: $(VENV)/.ready
 
@@ -20,6 +20,11 @@ demo: setup
 
 test: lint types contracts
 	$(PYTEST) -m "not slow and not acceptance"
+
+# The tests that compute, under other machines' instructions and threads: a quarter of an hour on two
+# cores; with PORTABLE=--few three minutes.
+test-portable: setup
+	$(BIN)/python tests/portable.py $(PORTABLE)
 
 # With the checks that want the development data or a font, where those are there.
 test-slow: setup
