@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fastgrow as fg
+from benchmarks.planned import Windows
 from fastgrow.report import table_text
 from fastgrow.training import TrainConfig, Trainer
 from fastgrow.training.optimizer import build_optimizer
@@ -43,28 +43,6 @@ class Limit:
         return self.measured <= self.allowed
 
 
-class Windows:
-    """The same four windows of random tokens at every step."""
-
-    seq_len, tokens_per_batch, tokens_per_character = T, 4 * T, 1.0
-
-    def __init__(self) -> None:
-        self._ids = torch.randint(V, (4, T), generator=torch.Generator().manual_seed(0))
-
-    @property
-    def stream(self) -> Windows:
-        return self
-
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        return self._ids, self._ids
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
 def one_block(d_model: int) -> fg.Decoder:
     """A decoder of one block on V random vectors."""
     torch.manual_seed(0)
@@ -74,7 +52,7 @@ def one_block(d_model: int) -> fg.Decoder:
 
 def bare_loop(model: fg.Decoder, steps: int) -> None:
     """Training in the fewest lines."""
-    config, batches = TrainConfig(), Windows()
+    config, batches = TrainConfig(), Windows(V, 4, T)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = build_optimizer(parameters, config)
     for step in range(steps):
@@ -90,7 +68,7 @@ def bare_loop(model: fg.Decoder, steps: int) -> None:
 def trainer_loop(model: fg.Decoder, steps: int) -> None:
     """The same steps by the trainer."""
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    Trainer(model, parameters, Windows(), TrainConfig(pick="last"), steps=steps).run()
+    Trainer(model, parameters, Windows(V, 4, T), TrainConfig(pick="last"), steps=steps).run()
 
 
 def trainer_overhead(clock: Clock, *, steps: int = 100, rounds: int = 8) -> Limit:

@@ -83,7 +83,7 @@ class Error:
         return all(abs(ratio - 1) <= limit for ratio, limit in limits)
 
 
-class _Batches:
+class Windows:
     """Random windows; the times at which they were asked for."""
 
     def __init__(self, vocabulary: int, batch: int, seq_len: int) -> None:
@@ -94,7 +94,7 @@ class _Batches:
         self.tokens_per_character = 1.0
 
     @property
-    def stream(self) -> _Batches:
+    def stream(self) -> Windows:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +116,7 @@ def compare(shape: Shape, *, rounds: int = ROUNDS, steps: int = STEPS) -> Error:
     train = TrainConfig(batch_size=shape.batch, seq_len=seq_len, log_every=1_000)
     model = _last_stage(shape, schedule)
     active = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    batches = _Batches(shape.config.vocab_size, shape.batch, seq_len)
+    batches = Windows(shape.config.vocab_size, shape.batch, seq_len)
     plans, steps_taken = [], []
     for _ in range(rounds):
         plans.append(make_plan(shape.config, schedule, train).stages[-1])

@@ -38,7 +38,7 @@ KERNELS = tuple(
     f"kernels/test_interpreted.py::test_quick[test_{name}_kernels.py]"
     for name in ("attention", "decode", "linear_lse", "lora", "mlp", "norm")
 )
-# What the process of a library tells of its choice; printed by `_FACTS`.
+# Prints what each library takes by itself: a name and a value a line.
 _FACTS = """
 import os
 import numpy, torch
@@ -97,11 +97,12 @@ MISSING = {
     "FASTGROW_CPU_CAPABILITY": "the extension is not built",
 }
 NUMPY, TORCH, EXTENSION = (*SUBSTRATE, *KERNELS), (*MODELS, *OPERATIONS), ("compose", *OPERATIONS)
+# oneDNN multiplies in half precision.
 HALF = ("nn", "interop", *OPERATIONS)
 SETTINGS = (
     Setting("OPENBLAS_CORETYPE", "Prescott", SUBSTRATE, "lm", "OPENBLAS_CORETYPE", few=True),
     Setting("OPENBLAS_CORETYPE", "Haswell", NUMPY, "avx2", "OPENBLAS_CORETYPE"),
-    # In today's OpenBLAS the kernels are Haswell's, and what it does with them is near that.
+    # Its kernels are Haswell's, under which Triton's interpreter is tried.
     Setting("OPENBLAS_CORETYPE", "Zen", SUBSTRATE, "avx2", "OPENBLAS_CORETYPE"),
     Setting("OPENBLAS_CORETYPE", "SkylakeX", NUMPY, "avx512f", "OPENBLAS_CORETYPE"),
     Setting("MKL_CBWR", "COMPATIBLE", TORCH, "", "MKL", few=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def _with_mix(bits: Mapping[str, float], characters: Mapping[str, int]) -> dict[str, float]:
     whole = sum(characters[name] for name in bits)
-    return {**bits, MIX: sum(bits[name] * characters[name] for name in bits) / whole}
+    return {**bits, MIX: math.fsum(bits[name] * characters[name] for name in bits) / whole}
 
 
 def _rounded(value: Any) -> Any:

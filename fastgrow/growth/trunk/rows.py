@@ -119,14 +119,15 @@ class Filler:
     def _chunks(self, rows: TrunkRows, slots: np.ndarray) -> Iterator[np.ndarray]:
         """The slots in parts whose windows have different places."""
         places = self._places(rows.windows[slots])
-        # How many slots of the same place come before each.
+        by_place = np.argsort(places, kind="stable")
+        starts = np.cumsum(np.bincount(places, minlength=self.batches.batch_size))
+        # How many slots of the same place come before each: its part.
         turn = np.empty_like(slots)
-        for place in range(self.batches.batch_size):
-            there = places == place
-            turn[there] = np.arange(there.sum())
-        for part in range(turn.max(initial=-1) + 1):
+        turn[by_place] = np.arange(len(slots)) - np.append(0, starts)[places[by_place]]
+        in_parts = slots[np.argsort(turn, kind="stable")]
+        for part in np.split(in_parts, np.cumsum(np.bincount(turn))[:-1]) if len(slots) else ():
             self._pause()
-            yield slots[turn == part]
+            yield part
 
     def _places(self, windows: np.ndarray) -> np.ndarray:
         return windows % self.batches.batch_size
