@@ -11,7 +11,7 @@ from benchmarks import show
 from benchmarks.case import DTYPES, PASSES, Case, parse_shape, select
 from benchmarks.cases import FAMILIES, families
 from benchmarks.contenders import COMPILE_MODES, KINDS
-from benchmarks.machine import ROOT, find_machine
+from benchmarks.machine import find_machine
 from benchmarks.measure import Budget, Settings
 from benchmarks.results import Ceilings, Result, Row, save
 from benchmarks.suite import run_suite
@@ -124,23 +124,44 @@ def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
 
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
-    from benchmarks.gpu import TABLE, TOTAL_SECONDS, run_gpu, ship
+    from benchmarks import gpu
+    from benchmarks.stages import STAGES, WHOLE
 
-    parser = argparse.ArgumentParser(f"{program} gpu", description=run_gpu.__doc__)
+    parser = argparse.ArgumentParser(
+        f"{program} gpu",
+        description=gpu.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What --stage, --op or --only chooses is measured again; without them a call over "
+        "the same folder goes on with what is missing.",
+    )
     add = parser.add_argument
-    add("--out", type=Path, help="folder; benchmarks/results/<gpu> without")
-    add("--seconds", type=_positive, default=TOTAL_SECONDS, help="for all runs over the folder")
-    add("--ship", action="store_true", help="put the tuning table where launches look for it")
-    options = parser.parse_args(arguments)
-    machine = find_machine("cuda")
-    out = options.out or ROOT / "benchmarks" / "results" / machine.slug
-    result = run_gpu(machine, out, seconds=options.seconds)
-    write(result, out)
-    if options.ship:
-        print(f"{ship(out)}: serves launches on this kind of GPU from now on")
-    elif (out / TABLE).exists():
-        print(f"{out / TABLE}: `{program} gpu --ship` puts it where launches look for it")
-    return 0
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--minutes", type=_positive, default=WHOLE, help="for this call")
+    add("--stage", default="", help=f"comma-separated: {', '.join(STAGES)}")
+    add("--op", default="", help="comma-separated operations to time")
+    add("--only", default="", help="a part of the names of cases and tests")
+    add("--against", default=",".join(gpu.AGAINST), help=f"of {', '.join(KINDS)}")
+    add("--tests", type=Path, default=gpu.TESTS, help="folder of tests")
+    add("--substrate", type=Path, help="of the run of growth; made where none is given")
+    add("--rehearse", action="store_true", help="on a CPU, with tiny shapes: no number counts")
+    chosen = parser.parse_args(arguments)
+    options = gpu.Options(
+        minutes=chosen.minutes,
+        stages=_names(chosen.stage or ",".join(STAGES), list(STAGES), "--stage"),
+        families=families(_names(chosen.op, [f.name for f in FAMILIES], "--op")),
+        only=chosen.only,
+        again=bool(chosen.stage or chosen.op or chosen.only),
+        rehearse=chosen.rehearse,
+        against=kinds(chosen.against, quick=False),
+        tests=chosen.tests,
+        substrate=chosen.substrate,
+    )
+    result = gpu.run_gpu(chosen.out, options)
+    print(show.overview_table(result.rows))
+    print(f"ceilings: {show.ceilings_text(result.ceilings)}")
+    print("\n".join([show.environment_text(result), *result.notes]))
+    write(result, chosen.out)
+    return 1 if _is_wrong(result) else 0
 
 
 def _experts(arguments: Sequence[str], program: str) -> int:

@@ -1,10 +1,11 @@
-"""The kernels' tests on the device: those marked `gpu` and not `slow`, in several processes.
+"""The tests on the device, in as many processes as there are cores.
 
 Most of their time is the compiler's, which uses one core a process.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,113 +14,214 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import ROOT
+from benchmarks.processes import told
 
-TESTS = ROOT / "tests" / "kernels"
-MOST_PROCESSES = 8  # each takes some of the GPU's memory
+TESTS = ROOT / "tests"
+MARK = "mark.gpu"
+SMOKE = "gpu_smoke"  # one test of each kernel and direction
+ALL = "gpu and not slow"
+MOST_PROCESSES = 16  # each takes some of the GPU's memory
+MOST_DEATHS = 5  # of one process's tests, before the rest of them are left
+SHOWN_OF_A_LOG = 20_000  # characters
 BETWEEN_TESTS = "a process between its tests"
 COUNTED = ("passed", "failed", "skipped", "error")
+RED = ("failed", "error")
 # Of pytest: all passed, some failed, none selected.
 KNOWN_STATUS = (0, 1, 5)
 
+# Given a test, its outcome and, of one that is red, why.
+OnOutcome = Callable[[str, str, str], None]
 
-def run_gpu_tests(seconds: float, tests: Path = TESTS) -> dict[str, Any]:
-    """Run them for at most so long.
+
+def run_gpu_tests(
+    seconds: float,
+    tests: Path = TESTS,
+    *,
+    mark: str = ALL,
+    only: str = "",
+    leave_out: Collection[str] = (),
+    on_outcome: OnOutcome = lambda test, outcome, why: None,
+) -> str:
+    """Run the tests of a mark for at most so long.
+
+    Args:
+        only: a part of the names of those to run.
+        leave_out: names of tests that need not run again.
+        on_outcome: told of each test as soon as it has ended: `passed`, `failed`, `skipped`, or
+            `error`, also of a test at which a process died; where one died between two tests,
+            `BETWEEN_TESTS`.
 
     Returns:
-        `state`, which begins with `passed`, `failed`, `unfinished` or `skipped`; counts by outcome;
-        `failures`, the names of tests; where a process died between two, `BETWEEN_TESTS`.
+        Empty, or why not every test has run.
     """
     if importlib.util.find_spec("pytest") is None:
-        return {"state": "skipped: pytest is not installed", "failures": []}
-    if not tests.is_dir():
-        return {"state": "skipped: the tests are not here", "failures": []}
+        return "skipped: pytest is not installed"
+    files = files_of(tests)
+    if not files:
+        return "skipped: the tests are not here"
+    end = time.monotonic() + seconds
     count = min(os.cpu_count() or 1, MOST_PROCESSES)
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{index}.jsonl" for index in range(count)]
-        processes = [
-            subprocess.Popen(
-                _command(tests, f"{index}/{count}", file),
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for index, file in enumerate(files)
-        ]
+        known = Path(folder) / "leave-out"
+        known.write_text("\n".join(leave_out), encoding="utf-8")
+        start = functools.partial(_start, files, mark, only, known)
+        shards = [Shard(f"{i}/{count}", Path(folder) / f"{i}.jsonl", start) for i in range(count)]
         try:
-            statuses = _statuses(processes, time.monotonic() + seconds)
+            while time.monotonic() < end:
+                # Every one gets its turn, whatever the first says.
+                if not sum(shard.turn(on_outcome) for shard in shards):
+                    break
+                time.sleep(0.05)
         finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        lines = [_lines(file) for file in files]
-    return outcome(statuses, lines, seconds)
+            for shard in shards:
+                shard.stop()
+                # What it wrote since it was last asked.
+                shard.read(on_outcome)
+                shard.print_log_where_red()
+    left = sum(shard.left() for shard in shards)
+    if any(shard.is_running for shard in shards):
+        return f"unfinished after {seconds:.0f} s" + (f", {left} tests are left" if left else "")
+    return f"{left} tests are left: their process died {MOST_DEATHS} times" if left else ""
 
 
-def _command(tests: Path, shard: str, file: Path) -> list[str]:
-    # The project's options name plugins that a plain image lacks.
-    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.shard"]
-    chosen = ["-m", "gpu and not slow", "--continue-on-collection-errors", "--tb=no"]
-    return [
-        *(sys.executable, "-m", "pytest", *options, *chosen),
-        *("--shard", shard, "--outcomes", str(file), str(tests)),
-    ]
-
-
-def _statuses(processes: Iterable[subprocess.Popen[bytes]], end: float) -> list[int | None]:
-    """Exit statuses; None for a process that is not finished when the time is over."""
-    statuses: list[int | None] = []
-    for process in processes:
-        try:
-            statuses.append(process.wait(max(0.0, end - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            statuses.append(None)
-    return statuses
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """What a process wrote; the last line may be cut off where it was killed."""
+def files_of(tests: Path) -> list[Path]:
+    """The files of tests that have the mark, or whose folder gives it to all of them."""
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+    for path in sorted(tests.rglob("test_*.py")):
+        sources = (path, path.parent / "conftest.py")
+        if any(MARK in source.read_text("utf-8") for source in sources if source.is_file()):
+            found.append(path)
     return found
 
 
-def outcome(
-    statuses: Iterable[int | None], lines: Iterable[list[dict[str, Any]]], seconds: float
-) -> dict[str, Any]:
-    """One result of all processes."""
-    by_test: dict[str, str] = {}
-    crashes: list[int] = []
-    left, is_unfinished = 0, False
-    for status, written in zip(statuses, lines, strict=True):
-        # The first outcome is the one that tells: a test may fail again when it is taken down.
-        ends = {line["test"]: line["outcome"] for line in reversed(written) if "outcome" in line}
-        by_test |= ends
+def _start(
+    files: Iterable[Path], mark: str, only: str, leave_out: Path, shard: str, outcomes: Path
+) -> subprocess.Popen[bytes]:
+    # The project's options name plugins that a plain image lacks.
+    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.shard"]
+    chosen = ["-m", mark, "-k", only, "--continue-on-collection-errors", "--tb=short"]
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pytest", *options, *chosen),
+            *("--shard", shard, "--outcomes", str(outcomes), "--leave-out", str(leave_out)),
+            *map(str, files),
+        ],
+        cwd=ROOT,
+        # What failed is read in the log.
+        stdout=outcomes.with_suffix(".log").open("ab"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+@dataclass
+class Shard:
+    """A share of the tests, run in one process and, where that one dies, in the next."""
+
+    name: str
+    outcomes: Path
+    start: Callable[[str, Path], subprocess.Popen[bytes]]
+    deaths: int = 0
+    collected: int = 0
+    ended: dict[str, str] = field(default_factory=dict)
+    at: str | None = None
+    is_running: bool = True
+    _read: int = 0
+
+    def __post_init__(self) -> None:
+        self.process = self.start(self.name, self.outcomes)
+
+    def turn(self, on_outcome: OnOutcome) -> bool:
+        """Pass on what is new; whether there is more to wait for."""
+        if not self.is_running:
+            return False
+        status = self.process.poll()
+        self.read(on_outcome)
         if status is None:
-            is_unfinished = True
-            left += max(0, sum(line.get("collected", 0) for line in written) - len(ends))
-        elif status not in KNOWN_STATUS:
-            crashes.append(status)
-            # What it was at is what it fell over.
-            names = [line["started"] for line in written if "started" in line]
-            unfinished = [name for name in names if name not in ends]
-            by_test |= dict.fromkeys(unfinished or [BETWEEN_TESTS], "error")
+            return True
+        if status in KNOWN_STATUS:
+            self.is_running = False
+        else:
+            self._died(status, on_outcome)
+        return self.is_running
+
+    def _died(self, status: int, on_outcome: OnOutcome) -> None:
+        self.deaths += 1
+        at = self.at or BETWEEN_TESTS
+        print(f"tests, process {self.name}: {told(status)} at {at}", flush=True)
+        if self.at is None and self.collected and not self.left():
+            # All had ended: it died of what Python does last.
+            self.is_running = False
+            return
+        self._end(at, "error", f"its process {told(status)}", on_outcome)
+        self.at = None
+        self.is_running = self.deaths < MOST_DEATHS
+        if self.is_running:
+            self.process = self.start(self.name, self.outcomes)
+
+    def read(self, on_outcome: OnOutcome) -> None:
+        lines = list(read_lines(self.outcomes))
+        for line in lines[self._read :]:
+            if "collected" in line:
+                # Of a process that goes on, without what has ended before.
+                self.collected = max(self.collected, line["collected"] + len(self.ended))
+            elif "started" in line:
+                self.at = line["started"]
+            elif "finished" in line:
+                self.at = None
+            elif "outcome" in line:
+                self._end(line["test"], line["outcome"], line["why"], on_outcome)
+        self._read = len(lines)
+
+    def _end(self, test: str, outcome: str, why: str, on_outcome: OnOutcome) -> None:
+        # A test may end well, and badly when it is taken down or the device is waited for.
+        if test not in self.ended or (outcome in RED and self.ended[test] not in RED):
+            self.ended[test] = outcome
+            on_outcome(test, outcome, why)
+
+    def left(self) -> int:
+        return max(0, self.collected - len(self.ended))
+
+    def print_log_where_red(self) -> None:
+        path = self.outcomes.with_suffix(".log")
+        if path.is_file() and any(outcome in RED for outcome in self.ended.values()):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            print(f"tests, process {self.name}:\n{text[-SHOWN_OF_A_LOG:]}", flush=True)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def read_lines(path: Path | None) -> Iterator[dict[str, Any]]:
+    """What a process wrote; a line that was cut off where it was killed is left out."""
+    if path is None or not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def outcome(by_test: dict[str, str], unfinished: str) -> dict[str, Any]:
+    """One result of all tests.
+
+    Returns:
+        `state`, which begins with `passed`, `failed`, `unfinished` or `skipped`; counts by outcome;
+        `failures`, the names of tests.
+    """
     counts = Counter(by_test.values())
-    failures = sorted(name for name, how in by_test.items() if how in ("failed", "error"))
-    if crashes:
-        state = f"failed: a process of tests ended with status {crashes[0]}"
-    elif failures:
+    failures = sorted(name for name, how in by_test.items() if how in RED)
+    if failures:
         state = "failed"
-    elif is_unfinished:
-        state = f"unfinished after {seconds:.0f} s" + (f", {left} tests are left" if left else "")
+    elif unfinished:
+        state = unfinished
     else:
         state = "passed" if counts["passed"] else "skipped: no test of the mark gpu ran"
     known = {word: counts[word] for word in COUNTED if counts[word]}

@@ -1,215 +1,429 @@
-"""Everything that a GPU machine is asked, in one command and at most ten minutes.
+"""Everything that a GPU machine is asked, by worth, in one command of some minutes.
 
-Correctness on the device, then tuning, then speeds; each operation is a part of its own. Parts are
-kept in `parts/` of the output folder, so that a run that was stopped goes on where it was. What
-there was no time for is told, and measured by a second run that is given more.
+    setup     what is here, its ceilings, the extension
+    smoke     one test of each kernel and direction
+    headline  the first speeds, with every rival
+    tests     all tests on the device
+    tuning    the kernels' configurations at those shapes
+    rest      a real run of growth, what was cut short, all other speeds, the rest of tuning
+
+Each piece of work is a process of its own: a fault ends it alone. What is found is on disk at once
+(`record.jsonl`), and `results.json` is made anew from it each time: a kill at any moment loses the
+case that was being measured. A second call over the same folder goes on with what is missing; what
+was cut short is missing, and so is what was measured with other code (`benchmarks.code`) or with
+other configurations of its kernels than those known now.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import importlib.util
-import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, tuning
-from benchmarks.case import PASSES, Case, Family, select
+import torch
+
+from benchmarks import code, rehearsal, show, tuning
+from benchmarks.case import Case, Family, shape_text
 from benchmarks.cases import FAMILIES
-from benchmarks.contenders import KINDS
-from benchmarks.device_tests import COUNTED, run_gpu_tests
-from benchmarks.machine import Machine
-from benchmarks.measure import Budget, Settings
-from benchmarks.parts import Done, Part, run_parts
-from benchmarks.results import Ceilings, Result, Row, load
-from benchmarks.suite import run_cases
-from fastgrow import _files
-from fastgrow.errors import ConfigError
-from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import file_name, table_of
+from benchmarks.contenders import COMPILE_MODES
+from benchmarks.device_tests import ALL, RED, SMOKE, TESTS, run_gpu_tests
+from benchmarks.gpu_result import TABLE, result_of, table_from
+from benchmarks.machine import ROOT, find_machine, output
+from benchmarks.measure import SKIPPED
+from benchmarks.processes import run_worker
+from benchmarks.record import Line, Record, key_of
+from benchmarks.results import Ceilings, Result, Row, row_of, save
+from benchmarks.stages import (
+    GROWTH_SECONDS,
+    SHARES,
+    STAGES,
+    WHOLE,
+    headline_cases,
+    other_cases,
+)
+from benchmarks.warming import Warming
+from benchmarks.worker import cell_of
+from fastgrow import _files, _native
 
-TOTAL_SECONDS = 600.0
-CORRECTNESS_SECONDS = 120.0
-TUNING_SECONDS = 150.0
-# The rest is for speeds: of what is left at its turn an operation gets its share.
-SPEED_SHARES = {"attention": 4.0, "linear_cross_entropy": 2.0, "growth_step": 2.0}
+RECORD = "record.jsonl"
+AGAINST = ("implementation", "eager", "compile", "library")
 SECONDS_A_CASE = 1.0
-AGAINST = KINDS
-COMMAND = "python -m benchmarks gpu"
-TABLE = "tuning.json"
-TESTED = "tests on the device: "
-SHOWN = 20  # names of failed tests in a note
-# What a file of tests is about, where its name does not say so.
-OPERATIONS = {
-    "test_decode_kernels.py": ("attention",),
-    "test_linear_lse_kernels.py": ("linear_cross_entropy", "linear_lse_gather", "linear_kl"),
-    "test_lora_kernels.py": ("lora_linear",),
-    "test_norm_kernels.py": ("layer_norm", "rms_norm"),
-}
-# It is made of the other operations.
-OF_ALL = "growth_step"
-# What has to be the same for a part of an earlier run to stand.
-KEY = ("device", "driver", "torch", "triton", "commit")
+# Before a worker that does not end by itself is killed; and what is kept for writing at the end.
+GRACE, AT_THE_END = 10.0, 3.0
+BUILD_SECONDS = 120.0
 
 
-def run_gpu(
-    machine: Machine,
-    out: Path,
-    families: Sequence[Family] = FAMILIES,
-    *,
-    grid: str = "gpu",
-    seconds: float = TOTAL_SECONDS,
-) -> Result:
-    """Measure everything on this machine's GPU, resuming what `--out` holds already.
+@dataclass(frozen=True)
+class Options:
+    """What a call is asked.
 
-    Speeds are those with the configurations that the tuning has found, which `tuning.json` holds.
+    Args:
+        minutes: for the whole call.
+        stages: names of STAGES.
+        families: operations to time.
+        only: a part of the names of cases and tests.
+        again: measure what is chosen again, where it is known already.
+        rehearse: go through everything on a CPU (`benchmarks.rehearsal`).
+        against: kinds of rivals (`benchmarks.contenders.KINDS`).
+        tests: the folder of tests.
+        substrate: a substrate for the run of growth; made where there is none.
+        growth: the configuration of that run.
     """
-    key = {name: machine.environment.get(name) for name in KEY}
-    folder = out / "parts"
-    preparations = [
-        Part("correctness", run_gpu_tests, CORRECTNESS_SECONDS),
-        Part("tuning", functools.partial(_tune, machine), TUNING_SECONDS),
-    ]
-    prepared = run_parts(preparations, folder, key, seconds)
-    table = table_from(machine, prepared)
-    in_use: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if table["entries"]:
-        _files.write_json(out / TABLE, table)
-        in_use = tuned.standing_in(table["device"], table_of(table))
-    left = seconds - sum(part.seconds for part in prepared)
-    # Speeds of another table are measured again.
-    key["table"] = hashlib.sha256(json.dumps(table).encode()).hexdigest()
-    with in_use:
-        measured = run_parts(speeds(machine, families, grid), folder, key, left)
-    return merge(machine, [*prepared, *measured])
+
+    minutes: float = WHOLE
+    stages: Sequence[str] = tuple(STAGES)
+    families: Sequence[Family] = FAMILIES
+    only: str = ""
+    again: bool = False
+    rehearse: bool = False
+    against: Sequence[str] = AGAINST
+    tests: Path = TESTS
+    substrate: Path | None = None
+    growth: str = "nine-layers-unicode"
 
 
-def speeds(machine: Machine, families: Sequence[Family], grid: str) -> list[Part]:
-    """A part for each operation, those with the largest share first."""
-    parts = []
-    for family in families:
-        cases = select([family], device=machine.device.type, grid=grid, dtypes=["bf16"])
-        # Where time ends early, the first shapes and the full pass are what is wanted most.
-        shapes = list(family.grids[grid])
-        cases.sort(key=lambda c: (shapes.index(c.shape), -PASSES.index(c.pass_)))
-        run = functools.partial(_speeds, machine, cases)
-        share = SPEED_SHARES.get(family.name, 1.0)
-        parts.append(Part(f"speed-{family.name}", run, share=share))
-    return sorted(parts, key=lambda part: -part.share)
-
-
-def ship(out: Path, folder: Path | None = None) -> Path:
-    """Copy the table of a run to where the launchers look for it.
+def run_gpu(out: Path, options: Options) -> Result:
+    """Run the stages asked for, within the minutes given, and return all that is known.
 
     Raises:
-        CheckpointError: there is no table, or it cannot be read.
-        ConfigError: tests failed on the device in that run.
+        ConfigError: there is no GPU, and this is no rehearsal.
     """
-    tree = _files.read_json(out / TABLE)
-    found = load(out / "results.json")
-    red = [note for note in found.notes if note.startswith(f"{TESTED}failed")]
-    if red:
-        raise ConfigError(f"{out / TABLE} is not shipped: {red[0]}")
-    path = (folder or tuned.FOLDER) / file_name(tree["device"])
-    _files.write_json(path, tree)
-    return path
+    if not options.rehearse and not torch.cuda.is_available():
+        find_machine("cuda")
+    run = _Run(out, options)
+    run.setup()
+    with run.warming():
+        for stage in ("smoke", "headline", "tests", "tuning", "rest"):
+            if stage in options.stages:
+                getattr(run, stage)()
+    return run.write()
 
 
-def _tune(machine: Machine, seconds: float) -> dict[str, Any]:
-    if importlib.util.find_spec("triton") is None:
-        return {"entries": {}, "notes": ["skipped: triton is not installed"]}
-    modules = tuning.kernel_modules()
-    if not modules:
-        return {"entries": {}, "notes": ["skipped: no kernel lists configurations"]}
-    return tuning.tune(modules, _capability(machine), machine.clock, seconds)
+class _Run:
+    """One call: its record, what it is about, and the time it has."""
+
+    def __init__(self, out: Path, options: Options) -> None:
+        self.out, self.options = out, options
+        self.end = time.monotonic() + 60 * options.minutes - AT_THE_END
+        self.record = Record(out / RECORD)
+        self.key = ""
+        self.ready: Path | None = None
+        # Cases of this call.
+        self.measured: set[str] = set()
+        self.dead: set[str] = set()
+        known = {family.name: family for family in (*FAMILIES, *options.families)}
+        self.digests = {name: code.digest_of(family) for name, family in known.items()}
+        self.of_everything = code.digest_of_everything()
+        device, grid, dtype = "cuda", "gpu", "bf16"
+        if options.rehearse:
+            device, grid, dtype = "cpu", rehearsal.GRID, rehearsal.DTYPE
+        headline = headline_cases(options.families, device, grid, dtype)
+        others = other_cases(options.families, device, grid, dtype, headline)
+        self.headline_cases = [case for case in headline if options.only in case.name]
+        self.other_cases = [case for case in others if options.only in case.name]
+
+    # Time.
+
+    def left(self) -> float:
+        return max(0.0, self.end - time.monotonic())
+
+    def limit(self, stage: str) -> float:
+        """Seconds that a stage may take now."""
+        return min(self.left(), STAGES[stage] * self.options.minutes / WHOLE)
+
+    # Stages.
+
+    def setup(self) -> None:
+        """The machine, and the CUDA extension where it is missing and can be built."""
+        built = "" if self.options.rehearse else _build_extension()
+
+        def on_answer(answer: Line) -> None:
+            self.key = key_of(answer["environment"])
+            self.record.add({"kind": "machine", "key": self.key, **answer})
+
+        ended = run_worker(self._work("machine"), self.left(), on_answer)
+        if not self.key:
+            raise RuntimeError(f"the machine could not be looked at: {ended}")
+        self.note("extension", built)
+        self.note("setup", ended)
+        self.write()
+
+    def smoke(self) -> None:
+        self._tests("smoke", SMOKE)
+
+    def tests(self) -> None:
+        self._tests("tests", ALL)
+
+    def headline(self) -> None:
+        self._speeds("headline", self.headline_cases, self.limit("headline"), may_compile=False)
+
+    def tuning(self) -> None:
+        """The configurations that the headline cases ask for."""
+        self._tune("tuning", self.limit("tuning"), first_rank=0)
+
+    def rest(self) -> None:
+        self._grow(min(self.left(), GROWTH_SECONDS * self.options.minutes / WHOLE))
+        # Those measured without a rival, or before their kernels were tuned, and the others.
+        cases = [*self.headline_cases, *self.other_cases]
+        self._speeds("rest", cases, self.left(), may_compile=True)
+        self._tune("rest of tuning", self.left(), first_rank=None)
+
+    # What they are made of.
+
+    def warming(self) -> contextlib.AbstractContextManager[object]:
+        """Compiles what the speeds will want, from now on and beside everything else."""
+        cases: list[Case] = []
+        compiles = any(kind in COMPILE_MODES for kind in self.options.against)
+        if compiles and "headline" in self.options.stages:
+            cases += self.missing(self.headline_cases)
+        if compiles and "rest" in self.options.stages:
+            cases += self.missing([*self.headline_cases, *self.other_cases])
+        cells = [cell_of(case) for case in {case.name: case for case in cases}.values()]
+        # Each of the others runs the compiler too.
+        slots = max(1, (os.cpu_count() or 1) // 3)
+        warming = Warming(self._work("warm"), cells, slots)
+        self.ready = warming.ready
+        return warming
+
+    def _tests(self, stage: str, mark: str) -> None:
+        again = self.options.again
+        known = {line["test"]: line["outcome"] for line in self._lines_of("test")}
+        note = next((n for n in self._lines_of("note") if n["about"] == stage), None)
+        if note and not note["text"] and not again and not {*RED} & {*known.values()}:
+            print(f"{stage}: done before", flush=True)
+            return
+        limit = self.limit(stage)
+        print(f"{stage}: at most {limit:.0f} s", flush=True)
+
+        def on_outcome(test: str, outcome: str, why: str) -> None:
+            self.add({"kind": "test", "test": test, "outcome": outcome, "why": why})
+            if outcome in RED:
+                self.write()
+
+        done = [test for test, outcome in known.items() if outcome in ("passed", "skipped")]
+        state = run_gpu_tests(
+            limit,
+            self.options.tests,
+            mark=mark,
+            only=self.options.only,
+            leave_out=[] if again else done,
+            on_outcome=on_outcome,
+        )
+        self.note(stage, state)
+        self.write()
+
+    def _speeds(self, stage: str, cases: Sequence[Case], seconds: float, may_compile: bool) -> None:
+        """The missing cases, an operation's in a process of its own, within shares of the time."""
+        end = time.monotonic() + seconds
+        by_operation: dict[str, list[Case]] = {}
+        for case in self.missing(cases):
+            by_operation.setdefault(case.family.op, []).append(case)
+        groups = list(by_operation.values())
+        shares = [SHARES.get(group[0].family.name, 1.0) * len(group) for group in groups]
+        for i, group in enumerate(groups):
+            left = min(self.left(), end - time.monotonic())
+            limit = left * shares[i] / sum(shares[i:])
+            self._measure(group, limit, may_compile)
+        died = self.dead & {case.name for case in cases}
+        left_out = len(self.missing(cases)) + len(died)
+        text = f"{left_out} of {len(cases)} cases are not complete" if left_out else ""
+        self.note(stage, text + "".join(f"; {name} ended its process" for name in sorted(died)))
+        self.write()
+
+    def _measure(self, cases: Sequence[Case], seconds: float, may_compile: bool) -> None:
+        """Cases of one operation; where a process dies, the next one goes on after that case."""
+        end = time.monotonic() + seconds
+        by_name = {case.name: case for case in cases}
+        current: Case | None = None
+        launches = self._table()["entries"]
+
+        def on_answer(answer: Line) -> None:
+            nonlocal current
+            if "start" in answer:
+                current = by_name[answer["start"]]
+            elif "rows" in answer and current is not None:
+                asked = {f"{k} {b}": launches.get(k, {}).get(b, {}) for k, b in answer["launch"]}
+                launch = {name: entry.get("configuration") for name, entry in asked.items()}
+                self._add_cell(current, answer["rows"], launch)
+                current = None
+
+        waiting = list(cases)
+        while waiting and (left := end - time.monotonic()) > 1:
+            work = self._work("cells") | {
+                "cells": [cell_of(case) for case in waiting],
+                "seconds": left,
+                "may_compile": may_compile,
+                "table": self._table() if launches else None,
+            }
+            current = None
+            ended = run_worker(work, min(left + GRACE, self.left()), on_answer)
+            if not ended or ended.startswith("cut short"):
+                return
+            print(f"{waiting[0].family.name}: {ended}", flush=True)
+            if current is None:
+                return
+            self._add_dead(current, ended)
+            waiting = [c for c in waiting if c.name not in self.measured | self.dead]
+
+    def _add_cell(self, case: Case, rows: list[dict[str, Any]], launch: dict[str, Any]) -> None:
+        self.measured.add(case.name)
+        self.add({
+            "kind": "cell", "cell": case.name, "code": self.digests[case.family.name],
+            "launch": launch, "rows": rows,
+        })  # fmt: skip
+        print(show.case_table([row_of(row) for row in rows], Ceilings()), flush=True)
+        self.write()
+
+    def _add_dead(self, case: Case, ended: str) -> None:
+        """A row that says what became of the case; the next call tries it again."""
+        self.dead.add(case.name)
+        status = f"{SKIPPED}: its process {ended}"
+        row = Row(
+            case.family.name, shape_text(case.shape), case.dtype, case.pass_,
+            "fastgrow", "ours", status,
+        )  # fmt: skip
+        self.add({
+            "kind": "cell", "cell": case.name, "code": self.digests[case.family.name],
+            "launch": {}, "rows": [dataclasses.asdict(row)],
+        })  # fmt: skip
+        self.write()
+
+    def missing(self, cases: Sequence[Case]) -> list[Case]:
+        """Those that are not measured, or not with every rival, this code and these launches."""
+        entries = self._table()["entries"]
+        complete = set()
+        for line in self._lines_of("cell"):
+            skipped = any(row["status"].startswith(SKIPPED) for row in line["rows"])
+            now = {n: entries.get(k, {}).get(b, {}) for n, k, b in _names(line["launch"])}
+            is_tuned = all(e.get("configuration") == line["launch"][n] for n, e in now.items())
+            if not skipped and is_tuned:
+                complete.add(line["cell"])
+        if self.options.again:
+            complete &= self.measured
+        return [case for case in cases if case.name not in complete | self.dead]
+
+    def _tune(self, stage: str, seconds: float, first_rank: int | None) -> None:
+        if importlib.util.find_spec("triton") is None:
+            self.note(stage, "skipped: triton is not installed")
+            return
+        if seconds < 1:
+            self.note(stage, "not run: no time was left")
+            return
+        known: dict[str, dict[str, Any]] = {}
+        for line in [] if self.options.again else self._lines_of("entry"):
+            known.setdefault(line["kernel"], {})[line["bucket"]] = line["entry"]
+        texts = []
+
+        def on_answer(answer: Line) -> None:
+            if "note" in answer:
+                texts.append(answer["note"])
+                return
+            self.add({"kind": "entry", **answer})
+            print(f"{stage}: {answer['kernel']} {answer['bucket']} {answer['entry']}", flush=True)
+            self.write()
+
+        work = self._work("tune") | {
+            "modules": [rehearsal.__name__] if self.options.rehearse else tuning.kernel_modules(),
+            "seconds": seconds,
+            "first_rank": first_rank,
+            "known": known,
+        }
+        ended = run_worker(work, min(seconds + GRACE, self.left()), on_answer)
+        self.note(stage, "; ".join(filter(None, [ended, *texts])))
+        self.write()
+
+    def _grow(self, seconds: float) -> None:
+        known = self._lines_of("growth")
+        if (known and not self.options.again) or self.options.only or seconds < 1:
+            return
+
+        def on_answer(answer: Line) -> None:
+            self.add({"kind": "growth", "found": answer["found"]})
+
+        # Checkpoints of gigabytes are not what is brought back.
+        with tempfile.TemporaryDirectory() as folder:
+            work = self._work("growth") | {
+                "out": folder,
+                "seconds": seconds,
+                "substrate": str(self.options.substrate) if self.options.substrate else None,
+                "config": self.options.growth,
+            }
+            ended = run_worker(work, min(seconds + GRACE, self.left()), on_answer)
+        self.note("growth", ended)
+        self.write()
+
+    # The record.
+
+    def add(self, line: Line) -> None:
+        self.record.add({"key": self.key, "code": self.of_everything, **line})
+
+    def note(self, about: str, text: str) -> None:
+        """What is to be said of a stage; an empty text says that it is complete."""
+        self.add({"kind": "note", "about": about, "text": text})
+        if text:
+            print(f"{about}: {text}", flush=True)
+
+    def _lines_of(self, kind: str) -> list[Line]:
+        """What is known of this machine and of the code as it is."""
+        digests = set(self.digests.values()) if kind == "cell" else {self.of_everything}
+        lines = self.record.of(kind, self.key)
+        return lines if kind == "entry" else [line for line in lines if line["code"] in digests]
+
+    def _table(self) -> dict[str, Any]:
+        return table_from(self.record, self.key)
+
+    def _work(self, name: str) -> dict[str, Any]:
+        return {
+            "work": name,
+            "rehearse": self.options.rehearse,
+            "against": self.options.against,
+            "seconds_a_case": SECONDS_A_CASE * min(1.0, self.options.minutes / WHOLE),
+            "ready": str(self.ready),
+        }
+
+    def write(self) -> Result:
+        """results.json, results.csv and tuning.json, of all that is known."""
+        result = result_of(self.record, self.key, self.digests, self.of_everything)
+        save(result, self.out)
+        table = self._table()
+        if table["entries"]:
+            _files.write_json(self.out / TABLE, table)
+        return result
 
 
-def _capability(machine: Machine) -> int:
-    return int(str(machine.environment["capability"]).replace(".", ""))
+def _names(launch: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """A launch's name, its kernel and its bucket."""
+    return [(name, *name.split(" ", 1)) for name in launch]  # type: ignore[misc]
 
 
-def table_from(machine: Machine, prepared: Sequence[Done]) -> dict[str, Any]:
-    """The file that the launchers read; without entries where nothing was tuned."""
-    known = machine.environment
-    tuning_part = next((part for part in prepared if part.name == "tuning" and part.is_done), None)
-    entries = tuning_part.content["entries"] if tuning_part else {}
-    return {
-        "schema": tuning.SCHEMA,
-        "device": known["device"],
-        "capability": _capability(machine),
-        "triton": known["triton"],
-        "entries": entries,
-    }
-
-
-def _speeds(machine: Machine, cases: Sequence[Case], seconds: float) -> dict[str, Any]:
-    """Ceilings and rows, measured together."""
-    budget = Budget(seconds)
-    ceilings = machine.ceilings()
-    rows, notes = run_cases(cases, Settings(AGAINST, SECONDS_A_CASE), machine, budget)
-    if not rows:
-        # So that a later run takes it up again.
-        raise RuntimeError("; ".join(notes) or "there are no cases")
-    part = Result(COMMAND, machine.environment, ceilings, rows, notes)
-    tree = results.as_json(part)
-    return {name: tree[name] for name in ("ceilings", "rows", "notes")}
-
-
-def merge(machine: Machine, done: Sequence[Done]) -> Result:
-    """One result of all parts; a part without content becomes a note."""
-    rows: list[Row] = []
-    notes: list[str] = []
-    ceilings = Ceilings()
-    tests: dict[str, Any] = {"state": "not run"}
-    for part in done:
-        if not part.is_done:
-            notes.append(f"{part.name}: {part.state}")
-        elif part.name == "correctness":
-            tests = part.content
-            counts = [f"{tests[word]} {word}" for word in COUNTED if word in tests]
-            notes.append(f"{TESTED}{', '.join([tests['state'], *counts])}")
-            if tests["failures"]:
-                shown = tests["failures"][:SHOWN]
-                more = len(tests["failures"]) - len(shown)
-                notes.append(f"red: {', '.join(shown)}{f' and {more} more' if more else ''}")
-        elif part.name == "tuning":
-            count = sum(map(len, part.content["entries"].values()))
-            notes += [f"tuning: {count} entries, with which speeds were measured"]
-            notes += part.content["notes"]
-        else:
-            ceilings = Ceilings(**part.content["ceilings"])
-            rows += [results.row_of(row) for row in part.content["rows"]]
-            notes += [f"{part.name}: {note}" for note in part.content["notes"]]
-    rows = withheld_where_red(rows, tests)
-    return Result(COMMAND, machine.environment, ceilings, rows, notes)
-
-
-def withheld_where_red(rows: Sequence[Row], tests: dict[str, Any]) -> list[Row]:
-    """No ratio for an operation that a failed test is about; none at all where one does not say."""
-    if not tests["state"].startswith("failed"):
-        return list(rows)
-    operations = {row.op for row in rows}
-    failures = tests.get("failures") or [""]
-    red = set().union(*(_about(failure, operations) for failure in failures))
-    reason = "tests on the device failed"
-    return [
-        dataclasses.replace(row, ratio=None, withheld=row.withheld or reason)
-        if row.role != "library" and row.op in red
-        else row
-        for row in rows
-    ]
-
-
-def _about(failure: str, operations: set[str]) -> set[str]:
-    """Those that a test is about, by its name or its file's; all where neither tells."""
-    file = Path(failure.split("::")[0]).name
-    known = OPERATIONS.get(file, ())
-    bases = {op: op.split("-")[0] for op in operations}
-    named = {op for op, base in bases.items() if base in failure or base in known}
-    if not named and not known:
-        return operations
-    return named | ({OF_ALL} & operations)
+def _build_extension() -> str:
+    """Build the CUDA extension in a working copy that has none; why not, where that fails."""
+    if _native.CUDA.loaded:
+        return ""
+    if _native.PACKAGE.parent != ROOT or not (ROOT / "setup.py").is_file():
+        return f"{_native.CUDA.reason}; this is no working copy, where it could be built"
+    if shutil.which("nvcc") is None:
+        return f"{_native.CUDA.reason}; nvcc is not on the PATH"
+    environment = os.environ | {"FASTGROW_BUILD_EXT": "cuda"}
+    # Asked of the driver's tool, so that this process needs no context on the device.
+    capability = output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    if capability:
+        environment["FASTGROW_CUDA_ARCHITECTURES"] = capability.replace(".", "")
+    try:
+        subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+            cwd=ROOT, env=environment, timeout=BUILD_SECONDS, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the extension could not be built: {error}"
+    return ""

@@ -140,18 +140,19 @@ def _triton_version() -> str | None:
 
 
 def _driver() -> str | None:
-    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
 def _commit() -> str | None:
-    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    commit = output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if commit is None:
         return None
-    changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    changed = output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return f"{commit} with changes" if changed else commit
 
 
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
+    """The first line that a command prints; None where it fails or is not there."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

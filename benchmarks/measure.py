@@ -24,6 +24,12 @@ from fastgrow.errors import FastgrowError
 
 # Before one has been seen, a compilation is taken to last this long.
 FIRST_GUESS_OF_COMPILING = 15.0
+# How the status of a contender begins that a run of more time would measure.
+SKIPPED = "skipped"
+
+
+class DeviceLost(Exception):
+    """After an illegal access nothing runs on the device any more, in this process."""
 
 
 class Budget:
@@ -58,12 +64,17 @@ class Settings:
         seconds: time for one case's rounds.
         min_rounds: rounds that are made even when the time is over.
         input_bytes: memory that a case's input sets may take.
+        is_compiled: whether a contender that compiles has been compiled already, by another process
+            that shares its caches; the budget is not asked then.
+        may_compile: whether others may be compiled where the budget allows it.
     """
 
     against: Sequence[str] = KINDS
     seconds: float = 2.0
     min_rounds: int = 5
     input_bytes: int = 1 << 30
+    is_compiled: Callable[[Case, Contender], bool] = lambda case, contender: False
+    may_compile: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,9 +114,13 @@ def _measure(
     refusals: dict[str, str] = {}
     field = contenders(case, settings.against)
     for contender in field:
-        if contender.is_compiled and not budget.allows_compiling(reserved + settings.seconds):
-            refusals[contender.name] = f"skipped: no time left of {budget.seconds:.0f} s"
-            continue
+        if contender.is_compiled and not settings.is_compiled(case, contender):
+            if not settings.may_compile:
+                refusals[contender.name] = f"{SKIPPED}: it is not compiled yet"
+                continue
+            if not budget.allows_compiling(reserved + settings.seconds):
+                refusals[contender.name] = f"{SKIPPED}: no time left of {budget.seconds:.0f} s"
+                continue
         step = step_of(case, contender.run, sets, gradients)
         outcome = _prepare(case, contender, step, truth, budget)
         if isinstance(outcome, Ready):
@@ -119,7 +134,7 @@ def _measure(
     for contender in field:
         if contender.name in ready:
             entry = ready[contender.name]
-            peak = peak_bytes(functools.partial(_run_once, entry.step), device)
+            peak = peak_bytes(functools.partial(run_once, entry.step), device)
             times = timing(samples[contender.name])
             rows.append(_row(case, contender, times, peak, entry.verdict))
         else:
@@ -133,7 +148,7 @@ def _prepare(
     """Warm a contender up and check it, or say why it does not take part."""
     start = budget.left()
     try:
-        _run_once(step)
+        run_once(step)
         if contender.is_compiled:
             budget.compiled(start - budget.left())
         verdict = None
@@ -142,20 +157,32 @@ def _prepare(
             not contender.is_compiled or case.family.checked(case.shape) == case.shape
         ):
             verdict = judge(case, contender.run, truth)
-        _run_once(step)
+        run_once(step)
     except torch.OutOfMemoryError:
         return "failed: out of memory"
     except FastgrowError as error:
         # Dispatch names the operation and the wish first, which the row does too.
         return f"cannot run: {_first_line(error).rpartition('which cannot run: ')[2]}"
     except Exception as error:
+        if _is_lost(torch.device(case.device)):
+            raise DeviceLost(f"{contender.name}: {_first_line(error)}") from error
         # A baseline may fail in ways of its own; the others are still worth measuring.
         return f"failed: {type(error).__name__}: {_first_line(error)}"
     return Ready(step, verdict)
 
 
-def _run_once(step: Step) -> object:
+def run_once(step: Step) -> object:
     return step(0)()
+
+
+def _is_lost(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:
+        return True
+    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -23,6 +23,7 @@ def run_cases(
     machine: Machine,
     budget: Budget,
     *,
+    on_start: Callable[[Case], None] = lambda case: None,
     on_case: Callable[[list[Row]], None] = lambda rows: None,
 ) -> tuple[list[Row], list[str]]:
     """Rows of all cases, and notes on what the budget left out."""
@@ -36,6 +37,7 @@ def run_cases(
         overhead = sum(overheads) / len(overheads)
         seconds = min(settings.seconds, max(0.05, budget.left() / left - overhead))
         reserved = (left - 1) * (seconds + overhead)
+        on_start(case)
         start, compiling = budget.left(), budget.spent_compiling
         shorter = dataclasses.replace(settings, seconds=seconds)
         found = measure(case, shorter, machine.clock, budget, reserved=reserved)

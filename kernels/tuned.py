@@ -33,6 +33,8 @@ ENVIRONMENT_VARIABLE = "FASTGROW_AUTOTUNE"
 
 C = TypeVar("C")
 
+# What launchers have asked for in this process, answered or not: a benchmark's row depends on it.
+asked: set[tuple[str, str]] = set()
 _standing_in: dict[str, Table] = {}
 
 
@@ -49,6 +51,7 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
     gpu = gpu_name(device)
     if gpu is None:
         return None
+    asked.add((kernel, key))
     found = _configuration(gpu, kernel, key, kind)  # type: ignore[arg-type]
     if found is None and autotuning():
         # Only here: it is what the tuning modules need Triton's compiler for.

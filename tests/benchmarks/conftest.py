@@ -16,11 +16,10 @@ sys.path.insert(0, str(ROOT))
 
 from fake_time import FakeClock, Ticking  # noqa: E402
 
-from benchmarks import command, experts, gpu  # noqa: E402
+from benchmarks import command, experts  # noqa: E402
 from benchmarks.case import Family, Inputs, Shape  # noqa: E402
 from benchmarks.machine import Machine  # noqa: E402
 from benchmarks.measure import Budget  # noqa: E402
-from benchmarks.parts import run_parts  # noqa: E402
 from benchmarks.results import Ceilings  # noqa: E402
 from fastgrow.ops import _dispatch  # noqa: E402
 
@@ -56,9 +55,8 @@ def family(operation: _dispatch.Operation) -> Family:
 @pytest.fixture
 def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """No command comes to the end of its budget, however slow this machine is."""
-    for module in (command, experts, gpu):
+    for module in (command, experts):
         monkeypatch.setattr(module, "Budget", functools.partial(Budget, now=Ticking()))
-    monkeypatch.setattr(gpu, "run_parts", functools.partial(run_parts, now=Ticking()))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: its parts, what it writes, and what it withholds, on a fake GPU."""
+"""`python -m benchmarks gpu`, rehearsed on this CPU: its stages, faults and second calls."""
 
 from __future__ import annotations
 
@@ -8,100 +8,224 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_worker import FAMILIES
 
-from benchmarks import device_tests, gpu, tuning
+from benchmarks import gpu, gpu_result, processes, rehearsal, worker
 from benchmarks.case import Family
 from benchmarks.command import main
-from benchmarks.machine import Machine
-from benchmarks.results import Result, Row, load, save
-from fastgrow.errors import CheckpointError, ConfigError
-from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import read_table
+from benchmarks.device_tests import BETWEEN_TESTS, TESTS
+from benchmarks.gpu import Options, run_gpu
+from benchmarks.record import Record
+from benchmarks.results import Result, Row, load
 
-ENTRY = {"configuration": {"block": 32}, "median_ms": 1.0, "default_ms": 1.0}
-ENTRIES = {"attention_forward": {"bf16/D=32": ENTRY}}
+BY_NAME = {family.name: family for family in FAMILIES}
+SPEEDS = Options(
+    minutes=600.0,
+    stages=("headline", "rest"),
+    against=("eager", "library"),
+    rehearse=True,
+)
+
+
+def in_this_process(work: Any, limit: float, on_answer: Any) -> str:
+    """What a worker answers, without a process; both sides see JSON alone."""
+    work = json.loads(json.dumps(work))
+    worker.KINDS[work["work"]](work, lambda **line: on_answer(json.loads(json.dumps(line))))
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers know FAMILIES; nothing is tuned or grown where a test does not ask for it."""
+    monkeypatch.setattr(worker, "families", lambda names: [BY_NAME[name] for name in names])
+    monkeypatch.setattr(gpu, "run_worker", in_this_process)
+    monkeypatch.setattr(gpu._Run, "_tune", lambda *a, **k: None)
+    monkeypatch.setattr(gpu._Run, "_grow", lambda *a, **k: None)
 
 
 @pytest.fixture
-def outcome(monkeypatch: pytest.MonkeyPatch, time_stands_still: None) -> dict[str, Any]:
-    """What the tests on the device are taken to say; nothing is compiled or tuned."""
-    said: dict[str, Any] = {"state": "passed", "passed": 12, "failures": []}
-    monkeypatch.setattr(gpu, "run_gpu_tests", lambda seconds: dict(said))
-    monkeypatch.setattr(tuning, "kernel_modules", lambda: ["kernels"])
-    monkeypatch.setattr(tuning, "tune", lambda *a: {"entries": ENTRIES, "notes": []})
-    monkeypatch.setattr(gpu, "AGAINST", ("implementation", "eager", "library"))
-    return said
+def in_processes(without_processes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU machine, with the faults of FAMILIES."""
+    script = Path(__file__).with_name("faulty_worker.py")
+    monkeypatch.setattr(processes, "WORKER", (str(script),))
+    monkeypatch.setattr(gpu, "run_worker", processes.run_worker)
 
 
-def run(machine: Machine, family: Family, out: Path) -> Result:
-    return gpu.run_gpu(machine, out, [family], grid="tiny")
+def run(out: Path, *names: str, **options: Any) -> Result:
+    families = [BY_NAME[name] for name in names]
+    return run_gpu(out, dataclasses.replace(SPEEDS, families=families, **options))
 
 
-def ours(result: Result) -> list[Any]:
-    return [row for row in result.rows if row.role == "ours"]
+def ours(result: Result) -> dict[tuple[str, str], str]:
+    return {(row.op, row.shape): row.status for row in result.rows if row.role == "ours"}
 
 
-@pytest.mark.usefixtures("outcome")
-def test_it_measures_tunes_and_writes(machine: Machine, family: Family, tmp_path: Path) -> None:
-    result = run(machine, family, tmp_path)
-    save(result, tmp_path)
+def cells(out: Path) -> list[str]:
+    """Names of the cases that the record has lines about, in order."""
+    lines = map(json.loads, (out / gpu.RECORD).read_text().splitlines())
+    return [line["cell"] for line in lines if line["kind"] == "cell"]
+
+
+def test_what_is_found_is_in_the_files(tmp_path: Path) -> None:
+    result = run(tmp_path, "sound")
     assert load(tmp_path / "results.json") == result
-    assert [row.pass_ for row in ours(result)] == ["full", "backward", "forward"]
-    assert all(row.dtype == "bf16" and row.ratio is not None for row in ours(result))
-    assert result.ceilings.copy_gb_per_s == 1000.0
-    assert "tests on the device: passed, 12 passed" in result.notes
-    assert json.loads((tmp_path / "tuning.json").read_text()) == {
-        "schema": 1, "device": "Fake GPU 9000", "capability": 90, "triton": "3.99",
-        "entries": ENTRIES,
-    }  # fmt: skip
-    parts = sorted(path.stem for path in (tmp_path / "parts").iterdir())
-    assert parts == ["correctness", "speed-triple", "tuning"]
+    assert ours(result) == {("sound", f"N={n}"): "ok" for n in (64, 128, 256)}
+    assert all(row.ratio is not None for row in result.rows if row.role == "ours")
+    assert rehearsal.NOTE in result.notes
+    assert result.environment["device"] == rehearsal.DEVICE
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "record.jsonl", "results.csv", "results.json"
+    ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("outcome")
-def test_a_second_run_measures_nothing(machine: Machine, family: Family, tmp_path: Path) -> None:
-    first = run(machine, family, tmp_path)
+def test_a_second_call_measures_what_is_missing(tmp_path: Path) -> None:
+    first = run(tmp_path, "sound")
+    assert cells(tmp_path) == [f"sound N={n} fp32 forward" for n in (64, 128, 256)]
+    assert run(tmp_path, "sound").rows == first.rows
+    assert len(cells(tmp_path)) == 3
+    run(tmp_path, "sound", only="N=128", again=True)
+    assert cells(tmp_path)[3:] == ["sound N=128 fp32 forward"]
+    # As if the last line had been cut off by a kill.
+    content = (tmp_path / gpu.RECORD).read_text()
+    lines = [line for line in content.splitlines(True) if "N=256" not in line]
+    (tmp_path / gpu.RECORD).write_text("".join(lines) + '{"kind": "ce')
+    assert ours(run(tmp_path, "sound")) == ours(first)
+    assert cells(tmp_path)[-1] == "sound N=256 fp32 forward"
 
-    class Stopped:
-        cache_bytes = 1
 
-        def seconds(self, run: object) -> float:
-            raise AssertionError("measured again")
+def test_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "sound")
+    monkeypatch.setattr(gpu.code, "digest_of", lambda family: "of other code")
+    result = run(tmp_path, "sound")
+    assert len(cells(tmp_path)) == 6
+    assert len(ours(result)) == 3
+    monkeypatch.undo()
 
-    assert run(dataclasses.replace(machine, clock=Stopped()), family, tmp_path) == first
 
-
-def test_red_tests_withhold_the_ratios(
-    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
-) -> None:
-    outcome |= {"state": "failed", "failures": ["tests/ops/test_triple.py::test_it"]}
-    result = run(machine, family, tmp_path)
-    assert {(row.ratio, row.withheld) for row in ours(result)} == {
-        (None, "tests on the device failed")
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_processes")
+def test_a_case_that_ends_its_process_ends_nothing_else(tmp_path: Path) -> None:
+    result = run(tmp_path, "breaks", "loses", "sound")
+    told = {"breaks": "its process died of SIGSEGV", "loses": "its process lost the device"}
+    assert ours(result) == {
+        (name, f"N={n}"): f"skipped: {told[name]}" if n == 128 and name in told else "ok"
+        for name in ("breaks", "loses", "sound")
+        for n in (64, 128, 256)
     }
+    (note,) = [note for note in result.notes if note.startswith("rest: ")]
+    assert note.startswith("rest: 2 of 9 cases are not complete; breaks N=128 fp32 forward ended")
+    before = len(cells(tmp_path))
+    # They are tried again, and alone.
+    run(tmp_path, "breaks", "sound")
+    assert cells(tmp_path)[before:] == ["breaks N=128 fp32 forward"]
 
 
-def test_red_tests_of_another_operation_withhold_nothing(machine: Machine, family: Family) -> None:
-    rows = [
-        Row(op, "N=1", "bf16", "full", "fastgrow", "ours", "ok", ratio=2.0)
-        for op in ("mlp", "attention", "attention-decode")
-    ]
-    tests = {"state": "failed", "failures": ["tests/kernels/test_attention_kernels.py::test_it"]}
-    kept = {row.op: row.ratio for row in gpu.withheld_where_red(rows, tests)}
-    assert kept == {"mlp": 2.0, "attention": None, "attention-decode": None}
-    unknown = {"state": "failed: not finished after 120 s"}
-    assert {row.ratio for row in gpu.withheld_where_red(rows, unknown)} == {None}
+def test_a_case_that_is_cut_short_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def run_worker(work: Any, limit: float, on_answer: Any) -> str:
+        def answer(line: dict[str, Any]) -> None:
+            on_answer(line)
+            if "N=128" in line.get("start", ""):
+                raise Killed
+
+        try:
+            return in_this_process(work, limit, answer)
+        except Killed:
+            return f"cut short after {limit:.0f} s"
+
+    monkeypatch.setattr(gpu, "run_worker", run_worker)
+    result = run(tmp_path, "sound", stages=("rest",))
+    assert ours(result) == {("sound", "N=64"): "ok"}
+    assert "rest: 2 of 3 cases are not complete" in result.notes
 
 
-INTERPRETED = "tests/kernels/interpreted"
+def test_a_worker_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import time; print('{\"start\": 1}'); print('{\"cut'); time.sleep(600)"
+    monkeypatch.setattr(processes, "WORKER", ("-u", "-c", script))
+    answers: list[dict[str, Any]] = []
+    assert processes.run_worker({}, 1.5, answers.append) == "cut short after 2 s"
+    assert answers == [{"start": 1}]
+
+
+def test_a_row_measured_before_its_kernel_was_tuned_is_measured_again(tmp_path: Path) -> None:
+    run(tmp_path, "sound")
+    record = Record(tmp_path / gpu.RECORD)
+    line = next(line for line in record._lines if "N=128" in line.get("cell", ""))
+    bucket = "bf16/D=32/T=4096"
+    record.add(line | {"launch": {f"attention_forward {bucket}": None}})
+    assert cells(tmp_path)[3:] == ["sound N=128 fp32 forward"]
+    run(tmp_path, "sound")
+    assert len(cells(tmp_path)) == 4, "nothing was tuned"
+    entry = {"configuration": {"num_warps": 8}, "median_ms": 1.0}
+    key = line["key"]
+    Record(record.path).add({
+        "kind": "entry", "key": key, "kernel": "attention_forward", "bucket": bucket,
+        "entry": entry,
+    })  # fmt: skip
+    run(tmp_path, "sound")
+    assert cells(tmp_path)[4:] == ["sound N=128 fp32 forward"]
+    table = json.loads((tmp_path / gpu_result.TABLE).read_text())
+    assert table["entries"] == {"attention_forward": {bucket: entry}}
+    assert (table["device"], table["capability"]) == (rehearsal.DEVICE, 90)
+
+
+# The tests' outcomes, and what they withhold.
+
+GPU_TESTS = """
+import os
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.gpu_smoke]
+
+def test_good():
+    pass
+
+def test_sound():
+    assert not os.path.exists(__file__ + ".bad"), "off by one"
+"""
+
+
+@pytest.mark.slow
+def test_red_tests_withhold_ratios_and_are_asked_again(tmp_path: Path) -> None:
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_device.py").write_text(GPU_TESTS)
+    bad = tests / "test_device.py.bad"
+    bad.touch()
+    out = tmp_path / "out"
+    stages = ("headline", "tests")
+    result = run(out, "sound", stages=stages, tests=tests)
+    assert "tests on the device: failed, 1 passed, 1 failed" in result.notes
+    (red,) = [note for note in result.notes if note.startswith("red: ")]
+    assert red.endswith("test_device.py::test_sound (AssertionError: off by one)")
+    assert {row.withheld for row in result.rows if row.role == "ours"} == {
+        "tests on the device failed"
+    }
+    bad.unlink()
+    again = run(out, "sound", stages=stages, tests=tests)
+    assert "tests on the device: passed, 2 passed" in again.notes
+    assert all(row.ratio for row in again.rows if row.role == "ours")
+
+
+def row(op: str) -> Row:
+    return Row(op, "N=1", "bf16", "full", "fastgrow", "ours", "ok", ratio=2.0)
+
+
 MEASURED = [family.name for family in gpu.FAMILIES]
 
 
 def withheld(*failures: str) -> set[str]:
     """The operations without a ratio, of all that are measured."""
-    rows = [Row(op, "N=1", "bf16", "full", "ours", "ours", "ok", ratio=2.0) for op in MEASURED]
-    found = gpu.withheld_where_red(rows, {"state": "failed", "failures": list(failures)})
+    tests = {"state": "failed", "failures": list(failures)}
+    found = gpu_result.withheld_where_red([row(op) for op in MEASURED], tests)
     return {row.op for row in found if row.ratio is None}
+
+
+INTERPRETED = "tests/kernels/interpreted"
 
 
 @pytest.mark.parametrize(
@@ -127,127 +251,48 @@ def test_a_file_of_tests_withholds_what_it_is_about(file: str, bases: set[str]) 
 def test_one_failure_that_names_nothing_withholds_everything() -> None:
     named = f"{INTERPRETED}/test_attention_kernels.py::test_it"
     assert withheld(named, f"{INTERPRETED}/test_kernels_in_models.py::test_it") == set(MEASURED)
-    assert withheld(named, device_tests.BETWEEN_TESTS) == set(MEASURED)
+    assert withheld(named, BETWEEN_TESTS) == set(MEASURED)
     by_name = withheld(f"{INTERPRETED}/test_launches_on_gpu.py::test_it[embedding]")
     assert by_name == {"embedding", "embedding-bits", "embedding-codes", "growth_step"}
 
 
 def test_the_files_that_stand_for_operations_exist() -> None:
-    for file, bases in gpu.OPERATIONS.items():
-        assert (device_tests.TESTS / "interpreted" / file).is_file()
+    for file, bases in gpu_result.OPERATIONS.items():
+        assert (TESTS / "kernels" / "interpreted" / file).is_file()
         assert set(bases) <= set(MEASURED)
 
 
-def test_every_red_test_counts_and_twenty_are_told(
-    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
-) -> None:
-    others = [f"tests/kernels/test_lora_kernels.py::test_it[{i}]" for i in range(30)]
-    lines = [{"test": name, "outcome": "failed"} for name in [*others, "tests/z.py::test_triple"]]
-    outcome.clear()
-    outcome |= device_tests.outcome([1], [lines], 120.0)
-    result = run(machine, family, tmp_path)
-    assert {row.ratio for row in ours(result)} == {None}
-    (told,) = [note for note in result.notes if note.startswith("red: ")]
-    assert told.count("::") == 20
-    assert told.endswith(" and 11 more")
+# Stages.
 
 
-@pytest.mark.usefixtures("outcome")
-def test_a_failed_part_is_told_and_tried_again(
-    machine: Machine, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*arguments: object) -> None:
-        raise RuntimeError("ptxas is missing")
+def test_the_headline_cases_are_those_of_the_issue_and_nothing_is_twice(family: Family) -> None:
+    from benchmarks.stages import headline_cases, other_cases
 
-    with monkeypatch.context() as broken:
-        broken.setattr(tuning, "tune", fails)
-        result = run(machine, family, tmp_path)
-    assert "tuning: failed: RuntimeError: ptxas is missing" in result.notes
-    assert not (tmp_path / "tuning.json").exists()
-    assert len(ours(result)) == 3
-    run(machine, family, tmp_path)
-    assert (tmp_path / "tuning.json").exists()
-
-
-def test_every_operation_has_its_part_and_attention_comes_first(machine: Machine) -> None:
-    parts = gpu.speeds(machine, gpu.FAMILIES, "gpu")
-    assert {part.name for part in parts} == {f"speed-{f.name}" for f in gpu.FAMILIES}
-    assert parts[0].name == "speed-attention"
-    assert all(part.share > 0 for part in parts)
-    assert gpu.CORRECTNESS_SECONDS + gpu.TUNING_SECONDS < gpu.TOTAL_SECONDS / 2
+    first = headline_cases(gpu.FAMILIES, "cuda", "gpu", "bf16")
+    rest = other_cases(gpu.FAMILIES, "cuda", "gpu", "bf16", first)
+    names = [case.name for case in (*first, *rest)]
+    assert (
+        len(names)
+        == len(set(names))
+        == sum(len(f.grids["gpu"]) * len(f.passes) for f in gpu.FAMILIES)
+    )
+    assert {case.family.op for case in first} >= {
+        "growth_step", "linear_cross_entropy", "layer_norm", "rms_norm", "attention", "mlp",
+        "logit_mean", "mean_cross_entropy",
+    }  # fmt: skip
+    dims = {(c.shape["D"], c.pass_) for c in first if c.family.name == "attention"}
+    assert dims == {(D, p) for D in (32, 128) for p in ("forward", "backward")}
+    assert len({case.family.name for case in rest}) == len(
+        [f for f in gpu.FAMILIES if f.name not in ("growth_step",)]
+    ) + 1  # fmt: skip
 
 
-@pytest.mark.usefixtures("outcome")
-def test_speeds_are_measured_with_the_table_just_made(
-    machine: Machine, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
+def test_stages_of_nine_minutes_leave_time_for_the_rest() -> None:
+    from benchmarks.stages import GROWTH_SECONDS, STAGES, WHOLE
 
-    def run_cases(*arguments: object, **options: object) -> tuple[list[Row], list[str]]:
-        seen.append(tuned.shipped("Fake GPU 9000").entries)
-        return [Row("triple", "N=64", "bf16", "full", "fastgrow", "ours", "ok")], []
-
-    monkeypatch.setattr(gpu, "run_cases", run_cases)
-    run(machine, family, tmp_path)
-    assert seen == [{"attention_forward": {"bf16/D=32": {"block": 32}}}]
-    assert tuned.shipped("Fake GPU 9000").entries == {}
-    run(machine, family, tmp_path)
-    assert len(seen) == 1, "what is done stays done"
-    # Tuned again, with another outcome: the speeds are not those of the table any more.
-    (tmp_path / "parts" / "tuning.json").unlink()
-    other = {"attention_forward": {"bf16/D=32": ENTRY | {"configuration": {"block": 64}}}}
-    monkeypatch.setattr(tuning, "tune", lambda *a: {"entries": other, "notes": []})
-    run(machine, family, tmp_path)
-    assert seen[1:] == [{"attention_forward": {"bf16/D=32": {"block": 64}}}]
-
-
-@pytest.mark.usefixtures("outcome")
-def test_without_an_entry_the_shipped_table_serves(
-    machine: Machine, family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tuning, "tune", lambda *a: {"entries": {}, "notes": ["nothing compiled"]})
-
-    def standing_in(*arguments: object) -> None:
-        raise AssertionError("an empty table hides the shipped one")
-
-    monkeypatch.setattr(tuned, "standing_in", standing_in)
-    result = run(machine, family, tmp_path)
-    assert "nothing compiled" in result.notes
-    assert not (tmp_path / "tuning.json").exists()
-
-
-@pytest.mark.usefixtures("outcome")
-def test_an_operation_without_time_is_told_and_measured_later(
-    machine: Machine, family: Family, tmp_path: Path
-) -> None:
-    (part,) = gpu.speeds(machine, [family], "tiny")
-    with pytest.raises(RuntimeError, match="3 of 3 cases were not measured: no time left"):
-        part.run(0.0)
-    with_little = gpu.run_gpu(machine, tmp_path, [family], grid="tiny", seconds=0.5)
-    assert "speed-triple: not run: the 0 s are used up" in with_little.notes
-    assert len(ours(run(machine, family, tmp_path))) == 3
-
-
-def test_the_table_is_shipped_where_launches_look_for_it(
-    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
-) -> None:
-    save(run(machine, family, tmp_path), tmp_path)
-    path = gpu.ship(tmp_path, tmp_path / "kernels")
-    assert path == tmp_path / "kernels" / "fake-gpu-9000.json"
-    assert path.read_bytes() == (tmp_path / "tuning.json").read_bytes()
-    assert read_table(path).entries["attention_forward"]["bf16/D=32"] == {"block": 32}
-
-
-def test_a_table_is_not_shipped_where_tests_failed(
-    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
-) -> None:
-    outcome |= {"state": "failed", "failed": 1, "failures": ["tests/ops/test_triple.py::test_it"]}
-    save(run(machine, family, tmp_path), tmp_path)
-    with pytest.raises(ConfigError, match="not shipped: tests on the device: failed, 12 passed"):
-        gpu.ship(tmp_path, tmp_path / "kernels")
-    assert not (tmp_path / "kernels").exists()
-    with pytest.raises(CheckpointError, match=r"tuning\.json"):
-        gpu.ship(tmp_path / "elsewhere", tmp_path / "kernels")
+    timed = [seconds for stage, seconds in STAGES.items() if stage != "rest"]
+    assert sum(timed) + GROWTH_SECONDS + 30 < 60 * WHOLE
+    assert list(STAGES)[-1] == "rest"
 
 
 def test_without_a_gpu_it_is_one_clear_line(

@@ -44,8 +44,8 @@ try:
 except ImportError:
     from benchmarks import gpu
     from benchmarks.command import main
-    print(gpu.run_gpu_tests(1.0)["state"])
-    sys.exit(main(["gpu"]))
+    print(gpu.run_gpu_tests(1.0))
+    sys.exit(main(["gpu", "--out", "nowhere"]))
 """)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -1,0 +1,143 @@
+"""A digest of the code behind an operation, for telling whether a recorded result still stands.
+
+It covers every module of fastgrow.ops and fastgrow.kernels that the operation's case imports,
+directly or not, the functions of the case itself, and the extension's CUDA sources. Comments,
+docstrings, imports, the order of definitions and the names of files are left out: moving a function
+or renaming its file keeps the digest, changing a line of it does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from benchmarks.case import Family
+from benchmarks.machine import ROOT
+
+# Where the packages of a working copy lie.
+FOLDERS = {
+    "fastgrow.kernels": ROOT / "kernels",
+    "fastgrow": ROOT / "fastgrow",
+    "benchmarks": ROOT / "benchmarks",
+}
+FOLLOWED = ("fastgrow.ops", "fastgrow.kernels", "fastgrow._native", "benchmarks.cases")
+CUDA_SOURCES = ROOT / "csrc" / "cuda"
+
+
+def digest_of(family: Family) -> str:
+    """The digest of what a family's rows were measured with."""
+    call = family.call
+    while isinstance(call, functools.partial):
+        call = call.func
+    return _digest(call.__module__)
+
+
+def digest_of_everything() -> str:
+    """The digest for what is about no single operation, such as a test."""
+    return _digest("benchmarks.cases")
+
+
+@functools.cache
+def _digest(root: str) -> str:
+    statements: set[str] = set()
+    for module in closure(root):
+        path = _file(module)
+        assert path is not None
+        only_functions = module.startswith("benchmarks.")
+        statements |= set(normalised(path.read_text(encoding="utf-8"), only_functions))
+    for path in sorted(CUDA_SOURCES.glob("*")):
+        statements.add(without_comments(path.read_text(encoding="utf-8")))
+    return hashlib.sha256("\n".join(sorted(statements)).encode()).hexdigest()[:16]
+
+
+def closure(root: str) -> set[str]:
+    """The module and all that it imports of FOLLOWED, within functions too."""
+    found: set[str] = set()
+    waiting = [root] if _file(root) is not None else []
+    while waiting:
+        module = waiting.pop()
+        if module in found:
+            continue
+        found.add(module)
+        waiting += _imports(module)
+    return found
+
+
+@functools.cache
+def _imports(module: str) -> list[str]:
+    path = _file(module)
+    assert path is not None
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [_home(node.module, alias.name) for alias in node.names]
+    return [n for n in names if n.startswith(FOLLOWED) and _file(n) is not None and n != module]
+
+
+def _home(module: str, name: str) -> str:
+    """The module that `from module import name` leads to.
+
+    A package's own namespace would lead to all of it: there the name is followed to where it is
+    defined.
+    """
+    if _file(f"{module}.{name}") is not None:
+        return f"{module}.{name}"
+    path = _file(module)
+    if path is None or path.name != "__init__.py":
+        return module
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _home(node.module, alias.name)
+    return module
+
+
+@functools.cache
+def _file(module: str) -> Path | None:
+    """The file of a module of this working copy; None for any other."""
+    for package, folder in FOLDERS.items():
+        if module == package or module.startswith(f"{package}."):
+            path = folder.joinpath(*module.removeprefix(package).split(".")[1:])
+            for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+                if candidate.is_file():
+                    return candidate
+    return None
+
+
+def normalised(source: str, only_functions: bool = False) -> Iterator[str]:
+    """A text for each statement at the top of a file, without what does not compute."""
+    for node in _without_words(ast.parse(source)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) or not only_functions:
+            yield ast.dump(node)
+
+
+class _Wordless(ast.NodeTransformer):
+    def visit_Import(self, node: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        return None
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """Drops docstrings, and other strings that stand alone."""
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else self.generic_visit(node)
+
+
+def _without_words(tree: ast.Module) -> ast.Module:
+    stripped: ast.Module = _Wordless().visit(tree)
+    return stripped
+
+
+def without_comments(source: str) -> str:
+    """C++ without comments, includes and layout."""
+    source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL)
+    lines: Iterable[str] = (re.sub(r"//.*", "", line) for line in source.splitlines())
+    return " ".join(" ".join(line for line in lines if not line.startswith("#include")).split())

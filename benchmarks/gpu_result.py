@@ -1,0 +1,147 @@
+"""From the record of a GPU machine to its result file and its tuning table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import rehearsal, tuning
+from benchmarks.device_tests import COUNTED, outcome
+from benchmarks.record import Line, Record
+from benchmarks.results import Ceilings, Result, Row, row_of
+from fastgrow.kernels import tuned
+
+COMMAND = "python -m benchmarks gpu"
+TABLE = "tuning.json"
+TESTED = "tests on the device: "
+SHOWN = 20  # names of failed tests in a note
+# What a file of tests is about, where its name does not say so.
+OPERATIONS = {
+    "test_decode_kernels.py": ("attention",),
+    "test_linear_lse_kernels.py": ("linear_cross_entropy", "linear_lse_gather", "linear_kl"),
+    "test_lora_kernels.py": ("lora_linear",),
+    "test_norm_kernels.py": ("layer_norm", "rms_norm"),
+}
+# It is made of the other operations.
+OF_ALL = "growth_step"
+
+
+def result_of(record: Record, key: str, digests: Mapping[str, str], of_everything: str) -> Result:
+    """All that is known of the machine of that key and of the code as it is.
+
+    Args:
+        digests: of each operation's code.
+        of_everything: of all code.
+    """
+    machine = _machine(record, key)
+    environment, ceilings = machine["environment"], Ceilings(**machine["ceilings"])
+    notes = [rehearsal.NOTE] if environment.get("device") == rehearsal.DEVICE else []
+    rows: list[Row] = []
+    of_other_code = 0
+    for line in record.of("cell", key):
+        if line["code"] in digests.values():
+            rows += [row_of(row) for row in line["rows"]]
+        else:
+            of_other_code += 1
+    if of_other_code:
+        notes.append(f"{of_other_code} cases in the record are of other code and not used")
+    texts = {n["about"]: n["text"] for n in _current(record, "note", key, of_everything)}
+    tests = _tests(record, key, of_everything, texts)
+    notes += _notes_on(tests)
+    for line in _current(record, "growth", key, of_everything):
+        notes.append(f"growth: {json.dumps(line['found'])}")
+    count = len(record.of("entry", key))
+    if count:
+        notes.append(f"tuning: {count} entries measured here")
+    notes += [f"{about}: {text}" for about, text in texts.items() if text and about != "tests"]
+    order = list(digests)
+    rows.sort(key=lambda row: order.index(row.op) if row.op in order else len(order))
+    return Result(COMMAND, environment, ceilings, withheld_where_red(rows, tests), notes)
+
+
+def _machine(record: Record, key: str) -> Line:
+    (line,) = record.of("machine", key)
+    return line
+
+
+def _current(record: Record, kind: str, key: str, of_everything: str) -> list[Line]:
+    return [line for line in record.of(kind, key) if line["code"] == of_everything]
+
+
+def _tests(
+    record: Record, key: str, of_everything: str, texts: Mapping[str, str]
+) -> dict[str, Any]:
+    lines = _current(record, "test", key, of_everything)
+    unfinished = texts.get("tests", "unfinished: only the first of them were asked")
+    found = outcome({line["test"]: line["outcome"] for line in lines}, unfinished)
+    if not lines:
+        found["state"] = texts.get("tests") or "not run"
+    whys = {line["test"]: line.get("why", "") for line in lines}
+    return found | {"whys": [whys[test] for test in found["failures"]]}
+
+
+def _notes_on(tests: dict[str, Any]) -> list[str]:
+    counts = [f"{tests[word]} {word}" for word in COUNTED if word in tests]
+    notes = [f"{TESTED}{', '.join([tests['state'], *counts])}"]
+    if tests["failures"]:
+        told = [
+            f"{test} ({why})" if why else test
+            for test, why in zip(tests["failures"], tests["whys"], strict=True)
+        ]
+        more = len(told) - SHOWN
+        notes.append(f"red: {', '.join(told[:SHOWN])}{f' and {more} more' if more > 0 else ''}")
+    return notes
+
+
+def table_from(record: Record, key: str) -> dict[str, Any]:
+    """What launchers are to read: the shipped table with what was measured here in its place."""
+    environment = _machine(record, key)["environment"]
+    device = environment["device"]
+    entries = _shipped(tuned.path_of(device))
+    for line in record.of("entry", key):
+        entries.setdefault(line["kernel"], {})[line["bucket"]] = line["entry"]
+    return {
+        "schema": tuning.SCHEMA,
+        "device": device,
+        "capability": int(environment["capability"].replace(".", "")),
+        "triton": environment["triton"],
+        "entries": entries,
+    }
+
+
+def _shipped(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        entries: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return entries
+
+
+def withheld_where_red(rows: Sequence[Row], tests: dict[str, Any]) -> list[Row]:
+    """No ratio for an operation that a failed test is about; none at all where one does not say."""
+    if not tests["state"].startswith("failed"):
+        return list(rows)
+    operations = {row.op for row in rows}
+    failures = tests.get("failures") or [""]
+    red = set().union(*(_about(failure, operations) for failure in failures))
+    reason = "tests on the device failed"
+    return [
+        dataclasses.replace(row, ratio=None, withheld=row.withheld or reason)
+        if row.role != "library" and row.op in red
+        else row
+        for row in rows
+    ]
+
+
+def _about(failure: str, operations: set[str]) -> set[str]:
+    """Those that a test is about, by its name or its file's; all where neither tells."""
+    file = Path(failure.split("::")[0]).name
+    known = OPERATIONS.get(file, ())
+    bases = {op: op.split("-")[0] for op in operations}
+    named = {op for op, base in bases.items() if base in failure or base in known}
+    if not named and not known:
+        return operations
+    return named | ({OF_ALL} & operations)

@@ -1,0 +1,73 @@
+"""Compiling beforehand what the cases will compile, in processes beside the measuring one.
+
+`torch.compile` takes ten seconds to a minute for a case. A process of its own runs the case once,
+which fills the caches on disk that all processes share; a mark tells the measurement that a
+contender is ready. Until then a case is measured without it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import Work, start_worker
+
+
+class Warming:
+    """Runs `warm` for each cell in order, so many at a time, until the `with` block ends.
+
+    Args:
+        work: what every process is told besides its cell.
+        cells: those of most worth first.
+        slots: processes at a time.
+    """
+
+    def __init__(self, work: Work, cells: Sequence[dict[str, Any]], slots: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fastgrow-ready-")
+        self._work = work
+        self._waiting = deque(cells)
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(slots)]
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_over = False
+        self._lock = threading.Lock()
+
+    @property
+    def ready(self) -> Path:
+        """The folder of marks."""
+        return Path(self._folder.name)
+
+    def __enter__(self) -> Warming:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._is_over = True
+            for process in self._running:
+                process.kill()
+        for thread in self._threads:
+            thread.join()
+        self._folder.cleanup()
+
+    def _serve(self) -> None:
+        while True:
+            # The lock is held while one starts, so that none starts after the end.
+            with self._lock:
+                if self._is_over or not self._waiting:
+                    return
+                cell = self._waiting.popleft()
+                process = start_worker(
+                    {**self._work, "work": "warm", "cell": cell, "ready": str(self.ready)}
+                )
+                self._running.add(process)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+            with self._lock:
+                self._running.discard(process)

@@ -1,0 +1,183 @@
+"""What a process of the GPU suite does: one piece of work, asked for in JSON on standard input.
+
+    machine   what is here and its ceilings
+    cells     the rows of some cases
+    warm      a case run once, so that what it compiles is in the shared caches
+    tune      the configurations of kernels
+    growth    the nine-layer configuration, stopped and resumed
+
+The answers are lines of JSON on standard output. After an illegal access every call on the device
+fails: the process then ends at once, and the next one has a device again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tuning
+from benchmarks.case import Case
+from benchmarks.cases import families
+from benchmarks.contenders import contenders
+from benchmarks.correctness import random_gradients
+from benchmarks.interleave import step_of
+from benchmarks.machine import Machine, find_machine
+from benchmarks.measure import Budget, DeviceLost, Settings, run_once
+from benchmarks.processes import DEVICE_LOST, Work, die_with_parent
+from benchmarks.rehearsal import stand_in
+from benchmarks.results import Row
+from benchmarks.suite import run_cases
+from fastgrow.kernels import tuned
+from fastgrow.kernels.tuning_table import table_of
+
+
+def main() -> int:
+    die_with_parent()
+    work = json.load(sys.stdin)
+    # What libraries print must not stand between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(**line: Any) -> None:
+        answers.write(json.dumps(line) + "\n")
+        answers.flush()
+
+    KINDS[work["work"]](work, answer)
+    return 0
+
+
+def _machine_of(work: Work) -> Machine:
+    return stand_in() if work["rehearse"] else find_machine("cuda")
+
+
+def _machine(work: Work, answer: Callable[..., None]) -> None:
+    machine = _machine_of(work)
+    answer(environment=machine.environment, ceilings=dataclasses.asdict(machine.ceilings()))
+
+
+def _cells(work: Work, answer: Callable[..., None]) -> None:
+    """Rows of the cases in order, each with the launch parameters that it asked for."""
+    machine = _machine_of(work)
+    ready = Path(work["ready"])
+    settings = Settings(
+        work["against"],
+        work["seconds_a_case"],
+        is_compiled=lambda case, contender: mark(ready, case.name, contender.name).exists(),
+        may_compile=work["may_compile"],
+    )
+    cases = [case_of(cell, machine.device.type) for cell in work["cells"]]
+
+    def on_start(case: Case) -> None:
+        answer(start=case.name)
+
+    def on_case(rows: list[Row]) -> None:
+        answer(rows=[dataclasses.asdict(row) for row in rows], launch=sorted(tuned.asked))
+
+    with _table_in_use(work):
+        try:
+            notes = run_cases(
+                cases, settings, machine, Budget(work["seconds"]), on_start=on_start,
+                on_case=on_case,
+            )[1]  # fmt: skip
+        except DeviceLost as lost:
+            answer(lost=str(lost))
+            sys.stderr.flush()
+            # Freeing what lies on a lost device can hang.
+            os._exit(DEVICE_LOST)
+    for note in notes:
+        answer(note=note)
+
+
+def _warm(work: Work, answer: Callable[..., None]) -> None:
+    """Every contender of a case once, those that compile first; each leaves its mark."""
+    machine = _machine_of(work)
+    case = case_of(work["cell"], machine.device.type)
+    inputs = case.inputs(seed=0)
+    gradients: tuple[Any, ...] = ()
+    if case.pass_ != "forward":
+        gradients = random_gradients(lambda given: case.family.call(given, "eager"), inputs)
+    field = contenders(case, work["against"])
+    for contender in sorted(field, key=lambda c: not c.is_compiled):
+        try:
+            run_once(step_of(case, contender.run, [inputs], gradients))
+        except Exception as error:
+            # The measurement meets it too, and says so in a row.
+            print(f"{case.name}: {contender.name}: {error}", file=sys.stderr)
+        mark(Path(work["ready"]), case.name, contender.name).touch()
+
+
+def _tune(work: Work, answer: Callable[..., None]) -> None:
+    machine = _machine_of(work)
+    found = tuning.tune(
+        work["modules"] or tuning.kernel_modules(),
+        int(str(machine.environment["capability"]).replace(".", "")),
+        machine.clock,
+        work["seconds"],
+        first_rank=work["first_rank"],
+        known=work["known"],
+        on_entry=lambda kernel, bucket, entry: answer(kernel=kernel, bucket=bucket, entry=entry),
+    )
+    for note in found["notes"]:
+        answer(note=note)
+
+
+def _growth(work: Work, answer: Callable[..., None]) -> None:
+    from benchmarks.nine_layers import run_nine_layers
+
+    answer(
+        found=run_nine_layers(
+            Path(work["out"]),
+            work["seconds"],
+            device="cpu" if work["rehearse"] else "cuda",
+            substrate=Path(work["substrate"]) if work["substrate"] else None,
+            config=work["config"],
+        )
+    )
+
+
+KINDS: dict[str, Callable[[Work, Callable[..., None]], None]] = {
+    "machine": _machine,
+    "cells": _cells,
+    "warm": _warm,
+    "tune": _tune,
+    "growth": _growth,
+}
+
+
+def cell_of(case: Case) -> dict[str, Any]:
+    """A case as JSON."""
+    return {
+        "family": case.family.name,
+        "shape": case.shape,
+        "dtype": case.dtype,
+        "pass": case.pass_,
+    }
+
+
+def case_of(cell: dict[str, Any], device: str) -> Case:
+    (family,) = families([cell["family"]])
+    return Case(family, cell["shape"], cell["dtype"], cell["pass"], device)
+
+
+def mark(folder: Path, case: str, contender: str) -> Path:
+    """The file that is there once a contender has been compiled for a case."""
+    return folder / hashlib.sha256(f"{case}/{contender}".encode()).hexdigest()
+
+
+@contextmanager
+def _table_in_use(work: Work) -> Iterator[None]:
+    """Speeds are those with the configurations measured so far."""
+    tree = work["table"]
+    with tuned.standing_in(tree["device"], table_of(tree)) if tree else nullcontext():
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

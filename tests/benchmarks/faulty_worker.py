@@ -1,0 +1,70 @@
+"""A worker of the GPU suite that knows other operations, some of which end its process.
+
+Run as a script in the place of `python -m benchmarks.worker`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks import measure, worker
+from benchmarks.case import Family, Inputs, Output, Shape
+from fastgrow.ops import _dispatch
+
+SHAPES = [{"N": 64}, {"N": 128}, {"N": 256}]
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    return {"x": torch.randn(shape["N"], generator=generator, dtype=dtype)}
+
+
+def _family(name: str, fault: str = "") -> Family:
+    operation = _dispatch.Operation(name)
+    # Tests in the same process list the operations that there are.
+    del _dispatch.OPERATIONS[name]
+    operation.implementation("eager")(lambda x: 3 * x)
+
+    def call(inputs: Inputs, impl: str | None) -> Output:
+        if impl is None and inputs["x"].shape[0] == 128:
+            FAULTS[fault]()
+        result: Output = operation(inputs["x"], impl=impl)
+        return result
+
+    return Family(
+        op=name,
+        grids=dict.fromkeys(("tiny", "cpu", "gpu"), SHAPES),
+        inputs=_inputs,
+        call=call,
+        libraries=lambda case: {"library": lambda inputs: 3.0 * inputs["x"]},
+    )
+
+
+def _lost() -> None:
+    measure._is_lost = lambda device: True
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+FAULTS = {
+    "": lambda: None,
+    "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "lost": _lost,
+    "hangs": lambda: time.sleep(600),
+}
+FAMILIES = [
+    _family("sound"),
+    _family("breaks", "segfault"),
+    _family("loses", "lost"),
+    _family("hangs", "hangs"),
+]
+
+if __name__ == "__main__":
+    worker.families = lambda names: [f for f in FAMILIES if f.name in names]
+    sys.exit(worker.main())
