@@ -40,7 +40,7 @@ from benchmarks.device_tests import ALL, RED, SMOKE, TESTS, run_gpu_tests
 from benchmarks.gpu_result import TABLE, result_of, table_from
 from benchmarks.machine import ROOT, find_machine, output
 from benchmarks.measure import SKIPPED
-from benchmarks.processes import run_worker
+from benchmarks.processes import Workers
 from benchmarks.record import Line, Record, key_of
 from benchmarks.results import Ceilings, Result, Row, row_of, save
 from benchmarks.stages import (
@@ -100,21 +100,24 @@ def run_gpu(out: Path, options: Options) -> Result:
     """
     if not options.rehearse and not torch.cuda.is_available():
         find_machine("cuda")
-    run = _Run(out, options)
-    run.setup()
-    with run.warming():
-        for stage in ("smoke", "headline", "tests", "tuning", "rest"):
-            if stage in options.stages:
-                getattr(run, stage)()
-    return run.write()
+    end = time.monotonic() + 60 * options.minutes - AT_THE_END
+    built = "" if options.rehearse else _build_extension()
+    # A process that starts before the extension is there would be without it.
+    with Workers() as workers:
+        run = _Run(out, options, end, workers)
+        run.setup(built)
+        with run.warming():
+            for stage in ("smoke", "headline", "tests", "tuning", "rest"):
+                if stage in options.stages:
+                    getattr(run, stage)()
+        return run.write()
 
 
 class _Run:
     """One call: its record, what it is about, and the time it has."""
 
-    def __init__(self, out: Path, options: Options) -> None:
-        self.out, self.options = out, options
-        self.end = time.monotonic() + 60 * options.minutes - AT_THE_END
+    def __init__(self, out: Path, options: Options, end: float, workers: Workers) -> None:
+        self.out, self.options, self.end, self.workers = out, options, end, workers
         self.record = Record(out / RECORD)
         self.key = ""
         self.ready: Path | None = None
@@ -143,15 +146,14 @@ class _Run:
 
     # Stages.
 
-    def setup(self) -> None:
-        """The machine, and the CUDA extension where it is missing and can be built."""
-        built = "" if self.options.rehearse else _build_extension()
+    def setup(self, built: str) -> None:
+        """The machine; `built` says why the extension is missing."""
 
         def on_answer(answer: Line) -> None:
             self.key = key_of(answer["environment"])
             self.record.add({"kind": "machine", "key": self.key, **answer})
 
-        ended = run_worker(self._work("machine"), self.left(), on_answer)
+        ended = self.workers.run(self._work("machine"), self.left(), on_answer)
         if not self.key:
             raise RuntimeError(f"the machine could not be looked at: {ended}")
         self.note("extension", built)
@@ -190,7 +192,7 @@ class _Run:
             cases += self.missing([*self.headline_cases, *self.other_cases])
         cells = [cell_of(case) for case in {case.name: case for case in cases}.values()]
         # Each of the others runs the compiler too.
-        slots = max(1, (os.cpu_count() or 1) // 3)
+        slots = min(4, max(1, (os.cpu_count() or 1) // 3))
         warming = Warming(self._work("warm"), cells, slots)
         self.ready = warming.ready
         return warming
@@ -266,7 +268,7 @@ class _Run:
                 "table": self._table() if launches else None,
             }
             current = None
-            ended = run_worker(work, min(left + GRACE, self.left()), on_answer)
+            ended = self.workers.run(work, min(left + GRACE, self.left()), on_answer)
             if not ended or ended.startswith("cut short"):
                 return
             print(f"{waiting[0].family.name}: {ended}", flush=True)
@@ -338,7 +340,7 @@ class _Run:
             "first_rank": first_rank,
             "known": known,
         }
-        ended = run_worker(work, min(seconds + GRACE, self.left()), on_answer)
+        ended = self.workers.run(work, min(seconds + GRACE, self.left()), on_answer)
         self.note(stage, "; ".join(filter(None, [ended, *texts])))
         self.write()
 
@@ -358,7 +360,7 @@ class _Run:
                 "substrate": str(self.options.substrate) if self.options.substrate else None,
                 "config": self.options.growth,
             }
-            ended = run_worker(work, min(seconds + GRACE, self.left()), on_answer)
+            ended = self.workers.run(work, min(seconds + GRACE, self.left()), on_answer)
         self.note("growth", ended)
         self.write()
 

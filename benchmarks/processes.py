@@ -1,7 +1,7 @@
 """A process of its own for a piece of work: what goes wrong in it ends it alone.
 
-`run_worker` starts `python -m benchmarks.worker`, hands it the work as JSON and passes on each line
-of JSON that it answers with, until it ends, dies or is killed at its limit.
+`python -m benchmarks.worker` is handed the work as JSON, and each line of JSON that it answers with
+is passed on, until it ends, dies or is killed at its limit.
 """
 
 from __future__ import annotations
@@ -24,49 +24,76 @@ DEVICE_LOST = 70  # exit status
 WORKER = ("-m", "benchmarks.worker")
 
 
-def run_worker(work: Work, limit: float, on_answer: Callable[[Answer], None]) -> str:
-    """Run a piece of work for at most `limit` seconds.
+class Workers:
+    """Worker processes, one at a time; the next one starts while the one before it works.
 
-    Returns:
-        How it ended: empty where it ended by itself, or what became of it.
+    Importing torch and finding the device take seconds, which would be a large part of a short
+    piece of work.
     """
-    process = start_worker(work)
-    killed = threading.Event()
 
-    def kill() -> None:
-        killed.set()
-        process.kill()
+    def __init__(self) -> None:
+        self._next = start_worker()
 
-    timer = threading.Timer(max(0.0, limit), kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            answer = _parsed(line)
-            if answer is not None:
-                on_answer(answer)
-        status = process.wait()
-    finally:
-        timer.cancel()
-        process.kill()
-        process.wait()
-    return f"cut short after {limit:.0f} s" if killed.is_set() else told(status)
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end(self._next)
+
+    def run(self, work: Work, limit: float, on_answer: Callable[[Answer], None]) -> str:
+        """Run a piece of work for at most `limit` seconds.
+
+        Returns:
+            How it ended: empty where it ended by itself, or what became of it.
+        """
+        process, self._next = self._next, start_worker()
+        killed = threading.Event()
+
+        def kill() -> None:
+            killed.set()
+            process.kill()
+
+        timer = threading.Timer(max(0.0, limit), kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            give(process, work)
+            assert process.stdout is not None
+            for line in process.stdout:
+                answer = _parsed(line)
+                if answer is not None:
+                    on_answer(answer)
+            status = process.wait()
+        finally:
+            timer.cancel()
+            end(process)
+        return f"cut short after {limit:.0f} s" if killed.is_set() else told(status)
 
 
-def start_worker(work: Work) -> subprocess.Popen[bytes]:
-    """A process that has been given its work; its answers come on its standard output."""
-    process = subprocess.Popen(
+def start_worker() -> subprocess.Popen[bytes]:
+    """A process that waits for its work; its answers come on its standard output."""
+    return subprocess.Popen(
         [sys.executable, *WORKER],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+
+
+def give(process: subprocess.Popen[bytes], work: Work) -> None:
     assert process.stdin is not None
     # One that died at its start is told by its status.
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(json.dumps(work).encode())
-    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill it, and let go of its pipes."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def told(status: int) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import Work, start_worker
+from benchmarks.processes import Work, end, give, start_worker
 
 
 class Warming:
@@ -62,12 +62,10 @@ class Warming:
                 if self._is_over or not self._waiting:
                     return
                 cell = self._waiting.popleft()
-                process = start_worker(
-                    {**self._work, "work": "warm", "cell": cell, "ready": str(self.ready)}
-                )
+                process = start_worker()
                 self._running.add(process)
+            give(process, {**self._work, "work": "warm", "cell": cell, "ready": str(self.ready)})
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
             with self._lock:
                 self._running.discard(process)
+            end(process)

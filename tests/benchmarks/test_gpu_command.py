@@ -27,18 +27,26 @@ SPEEDS = Options(
 )
 
 
-def in_this_process(work: Any, limit: float, on_answer: Any) -> str:
-    """What a worker answers, without a process; both sides see JSON alone."""
-    work = json.loads(json.dumps(work))
-    worker.KINDS[work["work"]](work, lambda **line: on_answer(json.loads(json.dumps(line))))
-    return ""
+class InThisProcess:
+    """Workers without processes; both sides see JSON alone."""
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, work: Any, limit: float, on_answer: Any) -> str:
+        work = json.loads(json.dumps(work))
+        worker.KINDS[work["work"]](work, lambda **line: on_answer(json.loads(json.dumps(line))))
+        return ""
 
 
 @pytest.fixture(autouse=True)
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers know FAMILIES; nothing is tuned or grown where a test does not ask for it."""
     monkeypatch.setattr(worker, "families", lambda names: [BY_NAME[name] for name in names])
-    monkeypatch.setattr(gpu, "run_worker", in_this_process)
+    monkeypatch.setattr(gpu, "Workers", InThisProcess)
     monkeypatch.setattr(gpu._Run, "_tune", lambda *a, **k: None)
     monkeypatch.setattr(gpu._Run, "_grow", lambda *a, **k: None)
 
@@ -48,7 +56,7 @@ def in_processes(without_processes: None, monkeypatch: pytest.MonkeyPatch) -> No
     """As on a GPU machine, with the faults of FAMILIES."""
     script = Path(__file__).with_name("faulty_worker.py")
     monkeypatch.setattr(processes, "WORKER", (str(script),))
-    monkeypatch.setattr(gpu, "run_worker", processes.run_worker)
+    monkeypatch.setattr(gpu, "Workers", processes.Workers)
 
 
 def run(out: Path, *names: str, **options: Any) -> Result:
@@ -126,18 +134,19 @@ def test_a_case_that_is_cut_short_is_not_done(
     class Killed(Exception):
         pass
 
-    def run_worker(work: Any, limit: float, on_answer: Any) -> str:
-        def answer(line: dict[str, Any]) -> None:
-            on_answer(line)
-            if "N=128" in line.get("start", ""):
-                raise Killed
+    class CutShort(InThisProcess):
+        def run(self, work: Any, limit: float, on_answer: Any) -> str:
+            def answer(line: dict[str, Any]) -> None:
+                on_answer(line)
+                if "N=128" in line.get("start", ""):
+                    raise Killed
 
-        try:
-            return in_this_process(work, limit, answer)
-        except Killed:
-            return f"cut short after {limit:.0f} s"
+            try:
+                return super().run(work, limit, answer)
+            except Killed:
+                return f"cut short after {limit:.0f} s"
 
-    monkeypatch.setattr(gpu, "run_worker", run_worker)
+    monkeypatch.setattr(gpu, "Workers", CutShort)
     result = run(tmp_path, "sound", stages=("rest",))
     assert ours(result) == {("sound", "N=64"): "ok"}
     assert "rest: 2 of 3 cases are not complete" in result.notes
@@ -147,7 +156,8 @@ def test_a_worker_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     script = "import time; print('{\"start\": 1}'); print('{\"cut'); time.sleep(600)"
     monkeypatch.setattr(processes, "WORKER", ("-u", "-c", script))
     answers: list[dict[str, Any]] = []
-    assert processes.run_worker({}, 1.5, answers.append) == "cut short after 2 s"
+    with processes.Workers() as workers:
+        assert workers.run({}, 3.0, answers.append) == "cut short after 3 s"
     assert answers == [{"start": 1}]
 
 
