@@ -35,6 +35,8 @@ def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int
             return growth(arguments[1:], program)
         if arguments and arguments[0] == "report":
             return _report(arguments[1:], program)
+        if arguments and arguments[0] == "ship":
+            return _ship(arguments[1:], program)
         return _measure(arguments, program)
     except FastgrowError as error:
         print(f"{program}: {error}", file=sys.stderr)
@@ -124,22 +126,20 @@ def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
 
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
-    from benchmarks.gpu import TABLE, TOTAL_SECONDS, run_gpu, ship
+    from benchmarks.gpu import TOTAL_SECONDS, run_gpu
+    from benchmarks.ship import TABLE
 
     parser = argparse.ArgumentParser(f"{program} gpu", description=run_gpu.__doc__)
     add = parser.add_argument
     add("--out", type=Path, help="folder; benchmarks/results/<gpu> without")
     add("--seconds", type=_positive, default=TOTAL_SECONDS, help="for all runs over the folder")
-    add("--ship", action="store_true", help="put the tuning table where launches look for it")
     options = parser.parse_args(arguments)
     machine = find_machine("cuda")
     out = options.out or ROOT / "benchmarks" / "results" / machine.slug
     result = run_gpu(machine, out, seconds=options.seconds)
     write(result, out)
-    if options.ship:
-        print(f"{ship(out)}: serves launches on this kind of GPU from now on")
-    elif (out / TABLE).exists():
-        print(f"{out / TABLE}: `{program} gpu --ship` puts it where launches look for it")
+    if (out / TABLE).exists():
+        print(f"{out / TABLE}: `{program} ship {out}` puts it where launches look for it")
     return 0
 
 
@@ -189,6 +189,17 @@ def _report(arguments: Sequence[str], program: str) -> int:
     return 0
 
 
+def _ship(arguments: Sequence[str], program: str) -> int:
+    from benchmarks.ship import ship
+
+    parser = argparse.ArgumentParser(f"{program} ship", description=ship.__doc__)
+    parser.add_argument(
+        "results", type=Path, metavar="RESULTS", help="with results.json and tuning.json"
+    )
+    print(f"{ship(parser.parse_args(arguments).results)}: serves launches on this kind of GPU now")
+    return 0
+
+
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         program,
@@ -197,7 +208,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         epilog=f"Other commands: `{program} gpu` (all that a GPU machine is asked), "
         f"`{program} experts` (what combining experts costs), "
         f"`{program} growth` (steps and runs on a frozen trunk), "
-        f"`{program} report RESULTS.json` (Markdown tables).",
+        f"`{program} report RESULTS.json` (Markdown tables), "
+        f"`{program} ship RESULTS` (puts a GPU's tuning table in place).",
     )
     add = parser.add_argument
     add("--op", default="", help=f"comma-separated: {', '.join(f.name for f in FAMILIES)}")

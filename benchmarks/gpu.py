@@ -25,12 +25,12 @@ from benchmarks.device_tests import COUNTED, run_gpu_tests
 from benchmarks.machine import Machine
 from benchmarks.measure import Budget, Settings
 from benchmarks.parts import Done, Part, run_parts
-from benchmarks.results import Ceilings, Result, Row, load
+from benchmarks.results import Ceilings, Result, Row
+from benchmarks.ship import TABLE, TESTED
 from benchmarks.suite import run_cases
 from fastgrow import _files
-from fastgrow.errors import ConfigError
 from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import file_name, table_of
+from fastgrow.kernels.tuning_table import table_of
 
 TOTAL_SECONDS = 600.0
 CORRECTNESS_SECONDS = 120.0
@@ -40,8 +40,6 @@ SPEED_SHARES = {"attention": 4.0, "linear_cross_entropy": 2.0, "growth_step": 2.
 SECONDS_A_CASE = 1.0
 AGAINST = KINDS
 COMMAND = "python -m benchmarks gpu"
-TABLE = "tuning.json"
-TESTED = "tests on the device: "
 SHOWN = 20  # names of failed tests in a note
 # What a file of tests is about, where its name does not say so.
 OPERATIONS = {
@@ -100,23 +98,6 @@ def speeds(machine: Machine, families: Sequence[Family], grid: str) -> list[Part
         share = SPEED_SHARES.get(family.name, 1.0)
         parts.append(Part(f"speed-{family.name}", run, share=share))
     return sorted(parts, key=lambda part: -part.share)
-
-
-def ship(out: Path, folder: Path | None = None) -> Path:
-    """Copy the table of a run to where the launchers look for it.
-
-    Raises:
-        CheckpointError: there is no table, or it cannot be read.
-        ConfigError: tests failed on the device in that run.
-    """
-    tree = _files.read_json(out / TABLE)
-    found = load(out / "results.json")
-    red = [note for note in found.notes if note.startswith(f"{TESTED}failed")]
-    if red:
-        raise ConfigError(f"{out / TABLE} is not shipped: {red[0]}")
-    path = (folder or tuned.FOLDER) / file_name(tree["device"])
-    _files.write_json(path, tree)
-    return path
 
 
 def _tune(machine: Machine, seconds: float) -> dict[str, Any]:

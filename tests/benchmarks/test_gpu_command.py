@@ -14,9 +14,7 @@ from benchmarks.case import Family
 from benchmarks.command import main
 from benchmarks.machine import Machine
 from benchmarks.results import Result, Row, load, save
-from fastgrow.errors import CheckpointError, ConfigError
 from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import read_table
 
 ENTRY = {"configuration": {"block": 32}, "median_ms": 1.0, "default_ms": 1.0}
 ENTRIES = {"attention_forward": {"bf16/D=32": ENTRY}}
@@ -226,28 +224,6 @@ def test_an_operation_without_time_is_told_and_measured_later(
     with_little = gpu.run_gpu(machine, tmp_path, [family], grid="tiny", seconds=0.5)
     assert "speed-triple: not run: the 0 s are used up" in with_little.notes
     assert len(ours(run(machine, family, tmp_path))) == 3
-
-
-def test_the_table_is_shipped_where_launches_look_for_it(
-    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
-) -> None:
-    save(run(machine, family, tmp_path), tmp_path)
-    path = gpu.ship(tmp_path, tmp_path / "kernels")
-    assert path == tmp_path / "kernels" / "fake-gpu-9000.json"
-    assert path.read_bytes() == (tmp_path / "tuning.json").read_bytes()
-    assert read_table(path).entries["attention_forward"]["bf16/D=32"] == {"block": 32}
-
-
-def test_a_table_is_not_shipped_where_tests_failed(
-    machine: Machine, family: Family, tmp_path: Path, outcome: dict[str, Any]
-) -> None:
-    outcome |= {"state": "failed", "failed": 1, "failures": ["tests/ops/test_triple.py::test_it"]}
-    save(run(machine, family, tmp_path), tmp_path)
-    with pytest.raises(ConfigError, match="not shipped: tests on the device: failed, 12 passed"):
-        gpu.ship(tmp_path, tmp_path / "kernels")
-    assert not (tmp_path / "kernels").exists()
-    with pytest.raises(CheckpointError, match=r"tuning\.json"):
-        gpu.ship(tmp_path / "elsewhere", tmp_path / "kernels")
 
 
 def test_without_a_gpu_it_is_one_clear_line(
