@@ -4,6 +4,7 @@
     python -m benchmarks --op attention     one operation, its whole grid
     python -m benchmarks gpu --out DIR      everything that a GPU machine is asked, ten minutes
     python -m benchmarks report FILE        Markdown tables of a recorded result
+    python -m benchmarks ship DIR           puts the tuning table of a GPU's results in place
     pytest benchmarks --benchmark-only      the same cases under pytest-benchmark
 
 An operation takes part through one file in `benchmarks/cases/` (see `benchmarks.case.Family`).

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int
     try:
         if arguments and arguments[0] == "gpu":
             return _gpu(arguments[1:], program)
+        if arguments and arguments[0] == "ship":
+            return _ship(arguments[1:], program)
         if arguments and arguments[0] == "experts":
             return _experts(arguments[1:], program)
         if arguments and arguments[0] == "growth":
@@ -125,6 +127,7 @@ def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
     from benchmarks import gpu
+    from benchmarks.ship import TABLE
     from benchmarks.stages import STAGES, WHOLE
 
     parser = argparse.ArgumentParser(
@@ -161,6 +164,8 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
     print(f"ceilings: {show.ceilings_text(result.ceilings)}")
     print("\n".join([show.environment_text(result), *result.notes]))
     write(result, chosen.out)
+    if (chosen.out / TABLE).exists():
+        print(f"{chosen.out / TABLE}: `{program} ship {chosen.out}` puts it where launches look")
     return 1 if _is_wrong(result) else 0
 
 
@@ -201,6 +206,17 @@ def _is_wrong(result: Result) -> bool:
     return any(row.role == "ours" and row.correct is False for row in result.rows)
 
 
+def _ship(arguments: Sequence[str], program: str) -> int:
+    from benchmarks.ship import ship
+
+    parser = argparse.ArgumentParser(f"{program} ship", description=ship.__doc__)
+    parser.add_argument(
+        "results", type=Path, metavar="RESULTS", help="with results.json and tuning.json"
+    )
+    print(f"{ship(parser.parse_args(arguments).results)}: serves launches on this kind of GPU now")
+    return 0
+
+
 def _report(arguments: Sequence[str], program: str) -> int:
     from benchmarks.report import report
 
@@ -218,7 +234,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         epilog=f"Other commands: `{program} gpu` (all that a GPU machine is asked), "
         f"`{program} experts` (what combining experts costs), "
         f"`{program} growth` (steps and runs on a frozen trunk), "
-        f"`{program} report RESULTS.json` (Markdown tables).",
+        f"`{program} report RESULTS.json` (Markdown tables), "
+        f"`{program} ship RESULTS` (puts a GPU's tuning table in place).",
     )
     add = parser.add_argument
     add("--op", default="", help=f"comma-separated: {', '.join(f.name for f in FAMILIES)}")

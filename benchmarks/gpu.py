@@ -37,12 +37,13 @@ from benchmarks.case import Case, Family, shape_text
 from benchmarks.cases import FAMILIES
 from benchmarks.contenders import COMPILE_MODES
 from benchmarks.device_tests import ALL, RED, SMOKE, TESTS, run_gpu_tests
-from benchmarks.gpu_result import TABLE, result_of, table_from
+from benchmarks.gpu_result import result_of, table_from
 from benchmarks.machine import ROOT, find_machine, output
 from benchmarks.measure import SKIPPED
 from benchmarks.processes import Workers
 from benchmarks.record import Line, Record, key_of
 from benchmarks.results import Ceilings, Result, Row, row_of, save
+from benchmarks.ship import TABLE
 from benchmarks.stages import (
     GROWTH_SECONDS,
     SHARES,

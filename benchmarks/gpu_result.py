@@ -12,11 +12,10 @@ from benchmarks import rehearsal, tuning
 from benchmarks.device_tests import COUNTED, outcome
 from benchmarks.record import Line, Record
 from benchmarks.results import Ceilings, Result, Row, row_of
+from benchmarks.ship import TESTED
 from fastgrow.kernels import tuned
 
 COMMAND = "python -m benchmarks gpu"
-TABLE = "tuning.json"
-TESTED = "tests on the device: "
 SHOWN = 20  # names of failed tests in a note
 # What a file of tests is about, where its name does not say so.
 OPERATIONS = {

@@ -42,9 +42,14 @@ class Kernel:
     bucket: str
     rank: int
     candidates: Sequence[dict[str, int]] = ({"num_warps": 4}, {"num_warps": 8})
-    code: str = "any"
+    digest: str = "none"
 
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
+    def codes(self, configuration: dict[str, int] | None) -> list[str]:
+        return [f"{self.kernel} {configuration}"]
+
+    def build(
+        self, configuration: dict[str, int] | None, only: str | None = None
+    ) -> dict[str, int]:
         return {"spills": 0, "shared": 0, "registers": 32}
 
     def launcher(self) -> Callable[[dict[str, int]], object]:

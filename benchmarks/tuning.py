@@ -10,45 +10,52 @@ dtype and shape under which the launcher looks a configuration up, an object wit
     kernel: str                          such as "attention_forward"
     bucket: str                          such as "bf16/D=32/T=4096": the launcher's own key
     candidates: list[dict[str, int]]     the shipped configurations, the default one first
-    build(configuration) -> dict[str, int]
-                                         compile for `capability` without launching; gives at least
-                                         {"spills": …, "shared": …}; raises if it does not compile
+    codes(configuration) -> list[str]    what a launch of a configuration compiles to, a text each,
+                                         the same for what compiles alike; of None: what making the
+                                         inputs does
+    build(configuration, only) -> dict[str, int]
+                                         compile the one of those codes for `capability` without
+                                         launching; gives at least {"spills": …, "shared": …};
+                                         raises if it does not compile
     launcher() -> Callable[[dict[str, int]], object]
                                          makes random inputs on the GPU; each call launches a
                                          configuration on them once
     rank: int                            lower ones come first, where time is short
-    code: str                            tunables of a kernel with the same one compile alike
+    digest: str                          of the kernel's source
 
-`fastgrow.kernels.tunable.Tunable` is such an object. `build` runs in worker processes, all cores at
-once: it leaves the result in Triton's cache on disk, where the launch finds it. Candidates that
-spill, do not compile or do not run are left out; the others are timed interleaved, on the same
-inputs, which can take gigabytes. The table that results:
+`fastgrow.kernels.tunable.Tunable` is such an object. `build` runs in worker processes on all cores:
+it leaves the result in Triton's cache on disk, where the launch finds it. Candidates that spill, do
+not compile or do not run are left out; the others are timed interleaved, on the same inputs, which
+can take gigabytes. The clock is read before each call. A bucket whose time is over is decided
+between the candidates that were timed so far, if the default is one of them. The table that
+results:
 
     {"schema": 1, "device": …, "capability": 90, "triton": …, "entries": {
         "attention_forward": {"bf16/D=32/T=4096": {"configuration": {…}, "median_ms": …,
-            "default_ms": …, "candidates": 12, "left_out": 3}}}}
+            "default_ms": …, "candidates": 12, "left_out": 3, "source": …}}}}
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import importlib
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from benchmarks.clock import Clock
-from benchmarks.interleave import Limits, interleaved
+from benchmarks.compiling import Compilers, Configuration, Job, Outcome, listed, told
+from benchmarks.interleave import order
 from benchmarks.summary import quantile
 
 SCHEMA = 1
-ROUNDS = 25
-TOO_LATE = "not compiled in time"
-Configuration = dict[str, int]
+# Of timing all candidates in turn; the first ones are each candidate's own.
+ROUNDS, FIRST_ROUNDS = 25, 3
+
+Entry = dict[str, Any]
 
 
 class Tunable(Protocol):
@@ -58,9 +65,13 @@ class Tunable(Protocol):
     bucket: str
     candidates: Sequence[Configuration]
     rank: int
-    code: str
+    digest: str
 
-    def build(self, configuration: Configuration) -> dict[str, int]: ...
+    def codes(self, configuration: Configuration | None) -> list[str]: ...
+
+    def build(
+        self, configuration: Configuration | None, only: str | None = None
+    ) -> dict[str, int]: ...
 
     def launcher(self) -> Callable[[Configuration], object]: ...
 
@@ -78,167 +89,241 @@ def tune(
     clock: Clock,
     seconds: float,
     *,
+    first_rank: int | None = None,
+    known: Mapping[str, Mapping[str, Entry]] | None = None,
+    on_entry: Callable[[str, str, Entry], None] | None = None,
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """The table's entries, and what was left out; stops when the time is over.
 
-    Compiling may take half of the time; what is not compiled by then is left out.
+    A bucket is measured as soon as its candidates are compiled, which those of the later ones are
+    meanwhile.
+
+    Args:
+        first_rank: leave out buckets of a higher rank.
+        known: entries by kernel and bucket; they are returned too, and not measured again.
+        on_entry: called with kernel, bucket and entry as soon as a bucket is measured.
     """
+    from fastgrow.kernels.ahead import compilations
+    from fastgrow.kernels.multiprocessors import assumed
+
     end = now() + seconds
-    found = entrants(modules, capability)
-    jobs = [job for entrant in found if entrant.compiles for job in entrant.jobs]
-    builds = build_all(jobs, seconds / 2)
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Entry]] = {k: dict(v) for k, v in (known or {}).items()}
     notes: list[str] = []
-    missed: list[str] = []
-    for entrant in found:
-        tunable = entrant.tunable
-        name = f"{tunable.kernel} {tunable.bucket}"
-        outcomes = [builds[job.label] for job in entrant.jobs]
-        if now() >= end or all(outcome == TOO_LATE for outcome in outcomes):
-            missed.append(name)
-            continue
-        reasons = [_refusal(outcome) for outcome in outcomes]
-        usable = [c for c, reason in zip(tunable.candidates, reasons, strict=True) if not reason]
-        if entrant.compiles:
-            refused = zip(tunable.candidates, reasons, strict=True)
-            notes += [f"{name} {c}: {reason}" for c, reason in refused if reason]
-        if usable:
-            entry, failures = _measured(tunable, usable, clock)
-            notes += [f"{name} {failure}" for failure in failures]
-            if entry is not None:
-                entries.setdefault(tunable.kernel, {})[tunable.bucket] = entry
+    processors = _multiprocessors()
+    with assumed(processors), Compilers(processors) as compilers:
+        waiting: list[Entrant] = []
+        for entrant in entrants(modules, capability, first_rank, entries):
+            try:
+                entrant.add_to(compilers)
+                waiting.append(entrant)
+            except Exception as error:
+                notes.append(f"{entrant.name} is not tuned: {told(error)}")
+        refusals = Refusals(compilers.outcomes)
+        with compilations() as compiled:
+            while (ready := _next_ready(waiting, compilers, end - now())) and now() < end:
+                waiting.remove(ready)
+                usable, refused = refusals.of(ready)
+                notes += refused
+                entry, said = _measured(ready.tunable, usable, clock, lambda: now() >= end)
+                notes += [f"{ready.name} {what}" for what in said]
+                if entry is not None:
+                    kernel, bucket = ready.tunable.kernel, ready.tunable.bucket
+                    entries.setdefault(kernel, {})[bucket] = entry
+                    if on_entry is not None:
+                        on_entry(kernel, bucket, entry)
+        late = [entrant.name for entrant in waiting if not entrant.is_compiled(compilers)]
+    missed = [entrant.name for entrant in waiting if entrant.name not in late]
+    if compiled:
+        counts = ", ".join(f"{name} {count}" for name, count in Counter(compiled).items())
+        notes.append(f"compiled again while candidates were measured: {counts}")
+    if late:
+        notes.append(f"not compiled in time: {', '.join(late)}")
     if missed:
         notes.append(f"no time left for {', '.join(missed)}")
     return {"entries": entries, "notes": notes}
 
 
-@dataclass(frozen=True)
-class Job:
-    """A candidate to compile: of the tunable that a module lists at `index`."""
+@dataclass
+class Entrant:
+    """A tunable with the place where its module lists it.
+
+    Args:
+        codes: what each candidate compiles to, and for None what making the inputs does.
+    """
 
     module: str
     index: int
     capability: int
-    candidate: Configuration
+    tunable: Tunable
+    codes: list[tuple[Configuration | None, list[str]]] = field(default_factory=list)
 
     @property
-    def label(self) -> str:
-        return f"{self.module}/{self.index}/{sorted(self.candidate.items())}"
+    def name(self) -> str:
+        return f"{self.tunable.kernel} {self.tunable.bucket}"
+
+    def add_to(self, compilers: Compilers) -> None:
+        """Let everything be compiled that measuring will launch."""
+        # The candidates first: they take longest.
+        for configuration in (*self.tunable.candidates, None):
+            codes = self.tunable.codes(configuration)
+            self.codes.append((configuration, codes))
+            for code in codes:
+                compilers.add(Job(self.module, self.index, self.capability, configuration, code))
+
+    def is_compiled(self, compilers: Compilers) -> bool:
+        return all(code in compilers.outcomes for _, codes in self.codes for code in codes)
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """A tunable and what has to be compiled for it.
-
-    Args:
-        jobs: of an earlier tunable, where that one compiles to the same code.
-        compiles: the jobs are its own.
-    """
-
-    tunable: Tunable
-    jobs: list[Job]
-    compiles: bool
-
-
-def entrants(modules: Sequence[str], capability: int) -> list[Entrant]:
-    """All tunables, those first that matter most."""
-    listed = [(m, i, t) for m in modules for i, t in enumerate(_tunables(m, capability))]
-    listed.sort(key=lambda entry: entry[2].rank)
-    by_code: dict[tuple[str, str, str], list[Job]] = {}
-    found = []
-    for module, index, tunable in listed:
-        code = (tunable.kernel, tunable.code, str(tunable.candidates))
-        own = code not in by_code
-        if own:
-            by_code[code] = [Job(module, index, capability, c) for c in tunable.candidates]
-        found.append(Entrant(tunable, by_code[code], own))
-    return found
+def entrants(
+    modules: Sequence[str],
+    capability: int,
+    first_rank: int | None = None,
+    known: Mapping[str, Mapping[str, Entry]] | None = None,
+) -> list[Entrant]:
+    """All tunables that have no entry of their source yet, those first that matter most."""
+    found = [
+        Entrant(module, index, capability, tunable)
+        for module in modules
+        for index, tunable in enumerate(listed(module, capability))
+        if first_rank is None or tunable.rank <= first_rank
+        if _source((known or {}).get(tunable.kernel, {}).get(tunable.bucket)) != tunable.digest
+    ]
+    return sorted(found, key=lambda entrant: entrant.tunable.rank)
 
 
-def build_all(jobs: Sequence[Job], seconds: float) -> dict[str, dict[str, int] | str]:
-    """Compile all on all cores, in order; a reason stands for what failed or came too late."""
-    outcomes: dict[str, dict[str, int] | str] = {job.label: TOO_LATE for job in jobs}
-    if not jobs:
-        return outcomes
-    # Spawned, because CUDA does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    workers = min(len(jobs), os.cpu_count() or 1)
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
-    futures = {pool.submit(build_one, job): job for job in jobs}
-    try:
-        for future in concurrent.futures.as_completed(futures, timeout=seconds):
-            error = future.exception()
-            outcome = future.result() if error is None else f"{type(error).__name__}: {error}"
-            outcomes[futures[future].label] = outcome
-    except TimeoutError:
-        pass
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return outcomes
+def _source(entry: Entry | None) -> str | None:
+    return None if entry is None else entry.get("source")
 
 
-def build_one(job: Job) -> dict[str, int]:
-    """Compile one candidate in this process."""
-    return _tunables(job.module, job.capability)[job.index].build(job.candidate)
+def _next_ready(waiting: Sequence[Entrant], compilers: Compilers, seconds: float) -> Entrant | None:
+    """The first that is compiled; None where none is in time, or none is left."""
+
+    def ready() -> Iterator[Entrant]:
+        return (entrant for entrant in waiting if entrant.is_compiled(compilers))
+
+    if waiting:
+        compilers.wait(lambda: any(ready()), seconds)
+    return next(ready(), None)
 
 
-def _tunables(module: str, capability: int) -> list[Tunable]:
-    found: list[Tunable] = importlib.import_module(module).tunables(capability)
-    return found
+class Refusals:
+    """Why candidates are left out before they run; what several buckets share is told once."""
+
+    def __init__(self, outcomes: Mapping[str, Outcome]) -> None:
+        self._outcomes = outcomes
+        self._told: set[str] = set()
+
+    def of(self, entrant: Entrant) -> tuple[list[Configuration], list[str]]:
+        """The candidates that take part, and notes on the others."""
+        usable, notes = [], []
+        for configuration, codes in entrant.codes:
+            if configuration is None:
+                # Inputs that cannot be made are told by making them.
+                continue
+            reasons = {code: _refusal(self._outcomes[code]) for code in codes}
+            found = {code: reason for code, reason in reasons.items() if reason}
+            if not found:
+                usable.append(configuration)
+            for code, reason in found.items():
+                if code not in self._told:
+                    self._told.add(code)
+                    notes.append(f"{entrant.name} {configuration}: {reason}")
+        return usable, notes
 
 
-def _refusal(outcome: dict[str, int] | str) -> str:
-    """Why a candidate is left out; empty for one that takes part."""
+def _refusal(outcome: Outcome) -> str:
+    """Why what was compiled is not launched; empty where it may be."""
     if isinstance(outcome, str):
         return outcome
     return f"{outcome['spills']} spills" if outcome["spills"] else ""
 
 
 def _measured(
-    tunable: Tunable, usable: Sequence[Configuration], clock: Clock
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The tunable's entry, None where nothing could be timed, and what failed."""
-    running: list[Configuration] = []
-    failures: list[str] = []
+    tunable: Tunable,
+    usable: Sequence[Configuration],
+    clock: Clock,
+    is_over: Callable[[], bool],
+) -> tuple[Entry | None, list[str]]:
+    """The tunable's entry, None where there is none, and what has to be said of it."""
+    if not usable:
+        return None, ["is not tuned: every candidate is refused"]
+    said: list[str] = []
+    running: list[Contender] = []
+    reached = 0
     try:
         launch = tunable.launcher()
         for candidate in usable:
+            if is_over():
+                break
+            reached += 1
             try:
-                launch(candidate)
-                running.append(candidate)
+                running.append(_started(launch, candidate, clock))
             except Exception as error:
-                failures.append(f"{candidate}: {_told(error)}")
-        entry = _fastest(tunable, running, launch, clock) if running else None
+                said.append(f"{candidate}: {told(error)}")
+        rounds = _in_turn(running, clock, is_over)
     except Exception as error:
         # Out of memory, say: the other tunables may have less to hold.
-        return None, [*failures, f"is not tuned: {_told(error)}"]
-    return entry, failures if running else [*failures, "is not tuned: no candidate runs"]
+        return None, [*said, f"is not tuned: {told(error)}"]
+    if reached < len(usable) or rounds < ROUNDS:
+        so_far = f"{reached} of {len(usable)} candidates, {rounds} of {ROUNDS} rounds"
+        if not any(c.configuration == tunable.candidates[0] for c in running):
+            return None, [*said, f"is not tuned: time was over before the default ({so_far})"]
+        said.append(f"time was over: {so_far}")
+    if not running:
+        return None, [*said, "is not tuned: no candidate runs"]
+    return _fastest(tunable, running), said
 
 
-def _told(error: Exception) -> str:
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}"
+@dataclass
+class Contender:
+    """A candidate that runs, and its times so far in seconds."""
+
+    configuration: Configuration
+    run: Callable[[], object]
+    samples: list[float]
 
 
-def _fastest(
-    tunable: Tunable,
-    running: Sequence[Configuration],
-    launch: Callable[[Configuration], object],
-    clock: Clock,
-) -> dict[str, Any]:
-    """Median times of those that run; the first candidate of all is the default."""
-    runs = {str(i): functools.partial(launch, candidate) for i, candidate in enumerate(running)}
-    steps = {name: (lambda _, run=run: run) for name, run in runs.items()}
-    samples = interleaved(steps, clock, Limits(0.0, ROUNDS), 1)
-    medians = [quantile(samples[str(i)], 0.5) * 1e3 for i in range(len(running))]
+def _started(
+    launch: Callable[[Configuration], object], candidate: Configuration, clock: Clock
+) -> Contender:
+    """Run a candidate for the first time, and then time it alone."""
+    run = functools.partial(launch, candidate)
+    run()
+    return Contender(candidate, run, [clock.seconds(run) for _ in range(FIRST_ROUNDS)])
+
+
+def _in_turn(running: Sequence[Contender], clock: Clock, is_over: Callable[[], bool]) -> int:
+    """Time all in rounds, so that what disturbs the machine disturbs them alike; how many."""
+    names = [str(i) for i in range(len(running))]
+    for round_ in range(FIRST_ROUNDS, ROUNDS):
+        for name in order(names, round_):
+            if is_over():
+                return round_
+            contender = running[int(name)]
+            contender.samples.append(clock.seconds(contender.run))
+    return ROUNDS
+
+
+def _fastest(tunable: Tunable, running: Sequence[Contender]) -> Entry:
+    """The best by its median time; the first candidate of all is the default."""
+    medians = [quantile(contender.samples, 0.5) * 1e3 for contender in running]
     best = min(range(len(running)), key=medians.__getitem__)
-    has_default = running[0] == tunable.candidates[0]
+    has_default = running[0].configuration == tunable.candidates[0]
     count = len(tunable.candidates)
     return {
-        "configuration": running[best],
+        "configuration": running[best].configuration,
         "median_ms": medians[best],
         "default_ms": medians[0] if has_default else None,
         "candidates": count,
         "left_out": count - len(running),
+        "source": tunable.digest,
     }
+
+
+def _multiprocessors() -> int | None:
+    """Those of the GPU that measures."""
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.current_device()
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,36 +1,32 @@
 """Compiling a launch for a GPU that need not be there.
 
 The launcher is called with tensors whose content does not matter, on any device (`meta` will do);
-what it would have launched is recorded and compiled with the types, constants and alignments that
-the launch would have had. So the result is in Triton's cache when the same launch is made.
+what it would have launched is recorded, and compiled by the functions that Triton's own launch
+calls. So the result is what the same launch on that GPU finds in Triton's cache on disk. It takes
+neither the GPU nor its driver (`triton.runtime.driver`), so it may be done in processes of their
+own while the GPU measures.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
-TYPES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-    torch.bool: "i1",
-    torch.uint8: "u8",
-}
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 # Bytes that a program may use, by compute capability.
 SHARED_LIMIT = {
@@ -95,42 +91,70 @@ def recorded(call: Callable[[], object]) -> list[Launch]:
 
 
 @dataclass(frozen=True)
-class Specialization:
-    """What of a launch its code depends on, besides the GPU; the names are Triton's."""
+class _Pointer:
+    """Stands for a tensor: what Triton reads of one."""
 
-    signature: dict[str, Any]
-    constants: dict[tuple[int, ...], Any]
-    attributes: dict[tuple[int, ...], Any]
+    dtype: torch.dtype
+    address: int
+
+    def data_ptr(self) -> int:
+        return self.address
 
 
-def specialization(launch: Launch) -> Specialization:
-    """Types, constants and alignments as at run time; of the members of tuples, too."""
-    found = Specialization({}, {}, {})
+def _as_pointer(value: object) -> object:
+    """A tensor as it will lie on the GPU, where every allocation begins at a multiple of 256.
 
-    def describe(value: object, path: tuple[int, ...], is_constant: bool = False) -> object:
-        if isinstance(value, tuple) and not is_constant:
-            return tuple(describe(x, (*path, i)) for i, x in enumerate(value))
-        kind = _kind(value)
-        # An integer 1 is a constant, and multiples of 16 are known to be such.
-        if is_constant or kind is None or (isinstance(value, int) and value == 1):
-            found.constants[path] = value
-            return "constexpr"
-        if kind.startswith("*") or (isinstance(value, int) and value % 16 == 0):
-            found.attributes[path] = [["tt.divisibility", 16]]
-        return kind
+    Where it lies here says nothing: on `meta` nowhere, on a CPU wherever numpy, say, put it.
+    """
+    if isinstance(value, torch.Tensor):
+        begins = int(value.storage_offset()) * value.element_size() if value.numel() else 0
+        return _Pointer(value.dtype, begins)
+    if isinstance(value, tuple):
+        members = tuple(_as_pointer(member) for member in value)
+        return value._make(members) if hasattr(value, "_make") else members
+    return value
 
-    for position, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        found.signature[parameter.name] = describe(value, (position,), parameter.is_constexpr)
-    return found
+
+def _target(capability: int) -> GPUTarget:
+    return GPUTarget("cuda", capability, 32)
+
+
+@functools.cache
+def _binder(kernel: JITFunction[Any], capability: int) -> Callable[..., Any]:
+    """What a launch calls to see types, constants and alignments in its arguments."""
+    backend = make_backend(_target(capability))
+    binder: Callable[..., Any] = create_function_from_signature(
+        kernel.signature, kernel.params, backend
+    )
+    return binder
+
+
+def _source(launch: Launch, capability: int) -> tuple[ASTSource, Any]:
+    """What a launch gives to the compiler: a kernel for these arguments, and options.
+
+    As in `JITFunction.run`, by the same functions. Not by that method itself: it asks Triton's
+    current driver for the GPU, which all threads share, and keeps what it compiled as that GPU's.
+    """
+    kernel, target = launch.kernel, _target(capability)
+    arguments = {name: _as_pointer(value) for name, value in launch.arguments.items()}
+    given = {**arguments, **launch.options}
+    given["debug"] = given.get("debug", kernel.debug) or knobs.runtime.debug
+    given["instrumentation_mode"] = knobs.compilation.instrumentation_mode
+    bound, specialization, left = _binder(kernel, capability)(**given)
+    options, *packed = kernel._pack_args(make_backend(target), given, bound, specialization, left)
+    return ASTSource(kernel, *packed), options
+
+
+def code(launch: Launch, capability: int) -> str:
+    """The same for launches that compile to the same binary, another one for others."""
+    source, options = _source(launch, capability)
+    return f"{source.hash()}-{options.hash()}"
 
 
 def compile_ahead(launch: Launch, capability: int) -> Binary:
     """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
-    known = specialization(launch)
-    source = ASTSource(launch.kernel, known.signature, known.constants, known.attributes)
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options=launch.options)
+    source, options = _source(launch, capability)
+    compiled = triton.compile(source, target=_target(capability), options=options.__dict__)
     cubin = compiled.asm["cubin"]
     usage = inspect("cuobjdump", "-res-usage", cubin=cubin)
     return Binary(compiled.metadata.shared, _largest("REG", usage), _largest("STACK", usage), cubin)
@@ -142,8 +166,8 @@ def launch_of(call: Callable[[], object], kernel: str) -> Launch:
     return launch
 
 
-def usage(call: Callable[[], object], kernel: str, capability: int) -> dict[str, int]:
-    """What the launch of `kernel` within a call takes of a GPU; nothing runs.
+def usage(launch: Launch, capability: int) -> dict[str, int]:
+    """Compile a launch and see what it takes of a GPU.
 
     Returns:
         `spills` (bytes of a thread), `shared` (bytes of a program) and `registers` (of a thread).
@@ -151,11 +175,33 @@ def usage(call: Callable[[], object], kernel: str, capability: int) -> dict[str,
     Raises:
         ValueError: it needs more shared memory than a program may use.
     """
-    binary = compile_ahead(launch_of(call, kernel), capability)
+    binary = compile_ahead(launch, capability)
     limit = shared_limit(capability)
     if binary.shared > limit:
         raise ValueError(f"{binary.shared} bytes of shared memory, allowed {limit}")
     return {"spills": binary.stack, "shared": binary.shared, "registers": binary.registers}
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Names of the kernels that are compiled within a `with`, in all threads of the process.
+
+    What Triton finds in its cache on disk is not compiled.
+    """
+    names: list[str] = []
+    before = knobs.compilation.listener
+
+    def listen(**event: Any) -> None:
+        if not event["cache_hit"]:
+            names.append(event["src"].name)
+        if before is not None:
+            before(**event)
+
+    knobs.compilation.listener = listen
+    try:
+        yield names
+    finally:
+        knobs.compilation.listener = before
 
 
 def shared_limit(capability: int) -> int:
@@ -174,13 +220,3 @@ def inspect(name: str, *arguments: str, cubin: bytes) -> str:
 
 def _largest(resource: str, usage: str) -> int:
     return max(int(n) for n in re.findall(rf"{resource}:(\d+)", usage))
-
-
-def _kind(value: object) -> str | None:
-    if isinstance(value, torch.Tensor):
-        return f"*{TYPES[value.dtype]}"
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64"
-    return "fp32" if isinstance(value, float) else None

@@ -7,7 +7,6 @@ lengths are a batch: a program beyond its row's last key has nothing to read.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +31,7 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
+from fastgrow.kernels.multiprocessors import multiprocessors
 from fastgrow.kernels.rotation import load_rotated, load_rotation
 from fastgrow.kernels.tuned import measured
 from fastgrow.kernels.visibility import interval, keys_of_row
@@ -40,6 +40,7 @@ MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
 MAX_ROWS = 64  # of queries times heads that share a key head
 MAX_RUNS = 64
 MIN_ROWS = 16  # of a tile
+WITHOUT_GPU = 4  # multiprocessors where there is none
 FEW, MANY = 32, 256  # sequences times key heads for which configurations are measured
 
 
@@ -182,11 +183,6 @@ def _measured(q: Tensor, k: Tensor, rows: int, rules: Rules) -> Split | None:
     return measured("attention_decode", key, q.device, Split)
 
 
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def runs_of_keys(
     batch_heads: int, keys: int, split: Split, device: torch.device
 ) -> tuple[int, int]:
@@ -194,8 +190,8 @@ def runs_of_keys(
 
     None has less than two blocks.
     """
-    processors = _processors(device) if device.type == "cuda" else 4
-    wanted = max(1, split.programs * processors // batch_heads)
+    programs = split.programs * multiprocessors(device, WITHOUT_GPU)
+    wanted = max(1, programs // batch_heads)
     blocks = triton.cdiv(keys, split.block_n)
     blocks_of_run = max(2, triton.cdiv(blocks, min(wanted, MAX_RUNS)))
     return triton.cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n

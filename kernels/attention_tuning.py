@@ -35,9 +35,12 @@ DEFAULTS = {
     "attention_d_query": d_query_tiles,
     "attention_d_key": d_key_tiles,
 }
-# What the library's own kernels serve least comes first.
-RANKS = {torch.bfloat16: {32: 0, 64: 1, 128: 2}, torch.float16: {32: 3, 64: 3, 128: 3}}
+# Head dimension 32, which is the models' that grow and which vendors' kernels serve least, and 128,
+# which is most others', come first; by dtype.
+RANKS = {torch.bfloat16: {32: 0, 64: 1, 128: 0}, torch.float16: {32: 3, 64: 3, 128: 3}}
 LAST = 4
+# (head dimension, length, sequences times key heads) of decoding that come first in bf16.
+DECODE_FIRST = ((32, LENGTHS[1], MANY), (32, LENGTHS[1], FEW), (128, LENGTHS[1], FEW))
 
 HALF = {
     ("attention_forward", 32): with_stages(
@@ -181,7 +184,8 @@ def _train(
     setting = (Rope(angles.cos(), angles.sin()), dim**-0.5, Rules())
     if kernel == "attention_forward":
         return lambda tiles: forward(q, k, v, *setting, with_lse=True, tiles=tiles)
-    out, lse = forward(q, k, v, *setting, with_lse=True)
+    # By the rule, not by a table: so that what is compiled ahead is what is launched.
+    out, lse = forward(q, k, v, *setting, with_lse=True, tiles=forward_tiles(dim, dtype))
     assert lse is not None
     for_query = kernel == "attention_d_query"
     return lambda tiles: backward(
@@ -194,6 +198,7 @@ def _split(
     dim: int, dtype: torch.dtype, length: int, heads: int, capability: int
 ) -> Tunable[Split]:
     shapes = [(n, programs, warps) for n, warps in SPLITS[dim] for programs in PROGRAMS]
+    is_first = dtype == torch.bfloat16 and (dim, length, heads) in DECODE_FIRST
     return Tunable(
         kernel="attention_decode",
         bucket=decode_bucket(dtype, dim, length, heads),
@@ -202,7 +207,7 @@ def _split(
         function="decode_kernel",
         prepare=functools.partial(_generate, dim, dtype, length, heads),
         capability=capability,
-        rank=max(1, RANKS[dtype][dim]),
+        rank=0 if is_first else max(1, RANKS[dtype][dim]),
     )
 
 

@@ -7,7 +7,8 @@ The fastest serves this process, and others by a file in the user's cache:
     $XDG_CACHE_HOME or ~/.cache, /fastgrow/tuning/<gpu>.json
 
 of the same form as a shipped table. It holds for one version of Triton and is begun anew for
-another; an entry that is no longer among the candidates is measured again.
+another; an entry that is no longer among the candidates, or of a kernel whose source has changed
+since, is measured again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import IO, Any, TypeVar
 import torch
 import triton
 
+from fastgrow.kernels.multiprocessors import assumed, multiprocessors
 from fastgrow.kernels.tunable import Tunable, all_tunables
 from fastgrow.kernels.tuning_table import (
     SCHEMA,
@@ -112,11 +114,13 @@ def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
     )
     found = None
     if tunable is not None:
-        found = _users(gpu).entries.get(kernel, {}).get(key)
-        if found not in tunable.candidates:
+        users = _users(gpu)
+        found = users.entries.get(kernel, {}).get(key)
+        is_known = users.sources.get(kernel, {}).get(key) == tunable.digest
+        if not is_known or found not in tunable.candidates:
             if not may_measure():
                 return
-            with _alone(device):
+            with _alone(device), assumed(multiprocessors(device, 0)):
                 entry = measure(tunable)
             found = entry and entry["configuration"]
             if entry is None:
@@ -155,6 +159,7 @@ def measure(tunable: Tunable[Any]) -> dict[str, Any] | None:
         "default_ms": times[0],
         "candidates": len(candidates),
         "left_out": len(candidates) - len(known),
+        "source": tunable.digest,
     }
 
 

@@ -55,7 +55,7 @@ def tunables(capability: int) -> list[Tunable[Tiles]]:
             function=FUNCTIONS[kernel],
             prepare=functools.partial(_prepare, kernel, rows),
             capability=capability,
-            rank=1 if rows > SMALL else 2,
+            rank=0 if rows > SMALL else 2,
         )
         for (kernel, rows), shapes in SHAPES.items()
     ]

@@ -24,6 +24,7 @@ from fastgrow.kernels.tunable import Tunable
 DTYPE = torch.bfloat16
 ROWS = 16384
 RANKS = (16, 64)
+HEADLINE = (1024, 16)  # width and rank
 
 # None of these spills on sm_90.
 PRODUCTS = [
@@ -61,7 +62,7 @@ def tunables(capability: int) -> list[Tunable[Any]]:
             function="low_rank_kernel",
             prepare=functools.partial(_product, kernel, width),
             capability=capability,
-            rank=2,
+            rank=0 if width == HEADLINE[0] else 2,
         )
         for kernel in ("lora_forward", "lora_d_input")
         for width in WIDTHS
@@ -75,7 +76,7 @@ def tunables(capability: int) -> list[Tunable[Any]]:
             function="narrow_kernel",
             prepare=functools.partial(_narrow, rank),
             capability=capability,
-            rank=2,
+            rank=0 if rank == HEADLINE[1] else 2,
         )
         for rank in RANKS
     ]

@@ -6,7 +6,6 @@ with the pass after it, so that a table decides that too.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.ahead import launch_of, specialization, usage
 from fastgrow.kernels.mlp import (
     ROWS,
     Product,
@@ -62,32 +60,12 @@ D_HIDDEN = [
 ]
 
 
-class ProductTunable(Tunable[Product]):
-    """A product, of which the library's candidate compiles another kernel, or none."""
-
-    @property
-    def code(self) -> str:
-        """That of our kernel, also where the default is the library."""
-        product = dataclasses.replace(self.default, fused=2)
-        return str(specialization(launch_of(self._on_meta(product), self.function)))
-
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
-        if configuration["fused"] == 2:
-            return super().build(configuration)
-        function = {
-            "hidden_kernel": "activate_kernel",
-            "d_hidden_kernel": "d_activate_kernel",
-        }.get(self.function)
-        if function is None:
-            return {"spills": 0, "shared": 0, "registers": 0}
-        return usage(self._on_meta(Product(**configuration)), function, self.capability)
-
-
-def tunables(capability: int) -> list[ProductTunable]:
+def tunables(capability: int) -> list[Tunable[Product]]:
     """Every product under every key that may have an entry in a table."""
     found = []
     for activation, rows in itertools.product(SIZES, ROWS):
         d, m = SIZES[activation]
+        rank = _rank(activation, rows)
         key = bucket(DTYPE, activation, d, m, rows)
         gated = activation == "swiglu"
         for kernel, kept, tiles in (
@@ -96,23 +74,26 @@ def tunables(capability: int) -> list[ProductTunable]:
         ):
             default = hidden_product(DTYPE, activation, kept=kept, capability=capability)
             prepare = functools.partial(_hidden, activation, kept, rows)
-            found.append(
-                _tunable(kernel, key, "hidden_kernel", default, tiles, prepare, capability)
-            )
+            common = (default, tiles, prepare, capability, rank)
+            found.append(_tunable(kernel, key, "hidden_kernel", *common))
         default = d_hidden_product(DTYPE, activation)
         prepare = functools.partial(_d_hidden, activation, rows)
-        found.append(
-            _tunable("mlp_d_hidden", key, "d_hidden_kernel", default, D_HIDDEN, prepare, capability)
-        )
+        common = (default, D_HIDDEN, prepare, capability, rank)
+        found.append(_tunable("mlp_d_hidden", key, "d_hidden_kernel", *common))
     d, m = SIZES["gelu"]
     for added, rows in itertools.product(("plain", "residual"), ROWS):
         key = bucket(DTYPE, added, m, d, rows)
         prepare = functools.partial(_output, added == "residual", rows)
-        default = output_product(DTYPE)
-        found.append(
-            _tunable("mlp_output", key, "output_kernel", default, OUTPUT, prepare, capability)
-        )
+        common = (output_product(DTYPE), OUTPUT, prepare, capability, _rank("gelu", rows))
+        found.append(_tunable("mlp_output", key, "output_kernel", *common))
     return found
+
+
+def _rank(activation: str, rows: int) -> int:
+    """The layer of the models that grow comes first, in batches of training."""
+    if activation != "gelu":
+        return 2
+    return 0 if rows == max(ROWS) else 1
 
 
 def _tunable(
@@ -123,8 +104,9 @@ def _tunable(
     tiles: Sequence[tuple[int, ...]],
     prepare: Callable[[str], Callable[[Product], object]],
     capability: int,
-) -> ProductTunable:
-    return ProductTunable(
+    rank: int,
+) -> Tunable[Product]:
+    return Tunable[Product](
         kernel=kernel,
         bucket=key,
         default=default,
@@ -132,7 +114,7 @@ def _tunable(
         function=function,
         prepare=prepare,
         capability=capability,
-        rank=1 if "gelu/" in key else 2,
+        rank=rank,
     )
 
 

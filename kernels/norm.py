@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from fastgrow.kernels.common import INTERPRETED, as_strided_rows, on_device_of
+from fastgrow.kernels.multiprocessors import multiprocessors
 from fastgrow.kernels.norm_backward import backward_kernel, sum_kernel, wide_backward_kernel
 from fastgrow.kernels.norm_forward import forward_kernel, wide_forward_kernel
 from fastgrow.kernels.tuned import NAMES, measured
@@ -21,6 +22,8 @@ WIDEST_BACKWARD = 8192
 WIDEST_WITH_PARAMETERS = 4096
 # Of a row that they do not hold, this many are worked on at a time.
 CHUNK = 4096 if not INTERPRETED else 32768
+# Multiprocessors where there is no GPU.
+WITHOUT_GPU = 3 if INTERPRETED else 132
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,9 @@ def _launch_tiles(
     (count, dim), device = total.shape, total.device
     rows = rows or measured("norm_backward", bucket(total.dtype, block), device, Rows)
     rows = rows or backward_rows(block)
-    programs = min(triton.cdiv(count, rows.rows), _multiprocessors(device) * rows.programs)
+    programs = min(
+        triton.cdiv(count, rows.rows), multiprocessors(device, WITHOUT_GPU) * rows.programs
+    )
     of_weight, of_bias = (
         None if d is None else torch.empty(programs, dim, dtype=torch.float32, device=device)
         for d in (d_weight, d_bias)
@@ -226,10 +231,3 @@ def _flat(parameter: Tensor | None) -> Tensor | None:
 
 def _zeroed(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.zero_()
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 3 if INTERPRETED else 132
-    return torch.cuda.get_device_properties(device).multi_processor_count

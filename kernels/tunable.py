@@ -7,6 +7,7 @@ each kernel and each key under which its launcher asks `tuned.measured`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fastgrow.kernels.ahead import launch_of, specialization, usage
+from fastgrow.kernels.ahead import Launch, code, recorded, usage
+from fastgrow.kernels.digest import digest
 
 C = TypeVar("C")
 
@@ -33,7 +35,8 @@ class Tunable(Generic[C]):
             `launch(configuration)`, which launches the kernel once. All configurations share the
             inputs, which may take gigabytes.
         capability: 90 for compute capability 9.0.
-        rank: where time is short, lower ones come first.
+        rank: where time is short, lower ones come first; 0 is for the headline shapes of
+            benchmarks/cases.
     """
 
     kernel: str
@@ -51,19 +54,42 @@ class Tunable(Generic[C]):
         different = dict.fromkeys([self.default, *self.others])
         return [dataclasses.asdict(c) for c in different]  # type: ignore[call-overload]
 
-    @property
-    def code(self) -> str:
-        """The same for tunables of a kernel that compile alike, as other lengths often do."""
-        launch = launch_of(self._on_meta(self.default), self.function)
-        return str(specialization(launch))
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the source of `function`: what a table's entry was measured of."""
+        launches = (launch for c in self.candidates for launch in self.launches(c))
+        return digest(next(x.kernel for x in launches if x.name == self.function))
 
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
-        """Compile without launching; `spills` are bytes of a thread.
+    def launches(self, configuration: dict[str, int] | None) -> list[Launch]:
+        """What a launch of a configuration launches, or what making the inputs does for None."""
+        launch, preparing = self._on_meta
+        if configuration is None:
+            return preparing
+        return recorded(functools.partial(launch, self._kind(configuration)))
+
+    def codes(self, configuration: dict[str, int] | None) -> list[str]:
+        """The same of `launches`, by what they compile to: see `ahead.code`."""
+        return list(dict.fromkeys(code(x, self.capability) for x in self.launches(configuration)))
+
+    def build(
+        self, configuration: dict[str, int] | None, only: str | None = None
+    ) -> dict[str, int]:
+        """Compile `launches`, of which nothing runs; `only` those of one code.
+
+        Returns:
+            `spills` (bytes of a thread), `shared` (bytes) and `registers`: the most of any.
 
         Raises:
-            ValueError: it needs more shared memory than a program may use.
+            ValueError: one needs more shared memory than a program may use, or none has the code.
         """
-        return usage(self._on_meta(self._kind(configuration)), self.function, self.capability)
+        launches = self.launches(configuration)
+        if only is not None:
+            launches = [x for x in launches if code(x, self.capability) == only][:1]
+            if not launches:
+                raise ValueError(f"{self.kernel} {self.bucket} launches other code here")
+        found = [usage(launch, self.capability) for launch in launches]
+        names = ("spills", "shared", "registers")
+        return {name: max((taken[name] for taken in found), default=0) for name in names}
 
     def launcher(self) -> Callable[[dict[str, int]], object]:
         """Random inputs on the current GPU; each call launches a configuration once."""
@@ -73,9 +99,12 @@ class Tunable(Generic[C]):
     def _kind(self, configuration: dict[str, int]) -> C:
         return type(self.default)(**configuration)
 
-    def _on_meta(self, chosen: C) -> Callable[[], object]:
-        # Making the inputs is a part of it, since that may launch too.
-        return lambda: self.prepare("meta")(chosen)
+    @functools.cached_property
+    def _on_meta(self) -> tuple[Callable[[C], object], list[Launch]]:
+        """`prepare` without a GPU, and what making the inputs launches."""
+        made: list[Callable[[C], object]] = []
+        launches = recorded(lambda: made.append(self.prepare("meta")))
+        return made[0], launches
 
 
 def with_stages(
@@ -95,3 +124,9 @@ def all_tunables(capability: int) -> list[Tunable[Any]]:
     """What the modules list."""
     modules = [importlib.import_module(name) for name in tuning_modules()]
     return [tunable for module in modules for tunable in module.tunables(capability)]
+
+
+def digests(capability: int) -> dict[str, str]:
+    """Of the source of each kernel, by its name in a table."""
+    of_kernels = {tunable.kernel: tunable for tunable in reversed(all_tunables(capability))}
+    return {kernel: tunable.digest for kernel, tunable in of_kernels.items()}

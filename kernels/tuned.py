@@ -10,6 +10,10 @@ gives. The answers come from, in this order,
 
 Kernels of different configurations round differently. So without that variable nothing in the
 user's home is even read: which kernels run follows from the installed package alone.
+
+A shipped table measured with another minor version of Triton, or of kernels that have changed
+since, is used too: its configurations remain the best guess there is. `python -m fastgrow.info`
+tells both, and a line of the log the former.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -32,6 +38,8 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 ENVIRONMENT_VARIABLE = "FASTGROW_AUTOTUNE"
 
 C = TypeVar("C")
+
+log = logging.getLogger("fastgrow.kernels")
 
 # What launchers have asked for in this process, answered or not: a benchmark's row depends on it.
 asked: set[tuple[str, str]] = set()
@@ -87,12 +95,18 @@ def shipped(gpu: str) -> Table:
         return _standing_in[gpu]
     path = path_of(gpu)
     try:
-        return read_table(path)
+        table = read_table(path)
     except FileNotFoundError:
         return Table()
     except (OSError, ValueError) as error:
         warnings.warn(f"tuning table {path} is ignored: {error}", stacklevel=2)
         return Table()
+    # The launchers that ask have Triton; whoever ships a table need not.
+    version = importlib.import_module("triton").__version__
+    if not table.is_of_minor(version):
+        measured_with = f"measured with triton {table.triton}, used with {version}"
+        log.info("tuning table %s: %s", path.name, measured_with)
+    return table
 
 
 def path_of(gpu: str) -> Path:

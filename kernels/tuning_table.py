@@ -1,9 +1,11 @@
 """The file of configurations that were measured on one kind of GPU.
 
     {"schema": 1, "device": "NVIDIA H200", "capability": 90, "triton": "3.6.0", "entries": {
-        "attention_forward": {"bf16/D=32/T=1024": {"configuration": {"block_m": 64, …}, …}}}}
+        "attention_forward": {"bf16/D=32/T=1024": {"configuration": {"block_m": 64, …},
+            "source": "a0197032889c8aee", …}}}}
 
-A configuration is an object of positive integers, such as tiles and the number of warps.
+A configuration is an object of positive integers, such as tiles and the number of warps. `source`
+is the digest (digest.py) of the kernel that was measured.
 """
 
 from __future__ import annotations
@@ -13,22 +15,42 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
 
-# Configurations of each kernel, by the launcher's key.
+# Of each kernel, by the launcher's key.
 Entries = dict[str, dict[str, dict[str, int]]]
+Sources = dict[str, dict[str, str | None]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """What such a file says; `triton` is the version that it was measured with."""
+    """What such a file says.
+
+    Args:
+        triton: the version that it was measured with.
+        sources: digests of what was measured; None where the file has none.
+    """
 
     entries: Entries = field(default_factory=dict)
     triton: str | None = None
+    sources: Sources = field(default_factory=dict)
+
+    def is_of_minor(self, version: str) -> bool:
+        """Whether it was measured with this version of Triton or another patch of it."""
+        return self.triton is not None and _minor(self.triton) == _minor(version)
+
+    def changed(self, current: Mapping[str, str]) -> list[str]:
+        """Kernels whose source is known to be another one than when they were measured."""
+        return [
+            kernel
+            for kernel, of_keys in sorted(self.sources.items())
+            if {*of_keys.values()} - {None, current.get(kernel)}
+        ]
 
 
 def file_name(gpu: str) -> str:
@@ -54,11 +76,16 @@ def table_of(tree: Any) -> Table:
     """
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
         raise ValueError(f"expected an object with schema {SCHEMA}")
+    found = _object("entries", tree.get("entries"))
     entries = {
         kernel: {name: _numbers(f"{kernel} {name}", entry) for name, entry in buckets.items()}
-        for kernel, buckets in _object("entries", tree.get("entries"))
+        for kernel, buckets in found
     }
-    return Table(entries, tree.get("triton"))
+    sources = {
+        kernel: {name: _source(f"{kernel} {name}", entry) for name, entry in buckets.items()}
+        for kernel, buckets in found
+    }
+    return Table(entries, tree.get("triton"), sources)
 
 
 def write_atomically(path: Path, tree: dict[str, Any]) -> None:
@@ -80,7 +107,7 @@ def write_atomically(path: Path, tree: dict[str, Any]) -> None:
         raise
 
 
-def _object(where: str, value: object) -> list[tuple[str, dict[str, object]]]:
+def _object(where: str, value: object) -> list[tuple[str, dict[str, Any]]]:
     """Items of an object of objects."""
     if not isinstance(value, dict) or not all(isinstance(x, dict) for x in value.values()):
         raise ValueError(f"{where}: expected an object of objects")
@@ -99,3 +126,15 @@ def _numbers(where: str, entry: object) -> dict[str, int]:
         if name.startswith("block_") and number < 16:
             raise ValueError(f"{where}: blocks must be at least 16, got {found}")
     return found
+
+
+def _source(where: str, entry: dict[str, Any]) -> str | None:
+    found = entry.get("source")
+    if found is None or isinstance(found, str):
+        return found
+    raise ValueError(f"{where}: source must be a digest, got {found!r}")
+
+
+def _minor(version: str) -> list[str]:
+    """3.6 of 3.6.0."""
+    return version.split(".")[:2]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from fake_time import FakeClock, Ticking  # noqa: E402
 
-from benchmarks import command, experts  # noqa: E402
+from benchmarks import command, compiling, experts  # noqa: E402
 from benchmarks.case import Family, Inputs, Shape  # noqa: E402
 from benchmarks.machine import Machine  # noqa: E402
 from benchmarks.measure import Budget  # noqa: E402
@@ -74,3 +74,23 @@ def machine() -> Machine:
     return Machine(
         torch.device("cpu"), FakeClock(), environment, lambda: Ceilings(1000.0, 500.0, "bf16")
     )
+
+
+class InThisProcess:
+    """Stands for a process that compiles, whose start takes seconds."""
+
+    def __init__(self, multiprocessors: int | None) -> None:
+        pass
+
+    def build(self, job: compiling.Job) -> compiling.Outcome:
+        return compiling.build_one(job)
+
+    def kill(self) -> None:
+        pass
+
+
+@pytest.fixture
+def compiled_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tuned is compiled here, one after the other."""
+    monkeypatch.setattr(compiling, "Worker", InThisProcess)
+    monkeypatch.setattr(compiling, "cores", lambda: 1)

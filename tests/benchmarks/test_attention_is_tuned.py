@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ BF16 = torch.bfloat16
 MODULE = "fastgrow.kernels.attention_tuning"
 
 
-def nothing_spills(tunable: object, configuration: dict[str, int]) -> dict[str, int]:
+def nothing_spills(tunable: object, configuration: object, only: str) -> dict[str, int]:
     return {"spills": 0, "shared": 0}
 
 
@@ -32,13 +31,10 @@ def cost_of(tunable: object) -> Callable[[dict[str, int]], object]:
     return lambda configuration: float(sum(configuration.values()))
 
 
+@pytest.mark.usefixtures("compiled_in_this_process")
 def test_a_table_of_every_kernel_is_made_and_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def pool(workers: int, mp_context: object) -> concurrent.futures.Executor:
-        return concurrent.futures.ThreadPoolExecutor(workers)
-
-    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
     monkeypatch.setattr(tunable.Tunable, "build", nothing_spills)
     monkeypatch.setattr(tunable.Tunable, "launcher", cost_of)
 
@@ -69,13 +65,3 @@ def test_head_dimension_32_comes_first() -> None:
     assert {name[:10] for name in order[:6]} == {"bf16/D=32/"}
     half = [name for name in order if name.startswith("bf16")]
     assert half == order[: len(half)], "bf16 stands before the other dtypes"
-
-
-def test_lengths_share_a_build_where_they_compile_alike() -> None:
-    compiled = {
-        (e.tunable.kernel, e.tunable.bucket) for e in tuning.entrants([MODULE], 90) if e.compiles
-    }
-    assert ("attention_d_key", "bf16/D=32/T=1024") in compiled
-    assert ("attention_d_key", "bf16/D=32/T=8192") not in compiled
-    # The number of its keys' norms is a multiple of 16 for one of them alone, which Triton uses.
-    assert ("attention_forward", "bf16/D=32/T=8192") in compiled

@@ -17,6 +17,7 @@ from benchmarks.device_tests import BETWEEN_TESTS, TESTS
 from benchmarks.gpu import Options, run_gpu
 from benchmarks.record import Record
 from benchmarks.results import Result, Row, load
+from benchmarks.ship import TABLE
 
 BY_NAME = {family.name: family for family in FAMILIES}
 SPEEDS = Options(
@@ -178,7 +179,7 @@ def test_a_row_measured_before_its_kernel_was_tuned_is_measured_again(tmp_path: 
     })  # fmt: skip
     run(tmp_path, "sound")
     assert cells(tmp_path)[4:] == ["sound N=128 fp32 forward"]
-    table = json.loads((tmp_path / gpu_result.TABLE).read_text())
+    table = json.loads((tmp_path / TABLE).read_text())
     assert table["entries"] == {"attention_forward": {bucket: entry}}
     assert (table["device"], table["capability"]) == (rehearsal.DEVICE, 90)
 

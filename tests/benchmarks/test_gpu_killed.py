@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import RECORD
-from benchmarks.gpu_result import TABLE
 from benchmarks.results import Result, load
+from benchmarks.ship import TABLE
 from fastgrow.kernels.tuning_table import read_table
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import itertools
+import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import tunable_kernels
-from fake_time import FakeClock, Ticking
+from fake_time import FakeClock
 
-from benchmarks import tuning
+from benchmarks import compiling, tuning
 
 MODULE = "tunable_kernels"
+NAME = "attention_forward bf16"
 
 
 def milliseconds(result: object) -> float:
@@ -21,17 +26,7 @@ def milliseconds(result: object) -> float:
     return result / 1e3
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads in place of processes, whose start takes seconds."""
-
-    def pool(workers: int, mp_context: object) -> concurrent.futures.Executor:
-        return concurrent.futures.ThreadPoolExecutor(workers)
-
-    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
-
-
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("compiled_in_this_process")
 def test_the_fastest_candidate_without_spills_is_chosen() -> None:
     found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
     entries = found["entries"]["attention_forward"]
@@ -42,39 +37,178 @@ def test_the_fastest_candidate_without_spills_is_chosen() -> None:
         "default_ms": pytest.approx(3.0),
         "candidates": 4,
         "left_out": 2,
+        "source": "0123456789abcdef",
     }
     notes = "\n".join(found["notes"])
     assert "bf16/D=32 {'block': 64}: 8 spills" in notes
     assert "bf16/D=32 {'block': 128}: RuntimeError: out of shared memory" in notes
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("compiled_in_this_process")
 def test_what_compiles_alike_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    build_one = tuning.build_one
+    build_one = compiling.build_one
 
-    def counting(job: tuning.Job) -> dict[str, int]:
-        built.append(job.candidate["block"])
+    def counting(job: compiling.Job) -> compiling.Outcome:
+        built.append(job.code)
         return build_one(job)
 
-    monkeypatch.setattr(tuning, "build_one", counting)
+    monkeypatch.setattr(compiling, "build_one", counting)
     found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
-    assert sorted(built) == sorted(2 * [16, 32, 64, 128])
+    # Those that matter most first, and a bucket's candidates before its inputs.
+    blocks = (16, 32, 64, 128, "inputs")
+    assert sorted(built) == sorted(f"D={d} {block}" for d in (32, 64) for block in blocks)
+    assert built.index("D=32 16") < built.index("D=64 16")
     # What was refused is told once as well.
     assert not any("D=128" in note for note in found["notes"])
     assert found["entries"]["attention_forward"]["bf16/D=128"]["left_out"] == 2
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_what_there_is_no_time_for_is_told_and_matters_least(
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_ranks_and_entries_that_are_known_already_leave_buckets_out() -> None:
+    entry = {"configuration": {"block": 16}, "source": "0123456789abcdef"}
+    # One of another source is measured again.
+    kept = {"attention_forward": {"bf16/D=64": entry, "bf16/D=32": {**entry, "source": "other"}}}
+    made: list[tuple[str, str, Any]] = []
+    found = tuning.tune(
+        [MODULE], 90, FakeClock(milliseconds), 60,
+        first_rank=2, known=kept, on_entry=lambda *entry: made.append(entry),
+    )  # fmt: skip
+    entries = found["entries"]["attention_forward"]
+    assert set(entries) == {"bf16/D=64", "bf16/D=32"}
+    assert entries["bf16/D=64"] == entry
+    assert made == [("attention_forward", "bf16/D=32", entries["bf16/D=32"])]
+    assert kept["attention_forward"]["bf16/D=32"]["source"] == "other", "what was given changed"
+
+
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_an_entry_is_given_before_the_next_bucket_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build_all = tuning.build_all
-    monkeypatch.setattr(tuning, "build_all", lambda jobs, seconds: build_all(jobs, 10_000))
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 1.5, now=Ticking(1.0))
+    class Killed(BaseException):
+        pass
+
+    made: list[str] = []
+    launcher = tunable_kernels.FakeKernel.launcher
+
+    def dies_at_the_second(kernel: tunable_kernels.FakeKernel) -> Any:
+        if kernel.bucket == "bf16/D=64":
+            raise Killed
+        return launcher(kernel)
+
+    monkeypatch.setattr(tunable_kernels.FakeKernel, "launcher", dies_at_the_second)
+    with pytest.raises(Killed):
+        tuning.tune(
+            [MODULE], 90, FakeClock(milliseconds), 60, on_entry=lambda k, b, e: made.append(b)
+        )
+    assert made == ["bf16/D=32"]
+
+
+class Held:
+    """Stands for a process that compiles: some codes wait until they are let go."""
+
+    held: set[str] = set()  # noqa: RUF012
+
+    def __init__(self, multiprocessors: int | None) -> None:
+        self.killed = False
+
+    def build(self, job: compiling.Job) -> compiling.Outcome:
+        while job.code in Held.held and not self.killed:
+            time.sleep(1e-3)
+        return compiling.build_one(job)
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    monkeypatch.setattr(compiling, "Worker", Held)
+    monkeypatch.setattr(compiling, "cores", lambda: 3)
+    Held.held = set()
+    return Held.held
+
+
+def test_a_bucket_is_measured_while_those_before_it_are_compiled(held: set[str]) -> None:
+    held.add("D=32 32")
+    made: list[str] = []
+
+    def on_entry(kernel: str, bucket: str, entry: object) -> None:
+        made.append(bucket)
+        if len(made) == 2:
+            held.clear()
+
+    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60, on_entry=on_entry)
+    assert made == ["bf16/D=64", "bf16/D=128", "bf16/D=32"]
+    assert found["entries"]["attention_forward"]["bf16/D=32"]["left_out"] == 2
+
+
+def test_what_is_not_compiled_in_time_is_named(held: set[str]) -> None:
+    held.update({"D=32 32", "D=64 inputs"})
+    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 0.3)
+    assert found["entries"] == {}
+    assert found["notes"] == [f"not compiled in time: {NAME}/D=32, {NAME}/D=64, {NAME}/D=128"]
+
+
+class TimeThatCosts:
+    """Launching takes time, and nothing else does."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.cache_bytes = 1024
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        cost = milliseconds(run())
+        self.time += cost
+        return cost
+
+    def now(self) -> float:
+        return self.time
+
+
+def tuned_within(seconds: float) -> dict[str, Any]:
+    """The first bucket's candidates of 3 and 2 ms take 9 and 6 ms of their own, then 22 rounds."""
+    clock = TimeThatCosts()
+    return tuning.tune([MODULE], 90, clock, seconds, first_rank=0, now=clock.now)
+
+
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_the_clock_is_read_between_candidates() -> None:
+    assert not [note for note in tuned_within(1.0)["notes"] if "time was over" in note]
+    # After the default's own rounds.
+    found = tuned_within(0.008)
+    entry = found["entries"]["attention_forward"]["bf16/D=32"]
+    assert (entry["configuration"], entry["left_out"]) == ({"block": 16}, 3)
+    said = f"{NAME}/D=32 time was over: 1 of 2 candidates, 3 of 25 rounds"
+    assert found["notes"][-1] == said
+    # Between two rounds.
+    found = tuned_within(0.021)
+    entry = found["entries"]["attention_forward"]["bf16/D=32"]
+    assert (entry["configuration"], entry["left_out"]) == ({"block": 32}, 2)
+    said = f"{NAME}/D=32 time was over: 2 of 2 candidates, 4 of 25 rounds"
+    assert found["notes"][-1] == said
+
+
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_a_bucket_whose_default_was_not_timed_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trouble = Trouble(monkeypatch)
+    trouble.refused = {("bf16/D=32", 16)}
+    found = tuned_within(0.007)
+    assert found["entries"] == {}
+    assert found["notes"][-1] == (
+        f"{NAME}/D=32 is not tuned: time was over before the default "
+        "(2 of 2 candidates, 4 of 25 rounds)"
+    )
+
+
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_what_there_is_no_time_for_is_told_and_matters_least() -> None:
+    clock = TimeThatCosts()
+    found = tuning.tune([MODULE], 90, clock, 0.1249, now=clock.now)
     assert list(found["entries"]["attention_forward"]) == ["bf16/D=32"]
-    expected = "no time left for attention_forward bf16/D=64, attention_forward bf16/D=128"
-    assert found["notes"][-1] == expected
+    assert found["notes"][-1] == f"no time left for {NAME}/D=64, {NAME}/D=128"
 
 
 class Trouble:
@@ -105,7 +239,7 @@ class Trouble:
         self.alive -= 1
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("compiled_in_this_process")
 def test_a_candidate_that_does_not_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = Trouble(monkeypatch)
     trouble.refused = {("bf16/D=32", 32), ("bf16/D=64", 16)}
@@ -120,7 +254,7 @@ def test_a_candidate_that_does_not_run_is_left_out(monkeypatch: pytest.MonkeyPat
     assert expected in found["notes"]
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("compiled_in_this_process")
 def test_a_kernel_that_cannot_be_tuned_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = Trouble(monkeypatch)
     trouble.without_inputs = {"bf16/D=32"}
@@ -132,53 +266,126 @@ def test_a_kernel_that_cannot_be_tuned_leaves_the_others(monkeypatch: pytest.Mon
     assert f"{name}/D=64 is not tuned: no candidate runs" in found["notes"]
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_an_error_while_timing_loses_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = [RuntimeError("launch failed")]
+@pytest.mark.usefixtures("compiled_in_this_process")
+@pytest.mark.parametrize(
+    ("at", "lost"), [(1, "{'block': 16}"), (7, "is not tuned")], ids=["first rounds", "in turn"]
+)
+def test_an_error_while_timing_loses_no_more_than_one_kernel(at: int, lost: str) -> None:
+    calls = itertools.count(1)
 
     def once_broken(result: object) -> float:
-        if errors:
-            raise errors.pop()
+        if next(calls) == at:
+            raise RuntimeError("launch failed")
         return milliseconds(result)
 
     found = tuning.tune([MODULE], 90, FakeClock(once_broken), 60)
+    assert {"bf16/D=64", "bf16/D=128"} <= set(found["entries"]["attention_forward"])
+    assert f"{NAME}/D=32 {lost}: RuntimeError: launch failed" in found["notes"]
+
+
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_a_kernel_without_inputs_on_meta_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = tunable_kernels.FakeKernel.codes
+
+    def fails_once(kernel: tunable_kernels.FakeKernel, configuration: Any) -> list[str]:
+        if kernel.bucket == "bf16/D=32":
+            raise ValueError("no such shape")
+        return codes(kernel, configuration)
+
+    monkeypatch.setattr(tunable_kernels.FakeKernel, "codes", fails_once)
+    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
+    assert f"{NAME}/D=32 is not tuned: ValueError: no such shape" in found["notes"]
     assert set(found["entries"]["attention_forward"]) == {"bf16/D=64", "bf16/D=128"}
-    expected = "attention_forward bf16/D=32 is not tuned: RuntimeError: launch failed"
-    assert expected in found["notes"]
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("compiled_in_this_process")
 def test_inputs_are_those_of_one_kernel_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = Trouble(monkeypatch)
     tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
     assert (trouble.made, trouble.most_alive, trouble.alive) == (3, 1, 0)
 
 
-def test_a_candidate_that_is_not_compiled_in_time_is_left_out() -> None:
-    jobs = [tuning.Job(MODULE, 0, 90, {"block": 16})]
-    (outcome,) = tuning.build_all(jobs, 0.0).values()
-    assert outcome == "not compiled in time"
-
-
-def test_a_kernel_of_which_nothing_is_compiled_in_time_is_told_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    late = {job.label: tuning.TOO_LATE for e in tuning.entrants([MODULE], 90) for job in e.jobs}
-    (headline, *_) = tuning.entrants([MODULE], 90)
-    late[headline.jobs[1].label] = {"spills": 0, "shared": 0}  # type: ignore[assignment]
-    monkeypatch.setattr(tuning, "build_all", lambda jobs, seconds: late)
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_where_every_candidate_is_refused_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    trouble = Trouble(monkeypatch)
+    monkeypatch.setattr(tunable_kernels.FakeKernel, "build", lambda *a: {"spills": 8, "shared": 0})
     found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
-    entry = found["entries"]["attention_forward"]["bf16/D=32"]
-    assert entry["configuration"] == {"block": 32}
-    assert (entry["default_ms"], entry["left_out"]) == (None, 3)
-    assert sum("not compiled in time" in note for note in found["notes"]) == 3
-    assert found["notes"][-1].startswith("no time left for attention_forward bf16/D=64")
+    assert found["entries"] == {}
+    assert f"{NAME}/D=128 is not tuned: every candidate is refused" in found["notes"]
+    assert trouble.made == 0
+
+
+@pytest.mark.usefixtures("compiled_in_this_process")
+def test_what_is_compiled_while_measuring_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a launch on the GPU is not what was compiled ahead."""
+    triton = pytest.importorskip("triton")
+
+    def launcher(kernel: object) -> Callable[[dict[str, int]], object]:
+        def launch(configuration: dict[str, int]) -> float:
+            if configuration["block"] not in launched:
+                launched.add(configuration["block"])
+                source = SimpleNamespace(name="forward_kernel")
+                triton.knobs.compilation.listener(src=source, cache_hit=False)
+            return 1.0
+
+        launched: set[int] = set()
+        return launch
+
+    monkeypatch.setattr(tunable_kernels.FakeKernel, "launcher", launcher)
+    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60, first_rank=0)
+    told = "compiled again while candidates were measured: forward_kernel 2"
+    assert found["notes"][-1] == told
 
 
 @pytest.mark.slow
-def test_candidates_are_built_in_processes_of_their_own() -> None:
-    jobs = [tuning.Job(MODULE, 0, 90, {"block": block}) for block in (16, 64, 128)]
-    first, second, third = tuning.build_all(jobs, 10_000).values()
-    assert first == {"spills": 0, "shared": 90}
-    assert second == {"spills": 8, "shared": 90}
-    assert third == "RuntimeError: out of shared memory"
+def test_candidates_are_built_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of which crashes: that costs its candidate alone."""
+    monkeypatch.setattr(compiling, "cores", lambda: 1)
+    codes = ("any 16", "any 32", "any 64", "any 128")
+    with compiling.Compilers(77) as compilers:
+        for code, candidate in zip(codes, tunable_kernels.CANDIDATES, strict=True):
+            compilers.add(compiling.Job("crashing_kernels", 0, 90, candidate, code))
+        assert compilers.wait(lambda: len(compilers.outcomes) == len(codes), 300)
+    assert compilers.outcomes == {
+        "any 16": {"spills": 0, "shared": 77, "gpus": 0},
+        "any 32": "the compiling process died: SIGSEGV",
+        "any 64": {"spills": 8, "shared": 90},
+        "any 128": "RuntimeError: out of shared memory",
+    }
+
+
+def test_leaving_stops_what_is_being_compiled() -> None:
+    jobs = [compiling.Job("crashing_kernels", 0, 90, {"block": 64}, f"any {n}") for n in range(9)]
+    with compiling.Compilers() as compilers:
+        for job in jobs:
+            compilers.add(job)
+    assert not any(thread.is_alive() for thread in compilers._threads)
+    assert not any(worker._process.is_alive() for worker in compilers._workers)
+    assert len(compilers.outcomes) < len(jobs)
+
+
+@pytest.mark.slow
+def test_measuring_a_real_kernel_compiles_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two buckets of two candidates, compiled in processes and launched by Triton itself."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "kernels"))
+    from standin_driver import standing_in
+
+    from fastgrow.kernels import tunable
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def launcher(kernel: tunable.Tunable[Any]) -> Callable[[dict[str, int]], object]:
+        launch = kernel.prepare("meta")
+        return lambda configuration: launch(type(kernel.default)(**configuration))
+
+    monkeypatch.setattr(tunable.Tunable, "launcher", launcher)
+    with standing_in(90) as driver:
+        found = tuning.tune(["two_norms"], 90, FakeClock(), 300)
+    assert found["notes"] == []
+    assert {kernel: list(entries) for kernel, entries in found["entries"].items()} == {
+        "norm_forward": ["bf16/D=1024"], "norm_backward": ["bf16/D=1024"]
+    }  # fmt: skip
+    assert {"forward_kernel", "backward_kernel", "sum_kernel"} <= set(driver.launched)

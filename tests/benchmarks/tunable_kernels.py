@@ -12,14 +12,26 @@ COSTS = {16: 3.0, 32: 2.0, 64: 0.5, 128: 4.0}
 
 @dataclass
 class FakeKernel:
+    """`alike` is the same for those that compile alike."""
+
     kernel: str
     bucket: str
     capability: int
     candidates: Sequence[dict[str, int]]
     rank: int = 1
-    code: str = "any"
+    alike: str = "any"
+    digest: str = "0123456789abcdef"
 
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
+    def codes(self, configuration: dict[str, int] | None) -> list[str]:
+        block = "inputs" if configuration is None else configuration["block"]
+        return [f"{self.alike} {block}"]
+
+    def build(
+        self, configuration: dict[str, int] | None, only: str | None = None
+    ) -> dict[str, int]:
+        assert only in self.codes(configuration)
+        if configuration is None:
+            return {"spills": 0, "shared": 0}
         if configuration["block"] == 128:
             raise RuntimeError("out of shared memory")
         # The fastest one spills, so it must not win.
@@ -33,6 +45,6 @@ def tunables(capability: int) -> list[FakeKernel]:
     """The one that matters most stands last; two compile alike."""
     buckets = [("bf16/D=64", 2, "D=64"), ("bf16/D=128", 3, "D=64"), ("bf16/D=32", 0, "D=32")]
     return [
-        FakeKernel("attention_forward", bucket, capability, CANDIDATES, rank, code)
-        for bucket, rank, code in buckets
+        FakeKernel("attention_forward", bucket, capability, CANDIDATES, rank, alike)
+        for bucket, rank, alike in buckets
     ]

@@ -18,8 +18,9 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastgrow.kernels import autotune, tunable, tuned
+from fastgrow.kernels.multiprocessors import multiprocessors
 
-GPU, VERSION = "NVIDIA Abacus 9", "3.99"
+GPU, VERSION, SOURCE = "NVIDIA Abacus 9", "3.99", "0123456789abcdef"
 DEVICE = torch.device("meta")
 
 
@@ -59,7 +60,9 @@ class Device:
 
 
 class Abacus(tunable.Tunable[Beads]):
-    def build(self, configuration: dict[str, int]) -> dict[str, int]:
+    digest = SOURCE
+
+    def build(self, configuration: Any, only: str | None = None) -> dict[str, int]:
         beads = Beads(**configuration)
         if beads == FAILING:
             raise ValueError("it needs more wire")
@@ -102,8 +105,10 @@ def ask(key: str = "fp32") -> Beads | None:
     return tuned.measured("count", key, DEVICE, Beads)
 
 
-def keep(file: Path, configuration: dict[str, int], triton: str = VERSION) -> None:
-    entries = {"count": {"fp32": {"configuration": configuration}}}
+def keep(
+    file: Path, configuration: dict[str, int], triton: str = VERSION, source: str | None = SOURCE
+) -> None:
+    entries = {"count": {"fp32": {"configuration": configuration, "source": source}}}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"schema": 1, "triton": triton, "entries": entries}))
 
@@ -116,7 +121,7 @@ def test_the_fastest_that_runs_is_taken_and_kept(device: Device, file: Path) -> 
         "schema": 1, "device": GPU, "capability": 90, "triton": VERSION,
         "entries": {"count": {"fp32": {
             "configuration": vars(FAST), "median_ms": 4.0, "default_ms": 8.0, "candidates": 5,
-            "left_out": 3,
+            "left_out": 3, "source": SOURCE,
         }}},
     }  # fmt: skip
     assert [path.name for path in file.parent.iterdir() if path.suffix != ".lock"] == [file.name]
@@ -212,6 +217,36 @@ def test_another_version_of_triton_begins_anew(device: Device, file: Path) -> No
 def test_what_is_no_candidate_any_more_is_measured_again(device: Device, file: Path) -> None:
     keep(file, {"cost": 64, "num_warps": 4})
     assert ask() == FAST
+
+
+@pytest.mark.parametrize("source", ["fedcba9876543210", None])
+def test_what_was_measured_of_another_source_is_measured_again(
+    device: Device, file: Path, source: str | None
+) -> None:
+    keep(file, vars(SLOW), source=source)
+    assert ask() == FAST
+    assert json.loads(file.read_text())["entries"]["count"]["fp32"]["source"] == SOURCE
+
+
+def test_what_was_measured_of_this_source_is_not_measured_again(device: Device, file: Path) -> None:
+    keep(file, vars(SLOW))
+    assert ask() == SLOW
+    assert device.launches == []
+
+
+def test_it_compiles_for_the_multiprocessors_of_the_gpu(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def build(tunable: Abacus, configuration: object) -> dict[str, int]:
+        seen.append(multiprocessors(DEVICE, 0))
+        return {"spills": 0}
+
+    monkeypatch.setattr(autotune, "multiprocessors", lambda device, otherwise: 77)
+    monkeypatch.setattr(Abacus, "build", build)
+    ask()
+    assert seen == [77] * 5
 
 
 def test_entries_of_others_are_kept(device: Device, file: Path) -> None:

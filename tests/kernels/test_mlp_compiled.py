@@ -15,6 +15,7 @@ mlp = pytest.importorskip("fastgrow.kernels.mlp", reason="triton is not installe
 
 from fastgrow.kernels import mlp_tuning as tuning  # noqa: E402
 from fastgrow.kernels import tuned  # noqa: E402
+from fastgrow.kernels.tunable import Tunable  # noqa: E402
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
@@ -128,14 +129,23 @@ def test_rows_that_are_no_whole_vectors_are_the_library_s(dim: int, width: int) 
     assert [launch.name for launch in recorded(layer)] == ["activate_kernel", "d_activate_kernel"]
 
 
-def products() -> list[tuning.ProductTunable]:
-    """Those whose launches compile to code of their own."""
-    found = {
-        (t.kernel, t.code): t
+def products() -> list[Tunable[mlp.Product]]:
+    """Those whose launches compile to code of their own, which a batch's length does not change."""
+    return [
+        t
         for t in tuning.tunables(90)
-        if "gelu_tanh" not in t.code and "plain" not in t.code
-    }
-    return list(found.values())
+        if t.bucket.endswith(f"M={ROWS}")
+        and "gelu_tanh" not in t.bucket
+        and "plain" not in t.bucket
+    ]
+
+
+def test_the_length_of_a_batch_changes_no_code() -> None:
+    def codes(rows: int) -> list[list[str]]:
+        of_rows = [t for t in tuning.tunables(90) if t.bucket.endswith(f"M={rows}")]
+        return [t.codes(t.candidates[-1]) for t in of_rows]
+
+    assert codes(2048) == codes(ROWS)
 
 
 def test_candidates_are_many_different_and_leave_it_to_the_library_too() -> None:
@@ -149,8 +159,8 @@ def test_candidates_are_many_different_and_leave_it_to_the_library_too() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("product", products(), ids=lambda t: f"{t.kernel} {t.code}")
-def test_no_candidate_spills(product: tuning.ProductTunable) -> None:
+@pytest.mark.parametrize("product", products(), ids=lambda t: f"{t.kernel} {t.bucket}")
+def test_no_candidate_spills(product: Tunable[mlp.Product]) -> None:
     for candidate in product.candidates:
         assert product.build(candidate)["spills"] == 0, candidate
 

@@ -11,8 +11,11 @@ import torch
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
 from fastgrow.kernels import ahead, attention_tuning  # noqa: E402
+from fastgrow.kernels import tunable as tunable_module  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
+from fastgrow.kernels.digest import digest  # noqa: E402
+from fastgrow.kernels.mlp_forward import output_kernel  # noqa: E402
 from fastgrow.kernels.tunable import Tunable, all_tunables, with_stages  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -74,11 +77,34 @@ def test_every_configuration_is_launched_on_the_same_inputs(
             launches.append(made)  # so that no tensor takes the place of another
             # The library's candidates launch another kernel, or none.
             if made.name == tunable.function:
-                different.add(str([made.options, ahead.specialization(made).constants]))
+                different.add(ahead.code(made, 90))
                 tensors = [x for x in made.arguments.values() if isinstance(x, torch.Tensor)]
                 shared.append({id(x) for x in tensors})
     assert len(different) >= 4, "the configuration is not launched"
     assert set.intersection(*shared)
+
+
+def test_a_build_takes_the_most_of_all_that_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(launch: ahead.Launch, capability: int) -> dict[str, int]:
+        spills = {"_rotate_kernel": 1, "prepare_kernel": 3, "d_key_kernel": 2}[launch.name]
+        return {"spills": spills, "shared": 2 * spills, "registers": capability}
+
+    monkeypatch.setattr(tunable_module, "usage", usage)
+    d_key = tunable("attention_d_key", "bf16/D=32/T=1024")
+    default = d_key.candidates[0]
+    assert d_key.build(default) == {"spills": 3, "shared": 6, "registers": 90}
+    assert [d_key.build(default, code)["spills"] for code in d_key.codes(default)] == [1, 3, 2]
+    with pytest.raises(ValueError, match="attention_d_key bf16/D=32/T=1024 launches other code"):
+        d_key.build(default, "of another process")
+
+
+def test_what_is_left_to_the_library_compiles_nothing() -> None:
+    (output,) = (t for t in all_tunables(90) if t.bucket == "bf16/plain/K=4096/N=1024/M=16384")
+    library = output.candidates[0]
+    assert library["fused"] == 1
+    assert output.codes(library) == []
+    assert output.build(library) == {"spills": 0, "shared": 0, "registers": 0}
+    assert output.digest == digest(output_kernel)
 
 
 def test_a_build_tells_spills() -> None:

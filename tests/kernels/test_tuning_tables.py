@@ -12,18 +12,20 @@ import torch
 
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
+import triton  # noqa: E402
+
 from fastgrow.kernels import ahead, attention_decode, tuned  # noqa: E402
-from fastgrow.kernels.tuning_table import Table  # noqa: E402
+from fastgrow.kernels.tuning_table import Table, read_table  # noqa: E402
 
 BF16 = torch.bfloat16
 TILES = {"block_m": 32, "block_n": 16, "num_warps": 2, "num_stages": 5}
 OTHER = {"block_m": 16, "block_n": 32, "num_warps": 8, "num_stages": 4}
 
 
-def table(configuration: object = TILES, schema: int = 1) -> dict[str, Any]:
+def table(configuration: object = TILES, schema: int = 1, source: object = None) -> dict[str, Any]:
     entries = {
         "attention_forward": {
-            "bf16/D=32/T=1024": {"configuration": configuration, "median_ms": 1.0},
+            "bf16/D=32/T=1024": {"configuration": configuration, "source": source},
             "bf16/D=32/T=8192": {"configuration": OTHER, "median_ms": 1.0},
         },
         "attention_d_query": {"bf16/D=32/T=1024": {"configuration": OTHER}},
@@ -109,6 +111,7 @@ def test_a_cpu_has_no_table() -> None:
         (json.dumps(table(TILES | {"block_n": 8})), "blocks must be at least 16"),
         (json.dumps(table(TILES | {"num_warps": "4"})), "num_warps must be a positive integer"),
         (json.dumps(table(TILES | {"num_stages": 0})), "num_stages must be a positive integer"),
+        (json.dumps(table(source=7)), "bf16/D=32/T=1024: source must be a digest, got 7"),
     ],
 )
 def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason: str) -> None:
@@ -137,6 +140,32 @@ def decoded(rows: int = 1, batch: int = 1, keys: int = 4096, **rules: Any) -> di
     launches = ahead.recorded(lambda: attention.forward(q, k, k, *setting, with_lse=False))
     (launch,) = [launch for launch in launches if launch.name == "decode_kernel"]
     return {"block_n": launch.arguments["BLOCK_N"], **launch.options}
+
+
+def test_a_table_of_another_triton_is_told_once_and_used(
+    file: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    caplog.set_level("INFO", "fastgrow.kernels")
+    here = triton.__version__
+    same_minor = ".".join([*here.split(".")[:2], "99"])
+    for version, told in (
+        ("3.1.0", [f"measured with triton 3.1.0, used with {here}"]),
+        (same_minor, []),
+    ):
+        caplog.clear()
+        tuned.forget()
+        file.write_text(json.dumps({**table(), "triton": version}))
+        assert forward() == forward() == TILES
+        assert backward("d_query_kernel") == OTHER
+        assert [message.split(": ", 1)[1] for message in caplog.messages] == told
+    assert not recwarn.list
+
+
+def test_an_entry_of_another_source_is_used(file: Path) -> None:
+    file.write_text(json.dumps(table(source="0123456789abcdef")))
+    assert forward() == TILES
+    sources = read_table(file).sources["attention_forward"]
+    assert sources == {"bf16/D=32/T=1024": "0123456789abcdef", "bf16/D=32/T=8192": None}
 
 
 def test_decoding_has_entries_of_its_own(file: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastgrow.kernels import tuned  # noqa: E402
+from fastgrow.kernels.tunable import digests  # noqa: E402
 from fastgrow.ops._tuning import explain_tuning  # noqa: E402
 
 NAME = "nvidia-abacus-9.json"
@@ -22,6 +23,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the GPU's table would be shipped; the user's home is empty."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Abacus 9")
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tuning")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -38,8 +40,8 @@ def users(shipped: Path, tmp_path: Path) -> Path:
     return folder / NAME
 
 
-def write(path: Path, version: str) -> None:
-    entry = {"configuration": {"block_m": 16}}
+def write(path: Path, version: str | None, source: str | None = None) -> None:
+    entry = {"configuration": {"block_m": 16}, "source": source}
     entries = {"attention_forward": {"a": entry, "b": entry}, "attention_decode": {"c": entry}}
     path.write_text(json.dumps({"schema": 1, "triton": version, "entries": entries}))
 
@@ -48,12 +50,28 @@ def test_without_a_table_kernels_follow_their_rules(shipped: Path) -> None:
     assert explain_tuning() == [NOTHING]
 
 
+SHIPPED = "cuda:0 shipped table kernels/tuning/nvidia-abacus-9.json"
+KERNELS = "attention_decode 1, attention_forward 2"
+
+
 def test_a_shipped_table_is_used_whatever_its_triton(shipped: Path) -> None:
-    write(shipped, "3.1")
-    assert explain_tuning() == [
-        "cuda:0 shipped table kernels/tuning/nvidia-abacus-9.json: used, 3 entries measured with "
-        "triton 3.1: attention_decode 1, attention_forward 2"
-    ]
+    here = triton.__version__
+    same_minor = ".".join([*here.split(".")[:2], "99"])
+    for version, told in (
+        ("3.1", f"measured with triton 3.1 (this is {here})"),
+        (same_minor, f"measured with triton {same_minor}"),
+        (None, f"of an unknown triton (this is {here})"),
+    ):
+        write(shipped, version)
+        assert explain_tuning() == [f"{SHIPPED}: used, 3 entries {told}: {KERNELS}"]
+
+
+def test_kernels_that_changed_since_are_named(shipped: Path) -> None:
+    """Of a table whose digests are those of today's attention_forward."""
+    current = digests(90)["attention_forward"]
+    write(shipped, triton.__version__, current)
+    (line,) = explain_tuning()
+    assert line.endswith(f"{KERNELS}; changed since they were measured: attention_decode")
 
 
 def test_the_user_s_table_is_used_where_that_is_asked_for(
