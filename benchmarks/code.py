@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.case import Family
 from benchmarks.machine import ROOT
+from fastgrow.kernels.source import text_of
 
 # Where the packages of a working copy lie.
 FOLDERS = {
@@ -115,7 +116,7 @@ def normalised(source: str, only_functions: bool = False) -> Iterator[str]:
     """A text for each statement at the top of a file, without what does not compute."""
     for node in _without_words(ast.parse(source)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) or not only_functions:
-            yield ast.dump(node)
+            yield text_of(node)
 
 
 class _Wordless(ast.NodeTransformer):

@@ -18,8 +18,8 @@ from typing import Any
 import triton.language as tl
 from triton.runtime.jit import JITCallable
 
-# They say nothing about what is computed, or are not there in every version of Python.
-NOT_COUNTED = ("ctx", "kind", "type_comment", "type_params")
+from fastgrow.kernels.source import text_of
+
 LENGTH = 16  # characters
 
 
@@ -27,7 +27,7 @@ LENGTH = 16  # characters
 def digest(kernel: JITCallable) -> str:
     """16 characters, the same wherever the kernel's source is the same."""
     function = kernel.parse().body[0]
-    parts = [_text(_without_docstring(function)), *_settings(kernel)]
+    parts = [text_of(_without_docstring(function)), *_settings(kernel)]
     scope = kernel.get_capture_scope()
     for name, value in sorted(set(_used(function, scope)), key=lambda used: used[0]):
         if isinstance(value, JITCallable):
@@ -75,17 +75,3 @@ def _without_docstring(function: ast.stmt) -> ast.stmt:
     if ast.get_docstring(function, clean=False) is not None:
         function.body = function.body[1:]
     return function
-
-
-def _text(node: object) -> str:
-    """As `ast.dump`, whose text differs from one version of Python to another."""
-    if isinstance(node, ast.AST):
-        fields = [
-            f"{name}={_text(value)}"
-            for name, value in ast.iter_fields(node)
-            if name not in NOT_COUNTED and value is not None and value != []
-        ]
-        return f"{type(node).__name__}({', '.join(fields)})"
-    if isinstance(node, list):
-        return f"[{', '.join(map(_text, node))}]"
-    return repr(node)
