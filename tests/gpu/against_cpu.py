@@ -32,17 +32,23 @@ def assert_follows(
     assert error <= bound, f"error {error:.3g}, allowed {bound:.3g}: {losses} against {truth}"
 
 
-def assert_close(result: Tensor, truth: Tensor, *, roundings: int = 0) -> None:
+def assert_close(result: Tensor, truth: Tensor, in_bf16: Tensor | None = None) -> None:
     """A result of one forward pass, whose sums run in another order on each device.
 
     Args:
         result: on any device.
         truth: the CPU's in fp32.
-        roundings: how often numbers are rounded to bf16 on the way, whose errors add like
-            independent ones; 0 for fp32 throughout, which leaves 1e-5 of the values' size, as for
-            kernels.
+        in_bf16: the CPU's in bf16 where `result` is in bf16, of whose root-mean-square error
+            twice as much is allowed; without, in fp32, 1e-5 of the values' size, as for kernels.
     """
-    error = (result.detach().double().cpu() - truth.detach().double()).square().mean().sqrt()
-    size = truth.detach().double().square().mean().sqrt()
-    bound = roundings**0.5 * ROUNDING if roundings else 1e-5
-    assert error <= bound * size, f"error {error / size:.3g}, allowed {bound:.3g} of the size"
+    found, exact = (x.detach().double().cpu() for x in (result, truth))
+    bound = 1e-5 * _size(exact)
+    if in_bf16 is not None:
+        assert result.dtype == in_bf16.dtype == torch.bfloat16
+        bound = 2 * _size(in_bf16.detach().double() - exact)
+    error = _size(found - exact)
+    assert error <= bound, f"error {error:.3g}, allowed {bound:.3g}, of {_size(exact):.3g}"
+
+
+def _size(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())

@@ -6,17 +6,11 @@ and on a GPU under the mark `gpu`.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from fastgrow.substrate import Substrate
 from fastgrow.training import TextData
-
-# Without a workspace of its own cuBLAS refuses to be deterministic under older releases of torch;
-# it reads this when it is first used.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,"
 CUDA = pytest.param(

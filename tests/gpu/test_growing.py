@@ -16,7 +16,7 @@ from against_cpu import assert_follows
 from fastgrow.errors import Interrupted
 from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, grow
 from fastgrow.growth.trunk.store import MemoryStore
-from fastgrow.nn import Decoder, DecoderConfig
+from fastgrow.nn import Decoder, DecoderConfig, LoRALinear
 from fastgrow.substrate import Substrate
 from fastgrow.training import TextData, TrainConfig, Trainer
 
@@ -121,6 +121,24 @@ def test_also_on_a_kept_trunk(
     is_pinned = place == "ram" and device.type == "cuda"
     assert set(kept) == (set() if place == "disk" else {(place, lies_on, is_pinned)})
     assert_follows(losses, truth, in_bf16)
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_a_seed_gives_the_same_weights(
+    seeded: bool, substrate: Substrate, device: torch.device
+) -> None:
+    config = DecoderConfig(vocab_size=len(substrate), d_model=64, n_layer=1, n_head=2)
+    made = []
+    for place in (CPU, device):
+        torch.manual_seed(3)
+        generator = torch.Generator().manual_seed(4) if seeded else None
+        model = Decoder(config, substrate, generator=generator, device=place)
+        adapted = LoRALinear(model.blocks[0].mlp.up, 2, generator=generator)
+        weights = {**model.state_dict(), "A": adapted.lora_A}
+        assert all(weight.device.type == place.type for weight in weights.values())
+        made.append({name: weight.detach().cpu() for name, weight in weights.items()})
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(weight, made[1][name]) for name, weight in made[0].items())
 
 
 @pytest.mark.parametrize("stopped_at", [STEPS // 2, STEPS + STEPS // 2])
