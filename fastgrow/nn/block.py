@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastgrow.nn.attention import CausalSelfAttention
 from fastgrow.nn.cache import LayerCache
 from fastgrow.nn.config import DecoderConfig
+from fastgrow.nn.draw import draw_normal
 from fastgrow.nn.mlp import MLP
 from fastgrow.nn.norm import make_norm
 from fastgrow.ops import RopeTable
@@ -105,10 +106,3 @@ def initialise_linears(
             draw_normal(layer.weight, std, generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-@torch.no_grad()
-def draw_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a tensor from a normal distribution of mean 0, in place."""
-    # On the meta device there is nothing to fill, and torch would load its compiler to say so.
-    return weight if weight.is_meta else nn.init.normal_(weight, 0.0, std, generator)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastgrow.errors import ConfigError
-from fastgrow.nn.block import draw_normal
 from fastgrow.nn.config import DecoderConfig
+from fastgrow.nn.draw import draw_normal
 from fastgrow.nn.embedding import FrozenEmbedding
 from fastgrow.nn.language_model import SubstrateLike
 from fastgrow.nn.substrate_table import substrate_embedding, substrate_table

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastgrow import ops
 from fastgrow.errors import ConfigError
+from fastgrow.nn.draw import draw
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ class LoRALinear(nn.Module):
         rows = rank * len(self.parts)
         self.lora_A = nn.Parameter(torch.empty(rows, self.in_features, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device, dtype=dtype))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
+        draw(
+            self.lora_A,
+            lambda x: nn.init.kaiming_uniform_(x, a=math.sqrt(5), generator=generator),
+            generator,
+        )
 
     @property
     def scale(self) -> float:

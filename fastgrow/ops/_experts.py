@@ -89,6 +89,9 @@ def numbers(operation: str, argument: str, values: Numbers, logits: list[Tensor]
     dtype, device = accumulator_dtype(first.dtype), first.device
     if isinstance(values, Tensor):
         return values.to(device=device, dtype=dtype).contiguous()
+    if all(value == values[0] for value in values):
+        # Filled where it is: a copy from the host waits for the device, and no graph may hold one.
+        return torch.full(shape, values[0], dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, device=device)
 
 

@@ -39,7 +39,8 @@ def interpret(file: str, marks: str, record_property: Callable[[str, object], No
 
 @pytest.mark.parametrize("file", FILES)
 def test_quick(file: str, record_property: Callable[[str, object], None]) -> None:
-    interpret(file, "not slow", record_property)
+    # test_smoke.py runs the others.
+    interpret(file, "not slow and not gpu_smoke", record_property)
 
 
 @pytest.mark.slow

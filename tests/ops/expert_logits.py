@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from hypothesis import strategies as st
+from random_logits import make
 from torch import Tensor
 
 from fastgrow import _native
@@ -18,11 +19,6 @@ needs_native = pytest.mark.skipif(not _native.CPU.loaded, reason=_native.CPU.rea
 # Around the lengths of vectors, blocks (1,024) and tasks (16,384).
 COLUMNS = [1, 2, 15, 63, 64, 65, 300, 1023, 1025, 4100, 16_385]
 SPECIAL = [float("inf"), float("-inf"), float("nan")]
-
-
-def make(k: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [(3 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(k)]
 
 
 @dataclass(frozen=True)

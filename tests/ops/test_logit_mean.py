@@ -338,3 +338,18 @@ def test_output_may_be_an_expert_but_not_overlap_one() -> None:
         logit_mean([line[:40].clone(), line[:40]], out=line[10:50], impl="native")
     with pytest.raises(RuntimeError, match="out must not be expanded"):
         logit_mean([a, b], out=torch.zeros(1, 40).expand(3, 40), impl="native")
+
+
+def test_equal_weights_are_filled_in_where_the_logits_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from the host waits for a GPU, and none may be captured in a CUDA graph."""
+    logits = make(3, (2, 5), torch.float32)
+    expected = logit_mean(logits, torch.full((3,), 1 / 3))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("numbers are copied from the host")
+
+    monkeypatch.setattr(torch, "tensor", refuse)
+    assert torch.equal(logit_mean(logits), expected)
+    assert torch.equal(logit_mean(logits, [1 / 3] * 3), expected)
+    with pytest.raises(AssertionError, match="copied from the host"):
+        logit_mean(logits, [0.5, 0.25, 0.25])

@@ -72,7 +72,8 @@ class RowKeeper:
         windows = batches.windows_of(round(loads[0].reads))
         loads = [replace(loads[0], rows=float(filler.micro_batches(windows))), *loads[1:]]
         wanted = identity(trunk, digests[trunk.n], batches, windows)
-        old = self._at_hand(wanted, digests)
+        pinned = trunk.model.device.type == "cuda"
+        old = self._at_hand(wanted, digests, pinned=pinned)
         if old is not None and old.identity == wanted and old.store.nbytes <= self.settings.limit:
             self.places[str(stage)] = old.store.place
             self._say(f"{_described(old)}, found again", cache=old.store.place)
@@ -120,21 +121,25 @@ class RowKeeper:
 
     # -- what is there already -----------------------------------------------------------------
 
-    def _at_hand(self, wanted: Identity, digests: Sequence[str]) -> TrunkRows | None:
+    def _at_hand(
+        self, wanted: Identity, digests: Sequence[str], *, pinned: bool
+    ) -> TrunkRows | None:
         """Rows that are the wanted ones or can be advanced to them; others are let go."""
         if self._kept is None:
-            self._kept = self._from_disk(wanted, digests)
+            self._kept = self._from_disk(wanted, digests, pinned=pinned)
         elif not can_advance(self._kept.identity, wanted, digests):
             self._say("kept rows are of another trunk or text: let go")
             self.forget()
         return self._kept
 
-    def _from_disk(self, wanted: Identity, digests: Sequence[str]) -> TrunkRows | None:
+    def _from_disk(
+        self, wanted: Identity, digests: Sequence[str], *, pinned: bool
+    ) -> TrunkRows | None:
         """The deepest usable cache that an interrupted run left in the folder."""
         found: list[DiskStore] = []
         for header in headers(self._folder):
             try:
-                store = DiskStore.open(header)
+                store = DiskStore.open(header, pinned=pinned)
             except CheckpointError as error:
                 self._say(f"a kept trunk is not used: {error}")
                 continue

@@ -56,16 +56,22 @@ class MemoryStore:
         """Room for `shape` [rows, T, d_model] in the dtype of `like`, on its device or the host."""
         self.place = place
         on_device = place == "device" or like.device.type == "cpu"
-        pinned = not on_device and like.device.type == "cuda"
+        self._pinned = not on_device and like.device.type == "cuda"
         device = like.device if on_device else torch.device("cpu")
-        self._rows = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=pinned)
+        self._rows = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=self._pinned)
 
     @property
     def nbytes(self) -> int:
         return self._rows.nbytes
 
     def read(self, slots: np.ndarray) -> Tensor:
-        return self._rows[torch.from_numpy(slots).to(self._rows.device)]
+        index = torch.from_numpy(slots).to(self._rows.device)
+        if not self._pinned:
+            return self._rows[index]
+        # Pinned too, so that no further copy is between them and the device.
+        shape = (len(slots), *self._rows.shape[1:])
+        rows = torch.empty(shape, dtype=self._rows.dtype, pin_memory=True)
+        return torch.index_select(self._rows, 0, index, out=rows)
 
     def write(self, slots: np.ndarray, rows: Tensor) -> None:
         index = torch.from_numpy(slots).to(self._rows.device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +15,14 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 # Largest root-mean-square error, relative to that of the truth; fp32 is for exact (ieee) products.
 RMS_CEILING = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 5e-3}
 EPS = torch.finfo(torch.float32).eps
+
+
+def smoke(*values: Any) -> Any:
+    """A case of a parametrised test that a GPU runs first: one in bf16 for each kernel.
+
+    `tests/kernels/test_smoke.py` finds a kernel that no such case launches.
+    """
+    return pytest.param(*values, marks=pytest.mark.gpu_smoke)
 
 
 def assert_accurate(

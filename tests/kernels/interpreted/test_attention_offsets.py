@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,14 @@ def vast(path: Path, size: int) -> Tensor:
     if INTERPRETED:
         return torch.from_file(str(path), shared=True, size=size, dtype=F16)
     return torch.empty(size, dtype=F16, device=DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def _gives_memory_back() -> Iterator[None]:
+    """Of a GPU's, tens of gigabytes: other processes of tests want theirs."""
+    yield
+    if not INTERPRETED:
+        torch.cuda.empty_cache()
 
 
 STRIDES = ["batch", "head", "token"]

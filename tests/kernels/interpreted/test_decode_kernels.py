@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DEVICE, assert_accurate
+from harness import DEVICE, assert_accurate, smoke
 from torch import Tensor
 
 from fastgrow.kernels import attention_decode
@@ -25,10 +25,10 @@ def keys_for(dim: int, dtype: torch.dtype) -> int:
 
 
 KEYS = keys_for(32, F32)
-CASES: list[tuple[dict[str, int], torch.dtype, dict[str, Any]]] = [
+CASES = [
     ({}, F32, {}),
     ({"queries": 5, "dim": 24, "rotated": 16}, F32, {}),
-    ({"heads": 8, "kv_heads": 2, "queries": 3}, BF16, {}),
+    smoke({"heads": 8, "kv_heads": 2, "queries": 3}, BF16, {}),
     ({"dim": 128}, F16, {"k_rotated": True}),
     ({"batch": 3, "queries": 2}, F32, {"lengths": ids(1, KEYS, 70), "k_rotated": True}),
     ({"batch": 2, "queries": 4}, F32, {"starts": ids(0, KEYS - 1)}),

@@ -1,0 +1,98 @@
+"""The nine-layer run, in small: grown, stopped and resumed as on a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import nine_layers
+from benchmarks.nine_layers import METRICS, run_nine_layers
+
+SMALL = """
+substrate: {characters: "abcdefghijklmnopqrstuvwxyz ", n_ngrams: 0, n_components: 16}
+model: {d_model: 32, n_head: 2, max_seq_len: 32}
+data: [{source: nowhere/there}]
+schedule: {stages: [{blocks: 1, tokens: 10_000_000}, {blocks: 1, tokens: 10_000_000}]}
+train: {batch_size: 2, eval_every: 1_000_000, eval_tokens: 64}
+out: nowhere
+"""
+
+
+@pytest.mark.slow
+def test_a_small_one_is_resumed_at_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    config = str(tmp_path / "small.yaml")
+    result = run_nine_layers(tmp_path / "out", 1200, device="cpu", config=config, steps=3)
+    assert result["state"] == "passed", result
+    first, second = result["halves"]
+    assert first["status"] == second["status"] == nine_layers.STOPPED
+    assert first["steps"][0] == 1
+    assert second["steps"][0] == first["steps"][-1] + 1 == first["checkpoint_step"] + 1
+    for half in result["halves"]:
+        assert len(half["steps"]) >= 3
+        assert 0 < half["last_loss"] < 10
+        assert half["tokens_per_second"] > 0
+        assert half["peak_memory_bytes"] > 1 << 20
+        assert half["implementations"]["attention"] == "vendor"
+    assert result["substrate_seconds"] > 0
+    json.dumps(result)
+    # Only what is small is left.
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [METRICS]
+    rows = (tmp_path / "out" / METRICS).read_text().splitlines()
+    assert sum("loss" in json.loads(row) for row in rows) == second["steps"][-1]
+
+
+@pytest.mark.slow
+def test_an_error_is_told_in_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL.replace("n_head: 2", "n_head: 3"))
+    config = str(tmp_path / "small.yaml")
+    result = run_nine_layers(tmp_path / "out", 1200, device="cpu", config=config, steps=1)
+    assert result["state"].startswith("failed: `fastgrow grow` ended with status 1: fastgrow: ")
+    assert "n_head" in result["state"]
+
+
+def test_what_is_not_bundled_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped configuration wants n-gram lists and a data set of the Hub."""
+    import yaml
+
+    from fastgrow.cli import settings
+
+    asked: list[dict[str, Any]] = []
+
+    class Drawn:
+        def __init__(self, **options: Any) -> None:
+            asked.append(options)
+
+        def build(self) -> Drawn:
+            return self
+
+        def save(self, folder: Path) -> None:
+            pass
+
+    monkeypatch.setattr(settings, "SubstrateSettings", Drawn)
+    nine_layers._prepare(tmp_path, "nine-layers-unicode", None)
+    assert asked == [{"n_components": 1024}]
+    tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert tree["model"]["vocab_size"] == 65_536
+    assert tree["substrate"] == {"path": str(tmp_path / "substrate")}
+    (source,) = tree["data"]
+    assert len(Path(source["source"]).read_text().splitlines()) > 3000
+
+
+@pytest.mark.parametrize(
+    ("saved", "steps", "said"),
+    [(3, [4, 5], ""), (3, [3, 4], "went on at step 3"), (4, [5, 6], "missing or were made twice")],
+)
+def test_a_run_that_does_not_go_on_where_it_stopped_is_told(
+    saved: int, steps: list[int], said: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [{"global_step": step, "loss": 1.0} for step in (1, 2, 3, *steps)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    halves = [{"checkpoint_step": saved, "steps": [1, 2, 3]}, {"steps": steps}]
+    told = nine_layers._not_resumed(tmp_path, halves)
+    assert told == said or (said and said in told)
