@@ -7,8 +7,8 @@ FASTGROW_BUILD_EXT says what to build:
 - `cpu`, `cuda`: that one (`cuda` includes `cpu`, which serves the tensors on the host);
 - `0`: nothing.
 
-FASTGROW_CUDA_ARCHITECTURES says for which GPUs, as compute capabilities times ten: `90`, `80;90`; for
-all of CUDA_ARCHITECTURES by default. One alone takes a third of the time.
+FASTGROW_CUDA_ARCHITECTURES says for which GPUs, as compute capabilities times ten: `90`, `80;90`;
+for all of CUDA_ARCHITECTURES by default. One alone takes a third of the time.
 
 CXX and CXXFLAGS are honoured. Whatever goes wrong, the install goes on without the extension and
 the reason is written to `fastgrow/_build.json`, which `python -m fastgrow.info` shows.
