@@ -27,7 +27,9 @@ _FAMILIES = {
     "transformers.models.gpt_neox.modeling_gpt_neox.GPTNeoXPreTrainedModel": "gpt_neox",
     "transformers.models.llama.modeling_llama.LlamaPreTrainedModel": "llama",
 }
-_OLDEST_TRANSFORMERS = 5
+# The oldest that is tested. Before 5.4 mask functions were told positions in the cache in place of
+# lengths, and models named their parts otherwise.
+_OLDEST_TRANSFORMERS = (5, 17)
 
 
 def patch(model: nn.Module, *, loss: bool = False) -> PatchReport:
@@ -96,9 +98,9 @@ def _check(function: str, model: object) -> None:
 def _too_old() -> str:
     transformers = sys.modules.get("transformers")
     version = getattr(transformers, "__version__", None)
-    if version is None or int(version.split(".")[0]) >= _OLDEST_TRANSFORMERS:
+    if version is None or tuple(map(int, version.split(".")[:2])) >= _OLDEST_TRANSFORMERS:
         return ""
-    return f"transformers {version} is older than {_OLDEST_TRANSFORMERS}.0"
+    return f"transformers {version} is older than {'.'.join(map(str, _OLDEST_TRANSFORMERS))}"
 
 
 def _known_models(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

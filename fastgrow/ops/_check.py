@@ -54,6 +54,15 @@ def check_like(
         raise refuse(operation, argument, f"of dtype {like.dtype}", describe(tensor))
 
 
+@torch.compiler.assume_constant_result
+def has_autocast(kind: str) -> bool:
+    """Whether devices of this type know autocast; asking a `meta` device for its state raises.
+
+    Dynamo cannot trace the question before torch 2.12, and the answer never changes.
+    """
+    return torch.amp.is_autocast_available(kind)
+
+
 def refuse_double_backward(operation: str) -> None:
     """Called in a backward whose result has no gradient of its own: refuse `create_graph=True`.
 

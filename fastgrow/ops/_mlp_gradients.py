@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastgrow.ops._check import refuse_double_backward
+from fastgrow.ops._check import has_autocast, refuse_double_backward
 
 
 class Hidden(Protocol):
@@ -106,8 +106,7 @@ def run(
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of the products."""
     kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    if known and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if has_autocast(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return x.dtype
 

@@ -21,6 +21,7 @@ from fastgrow.ops._check import (
     check_float,
     check_like,
     describe,
+    has_autocast,
     refuse,
     refuse_double_backward,
 )
@@ -326,7 +327,7 @@ def linear_kl_vendor(
 def _under_autocast(h: Tensor, weight: Tensor, bias: Tensor | None) -> Head:
     """A head in autocast's dtype where it is on; it leaves float64 alone, as for F.linear."""
     kind = h.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if not (has_autocast(kind) and torch.is_autocast_enabled(kind)):
         return h, weight, bias
     dtype = torch.get_autocast_dtype(kind)
 

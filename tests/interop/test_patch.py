@@ -196,11 +196,12 @@ def test_models_inside_others_are_found() -> None:
     assert fg.unpatch(outer).restored == report.swapped
 
 
-def test_old_transformers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
+@pytest.mark.parametrize("version", ["4.57.1", "5.16.1"])
+def test_old_transformers_are_left_alone(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     report = fg.patch(build("gpt2"))
     assert report.swapped == 0
-    assert "transformers 4.57.1 is older than 5.0" in str(report)
+    assert f"transformers {version} is older than 5.17" in str(report)
     assert "not a GPT-2" in str(fg.patch(nn.Linear(2, 2)))
     assert not fg.unpatch(build("gpt2")).treated
 

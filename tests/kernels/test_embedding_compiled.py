@@ -6,7 +6,12 @@ import pytest
 import torch
 from cross_compile import TARGETS, compile_for, recorded
 
-kernels = pytest.importorskip("fastgrow.kernels.embedding", reason="triton is not installed")
+triton = pytest.importorskip("triton", reason="triton is not installed")
+from fastgrow.kernels import embedding as kernels  # noqa: E402
+
+# Triton 3.6 loads each value once for itself and lays them out for the store through shared memory;
+# 3.7 loads them where they are stored.
+PASSED_ON = 8192 if triton.__version__.startswith("3.6.") else 0
 
 
 def check(table: torch.Tensor | None, bits: int | None, capability: int) -> None:
@@ -15,7 +20,7 @@ def check(table: torch.Tensor | None, bits: int | None, capability: int) -> None
     (launch,) = recorded(lambda: kernels.lookup(*arguments))
     compiled = compile_for(launch, capability)
     assert compiled.spills == 0
-    assert compiled.shared == 0
+    assert compiled.shared <= PASSED_ON
     # Whole vectors are written, eight numbers each.
     assert compiled.count("STG.E.128") > 0
 
