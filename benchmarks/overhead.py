@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import itertools
@@ -110,10 +111,15 @@ class _Timing:
 
     def __init__(self, call: Call, pass_: str) -> None:
         inputs = call.inputs(with_gradients=pass_ == "full")
-        ours, ours_forward = _step(call.ours, inputs, pass_), _step(call.ours, inputs, "forward")
-        self.call, self.pass_, self.record = call, pass_, _Record()
-        with self.record.recording():
-            ours()
+        self.call, self.pass_ = call, pass_
+        for impl in (None, call.implementation):
+            chosen = functools.partial(call.ours, impl=impl)
+            ours, ours_forward = _step(chosen, inputs, pass_), _step(chosen, inputs, "forward")
+            self.asked, self.record = impl is not None, _Record()
+            with self.record.recording():
+                ours()
+            if self.record.chosen == call.implementation:
+                break
         self.levels: dict[str, tuple[Function, Callable[[], object]]] = {
             "checks": (self.record.choices_stubbed, ours_forward),
             "dispatch": (self.record.implementations_stubbed, ours_forward),
@@ -150,7 +156,7 @@ class _Timing:
         return Row(
             op=self.call.op,
             pass_=self.pass_,
-            asked=self.call.asked,
+            asked=self.asked,
             launches=self.record.launches,
             parts={name: least[name] - inner[name] for name in PARTS},
             total=least["launch"],
@@ -228,6 +234,12 @@ class _Record:
                 noted = noting(getattr(module, name), found.append)
                 stack.enter_context(mock.patch.object(module, name, noted))
             yield
+
+    @property
+    def chosen(self) -> str:
+        """The implementation that ran."""
+        ((_, name),) = self._chosen
+        return name
 
     def choices_stubbed(self) -> Any:
         """No implementation is chosen, and none runs."""

@@ -1,7 +1,6 @@
 """The calls that `python -m benchmarks overhead` times, each beside a user's call of torch.
 
-Every operation that has Triton kernels is here, with the smallest inputs that its automatic choice
-takes them for; where it would not at sizes that a CPU computes in no time, they are asked for.
+Every operation that has Triton kernels is here, with inputs that a CPU computes with in no time.
 """
 
 from __future__ import annotations
@@ -27,21 +26,22 @@ class Call:
         op: its name in the table.
         make: makes the inputs.
         trained: the inputs that have gradients.
-        ours: calls the operation.
+        ours: calls the operation, with `impl=` as it is given.
         torch: the same by torch's own means, as one would write it.
         torch_name: what these are, for the table.
         passes: `forward` without gradients; `full`, forward and backward.
-        asked: whether `ours` forces the kernels.
+        implementation: the one that launches the kernels; it is asked for where the automatic
+            choice would take another.
     """
 
     op: str
     make: Callable[[], Inputs]
     trained: tuple[str, ...]
-    ours: Callable[[Inputs], Results]
+    ours: Callable[[Inputs, str | None], Results]
     torch: Callable[[Inputs], Results]
     torch_name: str
     passes: tuple[str, ...] = ("forward", "full")
-    asked: bool = False
+    implementation: str = "triton"
 
     def inputs(self, *, with_gradients: bool) -> Inputs:
         made = self.make()
@@ -121,16 +121,17 @@ CALLS = (
         "layer_norm",
         _rows,
         ("x", "weight", "bias"),
-        lambda x: ops.layer_norm(x["x"], x["weight"], x["bias"], impl="triton"),
+        lambda x, impl: ops.layer_norm(x["x"], x["weight"], x["bias"], impl=impl),
         lambda x: F.layer_norm(x["x"], (D,), x["weight"], x["bias"]),
         "layer_norm",
-        asked=True,
     ),
     Call(
         "layer_norm with residual",
         lambda: _rows() | {"residual": _random(2, 8, D)},
         ("x", "weight", "bias", "residual"),
-        lambda x: ops.layer_norm(x["x"], x["weight"], x["bias"], residual=x["residual"]),
+        lambda x, impl: ops.layer_norm(
+            x["x"], x["weight"], x["bias"], residual=x["residual"], impl=impl
+        ),
         _torch_residual,
         "add, layer_norm",
     ),
@@ -138,16 +139,15 @@ CALLS = (
         "rms_norm",
         _rows,
         ("x", "weight"),
-        lambda x: ops.rms_norm(x["x"], x["weight"], impl="triton"),
+        lambda x, impl: ops.rms_norm(x["x"], x["weight"], impl=impl),
         lambda x: F.rms_norm(x["x"], (D,), x["weight"], 1e-6),
         "rms_norm",
-        asked=True,
     ),
     Call(
         "attention",
         lambda: _heads(32, 32),
         ("q", "k", "v"),
-        lambda x: ops.attention(x["q"], x["k"], x["v"]),
+        lambda x, impl: ops.attention(x["q"], x["k"], x["v"], impl=impl),
         _sdpa,
         "SDPA",
     ),
@@ -155,7 +155,7 @@ CALLS = (
         "attention with rope",
         lambda: _heads(32, 32),
         ("q", "k", "v"),
-        lambda x: ops.attention(x["q"], x["k"], x["v"], rope=(x["cos"], x["sin"])),
+        lambda x, impl: ops.attention(x["q"], x["k"], x["v"], rope=(x["cos"], x["sin"]), impl=impl),
         _rotated_sdpa,
         "eager rope, SDPA",
     ),
@@ -163,7 +163,9 @@ CALLS = (
         "attention, decoding with rope",
         lambda: _heads(1, 1024),
         (),
-        lambda x: ops.attention(x["q"], x["k"], x["v"], rope=(x["cos"], x["sin"]), k_rotated=True),
+        lambda x, impl: ops.attention(
+            x["q"], x["k"], x["v"], rope=(x["cos"], x["sin"]), k_rotated=True, impl=impl
+        ),
         _decoding_sdpa,
         "eager rope, SDPA",
         passes=("forward",),
@@ -172,52 +174,48 @@ CALLS = (
         "mlp",
         _layer,
         ("x", "up", "down"),
-        lambda x: ops.mlp(x["x"], x["up"], x["down"], impl="triton"),
+        lambda x, impl: ops.mlp(x["x"], x["up"], x["down"], impl=impl),
         lambda x: F.linear(F.gelu(F.linear(x["x"], x["up"])), x["down"]),
         "linear, gelu, linear",
-        asked=True,
     ),
     Call(
         "lora_linear",
         _low_rank,
         ("x", "a", "b"),
-        lambda x: ops.lora_linear(x["x"], x["weight"], x["a"], x["b"], scale=0.5, impl="triton"),
+        lambda x, impl: ops.lora_linear(x["x"], x["weight"], x["a"], x["b"], scale=0.5, impl=impl),
         _torch_lora,
         "three linears, mul, add",
-        asked=True,
     ),
     Call(
         "linear_cross_entropy (cuBLAS and one kernel)",
         _head,
         ("h", "weight"),
-        lambda x: ops.linear_cross_entropy(x["h"], x["weight"], x["targets"], impl="vendor"),
+        lambda x, impl: ops.linear_cross_entropy(x["h"], x["weight"], x["targets"], impl=impl),
         lambda x: F.cross_entropy(F.linear(x["h"], x["weight"]), x["targets"]),
         "linear, cross_entropy",
-        asked=True,
+        implementation="vendor",
     ),
     Call(
         "linear_cross_entropy",
         _head,
         ("h", "weight"),
-        lambda x: ops.linear_cross_entropy(x["h"], x["weight"], x["targets"], impl="triton"),
+        lambda x, impl: ops.linear_cross_entropy(x["h"], x["weight"], x["targets"], impl=impl),
         lambda x: F.cross_entropy(F.linear(x["h"], x["weight"]), x["targets"]),
         "linear, cross_entropy",
-        asked=True,
     ),
     Call(
         "linear_lse_gather",
         _head,
         ("h", "weight"),
-        lambda x: ops.linear_lse_gather(x["h"], x["weight"], x["targets"], impl="triton"),
+        lambda x, impl: ops.linear_lse_gather(x["h"], x["weight"], x["targets"], impl=impl),
         _torch_lse,
         "linear, logsumexp, gather",
-        asked=True,
     ),
     Call(
         "embedding",
         _codes,
         (),
-        lambda x: ops.embedding(x["ids"], x["table"], repeat=2),
+        lambda x, impl: ops.embedding(x["ids"], x["table"], repeat=2, impl=impl),
         lambda x: F.embedding(x["ids"], x["table"]).repeat_interleave(2, -1),
         "embedding, repeat_interleave",
         passes=("forward",),

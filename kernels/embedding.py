@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgrow.kernels.common import INTERPRETED, as_strided_rows, on_device_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def lookup_kernel(
     IDS, TABLE, OUT,
     t_v, N, ROWS, WIDTH, low, high,

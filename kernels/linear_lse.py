@@ -51,7 +51,7 @@ def forward(
     return lse, target_logit, mean
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def lse_kernel(
     hs,
     weights,
@@ -104,7 +104,7 @@ def lse_kernel(
     tl.store(part, (pivot + tl.log2(sums)) * LN_2_, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def merge_kernel(
     parts,
     lse,

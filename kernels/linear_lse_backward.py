@@ -60,7 +60,7 @@ def logits_gradient(
     return None if sums is None else sums.sum(0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gradient_kernel(
     hs,
     weights,

@@ -60,11 +60,22 @@ Tensors = TypeVar("Tensors", bound="tuple[Tensor | None, ...]")
 
 
 def distinct(tensors: Tensors) -> Tensors:
-    """The tensors, as different objects each: torch.compile cannot trace the same one twice into an
-    autograd.Function, as where keys are values too.
+    """The tensors, as different objects each while torch.compile traces: it cannot put the same one
+    twice into an autograd.Function, as where keys are values too.
     """
+    if not torch.compiler.is_compiling():
+        return tensors
     seen: list[Tensor | None] = []
     for tensor in tensors:
         again = tensor is not None and any(tensor is other for other in seen)
         seen.append(tensor.view_as(tensor) if again else tensor)  # type: ignore[arg-type, union-attr]
     return tuple(seen)  # type: ignore[return-value]
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Will autograd ask for the gradient of any of them?"""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False

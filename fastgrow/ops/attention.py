@@ -18,8 +18,7 @@ A query that sees no key gives zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +31,7 @@ from fastgrow.ops._dispatch import Operation
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
 
 
-@dataclass(frozen=True)
-class Visibility:
+class Visibility(NamedTuple):
     """Which keys a query sees; the fields are arguments of `attention`."""
 
     causal: bool = True
