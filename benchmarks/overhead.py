@@ -97,10 +97,14 @@ def overhead(
         with launches_stubbed():
             timings = [_Timing(call, pass_) for call in calls for pass_ in call.passes]
             for sweep in range(sweeps):
+                gc.collect()
+                gc.disable()
                 for timing in timings:
                     timing.sample()
+                gc.enable()
                 say(f"sweep {sweep + 1} of {sweeps}")
     finally:
+        gc.enable()
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
     return [timing.row() for timing in timings]
@@ -138,17 +142,12 @@ class _Timing:
 
     def sample(self) -> None:
         """Some more samples, of all levels in turns."""
-        gc.collect()
-        gc.disable()
-        try:
-            for _ in range(ROUNDS):
-                for name, (stub, run) in self.levels.items():
-                    with stub():
-                        run()
-                        seconds = _seconds(run, self.repeats[name])
-                    self.least[name] = min(self.least[name], 1e6 * seconds)
-        finally:
-            gc.enable()
+        for _ in range(ROUNDS):
+            for name, (stub, run) in self.levels.items():
+                with stub():
+                    run()
+                    seconds = _seconds(run, self.repeats[name])
+                self.least[name] = min(self.least[name], 1e6 * seconds)
 
     def row(self) -> Row:
         least = self.least

@@ -31,7 +31,7 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
-from fastgrow.kernels.tuned import kept, measured
+from fastgrow.kernels.tuned import chosen_once, measured
 
 __all__ = ["Rope", "Rules", "backward", "forward"]
 
@@ -88,7 +88,7 @@ OWN_RULES: dict[str, Callable[[int, torch.dtype], Tiles]] = {
 }
 
 
-@kept
+@chosen_once
 def _tiles(
     kernel: str, dtype: torch.dtype, dim: int, length: int | None, device: torch.device
 ) -> Tiles:
@@ -194,23 +194,28 @@ def backward(
     length, dtype, device = _length(keys, rules), q.dtype, q.device
     block_d = block_of(dim)
     rows = max(16, 4096 // block_d)
-    common: dict[str, object] = {"D": dim, "R": rotated, "BLOCK_D": block_d}
+    of_k, of_v, of_d_out = k.stride()[:3], v.stride()[:3], d_out.stride()[:3]
+    group = heads // kv_heads
+    common = {
+        "CAUSAL": rules.causal,
+        "PRECISION": dot_precision(dtype),
+        "INTERPRETED": INTERPRETED,
+    }
     with on_device_of(q):
         prepare_kernel[(cdiv(queries, rows) * batch * heads,)](
             q, out, d_out, scaled, delta, *tensors, rules.lengths,
-            *q.stride()[:3], *out.stride()[:3], *d_out.stride()[:3], *numbers,
-            heads, queries, keys, scale * LOG2_E, **common, BLOCK_M=rows, num_warps=4,
+            *q.stride()[:3], *out.stride()[:3], *of_d_out, *numbers,
+            heads, queries, keys, scale * LOG2_E,
+            D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=rows, num_warps=4,
         )  # fmt: skip
-        common |= {"CAUSAL": rules.causal, "INTERPRETED": INTERPRETED}
-        common["PRECISION"] = dot_precision(dtype)
         if dq is not None:
             chosen = tiles or _tiles("attention_d_query", dtype, dim, length, device)
             d_query_kernel[(cdiv(queries, chosen.block_m) * batch * heads,)](
                 scaled, k, v, d_out, lse, delta, dq, *tensors, *bounds,
-                *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dq.stride()[:3], *numbers,
-                heads, heads // kv_heads, queries, keys, scale, rules.window,
-                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
-                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
+                *of_k, *of_v, *of_d_out, *dq.stride()[:3], *numbers,
+                heads, group, queries, keys, scale, rules.window,
+                D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                **common, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
         if dk is not None and dv is not None:
             chosen = tiles or _tiles("attention_d_key", dtype, dim, length, device)
@@ -218,9 +223,9 @@ def backward(
             cos, sin, positions = (None, None, None) if rope and rope.k_rotated else tensors
             d_key_kernel[(cdiv(keys, chosen.block_n) * batch * kv_heads,)](
                 scaled, k, v, d_out, lse, delta, dk, dv, cos, sin, positions, *bounds,
-                *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dk.stride()[:3], *numbers,
-                kv_heads, heads // kv_heads, queries, keys, rules.window,
-                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
-                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
+                *of_k, *of_v, *of_d_out, *dk.stride()[:3], *numbers,
+                kv_heads, group, queries, keys, rules.window,
+                D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                **common, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
     return dq, dk, dv

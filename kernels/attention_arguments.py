@@ -103,5 +103,8 @@ def rope_as_arguments(rope: Rope | None) -> tuple[tuple[Tensor | None, ...], tup
 
 def empty_output(q: Tensor) -> Tensor:
     """[B, H, T, D] laid out as [B, T, H, D], which the output projection reads without a copy."""
-    batch, heads, queries, dim = q.shape
-    return q.new_empty((batch, queries, heads, dim)).transpose(1, 2)
+    batch, heads, length, dim = q.shape
+    # As torch counts them in tensors without elements, too.
+    of_token = max(heads, 1) * dim
+    strides = (max(length, 1) * of_token, dim, of_token, 1)
+    return q.new_empty_strided((batch, heads, length, dim), strides)

@@ -36,7 +36,7 @@ from fastgrow.kernels.common import (
     on_device_of,
 )
 from fastgrow.kernels.rotation import load_rotated, load_rotation
-from fastgrow.kernels.tuned import kept, measured
+from fastgrow.kernels.tuned import chosen_once, measured
 from fastgrow.kernels.visibility import interval, keys_of_row
 
 MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
@@ -189,7 +189,7 @@ def _split(q: Tensor, keys: int, batch_heads: int, rows: int, rules: Rules) -> S
     return _split_for(q.dtype, q.shape[3], length, _number_of(batch_heads), q.device)
 
 
-@kept
+@chosen_once
 def _split_for(
     dtype: torch.dtype, dim: int, length: int | None, batch_heads: int, device: torch.device
 ) -> Split:

@@ -18,7 +18,7 @@ from fastgrow.kernels.common import (
 )
 from fastgrow.kernels.norm_backward import backward_kernel, sum_kernel, wide_backward_kernel
 from fastgrow.kernels.norm_forward import forward_kernel, wide_forward_kernel
-from fastgrow.kernels.tuned import NAMES, kept, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 # Features of a row that a program's registers hold: of two tensors forward, of three backward, and
 # of three with the sums of two parameters.
@@ -123,7 +123,7 @@ def forward(
     return y, total, mean, rstd
 
 
-@kept
+@chosen_once
 def _forward_rows(dtype: torch.dtype, dim: int, device: torch.device) -> Rows:
     return measured("norm_forward", bucket(dtype, dim), device, Rows) or forward_rows(dim)
 
@@ -223,7 +223,7 @@ def _launch_tiles(
         )  # fmt: skip
 
 
-@kept
+@chosen_once
 def _backward_rows(dtype: torch.dtype, block: int, device: torch.device) -> Rows:
     return measured("norm_backward", bucket(dtype, block), device, Rows) or backward_rows(block)
 

@@ -61,7 +61,7 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
     return found
 
 
-def kept(choose: Callable[P, C]) -> Callable[P, C]:
+def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
     """Decorator for a launcher's choice, which is then made once for the same arguments.
 
     Not under FASTGROW_AUTOTUNE=1: what could not be measured this time, within a CUDA graph say,

@@ -21,11 +21,13 @@ def can_serve(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> Verdict:
     """The verifier of both norms."""
-    for tensor in (x, residual, weight, bias):
-        if tensor is not None:
-            ok, reason = _triton.can_run(tensor)
-            if not ok:
-                return False, reason
+    ok, reason = _triton.can_run(x)
+    if not ok:
+        return False, reason
+    for tensor in (residual, weight, bias):
+        # They are on the same device.
+        if tensor is not None and tensor.dtype not in _triton.DTYPES:
+            return _triton.can_run(tensor)
     return (True, "") if x.shape[-1] > 0 else (False, "rows have no features")
 
 
