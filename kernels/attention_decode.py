@@ -60,7 +60,7 @@ class Split:
 
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "KEYS"])
 def decode_kernel(
-    Q, K, V, PARTS, SUMS, PIVOTS,
+    Q, K, V, PARTS,
     COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     table_stride, positions_b, n_positions,
@@ -69,9 +69,10 @@ def decode_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """PARTS [B·H_kv, runs, rows, D], SUMS and PIVOTS [B·H_kv, runs, rows] of one run of keys.
+    """Results [B·H_kv, runs, rows, D] of one run of keys, sums and pivots [B·H_kv, runs, rows].
 
-    Row r stands for head r // QUERIES of the group and query r % QUERIES.
+    PARTS has room for the three, one after the other. Row r stands for head r // QUERIES of the
+    group and query r % QUERIES.
     """
     head, part = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
@@ -114,27 +115,31 @@ def decode_kernel(
         D, BLOCK_D, BLOCK_N, True, from_first, False, PRECISION, INTERPRETED,
     )  # fmt: skip
     at = (head.to(tl.int64) * tl.num_programs(1) + part) * n_rows + rows
+    n_parts = tl.num_programs(0).to(tl.int64) * tl.num_programs(1) * n_rows
+    SUMS = PARTS + n_parts * D
     # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.
     tl.store(SUMS + at, tl.where(end <= first, 1.0, total), mask=row_ok)
-    tl.store(PIVOTS + at, pivot, mask=row_ok)
+    tl.store(SUMS + n_parts + at, pivot, mask=row_ok)
     mask = row_ok[:, None] & (d < D)[None, :]
     tl.store(PARTS + at[:, None] * D + d[None, :], acc, mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_runs"])
 def join_kernel(
-    PARTS, SUMS, PIVOTS, OUT, o_b, o_h, o_t, KV_HEADS, GROUP, QUERIES, n_runs,
+    PARTS, OUT, o_b, o_h, o_t, KV_HEADS, GROUP, QUERIES, n_runs,
     D: tl.constexpr, BLOCK_D: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
-    """OUT for one row from its runs."""
+    """OUT for one row from its runs' PARTS."""
     head, row = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
     runs = tl.arange(0, RUNS)
     d = tl.arange(0, BLOCK_D)
     at = (head.to(tl.int64) * n_runs + runs) * (GROUP * QUERIES) + row
+    n_parts = tl.num_programs(0).to(tl.int64) * n_runs * tl.num_programs(1)
+    SUMS = PARTS + n_parts * D
     known = runs < n_runs
     total = tl.load(SUMS + at, mask=known, other=0.0)
-    pivots = tl.load(PIVOTS + at, mask=known, other=LOWEST)
+    pivots = tl.load(SUMS + n_parts + at, mask=known, other=LOWEST)
     mask = known[:, None] & (d < D)[None, :]
     parts = tl.load(PARTS + at[:, None] * D + d[None, :], mask=mask, other=0.0)
     share = tl.exp2(pivots - tl.max(pivots, 0))
@@ -243,14 +248,12 @@ def decode(
     batch_heads = batch * kv_heads
     split = split or _split(q, keys, batch_heads, rows, rules)
     runs, run = runs_of_keys(batch_heads, keys, split, q.device)
-    parts = q.new_empty((batch_heads, runs, rows, dim), dtype=torch.float32)
-    sums = q.new_empty((batch_heads, runs, rows), dtype=torch.float32)
-    pivots = torch.empty_like(sums)
+    parts = q.new_empty(batch_heads * runs * rows * (dim + 2), dtype=torch.float32)
     tensors, numbers, rotated = rope_as_arguments(rope)
     block_d = block_of(dim)
     with on_device_of(q):
         decode_kernel[(batch_heads, runs)](
-            q, k, v, parts, sums, pivots, *tensors, *rules_as_arguments(rules, keys),
+            q, k, v, parts, *tensors, *rules_as_arguments(rules, keys),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *numbers,
             kv_heads, group, queries, keys, run, scale * LOG2_E, rules.window,
             D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=max(MIN_ROWS, next_power_of_2(rows)),
@@ -259,6 +262,6 @@ def decode(
             num_warps=split.num_warps, num_stages=split.num_stages,
         )  # fmt: skip
         join_kernel[(batch_heads, rows)](
-            parts, sums, pivots, out, *out.stride()[:3], kv_heads, group, queries, runs,
+            parts, out, *out.stride()[:3], kv_heads, group, queries, runs,
             D=dim, BLOCK_D=block_d, RUNS=FEW_RUNS if runs <= FEW_RUNS else MAX_RUNS, num_warps=4,
         )  # fmt: skip
