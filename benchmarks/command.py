@@ -15,6 +15,7 @@ from benchmarks.machine import find_machine
 from benchmarks.measure import Budget, Settings
 from benchmarks.results import Ceilings, Result, Row, save
 from benchmarks.suite import run_suite
+from fastgrow import _files
 from fastgrow.errors import ConfigError, FastgrowError
 
 QUICK_SECONDS = 60.0
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int
             return _ship(arguments[1:], program)
         if arguments and arguments[0] == "experts":
             return _experts(arguments[1:], program)
+        if arguments and arguments[0] == "overhead":
+            return _overhead(arguments[1:], program)
         if arguments and arguments[0] == "growth":
             # Growing needs what training needs, which a plain CUDA image may lack.
             from benchmarks.growth.command import growth
@@ -202,6 +205,32 @@ def _experts(arguments: Sequence[str], program: str) -> int:
     return 1 if _is_wrong(result) else 0
 
 
+def _overhead(arguments: Sequence[str], program: str) -> int:
+    # It imports Triton, which not every machine has.
+    from benchmarks.overhead import SWEEPS, as_json, markdown, overhead
+
+    parser = argparse.ArgumentParser(
+        f"{program} overhead",
+        description="Host time of every operation's call, split into its parts, without a GPU.",
+    )
+    parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
+    parser.add_argument("--sweeps", type=int, default=SWEEPS, help="over all calls, 4 s each")
+    options = parser.parse_args(arguments)
+    command = " ".join([program, "overhead", *_without_out(arguments)])
+    machine = find_machine("cpu")
+    result = as_json(overhead(sweeps=options.sweeps, say=_say), machine, command)
+    print(markdown(result))
+    if options.out is not None:
+        _files.write_json(options.out / "results.json", result)
+        _files.write_text(options.out / "results.md", markdown(result))
+        print(f"{options.out}: results.json, results.md")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _is_wrong(result: Result) -> bool:
     return any(row.role == "ours" and row.correct is False for row in result.rows)
 
@@ -234,6 +263,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         epilog=f"Other commands: `{program} gpu` (all that a GPU machine is asked), "
         f"`{program} experts` (what combining experts costs), "
         f"`{program} growth` (steps and runs on a frozen trunk), "
+        f"`{program} overhead` (host time of a call), "
         f"`{program} report RESULTS.json` (Markdown tables), "
         f"`{program} ship RESULTS` (puts a GPU's tuning table in place).",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 from torch import Tensor
@@ -13,6 +15,7 @@ from fastgrow.kernels.attention_arguments import (
     block_of,
     bucket,
     empty_output,
+    length_of,
     rope_as_arguments,
     rotated_keys,
     rules_as_arguments,
@@ -24,10 +27,12 @@ from fastgrow.kernels.common import (
     INTERPRETED,
     LOG2_E,
     as_strided_rows,
+    cdiv,
+    contiguous_like,
     dot_precision,
     on_device_of,
 )
-from fastgrow.kernels.tuned import measured
+from fastgrow.kernels.tuned import chosen_once, measured
 
 __all__ = ["Rope", "Rules", "backward", "forward"]
 
@@ -84,12 +89,30 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
-def _measured(kernel: str, q: Tensor, keys: int, rules: Rules) -> Tiles | None:
-    """Tiles of this GPU's table, which holds for causal attention without any other rule."""
-    others = (rules.window, rules.cu_seqlens, rules.lengths, rules.starts)
-    if not rules.causal or any(rule is not None for rule in others):
-        return None
-    return measured(kernel, bucket(q.dtype, q.shape[3], keys), q.device, Tiles)
+OWN_RULES: dict[str, Callable[[int, torch.dtype], Tiles]] = {
+    "attention_forward": forward_tiles,
+    "attention_d_query": d_query_tiles,
+    "attention_d_key": d_key_tiles,
+}
+
+
+@chosen_once
+def _tiles(
+    kernel: str, dtype: torch.dtype, dim: int, length: int | None, device: torch.device
+) -> Tiles:
+    """The table's tiles of this GPU for `length`, where it holds, or else those of the rule."""
+    found = None
+    if length is not None:
+        found = measured(kernel, bucket(dtype, dim, length), device, Tiles)
+    return found or OWN_RULES[kernel](dim, dtype)
+
+
+def _length(keys: int, rules: Rules) -> int | None:
+    """Under what length a table has tiles: only for causal attention without any other rule."""
+    _, window, cu_seqlens, lengths, starts = rules
+    if rules.causal and window is cu_seqlens is lengths is starts is None:
+        return length_of(keys)
+    return None
 
 
 def forward(
@@ -112,35 +135,36 @@ def forward(
         (None without `with_lse`, as for inference).
     """
     batch, heads, queries, dim = q.shape
-    keys = k.shape[2]
+    kv_heads, keys = k.shape[1:3]
     out = empty_output(q)
-    lse = None
-    if with_lse:
-        lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
-    if out.numel() == 0:
+    lse = q.new_empty((batch, heads, queries), dtype=torch.float32) if with_lse else None
+    if q.numel() == 0:
         return out, lse
     if not with_lse and can_decode(q, k):
         decode(q, k, v, rope, scale, rules, out)
         return out, None
     q, v = as_strided_rows(q), as_strided_rows(v)
     k, norms = rotated_keys(k, rope)
-    if q.dtype != torch.bfloat16 or dim > 32 or dim != block_of(dim):
+    dtype, block_d = q.dtype, block_of(dim)
+    if dtype != torch.bfloat16 or dim > 32 or dim != block_d:
         # Without a pivot weights may pass the range of fp16; fp32 products and larger heads cost
         # more than the pivot does; and masked features leave no registers for a second loop.
         norms = None
     tensors, numbers, rotated = rope_as_arguments(rope)
-    default = forward_tiles(dim, q.dtype)
-    tiles = tiles or _measured("attention_forward", q, keys, rules) or default
-    limit = _THREE_PROGRAMS if norms is not None and tiles == default else {}
-    grid = (triton.cdiv(queries, tiles.block_m) * batch * heads,)
+    length = _length(keys, rules)
+    tiles = tiles or _tiles("attention_forward", dtype, dim, length, q.device)
+    limit = {}
+    if _THREE_PROGRAMS and norms is not None and tiles == forward_tiles(dim, dtype):
+        limit = _THREE_PROGRAMS
+    grid = (cdiv(queries, tiles.block_m) * batch * heads,)
     with on_device_of(q):
         forward_kernel[grid](
             q, k, v, out, lse, norms, *tensors, *rules_as_arguments(rules, keys),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *numbers,
-            heads, heads // k.shape[1], queries, keys, 0 if norms is None else norms.shape[1],
-            scale * LOG2_E, rules.window, D=dim, R=rotated, BLOCK_D=block_of(dim),
+            heads, heads // kv_heads, queries, keys, 0 if norms is None else norms.shape[1],
+            scale * LOG2_E, rules.window, D=dim, R=rotated, BLOCK_D=block_d,
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CAUSAL=rules.causal,
-            PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
+            PRECISION=dot_precision(dtype), INTERPRETED=INTERPRETED,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages, **limit,
         )  # fmt: skip
     return out, lse
@@ -176,39 +200,43 @@ def backward(
     k, _ = rotated_keys(k, rope)
     tensors, numbers, rotated = rope_as_arguments(rope)
     bounds = rules_as_arguments(rules, keys)
-    scaled = torch.empty(batch, heads, queries, dim, dtype=q.dtype, device=q.device)
-    delta = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    scaled = contiguous_like(q)
+    delta = torch.empty_like(lse)
+    length, dtype, device = _length(keys, rules), q.dtype, q.device
     block_d = block_of(dim)
     rows = max(16, 4096 // block_d)
-    common: dict[str, object] = {"D": dim, "R": rotated, "BLOCK_D": block_d}
+    of_k, of_v, of_d_out = k.stride()[:3], v.stride()[:3], d_out.stride()[:3]
+    group = heads // kv_heads
+    common = {
+        "CAUSAL": rules.causal,
+        "PRECISION": dot_precision(dtype),
+        "INTERPRETED": INTERPRETED,
+    }
     with on_device_of(q):
-        prepare_kernel[(triton.cdiv(queries, rows) * batch * heads,)](
+        prepare_kernel[(cdiv(queries, rows) * batch * heads,)](
             q, out, d_out, scaled, delta, *tensors, rules.lengths,
-            *q.stride()[:3], *out.stride()[:3], *d_out.stride()[:3], *numbers,
-            heads, queries, keys, scale * LOG2_E, **common, BLOCK_M=rows, num_warps=4,
+            *q.stride()[:3], *out.stride()[:3], *of_d_out, *numbers,
+            heads, queries, keys, scale * LOG2_E,
+            D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=rows, num_warps=4,
         )  # fmt: skip
-        common |= {"CAUSAL": rules.causal, "INTERPRETED": INTERPRETED}
-        common["PRECISION"] = dot_precision(q.dtype)
         if dq is not None:
-            chosen = tiles or _measured("attention_d_query", q, keys, rules)
-            chosen = chosen or d_query_tiles(dim, q.dtype)
-            d_query_kernel[(triton.cdiv(queries, chosen.block_m) * batch * heads,)](
+            chosen = tiles or _tiles("attention_d_query", dtype, dim, length, device)
+            d_query_kernel[(cdiv(queries, chosen.block_m) * batch * heads,)](
                 scaled, k, v, d_out, lse, delta, dq, *tensors, *bounds,
-                *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dq.stride()[:3], *numbers,
-                heads, heads // kv_heads, queries, keys, scale, rules.window,
-                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
-                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
+                *of_k, *of_v, *of_d_out, *dq.stride()[:3], *numbers,
+                heads, group, queries, keys, scale, rules.window,
+                D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                **common, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
         if dk is not None and dv is not None:
-            chosen = tiles or _measured("attention_d_key", q, keys, rules)
-            chosen = chosen or d_key_tiles(dim, q.dtype)
+            chosen = tiles or _tiles("attention_d_key", dtype, dim, length, device)
             # Keys that came rotated get the gradient of what they are.
             cos, sin, positions = (None, None, None) if rope and rope.k_rotated else tensors
-            d_key_kernel[(triton.cdiv(keys, chosen.block_n) * batch * kv_heads,)](
+            d_key_kernel[(cdiv(keys, chosen.block_n) * batch * kv_heads,)](
                 scaled, k, v, d_out, lse, delta, dk, dv, cos, sin, positions, *bounds,
-                *k.stride()[:3], *v.stride()[:3], *d_out.stride()[:3], *dk.stride()[:3], *numbers,
-                kv_heads, heads // kv_heads, queries, keys, rules.window,
-                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
-                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
+                *of_k, *of_v, *of_d_out, *dk.stride()[:3], *numbers,
+                kv_heads, group, queries, keys, rules.window,
+                D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                **common, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
     return dq, dk, dv

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from fastgrow.kernels.common import as_strided_rows
+from fastgrow.kernels.common import as_strided_rows, next_power_of_2
 from fastgrow.kernels.rotation import rotate
 from fastgrow.kernels.tuned import NAMES
 
 
-@dataclass(frozen=True)
-class Rules:
+# These two are made at every call, which takes a dataclass three times as long.
+class Rules(NamedTuple):
     """Which keys a query sees (fastgrow.ops.attention says how the rules combine)."""
 
     causal: bool = True
@@ -24,8 +24,7 @@ class Rules:
     starts: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Rope:
+class Rope(NamedTuple):
     """Cosines and sines [positions, R/2] float32, and the keys' positions (0 … Tk − 1 without)."""
 
     cos: Tensor
@@ -51,13 +50,17 @@ LENGTHS = (1024, 8192)
 
 def bucket(dtype: torch.dtype, dim: int, keys: int) -> str:
     """The key of attention's measured tiles, such as `bf16/D=32/T=1024`."""
-    length = LENGTHS[0] if keys <= 2 * LENGTHS[0] else LENGTHS[1]
-    return f"{NAMES[dtype]}/D={dim}/T={length}"
+    return f"{NAMES[dtype]}/D={dim}/T={length_of(keys)}"
+
+
+def length_of(keys: int) -> int:
+    """The length that stands for this number of keys."""
+    return LENGTHS[0] if keys <= 2 * LENGTHS[0] else LENGTHS[1]
 
 
 def block_of(dim: int) -> int:
     """Width of a tile that holds `dim` features."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, next_power_of_2(dim))
 
 
 def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
@@ -72,10 +75,9 @@ def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
 
 def rules_as_arguments(rules: Rules, keys: int) -> tuple[Tensor | None, ...]:
     """LENGTHS, STARTS, FIRSTS and ENDS of the kernels."""
-    firsts, ends = None, None
-    if rules.cu_seqlens is not None:
-        firsts, ends = documents(rules.cu_seqlens, keys)
-    return rules.lengths, rules.starts, firsts, ends
+    if rules.cu_seqlens is None:
+        return rules.lengths, rules.starts, None, None
+    return rules.lengths, rules.starts, *documents(rules.cu_seqlens, keys)
 
 
 def rotated_keys(k: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor | None]:
@@ -93,14 +95,16 @@ def rope_as_arguments(rope: Rope | None) -> tuple[tuple[Tensor | None, ...], tup
     """(COS, SIN, POSITIONS), (table_stride, positions_b, n_positions) and the rotated width."""
     if rope is None:
         return (None, None, None), (0, 0, 0), 0
-    ids = rope.position_ids
+    cos, sin, ids, _ = rope
     of_rows = 0 if ids is None or ids.dim() == 1 else ids.stride(0)
-    numbers = (rope.cos.stride(0), of_rows, rope.cos.shape[0])
-    return (rope.cos, rope.sin, ids), numbers, 2 * rope.cos.shape[1]
+    positions, half = cos.shape
+    return (cos, sin, ids), (cos.stride(0), of_rows, positions), 2 * half
 
 
 def empty_output(q: Tensor) -> Tensor:
     """[B, H, T, D] laid out as [B, T, H, D], which the output projection reads without a copy."""
-    batch, heads, queries, dim = q.shape
-    out = torch.empty(batch, queries, heads, dim, dtype=q.dtype, device=q.device)
-    return out.transpose(1, 2)
+    batch, heads, length, dim = q.shape
+    # As torch counts them in tensors without elements, too.
+    of_token = max(heads, 1) * dim
+    strides = (max(length, 1) * of_token, dim, of_token, 1)
+    return q.new_empty_strided((batch, heads, length, dim), strides)

@@ -23,7 +23,7 @@ from fastgrow.kernels.visibility import interval, keys_of_row
 _LN_2 = tl.constexpr(LN_2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def prepare_kernel(
     Q, OUT, D_OUT, SCALED, DELTA,
     COS, SIN, POSITIONS, LENGTHS,
@@ -95,7 +95,7 @@ def _gather_d_query(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_query_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DQ,
     COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
@@ -217,7 +217,7 @@ def _gather_d_key(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_key_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DK, DV,
     COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,

@@ -19,6 +19,7 @@ from fastgrow.kernels.attention_arguments import (
     Rules,
     block_of,
     bucket,
+    length_of,
     rope_as_arguments,
     rotated_keys,
     rules_as_arguments,
@@ -28,17 +29,21 @@ from fastgrow.kernels.common import (
     INTERPRETED,
     LOG2_E,
     as_strided_rows,
+    cdiv,
     dot_precision,
+    next_power_of_2,
     on_device_of,
 )
 from fastgrow.kernels.multiprocessors import multiprocessors
 from fastgrow.kernels.rotation import load_rotated, load_rotation
-from fastgrow.kernels.tuned import measured
+from fastgrow.kernels.tuned import chosen_once, measured
 from fastgrow.kernels.visibility import interval, keys_of_row
 
 MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
 MAX_ROWS = 64  # of queries times heads that share a key head
 MAX_RUNS = 64
+# Runs that are joined in one go: another number would compile another kernel while a text grows.
+FEW_RUNS = 16
 MIN_ROWS = 16  # of a tile
 WITHOUT_GPU = 4  # multiprocessors where there is none
 FEW, MANY = 32, 256  # sequences times key heads for which configurations are measured
@@ -54,9 +59,9 @@ class Split:
     num_stages: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions_b", "n_positions", "KEYS"])
 def decode_kernel(
-    Q, K, V, PARTS, SUMS, PIVOTS,
+    Q, K, V, PARTS,
     COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     table_stride, positions_b, n_positions,
@@ -65,9 +70,10 @@ def decode_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """PARTS [B·H_kv, runs, rows, D], SUMS and PIVOTS [B·H_kv, runs, rows] of one run of keys.
+    """Results [B·H_kv, runs, rows, D] of one run of keys, sums and pivots [B·H_kv, runs, rows].
 
-    Row r stands for head r // QUERIES of the group and query r % QUERIES.
+    PARTS has room for the three, one after the other. Row r stands for head r // QUERIES of the
+    group and query r % QUERIES.
     """
     head, part = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
@@ -110,27 +116,31 @@ def decode_kernel(
         D, BLOCK_D, BLOCK_N, True, from_first, False, PRECISION, INTERPRETED,
     )  # fmt: skip
     at = (head.to(tl.int64) * tl.num_programs(1) + part) * n_rows + rows
+    n_parts = tl.num_programs(0).to(tl.int64) * tl.num_programs(1) * n_rows
+    SUMS = PARTS + n_parts * D
     # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.
     tl.store(SUMS + at, tl.where(end <= first, 1.0, total), mask=row_ok)
-    tl.store(PIVOTS + at, pivot, mask=row_ok)
+    tl.store(SUMS + n_parts + at, pivot, mask=row_ok)
     mask = row_ok[:, None] & (d < D)[None, :]
     tl.store(PARTS + at[:, None] * D + d[None, :], acc, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_runs"])
 def join_kernel(
-    PARTS, SUMS, PIVOTS, OUT, o_b, o_h, o_t, KV_HEADS, GROUP, QUERIES, n_runs,
+    PARTS, OUT, o_b, o_h, o_t, KV_HEADS, GROUP, QUERIES, n_runs,
     D: tl.constexpr, BLOCK_D: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
-    """OUT for one row from its runs."""
+    """OUT for one row from its runs' PARTS."""
     head, row = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
     runs = tl.arange(0, RUNS)
     d = tl.arange(0, BLOCK_D)
     at = (head.to(tl.int64) * n_runs + runs) * (GROUP * QUERIES) + row
+    n_parts = tl.num_programs(0).to(tl.int64) * n_runs * tl.num_programs(1)
+    SUMS = PARTS + n_parts * D
     known = runs < n_runs
     total = tl.load(SUMS + at, mask=known, other=0.0)
-    pivots = tl.load(PIVOTS + at, mask=known, other=LOWEST)
+    pivots = tl.load(SUMS + n_parts + at, mask=known, other=LOWEST)
     mask = known[:, None] & (d < D)[None, :]
     parts = tl.load(PARTS + at[:, None] * D + d[None, :], mask=mask, other=0.0)
     share = tl.exp2(pivots - tl.max(pivots, 0))
@@ -170,17 +180,30 @@ def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> 
 
     N stands for sequences times key heads: few of them leave processors idle unless keys are split.
     """
-    n = FEW if batch_heads <= 4 * FEW else MANY
-    return f"{bucket(dtype, dim, keys)}/N={n}"
+    return f"{bucket(dtype, dim, keys)}/N={_number_of(batch_heads)}"
 
 
-def _measured(q: Tensor, k: Tensor, rows: int, rules: Rules) -> Split | None:
-    """The configuration of this GPU's table, which holds for a cache read from its first key on."""
-    others = (rules.window, rules.cu_seqlens, rules.starts)
-    if rows > MIN_ROWS or any(rule is not None for rule in others):
-        return None
-    key = decode_bucket(q.dtype, q.shape[3], k.shape[2], k.shape[0] * k.shape[1])
-    return measured("attention_decode", key, q.device, Split)
+def _number_of(batch_heads: int) -> int:
+    return FEW if batch_heads <= 4 * FEW else MANY
+
+
+def _split(q: Tensor, keys: int, batch_heads: int, rows: int, rules: Rules) -> Split:
+    """This GPU's table holds for a cache read from its first key on."""
+    length = None
+    if rows <= MIN_ROWS and rules.window is rules.cu_seqlens is rules.starts is None:
+        length = length_of(keys)
+    return _split_for(q.dtype, q.shape[3], length, _number_of(batch_heads), q.device)
+
+
+@chosen_once
+def _split_for(
+    dtype: torch.dtype, dim: int, length: int | None, batch_heads: int, device: torch.device
+) -> Split:
+    found = None
+    if length is not None:
+        key = decode_bucket(dtype, dim, length, batch_heads)
+        found = measured("attention_decode", key, device, Split)
+    return found or split_of(dim, dtype)
 
 
 def runs_of_keys(
@@ -192,9 +215,9 @@ def runs_of_keys(
     """
     programs = split.programs * multiprocessors(device, WITHOUT_GPU)
     wanted = max(1, programs // batch_heads)
-    blocks = triton.cdiv(keys, split.block_n)
-    blocks_of_run = max(2, triton.cdiv(blocks, min(wanted, MAX_RUNS)))
-    return triton.cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n
+    blocks = cdiv(keys, split.block_n)
+    blocks_of_run = max(2, cdiv(blocks, min(wanted, MAX_RUNS)))
+    return cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n
 
 
 def decode(
@@ -218,25 +241,23 @@ def decode(
     rows = group * queries
     q, v = as_strided_rows(q), as_strided_rows(v)
     k, _ = rotated_keys(k, rope)
-    split = split or _measured(q, k, rows, rules) or split_of(dim, q.dtype)
-    runs, run = runs_of_keys(batch * kv_heads, keys, split, q.device)
-    shape_of_runs = (batch * kv_heads, runs, rows)
-    parts = torch.empty(*shape_of_runs, dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(shape_of_runs, dtype=torch.float32, device=q.device)
-    pivots = torch.empty_like(sums)
+    batch_heads = batch * kv_heads
+    split = split or _split(q, keys, batch_heads, rows, rules)
+    runs, run = runs_of_keys(batch_heads, keys, split, q.device)
+    parts = q.new_empty(batch_heads * runs * rows * (dim + 2), dtype=torch.float32)
     tensors, numbers, rotated = rope_as_arguments(rope)
-    shape = {"D": dim, "BLOCK_D": block_of(dim)}
+    block_d = block_of(dim)
     with on_device_of(q):
-        decode_kernel[(batch * kv_heads, runs)](
-            q, k, v, parts, sums, pivots, *tensors, *rules_as_arguments(rules, keys),
+        decode_kernel[(batch_heads, runs)](
+            q, k, v, parts, *tensors, *rules_as_arguments(rules, keys),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *numbers,
             kv_heads, group, queries, keys, run, scale * LOG2_E, rules.window,
-            **shape, R=rotated, BLOCK_M=max(MIN_ROWS, triton.next_power_of_2(rows)),
+            D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=max(MIN_ROWS, next_power_of_2(rows)),
             BLOCK_N=split.block_n,
             CAUSAL=rules.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
             num_warps=split.num_warps, num_stages=split.num_stages,
         )  # fmt: skip
-        join_kernel[(batch * kv_heads, rows)](
-            parts, sums, pivots, out, *out.stride()[:3], kv_heads, group, queries, runs,
-            **shape, RUNS=triton.next_power_of_2(runs), num_warps=4,
+        join_kernel[(batch_heads, rows)](
+            parts, out, *out.stride()[:3], kv_heads, group, queries, runs,
+            D=dim, BLOCK_D=block_d, RUNS=FEW_RUNS if runs <= FEW_RUNS else MAX_RUNS, num_warps=4,
         )  # fmt: skip

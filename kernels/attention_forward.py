@@ -111,7 +111,7 @@ def attend_all(
     return acc, total, pivot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS", "n_norms"])
 def forward_kernel(
     Q, K, V, OUT, LSE, NORMS,
     COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,

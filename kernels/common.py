@@ -22,11 +22,29 @@ LN_2 = 0.6931471805599453
 ROW_STRIDE_LIMIT = 2**31 // 256  # no tile has more rows
 
 
+_HERE = contextlib.nullcontext()
+
+
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Launch where the tensor lives: Triton takes the current device and its current stream."""
-    if tensor.is_cuda:
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
-    return contextlib.nullcontext()
+    return _HERE
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up; triton.cdiv can be called in kernels too, for which the host pays 2 µs."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n ≥ 1; as quick beside Triton's as `cdiv`."""
+    return 1 << (n - 1).bit_length()
+
+
+def contiguous_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """New memory of a tensor's shape; of the ways to ask for it the quickest."""
+    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -48,9 +66,22 @@ def as_strided_rows(tensor: torch.Tensor) -> torch.Tensor:
     Also a copy where rows lie so far apart that a tile's offsets, which have 32 bits within it,
     would not reach from its first row to its last.
     """
-    if tensor.dim() > 1 and tensor.shape[-2] > 1 and tensor.stride(-2) > ROW_STRIDE_LIMIT:
+    strides = tensor.stride()
+    if len(strides) > 1 and strides[-2] > ROW_STRIDE_LIMIT and tensor.shape[-2] > 1:
         return tensor.contiguous()
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    return tensor if strides[-1] == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """[..., d] with d ≥ 1 as rows that are contiguous, and how far apart they begin.
+
+    A copy only where strides allow no view.
+    """
+    if tensor.is_contiguous():
+        # The same memory in whatever shape, which kernels do not see.
+        return tensor, tensor.shape[-1]
+    rows = as_strided_rows(tensor.reshape(-1, tensor.shape[-1]))
+    return rows, rows.stride(0)
 
 
 @triton.jit

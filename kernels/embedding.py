@@ -10,10 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrow.kernels.common import INTERPRETED, as_strided_rows, on_device_of
+from fastgrow.kernels.common import (
+    INTERPRETED,
+    as_strided_rows,
+    cdiv,
+    next_power_of_2,
+    on_device_of,
+)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def lookup_kernel(
     IDS, TABLE, OUT,
     t_v, N, ROWS, WIDTH, low, high,
@@ -65,19 +71,20 @@ def lookup(
     if features is None:
         assert table is not None
         features = table.shape[1]
-    out = torch.empty(*ids.shape, features * repeat, dtype=dtype, device=ids.device)
+    width = features * repeat
+    out = ids.new_empty(*ids.shape, width, dtype=dtype)
     if out.numel() == 0:
         return out
-    width = features * repeat
-    block_d = min(1024 if INTERPRETED else 256, triton.next_power_of_2(width))
-    block_n = min(max(1, 4096 // block_d), triton.next_power_of_2(ids.numel()))
-    if INTERPRETED:
-        block_n = 256
-    grid = (triton.cdiv(ids.numel(), block_n), triton.cdiv(width, block_d))
+    count = ids.numel()
+    block_d = min(1024 if INTERPRETED else 256, next_power_of_2(width))
+    block_n = 256 if INTERPRETED else max(1, 4096 // block_d)
+    if count < block_n and not INTERPRETED:
+        # One size for all numbers that do not fill a program: every size is a kernel to compile.
+        block_n = 1
     with on_device_of(ids):
-        lookup_kernel[grid](
+        lookup_kernel[(cdiv(count, block_n), cdiv(width, block_d))](
             ids.contiguous(), table, out, 0 if table is None else table.stride(0),
-            ids.numel(), rows, width, low, high,
+            count, rows, width, low, high,
             BITS=bits, REPEAT=repeat, PACKED=packed, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4,
         )  # fmt: skip
     return out

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fastgrow.kernels.common import INTERPRETED, as_strided_rows, dot_precision, operand
-from fastgrow.kernels.tuned import NAMES, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 MAX_HEADS = 8
 SMALL = 64  # rows to which a launch counts as small
@@ -95,8 +95,13 @@ def key(dtype: torch.dtype, rows: int) -> str:
 def tiles_for(kernel: str, product: Product) -> Tiles:
     """The table's tiles of `linear_lse` or `linear_lse_gradient`, or those of a rule."""
     h = product.h[0]
-    found = measured(kernel, key(h.dtype, product.rows), h.device, Tiles)
-    return found or default_tiles(kernel, h.dtype, product.rows, capability_of(h.device))
+    return _tiles(kernel, h.dtype, SMALL if product.rows <= SMALL else SMALL + 1, h.device)
+
+
+@chosen_once
+def _tiles(kernel: str, dtype: torch.dtype, rows: int, device: torch.device) -> Tiles:
+    found = measured(kernel, key(dtype, rows), device, Tiles)
+    return found or default_tiles(kernel, dtype, rows, capability_of(device))
 
 
 def capability_of(device: torch.device) -> int:

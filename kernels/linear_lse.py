@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import LN_2, LOG2_E, on_device_of
+from fastgrow.kernels.common import LN_2, LOG2_E, cdiv, on_device_of
 from fastgrow.kernels.linear_logits import Product, Tiles, logits_tile, tile_of, tiles_for
 
 LOG2_E_ = tl.constexpr(LOG2_E)
@@ -31,10 +31,10 @@ def forward(
     if n == 0:
         return lse, target_logit, mean
     tiles = tiles or tiles_for("linear_lse", product)
-    count = triton.cdiv(vocabulary, tiles.block_n)
+    count = cdiv(vocabulary, tiles.block_n)
     parts = h.new_empty(2 if with_mean else 1, count, n, dtype=torch.float32)
     with on_device_of(h):
-        lse_kernel[(triton.cdiv(n, tiles.block_m) * count,)](
+        lse_kernel[(cdiv(n, tiles.block_m) * count,)](
             targets=targets,
             parts=parts,
             target_logit=target_logit,
@@ -44,14 +44,14 @@ def forward(
             **product.arguments(),
             **product.constants(tiles),
         )
-        merge_kernel[(triton.cdiv(n, MERGE_ROWS),)](
+        merge_kernel[(cdiv(n, MERGE_ROWS),)](
             parts, lse, mean, n, vocabulary, count,
             WITH_MEAN=with_mean, TILES=MERGE_TILES, ROWS=MERGE_ROWS, num_warps=4,
         )  # fmt: skip
     return lse, target_logit, mean
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def lse_kernel(
     hs,
     weights,
@@ -104,7 +104,7 @@ def lse_kernel(
     tl.store(part, (pivot + tl.log2(sums)) * LN_2_, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def merge_kernel(
     parts,
     lse,

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import LOG2_E, on_device_of
+from fastgrow.kernels.common import LOG2_E, cdiv, on_device_of
 from fastgrow.kernels.linear_logits import Product, Tiles, logits_tile, tile_of, tiles_for
 
 LOG2_E_ = tl.constexpr(LOG2_E)
@@ -38,10 +38,10 @@ def logits_gradient(
     """
     n, words = out.shape
     tiles = tiles or tiles_for("linear_lse_gradient", product)
-    blocks = triton.cdiv(n, tiles.block_m)
+    blocks = cdiv(n, tiles.block_m)
     sums = out.new_empty(blocks, words, dtype=torch.float32) if with_sums else None
     with on_device_of(out):
-        gradient_kernel[(blocks * triton.cdiv(words, tiles.block_n),)](
+        gradient_kernel[(blocks * cdiv(words, tiles.block_n),)](
             targets=targets,
             lse=lse,
             dlse=dlse,
@@ -60,7 +60,7 @@ def logits_gradient(
     return None if sums is None else sums.sum(0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gradient_kernel(
     hs,
     weights,

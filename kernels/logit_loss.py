@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import LN_2, LOG2_E, on_device_of
+from fastgrow.kernels.common import LN_2, LOG2_E, next_power_of_2, on_device_of
 
 LOG2_E_ = tl.constexpr(LOG2_E)
 LN_2_ = tl.constexpr(LN_2)
@@ -45,7 +45,7 @@ def fill_losses(
     if n == 0:
         return
     bias = None if bias is None else bias.contiguous()
-    block = min(BLOCK, triton.next_power_of_2(vocabulary))
+    block = min(BLOCK, next_power_of_2(vocabulary))
     with on_device_of(logits):
         loss_kernel[(n,)](
             logits, bias, targets, share, losses, gradient,

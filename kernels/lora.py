@@ -19,15 +19,17 @@ from torch import Tensor
 from fastgrow.kernels.common import (
     INTERPRETED,
     as_strided_rows,
+    cdiv,
     dot_precision,
+    next_power_of_2,
     on_device_of,
     operand,
 )
 from fastgrow.kernels.matmul import MatmulTiles, accumulate, tile_of
-from fastgrow.kernels.tuned import NAMES, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def low_rank_kernel(
     X, W, U, B, BIAS, Y,
     x_n, w_o, w_k, u_n, b_o, b_r, y_n,
@@ -56,7 +58,7 @@ def low_rank_kernel(
     tl.store(at, acc.to(Y.dtype.element_ty), mask=(rows < N)[:, None] & (cols < OUT)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def narrow_kernel(
     WIDE, NARROW, PARTIAL,
     w_n, n_n, p_s, p_c, p_r,
@@ -125,7 +127,12 @@ def narrow_tiles(dtype: torch.dtype) -> NarrowTiles:
 
 def product_key(dtype: torch.dtype, width: int) -> str:
     """The key of a product's measured tiles, such as `bf16/K=1024`."""
-    return f"{NAMES[dtype]}/K={WIDTHS[0] if width <= 2 * WIDTHS[0] else WIDTHS[1]}"
+    return f"{NAMES[dtype]}/K={width_of(width)}"
+
+
+def width_of(width: int) -> int:
+    """The width that stands for this one."""
+    return WIDTHS[0] if width <= 2 * WIDTHS[0] else WIDTHS[1]
 
 
 def narrow_key(dtype: torch.dtype, rank: int) -> str:
@@ -135,7 +142,7 @@ def narrow_key(dtype: torch.dtype, rank: int) -> str:
 
 def block_of(rank: int) -> int:
     """Ranks that a program takes at a time."""
-    return min(64, max(16, triton.next_power_of_2(rank)))
+    return min(64, max(16, next_power_of_2(rank)))
 
 
 def forward(
@@ -152,7 +159,7 @@ def forward(
     rank = a.shape[0]
     a, b = _whole_vectors(a.to(x.dtype), 0), _whole_vectors(b.to(x.dtype), 1)
     u = x @ a.T
-    y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+    y = x.new_empty(x.shape[0], weight.shape[0])
     low_rank_product(x, weight, u, b, bias, scale, y, "lora_forward", tiles)
     return y, u if u.shape[1] == rank else u[:, :rank].contiguous()
 
@@ -174,7 +181,7 @@ def backward(
     if weight is not None or x is not None:
         dy_b = dy @ _whole_vectors(b.to(dy.dtype), 1)
         if weight is not None:
-            dx = torch.empty(dy.shape[0], weight.shape[1], dtype=dy.dtype, device=dy.device)
+            dx = dy.new_empty(dy.shape[0], weight.shape[1])
             low_rank = (dy_b, _whole_vectors(a.to(dy.dtype), 0).T, None, scale, dx)
             low_rank_product(dy, weight.T, *low_rank, "lora_d_input", tiles)
         if x is not None:
@@ -216,10 +223,8 @@ def low_rank_product(
     bias = None if bias is None else bias.contiguous()
     (n, width), (out, rank) = x.shape, b.shape
     ragged = width % 16 > 0 or out % 16 > 0
-    if tiles is None and not ragged:
-        tiles = measured(name, product_key(x.dtype, width), x.device, MatmulTiles)
-    tiles = tiles or product_tiles(x.dtype, ragged=ragged)
-    grid = (triton.cdiv(n, tiles.block_m) * triton.cdiv(out, tiles.block_n),)
+    tiles = tiles or _product_tiles(name, x.dtype, width_of(width), ragged, x.device)
+    grid = (cdiv(n, tiles.block_m) * cdiv(out, tiles.block_n),)
     with on_device_of(x):
         low_rank_kernel[grid](
             x, weight, u, b, bias, y,
@@ -233,6 +238,16 @@ def low_rank_product(
         )  # fmt: skip
 
 
+@chosen_once
+def _product_tiles(
+    name: str, dtype: torch.dtype, width: int, ragged: bool, device: torch.device
+) -> MatmulTiles:
+    found = None
+    if not ragged:
+        found = measured(name, product_key(dtype, width), device, MatmulTiles)
+    return found or product_tiles(dtype, ragged=ragged)
+
+
 def narrow_product(
     wide: Tensor,
     narrow: Tensor,
@@ -244,17 +259,15 @@ def narrow_product(
     """scale · wide [N, C]ᵀ · narrow [N, r], float32 [C, r], or [r, C] `transposed`."""
     wide, narrow = as_strided_rows(wide), as_strided_rows(narrow)
     (n, columns), rank = wide.shape, narrow.shape[1]
-    key = narrow_key(wide.dtype, rank)
-    tiles = tiles or measured("lora_narrow", key, wide.device, NarrowTiles)
-    tiles = tiles or narrow_tiles(wide.dtype)
+    tiles = tiles or _narrow_tiles(wide.dtype, rank, wide.device)
     block_r = block_of(rank)
-    programs = triton.cdiv(columns, tiles.block_c) * triton.cdiv(rank, block_r)
-    steps = triton.cdiv(n, tiles.block_n)
+    programs = cdiv(columns, tiles.block_c) * cdiv(rank, block_r)
+    steps = cdiv(n, tiles.block_n)
     # Fewer than four steps a program would be spent on starting and storing.
     splits = max(1, min(PROGRAMS // max(programs, 1), steps // 4))
-    steps_of_split = triton.cdiv(steps, splits)
+    steps_of_split = cdiv(steps, splits)
     shape = (splits, rank, columns) if transposed else (splits, columns, rank)
-    sums = torch.empty(shape, dtype=torch.float32, device=wide.device)
+    sums = wide.new_empty(shape, dtype=torch.float32)
     if n == 0:
         sums.zero_()
     elif columns > 0:
@@ -269,3 +282,9 @@ def narrow_product(
                 num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
     return sums.sum(0) * scale
+
+
+@chosen_once
+def _narrow_tiles(dtype: torch.dtype, rank: int, device: torch.device) -> NarrowTiles:
+    found = measured("lora_narrow", narrow_key(dtype, rank), device, NarrowTiles)
+    return found or narrow_tiles(dtype)

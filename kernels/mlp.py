@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
-from fastgrow.kernels.common import INTERPRETED, dot_precision, on_device_of
+from fastgrow.kernels.common import INTERPRETED, cdiv, dot_precision, on_device_of
 from fastgrow.kernels.mlp_backward import d_hidden_kernel
 from fastgrow.kernels.mlp_elementwise import activate_kernel, d_activate_kernel
 from fastgrow.kernels.mlp_forward import hidden_kernel, output_kernel
-from fastgrow.kernels.tuned import NAMES, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,12 @@ PART_N = 32
 
 def bucket(dtype: torch.dtype, activation: str, K: int, N: int, rows: int) -> str:
     """The key of a product's measured configuration, such as `bf16/gelu/K=1024/N=4096/M=16384`."""
-    length = ROWS[0] if rows <= 2 * ROWS[0] else ROWS[1]
-    return f"{NAMES[dtype]}/{activation}/K={K}/N={N}/M={length}"
+    return f"{NAMES[dtype]}/{activation}/K={K}/N={N}/M={_rows_of(rows)}"
+
+
+def _rows_of(rows: int) -> int:
+    """The number of rows that stands for this one."""
+    return ROWS[0] if rows <= 2 * ROWS[0] else ROWS[1]
 
 
 def even(*sizes: int) -> bool:
@@ -104,12 +107,7 @@ def hidden(
     """
     M, K = x.shape
     N = up.shape[0]
-    key = bucket(x.dtype, activation, K, N, M)
-    kernel = "mlp_hidden_kept" if kept else "mlp_hidden"
-    product = product or measured(kernel, key, x.device, Product)
-    product = product or hidden_product(
-        x.dtype, activation, kept=kept, evenly=even(K, N), capability=_capability(x.device)
-    )
+    product = product or _hidden_choice(x.dtype, activation, kept, K, N, _rows_of(M), x.device)
     if product.fused == 1:
         return _activated(x, up, gate, up_bias, activation, kept=kept)
     out = x.new_empty(M, N)
@@ -127,6 +125,23 @@ def hidden(
     return out, pre, pre_gate
 
 
+@chosen_once
+def _hidden_choice(
+    dtype: torch.dtype,
+    activation: str,
+    keeps: bool,
+    K: int,
+    N: int,
+    rows: int,
+    device: torch.device,
+) -> Product:
+    kernel = "mlp_hidden_kept" if keeps else "mlp_hidden"
+    found = measured(kernel, bucket(dtype, activation, K, N, rows), device, Product)
+    return found or hidden_product(
+        dtype, activation, kept=keeps, evenly=even(K, N), capability=_capability(device)
+    )
+
+
 def _activated(
     x: Tensor,
     up: Tensor,
@@ -141,7 +156,7 @@ def _activated(
     out = torch.empty_like(pre) if kept else pre
     if out.numel() > 0:
         with on_device_of(x):
-            activate_kernel[(triton.cdiv(out.numel(), PASS_BLOCK),)](
+            activate_kernel[(cdiv(out.numel(), PASS_BLOCK),)](
                 pre, pre_gate, out, out.numel(),
                 ACTIVATION=activation, BLOCK=PASS_BLOCK, INTERPRETED=INTERPRETED, num_warps=8,
             )  # fmt: skip
@@ -163,9 +178,8 @@ def output(
     """
     M, K = hidden.shape
     N = down.shape[0]
-    key = bucket(hidden.dtype, "residual" if residual is not None else "plain", K, N, M)
-    product = product or measured("mlp_output", key, hidden.device, Product)
-    product = product or output_product(hidden.dtype)
+    added = "plain" if residual is None else "residual"
+    product = product or _output_choice(hidden.dtype, added, K, N, _rows_of(M), hidden.device)
     if product.fused == 1:
         y = F.linear(hidden, down, down_bias)
         return y if residual is None else y + residual
@@ -184,6 +198,14 @@ def output(
             **_constants(product, hidden, K),
         )  # fmt: skip
     return y
+
+
+@chosen_once
+def _output_choice(
+    dtype: torch.dtype, added: str, K: int, N: int, rows: int, device: torch.device
+) -> Product:
+    found = measured("mlp_output", bucket(dtype, added, K, N, rows), device, Product)
+    return found or output_product(dtype)
 
 
 def d_hidden(
@@ -205,16 +227,14 @@ def d_hidden(
     """
     M, K = dy.shape
     N = down.shape[1]
-    key = bucket(dy.dtype, activation, K, N, M)
-    product = product or measured("mlp_d_hidden", key, dy.device, Product)
-    product = product or d_hidden_product(dy.dtype, activation, evenly=even(K, N))
+    product = product or _d_hidden_choice(dy.dtype, activation, K, N, _rows_of(M), dy.device)
     fused = product.fused == 2
     d_pre = torch.empty_like(pre) if fused else torch.mm(dy, down)
     d_gate = None if pre_gate is None else torch.empty_like(pre)
     out = torch.empty_like(pre) if with_hidden else None
     sums = None
     if with_sums:
-        programs = triton.cdiv(M, product.block_m if fused else PASS_ROWS)
+        programs = cdiv(M, product.block_m if fused else PASS_ROWS)
         sums = torch.empty(programs, N, dtype=torch.float32, device=dy.device)
     if d_pre.numel() == 0:
         return d_pre, d_gate, out, None if sums is None else sums.sum(0)
@@ -226,12 +246,20 @@ def d_hidden(
                 ACTIVATION=activation, PART_N=PART_N, **_constants(product, dy, K),
             )  # fmt: skip
         else:
-            d_activate_kernel[(triton.cdiv(M, PASS_ROWS), triton.cdiv(N, PASS_N))](
+            d_activate_kernel[(cdiv(M, PASS_ROWS), cdiv(N, PASS_N))](
                 d_pre, pre, pre_gate, d_pre, d_gate, out, sums, M, N,
                 ACTIVATION=activation, BLOCK_M=PASS_M, BLOCK_N=PASS_N, ROWS=PASS_ROWS,
                 INTERPRETED=INTERPRETED, num_warps=8,
             )  # fmt: skip
     return d_pre, d_gate, out, None if sums is None else sums.sum(0)
+
+
+@chosen_once
+def _d_hidden_choice(
+    dtype: torch.dtype, activation: str, K: int, N: int, rows: int, device: torch.device
+) -> Product:
+    found = measured("mlp_d_hidden", bucket(dtype, activation, K, N, rows), device, Product)
+    return found or d_hidden_product(dtype, activation, evenly=even(K, N))
 
 
 @functools.cache
@@ -244,7 +272,7 @@ def _capability(device: torch.device) -> int:
 
 
 def _grid(M: int, N: int, product: Product) -> tuple[int]:
-    return (triton.cdiv(M, product.block_m) * triton.cdiv(N, product.block_n),)
+    return (cdiv(M, product.block_m) * cdiv(N, product.block_n),)
 
 
 def _constants(product: Product, x: Tensor, K: int) -> dict[str, object]:

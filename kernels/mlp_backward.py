@@ -64,7 +64,7 @@ def _epilogue_of_half(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def d_hidden_kernel(
     DY, DOWN, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN, SUMS,
     dy_row, dy_k, down_k, down_col, out_row, M, N, K,

@@ -24,7 +24,7 @@ def activate_kernel(
     tl.store(HIDDEN + at, hidden.to(HIDDEN.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def d_activate_kernel(
     D, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN, SUMS, M, N,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,

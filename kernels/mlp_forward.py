@@ -9,7 +9,7 @@ from fastgrow.kernels.activation import activated
 from fastgrow.kernels.matmul import accumulate, accumulate_two, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def hidden_kernel(
     X, UP, GATE, BIAS, HIDDEN, PRE, PRE_GATE,
     x_row, x_k, up_row, up_k, gate_row, gate_k, out_row, M, N, K,
@@ -50,7 +50,7 @@ def hidden_kernel(
     tl.store(HIDDEN + at, activated(pre, gate, ACTIVATION, INTERPRETED).to(kind), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def output_kernel(
     HIDDEN, DOWN, BIAS, RESIDUAL, Y,
     h_row, h_k, down_row, down_k, r_row, r_col, y_row, M, N, K,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
-from fastgrow.kernels.common import INTERPRETED, as_strided_rows, on_device_of
+from fastgrow.kernels.common import (
+    INTERPRETED,
+    as_rows,
+    cdiv,
+    contiguous_like,
+    next_power_of_2,
+    on_device_of,
+)
 from fastgrow.kernels.multiprocessors import multiprocessors
 from fastgrow.kernels.norm_backward import backward_kernel, sum_kernel, wide_backward_kernel
 from fastgrow.kernels.norm_forward import forward_kernel, wide_forward_kernel
-from fastgrow.kernels.tuned import NAMES, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 # Features of a row that a program's registers hold: of two tensors forward, of three backward, and
 # of three with the sums of two parameters.
@@ -41,7 +46,7 @@ def forward_rows(dim: int) -> Rows:
 
     A row of up to 1,024 features is one warp's, which sums it without shared memory or barriers.
     """
-    block = triton.next_power_of_2(dim)
+    block = next_power_of_2(dim)
     if INTERPRETED:
         return Rows(max(1, 32768 // block), 4, 1, 1)
     return Rows(max(1, 1024 // block), max(1, block // 1024), 1, 1)
@@ -54,7 +59,7 @@ def backward_rows(dim: int) -> Rows:
     have 48 KiB in flight, where about 25 cover the memory's latency, and keep the sums of all
     programs at 4 MiB on 132 multiprocessors, whatever the number of features.
     """
-    block = triton.next_power_of_2(dim)
+    block = next_power_of_2(dim)
     if INTERPRETED:
         return Rows(max(1, 8192 // block), 4, 1, 1)
     warps = min(max(1, block // 256), 16)
@@ -63,7 +68,7 @@ def backward_rows(dim: int) -> Rows:
 
 def bucket(dtype: torch.dtype, dim: int) -> str:
     """Under what name a table of measured configurations has an entry."""
-    return f"{NAMES[dtype]}/D={triton.next_power_of_2(dim)}"
+    return f"{NAMES[dtype]}/D={next_power_of_2(dim)}"
 
 
 def forward(
@@ -93,35 +98,36 @@ def forward(
         y and total = x + residual (None without one), the shape of x, contiguous; mean (None if
         not centred) and rstd, one float32 a row, None without `with_statistics`.
     """
-    dim, count = x.shape[-1], x.shape[:-1].numel()
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    dim = x.shape[-1]
+    count = x.numel() // dim
+    y = contiguous_like(x, dtype)
     total = mean = rstd = None
     if residual is not None:
-        total = torch.empty(
-            x.shape, dtype=torch.promote_types(x.dtype, residual.dtype), device=x.device
-        )
+        total = contiguous_like(x, torch.promote_types(x.dtype, residual.dtype))
     if with_statistics:
-        rstd = torch.empty(count, dtype=torch.float32, device=x.device)
+        rstd = x.new_empty(count, dtype=torch.float32)
         mean = torch.empty_like(rstd) if centred else None
     if count == 0:
         return y, total, mean, rstd
-    x = _as_rows(x)
-    residual = None if residual is None else _as_rows(residual)
-    block = triton.next_power_of_2(dim)
+    x, x_stride = as_rows(x)
+    residual, residual_stride = (None, 0) if residual is None else as_rows(residual)
+    block = next_power_of_2(dim)
     wide = block > WIDEST_FORWARD
-    if wide:
-        rows = Rows(1, 8, 1, 1)
-    rows = rows or measured("norm_forward", bucket(x.dtype, dim), x.device, Rows)
-    rows = rows or forward_rows(dim)
+    rows = rows or (Rows(1, 8, 1, 1) if wide else _forward_rows(x.dtype, dim, x.device))
     kernel = wide_forward_kernel if wide else forward_kernel
     with on_device_of(x):
-        kernel[(triton.cdiv(count, rows.rows),)](
+        kernel[(cdiv(count, rows.rows),)](
             x, residual, _flat(weight), _flat(bias), y, total, mean, rstd,
-            x.stride(0), 0 if residual is None else residual.stride(0), count, eps,
+            x_stride, residual_stride, count, eps,
             D=dim, CENTRED=centred, BLOCK_M=rows.rows, BLOCK_D=CHUNK if wide else block,
             num_warps=rows.num_warps,
         )  # fmt: skip
     return y, total, mean, rstd
+
+
+@chosen_once
+def _forward_rows(dtype: torch.dtype, dim: int, device: torch.device) -> Rows:
+    return measured("norm_forward", bucket(dtype, dim), device, Rows) or forward_rows(dim)
 
 
 def backward(
@@ -153,60 +159,59 @@ def backward(
     Returns:
         The gradient of x and of residual, in the dtype of total; of weight; of bias.
     """
-    dim, count = total.shape[-1], total.shape[:-1].numel()
-    device = total.device
-    dx = torch.empty(total.shape, dtype=total.dtype, device=device) if for_input else None
-    d_weight = torch.empty(dim, dtype=parameter_dtype, device=device) if for_weight else None
-    d_bias = torch.empty(dim, dtype=parameter_dtype, device=device) if for_bias else None
+    dim = total.shape[-1]
+    count = total.numel() // dim
+    dx = contiguous_like(total) if for_input else None
+    d_weight = total.new_empty(dim, dtype=parameter_dtype) if for_weight else None
+    d_bias = total.new_empty(dim, dtype=parameter_dtype) if for_bias else None
     if count == 0:
         return dx, _zeroed(d_weight), _zeroed(d_bias)
-    d_y, total = _as_rows(d_y), _as_rows(total)
-    d_total = None if d_total is None else _as_rows(d_total)
+    d_y, dy_stride = as_rows(d_y)
+    d_total, d_total_stride = (None, 0) if d_total is None else as_rows(d_total)
+    total, total_stride = as_rows(total)
     tensors = (d_y, d_total, total, mean, rstd, _flat(weight))
-    strides = (d_y.stride(0), 0 if d_total is None else d_total.stride(0), total.stride(0))
-    tiles = functools.partial(_launch_tiles, tensors, strides, rows)
-    block = triton.next_power_of_2(dim)
+    numbers = (dy_stride, d_total_stride, total_stride, count)
+    block = next_power_of_2(dim)
     parameters = for_weight or for_bias
     with on_device_of(total):
         if block <= (WIDEST_WITH_PARAMETERS if parameters else WIDEST_BACKWARD):
-            tiles(block, dx, d_weight, d_bias)
+            _launch_tiles(tensors, numbers, rows, dim, block, dx, d_weight, d_bias)
             return dx, d_weight, d_bias
         if dx is not None and block <= WIDEST_BACKWARD:
-            tiles(block, dx, None, None)
+            _launch_tiles(tensors, numbers, rows, dim, block, dx, None, None)
         elif dx is not None:
             wide_backward_kernel[(count,)](
-                *tensors, dx, *strides, count, D=dim, BLOCK_M=1, BLOCK_D=CHUNK, num_warps=8
+                *tensors, dx, *numbers, D=dim, BLOCK_M=1, BLOCK_D=CHUNK, num_warps=8
             )
         if parameters:
             # Sums over rows need no whole rows.
-            tiles(CHUNK, None, d_weight, d_bias)
+            _launch_tiles(tensors, numbers, rows, dim, CHUNK, None, d_weight, d_bias)
     return dx, d_weight, d_bias
 
 
 def _launch_tiles(
     tensors: tuple[Tensor | None, ...],
-    strides: tuple[int, ...],
+    numbers: tuple[int, ...],
     rows: Rows | None,
+    dim: int,
     block: int,
     dx: Tensor | None,
     d_weight: Tensor | None,
     d_bias: Tensor | None,
 ) -> None:
     """Fill what is given, in tiles of `block` features; whole rows where dx is among it."""
-    total = tensors[2]
+    total, count = tensors[2], numbers[3]
     assert total is not None
-    (count, dim), device = total.shape, total.device
-    rows = rows or measured("norm_backward", bucket(total.dtype, block), device, Rows)
-    rows = rows or backward_rows(block)
-    programs = min(
-        triton.cdiv(count, rows.rows), multiprocessors(device, WITHOUT_GPU) * rows.programs
-    )
-    of_weight, of_bias = (
-        None if d is None else torch.empty(programs, dim, dtype=torch.float32, device=device)
-        for d in (d_weight, d_bias)
-    )
-    backward_kernel[(programs, triton.cdiv(dim, block))](
-        *tensors, dx, of_weight, of_bias, *strides, count,
+    device = total.device
+    rows = rows or _backward_rows(total.dtype, block, device)
+    programs = min(cdiv(count, rows.rows), multiprocessors(device, WITHOUT_GPU) * rows.programs)
+    of_weight = of_bias = None
+    if d_weight is not None:
+        of_weight = total.new_empty((programs, dim), dtype=torch.float32)
+    if d_bias is not None:
+        of_bias = total.new_empty((programs, dim), dtype=torch.float32)
+    backward_kernel[(programs, cdiv(dim, block))](
+        *tensors, dx, of_weight, of_bias, *numbers,
         D=dim, BLOCK_M=rows.rows, BLOCK_D=block, STAGES=rows.num_stages,
         # Left alone the compiler may spill in order to fit more programs than there are.
         num_warps=rows.num_warps, maxnreg=min(2048 // (rows.num_warps * rows.programs), 255) & -8,
@@ -214,15 +219,15 @@ def _launch_tiles(
     if d_weight is not None or d_bias is not None:
         # A few long columns: 8 vectors in flight of each thread.
         block_m, block_d = (4, 4096) if INTERPRETED else (256, 32)
-        sum_kernel[(triton.cdiv(dim, block_d), 2)](
+        sum_kernel[(cdiv(dim, block_d), 2)](
             of_weight, of_bias, d_weight, d_bias, programs,
             D=dim, BLOCK_M=block_m, BLOCK_D=block_d, num_warps=8,
         )  # fmt: skip
 
 
-def _as_rows(tensor: Tensor) -> Tensor:
-    """[..., d] as [rows, d] with contiguous rows; a copy only where strides allow no view."""
-    return as_strided_rows(tensor.reshape(-1, tensor.shape[-1]))
+@chosen_once
+def _backward_rows(dtype: torch.dtype, block: int, device: torch.device) -> Rows:
+    return measured("norm_backward", bucket(dtype, block), device, Rows) or backward_rows(block)
 
 
 def _flat(parameter: Tensor | None) -> Tensor | None:

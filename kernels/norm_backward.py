@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def backward_kernel(
     D_Y, D_TOTAL, TOTAL, MEAN, RSTD, WEIGHT, DX, D_WEIGHT, D_BIAS,
     dy_stride, d_total_stride, total_stride, rows,
@@ -61,7 +61,7 @@ def backward_kernel(
         tl.store(D_BIAS + place, d_bias, column < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def wide_backward_kernel(
     D_Y, D_TOTAL, TOTAL, MEAN, RSTD, WEIGHT, DX,
     dy_stride, d_total_stride, total_stride, rows,
@@ -92,7 +92,7 @@ def wide_backward_kernel(
         tl.store(DX + row[:, None] * D + column[None, :], dx.to(DX.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def sum_kernel(
     D_WEIGHT_PARTS, D_BIAS_PARTS, D_WEIGHT, D_BIAS, programs,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,

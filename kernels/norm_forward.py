@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def forward_kernel(
     X, RESIDUAL, WEIGHT, BIAS, Y, TOTAL, MEAN, RSTD,
     x_stride, residual_stride, rows, eps,
@@ -37,7 +37,7 @@ def forward_kernel(
         tl.store(TOTAL + place, total.to(TOTAL.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def wide_forward_kernel(
     X, RESIDUAL, WEIGHT, BIAS, Y, TOTAL, MEAN, RSTD,
     x_stride, residual_stride, rows, eps,

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import on_device_of
+from fastgrow.kernels.common import cdiv, contiguous_like, next_power_of_2, on_device_of
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def load_rotated(
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions_b", "LENGTH", "n_positions"])
 def _rotate_kernel(
     X, COS, SIN, POSITIONS, OUT, NORMS,
     x_b, x_h, x_t, o_b, o_h, o_t, table_stride, positions_b,
@@ -108,12 +108,12 @@ def rotate(
         of rows, [B · H, blocks] float32, which a bound on attention's scores follows from.
     """
     batch, heads, length, dim = x.shape
-    block_d = max(16, triton.next_power_of_2(dim))
+    block_d = max(16, next_power_of_2(dim))
     block_t = max(16, 4096 // block_d)
-    n_blocks = triton.cdiv(length, block_t)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    norms = torch.empty(batch * heads, n_blocks, dtype=torch.float32, device=x.device)
-    if out.numel() == 0:
+    n_blocks = cdiv(length, block_t)
+    out = contiguous_like(x)
+    norms = x.new_empty((batch * heads, n_blocks), dtype=torch.float32)
+    if x.numel() == 0:
         return out, norms
     of_rows = 0 if position_ids is None or position_ids.dim() == 1 else position_ids.stride(0)
     with on_device_of(x):

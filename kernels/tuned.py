@@ -25,9 +25,9 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -39,11 +39,14 @@ ENVIRONMENT_VARIABLE = "FASTGROW_AUTOTUNE"
 
 C = TypeVar("C")
 
+P = ParamSpec("P")
+
 log = logging.getLogger("fastgrow.kernels")
 
 # What launchers have asked for in this process, answered or not: a benchmark's row depends on it.
 asked: set[tuple[str, str]] = set()
 _standing_in: dict[str, Table] = {}
+_kept: list[dict[tuple[object, ...], object]] = []
 
 
 def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
@@ -67,6 +70,27 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
 
         found = choose(gpu, kernel, key, device, kind)
     return found
+
+
+def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
+    """Decorator for a launcher's choice, which is then made once for the same arguments.
+
+    Not under FASTGROW_AUTOTUNE=1: what could not be measured this time, within a CUDA graph say,
+    may be the next time. Arguments are positional.
+    """
+    known: dict[tuple[object, ...], C] = {}
+    _kept.append(known)  # type: ignore[arg-type]
+
+    @functools.wraps(choose)
+    def choice(*arguments: P.args, **nothing: P.kwargs) -> C:
+        found = known.get(arguments)
+        if found is None:
+            found = choose(*arguments, **nothing)
+            if not autotuning():
+                known[arguments] = found
+        return found
+
+    return choice
 
 
 def autotuning() -> bool:
@@ -130,6 +154,8 @@ def forget() -> None:
     """Read tables again when they are next asked for."""
     _configuration.cache_clear()
     shipped.cache_clear()
+    for known in _kept:
+        known.clear()
 
 
 @functools.cache

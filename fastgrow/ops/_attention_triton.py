@@ -91,19 +91,20 @@ def attention_triton(
         dtype = torch.get_autocast_dtype(kind)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     cos, sin = (None, None) if rope is None else rope
-    rules = visibility
+    causal, window, cu_seqlens, lengths, starts, _ = visibility
     settings = (
         *(cos, sin, position_ids, k_rotated, scale),
-        *(rules.causal, rules.window, rules.cu_seqlens, rules.lengths, rules.starts),
+        *(causal, window, cu_seqlens, lengths, starts),
     )
     out: Tensor
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if _triton.needs_gradient(q, k, v):
         out = _Attention.apply(*_triton.distinct((q, k, v)), *settings)
     else:
-        out = torch.ops.fastgrow.attention_inference(q, k, v, *settings)
+        out = _ops.attention_inference.default(q, k, v, *settings)
     return out
 
 
+_ops = torch.ops.fastgrow
 _SETTINGS = (
     "Tensor? cos, Tensor? sin, Tensor? position_ids, bool k_rotated, float scale, bool causal, "
     "int? window, Tensor? cu_seqlens, Tensor? lengths, Tensor? starts"
@@ -132,15 +133,21 @@ def _unpack(
     from fastgrow.kernels.attention import Rope, Rules
 
     # The kernels read these without strides; what is contiguous already is not copied.
-    positions, lengths, starts = (
-        None if x is None else x.contiguous() for x in (position_ids, lengths, starts)
-    )
+    lengths = None if lengths is None else lengths.contiguous()
+    starts = None if starts is None else starts.contiguous()
     rope = None
     if cos is not None and sin is not None:
-        if positions is not None and positions.dim() == 2 and positions.shape[0] == 1:
-            positions = positions[0]
-        rope = Rope(cos.float().contiguous(), sin.float().contiguous(), positions, k_rotated)
+        positions = None
+        if position_ids is not None:
+            positions = position_ids.contiguous()
+            if positions.dim() == 2 and positions.shape[0] == 1:
+                positions = positions[0]
+        rope = Rope(_as_floats(cos), _as_floats(sin), positions, k_rotated)
     return rope, scale, Rules(causal, window, cu_seqlens, lengths, starts)
+
+
+def _as_floats(table: Tensor) -> Tensor:
+    return (table if table.dtype == torch.float32 else table.float()).contiguous()
 
 
 def _inference(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
@@ -209,34 +216,56 @@ class _Attention(torch.autograd.Function):
     """Keeps q, k, v, the output and one number a query."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Tensor:
-        out, lse = torch.ops.fastgrow.attention_forward(q, k, v, *settings)
-        ctx.is_tensor = [isinstance(x, Tensor) for x in settings]
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in settings]
-        tensors = [x for x in settings if isinstance(x, Tensor)]
-        ctx.save_for_backward(q, k, v, out, lse, *tensors)
-        result: Tensor = out
-        return result
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        position_ids: Tensor | None,
+        k_rotated: bool,
+        scale: float,
+        causal: bool,
+        window: int | None,
+        cu_seqlens: Tensor | None,
+        lengths: Tensor | None,
+        starts: Tensor | None,
+    ) -> Tensor:
+        out: Tensor
+        out, lse = _ops.attention_forward.default(
+            *(q, k, v, cos, sin, position_ids, k_rotated, scale),
+            *(causal, window, cu_seqlens, lengths, starts),
+        )
+        ctx.numbers = (k_rotated, scale, causal, window)
+        ctx.save_for_backward(
+            q, k, v, out, lse, cos, sin, position_ids, cu_seqlens, lengths, starts
+        )
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (d_out,) = gradients
-        q, k, v, out, lse, *tensors = ctx.saved_tensors
-        kept = iter(tensors)
-        settings = [
-            next(kept) if is_tensor else number
-            for is_tensor, number in zip(ctx.is_tensor, ctx.numbers, strict=True)
-        ]
+        q, k, v, out, lse, cos, sin, position_ids, cu_seqlens, lengths, starts = ctx.saved_tensors
+        k_rotated, scale, causal, window = ctx.numbers
         wants_q, wants_k, wants_v = ctx.needs_input_grad[:3]
-        dq, dk, dv = _AttentionBackward.apply(
-            d_out, q, k, v, out, lse, *settings, wants_q, wants_k or wants_v
+        # Only where gradients are to be differentiated is there something to refuse.
+        differentiate = (
+            _AttentionBackward.apply if torch.is_grad_enabled() else _ops.attention_backward.default
+        )
+        dq, dk, dv = differentiate(
+            *(*gradients, q, k, v, out, lse, cos, sin, position_ids, k_rotated, scale),
+            *(causal, window, cu_seqlens, lengths, starts, wants_q, wants_k or wants_v),
         )
         return (
             dq if wants_q else None,
             dk if wants_k else None,
             dv if wants_v else None,
-            *(None for _ in settings),
+            *_NO_GRADIENTS,
         )
+
+
+# Of rope, position ids and everything after them.
+_NO_GRADIENTS = (None,) * 10
 
 
 class _AttentionBackward(torch.autograd.Function):
@@ -245,7 +274,7 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         gradients: tuple[Tensor, Tensor, Tensor]
-        gradients = torch.ops.fastgrow.attention_backward(*arguments)
+        gradients = _ops.attention_backward.default(*arguments)
         return gradients
 
     @staticmethod

@@ -21,11 +21,13 @@ def can_serve(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> Verdict:
     """The verifier of both norms."""
-    for tensor in (x, residual, weight, bias):
-        if tensor is not None:
-            ok, reason = _triton.can_run(tensor)
-            if not ok:
-                return False, reason
+    ok, reason = _triton.can_run(x)
+    if not ok:
+        return False, reason
+    for tensor in (residual, weight, bias):
+        # They are on the same device.
+        if tensor is not None and tensor.dtype not in _triton.DTYPES:
+            return _triton.can_run(tensor)
     return (True, "") if x.shape[-1] > 0 else (False, "rows have no features")
 
 
@@ -36,8 +38,7 @@ def pays(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor
         return False, reason
     if residual is not None:
         return True, "torch adds the residual in a pass of its own"
-    tensors = (x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if _triton.needs_gradient(x, weight, bias):
         return True, "torch reads everything again for the gradients of weight and bias"
     return False, "torch's kernel moves as many bytes"
 
@@ -54,14 +55,15 @@ def norm_triton(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The kernels of fastgrow.kernels.norm; y is of `dtype`."""
     tensors = (x, residual, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if _triton.needs_gradient(*tensors):
         different = _triton.distinct(tensors)
         result: Tensor | tuple[Tensor, Tensor] = _Norm.apply(*different, eps, centred, dtype)
         return result
-    y, total = torch.ops.fastgrow.norm_inference(*tensors, eps, centred, dtype)
+    y, total = _ops.norm_inference.default(*tensors, eps, centred, dtype)
     return y if residual is None else (y, total)
 
 
+_ops = torch.ops.fastgrow
 _INPUTS = (
     "Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, bool centred, "
     "ScalarType dtype"
@@ -209,10 +211,15 @@ class _Norm(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         arguments = (x, residual, weight, bias, eps, centred, dtype)
         ctx.set_materialize_grads(False)
-        ctx.dtypes = [None if t is None else t.dtype for t in (x, residual, weight, bias)]
+        ctx.dtypes = (
+            x.dtype,
+            None if residual is None else residual.dtype,
+            None if weight is None else weight.dtype,
+            None if bias is None else bias.dtype,
+        )
         for_input = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         if for_input or ctx.needs_input_grad[2]:
-            y, total, mean, rstd = torch.ops.fastgrow.norm_forward(*arguments)
+            y, total, mean, rstd = _ops.norm_forward.default(*arguments)
             ctx.save_for_backward(
                 x if residual is None else total,
                 mean if centred else None,
@@ -220,7 +227,7 @@ class _Norm(torch.autograd.Function):
                 weight if for_input else None,
             )
         else:
-            y, total = torch.ops.fastgrow.norm_inference(*arguments)
+            y, total = _ops.norm_inference.default(*arguments)
         if residual is None:
             result: Tensor = y
             return result
@@ -239,7 +246,11 @@ class _Norm(torch.autograd.Function):
             dx = d_total
         elif for_input or wants_weight:
             parameter_dtype = _wider(ctx.dtypes[2], ctx.dtypes[3])
-            dx, d_weight, d_bias = _NormBackward.apply(
+            # Only where gradients are to be differentiated is there something to refuse.
+            differentiate = (
+                _NormBackward.apply if torch.is_grad_enabled() else _ops.norm_backward.default
+            )
+            dx, d_weight, d_bias = differentiate(
                 *(d_y, d_total, *ctx.saved_tensors),
                 *(for_input, wants_weight, wants_bias, parameter_dtype),
             )
@@ -250,7 +261,8 @@ class _Norm(torch.autograd.Function):
         def give(gradient: Tensor | None, index: int) -> Tensor | None:
             if gradient is None or not ctx.needs_input_grad[index]:
                 return None
-            return gradient.to(ctx.dtypes[index])
+            dtype = ctx.dtypes[index]
+            return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
         return give(dx, 0), give(dx, 1), give(d_weight, 2), give(d_bias, 3), None, None, None
 
@@ -268,7 +280,7 @@ class _NormBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         gradients: tuple[Tensor, Tensor, Tensor]
-        gradients = torch.ops.fastgrow.norm_backward(*arguments)
+        gradients = _ops.norm_backward.default(*arguments)
         return gradients
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import TypeVar
@@ -29,22 +30,27 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Verdict:
     """May a kernel read this tensor, by device and dtype? `dtype` replaces the tensor's."""
     dtype = dtype or tensor.dtype
+    device = tensor.device
+    kind = device.type
     if not INSTALLED:
         return False, "triton is not installed"
-    if tensor.device.type == "cpu" and not INTERPRETED:
-        return False, "the tensors are on the CPU and TRITON_INTERPRET=1 is not set"
-    if tensor.device.type not in ("cpu", "cuda"):
-        return False, f"it has no kernel for {tensor.device.type} tensors"
-    if tensor.device.type == "cuda" and not _is_new_enough(tensor.device):
+    if kind == "cpu":
+        if not INTERPRETED:
+            return False, "the tensors are on the CPU and TRITON_INTERPRET=1 is not set"
+    elif kind != "cuda":
+        return False, f"it has no kernel for {kind} tensors"
+    # While torch.compile traces it cannot ask.
+    elif not (torch.compiler.is_compiling() or is_new_enough(device)):
         return False, "it needs a GPU of compute capability 8.0 or newer"
     if dtype not in DTYPES:
         return False, f"it takes float32, bfloat16 or float16, not {dtype}"
     return True, ""
 
 
-def _is_new_enough(device: torch.device) -> bool:
-    """True also while torch.compile traces, which cannot ask, and for GPUs that are not there."""
-    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+@functools.cache
+def is_new_enough(device: torch.device) -> bool:
+    """Of compute capability 8.0; True also for GPUs that are not there. Asking takes a while."""
+    if not torch.cuda.is_available():
         return True
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -60,11 +66,22 @@ Tensors = TypeVar("Tensors", bound="tuple[Tensor | None, ...]")
 
 
 def distinct(tensors: Tensors) -> Tensors:
-    """The tensors, as different objects each: torch.compile cannot trace the same one twice into an
-    autograd.Function, as where keys are values too.
+    """The tensors, as different objects each while torch.compile traces: it cannot put the same one
+    twice into an autograd.Function, as where keys are values too.
     """
+    if not torch.compiler.is_compiling():
+        return tensors
     seen: list[Tensor | None] = []
     for tensor in tensors:
         again = tensor is not None and any(tensor is other for other in seen)
         seen.append(tensor.view_as(tensor) if again else tensor)  # type: ignore[arg-type, union-attr]
     return tuple(seen)  # type: ignore[return-value]
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Will autograd ask for the gradient of any of them?"""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False

@@ -18,8 +18,7 @@ A query that sees no key gives zeros.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +31,7 @@ from fastgrow.ops._dispatch import Operation
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
 
 
-@dataclass(frozen=True)
-class Visibility:
+class Visibility(NamedTuple):
     """Which keys a query sees; the fields are arguments of `attention`."""
 
     causal: bool = True
@@ -121,24 +119,25 @@ def _check(
         raise refuse(name, "q", "of at least one feature a head", describe(q))
     check_float(name, "q", q)
     batch, heads, queries, dim = q.shape
-    if k.dim() != 4 or k.shape[0] != batch or k.shape[3] != dim or k.shape[2] < queries:
+    of_k = k.shape
+    if len(of_k) != 4 or of_k[0] != batch or of_k[3] != dim or of_k[2] < queries:
         expected = f"of shape [{batch}, H_kv, at least {queries}, {dim}]"
         raise refuse(name, "k", expected, describe(k))
-    if k.shape[1] == 0 or heads % k.shape[1]:
+    if of_k[1] == 0 or heads % of_k[1]:
         raise refuse(name, "k", f"of heads that divide q's {heads}", describe(k))
-    if v.shape != k.shape:
+    if v.shape != of_k:
         raise refuse(name, "v", f"of k's shape {list(k.shape)}", describe(v))
-    for argument, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype or tensor.device != q.device:
-            raise refuse(name, argument, f"{q.dtype} on {q.device} as q", describe(tensor))
+    dtype, device = q.dtype, q.device
+    if k.dtype != dtype or k.device != device:
+        raise refuse(name, "k", f"{dtype} on {device} as q", describe(k))
+    if v.dtype != dtype or v.device != device:
+        raise refuse(name, "v", f"{dtype} on {device} as q", describe(v))
     if window is not None and window < 1:
         raise refuse(name, "window", "at least 1", window)
-    for argument, rows in (("lengths", lengths), ("starts", starts)):
-        if rows is not None:
-            check_ids(name, argument, rows)
-            if tuple(rows.shape) != (batch,) or rows.device != q.device:
-                expected = f"of shape [{batch}] on {q.device}"
-                raise refuse(name, argument, expected, describe(rows))
+    if lengths is not None:
+        _check_rows(name, "lengths", lengths, batch, k)
+    if starts is not None:
+        _check_rows(name, "starts", starts, batch, k)
     if cu_seqlens is not None:
         check_ids(name, "cu_seqlens", cu_seqlens)
         if lengths is not None:
@@ -148,10 +147,18 @@ def _check(
         if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or batch != 1 or k.shape[2] != queries:
             expected = "of shape [documents + 1], with B = 1 and as many queries as keys"
             raise refuse(name, "cu_seqlens", expected, f"{describe(cu_seqlens)}, q {describe(q)}")
-    check_cu_seqlens(name, cu_seqlens, queries)
-    check_range(name, "lengths", lengths, 1, k.shape[2] + 1)
-    # A row of padding alone starts after its last key.
-    check_range(name, "starts", starts, 0, k.shape[2] + 1)
+        check_cu_seqlens(name, cu_seqlens, queries)
+    if lengths is not None:
+        check_range(name, "lengths", lengths, 1, k.shape[2] + 1)
+    if starts is not None:
+        # A row of padding alone starts after its last key.
+        check_range(name, "starts", starts, 0, k.shape[2] + 1)
+
+
+def _check_rows(name: str, argument: str, rows: Tensor, batch: int, k: Tensor) -> None:
+    check_ids(name, argument, rows)
+    if tuple(rows.shape) != (batch,) or rows.device != k.device:
+        raise refuse(name, argument, f"of shape [{batch}] on {k.device}", describe(rows))
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

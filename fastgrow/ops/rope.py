@@ -79,15 +79,17 @@ def check_rope(
     if x.dim() != 4:
         raise refuse(operation, argument, "of shape [B, H, T, D]", describe(x))
     check_float(operation, argument, x)
-    if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > x.shape[3]:
-        expected = f"two tensors [positions, R/2] with R ≤ {x.shape[3]}"
+    shape, of_table = x.shape, cos.shape
+    if len(of_table) != 2 or of_table != sin.shape or 2 * of_table[1] > shape[3]:
+        expected = f"two tensors [positions, R/2] with R ≤ {shape[3]}"
         raise refuse(operation, "the rope table", expected, f"{describe(cos)}, {describe(sin)}")
+    device = x.device
     for table_of in (cos, sin):
-        if table_of.device != x.device:
-            raise refuse(operation, "the rope table", f"on {x.device}", describe(table_of))
-    length = x.shape[2]
+        if table_of.device != device:
+            raise refuse(operation, "the rope table", f"on {device}", describe(table_of))
+    length = shape[2]
     if position_ids is None:
-        if offset + length > cos.shape[0]:
+        if offset + length > of_table[0]:
             expected = f"of at least {offset + length} positions"
             raise refuse(operation, "the rope table", expected, describe(cos))
         return

@@ -175,6 +175,7 @@ def test_a_gpu_too_old_for_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch)
 
     tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     monkeypatch.setattr(_triton, "INSTALLED", True)
+    monkeypatch.setattr(_triton, "is_new_enough", _triton.is_new_enough.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, ok in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
