@@ -11,7 +11,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from benchmarks.case import DTYPES, Case, shape_text
+from benchmarks.case import DTYPES, Case, Refused, shape_text
 from benchmarks.clock import Clock
 from benchmarks.contenders import COMPILE_MODES, KINDS, Contender, contenders
 from benchmarks.correctness import Truth, Verdict, judge, random_gradients, truth_of
@@ -103,6 +103,9 @@ def _measure(
     refusals: dict[str, str] = {}
     field = contenders(case, settings.against)
     for contender in field:
+        if contender.absent:
+            refusals[contender.name] = contender.absent
+            continue
         if contender.is_compiled and not budget.allows_compiling(reserved + settings.seconds):
             refusals[contender.name] = f"skipped: no time left of {budget.seconds:.0f} s"
             continue
@@ -148,6 +151,8 @@ def _prepare(
     except FastgrowError as error:
         # Dispatch names the operation and the wish first, which the row does too.
         return f"cannot run: {_first_line(error).rpartition('which cannot run: ')[2]}"
+    except Refused as error:
+        return f"refused: {_first_line(error)}"
     except Exception as error:
         # A baseline may fail in ways of its own; the others are still worth measuring.
         return f"failed: {type(error).__name__}: {_first_line(error)}"
