@@ -66,6 +66,30 @@ class Case:
         return inputs
 
 
+class Refused(Exception):
+    """Raised by a library's run that was asked for what it does not do; says what, in a line."""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Stands where a library's run would, and says why it takes no part.
+
+    `not installed`, or `refused: …` where it is known beforehand that it does not do the case.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Stands where a library's run would: torch.compile of `run`, which takes time of its own."""
+
+    run: Run
+
+
+Library = Run | Absent | Compiled
+
+
 @dataclass(frozen=True)
 class Work:
     """The least that a call has to do, for comparing with the machine's ceilings."""
@@ -99,11 +123,12 @@ class Family:
         differentiate: names of the inputs that get gradients; none means `forward` only.
         parameters: those of them whose gradient is a sum over the rows.
         rows: `rows(shape)`, how many terms such a sum has.
-        libraries: `libraries(case)` gives what a user would call instead, by name.
+        libraries: `libraries(case)` gives what a user would call instead, by name; what could be
+            called but is not here stays in it, as `Absent`.
         yardsticks: `yardsticks(case)` gives what the operation's time is to be seen against.
         written: names of the inputs that a call writes its result to.
         required: `required(case)` names libraries that must have run on a GPU for a speed-up to
-            be told.
+            be told, unless they refuse the case.
         work: `work(shape, itemsize, pass)`.
         checked: the shape on which a case's correctness is checked; smaller ones keep the fp64
             truth affordable.
@@ -116,7 +141,7 @@ class Family:
     differentiate: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     rows: Callable[[Shape], int] = field(default=lambda shape: shape.get("N", 1))
-    libraries: Callable[[Case], dict[str, Run]] = field(default=lambda case: {})
+    libraries: Callable[[Case], Mapping[str, Library]] = field(default=lambda case: {})
     yardsticks: Callable[[Case], dict[str, Yardstick]] = field(default=lambda case: {})
     written: tuple[str, ...] = ()
     required: Callable[[Case], tuple[str, ...]] = field(default=lambda case: ())

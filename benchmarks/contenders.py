@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.case import Case, Inputs, Output, Run, Work
+from benchmarks.case import Absent, Case, Compiled, Inputs, Library, Output, Run, Work
 from fastgrow.ops._dispatch import OPERATIONS
 
 OURS = "fastgrow"
@@ -28,6 +28,7 @@ class Contender:
             (what a user would have without fastgrow) or `yardstick`.
         kind: the group by which it can be chosen on the command line.
         work: what it does, where that is not the case's work.
+        absent: why it takes no part; empty where it does.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Contender:
     kind: str
     run: Run
     work: Work | None = None
+    absent: str = ""
 
     @property
     def is_compiled(self) -> bool:
@@ -55,14 +57,30 @@ def contenders(case: Case, against: Sequence[str] = KINDS) -> list[Contender]:
         found.append(Contender(FORMULA, "library", "eager", formula(case)))
     for name, mode in COMPILE_MODES.items():
         if name in against:
-            compiled = torch.compile(formula(case), dynamic=False, mode=mode)
-            found.append(Contender(name, "library", name, compiled))
-    if "library" in against:
-        libraries = case.family.libraries(case)
-        found += [Contender(n, "library", "library", run) for n, run in libraries.items()]
+            found.append(Contender(name, "library", name, _compiled(formula(case), mode)))
+    libraries = (_library(name, way) for name, way in case.family.libraries(case).items())
+    found += [contender for contender in libraries if contender.kind in against]
     for name, stick in case.family.yardsticks(case).items():
         found.append(Contender(name, "yardstick", "yardstick", stick.run, stick.work))
     return found
+
+
+def _library(name: str, way: Library) -> Contender:
+    if isinstance(way, Absent):
+        return Contender(name, "library", "library", _nothing, absent=way.why)
+    if isinstance(way, Compiled):
+        # Of the kind that it takes the time of.
+        return Contender(name, "library", "compile", _compiled(way.run, COMPILE_MODES["compile"]))
+    return Contender(name, "library", "library", way)
+
+
+def _compiled(run: Run, mode: str) -> Run:
+    compiled: Run = torch.compile(run, dynamic=False, mode=mode)
+    return compiled
+
+
+def _nothing(inputs: Inputs) -> Output:
+    raise AssertionError("what is absent is not run")
 
 
 def formula(case: Case) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
@@ -28,6 +29,8 @@ class Limits:
     max_rounds: int = MAX_ROUNDS
 
 
+_RUNS = itertools.count()
+
 # Given the number of an input set, does what is not timed and returns what is.
 Step = Callable[[int], Callable[[], object]]
 
@@ -45,6 +48,8 @@ def interleaved(
     next input set, so that its inputs have left the cache.
     """
     names = list(steps)
+    # A contender's name stands for another call in another case.
+    run = next(_RUNS)
     samples: dict[str, list[float]] = {name: [] for name in names}
     calls = itertools.count()
     deadline = now() + limits.seconds
@@ -52,7 +57,8 @@ def interleaved(
         if round_ >= limits.min_rounds and now() >= deadline:
             break
         for name in order(names, round_):
-            samples[name].append(clock.seconds(steps[name](next(calls) % n_sets)))
+            prepare = functools.partial(steps[name], next(calls) % n_sets)
+            samples[name].append(clock.seconds(prepare(), f"{run} {name}", prepare))
     return samples
 
 

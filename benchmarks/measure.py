@@ -11,7 +11,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from benchmarks.case import DTYPES, Case, shape_text
+from benchmarks.case import DTYPES, Case, Refused, shape_text
 from benchmarks.clock import Clock
 from benchmarks.contenders import COMPILE_MODES, KINDS, Contender, contenders
 from benchmarks.correctness import Truth, Verdict, judge, random_gradients, truth_of
@@ -114,6 +114,9 @@ def _measure(
     refusals: dict[str, str] = {}
     field = contenders(case, settings.against)
     for contender in field:
+        if contender.absent:
+            refusals[contender.name] = contender.absent
+            continue
         if contender.is_compiled and not settings.is_compiled(case, contender):
             if not settings.may_compile:
                 refusals[contender.name] = f"{SKIPPED}: it is not compiled yet"
@@ -163,6 +166,8 @@ def _prepare(
     except FastgrowError as error:
         # Dispatch names the operation and the wish first, which the row does too.
         return f"cannot run: {_first_line(error).rpartition('which cannot run: ')[2]}"
+    except Refused as error:
+        return f"refused: {_first_line(error)}"
     except Exception as error:
         if _is_lost(torch.device(case.device)):
             raise DeviceLost(f"{contender.name}: {_first_line(error)}") from error

@@ -26,12 +26,24 @@ class Overview:
 def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
     """Fill in `ratio` or `withheld` in our rows of one cell.
 
+    The ratio is to the fastest library that ran. It is withheld where one that might have been
+    faster has still to run: one that was skipped for want of time, or a required one that failed or
+    did not take part. What is not installed, or refuses the case, is no rival there.
+
     Args:
         rows: all contenders of one cell.
         required: libraries without which a comparison would flatter us.
     """
-    libraries = {r.contender: r.median_ms for r in rows if r.role == "library" and r.median_ms}
-    absent = [name for name in required if name not in libraries]
+    rivals = {row.contender: row for row in rows if row.role == "library"}
+    libraries = {name: row.median_ms for name, row in rivals.items() if row.median_ms}
+    waiting = [name for name, row in rivals.items() if row.status.startswith("skipped")]
+    absent = [
+        name
+        for name in required
+        if name not in libraries
+        and name not in waiting
+        and not (name in rivals and rivals[name].status.startswith("refused"))
+    ]
     filled = []
     for row in rows:
         if row.role in ("library", "yardstick") or row.median_ms is None:
@@ -41,6 +53,8 @@ def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
             reason = "not correct" if row.correct is False else "correctness was not checked"
         elif absent:
             reason = f"{' and '.join(absent)} did not run"
+        elif waiting:
+            reason = f"{' and '.join(waiting)} {'is' if len(waiting) == 1 else 'are'} not ready"
         elif not libraries:
             reason = "no library variant ran"
         else:

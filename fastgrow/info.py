@@ -16,6 +16,7 @@ import torch
 import fastgrow
 from fastgrow import _native, ops
 from fastgrow._cpu import cpu_flags
+from fastgrow.ops._sdpa import explain_sdpa
 from fastgrow.ops._tuning import explain_tuning
 
 PACKAGES = ("triton", "numpy", "tokenizers", "safetensors")
@@ -31,6 +32,7 @@ def report() -> str:
         "Device": _device(),
         "Extension": _extension(),
         "Operations": _operations(),
+        "Attention by SDPA": explain_sdpa(device()),
         "Tuning": explain_tuning(),
         "Variables": _variables(),
     }

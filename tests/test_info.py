@@ -32,6 +32,13 @@ def test_every_operation_is_explained() -> None:
         assert [line for line in lines if line.startswith(f"  {name}: ")]
 
 
+def test_the_backend_of_attention_is_told() -> None:
+    lines = info.report().splitlines()
+    at = lines.index("Attention by SDPA")
+    assert lines[at + 1].startswith("  training and prefill: ")
+    assert lines[at + 2].startswith("  one query: ")
+
+
 def test_variables_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTGROW_IMPL", "logit_mean=eager")
     monkeypatch.setattr(_dispatch, "_environment", "logit_mean=eager")

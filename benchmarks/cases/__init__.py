@@ -27,6 +27,7 @@ FAMILIES = (
     attention_decode.FAMILY,
     growth_step.FAMILY,
     linear_cross_entropy.FAMILY,
+    linear_cross_entropy.WITHOUT_BIAS,
     linear_cross_entropy.FROZEN,
     linear_cross_entropy.HEADS,
     ensemble_loss.FAMILY,

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
-from fastgrow.ops import attention, rope, rope_table
-
-BACKENDS = {
-    "sdpa flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
-    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "sdpa math": SDPBackend.MATH,
-}
-# On a CPU torch has these two.
-ON_CPU = ("sdpa flash", "sdpa math")
+from benchmarks.case import Family, Inputs, Shape, Work
+from benchmarks.cases.attention_libraries import libraries, required
+from fastgrow.ops import attention, rope_table
 
 
 def _gpu_grid() -> list[Shape]:
@@ -54,41 +41,6 @@ def _call(inputs: Inputs, impl: str | None) -> Tensor:
     return attention(inputs["q"], inputs["k"], inputs["v"], rope=inputs["rope"], impl=impl)
 
 
-def _libraries(case: Case) -> dict[str, Run]:
-    names = ON_CPU if case.device == "cpu" else tuple(BACKENDS)
-    return {name: functools.partial(_sdpa, BACKENDS[name]) for name in names}
-
-
-def _sdpa(backend: SDPBackend, inputs: Inputs) -> Tensor:
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    q, k = _rotated(q, k, inputs["rope"])
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-        )
-
-
-def _rotated(q: Tensor, k: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """A GPU user would compile the rotation; on a CPU every side has the same eager one."""
-    rotate = _compiled_rotation() if q.is_cuda else _rotate
-    return rotate(q, k, table)
-
-
-def _rotate(q: Tensor, k: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return rope(q, table, impl="eager"), rope(k, table, impl="eager")
-
-
-@functools.cache
-def _compiled_rotation() -> Callable[..., tuple[Tensor, Tensor]]:
-    # Once for all shapes: compiling it for each would take most of a GPU run's time.
-    return torch.compile(_rotate, dynamic=True)
-
-
-def required(case: Case) -> tuple[str, ...]:
-    """Without flash and cuDNN a speed-up on a GPU would flatter; they do not serve fp32."""
-    return () if case.dtype == "fp32" else ("sdpa flash", "sdpa cudnn")
-
-
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
     B, H, T, D = shape["B"], shape["H"], shape["T"], shape["D"]
     # Two products over the visible half of the scores; the backward pass makes five.
@@ -117,7 +69,7 @@ FAMILY = Family(
     inputs=_inputs,
     call=_call,
     differentiate=("q", "k", "v"),
-    libraries=_libraries,
+    libraries=libraries,
     required=required,
     work=_work,
     checked=_checked,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
-from benchmarks.cases.attention import BACKENDS, ON_CPU, required
-from fastgrow.ops import attention, rope, rope_table
+from benchmarks.case import Family, Inputs, Shape, Work
+from benchmarks.cases.attention_libraries import libraries, required
+from fastgrow.ops import attention, rope_table
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -34,18 +30,6 @@ def _call(inputs: Inputs, impl: str | None) -> Tensor:
     return attention(q, k, v, rope=inputs["rope"], k_rotated=True, impl=impl)
 
 
-def _libraries(case: Case) -> dict[str, Run]:
-    names = ON_CPU if case.device == "cpu" else tuple(BACKENDS)
-    return {name: functools.partial(_sdpa, BACKENDS[name]) for name in names}
-
-
-def _sdpa(backend: SDPBackend, inputs: Inputs) -> Tensor:
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    q = rope(q, inputs["rope"], offset=k.shape[2] - 1, impl="eager")
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
-
-
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
     return Work(bytes=2 * shape["B"] * shape["H_kv"] * shape["T"] * shape["D"] * itemsize)
 
@@ -64,7 +48,7 @@ FAMILY = Family(
     },
     inputs=_inputs,
     call=_call,
-    libraries=_libraries,
+    libraries=libraries,
     required=required,
     work=_work,
     checked=lambda shape: {**shape, "B": min(shape["B"], 2)},

@@ -6,14 +6,13 @@ are the same model in plain PyTorch (`nn.functional`, SDPA), as it stands and co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
+from benchmarks.case import Case, Compiled, Family, Inputs, Library, Shape, Work
 from fastgrow import ops
 
 ACTIVE = 3  # blocks that train, or fewer where there are fewer
@@ -95,13 +94,8 @@ def _split(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
     return qkv.unflatten(-1, (3 * heads, -1)).transpose(1, 2).chunk(3, dim=1)
 
 
-@functools.cache
-def _compiled() -> Callable[[Inputs], Tensor]:
-    return torch.compile(_plain, dynamic=False)
-
-
-def _libraries(case: Case) -> dict[str, Run]:
-    return {"plain torch": _plain, "plain torch, compiled": lambda inputs: _compiled()(inputs)}
+def _libraries(case: Case) -> dict[str, Library]:
+    return {"plain torch": _plain, "plain torch, compiled": Compiled(_plain)}
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Family, Inputs, Output, Run, Shape, Work
-from benchmarks.cases.liger import function, liger
+from benchmarks.case import Absent, Case, Family, Inputs, Library, Output, Run, Shape, Work
+from benchmarks.cases.packages import LIGER, QUACK, liger, package
 from fastgrow.ops import layer_norm
 
 
@@ -42,8 +42,8 @@ def _torch_alone(inputs: Inputs) -> Output:
 
 
 def _liger(x: Tensor, inputs: Inputs) -> Tensor:
-    norm = function("layer_norm", "LigerLayerNormFunction")
-    y: Tensor = norm.apply(x, inputs["weight"], inputs["bias"], 1e-5)  # type: ignore[attr-defined]
+    norm = liger("layer_norm", "LigerLayerNormFunction")
+    y: Tensor = norm(x, inputs["weight"], inputs["bias"], 1e-5)
     return y
 
 
@@ -52,12 +52,18 @@ def _liger_with_sum(inputs: Inputs) -> Output:
     return _liger(total, inputs), total
 
 
-def _libraries(case: Case) -> dict[str, Run]:
-    return {"torch": _torch} | liger(case, "liger", _liger_with_sum)
+def _libraries(case: Case) -> dict[str, Library]:
+    return _with_packages(case, _torch, _liger_with_sum)
 
 
-def _libraries_alone(case: Case) -> dict[str, Run]:
-    return {"torch": _torch_alone} | liger(case, "liger", lambda i: _liger(i["x"], i))
+def _libraries_alone(case: Case) -> dict[str, Library]:
+    return _with_packages(case, _torch_alone, lambda inputs: _liger(inputs["x"], inputs))
+
+
+def _with_packages(case: Case, torchs: Run, ligers: Run) -> dict[str, Library]:
+    quack = Absent("refused: it has fp32 weights and no gradient")
+    packages = package(case, "liger", LIGER, ligers) | package(case, "quack", QUACK, quack)
+    return {"torch": torchs, **packages}
 
 
 def norm_work(shape: Shape, itemsize: int, pass_: str) -> Work:

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
-from benchmarks.cases.liger import function, liger
+from benchmarks.case import Absent, Case, Family, Inputs, Library, Shape, Work
+from benchmarks.cases.packages import LIGER, QUACK, function, liger, package
 from fastgrow.ops import linear_cross_entropy, linear_lse_gather
 
 CHUNKED_OPTIONS = "LinearCrossEntropyOptions"
+UNBIASED = "unbiased"
 GPU = [{"N": 8192, "d": 1024, "V": 65536}, {"N": 8192, "d": 1024, "V": 131072}]
 
 
@@ -33,9 +34,15 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
     return inputs
 
 
+def _inputs_without_bias(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    inputs = _inputs(shape, dtype, generator)
+    del inputs["bias"]
+    return inputs
+
+
 def _call(inputs: Inputs, impl: str | None) -> Tensor:
-    h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
-    return linear_cross_entropy(h, weight, targets, bias, impl=impl)
+    h, weight, targets = (inputs[n] for n in ("h", "weight", "targets"))
+    return linear_cross_entropy(h, weight, targets, inputs.get("bias"), impl=impl)
 
 
 def _call_lse(inputs: Inputs, impl: str | None) -> tuple[Tensor, Tensor]:
@@ -53,9 +60,8 @@ def _call_with_heads(inputs: Inputs, impl: str | None) -> Tensor:
 
 
 def _liger(inputs: Inputs) -> Tensor:
-    h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
-    fused = function("fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction")
-    result = fused.apply(h, weight, targets, bias)  # type: ignore[attr-defined]
+    fused = liger("fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction")
+    result = fused(inputs["h"], inputs["weight"], inputs["targets"], inputs.get("bias"))
     # Newer releases return the z-loss beside the loss.
     loss: Tensor = result[0] if isinstance(result, tuple) else result
     return loss
@@ -63,20 +69,31 @@ def _liger(inputs: Inputs) -> Tensor:
 
 def _torch_chunked(inputs: Inputs) -> Tensor:
     """torch's own, from 2.13 on."""
-    h, weight, targets, bias = (inputs[n] for n in ("h", "weight", "targets", "bias"))
     # By name, because earlier releases have neither.
     options = getattr(torch.nn, CHUNKED_OPTIONS)()
     loss: Tensor = getattr(F, "linear_cross_entropy")(  # noqa: B009
-        h, weight, targets, linear_bias=bias, options=options
+        *(inputs[name] for name in ("h", "weight", "targets")),
+        linear_bias=inputs.get("bias"),
+        options=options,
     )
     return loss
 
 
-def _libraries(case: Case) -> dict[str, Run]:
-    chunked: dict[str, Run] = {}
-    if hasattr(torch.nn, CHUNKED_OPTIONS):
-        chunked = {"torch chunked": _torch_chunked}
-    return chunked | liger(case, "liger", _liger)
+def _quack(inputs: Inputs) -> Tensor:
+    fused = function("quack.linear_cross_entropy", "chunked_linear_cross_entropy")
+    loss: Tensor = fused(inputs["h"], inputs["weight"], inputs["targets"])
+    return loss
+
+
+def _libraries(case: Case) -> dict[str, Library]:
+    chunked: Library = _torch_chunked
+    if not hasattr(torch.nn, CHUNKED_OPTIONS):
+        chunked = Absent(f"not installed: torch {torch.__version__} has none")
+    quacks: Library = _quack
+    if case.family.variant != UNBIASED:
+        quacks = Absent("refused: it takes no bias")
+    packages = package(case, "liger", LIGER, _liger) | package(case, "quack", QUACK, quacks)
+    return {"torch chunked": chunked, **packages}
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
@@ -104,6 +121,20 @@ FAMILY = Family(
     libraries=_libraries,
     work=_work,
     checked=lambda shape: {**shape, "N": min(shape["N"], 128), "V": min(shape["V"], 8192)},
+)
+
+# As the libraries measure it themselves, which some do without a bias alone.
+WITHOUT_BIAS = dataclasses.replace(
+    FAMILY,
+    variant=UNBIASED,
+    grids={
+        "tiny": [{"N": 32, "d": 16, "V": 128}],
+        "cpu": [{"N": 256, "d": 256, "V": 8192}],
+        "gpu": GPU[:1],
+    },
+    inputs=_inputs_without_bias,
+    differentiate=("h", "weight"),
+    parameters=("weight",),
 )
 
 # A head that a loss goes through without training it.

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Family, Inputs, Run, Shape, Work
-from benchmarks.cases.liger import function, liger
+from benchmarks.case import Absent, Case, Family, Inputs, Library, Shape, Work
+from benchmarks.cases.packages import LIGER, QUACK, function, liger, package
 from fastgrow.ops import mlp
 
+NO_BIASES = Absent("refused: its biases have no gradient")
 WEIGHTS = ("up", "down", "up_bias", "down_bias")
 
 
@@ -46,14 +47,25 @@ def _cublaslt(inputs: Inputs) -> Tensor:
 def _liger_swiglu(inputs: Inputs) -> Tensor:
     gate = F.linear(inputs["x"], inputs["gate"])
     up = F.linear(inputs["x"], inputs["up"], inputs["up_bias"])
-    hidden = function("swiglu", "LigerSiLUMulFunction").apply(gate, up)  # type: ignore[attr-defined]
+    hidden = liger("swiglu", "LigerSiLUMulFunction")(gate, up)
     return F.linear(hidden, inputs["down"], inputs["down_bias"])
 
 
-def _epilogue(case: Case) -> dict[str, Run]:
+def _quack(inputs: Inputs) -> Tensor:
+    y: Tensor = function("quack.mlp", "mlp_func")(
+        inputs["x"], inputs["up"], inputs["down"], "gelu_tanh_approx",
+        bias1=inputs["up_bias"], bias2=inputs["down_bias"],
+    )  # fmt: skip
+    return y
+
+
+def _epilogue(case: Case) -> dict[str, Library]:
+    forward = case.pass_ == "forward"
+    found: dict[str, Library] = {}
     # On a CPU the same call is the exact GELU.
-    serves = case.device == "cuda" and case.pass_ == "forward"
-    return {"addmm_activation": _cublaslt} if serves else {}
+    if case.device == "cuda":
+        found["addmm_activation"] = _cublaslt if forward else Absent("refused: it has no gradient")
+    return found | package(case, "quack", QUACK, _quack if forward else NO_BIASES)
 
 
 def _work(matrices: int, frozen: bool, shape: Shape, itemsize: int, pass_: str) -> Work:
@@ -78,17 +90,19 @@ def _family(
         call=functools.partial(_call, activation),
         differentiate=differentiate,
         parameters=parameters,
-        libraries=_epilogue if activation == "gelu_tanh" else _liger if gated else _none,
+        libraries=_epilogue if activation == "gelu_tanh" else _gated if gated else _none,
         work=functools.partial(_work, 3 if gated else 2, not parameters),
         checked=lambda shape: {**shape, "N": min(shape["N"], 256)},
     )
 
 
-def _liger(case: Case) -> dict[str, Run]:
-    return liger(case, "liger", _liger_swiglu)
+def _gated(case: Case) -> dict[str, Library]:
+    # It wants both projections as one matrix, which would be put together at each call.
+    quack = Absent("refused: it has one matrix for both projections")
+    return package(case, "liger", LIGER, _liger_swiglu) | package(case, "quack", QUACK, quack)
 
 
-def _none(case: Case) -> dict[str, Run]:
+def _none(case: Case) -> dict[str, Library]:
     """A chain of nn.Linear and F.gelu is the formula itself."""
     return {}
 

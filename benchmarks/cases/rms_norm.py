@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Case, Family, Inputs, Output, Run, Shape
+from benchmarks.case import Case, Family, Inputs, Library, Output, Shape
 from benchmarks.cases.layer_norm import lone_work, norm_work
-from benchmarks.cases.liger import function, liger
+from benchmarks.cases.packages import LIGER, QUACK, function, liger, package
 from fastgrow.ops import rms_norm
 
 EPS = 1e-6
 # Liger's fp32 inside, and no gradient written over another's memory: what the others do.
-LIGER = (EPS, 0.0, "gemma", False)
+SETTINGS = (EPS, 0.0, "gemma", False)
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -48,24 +48,40 @@ def _torch_alone(inputs: Inputs) -> Output:
 
 
 def _liger(inputs: Inputs) -> Output:
-    norm = function("fused_add_rms_norm", "LigerFusedAddRMSNormFunction")
-    arguments = (inputs["x"], inputs["residual"], inputs["weight"], *LIGER)
-    results: tuple[Tensor, Tensor] = norm.apply(*arguments)  # type: ignore[attr-defined]
+    norm = liger("fused_add_rms_norm", "LigerFusedAddRMSNormFunction")
+    results: tuple[Tensor, Tensor] = norm(
+        inputs["x"], inputs["residual"], inputs["weight"], *SETTINGS
+    )
     return results
 
 
 def _liger_alone(inputs: Inputs) -> Output:
-    norm = function("rms_norm", "LigerRMSNormFunction")
-    y: Tensor = norm.apply(inputs["x"], inputs["weight"], *LIGER)  # type: ignore[attr-defined]
+    norm = liger("rms_norm", "LigerRMSNormFunction")
+    y: Tensor = norm(inputs["x"], inputs["weight"], *SETTINGS)
     return y
 
 
-def _libraries(case: Case) -> dict[str, Run]:
-    return {"torch": _torch} | liger(case, "liger", _liger)
+def _quack(inputs: Inputs) -> Output:
+    norm = function("quack.rmsnorm", "rmsnorm")
+    results: tuple[Tensor, Tensor] = norm(
+        inputs["x"], inputs["weight"], residual=inputs["residual"], eps=EPS, prenorm=True
+    )
+    return results
 
 
-def _libraries_alone(case: Case) -> dict[str, Run]:
-    return {"torch": _torch_alone} | liger(case, "liger", _liger_alone)
+def _quack_alone(inputs: Inputs) -> Output:
+    y: Tensor = function("quack.rmsnorm", "rmsnorm")(inputs["x"], inputs["weight"], eps=EPS)
+    return y
+
+
+def _libraries(case: Case) -> dict[str, Library]:
+    packages = package(case, "liger", LIGER, _liger) | package(case, "quack", QUACK, _quack)
+    return {"torch": _torch, **packages}
+
+
+def _libraries_alone(case: Case) -> dict[str, Library]:
+    ligers = package(case, "liger", LIGER, _liger_alone)
+    return {"torch": _torch_alone, **ligers, **package(case, "quack", QUACK, _quack_alone)}
 
 
 FAMILY = Family(

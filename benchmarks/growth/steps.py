@@ -76,7 +76,7 @@ def measure_steps(
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds):
         for name in order(list(runs), round_):
-            samples[name].append(clock.seconds(runs[name]))
+            samples[name].append(clock.seconds(runs[name], name))
     rows = [StepRow(name, samples[name], peak_bytes(run, device)) for name, run in runs.items()]
     for trunk in open_trunks:
         trunk.close()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastgrow.ops.rope import RopeTable
 
 MAX_HEAD_DIM = 256
+# What fastgrow.kernels.attention_decode takes, and the keys from which splitting them counts.
+MAX_DECODED_QUERIES, MAX_DECODED_ROWS, SPLIT_KEYS = 8, 64, 1024
 
 
 def can_serve(
@@ -57,19 +59,46 @@ def pays(
     visibility: Visibility,
     dropout: float,
 ) -> Verdict:
-    """Beside SDPA's own kernels small heads alone are taken: by reasoning, not measured."""
+    """By counting products, exponentials, bytes and launches: not measured.
+
+    - A mask costs SDPA its fastest kernels and, as scores, memory: ours are taken.
+    - Training: of each score our two backward kernels make seven products of D numbers and two
+      exponentials, as neither writes what the other needs and nothing is added atomically;
+      FlashAttention's one kernel makes five and one. A full pass is nine and three against seven
+      and two, and the exponentials bound it at small D: SDPA's is taken at every head dimension.
+    - Inference at D ≤ 32: two products and one exponential on either side. The exponential unit
+      bounds it, and ours can do without the running maximum, for which others rescale: ours.
+    - Few queries are bound by reading the keys and by launches. SDPA's flash kernel splits the
+      keys too (torch's flash_api.cpp: set_params_splitkv asks for as many splits as fill the GPU)
+      and reads those of grouped heads once for one query: two launches on either side, of the same
+      bytes. Ours rotates the queries inside, where SDPA takes a launch more, reads the keys once
+      for several grouped queries, where SDPA reads them for each of its heads, and splits in fp32
+      and at head dimensions that are no multiple of 8, which flash does not take as they are.
+    """
     ok, reason = _triton.pays_on(q)
     if not ok:
         return False, reason
+    queries, keys, dim = q.shape[2], k.shape[2], q.shape[3]
     rules = (visibility.window, visibility.cu_seqlens, visibility.lengths, visibility.starts)
-    if any(rule is not None for rule in rules):
+    if any(rule is not None for rule in rules) or (visibility.causal and 1 < queries < keys):
         return True, "SDPA would need a mask of all scores"
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return (
+            False,
+            "with gradients SDPA makes 7 products and 2 exponentials a score, ours 9 and 3",
+        )
     # As many rows as a decoding program takes: a key head's queries.
-    rows = q.shape[2] * (q.shape[1] // k.shape[1])
-    if q.shape[2] <= 8 and rows <= 64 and k.shape[2] >= 1024 and not needs_gradient:
-        return True, "SDPA does not split the keys of a few queries"
-    if q.shape[3] <= 32 and q.dtype != torch.float32:
+    group = q.shape[1] // k.shape[1]
+    if queries <= MAX_DECODED_QUERIES and queries * group <= MAX_DECODED_ROWS:
+        if rope is not None:
+            return True, "it rotates a few queries on the way, for which SDPA takes a launch more"
+        if keys >= SPLIT_KEYS:
+            if queries > 1 and group > 1:
+                return True, "it reads the keys once for all queries, SDPA once for each head"
+            if q.dtype == torch.float32 or dim % 8:
+                return True, "it splits the keys of a few queries, as SDPA does in half precision"
+            return False, "SDPA splits the keys of a few queries too, in as many launches"
+    if dim <= 32 and q.dtype != torch.float32:
         return True, "SDPA's kernels are made for larger heads"
     return False, "SDPA's kernels are made for this head dimension"
 

@@ -18,17 +18,18 @@ A query that sees no key gives zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops import _attention_triton
+from fastgrow.ops import _attention_triton, _sdpa
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
 from fastgrow.ops._debug import check_cu_seqlens, check_range
 from fastgrow.ops._dispatch import Operation
-from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table
+from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table, rotated
 
 
 class Visibility(NamedTuple):
@@ -183,7 +184,7 @@ def attention_eager(
     dropout: float,
 ) -> Tensor:
     """The formula, as it stands: all scores are in memory at once."""
-    q, k = _rotate(q, k, rope, position_ids, k_rotated, visibility.lengths)
+    q, k = _rotate(q, k, rope, position_ids, k_rotated, visibility.lengths, _eager)
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -214,7 +215,7 @@ def attention_vendor(
     dropout: float,
 ) -> Tensor:
     """torch's scaled_dot_product_attention, after the rotation."""
-    q, k = _rotate(q, k, rope, position_ids, k_rotated, visibility.lengths)
+    q, k = _rotate(q, k, rope, position_ids, k_rotated, visibility.lengths, rotated)
     group = q.shape[1] // k.shape[1]
     others = (visibility.window, visibility.cu_seqlens, visibility.lengths, visibility.starts)
     plain = visibility.mask is None and all(rule is None for rule in others)
@@ -227,16 +228,7 @@ def attention_vendor(
     if mask is not None and group > 1 and q.device.type == "cuda":
         # There the fused kernels take either a mask or grouped heads.
         k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
-    y = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=group > 1,
-    )
+    y = _sdpa.attend(q, k, v, mask, dropout, is_causal, scale, group > 1)
     return y if blind is None else y.masked_fill(blind, 0.0)
 
 
@@ -298,6 +290,7 @@ def _rotate(
     position_ids: Tensor | None,
     k_rotated: bool,
     lengths: Tensor | None,
+    turn: Callable[[Tensor, RopeTable, Tensor | None, int], Tensor],
 ) -> tuple[Tensor, Tensor]:
     if table is None:
         return q, k
@@ -309,5 +302,9 @@ def _rotate(
         of_queries = lengths[:, None] + torch.arange(-queries, 0, device=q.device)
         # Queries before the row's first key see nothing; the table only has to have a row for them.
         of_queries = of_queries.clamp(min=0)
-    q = rope_eager(q, *table, of_queries, keys - queries)
-    return q, k if k_rotated else rope_eager(k, *table, position_ids, 0)
+    q = turn(q, table, of_queries, keys - queries)
+    return q, k if k_rotated else turn(k, table, position_ids, 0)
+
+
+def _eager(x: Tensor, table: RopeTable, position_ids: Tensor | None, offset: int) -> Tensor:
+    return rope_eager(x, *table, position_ids, offset)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgrow.ops import _rope_triton
 from fastgrow.ops._check import check_float, check_ids, describe, refuse
 from fastgrow.ops._debug import check_range
 from fastgrow.ops._dispatch import Operation
@@ -126,3 +127,14 @@ def rope_eager(
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1)
+
+
+_OPERATION.implementation("triton", verify=_rope_triton.can_serve, pays=_rope_triton.pays)(
+    _rope_triton.rope_triton
+)
+
+
+def rotated(x: Tensor, table: RopeTable, position_ids: Tensor | None, offset: int) -> Tensor:
+    """`rope` without its checks, for operations that rotate inside and have made them."""
+    y: Tensor = _OPERATION(x, *table, position_ids, offset)
+    return y

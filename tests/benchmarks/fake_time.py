@@ -13,7 +13,7 @@ class FakeClock:
     def __init__(self, cost: Callable[[object], float] = lambda result: 1e-3) -> None:
         self.cost = cost
 
-    def seconds(self, run: Callable[[], object]) -> float:
+    def seconds(self, run: Callable[[], object], *others: object) -> float:
         return self.cost(run())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import command
-from benchmarks.cases import FAMILIES, growth_step
+from benchmarks.cases import FAMILIES
 from benchmarks.contenders import COMPILE_MODES
 from fastgrow.cli import bench
 from fastgrow.cli import main as fastgrow
@@ -23,10 +23,8 @@ TINY = ("--device", "cpu", "--grid", "tiny", "--against", "implementation,eager,
 
 @pytest.mark.usefixtures("time_stands_still")
 def test_quick_measures_a_tiny_case_of_everything(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Compiling it takes most of a minute and is another test's subject.
-    monkeypatch.setattr(growth_step, "_compiled", lambda: growth_step._plain)
     assert command.main([*TINY, "--quick", "--seconds", "0.01", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     tree = json.loads((tmp_path / "results.json").read_text())

@@ -53,7 +53,7 @@ def test_what_prepares_is_not_timed(family: Family) -> None:
         return 3 * inputs["x"]
 
     class Clock(FakeClock):
-        def seconds(self, timed):  # type: ignore[no-untyped-def]
+        def seconds(self, timed, *others):  # type: ignore[no-untyped-def]
             log.append("start")
             return super().seconds(timed)
 

@@ -127,7 +127,7 @@ class _Cleared(FakeClock):
         super().__init__(cost)
         self.marks = marks
 
-    def seconds(self, run: Callable[[], object]) -> float:
+    def seconds(self, run: Callable[[], object], *others: object) -> float:
         self.marks.clear()
         return super().seconds(run)
 

@@ -55,6 +55,32 @@ def test_no_ratio_unless_flash_and_cudnn_both_ran() -> None:
     assert ours.ratio == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize(
+    ("status", "withheld"),
+    [
+        ("refused: head_dim should be a multiple of 8", ""),
+        ("failed: RuntimeError: out of luck", "sdpa cudnn did not run"),
+        ("not installed", "sdpa cudnn did not run"),
+        ("skipped: no time left of 10 s", "sdpa cudnn is not ready"),
+    ],
+)
+def test_a_required_library_may_refuse_and_nothing_else(status: str, withheld: str) -> None:
+    absent = row("sdpa cudnn", "library", None, status=status)
+    ours, *_ = with_ratios([row("fastgrow", "ours", 2.0), *LIBRARIES, absent], REQUIRED)
+    assert ours.withheld == withheld
+    assert (ours.ratio is None) == bool(withheld)
+
+
+def test_what_is_not_ready_may_be_faster_and_what_is_not_here_is_not() -> None:
+    ours = row("fastgrow", "ours", 2.0)
+    waiting = row("compile", "library", None, status="skipped: no time left of 10 s")
+    absent = row("liger", "library", None, status="not installed")
+    told, *_ = with_ratios([ours, *LIBRARIES, absent], ())
+    assert told.ratio == pytest.approx(1.5)
+    withheld, *_ = with_ratios([ours, *LIBRARIES, waiting, absent], ())
+    assert (withheld.ratio, withheld.withheld) == (None, "compile is not ready")
+
+
 def test_a_fast_wrong_library_is_still_the_one_to_beat() -> None:
     wrong = row("quick and dirty", "library", 1.0, correct=False)
     ours, *_ = with_ratios([row("fastgrow", "ours", 2.0), *LIBRARIES, wrong], ())

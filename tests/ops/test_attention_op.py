@@ -10,6 +10,7 @@ import torch
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
+from fastgrow.ops import _attention_triton
 from fastgrow.ops.attention import Visibility, visible_keys
 
 
@@ -179,6 +180,60 @@ def test_vendor_takes_masks(floating: bool, causal: bool, kv: int) -> None:
         gradients.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
     for vendor, eager in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(vendor, eager, atol=1e-12, rtol=1e-12)
+
+
+HALF, D32, D128 = torch.bfloat16, 32, 128
+CALLS: list[tuple[dict[str, Any], bool, str]] = [
+    # Training, at any head dimension.
+    ({"dim": D32, "gradient": True}, False, "7 products and 2 exponentials a score, ours 9 and 3"),
+    ({"dim": D128, "gradient": True}, False, "ours 9 and 3"),
+    ({"dim": D32, "gradient": True, "no_grad": True}, True, "made for larger heads"),
+    # Inference.
+    ({"dim": D32}, True, "made for larger heads"),
+    ({"dim": D128}, False, "made for this head dimension"),
+    ({"dim": D32, "dtype": torch.float32}, False, "made for this head dimension"),
+    # Few queries.
+    ({"tq": 1, "dim": D128}, True, "a launch more"),
+    ({"tq": 1, "dim": D128, "rope": False}, False, "in as many launches"),
+    ({"tq": 1, "dim": D32, "rope": False}, False, "in as many launches"),
+    ({"tq": 1, "dim": D32, "rope": False, "tk": 1000}, True, "made for larger heads"),
+    ({"tq": 1, "dim": D128, "rope": False, "kv": 1}, False, "in as many launches"),
+    ({"tq": 4, "dim": D128, "rope": False, "kv": 1, "causal": False}, True, "once for all"),
+    ({"tq": 4, "dim": D128, "rope": False, "causal": False}, False, "in as many launches"),
+    ({"tq": 1, "dim": D128, "rope": False, "dtype": torch.float32}, True, "splits the keys"),
+    ({"tq": 1, "dim": 100, "rope": False}, True, "splits the keys"),
+    ({"tq": 8, "dim": D128, "kv": 1, "causal": False, "heads": 16}, False, "this head dimension"),
+    # What SDPA takes a mask for.
+    ({"tq": 4, "dim": D128}, True, "a mask of all scores"),
+    ({"dim": D128, "gradient": True, "window": 5}, True, "a mask of all scores"),
+    ({"dim": D128, "starts": torch.zeros(1, dtype=torch.int32)}, True, "a mask of all scores"),
+]
+
+
+@pytest.mark.parametrize(("call", "ours", "why"), CALLS)
+def test_which_kernels_a_gpu_gets(
+    monkeypatch: pytest.MonkeyPatch, call: dict[str, Any], ours: bool, why: str
+) -> None:
+    monkeypatch.setattr(_attention_triton._triton, "pays_on", lambda tensor: (True, ""))
+    tk, heads, dim = call.get("tk", 2048), call.get("heads", 4), call["dim"]
+    dtype = call.get("dtype", HALF)
+    q = torch.empty(1, heads, call.get("tq", tk), dim, dtype=dtype, device="meta")
+    k = torch.empty(1, call.get("kv", heads), tk, dim, dtype=dtype, device="meta")
+    q.requires_grad_(call.get("gradient", False))
+    table = (q, q) if call.get("rope", True) else None
+    causal, window, starts = call.get("causal", True), call.get("window"), call.get("starts")
+    visibility = Visibility(causal, window=window, starts=starts)
+    arguments = (q, k, k, table, None, False, 1.0, visibility, 0.0)
+    with torch.set_grad_enabled(not call.get("no_grad", False)):
+        pays, reason = _attention_triton.pays(*arguments)
+    assert pays is ours
+    assert why in reason
+
+
+def test_decoding_means_the_same_to_the_choice_and_to_the_kernels() -> None:
+    decode = pytest.importorskip("fastgrow.kernels.attention_decode")
+    assert _attention_triton.MAX_DECODED_QUERIES == decode.MAX_QUERIES
+    assert _attention_triton.MAX_DECODED_ROWS == decode.MAX_ROWS
 
 
 def test_masks_and_dropout() -> None:

@@ -1,0 +1,174 @@
+"""Which of the backends of `torch.nn.functional.scaled_dot_product_attention` serves on a GPU.
+
+Where cuDNN is newer than 9.15 and the GPU a Hopper or Blackwell, torch asks cuDNN, flash, efficient
+and math, in this order, and elsewhere flash first. cuDNN's kernels are the fastest there, and right
+for causal attention without a mask. The others come before them, in the same order,
+
+- for few queries: cuDNN builds a plan for every new number of keys, which takes tens to hundreds of
+  milliseconds and which each token of a generation would pay, and flash splits the keys;
+- where there is a mask: gradients of queries have been NaN on Hopper (pytorch #196678);
+- where FlashAttention 3 or 4 was activated by `torch.nn.attention.activate_flash_attention_impl`,
+  which is a wish.
+
+An older cuDNN is never preferred: it reads outside of sequences whose length is no multiple of 128
+(pytorch #169849). What a user has set wins: nothing is ordered inside `sdpa_kernel`, where a
+backend is switched off, or where torch's own order has another backend before cuDNN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import attention as choice
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+FLASH_FIRST = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+    SDPBackend.OVERRIDEABLE,
+)
+FEW_QUERIES = 8
+DEVICE_TYPE = "cuda"  # where there is more than one fast backend
+NAMES = {
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "efficient",
+    SDPBackend.CUDNN_ATTENTION: "cuDNN",
+    SDPBackend.MATH: "math",
+    SDPBackend.OVERRIDEABLE: "another",
+}
+# FlashAttention's releases beside the one in torch, and the modules that they are.
+RELEASES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
+
+# The numbers, because comparing them is what each call does.
+_CUDNN: int = SDPBackend.CUDNN_ATTENTION.value
+_FLASH_FIRST: list[int] = [backend.value for backend in FLASH_FIRST]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    is_causal: bool,
+    scale: float,
+    grouped: bool,
+) -> Tensor:
+    """scaled_dot_product_attention with the backends in the order given above."""
+    with _order_for(q, mask):
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+
+
+def _order_for(q: Tensor, mask: Tensor | None) -> contextlib.AbstractContextManager[object]:
+    if q.device.type != DEVICE_TYPE:
+        return contextlib.nullcontext()
+    if mask is None and q.shape[2] > FEW_QUERIES and active_release() is None:
+        return contextlib.nullcontext()
+    if not cudnn_comes_first():
+        return contextlib.nullcontext()
+    if torch.compiler.is_compiling():
+        # All backends are on, or cuDNN would not come first: this switches nothing.
+        return sdpa_kernel(list(FLASH_FIRST), set_priority=True)
+    return _flash_first()
+
+
+@contextlib.contextmanager
+def _flash_first() -> Iterator[None]:
+    """`sdpa_kernel(FLASH_FIRST, set_priority=True)`, in a hundredth of the host's time."""
+    before = torch._C._get_sdp_priority_order()
+    torch._C._set_sdp_priority_order(_FLASH_FIRST)
+    try:
+        yield
+    finally:
+        torch._C._set_sdp_priority_order(before)
+
+
+# torch.compile asks while it traces, for a constant.
+@torch.compiler.assume_constant_result
+def cudnn_comes_first() -> bool:
+    """Does torch ask cuDNN before the other backends, of its own accord?"""
+    ask = torch._C
+    everything = (
+        ask._get_flash_sdp_enabled()
+        and ask._get_mem_efficient_sdp_enabled()
+        and ask._get_cudnn_sdp_enabled()
+        and ask._get_math_sdp_enabled()
+        and ask._get_overrideable_sdp_enabled()
+    )
+    if not everything:
+        return False
+    _settle()
+    return int(ask._get_sdp_priority_order()[0]) == _CUDNN
+
+
+@functools.cache
+def _settle() -> None:
+    """Have torch choose once: its first choice on a GPU writes its order over any that is set."""
+    x = torch.empty(1, 1, 1, 8, dtype=torch.float16, device="cuda")
+    torch._fused_sdp_choice(x, x, x)
+
+
+@torch.compiler.assume_constant_result
+def active_release() -> str | None:
+    """`FA3` or `FA4` where a user has activated it, else None."""
+    name: str | None = choice.current_flash_attention_impl()
+    return name
+
+
+def installed_releases() -> list[str]:
+    """Those of FlashAttention's releases that torch can be told to take and that are here."""
+    known = choice.list_flash_attention_impls()
+    return [name for name in known if is_there(RELEASES.get(name, name))]
+
+
+def is_there(module: str) -> bool:
+    """Is a module installed? Its parents are imported, as finding it takes."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def explain_sdpa(device: torch.device) -> list[str]:
+    """What serves on this device, for `python -m fastgrow.info`."""
+    lines = [f"training and prefill: {_chosen(device, 256, requires_grad=True)}"]
+    lines.append(f"one query: {_chosen(device, 1, requires_grad=False)}")
+    active = active_release()
+    if active is not None:
+        return [*lines, f"flash is {active}, which was activated"]
+    for name in installed_releases():
+        activate = f'torch.nn.attention.activate_flash_attention_impl("{name}")'
+        lines.append(f"{name} is installed and not active: {activate} makes it flash, and first")
+    return lines
+
+
+def _chosen(device: torch.device, queries: int, *, requires_grad: bool) -> str:
+    """By head dimension, the backend of a causal call in bf16."""
+    found: dict[str, list[str]] = {}
+    for dim in (32, 64, 128):
+        q = torch.zeros(1, 2, queries, dim, dtype=torch.bfloat16, device=device)
+        k = torch.zeros(1, 2, 256, dim, dtype=torch.bfloat16, device=device)
+        q.requires_grad_(requires_grad)
+        with _order_for(q, None):
+            number = torch._fused_sdp_choice(q, k, k, None, 0.0, queries > 1)
+        found.setdefault(NAMES.get(SDPBackend(number), "none"), []).append(str(dim))
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{name} at head dimension {', '.join(d)}" for name, d in found.items())
