@@ -236,8 +236,8 @@ class _Record:
 
     @property
     def chosen(self) -> str:
-        """The implementation that ran."""
-        ((_, name),) = self._chosen
+        """The implementation that ran; it may have called other operations, which ended before."""
+        *_, (_, name) = self._chosen
         return name
 
     def choices_stubbed(self) -> Any:

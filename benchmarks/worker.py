@@ -119,7 +119,7 @@ def _warm(work: Work, answer: Callable[..., None]) -> None:
     gradients: tuple[Any, ...] = ()
     if case.pass_ != "forward":
         gradients = random_gradients(lambda given: case.family.call(given, "eager"), inputs)
-    field = contenders(case, work["against"])
+    field = [c for c in contenders(case, work["against"]) if not c.absent]
     for contender in sorted(field, key=lambda c: not c.is_compiled):
         try:
             run_once(step_of(case, contender.run, [inputs], gradients))
