@@ -10,7 +10,7 @@ for causal attention without a mask. The others come before them, in the same or
 - where FlashAttention 3 or 4 was activated by `torch.nn.attention.activate_flash_attention_impl`,
   which is a wish.
 
-An older cuDNN is never preferred: it reads outside of sequences whose length is no multiple of 128
+An older cuDNN is never preferred: it is at fault where a length is no multiple of 128
 (pytorch #169849). What a user has set wins: nothing is ordered inside `sdpa_kernel`, where a
 backend is switched off, or where torch's own order has another backend before cuDNN.
 """
@@ -91,7 +91,7 @@ def _order_for(q: Tensor, mask: Tensor | None) -> contextlib.AbstractContextMana
 
 @contextlib.contextmanager
 def _flash_first() -> Iterator[None]:
-    """`sdpa_kernel(FLASH_FIRST, set_priority=True)`, in a hundredth of the host's time."""
+    """`sdpa_kernel(FLASH_FIRST, set_priority=True)`, at an eighth of its time on the host."""
     before = torch._C._get_sdp_priority_order()
     torch._C._set_sdp_priority_order(_FLASH_FIRST)
     try:

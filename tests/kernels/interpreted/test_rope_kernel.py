@@ -36,7 +36,11 @@ def ids_of(kind: str) -> Tensor | None:
 
 @pytest.mark.parametrize("kind", IDS)
 @pytest.mark.parametrize(("dim", "rotated"), [(32, 32), (24, 16), (13, 8)])
-@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [BF16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (F32, F16))],
+    ids=str,
+)
 def test_agrees_with_the_formula(kind: str, dim: int, rotated: int, dtype: torch.dtype) -> None:
     # As projections leave it.
     x = random(2, 37, 3, dim, dtype=dtype).transpose(1, 2).requires_grad_()
@@ -81,12 +85,15 @@ def test_gradients_of_gradients() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_registration() -> None:
     x = random(2, 3, 5, 8)
     arguments = (x, *table(8), None, 3, False)
     opcheck(torch.ops.fastgrow.rope, arguments)
     compiled = torch.compile(
-        lambda x, offset: ops.rope(x, table(8), offset=offset, impl="triton"), fullgraph=True
+        lambda x, offset: ops.rope(x, table(8), offset=offset, impl="triton"),
+        fullgraph=True,
+        backend="aot_eager",
     )
     for offset in (3, 4, 5):
         y = ops.rope(x, table(8), offset=offset, impl="triton")
