@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastgrow.kernels.common import settled
+
 # √(2/π) · x · (1 + 0.044715 x²), the argument of tanh.
 _SLOPE = tl.constexpr(0.7978845608028654)
 _CUBIC = tl.constexpr(0.044715)
@@ -27,11 +29,13 @@ def _reciprocal(x, INTERPRETED: tl.constexpr):
     )
 
 
+@settled
 @triton.jit
 def _sigmoid(x, INTERPRETED: tl.constexpr):
     return _reciprocal(1.0 + tl.exp2(x * -_LOG2_E), INTERPRETED)
 
 
+@settled
 @triton.jit
 def _normal(x, INTERPRETED: tl.constexpr):
     """The normal distribution's Φ(x) and e^(−x²/2).
@@ -50,6 +54,7 @@ def _normal(x, INTERPRETED: tl.constexpr):
     return tl.where(x < 0.0, tail, 1.0 - tail), e
 
 
+@settled
 @triton.jit
 def activated(pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
     """f(pre), or silu(gate) · pre."""
@@ -67,6 +72,7 @@ def activated(pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
     return gate * _sigmoid(gate, INTERPRETED) * pre
 
 
+@settled
 @triton.jit
 def differentiated(d, pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
     """f(pre), and the gradients of `pre` and of the gate where f's is d.

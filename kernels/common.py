@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import TypeVar
 
 import torch
 import triton
 import triton.language as tl
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+F = TypeVar("F")
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
@@ -82,6 +85,18 @@ def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
         return tensor, tensor.shape[-1]
     rows = as_strided_rows(tensor.reshape(-1, tensor.shape[-1]))
     return rows, rows.stride(0)
+
+
+def settled(function: F) -> F:
+    """A decorator of functions that kernels of several files call and that read global constants.
+
+    Triton's key of such a kernel has those constants or not, as the function's own key was made
+    before or not: so it would depend on what the process launched earlier, and what one process
+    compiled another would not find. Here the function's own key is made when it is defined.
+    """
+    # The interpreter's functions have none.
+    getattr(function, "cache_key", None)
+    return function
 
 
 @triton.jit

@@ -7,6 +7,8 @@ that of Triton's cache on disk: source, signature, attributes, options, versions
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ import triton.language as tl  # noqa: E402
 from standin_driver import standing_in  # noqa: E402
 from triton._C.libtriton import get_cache_invalidating_env_vars  # noqa: E402
 from triton.compiler import get_cache_key, make_backend  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
 
 from fastgrow.kernels import ahead, norm, norm_tuning  # noqa: E402
 from fastgrow.kernels.embedding import lookup  # noqa: E402
@@ -254,6 +257,38 @@ def test_the_same_code_is_the_same_key(keys: Keys) -> None:
         assert (codes[i] == codes[j]) == (of_each[i] == of_each[j])
     assert len(set(codes)) == 3
     assert ahead.code(launches[0], 80) != codes[0]
+
+
+def keys_of_all_kernels(*, reverse: bool) -> dict[str, str]:
+    """Triton's keys of the functions of kernels/, made in one order or the other.
+
+    The modules are loaded anew: a key that is made once stays. The tests' own copies are put back.
+    """
+    ours = "fastgrow.kernels."
+    before = {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith(ours)}
+    try:
+        names = sorted(file.stem for file in Path(ahead.__file__).parent.glob("*.py"))
+        modules = [importlib.import_module(ours + name) for name in names]
+        functions = {
+            f"{module.__name__}.{name}": function
+            for module in modules
+            for name, function in vars(module).items()
+            if isinstance(function, JITFunction) and function.__module__ == module.__name__
+        }
+        return {name: functions[name].cache_key for name in sorted(functions, reverse=reverse)}
+    finally:
+        for name in [name for name in sys.modules if name.startswith(ours)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+        for name, module in before.items():
+            setattr(sys.modules["fastgrow.kernels"], name.removeprefix(ours), module)
+
+
+def test_a_kernel_has_the_same_key_whatever_was_launched_before() -> None:
+    """Else what one process compiled another would not find: see `common.settled`."""
+    forwards, backwards = keys_of_all_kernels(reverse=False), keys_of_all_kernels(reverse=True)
+    assert len(forwards) > 40
+    assert forwards == backwards
 
 
 def test_the_driver_of_the_process_is_left_alone(
