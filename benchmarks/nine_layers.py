@@ -148,7 +148,8 @@ def _half(
             process.kill()
             process.wait()
     rows = _rows(work)[done:]
-    half = {
+    output = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    half: dict[str, Any] = {
         "status": status,
         "seconds": time.perf_counter() - started,
         "seconds_to_first_step": first_step,
@@ -158,12 +159,12 @@ def _half(
         "tokens_per_second": _speed(rows),
         "checkpoint_step": _checkpoint_step(work),
         "error": "",
-        "output": log.read_text(encoding="utf-8", errors="replace")[-4000:],
+        "output": output,
     }
     if record.exists():
         half |= json.loads(record.read_text(encoding="utf-8"))
     if status not in (0, STOPPED):
-        half["error"] = f"`fastgrow grow` ended with status {status}: {_last_line(half['output'])}"
+        half["error"] = f"`fastgrow grow` ended with status {status}: {_last_line(output)}"
     elif not rows:
         half["error"] = "no step was made"
     return half

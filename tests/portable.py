@@ -27,16 +27,19 @@ from fastgrow._cpu import cpu_flags
 TESTS = Path(__file__).resolve().parent
 # What starts processes or files, and computes next to nothing, is left out.
 MODELS = (
-    "nn", "compose", "evaluation", "interop", "growth", "training", "test_examples.py",
+    "nn", "compose", "evaluation", "interop", "growth", "training", "gpu", "test_examples.py",
     "-growth/plan", "-growth/doctor", "-growth/test_kills.py", "-growth/test_resume.py",
     "-training/test_checkpoint.py", "-training/test_log.py",
 )  # fmt: skip
 OPERATIONS = ("ops", "-ops/test_instruction_sets.py", "-ops/test_dispatch.py")
 SUBSTRATE = ("substrate", "report/test_glyph_neighbours.py")
 # Triton's interpreter multiplies by numpy.
-KERNELS = tuple(
-    f"kernels/test_interpreted.py::test_quick[test_{name}_kernels.py]"
-    for name in ("attention", "decode", "linear_lse", "lora", "mlp", "norm")
+KERNELS = (
+    "kernels/test_smoke.py",
+    *(
+        f"kernels/test_interpreted.py::test_quick[test_{name}_kernels.py]"
+        for name in ("attention", "decode", "linear_lse", "lora", "mlp", "norm")
+    ),
 )
 # Prints what each library takes by itself: a name and a value a line.
 _FACTS = """

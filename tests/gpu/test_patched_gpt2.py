@@ -28,7 +28,12 @@ def train(
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_head=2, n_layer=2, **ends, **still)
-    ).to(device)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Biases begin at zero, where nothing tells whether they are read.
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.to(device)
     if patched:
         report = fg.patch(model, loss=loss)
         assert {one.part for one in report.treated if one.state == "swapped"} >= {
