@@ -1,10 +1,12 @@
 # Every target does its own set-up, so that any of them can be the first command after a clone.
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.12
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+OLDEST := $(abspath .venv-oldest)/bin/python
 
-.PHONY: setup demo test test-slow test-portable acceptance sanitize lint types contracts clean
+.PHONY: setup demo test test-slow test-portable acceptance sanitize lint types contracts clean oldest gpu-bundle
 
 setup: $(VENV)/.ready
 
@@ -54,6 +56,30 @@ types: build/installed
 
 contracts: build/installed
 	cd build/installed && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml
+
+# In an environment of the oldest torch and Triton, with a newer Python: both extensions, the
+# kernels' compile and interpreter tests, the builds and the operations. It works on a copy, because
+# the extension of a working copy belongs to `make setup`. Needs nvcc, 10 GB and about an hour on two
+# cores; not part of CI.
+OLDEST_TESTS ?= tests/kernels tests/packaging tests/ops tests/interop
+oldest: .venv-oldest/.ready
+	rm -rf build/oldest && mkdir -p build/oldest
+	git ls-files -z --cached --others --exclude-standard | \
+		tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory build/oldest
+	cd build/oldest && FASTGROW_BUILD_EXT=cuda $(OLDEST) -m pip install --quiet --no-deps --no-build-isolation -e .
+	cd build/oldest && $(OLDEST) -c "import fastgrow._native as n; assert n.CPU.loaded and n.CUDA.loaded, (n.CPU, n.CUDA)"
+	cd build/oldest && $(OLDEST) -m pytest $(OLDEST_TESTS)
+
+.venv-oldest/.ready: constraints-oldest.txt pyproject.toml
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	$(OLDEST) -m pip install --quiet -c constraints-oldest.txt torch numpy "setuptools>=77" wheel ninja
+	FASTGROW_BUILD_EXT=0 $(OLDEST) -m pip install --quiet -c constraints-oldest.txt --no-build-isolation ".[dev]"
+	$(OLDEST) -m pip uninstall --quiet --yes fastgrow
+	touch $@
+
+# What a GPU machine without a network lacks: docs/gpu.md. REHEARSE=1 also runs it here, on the CPU.
+gpu-bundle: .venv-oldest/.ready
+	$(OLDEST) scripts/gpu_bundle.py build/gpu-bundle $(if $(REHEARSE),--rehearse)
 
 clean:
 	rm -rf build dist *.egg-info

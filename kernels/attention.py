@@ -32,6 +32,7 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
+from fastgrow.kernels.linear_logits import capability_of
 from fastgrow.kernels.tuned import chosen_once, measured
 
 __all__ = ["Rope", "Rules", "backward", "forward"]
@@ -39,9 +40,9 @@ __all__ = ["Rope", "Rules", "backward", "forward"]
 
 # Three programs of the reference's head dimension share a processor of sm_90 where a thread takes
 # at most 168 registers. Triton 3.6 takes five more unless told; 3.7 stays within them by itself,
-# and told so makes the loop 2 % longer. AMD's GPUs have no such option.
-_LIMITED = triton.__version__.startswith("3.6.") and torch.version.hip is None
-_THREE_PROGRAMS = {"maxnreg": 168} if _LIMITED else {}
+# and told so makes the loop 2 % longer. For sm_80 and sm_100 the code needs more, and would spill.
+_TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is None
+_THREE_PROGRAMS = {"maxnreg": 168}
 
 
 def forward_tiles(dim: int, dtype: torch.dtype) -> Tiles:
@@ -153,9 +154,8 @@ def forward(
     tensors, numbers, rotated = rope_as_arguments(rope)
     length = _length(keys, rules)
     tiles = tiles or _tiles("attention_forward", dtype, dim, length, q.device)
-    limit = {}
-    if _THREE_PROGRAMS and norms is not None and tiles == forward_tiles(dim, dtype):
-        limit = _THREE_PROGRAMS
+    told = _TAKES_MORE and norms is not None and tiles == forward_tiles(dim, dtype)
+    limit = _THREE_PROGRAMS if told and capability_of(q.device) == 90 else {}
     grid = (cdiv(queries, tiles.block_m) * batch * heads,)
     with on_device_of(q):
         forward_kernel[grid](
