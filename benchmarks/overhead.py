@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import importlib
 import itertools
@@ -117,8 +116,8 @@ class _Timing:
         inputs = call.inputs(with_gradients=pass_ == "full")
         self.call, self.pass_ = call, pass_
         for impl in (None, call.implementation):
-            chosen = functools.partial(call.ours, impl=impl)
-            ours, ours_forward = _step(chosen, inputs, pass_), _step(chosen, inputs, "forward")
+            asking = call.asking(impl)
+            ours, ours_forward = _step(asking, inputs, pass_), _step(asking, inputs, "forward")
             self.asked, self.record = impl is not None, _Record()
             with self.record.recording():
                 ours()

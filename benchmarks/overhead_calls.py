@@ -50,6 +50,10 @@ class Call:
                 made[name].requires_grad_()
         return made
 
+    def asking(self, impl: str | None) -> Callable[[Inputs], Results]:
+        """`ours` of an implementation, or with None of the automatic choice."""
+        return lambda inputs: self.ours(inputs, impl)
+
 
 def _random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -41,7 +41,7 @@ class _Driver:
         return GPUTarget("cuda", CAPABILITY, 32)
 
 
-class _Launcher(CudaLauncher):  # type: ignore[misc]
+class _Launcher(CudaLauncher):
     """Triton's own launcher without its C function."""
 
     def __init__(self) -> None:

@@ -217,8 +217,9 @@ class _Norm(torch.autograd.Function):
             None if weight is None else weight.dtype,
             None if bias is None else bias.dtype,
         )
-        for_input = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        if for_input or ctx.needs_input_grad[2]:
+        wants_x, wants_residual, wants_weight, *_ = ctx.needs_input_grad
+        for_input = wants_x or wants_residual
+        if for_input or wants_weight:
             y, total, mean, rstd = _ops.norm_forward.default(*arguments)
             ctx.save_for_backward(
                 x if residual is None else total,
@@ -239,38 +240,45 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         d_y, d_total = gradients if len(gradients) == 2 else (gradients[0], None)
-        wants_x, wants_residual, wants_weight, wants_bias = ctx.needs_input_grad[:4]
+        wants_x, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        of_x, of_residual, of_weight, of_bias = ctx.dtypes
         for_input = wants_x or wants_residual
         dx = d_weight = d_bias = None
         if d_y is None:
             dx = d_total
         elif for_input or wants_weight:
-            parameter_dtype = _wider(ctx.dtypes[2], ctx.dtypes[3])
             # Only where gradients are to be differentiated is there something to refuse.
             differentiate = (
                 _NormBackward.apply if torch.is_grad_enabled() else _ops.norm_backward.default
             )
             dx, d_weight, d_bias = differentiate(
                 *(d_y, d_total, *ctx.saved_tensors),
-                *(for_input, wants_weight, wants_bias, parameter_dtype),
+                *(for_input, wants_weight, wants_bias, _wider(of_weight, of_bias)),
             )
         else:
             wide = d_y.reshape(-1, d_y.shape[-1]).sum(0, dtype=torch.float32)
-            d_bias = wide.to(ctx.dtypes[3])
+            d_bias = wide.to(of_bias)
+        return (
+            _rounded(dx, of_x) if wants_x else None,
+            _rounded(dx, of_residual) if wants_residual else None,
+            _rounded(d_weight, of_weight) if wants_weight else None,
+            _rounded(d_bias, of_bias) if wants_bias else None,
+            *(None, None, None),
+        )
 
-        def give(gradient: Tensor | None, index: int) -> Tensor | None:
-            if gradient is None or not ctx.needs_input_grad[index]:
-                return None
-            dtype = ctx.dtypes[index]
-            return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
-        return give(dx, 0), give(dx, 1), give(d_weight, 2), give(d_bias, 3), None, None, None
+def _rounded(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if gradient is None or gradient.dtype == dtype:
+        return gradient
+    return gradient.to(dtype)
 
 
 def _wider(weight: torch.dtype | None, bias: torch.dtype | None) -> torch.dtype:
     """The dtype that both parameters' gradients are rounded to first."""
     if weight is None or bias is None:
         return weight or bias or torch.float32
+    if weight == bias:
+        return weight
     return torch.promote_types(weight, bias)
 
 

@@ -186,3 +186,22 @@ def test_more_programs_a_processor_are_more_runs(file: Path) -> None:
         return attention_decode.runs_of_keys(1, 4096, split, torch.device("meta"))[0]
 
     assert (runs(1), runs(2), runs(8)) == (4, 8, 32)
+
+
+def test_a_choice_is_made_once_until_tables_are_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    @tuned.chosen_once
+    def tiles(dtype: torch.dtype, dim: int) -> tuple[int, int]:
+        asked.append(dim)
+        return dim, len(asked)
+
+    assert [tiles(BF16, 32), tiles(BF16, 32), tiles(BF16, 64)] == [(32, 1), (32, 1), (64, 2)]
+    tuned.forget()
+    assert tiles(BF16, 32) == (32, 3)
+    # What cannot be measured now may be later.
+    monkeypatch.setenv("FASTGROW_AUTOTUNE", "1")
+    tuned.forget()
+    assert [tiles(BF16, 32), tiles(BF16, 32)] == [(32, 4), (32, 5)]
