@@ -60,7 +60,7 @@ RECORD = "record.jsonl"
 AGAINST = ("implementation", "eager", "compile", "library")
 SECONDS_A_CASE = 1.0
 # Before a worker that does not end by itself is killed; and what is kept for writing at the end.
-GRACE, AT_THE_END = 10.0, 3.0
+GRACE, AT_THE_END = 10.0, 8.0
 BUILD_SECONDS = 120.0
 
 

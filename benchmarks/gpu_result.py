@@ -23,6 +23,7 @@ OPERATIONS = {
     "test_linear_lse_kernels.py": ("linear_cross_entropy", "linear_lse_gather", "linear_kl"),
     "test_lora_kernels.py": ("lora_linear",),
     "test_norm_kernels.py": ("layer_norm", "rms_norm"),
+    "test_rope_kernel.py": ("attention",),
 }
 # It is made of the other operations.
 OF_ALL = "growth_step"
@@ -50,8 +51,7 @@ def result_of(record: Record, key: str, digests: Mapping[str, str], of_everythin
     texts = {n["about"]: n["text"] for n in _current(record, "note", key, of_everything)}
     tests = _tests(record, key, of_everything, texts)
     notes += _notes_on(tests)
-    for line in _current(record, "growth", key, of_everything):
-        notes.append(f"growth: {json.dumps(line['found'])}")
+    notes += [growth_note(line["found"]) for line in _current(record, "growth", key, of_everything)]
     count = len(record.of("entry", key))
     if count:
         notes.append(f"tuning: {count} entries measured here")
@@ -59,6 +59,20 @@ def result_of(record: Record, key: str, digests: Mapping[str, str], of_everythin
     order = list(digests)
     rows.sort(key=lambda row: order.index(row.op) if row.op in order else len(order))
     return Result(COMMAND, environment, ceilings, withheld_where_red(rows, tests), notes)
+
+
+def growth_note(found: dict[str, Any]) -> str:
+    """What a run of growth came to; all of it is in the record."""
+    text = f"growth of {found['config']}, stopped and resumed once: {found['state']}"
+    for half in found.get("halves", []):
+        speed, peak = half["tokens_per_second"], half.get("peak_memory_bytes")
+        text += f"; {len(half['steps'])} steps"
+        text += f", {speed:,.0f} tokens/s" if speed else ""
+        text += (
+            f", loss {half['first_loss']:.3f} to {half['last_loss']:.3f}" if half["steps"] else ""
+        )
+        text += f", peak {peak / 2**30:.1f} GiB" if peak else ""
+    return text
 
 
 def _machine(record: Record, key: str) -> Line:

@@ -27,7 +27,9 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.machine import ROOT
+from benchmarks.processes import die_with_parent
+
 STOPPED = 130  # status of a command that Ctrl-C ended
 STOP_SECONDS = 60.0  # for the running step, the checkpoint and the process's end
 POLL_SECONDS = 0.05
@@ -257,6 +259,7 @@ def main(config: str, run: str, record: str) -> int:
     from fastgrow.cli import main as fastgrow
     from fastgrow.info import device
 
+    die_with_parent()
     notes, log = _Notes(), logging.getLogger("fastgrow")
     log.setLevel(logging.INFO)
     log.addHandler(notes)
