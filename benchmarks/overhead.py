@@ -40,6 +40,7 @@ SCHEMA = 1
 NOTE = (
     "Microseconds of a CPU, the least of many samples, on one thread. No GPU was there: Triton's "
     "C launch function is stubbed and kernels are not compiled, so nothing here is a GPU's time. "
+    "Parts are differences of such times, so one of nearly nothing may come out below zero. "
     "\\* the automatic choice would take another implementation at this size."
 )
 # Where work passes from an operator to a launcher.
