@@ -36,7 +36,7 @@ LACKING = ("msgspec", "freetype-py", "datasets", "dill", "multiprocess", "liger-
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux1")
 # Installed for `make oldest` and not on the machine, either.
 TOOLS = ("kernels", "import-linter", "grimp", "mypy", "ruff", "fastgrow", "types-PyYAML")
-REHEARSAL_SECONDS = 90
+REHEARSAL_SECONDS = 300
 
 
 class BundleError(Exception):

@@ -52,22 +52,25 @@ cd "$tree" || exit 2
 
 {
     "$PYTHON" --version
+    "$PYTHON" -c "
+import fastgrow._native as n, fastgrow.kernels.common, torch, triton
+print('torch', torch.__version__, 'triton', triton.__version__, n.CPU, n.CUDA, sep='; ')"
     nvidia-smi
     nvcc --version
     "$PYTHON" -m pip list --format=freeze --disable-pip-version-check
 } >"$out/environment.txt" 2>&1 &
-"$PYTHON" -c "
-import fastgrow._native as n, fastgrow.kernels.common, torch, triton
-print('torch', torch.__version__, 'triton', triton.__version__, n.CPU, n.CUDA, sep='; ')"
+facts=$!
 
-# What is left, less a moment for packing, and a moment more before it is stopped from outside.
-left=$((LIMIT - SECONDS - 8))
+# What is left, less four seconds for packing and six in which the suite may still end by itself.
+left=$((LIMIT - SECONDS - 10))
+if [ "$left" -lt 1 ]; then left=1; fi
 echo "== set up in $SECONDS s; the suite has $left s"
-timeout --kill-after=2 $((left + 3)) "$PYTHON" -m benchmarks gpu \
+timeout --kill-after=2 $((left + 6)) "$PYTHON" -m benchmarks gpu \
     --minutes "$(printf '%d.%02d' $((left / 60)) $((left % 60 * 100 / 60)))" \
     --out "$out" --substrate "$bundle/substrate" "$@"
 status=$?
 echo "== the suite ended with status $status after $SECONDS s"
+wait "$facts"
 
 # At most eight files come back, none larger than 16 MiB: the suite's own, these two, and the rest
 # in one.

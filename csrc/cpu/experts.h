@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 namespace fastgrow {
 

@@ -7,6 +7,7 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 #define FASTGROW_KERNELS "vector_functions.inl"
 #include "each_instruction_set.h"
