@@ -54,9 +54,7 @@ def defined() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(CSRC).as_posix())
-def test_macros_are_included_where_they_are_used(
-    path: Path, defined: dict[str, set[str]]
-) -> None:
+def test_macros_are_included_where_they_are_used(path: Path, defined: dict[str, set[str]]) -> None:
     headers = set(included(path))
     if path.suffix == ".inl":
         # It is a part of the files that include it.
