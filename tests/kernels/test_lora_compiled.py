@@ -8,7 +8,7 @@ from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
 
 lora = pytest.importorskip("fastgrow.kernels.lora", reason="triton is not installed")
 
-from fastgrow.kernels import lora_tuning  # noqa: E402
+from fastgrow.kernels import lora_tuning, tuned  # noqa: E402
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -95,6 +95,7 @@ def test_launchers_ask_for_the_tuned_tiles_by_their_keys(monkeypatch: pytest.Mon
         asked.add((kernel, key))
 
     monkeypatch.setattr(lora, "measured", note)
+    tuned.forget()
     for width, rank in ((1024, 8), (4096, 64)):
         launches(BF16, 512, width, width, rank)
     assert asked == {(tunable.kernel, tunable.bucket) for tunable in lora_tuning.tunables(90)}

@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.kernels import mlp as launchers
+from fastgrow.kernels import tuned
 from fastgrow.ops import mlp
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -104,6 +105,8 @@ def make_products(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
     product = launchers.Product(2 if fused else 1, 128, 128, 64, 8, 4, 1)
     for rule in ("hidden_product", "output_product", "d_hidden_product"):
         monkeypatch.setattr(launchers, rule, lambda *args, **kwargs: product)
+    # What the rules said before is kept.
+    tuned.forget()
 
 
 def check(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
