@@ -12,7 +12,7 @@ from fastgrow.kernels.multiprocessors import multiprocessors
 
 
 class Crashing(FakeKernel):
-    """It tells how many GPUs and how many multiprocessors it saw."""
+    """It tells how many GPUs it may see and how many multiprocessors are assumed."""
 
     def build(
         self, configuration: dict[str, int] | None, only: str | None = None
@@ -21,7 +21,7 @@ class Crashing(FakeKernel):
             os.kill(os.getpid(), signal.SIGSEGV)
         if configuration == {"block": 16}:
             shared = multiprocessors(torch.device("meta"), 0)
-            return {"spills": 0, "shared": shared, "gpus": torch.cuda.device_count()}
+            return {"spills": 0, "shared": shared, "gpus": len(os.environ["CUDA_VISIBLE_DEVICES"])}
         return super().build(configuration, only)
 
 

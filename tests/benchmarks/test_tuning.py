@@ -340,6 +340,7 @@ def test_what_is_compiled_while_measuring_is_told(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_candidates_are_built_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of which crashes: that costs its candidate alone."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(compiling, "cores", lambda: 1)
     codes = ("any 16", "any 32", "any 64", "any 128")
     with compiling.Compilers(77) as compilers:

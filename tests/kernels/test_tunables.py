@@ -10,7 +10,7 @@ import torch
 
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, attention_tuning  # noqa: E402
+from fastgrow.kernels import ahead, attention_tuning, tuned  # noqa: E402
 from fastgrow.kernels import tunable as tunable_module  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
@@ -96,6 +96,19 @@ def test_a_build_takes_the_most_of_all_that_is_launched(monkeypatch: pytest.Monk
     assert [d_key.build(default, code)["spills"] for code in d_key.codes(default)] == [1, 3, 2]
     with pytest.raises(ValueError, match="attention_d_key bf16/D=32/T=1024 launches other code"):
         d_key.build(default, "of another process")
+
+
+def test_no_table_has_a_part_in_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a GPU with a table would launch what was not compiled for it."""
+
+    def asked(gpu: str, kernel: str, key: str, kind: type) -> None:
+        raise AssertionError(f"a table is asked for {kernel} {key}")
+
+    monkeypatch.setattr(tuned, "gpu_name", lambda device: "NVIDIA Abacus 9")
+    monkeypatch.setattr(tuned, "_configuration", asked)
+    for t in all_tunables(90):
+        t.launches(None)
+        t.launches(t.candidates[0])
 
 
 def test_what_is_left_to_the_library_compiles_nothing() -> None:
