@@ -161,6 +161,7 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
         against=kinds(chosen.against, quick=False),
         tests=chosen.tests,
         substrate=chosen.substrate,
+        growth="demo-quick" if chosen.rehearse else gpu.Options.growth,
     )
     result = gpu.run_gpu(chosen.out, options)
     print(show.overview_table(result.rows))

@@ -91,13 +91,14 @@ def run_gpu_tests(
 
 
 def files_of(tests: Path) -> list[Path]:
-    """The files of tests that have the mark, or whose folder gives it to all of them."""
-    found = []
-    for path in sorted(tests.rglob("test_*.py")):
-        sources = (path, path.parent / "conftest.py")
-        if any(MARK in source.read_text("utf-8") for source in sources if source.is_file()):
-            found.append(path)
-    return found
+    """The files of tests that have the mark, and the folders that give it to all of theirs."""
+    folders = [path.parent for path in sorted(tests.rglob("conftest.py")) if _has_mark(path)]
+    files = [path for path in sorted(tests.rglob("test_*.py")) if _has_mark(path)]
+    return [*folders, *(path for path in files if path.parent not in folders)]
+
+
+def _has_mark(path: Path) -> bool:
+    return MARK in path.read_text(encoding="utf-8")
 
 
 def _start(

@@ -53,7 +53,7 @@ from benchmarks.stages import (
     other_cases,
 )
 from benchmarks.warming import Warming
-from benchmarks.worker import cell_of
+from benchmarks.worker import cell_of, mark
 from fastgrow import _files, _native
 
 RECORD = "record.jsonl"
@@ -237,8 +237,9 @@ class _Run:
             left = min(self.left(), end - time.monotonic())
             limit = left * shares[i] / sum(shares[i:])
             self._measure(group, limit, may_compile)
-        died = self.dead & {case.name for case in cases}
-        left_out = len(self.missing(cases)) + len(died)
+        names = {case.name for case in cases}
+        died = self.dead & names
+        left_out = len(died | (names - self.complete()))
         text = f"{left_out} of {len(cases)} cases are not complete" if left_out else ""
         self.note(stage, text + "".join(f"; {name} ended its process" for name in sorted(died)))
         self.write()
@@ -302,18 +303,36 @@ class _Run:
         self.write()
 
     def missing(self, cases: Sequence[Case]) -> list[Case]:
-        """Those that are not measured, or not with every rival, this code and these launches."""
-        entries = self._table()["entries"]
-        complete = set()
-        for line in self._lines_of("cell"):
-            skipped = any(row["status"].startswith(SKIPPED) for row in line["rows"])
-            now = {n: entries.get(k, {}).get(b, {}) for n, k, b in _names(line["launch"])}
-            is_tuned = all(e.get("configuration") == line["launch"][n] for n, e in now.items())
-            if not skipped and is_tuned:
-                complete.add(line["cell"])
+        """Those that are not complete and can be completed now.
+
+        What this call has measured without a rival is asked again once the rival is ready.
+        """
+        known = self.complete()
         if self.options.again:
-            complete &= self.measured
-        return [case for case in cases if case.name not in complete | self.dead]
+            known &= self.measured
+        waiting = {
+            line["cell"]
+            for line in self._lines_of("cell")
+            if line["cell"] in self.measured
+            and (rivals := _skipped(line))
+            and not any(self._is_ready(line["cell"], rival) for rival in rivals)
+        }
+        left_out = known | waiting | self.dead
+        return [case for case in cases if case.name not in left_out]
+
+    def complete(self) -> set[str]:
+        """Cases measured with every rival, with this code and these launches."""
+        entries = self._table()["entries"]
+
+        def is_tuned(line: Line) -> bool:
+            now = {n: entries.get(k, {}).get(b, {}) for n, k, b in _names(line["launch"])}
+            return all(entry.get("configuration") == line["launch"][n] for n, entry in now.items())
+
+        lines = self._lines_of("cell")
+        return {line["cell"] for line in lines if not _skipped(line) and is_tuned(line)}
+
+    def _is_ready(self, case: str, contender: str) -> bool:
+        return self.ready is not None and mark(self.ready, case, contender).exists()
 
     def _tune(self, stage: str, seconds: float, first_rank: int | None) -> None:
         if importlib.util.find_spec("triton") is None:
@@ -361,7 +380,8 @@ class _Run:
                 "substrate": str(self.options.substrate) if self.options.substrate else None,
                 "config": self.options.growth,
             }
-            ended = self.workers.run(work, min(seconds + GRACE, self.left()), on_answer)
+            # Its first step compiles, and each half waits for one.
+            ended = self.workers.run(work, min(2 * seconds + GRACE, self.left()), on_answer)
         self.note("growth", ended)
         self.write()
 
@@ -402,6 +422,11 @@ class _Run:
         if table["entries"]:
             _files.write_json(self.out / TABLE, table)
         return result
+
+
+def _skipped(line: Line) -> list[str]:
+    """The contenders of a case that a run of more time would measure."""
+    return [row["contender"] for row in line["rows"] if row["status"].startswith(SKIPPED)]
 
 
 def _names(launch: dict[str, Any]) -> list[tuple[str, str, str]]:
