@@ -2,7 +2,8 @@
 
     python -m benchmarks --quick            a minute on this machine
     python -m benchmarks --op attention     one operation, its whole grid
-    python -m benchmarks gpu --out DIR      everything that a GPU machine is asked, ten minutes
+    python -m benchmarks gpu --out DIR      everything that a GPU machine is asked, nine minutes
+    python -m benchmarks overhead           host time of a call, without a GPU
     python -m benchmarks report FILE        Markdown tables of a recorded result
     python -m benchmarks ship DIR           puts the tuning table of a GPU's results in place
     pytest benchmarks --benchmark-only      the same cases under pytest-benchmark
