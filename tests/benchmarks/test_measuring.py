@@ -10,7 +10,9 @@ import torch
 from fake_time import FakeClock, Ticking
 
 from benchmarks.case import Case, Family, select
-from benchmarks.correctness import Verdict, judge, truth_of
+from benchmarks.cases import families
+from benchmarks.contenders import formula
+from benchmarks.correctness import CEILINGS, Verdict, judge, truth_of
 from benchmarks.measure import Budget, Settings, measure
 from benchmarks.results import Row
 from benchmarks.suite import run_cases
@@ -83,6 +85,25 @@ def test_one_unit_more_than_allowed_is_wrong(family: Family) -> None:
 
     assert shifted(0.99 * allowed).ok
     assert not shifted(1.01 * allowed).ok
+
+
+def test_the_ceiling_is_above_what_the_formula_reaches_itself() -> None:
+    """Of the step of growing in bf16 each gradient is rounded many times, whoever computes it."""
+    (family,) = families(["growth_step"])
+    shape = {"B": 1, "T": 32, "d": 64, "H": 2, "V": 256, "L": 9}
+    case = Case(family, shape, "bf16", "full")
+    truth = truth_of(case)
+    assert max(truth.formula_rms.values()) > CEILINGS[torch.bfloat16], "the formula alone passes"
+    plain = family.libraries(case)["plain torch"]
+    for run in (formula(case), plain):
+        verdict = judge(case, run, truth)
+        assert verdict.ok, verdict.reason
+
+    def wrong(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        x = inputs["x"]
+        return plain({**inputs, "x": x + 0.05 * torch.randn_like(x)})
+
+    assert not judge(case, wrong, truth).ok
 
 
 def test_what_cannot_run_has_a_row_that_says_why(family: Family, operation: Operation) -> None:
