@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_time import FakeClock, Ticking
 
+from benchmarks import measure as measuring
 from benchmarks.case import Case, Family, select
 from benchmarks.cases import families
 from benchmarks.contenders import formula
@@ -118,6 +119,20 @@ def test_what_cannot_run_has_a_row_that_says_why(family: Family, operation: Oper
     assert rows["library"].status == "failed: NotImplementedError: not for this shape"
     assert rows["library"].median_ms is None
     assert rows["fastgrow"].ratio == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("others", [0, 30 << 30])
+def test_want_of_memory_that_others_hold_is_no_last_word(
+    others: int, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "memory_of_others", lambda device: others)
+
+    def large(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    rows = rows_of(dataclasses.replace(family, libraries=lambda case: {"library": large}))
+    expected = "skipped: out of memory beside 30 GiB of other processes"
+    assert rows["library"].status == (expected if others else "failed: out of memory")
 
 
 def test_the_ratio_is_that_of_the_medians(family: Family) -> None:
