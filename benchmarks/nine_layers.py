@@ -260,6 +260,8 @@ def main(config: str, run: str, record: str) -> int:
     from fastgrow.info import device
 
     die_with_parent()
+    # Whoever started all of this in the background lets Ctrl-C be ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     notes, log = _Notes(), logging.getLogger("fastgrow")
     log.setLevel(logging.INFO)
     log.addHandler(notes)
