@@ -267,7 +267,7 @@ class _Run:
                 self._add_cell(current, answer["rows"], launch)
                 current = None
 
-        waiting = list(cases)
+        waiting, died_idle = list(cases), False
         while waiting and (left := end - time.monotonic()) > 1:
             work = self._work("cells") | {
                 "cells": [cell_of(case) for case in waiting],
@@ -284,9 +284,12 @@ class _Run:
                 return
             ended += f": {why}" if why else ""
             print(f"{waiting[0].family.name}: {ended}", flush=True)
-            if current is None:
+            if current is not None:
+                self._add_dead(current, ended)
+            elif died_idle:
                 return
-            self._add_dead(current, ended)
+            # It may have waited for its work while another process held all memory.
+            died_idle = current is None
             waiting = [c for c in waiting if c.name not in self.measured | self.dead]
 
     def _add_cell(self, case: Case, rows: list[dict[str, Any]], launch: dict[str, Any]) -> None:

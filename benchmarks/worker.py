@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,12 @@ OWN = ("ours", "implementation")  # roles
 def main() -> int:
     die_with_parent()
     if torch.cuda.is_available():
-        # Before there is work, so that it costs the work no time.
-        torch.cuda.init()
+        # Before there is work, so that it costs the work no time: the context, and the driver's
+        # tool, which takes up to seconds.
+        with suppress(Exception):
+            # What is wrong, such as memory that another process holds, the work meets too, or not.
+            torch.empty(1, device="cuda")
+            find_machine("cuda")
     text = sys.stdin.read()
     if not text:
         return 0

@@ -157,6 +157,27 @@ def test_a_case_that_is_cut_short_is_not_done(
     assert "rest: 2 of 3 cases are not complete" in result.notes
 
 
+def test_a_worker_that_died_before_its_work_is_followed_by_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[str] = []
+
+    class DiesFirst(InThisProcess):
+        def run(self, work: Any, limit: float, on_answer: Any) -> str:
+            if work["work"] == "cells" and len(deaths) < most:
+                deaths.append("ended with status 1")
+                return deaths[-1]
+            return super().run(work, limit, on_answer)
+
+    monkeypatch.setattr(gpu, "Workers", DiesFirst)
+    most = 100
+    run(tmp_path, "sound", stages=("rest",))
+    assert (len(deaths), cells(tmp_path)) == (2, [])
+    most = 3
+    run(tmp_path, "sound", stages=("rest",))
+    assert (len(deaths), len(cells(tmp_path))) == (3, 3)
+
+
 def test_a_worker_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import time; print('{\"start\": 1}'); print('{\"cut'); time.sleep(600)"
     monkeypatch.setattr(processes, "WORKER", ("-u", "-c", script))
