@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -230,7 +231,8 @@ def _row(
         runs=times.runs,
         peak_mib=peak / 2**20,
         correct=None if verdict is None else verdict.ok,
-        error=None if verdict is None else verdict.error,
+        # JSON has no infinity, and `problem` says what is not finite.
+        error=verdict.error if verdict and math.isfinite(verdict.error) else None,
         problem="" if verdict is None else verdict.reason,
         checked="" if verdict is None else shape_text(case.family.checked(case.shape)),
         tflop_per_s=work.flops / times.median / 1e12 if work.flops else None,

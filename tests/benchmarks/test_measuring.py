@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import pytest
@@ -67,6 +68,7 @@ def test_what_is_not_finite_is_wrong(family: Family, operation: Operation) -> No
     row = rows_of(family, "forward")["fastgrow"]
     assert row.correct is False
     assert "not finite" in row.problem
+    json.dumps(dataclasses.asdict(row), allow_nan=False)
 
 
 def test_one_unit_more_than_allowed_is_wrong(family: Family) -> None:
