@@ -378,7 +378,8 @@ class _Run:
         self.write()
 
     def _grow(self, seconds: float) -> None:
-        known = self._lines_of("growth")
+        # One that failed or was killed is asked again, as tests are.
+        known = [line for line in self._lines_of("growth") if line["found"]["state"] == "passed"]
         if (known and not self.options.again) or self.options.only or seconds < 1:
             return
 

@@ -182,6 +182,7 @@ def _growth(work: Work, answer: Callable[..., None]) -> None:
             device="cpu" if work["rehearse"] else "cuda",
             substrate=Path(work["substrate"]) if work["substrate"] else None,
             config=work["config"],
+            on_half=lambda found: answer(found=found),
         )
     )
 

@@ -19,6 +19,8 @@ from benchmarks.record import Record
 from benchmarks.results import Result, Row, load
 from benchmarks.ship import TABLE
 
+# Before a fixture takes its place.
+GROW = gpu._Run._grow
 BY_NAME = {family.name: family for family in FAMILIES}
 SPEEDS = Options(
     minutes=600.0,
@@ -176,6 +178,24 @@ def test_a_worker_that_died_before_its_work_is_followed_by_one_more(
     most = 3
     run(tmp_path, "sound", stages=("rest",))
     assert (len(deaths), len(cells(tmp_path))) == (3, 3)
+
+
+def test_a_run_of_growth_is_known_once_it_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = ["unfinished: killed in its first half", "failed: no step was made", "passed"]
+    asked = []
+
+    def grow(work: Any, answer: Any) -> None:
+        asked.append(states[len(asked)])
+        answer(found={"config": "small", "state": asked[-1]})
+
+    monkeypatch.setitem(worker.KINDS, "growth", grow)
+    monkeypatch.setattr(gpu._Run, "_grow", GROW)
+    for state in [*states, "passed"]:
+        result = run(tmp_path, "sound", stages=("rest",))
+        assert f"growth of small, stopped and resumed once: {state}" in result.notes
+    assert asked == states
 
 
 def test_a_worker_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
