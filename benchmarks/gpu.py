@@ -61,6 +61,9 @@ AGAINST = ("implementation", "eager", "compile", "library")
 SECONDS_A_CASE = 1.0
 # Before a worker that does not end by itself is killed; and what is kept for writing at the end.
 GRACE, AT_THE_END = 10.0, 8.0
+# A case that is killed has measured nothing: one that has begun is let come to its end, also where
+# its kernels are compiled for the first time.
+GRACE_OF_A_CASE = 25.0
 BUILD_SECONDS = 120.0
 
 
@@ -249,11 +252,14 @@ class _Run:
         end = time.monotonic() + seconds
         by_name = {case.name: case for case in cases}
         current: Case | None = None
+        why = ""
         launches = self._table()["entries"]
 
         def on_answer(answer: Line) -> None:
-            nonlocal current
-            if "start" in answer:
+            nonlocal current, why
+            if "why" in answer:
+                why = answer["why"]
+            elif "start" in answer:
                 current = by_name[answer["start"]]
             elif "rows" in answer and current is not None:
                 asked = {f"{k} {b}": launches.get(k, {}).get(b, {}) for k, b in answer["launch"]}
@@ -261,7 +267,7 @@ class _Run:
                 self._add_cell(current, answer["rows"], launch)
                 current = None
 
-        waiting = list(cases)
+        waiting, died_idle = list(cases), False
         while waiting and (left := end - time.monotonic()) > 1:
             work = self._work("cells") | {
                 "cells": [cell_of(case) for case in waiting],
@@ -269,14 +275,21 @@ class _Run:
                 "may_compile": may_compile,
                 "table": self._table() if launches else None,
             }
-            current = None
-            ended = self.workers.run(work, min(left + GRACE, self.left()), on_answer)
+            current, why = None, ""
+            limit = min(left + GRACE_OF_A_CASE, self.left())
+            ended = self.workers.run(work, limit, on_answer)
             if not ended or ended.startswith("cut short"):
+                if current is not None:
+                    print(f"{current.name}: {ended}", flush=True)
                 return
+            ended += f": {why}" if why else ""
             print(f"{waiting[0].family.name}: {ended}", flush=True)
-            if current is None:
+            if current is not None:
+                self._add_dead(current, ended)
+            elif died_idle:
                 return
-            self._add_dead(current, ended)
+            # It may have waited for its work while another process held all memory.
+            died_idle = current is None
             waiting = [c for c in waiting if c.name not in self.measured | self.dead]
 
     def _add_cell(self, case: Case, rows: list[dict[str, Any]], launch: dict[str, Any]) -> None:
@@ -365,15 +378,17 @@ class _Run:
         self.write()
 
     def _grow(self, seconds: float) -> None:
-        known = self._lines_of("growth")
+        # One that failed or was killed is asked again, as tests are.
+        known = [line for line in self._lines_of("growth") if line["found"]["state"] == "passed"]
         if (known and not self.options.again) or self.options.only or seconds < 1:
             return
 
         def on_answer(answer: Line) -> None:
             self.add({"kind": "growth", "found": answer["found"]})
 
-        # Checkpoints of gigabytes are not what is brought back.
-        with tempfile.TemporaryDirectory() as folder:
+        # Checkpoints of gigabytes are not what is brought back. A process that was killed may be
+        # writing one still.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             work = self._work("growth") | {
                 "out": folder,
                 "seconds": seconds,

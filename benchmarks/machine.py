@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import re
@@ -139,6 +140,7 @@ def _triton_version() -> str | None:
     return str(triton.__version__)
 
 
+@functools.cache
 def _driver() -> str | None:
     return output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 

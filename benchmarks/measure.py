@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from benchmarks.clock import Clock
 from benchmarks.contenders import COMPILE_MODES, KINDS, Contender, contenders
 from benchmarks.correctness import Truth, Verdict, judge, random_gradients, truth_of
 from benchmarks.interleave import Limits, Step, input_sets, interleaved, step_of
-from benchmarks.memory import peak_bytes
+from benchmarks.memory import memory_of_others, peak_bytes
 from benchmarks.ratios import with_ratios
 from benchmarks.results import Row
 from benchmarks.summary import Timing, timing
@@ -26,6 +27,8 @@ from fastgrow.errors import FastgrowError
 FIRST_GUESS_OF_COMPILING = 15.0
 # How the status of a contender begins that a run of more time would measure.
 SKIPPED = "skipped"
+# Of other processes; less is their contexts.
+MANY_BYTES = 8 << 30
 
 
 class DeviceLost(Exception):
@@ -162,6 +165,10 @@ def _prepare(
             verdict = judge(case, contender.run, truth)
         run_once(step)
     except torch.OutOfMemoryError:
+        others = memory_of_others(torch.device(case.device))
+        if others > MANY_BYTES:
+            # Alone it may well have enough.
+            return f"{SKIPPED}: out of memory beside {others >> 30} GiB of other processes"
         return "failed: out of memory"
     except FastgrowError as error:
         # Dispatch names the operation and the wish first, which the row does too.
@@ -169,7 +176,7 @@ def _prepare(
     except Refused as error:
         return f"refused: {_first_line(error)}"
     except Exception as error:
-        if _is_lost(torch.device(case.device)):
+        if is_lost(torch.device(case.device)):
             raise DeviceLost(f"{contender.name}: {_first_line(error)}") from error
         # A baseline may fail in ways of its own; the others are still worth measuring.
         return f"failed: {type(error).__name__}: {_first_line(error)}"
@@ -180,7 +187,7 @@ def run_once(step: Step) -> object:
     return step(0)()
 
 
-def _is_lost(device: torch.device) -> bool:
+def is_lost(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     try:
@@ -224,7 +231,8 @@ def _row(
         runs=times.runs,
         peak_mib=peak / 2**20,
         correct=None if verdict is None else verdict.ok,
-        error=None if verdict is None else verdict.error,
+        # JSON has no infinity, and `problem` says what is not finite.
+        error=verdict.error if verdict and math.isfinite(verdict.error) else None,
         problem="" if verdict is None else verdict.reason,
         checked="" if verdict is None else shape_text(case.family.checked(case.shape)),
         tflop_per_s=work.flops / times.median / 1e12 if work.flops else None,

@@ -46,3 +46,11 @@ def _peak_on_gpu(run: Callable[[], object], device: torch.device) -> int:
     torch.cuda.synchronize(device)
     del result
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def memory_of_others(device: torch.device) -> int:
+    """Bytes of a GPU that other processes hold, with all contexts; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - torch.cuda.memory_reserved(device))

@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def run_nine_layers(
     substrate: Path | None = None,
     config: str = "nine-layers-unicode",
     steps: int | None = None,
+    on_half: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Grow for half of the time, stop, go on for the other half, stop.
 
@@ -56,10 +58,11 @@ def run_nine_layers(
             files which are not bundled is replaced by the default recipe's, which is as large.
         config: name of a shipped configuration, or a file. Its data are replaced by bundled text.
         steps: end a half after so many.
+        on_half: given the result so far before each half, as this may be killed in it.
 
     Returns:
-        `state`, `passed` or `failed: …`; `halves`, for each its steps, loss, tokens a second and
-        peak memory; and what else is known when it fails. JSON values.
+        `state`, `passed` or `failed: …`, and `unfinished: …` before; `halves`, for each its steps,
+        loss, tokens a second and peak memory; and what else is known when it fails. JSON values.
     """
     work = out / "nine-layers"
     shutil.rmtree(work, ignore_errors=True)
@@ -69,7 +72,8 @@ def run_nine_layers(
         result |= _prepare(work, config, substrate)
         halves: list[dict[str, Any]] = []
         result["halves"] = halves
-        for _ in range(2):
+        for half in ("first", "second"):
+            on_half(result | {"state": f"unfinished: killed in its {half} half"})
             halves.append(_half(work, seconds / 2, steps, device, before=halves))
             if halves[-1]["error"]:
                 break
@@ -260,6 +264,8 @@ def main(config: str, run: str, record: str) -> int:
     from fastgrow.info import device
 
     die_with_parent()
+    # Whoever started all of this in the background lets Ctrl-C be ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     notes, log = _Notes(), logging.getLogger("fastgrow")
     log.setLevel(logging.INFO)
     log.addHandler(notes)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.ratios import overviews, ratio_range
 from benchmarks.results import Ceilings, Result, Row
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 HEADER = ("contender", "median ms", "p20", "p80", "runs", "peak MiB", "reached", "right", "ratio")
 
@@ -137,8 +133,16 @@ def draw(result: Result, path: Path) -> bool:
             cells.setdefault(row.cell, []).append(row)
     figure = Figure(figsize=(9, 1.4 + 0.34 * max(1, len(cells))), layout="constrained", dpi=110)
     axis = figure.subplots()
+    points: dict[str, list[tuple[float, int]]] = {}
     for i, rows in enumerate(cells.values()):
-        _draw_case(axis, i, rows)
+        for kind, speed in _speeds(rows):
+            points.setdefault(kind, []).append((speed, i))
+    # A call for each kind: one for each row takes seconds, which a short run has not at its end.
+    for kind, (marker, color, label) in _MARKERS.items():
+        if kind in points:
+            x, y = zip(*points[kind], strict=True)
+            size, order = (36, 3) if kind == "ours" else (22, 2)
+            axis.scatter(x, y, marker=marker, color=color, s=size, label=label, zorder=order)
     axis.set_yticks(range(len(cells)), [" ".join(cell) for cell in cells], fontsize=7)
     axis.invert_yaxis()
     axis.set_xscale("log")
@@ -146,9 +150,8 @@ def draw(result: Result, path: Path) -> bool:
     axis.grid(axis="x", which="both", alpha=0.2)
     axis.set_xlabel("speed against the best library variant (right is faster)")
     axis.set_title(environment_text(result), fontsize=7)
-    handles, labels = axis.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axis.legend(unique.values(), unique.keys(), fontsize=7, loc="best", frameon=False)
+    if points:
+        axis.legend(fontsize=7, loc="best", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return True
@@ -163,16 +166,9 @@ _MARKERS = {
 }
 
 
-def _draw_case(axis: Axes, line: int, rows: Sequence[Row]) -> None:
+def _speeds(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
+    """Of the rows of a case, which kind each is of and its speed against the best library's."""
     libraries = [row.median_ms for row in rows if row.role == "library" and row.median_ms]
-    if not libraries:
-        return
-    for row in rows:
-        if row.median_ms is None:
-            continue
-        kind = "withheld" if row.withheld else row.role
-        marker, color, label = _MARKERS[kind]
-        size = 36 if row.role == "ours" else 22
-        axis.scatter(
-            min(libraries) / row.median_ms, line, marker=marker, color=color, s=size, label=label
-        )
+    for row in rows if libraries else ():
+        if row.median_ms is not None:
+            yield "withheld" if row.withheld else row.role, min(libraries) / row.median_ms

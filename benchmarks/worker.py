@@ -17,8 +17,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ import torch._inductor.config
 from benchmarks import tuning
 from benchmarks.case import Case
 from benchmarks.cases import families
-from benchmarks.contenders import contenders
+from benchmarks.compiling import told
+from benchmarks.contenders import FORMULA, Contender, contenders
 from benchmarks.correctness import random_gradients
 from benchmarks.interleave import step_of
 from benchmarks.machine import Machine, find_machine
-from benchmarks.measure import Budget, DeviceLost, Settings, run_once
+from benchmarks.measure import Budget, DeviceLost, Settings, is_lost, run_once
 from benchmarks.processes import DEVICE_LOST, Work, die_with_parent
 from benchmarks.rehearsal import stand_in
 from benchmarks.results import Row
@@ -43,13 +44,18 @@ from fastgrow.kernels.tuning_table import table_of
 # A process that warms has others beside it.
 MEMORY_TO_WARM = 0.2  # of the device's
 THREADS_TO_WARM = 4
+OWN = ("ours", "implementation")  # roles
 
 
 def main() -> int:
     die_with_parent()
     if torch.cuda.is_available():
-        # Before there is work, so that it costs the work no time.
-        torch.cuda.init()
+        # Before there is work, so that it costs the work no time: the context, and the driver's
+        # tool, which takes up to seconds.
+        with suppress(Exception):
+            # What is wrong, such as memory that another process holds, the work meets too, or not.
+            torch.empty(1, device="cuda")
+            find_machine("cuda")
     text = sys.stdin.read()
     if not text:
         return 0
@@ -99,17 +105,34 @@ def _cells(work: Work, answer: Callable[..., None]) -> None:
                 cases, settings, machine, Budget(work["seconds"]), on_start=on_start,
                 on_case=on_case,
             )[1]  # fmt: skip
-        except DeviceLost as lost:
-            answer(lost=str(lost))
-            sys.stderr.flush()
-            # Freeing what lies on a lost device can hang.
-            os._exit(DEVICE_LOST)
+        except Exception as error:
+            is_known = isinstance(error, DeviceLost)
+            answer(why=str(error) if is_known else told(error))
+            if is_known or is_lost(machine.device):
+                _end_at_once()
+            raise
     for note in notes:
         answer(note=note)
 
 
+def _end_at_once() -> None:
+    """Freeing what lies on a lost device can hang."""
+    sys.stderr.flush()
+    os._exit(DEVICE_LOST)
+
+
+def warmed(field: Sequence[Contender]) -> list[Contender]:
+    """Who is run beforehand, in order.
+
+    Ours first: without its kernels, a second or more each, a case is not measured in its time; and
+    without a compiled rival it is. The formula compiles nothing and takes most memory.
+    """
+    field = [c for c in field if not c.absent and c.name != FORMULA]
+    return sorted(field, key=lambda c: (c.role not in OWN, not c.is_compiled))
+
+
 def _warm(work: Work, answer: Callable[..., None]) -> None:
-    """Every contender of a case once, those that compile first; each leaves its mark."""
+    """What compiles of a case's contenders once; each leaves its mark."""
     machine = _machine_of(work)
     if machine.device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_TO_WARM)
@@ -119,8 +142,7 @@ def _warm(work: Work, answer: Callable[..., None]) -> None:
     gradients: tuple[Any, ...] = ()
     if case.pass_ != "forward":
         gradients = random_gradients(lambda given: case.family.call(given, "eager"), inputs)
-    field = [c for c in contenders(case, work["against"]) if not c.absent]
-    for contender in sorted(field, key=lambda c: not c.is_compiled):
+    for contender in warmed(contenders(case, work["against"])):
         try:
             run_once(step_of(case, contender.run, [inputs], gradients))
         except torch.OutOfMemoryError:
@@ -129,6 +151,9 @@ def _warm(work: Work, answer: Callable[..., None]) -> None:
         except Exception as error:
             # The measurement meets it too, and says so in a row.
             print(f"{case.name}: {contender.name}: {error}", file=sys.stderr)
+            if is_lost(machine.device):
+                # Of the others nothing is known.
+                _end_at_once()
         mark(Path(work["ready"]), case.name, contender.name).touch()
 
 
@@ -157,6 +182,7 @@ def _growth(work: Work, answer: Callable[..., None]) -> None:
             device="cpu" if work["rehearse"] else "cuda",
             substrate=Path(work["substrate"]) if work["substrate"] else None,
             config=work["config"],
+            on_half=lambda found: answer(found=found),
         )
     )
 

@@ -85,7 +85,12 @@ fi
 find . -type f -size +15M ! -name '*.gz' ! -name log.txt -exec gzip --force {} +
 echo "== packed after $SECONDS s"; ls -l
 exec >&- 2>&-
-wait "$log"
+# What a part left running would hold the log open, and whoever waits for this command's output.
+for _ in {1..30}; do
+    kill -0 "$log" 2>/dev/null || break
+    sleep 0.1
+done
+kill "$log" 2>/dev/null
 if [ "$(stat --format=%s log.txt)" -gt 15000000 ]; then
     tail --bytes=15000000 log.txt >log.end && mv log.end log.txt
 fi

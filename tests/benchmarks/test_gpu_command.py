@@ -19,6 +19,8 @@ from benchmarks.record import Record
 from benchmarks.results import Result, Row, load
 from benchmarks.ship import TABLE
 
+# Before a fixture takes its place.
+GROW = gpu._Run._grow
 BY_NAME = {family.name: family for family in FAMILIES}
 SPEEDS = Options(
     minutes=600.0,
@@ -115,7 +117,11 @@ def test_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("in_processes")
 def test_a_case_that_ends_its_process_ends_nothing_else(tmp_path: Path) -> None:
     result = run(tmp_path, "breaks", "loses", "sound")
-    told = {"breaks": "its process died of SIGSEGV", "loses": "its process lost the device"}
+    fault = "fastgrow: CUDA error: an illegal memory access was encountered"
+    told = {
+        "breaks": "its process died of SIGSEGV",
+        "loses": f"its process lost the device: {fault}",
+    }
     assert ours(result) == {
         (name, f"N={n}"): f"skipped: {told[name]}" if n == 128 and name in told else "ok"
         for name in ("breaks", "loses", "sound")
@@ -151,6 +157,45 @@ def test_a_case_that_is_cut_short_is_not_done(
     result = run(tmp_path, "sound", stages=("rest",))
     assert ours(result) == {("sound", "N=64"): "ok"}
     assert "rest: 2 of 3 cases are not complete" in result.notes
+
+
+def test_a_worker_that_died_before_its_work_is_followed_by_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[str] = []
+
+    class DiesFirst(InThisProcess):
+        def run(self, work: Any, limit: float, on_answer: Any) -> str:
+            if work["work"] == "cells" and len(deaths) < most:
+                deaths.append("ended with status 1")
+                return deaths[-1]
+            return super().run(work, limit, on_answer)
+
+    monkeypatch.setattr(gpu, "Workers", DiesFirst)
+    most = 100
+    run(tmp_path, "sound", stages=("rest",))
+    assert (len(deaths), cells(tmp_path)) == (2, [])
+    most = 3
+    run(tmp_path, "sound", stages=("rest",))
+    assert (len(deaths), len(cells(tmp_path))) == (3, 3)
+
+
+def test_a_run_of_growth_is_known_once_it_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = ["unfinished: killed in its first half", "failed: no step was made", "passed"]
+    asked = []
+
+    def grow(work: Any, answer: Any) -> None:
+        asked.append(states[len(asked)])
+        answer(found={"config": "small", "state": asked[-1]})
+
+    monkeypatch.setitem(worker.KINDS, "growth", grow)
+    monkeypatch.setattr(gpu._Run, "_grow", GROW)
+    for state in [*states, "passed"]:
+        result = run(tmp_path, "sound", stages=("rest",))
+        assert f"growth of small, stopped and resumed once: {state}" in result.notes
+    assert asked == states
 
 
 def test_a_worker_is_killed_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +253,7 @@ def test_red_tests_withhold_ratios_and_are_asked_again(tmp_path: Path) -> None:
     bad = tests / "test_device.py.bad"
     bad.touch()
     out = tmp_path / "out"
-    stages = ("headline", "tests")
+    stages = ("tests", "rest")
     result = run(out, "sound", stages=stages, tests=tests)
     assert "tests on the device: failed, 1 passed, 1 failed" in result.notes
     (red,) = [note for note in result.notes if note.startswith("red: ")]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import pytest
 import torch
 from fake_time import FakeClock, Ticking
 
+from benchmarks import measure as measuring
 from benchmarks.case import Case, Family, select
-from benchmarks.correctness import Verdict, judge, truth_of
+from benchmarks.cases import families
+from benchmarks.contenders import formula
+from benchmarks.correctness import CEILINGS, Verdict, judge, truth_of
 from benchmarks.measure import Budget, Settings, measure
 from benchmarks.results import Row
 from benchmarks.suite import run_cases
@@ -64,6 +68,7 @@ def test_what_is_not_finite_is_wrong(family: Family, operation: Operation) -> No
     row = rows_of(family, "forward")["fastgrow"]
     assert row.correct is False
     assert "not finite" in row.problem
+    json.dumps(dataclasses.asdict(row), allow_nan=False)
 
 
 def test_one_unit_more_than_allowed_is_wrong(family: Family) -> None:
@@ -85,6 +90,25 @@ def test_one_unit_more_than_allowed_is_wrong(family: Family) -> None:
     assert not shifted(1.01 * allowed).ok
 
 
+def test_the_ceiling_is_above_what_the_formula_reaches_itself() -> None:
+    """Of the step of growing in bf16 each gradient is rounded many times, whoever computes it."""
+    (family,) = families(["growth_step"])
+    shape = {"B": 1, "T": 32, "d": 64, "H": 2, "V": 256, "L": 9}
+    case = Case(family, shape, "bf16", "full")
+    truth = truth_of(case)
+    assert max(truth.formula_rms.values()) > CEILINGS[torch.bfloat16], "the formula alone passes"
+    plain = family.libraries(case)["plain torch"]
+    for run in (formula(case), plain):
+        verdict = judge(case, run, truth)
+        assert verdict.ok, verdict.reason
+
+    def wrong(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        x = inputs["x"]
+        return plain({**inputs, "x": x + 0.05 * torch.randn_like(x)})
+
+    assert not judge(case, wrong, truth).ok
+
+
 def test_what_cannot_run_has_a_row_that_says_why(family: Family, operation: Operation) -> None:
     operation.implementation("triton", verify=lambda x: (False, "there is no GPU"))(lambda x: x)
 
@@ -97,6 +121,20 @@ def test_what_cannot_run_has_a_row_that_says_why(family: Family, operation: Oper
     assert rows["library"].status == "failed: NotImplementedError: not for this shape"
     assert rows["library"].median_ms is None
     assert rows["fastgrow"].ratio == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("others", [0, 30 << 30])
+def test_want_of_memory_that_others_hold_is_no_last_word(
+    others: int, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "memory_of_others", lambda device: others)
+
+    def large(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    rows = rows_of(dataclasses.replace(family, libraries=lambda case: {"library": large}))
+    expected = "skipped: out of memory beside 30 GiB of other processes"
+    assert rows["library"].status == (expected if others else "failed: out of memory")
 
 
 def test_the_ratio_is_that_of_the_medians(family: Family) -> None:

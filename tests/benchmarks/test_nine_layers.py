@@ -54,6 +54,24 @@ def test_an_error_is_told_in_its_own_words(tmp_path: Path) -> None:
     assert "n_head" in result["state"]
 
 
+def test_before_each_half_it_is_told_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = {"steps": [1], "error": ""}
+    monkeypatch.setattr(nine_layers, "_prepare", lambda *arguments: {"train": {}})
+    monkeypatch.setattr(nine_layers, "_half", lambda *arguments, before: half)
+    monkeypatch.setattr(nine_layers, "_not_resumed", lambda *arguments: "")
+    told: list[Any] = []
+    result = run_nine_layers(
+        tmp_path, 1, device="cpu", on_half=lambda found: told.append(json.loads(json.dumps(found)))
+    )
+    assert [(found["state"], len(found["halves"])) for found in told] == [
+        ("unfinished: killed in its first half", 0),
+        ("unfinished: killed in its second half", 1),
+    ]
+    assert (result["state"], len(result["halves"])) == ("passed", 2)
+
+
 def test_what_is_not_bundled_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped configuration wants n-gram lists and a data set of the Hub."""
     import yaml

@@ -53,6 +53,17 @@ except ImportError:
     assert "no CUDA GPU is at hand" in done.stderr
 
 
+def test_no_missing_package_ends_the_tests_of_kernels() -> None:
+    """A conftest that cannot be imported ends pytest before the first test."""
+    done = in_plain_image("""
+THERE |= {"pytest", "_pytest", "pluggy", "iniconfig", "pygments", "py"}
+import runpy
+for folder in ("tests/gpu", "tests/kernels/interpreted"):
+    runpy.run_path(folder + "/conftest.py")
+""")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_every_operation_is_measured() -> None:
     done = in_plain_image("""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from fake_time import FakeClock, Ticking
 from torch.nn.attention import SDPBackend
 
+from benchmarks import worker
 from benchmarks.case import Absent, Case, Compiled, Family, Inputs, Refused, select
 from benchmarks.cases import FAMILIES, attention_libraries, packages
 from benchmarks.contenders import contenders
 from benchmarks.measure import Budget, Settings, measure
 from benchmarks.results import Row
+from benchmarks.worker import warmed
 from fastgrow.ops import attention
 
 PACKAGES = {
@@ -173,3 +176,41 @@ def test_a_rival_rotates_in_one_launch_on_a_gpu(monkeypatch: pytest.MonkeyPatch)
         x: Any = SimpleNamespace(is_cuda=is_cuda)
         attention_libraries.rotate(x, None, 0)  # type: ignore[arg-type]
     assert asked == ["triton", "eager"]
+
+
+def test_ours_is_compiled_beforehand_first_and_the_formula_not_at_all() -> None:
+    family = family_of("growth_step")
+    case = Case(family, family.grids["gpu"][0], "bf16", "full", "cuda")
+    names = [c.name for c in warmed(contenders(case, ("eager", "compile", "library")))]
+    assert names == ["fastgrow", "compile", "plain torch, compiled", "plain torch"]
+
+
+def test_a_contender_that_loses_the_device_leaves_no_mark(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others were not compiled, and are not to be taken for it."""
+
+    class Ended(Exception):
+        pass
+
+    def end(status: int) -> None:
+        raise Ended
+
+    def broken(inputs: Inputs, impl: str | None) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker, "families", lambda names: [dataclasses.replace(family, call=call)])
+    monkeypatch.setattr(worker.os, "_exit", end)
+    work = {"rehearse": True, "against": ["library"], "ready": str(tmp_path)} | {
+        "cell": {"family": "triple", "shape": {"N": 64}, "dtype": "fp32", "pass": "forward"}
+    }
+    call = family.call
+    worker._warm(work, print)
+    assert len(list(tmp_path.iterdir())) == 2
+    call = broken
+    for path in tmp_path.iterdir():
+        path.unlink()
+    monkeypatch.setattr(worker, "is_lost", lambda device: True)
+    with pytest.raises(Ended):
+        worker._warm(work, print)
+    assert not list(tmp_path.iterdir())

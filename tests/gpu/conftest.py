@@ -6,11 +6,14 @@ and on a GPU under the mark `gpu`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
-from fastgrow.substrate import Substrate
-from fastgrow.training import TextData
+if TYPE_CHECKING:
+    from fastgrow.substrate import Substrate
+    from fastgrow.training import TextData
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,"
 CUDA = pytest.param(
@@ -38,12 +41,18 @@ def gpu(device: torch.device) -> torch.device:
 
 @pytest.fixture(scope="session")
 def substrate() -> Substrate:
+    # Here and not above: where a package is missing, a conftest that cannot be imported would end
+    # the kernels' tests too, which do without.
+    from fastgrow.substrate import Substrate
+
     return Substrate.build(characters=LETTERS, n_ngrams=0, n_components=32)
 
 
 @pytest.fixture(scope="session")
 def data(substrate: Substrate) -> TextData:
     """Documents in which some letters follow others: there is something to learn."""
+    from fastgrow.training import TextData
+
     generator = torch.Generator().manual_seed(7)
     documents = []
     for _ in range(44):

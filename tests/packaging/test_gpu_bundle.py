@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,8 @@ SUITE = """
         (out / "parts" / str(i)).mkdir(parents=True, exist_ok=True)
         (out / "parts" / str(i) / "part.json").write_text("{}")
     print("the suite was here")
+    if "SUITE_LEAVES" in os.environ:
+        subprocess.Popen(["sleep", os.environ["SUITE_LEAVES"]], start_new_session=True)
     time.sleep(float(os.environ.get("SUITE_SLEEPS", 0)))
     sys.exit(int(os.environ.get("SUITE_STATUS", 0)))
 """
@@ -116,6 +119,15 @@ def test_run_uses_what_was_brought_and_packs_what_goes_back(run_sh: Run, tmp_pat
     names = ["environment.txt", "log.txt", "record.jsonl", "rest.tar.gz", "results.json"]
     assert files == names
     assert sorted((tmp_path / "tree").rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_what_the_suite_leaves_running_is_not_waited_for(run_sh: Run, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = run_sh(tmp_path / "out", SUITE_LEAVES="60")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - started < 50
+    assert "== packed after" in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_run_says_where_it_has_to_be_started(run_sh: Run, tmp_path: Path) -> None:
