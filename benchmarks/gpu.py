@@ -197,6 +197,9 @@ class _Run:
         cells = [cell_of(case) for case in {case.name: case for case in cases}.values()]
         # Each of the others runs the compiler too.
         slots = min(4, max(1, (os.cpu_count() or 1) // 3))
+        if cells:
+            text = f"up to {slots} processes ran later cases once, on the same device, while others"
+            self.note("compiling beforehand", f"{text} were timed")
         warming = Warming(self._work("warm"), cells, slots)
         self.ready = warming.ready
         return warming
