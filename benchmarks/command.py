@@ -129,7 +129,7 @@ def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
 
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
-    from benchmarks import gpu
+    from benchmarks import gpu, rehearsal
     from benchmarks.ship import TABLE
     from benchmarks.stages import STAGES, WHOLE
 
@@ -161,7 +161,7 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
         against=kinds(chosen.against, quick=False),
         tests=chosen.tests,
         substrate=chosen.substrate,
-        growth="demo-quick" if chosen.rehearse else gpu.Options.growth,
+        growth=str(rehearsal.GROWTH) if chosen.rehearse else gpu.Options.growth,
     )
     try:
         result = gpu.run_gpu(chosen.out, options)
