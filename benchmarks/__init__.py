@@ -10,3 +10,7 @@
 
 An operation takes part through one file in `benchmarks/cases/` (see `benchmarks.case.Family`).
 """
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]

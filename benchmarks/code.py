@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from benchmarks import ROOT
 from benchmarks.case import Family
-from benchmarks.machine import ROOT
 from fastgrow.kernels.source import text_of
 
 # Where the packages of a working copy lie.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks import show
 from benchmarks.case import DTYPES, PASSES, Case, parse_shape, select
@@ -20,29 +21,28 @@ from fastgrow.errors import ConfigError, FastgrowError
 
 QUICK_SECONDS = 60.0
 NO_BUDGET = 24 * 3600.0
+Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int:
     """Run one command; an error is one line on standard error and a non-zero status."""
     try:
-        if arguments and arguments[0] == "gpu":
-            return _gpu(arguments[1:], program)
-        if arguments and arguments[0] == "ship":
-            return _ship(arguments[1:], program)
-        if arguments and arguments[0] == "experts":
-            return _experts(arguments[1:], program)
-        if arguments and arguments[0] == "overhead":
-            return _overhead(arguments[1:], program)
-        if arguments and arguments[0] == "growth":
-            # Growing needs what training needs, which a plain CUDA image may lack.
-            from benchmarks.growth.command import growth
-
-            return growth(arguments[1:], program)
-        if arguments and arguments[0] == "report":
-            return _report(arguments[1:], program)
-        return _measure(arguments, program)
+        if not arguments or arguments[0].startswith("-"):
+            return _measure(arguments, program)
+        command = COMMANDS.get(arguments[0])
+        if command is None:
+            raise ConfigError(
+                f"{arguments[0]!r} is no command; there are {', '.join(COMMANDS)}, "
+                "and without one operations are measured"
+            )
+        return command(arguments[1:], program)
     except FastgrowError as error:
         print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{program}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: stopped", file=sys.stderr)
@@ -129,7 +129,7 @@ def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
 
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
-    from benchmarks import gpu
+    from benchmarks import gpu, rehearsal
     from benchmarks.ship import TABLE
     from benchmarks.stages import STAGES, WHOLE
 
@@ -161,14 +161,18 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
         against=kinds(chosen.against, quick=False),
         tests=chosen.tests,
         substrate=chosen.substrate,
-        growth="demo-quick" if chosen.rehearse else gpu.Options.growth,
+        growth=str(rehearsal.GROWTH) if chosen.rehearse else gpu.Options.growth,
     )
-    result = gpu.run_gpu(chosen.out, options)
+    try:
+        result = gpu.run_gpu(chosen.out, options)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped; what was found is in {chosen.out}", file=sys.stderr)
+        return 130
     print(show.overview_table(result.rows))
     print(f"ceilings: {show.ceilings_text(result.ceilings)}")
     print("\n".join([show.environment_text(result), *result.notes]))
     write(result, chosen.out)
-    if (chosen.out / TABLE).exists():
+    if (chosen.out / TABLE).exists() and not chosen.rehearse:
         print(f"{chosen.out / TABLE}: `{program} ship {chosen.out}` puts it where launches look")
     return 1 if _is_wrong(result) else 0
 
@@ -215,7 +219,7 @@ def _overhead(arguments: Sequence[str], program: str) -> int:
         description="Host time of every operation's call, split into its parts, without a GPU.",
     )
     parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
-    parser.add_argument("--sweeps", type=int, default=SWEEPS, help="over all calls, 4 s each")
+    parser.add_argument("--sweeps", type=_count, default=SWEEPS, help="over all calls, 4 s each")
     options = parser.parse_args(arguments)
     command = " ".join([program, "overhead", *_without_out(arguments)])
     machine = find_machine("cpu")
@@ -239,9 +243,11 @@ def _is_wrong(result: Result) -> bool:
 def _ship(arguments: Sequence[str], program: str) -> int:
     from benchmarks.ship import ship
 
-    parser = argparse.ArgumentParser(f"{program} ship", description=ship.__doc__)
+    parser = argparse.ArgumentParser(
+        f"{program} ship", description=str(ship.__doc__).partition("\n")[0]
+    )
     parser.add_argument(
-        "results", type=Path, metavar="RESULTS", help="with results.json and tuning.json"
+        "results", type=Path, metavar="RESULTS", help="a folder with results.json and tuning.json"
     )
     print(f"{ship(parser.parse_args(arguments).results)}: serves launches on this kind of GPU now")
     return 0
@@ -254,6 +260,23 @@ def _report(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("files", type=Path, nargs="+", metavar="RESULTS.json")
     print(report(parser.parse_args(arguments).files), end="")
     return 0
+
+
+def _growth(arguments: Sequence[str], program: str) -> int:
+    # Growing needs what training needs, which a plain CUDA image may lack.
+    from benchmarks.growth.command import growth
+
+    return growth(arguments, program)
+
+
+COMMANDS = {
+    "gpu": _gpu,
+    "ship": _ship,
+    "experts": _experts,
+    "overhead": _overhead,
+    "growth": _growth,
+    "report": _report,
+}
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -278,7 +301,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
     add("--quick", action="store_true", help=f"a shape of each, in {QUICK_SECONDS:.0f} seconds")
     add("--seconds", type=_positive, default=2.0, help="of timing for each case")
-    add("--rounds", type=int, default=5, help="timed at least, however long they take")
+    add("--rounds", type=_count, default=5, help="timed at least, however long they take")
     add("--budget", type=_positive, help="seconds for the whole run")
     add("--out", type=Path, help="folder for results.json, results.csv and results.png")
     add("--list", action="store_true", help="print the cases and stop")
@@ -286,9 +309,20 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    return _above_0(text, float, "a number")
+
+
+def _count(text: str) -> int:
+    return _above_0(text, int, "a whole number")
+
+
+def _above_0(text: str, kind: Callable[[str], Number], expected: str) -> Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = kind("0")
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+        raise argparse.ArgumentTypeError(f"expected {expected} above 0, got {text}")
     return value
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT
-from benchmarks.processes import told
+from benchmarks import ROOT
+from benchmarks.processes import bound, told
 
 TESTS = ROOT / "tests"
 MARK = "mark.gpu"
@@ -84,6 +84,8 @@ def run_gpu_tests(
                 # What it wrote since it was last asked.
                 shard.read(on_outcome)
                 shard.print_log_where_red()
+    if only and not leave_out and not any(shard.is_running or shard.collected for shard in shards):
+        return f"skipped: no test has {only!r} in its name"
     left = sum(shard.left() for shard in shards)
     if any(shard.is_running for shard in shards):
         return f"unfinished after {seconds:.0f} s" + (f", {left} tests are left" if left else "")
@@ -106,7 +108,8 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     # The project's options name plugins that a plain image lacks.
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.shard"]
-    chosen = ["-m", mark, "-k", only, "--continue-on-collection-errors", "--tb=short"]
+    # As one word: pytest takes what follows an option that it does not know yet for a path.
+    chosen = ["-m", mark, f"--only={only}", "--continue-on-collection-errors", "--tb=short"]
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "pytest", *options, *chosen),
@@ -117,6 +120,7 @@ def _start(
         # What failed is read in the log.
         stdout=outcomes.with_suffix(".log").open("ab"),
         stderr=subprocess.STDOUT,
+        **bound(),
     )
 
 

@@ -27,21 +27,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import code, rehearsal, show, tuning
+from benchmarks import ROOT, code, rehearsal, show, tuning
 from benchmarks.case import Case, Family, shape_text
 from benchmarks.cases import FAMILIES
 from benchmarks.contenders import COMPILE_MODES
 from benchmarks.device_tests import ALL, RED, SMOKE, TESTS, run_gpu_tests
 from benchmarks.gpu_result import result_of, table_from
-from benchmarks.machine import ROOT, find_machine, output
+from benchmarks.machine import find_machine, output
 from benchmarks.measure import SKIPPED
 from benchmarks.processes import Workers
-from benchmarks.record import Line, Record, key_of
+from benchmarks.record import Line, Record, key_of, open_alone
 from benchmarks.results import Ceilings, Result, Row, row_of, save
 from benchmarks.ship import TABLE
 from benchmarks.stages import (
@@ -55,6 +56,7 @@ from benchmarks.stages import (
 from benchmarks.warming import Warming
 from benchmarks.worker import cell_of, mark
 from fastgrow import _files, _native
+from fastgrow.errors import ConfigError
 
 RECORD = "record.jsonl"
 AGAINST = ("implementation", "eager", "compile", "library")
@@ -65,6 +67,7 @@ GRACE, AT_THE_END = 10.0, 8.0
 # its kernels are compiled for the first time.
 GRACE_OF_A_CASE = 25.0
 BUILD_SECONDS = 120.0
+NO_TIME = "not run: no time was left"
 
 
 @dataclass(frozen=True)
@@ -100,15 +103,22 @@ def run_gpu(out: Path, options: Options) -> Result:
     """Run the stages asked for, within the minutes given, and return all that is known.
 
     Raises:
-        ConfigError: there is no GPU, and this is no rehearsal.
+        ConfigError: there is no GPU, and this is no rehearsal; `out` is no folder, or another run
+            writes there; there is no such substrate; no case is called so; the minutes are too few
+            to begin.
+        OSError: the disk is full, …; its `filename` says where.
     """
     if not options.rehearse and not torch.cuda.is_available():
         find_machine("cuda")
+    if options.substrate is not None and not options.substrate.is_dir():
+        raise ConfigError(f"--substrate: there is no folder {options.substrate}")
     end = time.monotonic() + 60 * options.minutes - AT_THE_END
-    built = "" if options.rehearse else _build_extension()
-    # A process that starts before the extension is there would be without it.
-    with Workers() as workers:
-        run = _Run(out, options, end, workers)
+    with contextlib.ExitStack() as stack:
+        record = stack.enter_context(open_alone(out / RECORD))
+        built = "" if options.rehearse else _build_extension()
+        # A process that starts before the extension is there would be without it.
+        workers = stack.enter_context(Workers())
+        run = _Run(record, options, end, workers)
         run.setup(built)
         with run.warming():
             for stage in ("smoke", "headline", "tests", "tuning", "rest"):
@@ -120,9 +130,9 @@ def run_gpu(out: Path, options: Options) -> Result:
 class _Run:
     """One call: its record, what it is about, and the time it has."""
 
-    def __init__(self, out: Path, options: Options, end: float, workers: Workers) -> None:
-        self.out, self.options, self.end, self.workers = out, options, end, workers
-        self.record = Record(out / RECORD)
+    def __init__(self, record: Record, options: Options, end: float, workers: Workers) -> None:
+        self.record, self.options, self.end, self.workers = record, options, end, workers
+        self.out = record.path.parent
         self.key = ""
         self.ready: Path | None = None
         # Cases of this call.
@@ -138,6 +148,9 @@ class _Run:
         others = other_cases(options.families, device, grid, dtype, headline)
         self.headline_cases = [case for case in headline if options.only in case.name]
         self.other_cases = [case for case in others if options.only in case.name]
+        cases = [*self.headline_cases, *self.other_cases]
+        if options.only and not cases and not {"smoke", "tests"} & {*options.stages}:
+            raise ConfigError(f"--only: no case has {options.only!r} in its name")
 
     # Time.
 
@@ -155,11 +168,19 @@ class _Run:
 
         def on_answer(answer: Line) -> None:
             self.key = key_of(answer["environment"])
+            before = self.record.last("machine")
+            if before is None or before["key"] != self.key:
+                self._set_aside("results.json", TABLE)
             self.record.add({"kind": "machine", "key": self.key, **answer})
 
+        for name in ("results.json", "results.csv", TABLE):
+            _files.remove_leftovers(self.out / name)
         ended = self.workers.run(self._work("machine"), self.left(), on_answer)
         if not self.key:
-            raise RuntimeError(f"the machine could not be looked at: {ended}")
+            raise ConfigError(
+                f"the machine could not be looked at: {ended or 'it said nothing'}; a call has "
+                f"--minutes {self.options.minutes:g}, of which {AT_THE_END:.0f} s are for its end"
+            )
         self.note("extension", built)
         self.note("setup", ended)
         self.write()
@@ -186,6 +207,15 @@ class _Run:
 
     # What they are made of.
 
+    def _set_aside(self, *names: str) -> None:
+        """Keep files that this record or this machine has not made under names that are free."""
+        for path in (self.out / name for name in names):
+            if path.exists():
+                others = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(1))
+                other = next(other for other in others if not other.exists())
+                path.rename(other)
+                print(f"{path} was not of this machine's record; it is {other.name} now")
+
     def warming(self) -> contextlib.AbstractContextManager[object]:
         """Compiles what the speeds will want, from now on and beside everything else."""
         cases: list[Case] = []
@@ -208,7 +238,8 @@ class _Run:
         again = self.options.again
         known = {line["test"]: line["outcome"] for line in self._lines_of("test")}
         note = next((n for n in self._lines_of("note") if n["about"] == stage), None)
-        if note and not note["text"] and not again and not {*RED} & {*known.values()}:
+        was_complete = note is not None and not note["text"]
+        if was_complete and not again and not {*RED} & {*known.values()}:
             print(f"{stage}: done before", flush=True)
             return
         limit = self.limit(stage)
@@ -228,6 +259,10 @@ class _Run:
             leave_out=[] if again else done,
             on_outcome=on_outcome,
         )
+        if self.options.only:
+            # What a part of them came to says nothing of the others.
+            print(f"{stage}: {state or 'done, of those chosen'}", flush=True)
+            state = "" if was_complete else "unfinished: only a part of them was asked"
         self.note(stage, state)
         self.write()
 
@@ -355,7 +390,7 @@ class _Run:
             self.note(stage, "skipped: triton is not installed")
             return
         if seconds < 1:
-            self.note(stage, "not run: no time was left")
+            self.note(stage, NO_TIME)
             return
         known: dict[str, dict[str, Any]] = {}
         for line in [] if self.options.again else self._lines_of("entry"):
@@ -383,7 +418,10 @@ class _Run:
     def _grow(self, seconds: float) -> None:
         # One that failed or was killed is asked again, as tests are.
         known = [line for line in self._lines_of("growth") if line["found"]["state"] == "passed"]
-        if (known and not self.options.again) or self.options.only or seconds < 1:
+        if (known and not self.options.again) or self.options.only:
+            return
+        if seconds < 1:
+            self.note("growth", NO_TIME)
             return
 
         def on_answer(answer: Line) -> None:

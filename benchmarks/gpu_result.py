@@ -48,6 +48,10 @@ def result_of(record: Record, key: str, digests: Mapping[str, str], of_everythin
             of_other_code += 1
     if of_other_code:
         notes.append(f"{of_other_code} cases in the record are of other code and not used")
+    if record.unused:
+        notes.append(
+            f"{record.unused} lines of the record are damaged or of another version and not used"
+        )
     texts = {n["about"]: n["text"] for n in _current(record, "note", key, of_everything)}
     tests = _tests(record, key, of_everything, texts)
     notes += _notes_on(tests)

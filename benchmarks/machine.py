@@ -10,19 +10,18 @@ import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import fastgrow
+from benchmarks import ROOT
 from benchmarks.clock import Clock, CpuClock, CudaClock
 from benchmarks.results import Ceilings
 from benchmarks.summary import quantile
 from fastgrow._cpu import cpu_model
 from fastgrow.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 CEILING_RUNS = 15

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import shutil
 import signal
@@ -28,8 +27,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import ROOT
-from benchmarks.processes import die_with_parent
+from benchmarks import ROOT
+from benchmarks.processes import bound, die_with_parent
 
 STOPPED = 130  # status of a command that Ctrl-C ended
 STOP_SECONDS = 60.0  # for the running step, the checkpoint and the process's end
@@ -68,7 +67,7 @@ def run_nine_layers(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        result: dict[str, Any] = {"config": config, "device": device}
+        result: dict[str, Any] = {"config": Path(config).stem, "device": device}
         result |= _prepare(work, config, substrate)
         halves: list[dict[str, Any]] = []
         result["halves"] = halves
@@ -137,15 +136,15 @@ def _half(
 ) -> dict[str, Any]:
     done = len(_rows(work))
     record, log = work / f"record-{len(before)}.json", work / f"log-{len(before)}.txt"
-    environment = dict(os.environ)
+    bonds = bound()
     if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+        bonds["env"]["CUDA_VISIBLE_DEVICES"] = ""
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.nine_layers", str(work / "config.yaml"),
              str(work / "run"), str(record)],
-            cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
+            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, **bonds,
         )  # fmt: skip
         try:
             first_step = _wait(process, work, done, seconds, steps)

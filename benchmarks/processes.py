@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.machine import ROOT
+from benchmarks import ROOT
 
 Work = dict[str, Any]
 Answer = dict[str, Any]
 DEVICE_LOST = 70  # exit status
 WORKER = ("-m", "benchmarks.worker")
+PARENT = "BENCHMARKS_PARENT"
 
 
 class Workers:
@@ -77,6 +79,7 @@ def start_worker() -> subprocess.Popen[bytes]:
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        **bound(),
     )
 
 
@@ -116,8 +119,19 @@ def _parsed(line: bytes) -> Answer | None:
     return answer if isinstance(answer, dict) else None
 
 
+def bound() -> dict[str, Any]:
+    """How to start a process that calls `die_with_parent`.
+
+    In a group of its own it is not told of Ctrl-C: the process that started it is, and ends it.
+    """
+    return {"env": os.environ | {PARENT: str(os.getpid())}, "process_group": 0}
+
+
 def die_with_parent() -> None:
     """Ask Linux to kill this process when the one that started it is gone, however it went."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        # It may have gone while this one was importing torch, which takes seconds.
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            os._exit(1)

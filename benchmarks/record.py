@@ -1,25 +1,30 @@
 """What a run has found so far, one line of JSON each, on disk as soon as it is found.
 
     {"kind": "machine", "key": …, "environment": …, "ceilings": …}
-    {"kind": "cell", "key": …, "code": …, "table": …, "rows": […]}
+    {"kind": "cell", "key": …, "code": …, "cell": …, "launch": …, "rows": […]}
     {"kind": "test", "key": …, "code": …, "test": "tests/…::test_it", "outcome": "passed"}
     {"kind": "entry", "key": …, "kernel": "attention_forward", "bucket": …, "entry": …}
     {"kind": "note", "key": …, "about": "tuning", "text": …}
     {"kind": "growth", "key": …, "code": …, "found": …}
 
-A line that was cut off by a kill is dropped when the file is read, and overwritten by the next. Of
-several lines about one thing the last one counts. `key` names the machine and `code` the code
-(`benchmarks.code`) that a line is about: lines of another machine or other code stay in the file
-and are not used.
+Of several lines about one thing the last one counts. `key` names the machine and `code` the code
+(`benchmarks.code`) that a line is about. Lines of another machine, of other code or of another
+version of this format stay in the file and are not used. What a kill has left of a line is
+overwritten by the next one.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from benchmarks.results import row_of
+from fastgrow.errors import ConfigError
 
 Line = dict[str, Any]
 # What has to be the same for a number to be comparable.
@@ -33,6 +38,15 @@ IDENTITY = {
     "note": ("about",),
     "growth": (),
 }
+# What else is read of a line.
+CONTENT: dict[str, dict[str, type]] = {
+    "machine": {"environment": dict, "ceilings": dict},
+    "cell": {"code": str, "launch": dict, "rows": list},
+    "test": {"code": str, "outcome": str},
+    "entry": {"entry": dict},
+    "note": {"code": str, "text": str},
+    "growth": {"code": str, "found": dict},
+}
 
 
 def key_of(environment: dict[str, Any]) -> str:
@@ -41,19 +55,45 @@ def key_of(environment: dict[str, Any]) -> str:
 
 
 class Record:
-    """The lines of one file, read when it is opened and added to from then on."""
+    """The lines of one file, read when it is opened and added to from then on.
+
+    Attributes:
+        unused: how many lines are damaged or of another version.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = _read(path)
+        content = path.read_bytes() if path.exists() else b""
+        end = content.rfind(b"\n") + 1
+        # Where the next line begins, if not at the end of the file.
+        self._next: int | None = None
+        if content[end:] and _parsed(content[end:]) is None:
+            self._next, content = end, content[:end]
+        # An editor, or a copy through a terminal, may have left out the last line's end.
+        self._before = b"" if content[-1:] in (b"", b"\n") else b"\n"
+        read = [_parsed(line) for line in content.split(b"\n") if line.strip()]
+        self._lines = [line for line in read if line is not None]
+        self.unused = len(read) - len(self._lines)
 
     def add(self, line: Line) -> None:
-        """Write a line; it is on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write a line; it is on disk when this returns.
+
+        Raises:
+            OSError: the disk is full, …; its `filename` is the record's.
+        """
+        try:
+            with self.path.open("ab") as file:
+                if self._next is not None:
+                    file.truncate(self._next)
+                # A full disk leaves a part of the line.
+                self._next = file.seek(0, os.SEEK_END)
+                file.write(self._before + json.dumps(line).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._next, self._before = None, b""
         self._lines.append(line)
 
     def of(self, kind: str, key: str) -> list[Line]:
@@ -71,23 +111,48 @@ class Record:
         return next((line for line in reversed(self._lines) if line.get("kind") == kind), None)
 
 
-def _read(path: Path) -> list[Line]:
-    """The whole lines of a file; what a kill left of another is cut off it."""
+@contextmanager
+def open_alone(path: Path) -> Iterator[Record]:
+    """The record, for as long as no other run writes to it.
+
+    Two at once would each write results without what the other has found.
+
+    Raises:
+        ConfigError: another run does, or there can be no such folder.
+    """
+    import fcntl
+
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    return list(_parsed(whole.decode("utf-8", errors="replace").splitlines()))
-
-
-def _parsed(lines: Iterable[str]) -> Iterable[Line]:
-    for line in lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{path.parent}: expected a folder, or a name that is free") from None
+    with path.open("ab") as file:
         try:
-            tree = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(tree, dict) and tree.get("kind") in IDENTITY:
-            yield tree
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{path.parent}: another run is writing there; wait for its end, "
+                "or choose another folder"
+            ) from None
+        except OSError as error:
+            # Some network disks know no locks.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield Record(path)
+
+
+def _parsed(text: bytes) -> Line | None:
+    """What a line says; None for one that is damaged or of another version."""
+    try:
+        line = json.loads(text)
+        content = CONTENT[line["kind"]]
+        names = ("key", *IDENTITY[line["kind"]])
+        if not all(isinstance(line[name], str) for name in names):
+            return None
+        if not all(isinstance(line[name], kind) for name, kind in content.items()):
+            return None
+        for row in line["rows"] if line["kind"] == "cell" else ():
+            row_of(row)
+    except (ValueError, TypeError, KeyError):
+        return None
+    return dict(line)

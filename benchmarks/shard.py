@@ -25,6 +25,7 @@ from benchmarks.processes import DEVICE_LOST, die_with_parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shard", default="0/1", help="INDEX/COUNT of the tests to run")
     parser.addoption("--outcomes", type=Path, help="file of one JSON object a line")
+    parser.addoption("--only", default="", help="a part of the names of tests to be run")
     parser.addoption("--leave-out", type=Path, help="file of tests, one a line, not to be run")
 
 
@@ -39,7 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out, outcomes = config.option.leave_out, config.option.outcomes
     names = set(left_out.read_text(encoding="utf-8").splitlines()) if left_out else set()
     index, count = map(int, config.option.shard.split("/"))
-    mine = mixed([item for item in items if item.nodeid not in names])[index::count]
+    chosen = [i for i in items if i.nodeid not in names and config.option.only in i.nodeid]
+    mine = mixed(chosen)[index::count]
     begun = {line["started"] for line in read_lines(outcomes) if "started" in line}
     items[:] = [item for item in mine if item.nodeid not in begun]
 

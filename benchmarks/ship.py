@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks import rehearsal
 from benchmarks.results import load
 from fastgrow import _files
 from fastgrow.errors import CheckpointError, ConfigError
@@ -26,8 +27,11 @@ def ship(results: Path, folder: Path | None = None) -> Path:
 
     Raises:
         CheckpointError: there is no table or no results, or they cannot be read.
-        ConfigError: tests failed on the device in that run, or nothing was tuned.
+        ConfigError: tests failed on the device in that run, nothing was tuned, or it was a
+            rehearsal.
     """
+    if not results.is_dir():
+        raise CheckpointError(f"{results}: expected a folder with results.json and {TABLE}")
     source = results / TABLE
     tree = _files.read_json(source)
     try:
@@ -35,6 +39,8 @@ def ship(results: Path, folder: Path | None = None) -> Path:
         gpu = str(tree["device"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{source} is no tuning table: {error}") from error
+    if gpu == rehearsal.DEVICE:
+        raise ConfigError(f"{source} is not shipped: it is of a rehearsal, not of a GPU")
     red = [n for n in load(results / "results.json").notes if n.startswith(f"{TESTED}failed")]
     if red:
         raise ConfigError(f"{source} is not shipped: {red[0]}")

@@ -12,6 +12,12 @@ fails: the process then ends at once, and the next one has a device again.
 
 from __future__ import annotations
 
+from benchmarks.processes import DEVICE_LOST, Work, die_with_parent
+
+if __name__ == "__main__":
+    # What is imported below takes seconds, in which the one that started it may be killed.
+    die_with_parent()
+
 import dataclasses
 import hashlib
 import json
@@ -34,7 +40,6 @@ from benchmarks.correctness import random_gradients
 from benchmarks.interleave import step_of
 from benchmarks.machine import Machine, find_machine
 from benchmarks.measure import Budget, DeviceLost, Settings, is_lost, run_once
-from benchmarks.processes import DEVICE_LOST, Work, die_with_parent
 from benchmarks.rehearsal import stand_in
 from benchmarks.results import Row
 from benchmarks.suite import run_cases
@@ -48,7 +53,6 @@ OWN = ("ours", "implementation")  # roles
 
 
 def main() -> int:
-    die_with_parent()
     if torch.cuda.is_available():
         # Before there is work, so that it costs the work no time: the context, and the driver's
         # tool, which takes up to seconds.

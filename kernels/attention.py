@@ -45,8 +45,8 @@ _TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is Non
 _THREE_PROGRAMS = {"maxnreg": 168}
 
 
-def forward_tiles(dim: int, dtype: torch.dtype) -> Tiles:
-    """Tiles of the forward pass, by head dimension."""
+def forward_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Tiles:
+    """Tiles of the forward pass, by head dimension and compute capability (90 for 9.0)."""
     if INTERPRETED:
         return Tiles(64, 64, 4, 1)
     if dtype == torch.float32:
@@ -58,7 +58,8 @@ def forward_tiles(dim: int, dtype: torch.dtype) -> Tiles:
         # Masks of features and of keys together need the registers of half of the keys.
         return Tiles(64, 128 if dim == block_of(dim) else 64, 4, 3)
     if dim <= 64:
-        return Tiles(128, 64, 4, 3)
+        # Without Hopper's matrix units the operands lie in registers, which 64 keys do not leave.
+        return Tiles(128, 64 if capability >= 90 else 32, 4, 3)
     return Tiles(128, 64, 8, 3) if dim <= 128 else Tiles(64, 32, 8, 2)
 
 
@@ -69,7 +70,7 @@ def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         if dim <= 32:
             return Tiles(32, 32, 4, 2)
-        return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
+        return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 2)
     if dim <= 64:
         return Tiles(64, 64, 4, 3)
     return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
@@ -90,10 +91,11 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
-OWN_RULES: dict[str, Callable[[int, torch.dtype], Tiles]] = {
+# By head dimension, dtype and compute capability.
+OWN_RULES: dict[str, Callable[[int, torch.dtype, int], Tiles]] = {
     "attention_forward": forward_tiles,
-    "attention_d_query": d_query_tiles,
-    "attention_d_key": d_key_tiles,
+    "attention_d_query": lambda dim, dtype, _: d_query_tiles(dim, dtype),
+    "attention_d_key": lambda dim, dtype, _: d_key_tiles(dim, dtype),
 }
 
 
@@ -105,7 +107,7 @@ def _tiles(
     found = None
     if length is not None:
         found = measured(kernel, bucket(dtype, dim, length), device, Tiles)
-    return found or OWN_RULES[kernel](dim, dtype)
+    return found or OWN_RULES[kernel](dim, dtype, capability_of(device))
 
 
 def _length(keys: int, rules: Rules) -> int | None:

@@ -15,11 +15,10 @@ from collections.abc import Callable
 import torch
 
 from fastgrow.kernels.attention import (
+    OWN_RULES,
     Rope,
     Rules,
     backward,
-    d_key_tiles,
-    d_query_tiles,
     forward,
     forward_tiles,
 )
@@ -30,11 +29,6 @@ from fastgrow.kernels.tunable import Tunable, with_stages
 TOKENS = 16384  # of a launch, in sequences of the bucket's length
 WIDTH = 1024  # of all heads together
 
-DEFAULTS = {
-    "attention_forward": forward_tiles,
-    "attention_d_query": d_query_tiles,
-    "attention_d_key": d_key_tiles,
-}
 # Head dimension 32, which is the models' that grow and which vendors' kernels serve least, and 128,
 # which is most others', come first; by dtype.
 RANKS = {torch.bfloat16: {32: 0, 64: 1, 128: 0}, torch.float16: {32: 3, 64: 3, 128: 3}}
@@ -165,17 +159,17 @@ def _tiles(
     return Tunable(
         kernel=kernel,
         bucket=bucket(dtype, dim, length),
-        default=DEFAULTS[kernel](dim, dtype),
+        default=OWN_RULES[kernel](dim, dtype, capability),
         others=(FULL if dtype == torch.float32 else HALF)[which],
         function=kernel.removeprefix("attention_") + "_kernel",
-        prepare=functools.partial(_train, kernel, dim, dtype, length),
+        prepare=functools.partial(_train, kernel, dim, dtype, length, capability),
         capability=capability,
         rank=RANKS.get(dtype, {}).get(dim, LAST),
     )
 
 
 def _train(
-    kernel: str, dim: int, dtype: torch.dtype, length: int, device: str
+    kernel: str, dim: int, dtype: torch.dtype, length: int, capability: int, device: str
 ) -> Callable[[Tiles], object]:
     """Attention with rotary positions, causal, on random tensors."""
     shape = (TOKENS // length, WIDTH // dim, length, dim)
@@ -185,7 +179,8 @@ def _train(
     if kernel == "attention_forward":
         return lambda tiles: forward(q, k, v, *setting, with_lse=True, tiles=tiles)
     # By the rule, not by a table: so that what is compiled ahead is what is launched.
-    out, lse = forward(q, k, v, *setting, with_lse=True, tiles=forward_tiles(dim, dtype))
+    tiles = forward_tiles(dim, dtype, capability)
+    out, lse = forward(q, k, v, *setting, with_lse=True, tiles=tiles)
     assert lse is not None
     for_query = kernel == "attention_d_query"
     return lambda tiles: backward(

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import measure, worker
+from benchmarks import measure, processes, worker
 from benchmarks.case import Family, Inputs, Output, Shape
 from fastgrow.ops import _dispatch
 
@@ -66,5 +66,6 @@ FAMILIES = [
 ]
 
 if __name__ == "__main__":
+    processes.die_with_parent()
     worker.families = lambda names: [f for f in FAMILIES if f.name in names]
     sys.exit(worker.main())

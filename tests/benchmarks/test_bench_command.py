@@ -134,3 +134,23 @@ def test_fastgrow_bench_says_what_to_do_without_the_suite(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "python -m benchmarks" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gpo"], "'gpo' is no command; there are gpu, ship, "),
+        (["report", "."], ".: expected a file, got a folder"),
+        (["overhead", "--sweeps", "0"], "expected a whole number above 0, got 0"),
+        (["--rounds", "1.5"], "expected a whole number above 0, got 1.5"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = command.main(arguments)
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    assert status in (1, 2)
+    assert said in capsys.readouterr().err.splitlines()[-1]

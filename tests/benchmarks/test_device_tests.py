@@ -83,6 +83,12 @@ def test_what_is_known_or_not_chosen_is_left_out(
     known = [name for name in names if "[1]" not in name]
     assert run_gpu_tests(10_000, tests, only="many", leave_out=known, on_outcome=again) == ""
     assert again.all == [("test_many[1]", "passed", "")]
+    # No expression, as pytest's own option would take it.
+    assert run_gpu_tests(10_000, tests, only="many[3", on_outcome=again) == ""
+    assert again.all[1:] == [("test_many[3]", "passed", "")]
+    assert (
+        run_gpu_tests(10_000, tests, only="N=3 of") == "skipped: no test has 'N=3 of' in its name"
+    )
 
 
 def test_what_is_running_when_the_time_is_over_is_killed(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,135 @@ def test_a_row_measured_before_its_kernel_was_tuned_is_measured_again(tmp_path: 
     table = json.loads((tmp_path / TABLE).read_text())
     assert table["entries"] == {"attention_forward": {bucket: entry}}
     assert (table["device"], table["capability"]) == (rehearsal.DEVICE, 90)
+
+
+# A second call, a user's mistakes, and what a user had.
+
+
+def test_what_is_chosen_of_the_tests_is_not_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run_gpu_tests(*args: Any, only: str, on_outcome: Any, **kwargs: Any) -> str:
+        asked.append(only)
+        on_outcome("tests/test_it.py::test_a", "passed", "")
+        return "" if only != "nowhere" else "skipped: no test has 'nowhere' in its name"
+
+    monkeypatch.setattr(gpu, "run_gpu_tests", run_gpu_tests)
+
+    def told(**options: Any) -> list[str]:
+        result = run(tmp_path, "sound", stages=("tests",), **options)
+        return [note for note in result.notes if note.startswith("tests on the device: ")]
+
+    part = ["tests on the device: unfinished: only a part of them was asked, 1 passed"]
+    whole = ["tests on the device: passed, 1 passed"]
+    assert told(only="test_a", again=True) == part
+    assert told() == whole
+    assert asked == ["test_a", ""]
+    # Those chosen are asked again; what was said of all of them stands.
+    assert told(only="nowhere", again=True) == told() == whole
+    assert asked == ["test_a", "", "nowhere"]
+
+
+def test_files_of_something_else_are_kept(tmp_path: Path) -> None:
+    for name in ("results.json", TABLE, "results-1.json"):
+        (tmp_path / name).write_text(f"my {name}")
+    (tmp_path / ".results.json.abcdefgh.tmp").write_text("half of a fi")
+    run(tmp_path, "sound", only="N=128")
+    run(tmp_path, "sound", only="N=128")
+    assert load(tmp_path / "results.json").rows
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "record.jsonl", "results-1.json", "results-2.json", "results.csv", "results.json",
+        "tuning-1.json",
+    ]  # fmt: skip
+    kept = [
+        (tmp_path / f"{name}.json").read_text() for name in ("results-1", "results-2", "tuning-1")
+    ]
+    assert kept == ["my results-1.json", "my results.json", f"my {TABLE}"]
+
+
+def test_a_rehearsal_does_not_replace_a_gpus_results(tmp_path: Path) -> None:
+    environment = {"device": "Fake GPU 9000", "capability": "9.0", "driver": "1", "torch": "2"}
+    Record(tmp_path / gpu.RECORD).add(
+        {"kind": "machine", "key": "Fake GPU", "environment": environment, "ceilings": {}}
+    )
+    (tmp_path / "results.json").write_text("of the GPU")
+    run(tmp_path, "sound", only="N=128")
+    assert (tmp_path / "results-1.json").read_text() == "of the GPU"
+
+
+def test_a_record_of_another_version_ends_no_run(tmp_path: Path) -> None:
+    result = run(tmp_path, "sound")
+    content = (tmp_path / gpu.RECORD).read_text()
+    (tmp_path / gpu.RECORD).write_text(content.replace('"withheld"', '"held_back"'))
+    again = run(tmp_path, "sound")
+    assert ours(again) == ours(result)
+    note = "3 lines of the record are damaged or of another version and not used"
+    assert note in again.notes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--minutes", "0.001"], "a call has --minutes 0.001, of which 8 s are for its end"),
+        (["--minutes", "some"], "expected a number above 0, got some"),
+        (["--substrate", "/nowhere"], "--substrate: there is no folder /nowhere"),
+        (["--stage", "headline", "--only", "naught"], "no case has 'naught' in its name"),
+        (["--out", __file__], "expected a folder"),
+        (["--out", f"{__file__}/out"], "test_gpu_command.py/out: Not a directory"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OutOfTime(InThisProcess):
+        def run(self, work: Any, limit: float, on_answer: Any) -> str:
+            return f"cut short after {limit:.0f} s"
+
+    monkeypatch.setattr(gpu, "Workers", OutOfTime)
+    try:
+        status = main(["gpu", "--rehearse", "--out", str(tmp_path), *options])
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    assert status in (1, 2)
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_interrupted_run_says_where_its_results_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> Result:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "run_gpu", interrupted)
+    assert main(["gpu", "--rehearse", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == (
+        f"python -m benchmarks: stopped; what was found is in {tmp_path}\n"
+    )
+
+
+def test_a_worker_is_not_told_of_ctrl_c_and_ends_where_its_parent_is_gone() -> None:
+    script = (
+        "import os; from benchmarks.processes import die_with_parent; die_with_parent(); "
+        "print(os.getpgid(0) == os.getpid())"
+    )
+
+    def output_of(environment: dict[str, str]) -> str:
+        bonds = processes.bound()
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=gpu.ROOT, capture_output=True, text=True,
+            check=False, **bonds | {"env": bonds["env"] | environment},
+        )  # fmt: skip
+        return done.stdout
+
+    assert output_of({}) == "True\n"
+    if sys.platform == "linux":
+        assert output_of({processes.PARENT: "1"}) == ""
 
 
 # The tests' outcomes, and what they withhold.

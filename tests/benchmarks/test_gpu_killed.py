@@ -66,8 +66,10 @@ def test_killed_twenty_times_it_breaks_no_file_and_goes_on(tmp_path: Path) -> No
     out, log = tmp_path / "out", tmp_path / "log"
     moments = random.Random(0)
     known: list[str] = []
+    sessions: list[str] = []
     for _ in range(KILLS):
         process = start(out, log)
+        sessions.append(str(process.pid))
         try:
             # One that is done earlier has nothing left to lose.
             process.wait(moments.uniform(0.2, LONGEST))
@@ -85,6 +87,7 @@ def test_killed_twenty_times_it_breaks_no_file_and_goes_on(tmp_path: Path) -> No
             assert len(set(after) - measured) <= 1
         known = after
     process = start(out, log)
+    sessions.append(str(process.pid))
     assert process.wait(600) == 0, log.read_text()
     whole = load(out / "results.json")
     assert {row.op for row in whole.rows} == set(OPERATIONS)
@@ -92,5 +95,6 @@ def test_killed_twenty_times_it_breaks_no_file_and_goes_on(tmp_path: Path) -> No
     assert set(read_table(out / TABLE).entries["stand_in"]) == {"a", "b", "c"}
     # Nobody is left behind.
     time.sleep(1)
-    left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True, check=False)
+    pgrep = ["pgrep", "--session", ",".join(sessions)]
+    left = subprocess.run(pgrep, capture_output=True, text=True, check=False)
     assert left.stdout == ""

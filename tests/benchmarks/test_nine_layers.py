@@ -8,25 +8,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import nine_layers
+from benchmarks import nine_layers, rehearsal
 from benchmarks.nine_layers import METRICS, run_nine_layers
 
-SMALL = """
-substrate: {characters: "abcdefghijklmnopqrstuvwxyz ", n_ngrams: 0, n_components: 16}
-model: {d_model: 32, n_head: 2, max_seq_len: 32}
-data: [{source: nowhere/there}]
-schedule: {stages: [{blocks: 1, tokens: 10_000_000}, {blocks: 1, tokens: 10_000_000}]}
-train: {batch_size: 2, eval_every: 1_000_000, eval_tokens: 64}
-out: nowhere
-"""
+SMALL = rehearsal.GROWTH.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_a_small_one_is_resumed_at_its_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL)
-    config = str(tmp_path / "small.yaml")
+    config = str(rehearsal.GROWTH)
     result = run_nine_layers(tmp_path / "out", 1200, device="cpu", config=config, steps=3)
-    assert result["state"] == "passed", result
+    assert (result["state"], result["config"]) == ("passed", "rehearsal"), result
     first, second = result["halves"]
     assert first["status"] == second["status"] == nine_layers.STOPPED
     assert first["steps"][0] == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import rehearsal
 from benchmarks.command import main
 from benchmarks.results import Ceilings, Result, save
 from benchmarks.ship import TESTED, ship
@@ -95,3 +96,15 @@ def test_not_an_empty_table(results: Path, tmp_path: Path) -> None:
     (results / "tuning.json").write_text(json.dumps({**TREE, "entries": {}}))
     with pytest.raises(ConfigError, match="is not shipped: it has no entry"):
         ship(results, tmp_path / "kernels")
+
+
+def test_not_of_a_rehearsal(results: Path, tmp_path: Path) -> None:
+    (results / "tuning.json").write_text(json.dumps(TREE | {"device": rehearsal.DEVICE}))
+    with pytest.raises(ConfigError, match="it is of a rehearsal"):
+        ship(results, tmp_path)
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def test_not_of_a_file(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected a folder with results"):
+        ship(results / "tuning.json", tmp_path)
