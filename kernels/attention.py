@@ -63,7 +63,7 @@ def forward_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Tiles:
     return Tiles(128, 64, 8, 3) if dim <= 128 else Tiles(64, 32, 8, 2)
 
 
-def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
+def d_query_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Tiles:
     """Tiles of the kernel for dq."""
     if INTERPRETED:
         return Tiles(64, 64, 4, 1)
@@ -72,11 +72,12 @@ def d_query_tiles(dim: int, dtype: torch.dtype) -> Tiles:
             return Tiles(32, 32, 4, 2)
         return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 2)
     if dim <= 64:
-        return Tiles(64, 64, 4, 3)
+        # As in the forward pass; at head dimension 32 the operands are half as large.
+        return Tiles(64, 64 if capability >= 90 or dim <= 32 else 32, 4, 3)
     return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
 
 
-def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
+def d_key_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Tiles:
     """Tiles of the kernel for dk and dv; block_m queries at a time meet block_n keys."""
     if INTERPRETED:
         return Tiles(64, 64, 4, 1)
@@ -85,7 +86,8 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
             return Tiles(32, 32, 4 if dim <= 32 else 8, 1)
         return Tiles(16, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
     if dim <= 32:
-        return Tiles(64, 64, 4, 2)
+        # Blackwell's code for four warps needs more registers than they have.
+        return Tiles(64, 64, 4 if capability < 100 else 8, 2)
     if dim <= 64:
         return Tiles(32, 64, 4, 2)
     return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
@@ -94,8 +96,8 @@ def d_key_tiles(dim: int, dtype: torch.dtype) -> Tiles:
 # By head dimension, dtype and compute capability.
 OWN_RULES: dict[str, Callable[[int, torch.dtype, int], Tiles]] = {
     "attention_forward": forward_tiles,
-    "attention_d_query": lambda dim, dtype, _: d_query_tiles(dim, dtype),
-    "attention_d_key": lambda dim, dtype, _: d_key_tiles(dim, dtype),
+    "attention_d_query": d_query_tiles,
+    "attention_d_key": d_key_tiles,
 }
 
 

@@ -29,7 +29,7 @@ from fastgrow.kernels.matmul import MatmulTiles, accumulate, tile_of
 from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit
 def low_rank_kernel(
     X, W, U, B, BIAS, Y,
     x_n, w_o, w_k, u_n, b_o, b_r, y_n,
@@ -58,7 +58,7 @@ def low_rank_kernel(
     tl.store(at, acc.to(Y.dtype.element_ty), mask=(rows < N)[:, None] & (cols < OUT)[None, :])
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit
 def narrow_kernel(
     WIDE, NARROW, PARTIAL,
     w_n, n_n, p_s, p_c, p_r,
