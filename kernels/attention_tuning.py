@@ -80,7 +80,7 @@ HALF = {
     ],
     ("attention_d_key", 128): [
         *with_stages(Tiles, [(16, 64, 8), (32, 64, 8)], (1, 2, 3)),
-        *with_stages(Tiles, [(64, 64, 8)], (2, 3)),
+        *with_stages(Tiles, [(64, 64, 8), (32, 32, 8)], (2,)),
     ],
 }
 # Products outside the matrix units: the operands live in registers.

@@ -8,6 +8,9 @@ last word the last ones are read again; whoever uses the tile leaves those place
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -104,12 +107,25 @@ def _tiles(kernel: str, dtype: torch.dtype, rows: int, device: torch.device) -> 
     return found or default_tiles(kernel, dtype, rows, capability_of(device))
 
 
+_assumed: ContextVar[int] = ContextVar("capability", default=90)
+
+
 def capability_of(device: torch.device) -> int:
     """90 for compute capability 9.0, which also stands for a GPU that is not there."""
     if device.type != "cuda":
-        return 90
+        return _assumed.get()
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+@contextlib.contextmanager
+def assumed_capability(capability: int) -> Iterator[None]:
+    """Let launches on `meta` be those of such a GPU, within a `with` and in this thread."""
+    token = _assumed.set(capability)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
 
 
 def default_tiles(kernel: str, dtype: torch.dtype, rows: int, capability: int) -> Tiles:

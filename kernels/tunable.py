@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from fastgrow.kernels.ahead import Launch, code, recorded, usage
 from fastgrow.kernels.digest import digest
+from fastgrow.kernels.linear_logits import assumed_capability
 
 C = TypeVar("C")
 
@@ -65,7 +66,8 @@ class Tunable(Generic[C]):
         launch, preparing = self._on_meta
         if configuration is None:
             return preparing
-        return recorded(functools.partial(launch, self._kind(configuration)))
+        with assumed_capability(self.capability):
+            return recorded(functools.partial(launch, self._kind(configuration)))
 
     def codes(self, configuration: dict[str, int] | None) -> list[str]:
         """The same of `launches`, by what they compile to: see `ahead.code`."""
@@ -103,7 +105,8 @@ class Tunable(Generic[C]):
     def _on_meta(self) -> tuple[Callable[[C], object], list[Launch]]:
         """`prepare` without a GPU, and what making the inputs launches."""
         made: list[Callable[[C], object]] = []
-        launches = recorded(lambda: made.append(self.prepare("meta")))
+        with assumed_capability(self.capability):
+            launches = recorded(lambda: made.append(self.prepare("meta")))
         return made[0], launches
 
 
