@@ -109,7 +109,7 @@ def product_tiles(dtype: torch.dtype, *, ragged: bool = False) -> MatmulTiles:
         return MatmulTiles(128, 128, 128, 8, 4, 1)
     if dtype == torch.float32:
         # Products outside the matrix units: the operands live in registers.
-        return MatmulTiles(64, 64, 16, 8, 8, 2)
+        return MatmulTiles(64, 64, 16, 8, 4, 2)
     if ragged:
         # Single numbers are loaded, each with an address of its own in registers.
         return MatmulTiles(64, 64, 32, 8, 4, 2)

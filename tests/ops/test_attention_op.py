@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
@@ -288,13 +289,20 @@ def test_compiles_whole_for_any_length() -> None:
     assert len(graphs) == 2
 
 
-def test_half_precision_stays_near_the_truth() -> None:
+@pytest.mark.parametrize("impl", ["eager", "vendor"])
+def test_half_precision_stays_near_the_truth(impl: str) -> None:
     (q, k, v), _ = tensors(tk=64)
     exact = ops.attention(q, k, v, impl="eager")
-    for impl in ("eager", "vendor"):
-        y = ops.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), impl=impl)
-        assert y.dtype == torch.bfloat16
-        assert (y - exact).square().mean().sqrt() < 5e-3 * exact.square().mean().sqrt() * 2
+    q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    if impl == "vendor":
+        try:
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        except RuntimeError as error:
+            # With ATEN_CPU_CAPABILITY below what the processor has, torch's own call raises.
+            pytest.skip(f"torch's scaled_dot_product_attention: {error}")
+    y = ops.attention(q, k, v, impl=impl)
+    assert y.dtype == torch.bfloat16
+    assert (y - exact).square().mean().sqrt() < 5e-3 * exact.square().mean().sqrt() * 2
 
 
 @pytest.mark.parametrize(
