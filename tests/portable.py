@@ -34,13 +34,7 @@ MODELS = (
 OPERATIONS = ("ops", "-ops/test_instruction_sets.py", "-ops/test_dispatch.py")
 SUBSTRATE = ("substrate", "report/test_glyph_neighbours.py")
 # Triton's interpreter multiplies by numpy.
-KERNELS = (
-    "kernels/test_smoke.py",
-    *(
-        f"kernels/test_interpreted.py::test_quick[test_{name}_kernels.py]"
-        for name in ("attention", "decode", "linear_lse", "lora", "mlp", "norm")
-    ),
-)
+KERNELS = ("kernels/test_smoke.py", "kernels/test_interpreted.py")
 # Prints what each library takes by itself: a name and a value a line.
 _FACTS = """
 import os

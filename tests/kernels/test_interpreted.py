@@ -1,6 +1,7 @@
-"""Runs each file of `interpreted/` under Triton's interpreter.
+"""Runs the tests of `interpreted/` under Triton's interpreter.
 
-A process either interprets kernels or compiles them, and decides when it imports Triton.
+A process either interprets kernels or compiles them, and decides when it imports Triton. The quick
+tests share one, because starting it takes as long as most files' tests do.
 """
 
 from __future__ import annotations
@@ -15,35 +16,35 @@ from pathlib import Path
 import pytest
 from skips import SKIPPED, skipped_in
 
-HERE = Path(__file__).parent
-FILES = sorted(file.name for file in (HERE / "interpreted").glob("test_*.py"))
+INTERPRETED = Path(__file__).parent / "interpreted"
+FILES = sorted(file.name for file in INTERPRETED.glob("test_*.py"))
+NO_TESTS = 5  # pytest's status where none has the marks
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 
 
-def interpret(file: str, marks: str, record_property: Callable[[str, object], None]) -> None:
+def interpret(path: Path, marks: str, record_property: Callable[[str, object], None]) -> int:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marks, "-x",
-         str(HERE / "interpreted" / file)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marks, str(path)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,
     )  # fmt: skip
-    # 5: every test of the file has the other mark.
-    assert done.returncode in (0, 5), done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode in (0, NO_TESTS), done.stdout[-6000:] + done.stderr[-2000:]
     record_property(SKIPPED, skipped_in(done.stdout))
+    return done.returncode
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_quick(file: str, record_property: Callable[[str, object], None]) -> None:
+def test_quick(record_property: Callable[[str, object], None]) -> None:
     # test_smoke.py runs the others.
-    interpret(file, "not slow and not gpu_smoke", record_property)
+    assert interpret(INTERPRETED, "not slow and not gpu_smoke", record_property) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_full(file: str, record_property: Callable[[str, object], None]) -> None:
-    interpret(file, "slow", record_property)
+    # Some files have quick tests alone.
+    interpret(INTERPRETED / file, "slow", record_property)
