@@ -59,7 +59,7 @@ contracts: build/installed
 
 # In an environment of the oldest torch and Triton, with a newer Python: both extensions, the
 # kernels' compile and interpreter tests, the builds and the operations. It works on a copy, because
-# the extension of a working copy belongs to `make setup`. Needs nvcc, 10 GB and about an hour on two
+# the extension of a working copy belongs to `make setup`. Needs nvcc, 10 GB and half an hour on two
 # cores; not part of CI.
 OLDEST_TESTS ?= tests/kernels tests/packaging tests/ops tests/interop
 oldest: .venv-oldest/.ready
