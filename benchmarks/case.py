@@ -130,8 +130,9 @@ class Family:
         required: `required(case)` names libraries that must have run on a GPU for a speed-up to
             be told, unless they refuse the case.
         work: `work(shape, itemsize, pass)`.
-        checked: the shape on which a case's correctness is checked; smaller ones keep the fp64
-            truth affordable.
+        checked: the shape on which a case's correctness is checked. A smaller one keeps the fp64
+            truth affordable; it has to run what is timed: the same implementation, with the same
+            tiles.
     """
 
     op: str

@@ -108,14 +108,18 @@ def measure(
 def _measure(
     case: Case, settings: Settings, clock: Clock, budget: Budget, reserved: float
 ) -> list[Row]:
-    sets = input_sets(case, clock, settings.input_bytes)
-    truth = truth_of(case)
+    field = contenders(case, settings.against)
     gradients: tuple[Tensor, ...] = ()
-    if case.pass_ != "forward":
-        gradients = random_gradients(lambda inputs: case.family.call(inputs, None), sets[0])
+    try:
+        sets = input_sets(case, clock, settings.input_bytes)
+        truth = truth_of(case)
+        if case.pass_ != "forward":
+            gradients = random_gradients(lambda inputs: case.family.call(inputs, None), sets[0])
+    except torch.OutOfMemoryError:
+        status = _out_of_memory(case)
+        return [_refused(case, contender, contender.absent or status) for contender in field]
     ready: dict[str, Ready] = {}
     refusals: dict[str, str] = {}
-    field = contenders(case, settings.against)
     for contender in field:
         if contender.absent:
             refusals[contender.name] = contender.absent
@@ -165,11 +169,7 @@ def _prepare(
             verdict = judge(case, contender.run, truth)
         run_once(step)
     except torch.OutOfMemoryError:
-        others = memory_of_others(torch.device(case.device))
-        if others > MANY_BYTES:
-            # Alone it may well have enough.
-            return f"{SKIPPED}: out of memory beside {others >> 30} GiB of other processes"
-        return "failed: out of memory"
+        return _out_of_memory(case)
     except FastgrowError as error:
         # Dispatch names the operation and the wish first, which the row does too.
         return f"cannot run: {_first_line(error).rpartition('which cannot run: ')[2]}"
@@ -181,6 +181,14 @@ def _prepare(
         # A baseline may fail in ways of its own; the others are still worth measuring.
         return f"failed: {type(error).__name__}: {_first_line(error)}"
     return Ready(step, verdict)
+
+
+def _out_of_memory(case: Case) -> str:
+    others = memory_of_others(torch.device(case.device))
+    if others > MANY_BYTES:
+        # Alone it may well have enough.
+        return f"{SKIPPED}: out of memory beside {others >> 30} GiB of other processes"
+    return "failed: out of memory"
 
 
 def run_once(step: Step) -> object:

@@ -51,5 +51,4 @@ FAMILY = Family(
     libraries=libraries,
     required=required,
     work=_work,
-    checked=lambda shape: {**shape, "B": min(shape["B"], 2)},
 )

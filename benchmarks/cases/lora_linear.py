@@ -62,5 +62,5 @@ FAMILY = Family(
     parameters=("a", "b"),
     libraries=lambda case: {"torch chain": _chain},
     work=_work,
-    checked=lambda shape: {**shape, "N": min(shape["N"], 256)},
+    checked=lambda shape: {**shape, "N": min(shape["N"], 4096)},
 )

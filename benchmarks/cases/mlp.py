@@ -92,7 +92,7 @@ def _family(
         parameters=parameters,
         libraries=_epilogue if activation == "gelu_tanh" else _gated if gated else _none,
         work=functools.partial(_work, 3 if gated else 2, not parameters),
-        checked=lambda shape: {**shape, "N": min(shape["N"], 256)},
+        checked=lambda shape: {**shape, "N": min(shape["N"], 8192)},
     )
 
 

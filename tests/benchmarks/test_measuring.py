@@ -135,6 +135,11 @@ def test_want_of_memory_that_others_hold_is_no_last_word(
     rows = rows_of(dataclasses.replace(family, libraries=lambda case: {"library": large}))
     expected = "skipped: out of memory beside 30 GiB of other processes"
     assert rows["library"].status == (expected if others else "failed: out of memory")
+    # The inputs or the truth of a check.
+    rows = rows_of(dataclasses.replace(family, inputs=lambda *_: large({})))
+    assert {row.status for row in rows.values()} == {
+        expected if others else "failed: out of memory"
+    }
 
 
 def test_the_ratio_is_that_of_the_medians(family: Family) -> None:

@@ -1,0 +1,129 @@
+"""What is checked on a smaller shape is what is timed: one implementation, one set of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.case import Case, Shape, select
+from benchmarks.cases import FAMILIES
+from fastgrow.ops import _dispatch, _triton
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from fastgrow.kernels import ahead, attention, linear_logits, mlp, norm
+from fastgrow.kernels.attention_arguments import bucket
+from fastgrow.kernels.attention_decode import decode_bucket
+from fastgrow.kernels.multiprocessors import assumed
+
+BF16 = torch.bfloat16
+CASES = [
+    case
+    for case in select(FAMILIES, device="cuda", grid="gpu", dtypes=["bf16"])
+    if case.family.checked(case.shape) != case.shape
+]
+
+
+class OnMeta:
+    """Stands for a generator: shapes without numbers."""
+
+    device = torch.device("meta")
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the automatic choice would take on a GPU, call by call; the formula is what runs."""
+    choices: list[str] = []
+
+    def run(operation: _dispatch.Operation, *args: Any, impl: object = None, **named: Any) -> Any:
+        active = operation.explain(*args, **named).active
+        choices.append(f"{operation.name} by {active}")
+        return operation.implementations["eager"].run(*args, **named)
+
+    def without_generator(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *size, generator, **named: make(*size, **named)
+
+    monkeypatch.setattr(_dispatch.Operation, "__call__", run)
+    monkeypatch.setattr(_dispatch, "_environment", None)
+    monkeypatch.setattr(_triton, "can_run", lambda tensor, dtype=None: (True, ""))
+    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    # torch has no such switch for meta.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    monkeypatch.setattr(torch, "randn", without_generator(torch.randn))
+    monkeypatch.setattr(torch, "randint", without_generator(torch.randint))
+    return choices
+
+
+def choices_of(case: Case, shape: Shape, chosen: list[str]) -> list[str]:
+    chosen.clear()
+    inputs = case.family.inputs(shape, BF16, OnMeta())  # type: ignore[arg-type]
+    with_gradients = case.pass_ != "forward"
+    for name in case.family.differentiate if with_gradients else ():
+        inputs[name].requires_grad_()
+    with torch.set_grad_enabled(with_gradients):
+        case.family.call(inputs, None)
+    return chosen[:]
+
+
+def test_the_same_implementation(chosen: list[str]) -> None:
+    for case in CASES:
+        checked = choices_of(case, case.family.checked(case.shape), chosen)
+        assert checked == choices_of(case, case.shape, chosen), case.name
+    seen = {case.family.op for case in CASES}
+    assert {"mlp", "attention", "lora_linear", "growth_step", "linear_cross_entropy"} <= seen
+
+
+def test_the_same_tiles() -> None:
+    def tiles(case: Case, shape: Shape) -> list[object]:
+        name, s = case.family.name, shape
+        if name == "growth_step":
+            tokens = s["B"] * s["T"]
+            return [
+                bucket(BF16, s["d"] // s["H"], s["T"]),
+                mlp.bucket(BF16, "gelu", s["d"], 4 * s["d"], tokens),
+                linear_logits.key(BF16, tokens),
+                norm.bucket(BF16, s["d"]),
+            ]
+        if name == "attention":
+            return [bucket(BF16, s["D"], s["T"])]
+        if name == "attention-decode":
+            return [decode_bucket(BF16, s["D"], s["T"], s["B"] * s["H_kv"])]
+        if case.family.op == "mlp":
+            return [mlp.bucket(BF16, "gelu", s["d"], 4 * s["d"], s["N"])]
+        if name in ("linear_cross_entropy", "linear_kl"):
+            return [linear_logits.key(BF16, s["N"])]
+        return []
+
+    for case in CASES:
+        assert tiles(case, case.family.checked(case.shape)) == tiles(case, case.shape), case.name
+
+
+def attend(shape: Shape) -> None:
+    B, T, D = shape["B"], shape["T"], shape["D"]
+
+    def random(heads: int) -> Tensor:
+        return torch.empty(B, T, heads, D, dtype=BF16, device="meta").transpose(1, 2)
+
+    q, k, v, d_out = (random(shape[heads]) for heads in ("H", "H_kv", "H_kv", "H"))
+    cos, sin = (torch.empty(T, D // 2, device="meta") for _ in range(2))
+    arguments = q, k, v, attention.Rope(cos, sin)
+    rest = D**-0.5, attention.Rules()
+    out, lse = attention.forward(*arguments, *rest, with_lse=True)
+    attention.backward(d_out, q, k, v, out, lse, arguments[3], *rest)
+
+
+def test_attention_compiles_nothing_for_the_check() -> None:
+    """Its kernels know how many heads there are."""
+
+    def codes(shape: Shape) -> set[str]:
+        with assumed(132):
+            return {ahead.code(launch, 90) for launch in ahead.recorded(lambda: attend(shape))}
+
+    cases = {c.shape["D"]: c for c in CASES if c.family.name == "attention"}
+    assert cases.keys() == {32, 64, 128}
+    for case in cases.values():
+        assert codes(case.family.checked(case.shape)) <= codes(case.shape), case.name
