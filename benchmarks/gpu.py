@@ -377,7 +377,7 @@ class _Run:
 
         def is_tuned(line: Line) -> bool:
             now = {n: entries.get(k, {}).get(b, {}) for n, k, b in _names(line["launch"])}
-            return all(entry.get("configuration") == line["launch"][n] for n, entry in now.items())
+            return all(_launches(entry, line["launch"][n]) for n, entry in now.items())
 
         lines = self._lines_of("cell")
         return {line["cell"] for line in lines if not _skipped(line) and is_tuned(line)}
@@ -488,6 +488,16 @@ def _skipped(line: Line) -> list[str]:
 def _names(launch: dict[str, Any]) -> list[tuple[str, str, str]]:
     """A launch's name, its kernel and its bucket."""
     return [(name, *name.split(" ", 1)) for name in launch]  # type: ignore[misc]
+
+
+def _launches(entry: dict[str, Any], launched: dict[str, int] | None) -> bool:
+    """Whether a kernel whose entry this is now would launch what was launched then.
+
+    Without an entry (None) the default was, which the best may be.
+    """
+    if entry.get("configuration") == launched:
+        return True
+    return launched is None and entry["median_ms"] == entry.get("default_ms")
 
 
 def _build_extension() -> str:

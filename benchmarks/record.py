@@ -50,8 +50,13 @@ CONTENT: dict[str, dict[str, type]] = {
 
 
 def key_of(environment: dict[str, Any]) -> str:
-    """The machine that numbers are of, in one line."""
-    return ", ".join(f"{name} {environment.get(name)}" for name in KEY)
+    """The machine that numbers are of, in one line.
+
+    Of the driver the major version: hosts of one kind differ in the rest.
+    """
+    facts = {name: str(environment.get(name)) for name in KEY}
+    facts["driver"] = facts["driver"].partition(".")[0]
+    return ", ".join(f"{name} {fact}" for name, fact in facts.items())
 
 
 class Record:

@@ -98,6 +98,9 @@ def _cells(work: Work, answer: Callable[..., None]) -> None:
     cases = [case_of(cell, machine.device.type) for cell in work["cells"]]
 
     def on_start(case: Case) -> None:
+        # What a launcher has chosen before it does not ask again.
+        tuned.forget()
+        tuned.asked.clear()
         answer(start=case.name)
 
     def on_case(rows: list[Row]) -> None:

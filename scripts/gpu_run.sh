@@ -55,7 +55,7 @@ cd "$tree" || exit 2
     "$PYTHON" -c "
 import fastgrow._native as n, fastgrow.kernels.common, torch, triton
 print('torch', torch.__version__, 'triton', triton.__version__, n.CPU, n.CUDA, sep='; ')"
-    nvidia-smi
+    timeout 20 nvidia-smi
     nvcc --version
     "$PYTHON" -m pip list --format=freeze --disable-pip-version-check
 } >"$out/environment.txt" 2>&1 &

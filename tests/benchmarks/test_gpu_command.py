@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from faulty_worker import FAMILIES
 
 from benchmarks import gpu, gpu_result, processes, rehearsal, worker
-from benchmarks.case import Family
+from benchmarks.case import Family, Inputs, Output
 from benchmarks.command import main
 from benchmarks.device_tests import BETWEEN_TESTS, TESTS
 from benchmarks.gpu import Options, run_gpu
 from benchmarks.record import Record
 from benchmarks.results import Result, Row, load
 from benchmarks.ship import TABLE
+from fastgrow.kernels import tuned
+from fastgrow.kernels.tuning_table import Table
 
 # Before a fixture takes its place.
 GROW = gpu._Run._grow
@@ -229,6 +233,51 @@ def test_a_row_measured_before_its_kernel_was_tuned_is_measured_again(tmp_path: 
     table = json.loads((tmp_path / TABLE).read_text())
     assert table["entries"] == {"attention_forward": {bucket: entry}}
     assert (table["device"], table["capability"]) == (rehearsal.DEVICE, 90)
+
+
+@pytest.mark.parametrize("default_ms", [1.0, 1.5])
+def test_where_the_default_is_the_best_nothing_is_measured_again(
+    default_ms: float, tmp_path: Path
+) -> None:
+    run(tmp_path, "sound")
+    record = Record(tmp_path / gpu.RECORD)
+    line = next(line for line in record._lines if "N=128" in line.get("cell", ""))
+    record.add(line | {"launch": {"a_kernel a_bucket": None}})
+    entry = {"configuration": {"num_warps": 8}, "median_ms": 1.0, "default_ms": default_ms}
+    record.add({
+        "kind": "entry", "key": line["key"], "kernel": "a_kernel", "bucket": "a_bucket",
+        "entry": entry,
+    })  # fmt: skip
+    before = len(cells(tmp_path))
+    run(tmp_path, "sound")
+    assert len(cells(tmp_path)) - before == (default_ms != 1.0)
+
+
+def test_a_case_is_told_with_its_own_launches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with those of the cases before it, and with all of them, chosen before or not."""
+    monkeypatch.setattr(tuned, "gpu_name", lambda device: "Fake GPU")
+    monkeypatch.setattr(tuned, "shipped", functools.cache(lambda gpu: Table()))
+
+    @tuned.chosen_once
+    def choose(key: str) -> dict[str, int]:
+        return tuned.measured("a_kernel", key, torch.device("cpu"), dict) or {}
+
+    def call(inputs: Inputs, impl: str | None) -> Output:
+        choose("shared")
+        choose(f"N={len(inputs['x'])}")
+        result: Output = 3 * inputs["x"]
+        return result
+
+    sound = dataclasses.replace(BY_NAME["sound"], call=call)
+    monkeypatch.setitem(BY_NAME, "sound", sound)
+    run(tmp_path, "sound")
+    lines = [line for line in Record(tmp_path / gpu.RECORD)._lines if line["kind"] == "cell"]
+    assert len(lines) == 3
+    for line in lines:
+        N = line["cell"].split()[1]
+        assert line["launch"] == {"a_kernel shared": None, f"a_kernel {N}": None}
 
 
 # A second call, a user's mistakes, and what a user had.

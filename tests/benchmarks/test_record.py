@@ -42,6 +42,12 @@ def test_lines_of_another_machine_are_kept_and_not_used(tmp_path: Path) -> None:
     assert [line["cell"] for line in Record(record.path).of("cell", "another")] == ["a"]
 
 
+def test_hosts_with_another_patch_of_the_driver_are_one_machine() -> None:
+    drivers = ("580.159.03", "580.159.04", "575.57.08")
+    keys = [key_of({"device": "Fake GPU", "driver": driver}) for driver in drivers]
+    assert keys[0] == keys[1] != keys[2]
+
+
 @pytest.mark.parametrize("rest", ['{"kind": "cell", "ke', '{"kind": "cell"', "\x00\x00", "{"])
 def test_what_a_kill_cut_off_is_overwritten(tmp_path: Path, rest: str) -> None:
     path = tmp_path / "record.jsonl"
