@@ -67,7 +67,7 @@ class Decoder(GenerationMixin, nn.Module):
         self.substrate = substrate
         self._table_is_own = table is not None and config.embedding != "trainable"
         place = torch.device(device or torch.get_default_device())
-        with place:
+        with (made_on := _made_on(place)):
             self.embedding = make_embedding(config, substrate, table, generator)
             # A constant stays real where a module is only sketched on the meta device: the state
             # dict could not bring it back.
@@ -78,6 +78,8 @@ class Decoder(GenerationMixin, nn.Module):
             self.lm_head = LMHead(config.d_model, config.vocab_size, config.head_bias, dtype=dtype)
         initialise_linears(self.lm_head, config.initial_std, generator)
         self.append_blocks(config.n_layer, generator=generator)
+        if made_on != place:
+            self.to(place)
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, *, last_only: bool = False
@@ -262,9 +264,9 @@ class Decoder(GenerationMixin, nn.Module):
 
     def _fresh_block(self, depth: int, generator: torch.Generator | None) -> Block:
         like = self.lm_head.weight
-        block = Block(self.config, device=like.device, dtype=like.dtype)
+        block = Block(self.config, device=_made_on(like.device), dtype=like.dtype)
         block.initialise(self.config.initial_std, depth, generator)
-        return block.train(self.training)
+        return block.to(like.device).train(self.training)
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
         """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
@@ -386,3 +388,13 @@ def _matching_substrate(
             f"got one of {given.fingerprint[:16]}…"
         )
     return given
+
+
+def _made_on(place: torch.device) -> torch.device:
+    """Where a module for `place` is made before it is moved there.
+
+    A linear layer draws its weights when it is made, where it is made, before they are drawn as
+    they are to be. On the CPU both draws follow one seed, so that it gives the same weights on
+    every device.
+    """
+    return place if place.type == "meta" else torch.device("cpu")

@@ -133,6 +133,7 @@ def test_a_seed_gives_the_same_weights(
         torch.manual_seed(3)
         generator = torch.Generator().manual_seed(4) if seeded else None
         model = Decoder(config, substrate, generator=generator, device=place)
+        model.append_blocks(1, generator=generator)
         adapted = LoRALinear(model.blocks[0].mlp.up, 2, generator=generator)
         weights = {**model.state_dict(), "A": adapted.lora_A}
         assert all(weight.device.type == place.type for weight in weights.values())

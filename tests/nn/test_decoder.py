@@ -247,6 +247,28 @@ def test_initial_weights() -> None:
     assert model.loss(ids, ids).item() == pytest.approx(math.log(50), abs=0.3)
 
 
+def test_a_seed_gives_the_same_weights_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linear layer that is made on a GPU draws from the GPU's random numbers, and the layers
+    after it from others of the CPU's."""
+    moved: list[tuple[torch.nn.Module, torch.device]] = []
+
+    def to(module: torch.nn.Module, device: Any = None, dtype: Any = None) -> torch.nn.Module:
+        if device is not None:
+            moved.append((module, torch.device(device)))
+        return module
+
+    made = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Module, "to", to)
+            config = DecoderConfig(50, d_model=32, n_head=2, n_layer=2)
+            made.append(Decoder(config, table=torch.ones(50, 32), device=device))
+    assert (made[1], torch.device("cuda")) in moved
+    others = made[1].state_dict()
+    assert all(torch.equal(weight, others[name]) for name, weight in made[0].state_dict().items())
+
+
 def saved_for_backward(run: Any) -> int:
     """Count the tensors that autograd keeps while `run` runs."""
     count = 0
