@@ -54,7 +54,8 @@ def rms_norm(
 
     Returns:
         y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
-        the sum, but y is float32 where autocast is on for a GPU, as torch's is.
+        the sum, but y is float32 where autocast is on for a GPU, as torch's is (not yet in
+        torch 2.11).
 
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
@@ -88,12 +89,14 @@ def rms_norm_vendor(
     x: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float
 ) -> Tensor | tuple[Tensor, Tensor]:
     """torch's own; on a CPU the same formula with a faster gradient."""
+    dtype = dtype_of_y(x, residual)
     total = x if residual is None else x + residual
-    weight = in_dtype(weight, dtype_of_y(x, residual))
+    weight = in_dtype(weight, dtype)
     if weight is not None and _rms_norm_cpu.serves(total, weight):
         y = _rms_norm_cpu.rms_norm(total, weight, eps)
     else:
-        y = F.rms_norm(total, x.shape[-1:], weight, eps)
+        # Autocast of torch 2.11 does not widen it.
+        y = F.rms_norm(total.to(dtype), x.shape[-1:], weight, eps)
     return y if residual is None else (y, total)
 
 

