@@ -27,6 +27,9 @@ OPERATIONS = {
 }
 # It is made of the other operations.
 OF_ALL = "growth_step"
+# Runs, models and ensembles: what they come to says of no single operation that it is wrong, and
+# each of those is checked where it is timed.
+OF_MODELS = "tests/gpu/"
 
 
 def result_of(record: Record, key: str, digests: Mapping[str, str], of_everything: str) -> Result:
@@ -155,6 +158,8 @@ def withheld_where_red(rows: Sequence[Row], tests: dict[str, Any]) -> list[Row]:
 
 def _about(failure: str, operations: set[str]) -> set[str]:
     """Those that a test is about, by its name or its file's; all where neither tells."""
+    if failure.startswith(OF_MODELS):
+        return {OF_ALL} & operations
     file = Path(failure.split("::")[0]).name
     known = OPERATIONS.get(file, ())
     bases = {op: op.split("-")[0] for op in operations}

@@ -492,6 +492,12 @@ def test_one_failure_that_names_nothing_withholds_everything() -> None:
     assert by_name == {"embedding", "embedding-bits", "embedding-codes", "growth_step"}
 
 
+def test_a_run_of_growth_withholds_the_step_of_growth() -> None:
+    file = "tests/gpu/test_growing.py"
+    assert (TESTS.parent / file).is_file()
+    assert withheld(f"{file}::test_losses_are_the_cpu_s[cuda]") == {"growth_step"}
+
+
 def test_the_files_that_stand_for_operations_exist() -> None:
     for file, bases in gpu_result.OPERATIONS.items():
         assert (TESTS / "kernels" / "interpreted" / file).is_file()
