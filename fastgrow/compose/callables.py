@@ -90,7 +90,7 @@ class CallableExpert(GenerationMixin, nn.Module):
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
         self.substrate = vocabulary
-        self._device = None if device is None else torch.device(device)
+        self._device = None if device is None else _with_number(torch.device(device))
 
     @property
     def beyond_state(self) -> tuple[str, ...]:
@@ -143,3 +143,10 @@ class CallableExpert(GenerationMixin, nn.Module):
     def new_cache(self, batch_size: int, max_len: int | None = None) -> ReadTokens:
         """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
         return ReadTokens(batch_size, max_len or self.max_seq_len)
+
+
+def _with_number(device: torch.device) -> torch.device:
+    """`cuda` is the current GPU; the tensors of other experts tell theirs with its number."""
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -221,6 +221,10 @@ def _count_targets(stream: EncodedText, positions: int) -> tuple[int, int]:
 
 
 def _device(model: HasLoss) -> torch.device:
+    """Where ids are expected; an ensemble of parked experts has no tensor that tells it."""
+    device = getattr(model, "device", None)
+    if isinstance(device, torch.device):
+        return device
     if isinstance(model, nn.Module):
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device

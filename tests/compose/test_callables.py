@@ -106,6 +106,16 @@ def test_what_is_no_tensor_is_named() -> None:
         guest(torch.zeros(2, 3, dtype=torch.int64))
 
 
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ensemble compares it with where the tensors of other experts are."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    places = {"cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu", "meta": "meta"}
+    for given, place in places.items():
+        guest = CallableExpert(lambda ids: ids, vocab_size=5, max_seq_len=4, device=given)
+        assert guest.device == torch.device(place)
+
+
 def test_too_long_a_text_is_refused(pair) -> None:
     _, guest = pair
     with pytest.raises(ArgumentError, match="reads at most 24 tokens, got 25"):

@@ -123,6 +123,24 @@ def test_a_real_model_is_scored_as_by_one_pass_and_left_as_it_was() -> None:
     assert result.loss == pytest.approx(expected, rel=1e-6)
 
 
+def test_ids_go_where_the_model_says_also_without_a_tensor_there() -> None:
+    """Such as an ensemble whose experts are all parked."""
+
+    class Asked(Exception):
+        pass
+
+    class Parked(nn.Module):
+        max_seq_len = 4
+        device = torch.device("meta")
+
+        def loss(self, ids: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+            raise Asked(ids.device, targets.device)
+
+    with pytest.raises(Asked) as asked:
+        bits_per_character(Parked(), make_stream("abcabc", SUBSTRATE))
+    assert asked.value.args == (Parked.device, Parked.device)
+
+
 def test_unigram_by_hand() -> None:
     # Training targets: a a b </s>; smoothed over the 8 entries: p(a) = 3/12, p(b) = p(</s>) = 2/12,
     # everything else 1/12.

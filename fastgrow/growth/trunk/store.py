@@ -50,15 +50,20 @@ class RowStore(Protocol):
 
 
 class MemoryStore:
-    """Rows in one tensor, on the model's device or in (pinned) host memory."""
+    """Rows in one tensor, on the model's device or in host memory.
+
+    For a model on a GPU what is read of host memory is pinned, so that its copy to the device can
+    be asynchronous. The rows themselves are not: reading gathers them, and torch pins memory in
+    powers of two, up to twice what was asked for.
+    """
 
     def __init__(self, place: str, shape: tuple[int, ...], like: Tensor) -> None:
         """Room for `shape` [rows, T, d_model] in the dtype of `like`, on its device or the host."""
         self.place = place
         on_device = place == "device" or like.device.type == "cpu"
-        self._pinned = not on_device and like.device.type == "cuda"
+        self._pins = not on_device and like.device.type == "cuda"
         device = like.device if on_device else torch.device("cpu")
-        self._rows = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=self._pinned)
+        self._rows = torch.empty(shape, dtype=like.dtype, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -66,9 +71,8 @@ class MemoryStore:
 
     def read(self, slots: np.ndarray) -> Tensor:
         index = torch.from_numpy(slots).to(self._rows.device)
-        if not self._pinned:
+        if not self._pins:
             return self._rows[index]
-        # Pinned too, so that no further copy is between them and the device.
         shape = (len(slots), *self._rows.shape[1:])
         rows = torch.empty(shape, dtype=self._rows.dtype, pin_memory=True)
         return torch.index_select(self._rows, 0, index, out=rows)

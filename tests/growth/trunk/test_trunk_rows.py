@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from growing import make_data, make_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgrow.errors import CheckpointError
 from fastgrow.growth.trunk.batches import CachedBatches
@@ -173,6 +178,47 @@ def test_damaged_rows_are_computed_anew_and_not_handed_out(filled, trunk, ahead:
         assert_rows(next(cached)[0], trunk(next(plain)[0]))
     assert sorted(repaired) == list(range(len(rows.windows)))
     cached.close()
+
+
+def test_rows_that_are_read_ahead_are_made_on_the_stream_of_the_caller(
+    filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _, batches = filled("ram")
+    entered: list[tuple[object, bool]] = []
+
+    @contextlib.contextmanager
+    def stream(given: object) -> Iterator[None]:
+        entered.append((given, threading.current_thread() is threading.main_thread()))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the caller's")
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    cached = CachedBatches(batches, rows, lambda slots: None, ahead=2)
+    next(cached)
+    cached.close()
+    assert set(entered) == {("the caller's", False)}
+
+
+def test_for_a_gpu_rows_in_main_memory_are_not_pinned_and_what_is_read_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of them would take the next power of two."""
+    with FakeTensorMode():
+        like = torch.empty(0, device="cuda")
+    store = MemoryStore("ram", (5, 3, 4), like)
+    store.write(np.arange(5), ROWS)
+    pinned: list[tuple[int, ...]] = []
+    empty = torch.empty
+
+    def noted(shape: tuple[int, ...], *, pin_memory: bool, **options: Any) -> torch.Tensor:
+        assert pin_memory
+        pinned.append(shape)
+        return empty(shape, **options)
+
+    monkeypatch.setattr(torch, "empty", noted)
+    assert torch.equal(store.read(np.array([3, 0])), ROWS[[3, 0]])
+    assert pinned == [(2, 3, 4)]
 
 
 def test_every_weight_text_and_cut_makes_another_key(trunk, substrate, tmp_path: Path) -> None:
