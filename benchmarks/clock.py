@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +15,15 @@ SHORTEST_SPIN, LONGEST_SPIN = 0.3e-3, 0.5  # seconds
 # How much longer the device is kept busy than the host took for the call's launches.
 SAFETY = 1.5
 ATTEMPTS = 3
-CALIBRATION_CYCLES = 2_000_000
+# Cycles a second that a device is taken to make before its first spin tells: an H200's are 0.3e9 at
+# rest and 2e9 under load. Too many only make the first spins too long.
+FIRST_SPEED = 2e9
+# A spin looks longer than it was where another process had the device meanwhile, or the host was
+# late to launch it, and the next one must not be too short for that: a slower clock is believed by
+# a tenth at a time, at the cost of some spins that last too long, and a faster one at once.
+SPEED_KEPT = 0.9
+# How near to the spin's change that of the host's time is in a call that waits for the device.
+NEAR = 0.25
 DEFAULT_CACHE = 32 << 20
 
 
@@ -34,6 +44,13 @@ class Clock(Protocol):
         """
         ...
 
+    def covered(self, name: str) -> int | None:
+        """How many of the times told for that name are without the host's launches.
+
+        None where the two are not told apart.
+        """
+        ...
+
 
 class CpuClock:
     """Wall-clock time of the whole call."""
@@ -49,6 +66,31 @@ class CpuClock:
         del result
         return elapsed
 
+    def covered(self, name: str) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A call that was made behind a spin, in seconds.
+
+    Args:
+        seconds: those on the device.
+        host: those that the host took to launch it.
+        spun: those that the device spun.
+        is_covered: whether it was still spinning when the host had launched the call.
+    """
+
+    seconds: float
+    host: float
+    spun: float
+    is_covered: bool
+
+    def waits(self, other: Timed) -> bool:
+        """Whether the host's time changed as the spin did, from another such call to this one."""
+        change = self.spun - other.spun
+        return abs(self.host - other.host - change) < NEAR * abs(change)
+
 
 class CudaClock:
     """Device time between two events, without what the host takes to launch.
@@ -56,29 +98,51 @@ class CudaClock:
     Before the first event the device spins, for as long as the host takes to launch the whole call:
     then nothing between the events waits for the host. Whether that was so is looked at afterwards,
     and a call that was not covered is made again behind a longer spin. How long a spin each kind
-    of call needs is kept. A call that waits for the device itself can be covered by no spin; its
-    time is what it is, and it is not made again.
+    of call needs is kept, and how fast the device spins is learnt from every spin: its clock is
+    several times as fast under load as at rest. A call that waits for the device itself can be
+    covered by no spin, since the host's time grows with it; its time is what it is, and it is not
+    made again. That is found anew each time, so that a host which was slow by chance is no reason
+    to measure the later calls otherwise.
     """
 
     def __init__(self, device: torch.device, gpu: Gpu | None = None) -> None:
         self._gpu = gpu or Gpu(device)
         self.cache_bytes = self._gpu.cache_bytes
+        self._speed = FIRST_SPEED
         self._spins: dict[str, float] = {}
-        self._waiting: set[str] = set()
+        # The last call of each kind, where it was not covered.
+        self._uncovered: dict[str, Timed] = {}
+        self._covered: Counter[str] = Counter()
 
     def seconds(self, run: Run, name: str = "", again: Callable[[], Run] | None = None) -> float:
-        for attempt in range(1 if name in self._waiting else ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             if attempt and again is not None:
                 run = again()
-            spin = self._spins.get(name, SHORTEST_SPIN)
-            seconds, host, is_covered = self._gpu.timed(run, spin)
-            self._spins[name] = min(max(SHORTEST_SPIN, SAFETY * host), LONGEST_SPIN)
-            if is_covered:
-                return seconds
-        # The host's time grew with the spin: the call waits for what it has launched.
-        self._waiting.add(name)
-        self._spins[name] = SHORTEST_SPIN
-        return seconds
+            timed = self._timed(run, name)
+            before = self._uncovered.pop(name, None)
+            if timed.is_covered:
+                self._covered[name] += 1
+                break
+            self._uncovered[name] = timed
+            if before is not None and timed.waits(before):
+                # A longer spin would only be waited for.
+                self._spins[name] = SHORTEST_SPIN
+                break
+            if timed.host > LONGEST_SPIN:
+                # None that is allowed is long enough.
+                break
+        return timed.seconds
+
+    def covered(self, name: str) -> int | None:
+        return self._covered[name]
+
+    def _timed(self, run: Run, name: str) -> Timed:
+        """Make a call behind the spin that its kind needs, and learn from both."""
+        cycles = int(self._spins.get(name, SHORTEST_SPIN) * self._speed)
+        timed = self._gpu.timed(run, cycles)
+        self._speed = max(cycles / timed.spun, SPEED_KEPT * self._speed)
+        self._spins[name] = min(max(SHORTEST_SPIN, SAFETY * timed.host), LONGEST_SPIN)
+        return timed
 
 
 class Gpu:
@@ -87,41 +151,23 @@ class Gpu:
     def __init__(self, device: torch.device) -> None:
         self.cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._device = device
-        self._cycles_a_second = 0.0
 
-    def timed(self, run: Run, spin: float) -> tuple[float, float, bool]:
-        """Make a call behind a spin of so many seconds.
-
-        Returns:
-            Its seconds on the device, those that the host took to launch it, and whether the device
-            was still spinning when the host had done so.
-        """
+    def timed(self, run: Run, cycles: int) -> Timed:
+        """Make a call behind a spin of so many cycles."""
         with torch.cuda.device(self._device):
-            cycles = int(spin * self._speed())
-            start = torch.cuda.Event(enable_timing=True)
-            end = torch.cuda.Event(enable_timing=True)
-            began = time.perf_counter()
+            spin, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+            spin.record()
             torch.cuda._sleep(cycles)
+            # Not before: loading the first spin of a process takes longer than a call.
+            began = time.perf_counter()
             start.record()
             run()
             end.record()
             is_covered = not start.query()
             host = time.perf_counter() - began
             end.synchronize()
-            return start.elapsed_time(end) / 1e3, host, is_covered
-
-    def _speed(self) -> float:
-        """Cycles that it spins in a second, measured once, when it is awake."""
-        if not self._cycles_a_second:
-            for _ in range(2):
-                start = torch.cuda.Event(enable_timing=True)
-                end = torch.cuda.Event(enable_timing=True)
-                start.record()
-                torch.cuda._sleep(CALIBRATION_CYCLES)
-                end.record()
-                end.synchronize()
-            self._cycles_a_second = CALIBRATION_CYCLES / (start.elapsed_time(end) / 1e3)
-        return self._cycles_a_second
+            spun = spin.elapsed_time(start) / 1e3
+            return Timed(start.elapsed_time(end) / 1e3, host, spun, is_covered)
 
 
 def clock_of(device: torch.device) -> Clock:

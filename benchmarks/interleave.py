@@ -30,6 +30,17 @@ class Limits:
     max_rounds: int = MAX_ROUNDS
 
 
+@dataclass(frozen=True)
+class Samples:
+    """A contender's seconds, one a round, and how many are without the host's launches.
+
+    `covered` is None where that is not told apart (`benchmarks.clock`).
+    """
+
+    seconds: list[float]
+    covered: int | None
+
+
 _RUNS = itertools.count()
 
 # Given the number of an input set, does what is not timed and returns what is.
@@ -42,8 +53,8 @@ def interleaved(
     limits: Limits,
     n_sets: int,
     now: Callable[[], float] = time.monotonic,
-) -> dict[str, list[float]]:
-    """Seconds of each contender, one sample a round.
+) -> dict[str, Samples]:
+    """The times of each contender, one sample a round.
 
     In every round each contender runs once, in an order of the round's own; every call takes the
     next input set, so that its inputs have left the cache.
@@ -51,7 +62,8 @@ def interleaved(
     names = list(steps)
     # A contender's name stands for another call in another case.
     run = next(_RUNS)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    kinds = {name: f"{run} {name}" for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     calls = itertools.count()
     deadline = now() + limits.seconds
     for round_ in range(limits.max_rounds):
@@ -59,8 +71,8 @@ def interleaved(
             break
         for name in order(names, round_):
             prepare = functools.partial(steps[name], next(calls) % n_sets)
-            samples[name].append(clock.seconds(prepare(), f"{run} {name}", prepare))
-    return samples
+            seconds[name].append(clock.seconds(prepare(), kinds[name], prepare))
+    return {name: Samples(seconds[name], clock.covered(kinds[name])) for name in names}
 
 
 def order(names: Sequence[str], round_: int) -> list[str]:

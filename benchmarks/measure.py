@@ -16,11 +16,11 @@ from benchmarks.case import DTYPES, Case, Refused, shape_text
 from benchmarks.clock import Clock
 from benchmarks.contenders import COMPILE_MODES, KINDS, Contender, contenders
 from benchmarks.correctness import Truth, Verdict, judge, random_gradients, truth_of
-from benchmarks.interleave import Limits, Step, input_sets, interleaved, step_of
+from benchmarks.interleave import Limits, Samples, Step, input_sets, interleaved, step_of
 from benchmarks.memory import memory_of_others, peak_bytes
 from benchmarks.ratios import with_ratios
 from benchmarks.results import Row
-from benchmarks.summary import Timing, timing
+from benchmarks.summary import timing
 from fastgrow.errors import FastgrowError
 
 # Before one has been seen, a compilation is taken to last this long.
@@ -145,8 +145,7 @@ def _measure(
         if contender.name in ready:
             entry = ready[contender.name]
             peak = peak_bytes(functools.partial(run_once, entry.step), device)
-            times = timing(samples[contender.name])
-            rows.append(_row(case, contender, times, peak, entry.verdict))
+            rows.append(_row(case, contender, samples[contender.name], peak, entry.verdict))
         else:
             rows.append(_refused(case, contender, refusals[contender.name]))
     return with_ratios(rows, case.family.required(case) if device.type == "cuda" else ())
@@ -222,8 +221,9 @@ def _refused(case: Case, contender: Contender, status: str) -> Row:
 
 
 def _row(
-    case: Case, contender: Contender, times: Timing, peak: int, verdict: Verdict | None
+    case: Case, contender: Contender, samples: Samples, peak: int, verdict: Verdict | None
 ) -> Row:
+    times = timing(samples.seconds)
     work = contender.work or case.family.work(case.shape, DTYPES[case.dtype].itemsize, case.pass_)
     return Row(
         op=case.family.name,
@@ -237,6 +237,7 @@ def _row(
         p20_ms=times.p20 * 1e3,
         p80_ms=times.p80 * 1e3,
         runs=times.runs,
+        covered=samples.covered,
         peak_mib=peak / 2**20,
         correct=None if verdict is None else verdict.ok,
         # JSON has no infinity, and `problem` says what is not finite.

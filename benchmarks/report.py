@@ -18,6 +18,7 @@ from benchmarks.show import (
     overview_rows,
     ratio_text,
     reached,
+    uncovered_text,
 )
 
 HEADER = ("shape", "dtype", "pass", "variant", "median ms", "p20–p80", "peak MiB", "reached",
@@ -50,7 +51,8 @@ def _line(row: Row, result: Result) -> list[str]:
     spread = f"{milliseconds(row.p20_ms)}–{milliseconds(row.p80_ms)}"
     peak = "" if row.peak_mib is None else f"{row.peak_mib:.1f}"
     speed = reached(row, result.ceilings)
-    return [*start, milliseconds(row.median_ms), spread, peak, speed, ratio]
+    last = "; ".join(text for text in (ratio, uncovered_text(row)) if text)
+    return [*start, milliseconds(row.median_ms), spread, peak, speed, last]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -36,7 +36,8 @@ class Row:
     Times are milliseconds and memory is MiB above the inputs. `ratio` is the time of the best
     library variant over this one's (above 1 is faster), told for our rows alone, and None with the
     reason in `withheld` where it is not to be trusted. `correct` was found on the shape `checked`,
-    smaller than `shape` where the truth would be too large.
+    smaller than `shape` where the truth would be too large. Of the `runs` on a GPU, so many as
+    `covered` tell the device's time alone, and the others what the host took to launch, too.
     """
 
     op: str
@@ -50,6 +51,7 @@ class Row:
     p20_ms: float | None = None
     p80_ms: float | None = None
     runs: int = 0
+    covered: int | None = None
     peak_mib: float | None = None
     correct: bool | None = None
     error: float | None = None
@@ -114,6 +116,8 @@ def row_of(tree: dict[str, Any]) -> Row:
     Raises:
         ValueError: a name is missing or unknown, or a value is of another type.
     """
+    # Files from before it was counted lack it.
+    tree = {"covered": None, **tree}
     if sorted(tree) != sorted(FIELDS):
         raise ValueError(f"a row has the names {', '.join(sorted(tree))}")
     for name, kind in typing.get_type_hints(Row).items():

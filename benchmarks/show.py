@@ -25,6 +25,7 @@ def case_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
     lines += [f"  {row.contender}: {row.status}" for row in rows if row.status != "ok"]
     lines += [f"  {row.contender}: WRONG: {row.problem}" for row in rows if row.correct is False]
     lines += [f"  {row.contender}: ratio withheld: {row.withheld}" for row in rows if row.withheld]
+    lines += [f"  {row.contender}: {uncovered_text(row)}" for row in rows if uncovered_text(row)]
     return "\n".join(lines)
 
 
@@ -109,6 +110,13 @@ def ratio_text(row: Row, rows: Sequence[Row]) -> str:
         return ""
     found = ratio_range(row, rows)
     return f"{row.ratio:.2f}×" + (f" ({found[0]:.2f}–{found[1]:.2f})" if found else "")
+
+
+def uncovered_text(row: Row) -> str:
+    """How many of its times are not the device's alone; empty where all are, and on a CPU."""
+    if row.covered is None or row.covered == row.runs:
+        return ""
+    return f"{row.runs - row.covered} of {row.runs} times hold the host's launches"
 
 
 def milliseconds(value: float | None) -> str:

@@ -16,6 +16,9 @@ class FakeClock:
     def seconds(self, run: Callable[[], object], *others: object) -> float:
         return self.cost(run())
 
+    def covered(self, name: str) -> int | None:
+        return None
+
 
 class Ticking:
     """A time that moves on by `step` whenever it is asked for."""

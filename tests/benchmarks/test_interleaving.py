@@ -31,17 +31,17 @@ def test_contenders_alternate_and_sets_rotate() -> None:
     samples = interleaved(steps, FakeClock(), Limits(0.0, min_rounds=4), 3, Ticking())
     assert [name for name, _ in ran] == [name for i in range(4) for name in order("ab", i)]
     assert [i for _, i in ran] == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert {name: len(times) for name, times in samples.items()} == {"a": 4, "b": 4}
+    assert {name: len(s.seconds) for name, s in samples.items()} == {"a": 4, "b": 4}
 
 
 def test_time_ends_the_rounds_but_not_before_the_least_number() -> None:
     steps: dict[str, Step] = {"a": lambda i: lambda: None}
     few = interleaved(steps, FakeClock(), Limits(0.0, min_rounds=3), 1, Ticking(1.0))
-    assert len(few["a"]) == 3
+    assert len(few["a"].seconds) == 3
     some = interleaved(steps, FakeClock(), Limits(10.0, min_rounds=3), 1, Ticking(1.0))
-    assert 3 < len(some["a"]) < 15
+    assert 3 < len(some["a"].seconds) < 15
     most = interleaved(steps, FakeClock(), Limits(1e9, 3, max_rounds=20), 1, Ticking(1.0))
-    assert len(most["a"]) == 20
+    assert len(most["a"].seconds) == 20
 
 
 def test_what_prepares_is_not_timed(family: Family) -> None:

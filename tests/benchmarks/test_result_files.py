@@ -55,6 +55,18 @@ def test_the_file_says_where_and_how_it_was_measured(result: Result, tmp_path: P
     }  # fmt: skip
 
 
+def test_a_file_from_before_covered_runs_were_counted_is_loaded(
+    result: Result, tmp_path: Path
+) -> None:
+    save(result, tmp_path)
+    path = tmp_path / "results.json"
+    tree = json.loads(path.read_text())
+    for row in tree["rows"]:
+        del row["covered"]
+    path.write_text(json.dumps(tree))
+    assert load(path) == result
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -93,6 +105,22 @@ def test_tables_tell_what_did_not_run(result: Result) -> None:
     table = show.case_table([*result.rows[:3], refused], result.ceilings)
     assert "library: cannot run: too old" in table
     assert "1.00×" in table
+
+
+def test_both_tables_tell_times_that_hold_the_hosts_launches(
+    result: Result, tmp_path: Path
+) -> None:
+    counts = {"fastgrow": 1, "library": 2}
+    rows = [
+        dataclasses.replace(row, covered=counts.get(row.contender, row.runs)) for row in result.rows
+    ]
+    save(dataclasses.replace(result, rows=rows), tmp_path)
+    text = report([tmp_path / "results.json"])
+    assert text.count("1.00× (1.00–1.00); 1 of 2 times hold the host's launches |") == 6
+    assert text.count("hold the host's launches") == 6
+    table = show.case_table(rows[:4], result.ceilings)
+    assert table.count("hold the host's launches") == 1
+    assert "  fastgrow: 1 of 2 times hold the host's launches" in table
 
 
 def test_a_picture_is_drawn(result: Result, tmp_path: Path) -> None:
