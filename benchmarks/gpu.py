@@ -33,11 +33,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import ROOT, code, rehearsal, show, tuning
+from benchmarks import ROOT, code, rehearsal, show
 from benchmarks.case import Case, Family, shape_text
 from benchmarks.cases import FAMILIES
 from benchmarks.contenders import COMPILE_MODES
 from benchmarks.device_tests import ALL, RED, SMOKE, TESTS, run_gpu_tests
+from benchmarks.faults import Fault, Watch
 from benchmarks.gpu_result import result_of, table_from
 from benchmarks.machine import find_machine, output
 from benchmarks.measure import SKIPPED
@@ -53,6 +54,7 @@ from benchmarks.stages import (
     headline_cases,
     other_cases,
 )
+from benchmarks.tuning import kernel_modules
 from benchmarks.warming import Warming
 from benchmarks.worker import cell_of, mark
 from fastgrow import _files, _native
@@ -392,28 +394,62 @@ class _Run:
         if seconds < 1:
             self.note(stage, NO_TIME)
             return
+        end = time.monotonic() + seconds
         known: dict[str, dict[str, Any]] = {}
         for line in [] if self.options.again else self._lines_of("entry"):
             known.setdefault(line["kernel"], {})[line["bucket"]] = line["entry"]
-        texts = []
+        texts: list[str] = []
+        watch, why = Watch(), ""
 
         def on_answer(answer: Line) -> None:
-            if "note" in answer:
-                texts.append(answer["note"])
-                return
-            self.add({"kind": "entry", **answer})
-            print(f"{stage}: {answer['kernel']} {answer['bucket']} {answer['entry']}", flush=True)
-            self.write()
+            nonlocal why
+            if "why" in answer:
+                why = answer["why"]
+            elif "trying" in answer:
+                watch.tries(answer["trying"])
+            elif "note" in answer:
+                # One that goes on where another process ended says some of it again.
+                if answer["note"] not in texts:
+                    texts.append(answer["note"])
+            else:
+                kernel, bucket, entry = (answer[name] for name in ("kernel", "bucket", "entry"))
+                known.setdefault(kernel, {})[bucket] = entry
+                self.add({"kind": "entry", **answer})
+                print(f"{stage}: {kernel} {bucket} {entry}", flush=True)
+                self.write()
 
-        work = self._work("tune") | {
-            "modules": [rehearsal.__name__] if self.options.rehearse else tuning.kernel_modules(),
-            "seconds": seconds,
-            "first_rank": first_rank,
-            "known": known,
-        }
-        ended = self.workers.run(work, min(seconds + GRACE, self.left()), on_answer)
-        self.note(stage, "; ".join(filter(None, [ended, *texts])))
+        left, died_idle = seconds, False
+        while left >= 1:
+            work = self._work("tune") | {
+                "modules": [rehearsal.__name__] if self.options.rehearse else kernel_modules(),
+                "seconds": left,
+                "first_rank": first_rank,
+                "known": known,
+                "faults": [dataclasses.asdict(fault) for fault in self._faults()],
+            }
+            watch, why = Watch(), ""
+            ended = self.workers.run(work, min(left + GRACE, self.left()), on_answer)
+            if not ended:
+                break
+            was_killed = ended.startswith("cut short")
+            ended += f": {why}" if why else ""
+            fault = watch.fault(ended, was_killed)
+            if fault is not None:
+                self.add({"kind": "fault", **dataclasses.asdict(fault)})
+            texts.append(str(fault or ended))
+            print(f"{stage}: {fault or ended}", flush=True)
+            if fault is None and (was_killed or died_idle):
+                break
+            # It may have waited for its work while another process held all memory.
+            died_idle = fault is None
+            left = end - time.monotonic()
+        self.note(stage, "; ".join(texts))
         self.write()
+
+    def _faults(self) -> list[Fault]:
+        """What is not tried again."""
+        names = [field.name for field in dataclasses.fields(Fault)]
+        return [Fault(**{name: line[name] for name in names}) for line in self._lines_of("fault")]
 
     def _grow(self, seconds: float) -> None:
         # One that failed or was killed is asked again, as tests are.
@@ -456,7 +492,10 @@ class _Run:
         """What is known of this machine and of the code as it is."""
         digests = set(self.digests.values()) if kind == "cell" else {self.of_everything}
         lines = self.record.of(kind, self.key)
-        return lines if kind == "entry" else [line for line in lines if line["code"] in digests]
+        # Which name the source of their kernel.
+        if kind in ("entry", "fault"):
+            return lines
+        return [line for line in lines if line["code"] in digests]
 
     def _table(self) -> dict[str, Any]:
         return table_from(self.record, self.key)

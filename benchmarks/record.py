@@ -4,6 +4,8 @@
     {"kind": "cell", "key": …, "code": …, "cell": …, "launch": …, "rows": […]}
     {"kind": "test", "key": …, "code": …, "test": "tests/…::test_it", "outcome": "passed"}
     {"kind": "entry", "key": …, "kernel": "attention_forward", "bucket": …, "entry": …}
+    {"kind": "fault", "key": …, "kernel": "attention_forward", "bucket": …, "source": …,
+        "configuration": {…}, "why": …}
     {"kind": "note", "key": …, "about": "tuning", "text": …}
     {"kind": "growth", "key": …, "code": …, "found": …}
 
@@ -21,6 +23,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from benchmarks.results import row_of
@@ -35,15 +38,17 @@ IDENTITY = {
     "cell": ("cell",),
     "test": ("test",),
     "entry": ("kernel", "bucket"),
+    "fault": ("kernel", "bucket", "source", "configuration"),
     "note": ("about",),
     "growth": (),
 }
-# What else is read of a line.
-CONTENT: dict[str, dict[str, type]] = {
+# What else is read of a line, and what of the above is no text.
+CONTENT: dict[str, dict[str, type | UnionType]] = {
     "machine": {"environment": dict, "ceilings": dict},
     "cell": {"code": str, "launch": dict, "rows": list},
     "test": {"code": str, "outcome": str},
     "entry": {"entry": dict},
+    "fault": {"configuration": dict | None, "why": str},
     "note": {"code": str, "text": str},
     "growth": {"code": str, "found": dict},
 }
@@ -151,10 +156,8 @@ def _parsed(text: bytes) -> Line | None:
     try:
         line = json.loads(text)
         content = CONTENT[line["kind"]]
-        names = ("key", *IDENTITY[line["kind"]])
-        if not all(isinstance(line[name], str) for name in names):
-            return None
-        if not all(isinstance(line[name], kind) for name, kind in content.items()):
+        kinds = dict.fromkeys(("key", *IDENTITY[line["kind"]]), str) | content
+        if not all(isinstance(line[name], kind) for name, kind in kinds.items()):
             return None
         for row in line["rows"] if line["kind"] == "cell" else ():
             row_of(row)

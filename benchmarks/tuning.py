@@ -19,16 +19,17 @@ dtype and shape under which the launcher looks a configuration up, an object wit
                                          raises if it does not compile
     launcher() -> Callable[[dict[str, int]], object]
                                          makes random inputs on the GPU; each call launches a
-                                         configuration on them once
+                                         configuration on them once and returns all that it
+                                         computes
     rank: int                            lower ones come first, where time is short
     digest: str                          of the kernel's source
 
 `fastgrow.kernels.tunable.Tunable` is such an object. `build` runs in worker processes on all cores:
 it leaves the result in Triton's cache on disk, where the launch finds it. Candidates that spill, do
-not compile or do not run are left out; the others are timed interleaved, on the same inputs, which
-can take gigabytes. The clock is read before each call. A bucket whose time is over is decided
-between the candidates that were timed so far, if the default is one of them. The table that
-results:
+not compile, do not run or compute something else are left out (`benchmarks.candidates`); the others
+are timed interleaved, on the same inputs, which can take gigabytes. The clock is read before each
+call. A bucket whose time is over is decided between the candidates that were timed so far, if the
+default is one of them. The table that results:
 
     {"schema": 1, "device": …, "capability": 90, "triton": …, "entries": {
         "attention_forward": {"bf16/D=32/T=4096": {"configuration": {…}, "median_ms": …,
@@ -37,43 +38,21 @@ results:
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from benchmarks.candidates import Bench, Entry, Trial, Tunable, measured
 from benchmarks.clock import Clock
 from benchmarks.compiling import Compilers, Configuration, Job, Outcome, listed, told
-from benchmarks.interleave import order
-from benchmarks.summary import quantile
+from benchmarks.faults import Fault
 
 SCHEMA = 1
-# Of timing all candidates in turn; the first ones are each candidate's own.
-ROUNDS, FIRST_ROUNDS = 25, 3
-
-Entry = dict[str, Any]
-
-
-class Tunable(Protocol):
-    """A kernel in one bucket, as described above."""
-
-    kernel: str
-    bucket: str
-    candidates: Sequence[Configuration]
-    rank: int
-    digest: str
-
-    def codes(self, configuration: Configuration | None) -> list[str]: ...
-
-    def build(
-        self, configuration: Configuration | None, only: str | None = None
-    ) -> dict[str, int]: ...
-
-    def launcher(self) -> Callable[[Configuration], object]: ...
+CPU = torch.device("cpu")
 
 
 def kernel_modules() -> list[str]:
@@ -89,9 +68,13 @@ def tune(
     clock: Clock,
     seconds: float,
     *,
+    device: torch.device = CPU,
     first_rank: int | None = None,
     known: Mapping[str, Mapping[str, Entry]] | None = None,
-    on_entry: Callable[[str, str, Entry], None] | None = None,
+    faults: Sequence[Fault] = (),
+    on_entry: Callable[[str, str, Entry], None] = lambda kernel, bucket, entry: None,
+    on_note: Callable[[str], None] = lambda note: None,
+    on_trial: Callable[[Trial | None], None] = lambda trial: None,
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """The table's entries, and what was left out; stops when the time is over.
@@ -100,9 +83,16 @@ def tune(
     meanwhile.
 
     Args:
+        device: where the clock measures.
         first_rank: leave out buckets of a higher rank.
         known: entries by kernel and bucket; they are returned too, and not measured again.
+        faults: trials that are not made.
         on_entry: called with kernel, bucket and entry as soon as a bucket is measured.
+        on_note: called with each note as soon as there is something to be said.
+        on_trial: called with what comes next on the device, and with None after a bucket.
+
+    Raises:
+        DeviceLost: nothing runs on the device any more; the last trial's doing.
     """
     from fastgrow.kernels.ahead import compilations
     from fastgrow.kernels.multiprocessors import assumed
@@ -110,7 +100,13 @@ def tune(
     end = now() + seconds
     entries: dict[str, dict[str, Entry]] = {k: dict(v) for k, v in (known or {}).items()}
     notes: list[str] = []
+
+    def say(note: str) -> None:
+        notes.append(note)
+        on_note(note)
+
     processors = _multiprocessors()
+    bench = Bench(clock, device, lambda: now() >= end, on_trial)
     with assumed(processors), Compilers(processors) as compilers:
         waiting: list[Entrant] = []
         for entrant in entrants(modules, capability, first_rank, entries):
@@ -118,29 +114,31 @@ def tune(
                 entrant.add_to(compilers)
                 waiting.append(entrant)
             except Exception as error:
-                notes.append(f"{entrant.name} is not tuned: {told(error)}")
-        refusals = Refusals(compilers.outcomes)
+                say(f"{entrant.name} is not tuned: {told(error)}")
+        refusals = Refusals(compilers.outcomes, faults)
         with compilations() as compiled:
             while (ready := _next_ready(waiting, compilers, end - now())) and now() < end:
                 waiting.remove(ready)
                 usable, refused = refusals.of(ready)
-                notes += refused
-                entry, said = _measured(ready.tunable, usable, clock, lambda: now() >= end)
-                notes += [f"{ready.name} {what}" for what in said]
+                for note in refused:
+                    say(note)
+                entry, said = measured(ready.tunable, usable, bench)
+                on_trial(None)
+                for what in said:
+                    say(f"{ready.name} {what}")
                 if entry is not None:
                     kernel, bucket = ready.tunable.kernel, ready.tunable.bucket
                     entries.setdefault(kernel, {})[bucket] = entry
-                    if on_entry is not None:
-                        on_entry(kernel, bucket, entry)
+                    on_entry(kernel, bucket, entry)
         late = [entrant.name for entrant in waiting if not entrant.is_compiled(compilers)]
     missed = [entrant.name for entrant in waiting if entrant.name not in late]
     if compiled:
         counts = ", ".join(f"{name} {count}" for name, count in Counter(compiled).items())
-        notes.append(f"compiled again while candidates were measured: {counts}")
+        say(f"compiled again while candidates were measured: {counts}")
     if late:
-        notes.append(f"not compiled in time: {', '.join(late)}")
+        say(f"not compiled in time: {', '.join(late)}")
     if missed:
-        notes.append(f"no time left for {', '.join(missed)}")
+        say(f"no time left for {', '.join(missed)}")
     return {"entries": entries, "notes": notes}
 
 
@@ -208,22 +206,31 @@ def _next_ready(waiting: Sequence[Entrant], compilers: Compilers, seconds: float
 
 
 class Refusals:
-    """Why candidates are left out before they run; what several buckets share is told once."""
+    """Why candidates are left out before they run; what several buckets share is told once.
 
-    def __init__(self, outcomes: Mapping[str, Outcome]) -> None:
-        self._outcomes = outcomes
+    Args:
+        outcomes: of compiling, by what is compiled.
+        faults: trials that are not made again.
+    """
+
+    def __init__(self, outcomes: Mapping[str, Outcome], faults: Sequence[Fault] = ()) -> None:
+        self._outcomes, self._faults = outcomes, faults
         self._told: set[str] = set()
 
     def of(self, entrant: Entrant) -> tuple[list[Configuration], list[str]]:
         """The candidates that take part, and notes on the others."""
-        usable, notes = [], []
+        faults = [fault for fault in self._faults if _is_about(fault, entrant.tunable)]
+        usable, notes = [], [str(fault) for fault in faults]
+        faulty = [fault.configuration for fault in faults]
+        if None in faulty:
+            return [], notes
         for configuration, codes in entrant.codes:
             if configuration is None:
                 # Inputs that cannot be made are told by making them.
                 continue
             reasons = {code: _refusal(self._outcomes[code]) for code in codes}
             found = {code: reason for code, reason in reasons.items() if reason}
-            if not found:
+            if not found and configuration not in faulty:
                 usable.append(configuration)
             for code, reason in found.items():
                 if code not in self._told:
@@ -232,93 +239,17 @@ class Refusals:
         return usable, notes
 
 
+def _is_about(fault: Fault, tunable: Tunable) -> bool:
+    """Is it one of this bucket, and of this source of the kernel?"""
+    bucket = (tunable.kernel, tunable.bucket, tunable.digest)
+    return (fault.kernel, fault.bucket, fault.source) == bucket
+
+
 def _refusal(outcome: Outcome) -> str:
     """Why what was compiled is not launched; empty where it may be."""
     if isinstance(outcome, str):
         return outcome
     return f"{outcome['spills']} spills" if outcome["spills"] else ""
-
-
-def _measured(
-    tunable: Tunable,
-    usable: Sequence[Configuration],
-    clock: Clock,
-    is_over: Callable[[], bool],
-) -> tuple[Entry | None, list[str]]:
-    """The tunable's entry, None where there is none, and what has to be said of it."""
-    if not usable:
-        return None, ["is not tuned: every candidate is refused"]
-    said: list[str] = []
-    running: list[Contender] = []
-    reached = 0
-    try:
-        launch = tunable.launcher()
-        for candidate in usable:
-            if is_over():
-                break
-            reached += 1
-            try:
-                running.append(_started(launch, candidate, clock))
-            except Exception as error:
-                said.append(f"{candidate}: {told(error)}")
-        rounds = _in_turn(running, clock, is_over)
-    except Exception as error:
-        # Out of memory, say: the other tunables may have less to hold.
-        return None, [*said, f"is not tuned: {told(error)}"]
-    if reached < len(usable) or rounds < ROUNDS:
-        so_far = f"{reached} of {len(usable)} candidates, {rounds} of {ROUNDS} rounds"
-        if not any(c.configuration == tunable.candidates[0] for c in running):
-            return None, [*said, f"is not tuned: time was over before the default ({so_far})"]
-        said.append(f"time was over: {so_far}")
-    if not running:
-        return None, [*said, "is not tuned: no candidate runs"]
-    return _fastest(tunable, running), said
-
-
-@dataclass
-class Contender:
-    """A candidate that runs, and its times so far in seconds."""
-
-    configuration: Configuration
-    run: Callable[[], object]
-    samples: list[float]
-
-
-def _started(
-    launch: Callable[[Configuration], object], candidate: Configuration, clock: Clock
-) -> Contender:
-    """Run a candidate for the first time, and then time it alone."""
-    run = functools.partial(launch, candidate)
-    run()
-    return Contender(candidate, run, [clock.seconds(run) for _ in range(FIRST_ROUNDS)])
-
-
-def _in_turn(running: Sequence[Contender], clock: Clock, is_over: Callable[[], bool]) -> int:
-    """Time all in rounds, so that what disturbs the machine disturbs them alike; how many."""
-    names = [str(i) for i in range(len(running))]
-    for round_ in range(FIRST_ROUNDS, ROUNDS):
-        for name in order(names, round_):
-            if is_over():
-                return round_
-            contender = running[int(name)]
-            contender.samples.append(clock.seconds(contender.run))
-    return ROUNDS
-
-
-def _fastest(tunable: Tunable, running: Sequence[Contender]) -> Entry:
-    """The best by its median time; the first candidate of all is the default."""
-    medians = [quantile(contender.samples, 0.5) * 1e3 for contender in running]
-    best = min(range(len(running)), key=medians.__getitem__)
-    has_default = running[0].configuration == tunable.candidates[0]
-    count = len(tunable.candidates)
-    return {
-        "configuration": running[best].configuration,
-        "median_ms": medians[best],
-        "default_ms": medians[0] if has_default else None,
-        "candidates": count,
-        "left_out": count - len(running),
-        "source": tunable.digest,
-    }
 
 
 def _multiprocessors() -> int | None:

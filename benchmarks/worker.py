@@ -32,11 +32,13 @@ import torch
 import torch._inductor.config
 
 from benchmarks import tuning
+from benchmarks.candidates import Trial
 from benchmarks.case import Case
 from benchmarks.cases import families
 from benchmarks.compiling import told
 from benchmarks.contenders import FORMULA, Contender, contenders
 from benchmarks.correctness import random_gradients
+from benchmarks.faults import Fault
 from benchmarks.interleave import step_of
 from benchmarks.machine import Machine, find_machine
 from benchmarks.measure import Budget, DeviceLost, Settings, is_lost, run_once
@@ -106,20 +108,25 @@ def _cells(work: Work, answer: Callable[..., None]) -> None:
     def on_case(rows: list[Row]) -> None:
         answer(rows=[dataclasses.asdict(row) for row in rows], launch=sorted(tuned.asked))
 
-    with _table_in_use(work):
-        try:
-            notes = run_cases(
-                cases, settings, machine, Budget(work["seconds"]), on_start=on_start,
-                on_case=on_case,
-            )[1]  # fmt: skip
-        except Exception as error:
-            is_known = isinstance(error, DeviceLost)
-            answer(why=str(error) if is_known else told(error))
-            if is_known or is_lost(machine.device):
-                _end_at_once()
-            raise
+    with _table_in_use(work), _ending_with(machine.device, answer):
+        notes = run_cases(
+            cases, settings, machine, Budget(work["seconds"]), on_start=on_start, on_case=on_case
+        )[1]
     for note in notes:
         answer(note=note)
+
+
+@contextmanager
+def _ending_with(device: torch.device, answer: Callable[..., None]) -> Iterator[None]:
+    """Where an error ends the work, say which; what the device does not survive ends it here."""
+    try:
+        yield
+    except Exception as error:
+        is_known = isinstance(error, DeviceLost)
+        answer(why=str(error) if is_known else told(error))
+        if is_known or is_lost(device):
+            _end_at_once()
+        raise
 
 
 def _end_at_once() -> None:
@@ -165,18 +172,28 @@ def _warm(work: Work, answer: Callable[..., None]) -> None:
 
 
 def _tune(work: Work, answer: Callable[..., None]) -> None:
+    """Entries and notes as they are found, and before each launch what is launched."""
     machine = _machine_of(work)
-    found = tuning.tune(
-        work["modules"] or tuning.kernel_modules(),
-        int(str(machine.environment["capability"]).replace(".", "")),
-        machine.clock,
-        work["seconds"],
-        first_rank=work["first_rank"],
-        known=work["known"],
-        on_entry=lambda kernel, bucket, entry: answer(kernel=kernel, bucket=bucket, entry=entry),
-    )
-    for note in found["notes"]:
-        answer(note=note)
+
+    def on_trial(trial: Trial | None) -> None:
+        answer(trying=None if trial is None else dataclasses.asdict(trial))
+
+    with _ending_with(machine.device, answer):
+        tuning.tune(
+            work["modules"] or tuning.kernel_modules(),
+            int(str(machine.environment["capability"]).replace(".", "")),
+            machine.clock,
+            work["seconds"],
+            device=machine.device,
+            first_rank=work["first_rank"],
+            known=work["known"],
+            faults=[Fault(**fault) for fault in work["faults"]],
+            on_entry=lambda kernel, bucket, entry: answer(
+                kernel=kernel, bucket=bucket, entry=entry
+            ),
+            on_note=lambda note: answer(note=note),
+            on_trial=on_trial,
+        )
 
 
 def _growth(work: Work, answer: Callable[..., None]) -> None:

@@ -22,7 +22,7 @@ from fastgrow.kernels.attention import (
     forward,
     forward_tiles,
 )
-from fastgrow.kernels.attention_arguments import LENGTHS, Tiles, bucket
+from fastgrow.kernels.attention_arguments import LENGTHS, Tiles, bucket, empty_output
 from fastgrow.kernels.attention_decode import FEW, MANY, Split, decode, decode_bucket, split_of
 from fastgrow.kernels.tunable import Tunable, with_stages
 
@@ -171,9 +171,14 @@ def _tiles(
 def _train(
     kernel: str, dim: int, dtype: torch.dtype, length: int, capability: int, device: str
 ) -> Callable[[Tiles], object]:
-    """Attention with rotary positions, causal, on random tensors."""
-    shape = (TOKENS // length, WIDTH // dim, length, dim)
-    q, k, v, d_out = (torch.randn(shape, dtype=dtype, device=device) for _ in range(4))
+    """Attention with rotary positions, causal, on random tensors.
+
+    They lie as [B, T, H, D], which is how projections leave them: a head's rows stand apart.
+    """
+    shape = (TOKENS // length, length, WIDTH // dim, dim)
+    q, k, v, d_out = (
+        torch.randn(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(4)
+    )
     angles = torch.rand(length, dim // 2, device=device)
     setting = (Rope(angles.cos(), angles.sin()), dim**-0.5, Rules())
     if kernel == "attention_forward":
@@ -217,5 +222,10 @@ def _generate(
     rope = Rope(angles.cos(), angles.sin(), k_rotated=True)
     lengths = torch.full((batch,), length, dtype=torch.int32, device=device)
     setting = (rope, dim**-0.5, Rules(lengths=lengths))
-    out = torch.empty_like(q)
-    return lambda split: decode(q, k, v, *setting, out, split=split)
+    out = empty_output(q)
+
+    def launch(split: Split) -> torch.Tensor:
+        decode(q, k, v, *setting, out, split=split)
+        return out
+
+    return launch

@@ -1,8 +1,9 @@
 """Measuring a kernel's configurations when one is first needed (FASTGROW_AUTOTUNE=1).
 
 The first launch under a key that no table holds compiles all candidates of the kernel's tunable,
-which takes a second or two each, and times those that do not spill, on inputs of the tunable's own.
-The fastest serves this process, and others by a file in the user's cache:
+which takes a second or two each, and times those that do not spill and compute the same, on inputs
+of the tunable's own, which other memory drives from the GPU's cache before each launch. The fastest
+serves this process, and others by a file in the user's cache:
 
     $XDG_CACHE_HOME or ~/.cache, /fastgrow/tuning/<gpu>.json
 
@@ -28,6 +29,7 @@ from typing import IO, Any, TypeVar
 import torch
 import triton
 
+from fastgrow.kernels.agreement import Reference
 from fastgrow.kernels.multiprocessors import assumed, multiprocessors
 from fastgrow.kernels.tunable import Tunable, all_tunables
 from fastgrow.kernels.tuning_table import (
@@ -164,31 +166,70 @@ def measure(tunable: Tunable[Any]) -> dict[str, Any] | None:
 
 
 def _medians(tunable: Tunable[Any]) -> list[float | None]:
-    """Milliseconds of each candidate; None for one that spills or does not run here."""
+    """Milliseconds of each candidate; None for one that takes no part."""
     try:
         launch = tunable.launcher()
+        scratch = more_than_the_cache()
     except Exception as error:
         # Whatever it is, the user's launch can do without.
         log.info("no inputs for %s %s: %s", tunable.kernel, tunable.bucket, error)
         return [None] * len(tunable.candidates)
-    return [_median(tunable, launch, candidate) for candidate in tunable.candidates]
+    agreeing = _agreeing(tunable, launch)
+    return [
+        _median(tunable, launch, candidate, scratch) if candidate in agreeing else None
+        for candidate in tunable.candidates
+    ]
+
+
+def _agreeing(
+    tunable: Tunable[Any], launch: Callable[[Configuration], object]
+) -> list[Configuration]:
+    """The candidates that do not spill, run here and compute what the first of them does."""
+    reference = Reference()
+    agreeing: list[Configuration] = []
+    for candidate in tunable.candidates:
+        try:
+            if tunable.build(candidate)["spills"] > 0:
+                continue
+            difference = reference.difference(launch(candidate))
+        except Exception as error:
+            # Whatever it is, the user's launch does not need this candidate.
+            log.info("left out of %s: %s: %s", tunable.kernel, candidate, error)
+            continue
+        if difference:
+            what = (tunable.kernel, tunable.bucket, candidate, agreeing[0], difference)
+            log.warning("%s %s: %s is not what %s computes: %s", *what)
+        else:
+            agreeing.append(candidate)
+    return agreeing
 
 
 def _median(
-    tunable: Tunable[Any], launch: Callable[[Configuration], object], candidate: Configuration
+    tunable: Tunable[Any],
+    launch: Callable[[Configuration], object],
+    candidate: Configuration,
+    scratch: torch.Tensor,
 ) -> float | None:
-    """Milliseconds of a launch; None for a candidate that spills or does not run here."""
+    """Milliseconds of a launch that finds none of its inputs in the cache; None where it fails."""
+    run = functools.partial(launch, candidate)
+    times = []
     try:
-        if tunable.build(candidate)["spills"] > 0:
-            return None
-        run = functools.partial(launch, candidate)
         for _ in range(WARM_UP):
             run()
-        return statistics.median(milliseconds(run) for _ in range(ROUNDS))
+        for _ in range(ROUNDS):
+            scratch.zero_()
+            times.append(milliseconds(run))
     except Exception as error:
-        # Whatever it is, the user's launch does not need this candidate.
         log.info("left out of %s: %s: %s", tunable.kernel, candidate, error)
         return None
+    return statistics.median(times)
+
+
+def more_than_the_cache() -> torch.Tensor:
+    """Memory of the current GPU that leaves nothing else in its cache when it is written."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    size = torch.cuda.get_device_properties(device).L2_cache_size
+    return torch.empty(2 * size, dtype=torch.uint8, device=device)
 
 
 def milliseconds(launch: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -62,17 +63,29 @@ def tunables(capability: int) -> list[Tunable[Tiles]]:
 
 
 def _prepare(kernel: str, rows: int, device: str) -> Callable[[Tiles], object]:
-    """One head with a bias, on random tensors."""
+    """One head with a bias, on random tensors.
+
+    Logits are as small as a head's, and a word's gradient as large as a target's: beside others of
+    many times its size none would be seen to be wrong.
+    """
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=DTYPE, device=device)
 
-    pairs = product([random(rows, WIDTH)], [random(VOCABULARY, WIDTH)], random(VOCABULARY))
-    targets = torch.zeros(rows, dtype=torch.int64, device=device)
+    weight = random(VOCABULARY, WIDTH) * WIDTH**-0.5
+    pairs = product([random(rows, WIDTH)], [weight], random(VOCABULARY))
     if kernel == "linear_lse":
+        targets = torch.randint(VOCABULARY, (rows,), device=device)
         return lambda tiles: forward(pairs, targets, with_mean=False, tiles=tiles)
+    targets = torch.randint(SLICE, (rows,), device=device)
     row = torch.ones(rows, device=device)
+    # The logits' variance is 2: of the product and of the bias.
+    lse = (math.log(VOCABULARY) + 1) * row
+    gradients = (VOCABULARY * row, -row, None)
     out = torch.empty(rows, SLICE, dtype=DTYPE, device=device)
-    return lambda tiles: logits_gradient(
-        pairs, targets, 200 * row, row, row, None, 0, out, with_sums=True, tiles=tiles
-    )
+
+    def launch(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor | None]:
+        sums = logits_gradient(pairs, targets, lse, *gradients, 0, out, with_sums=True, tiles=tiles)
+        return out, sums
+
+    return launch

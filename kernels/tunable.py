@@ -33,8 +33,9 @@ class Tunable(Generic[C]):
         others: further configurations of the same kind, a frozen dataclass of integers.
         function: name of the Triton function that is compiled with the configuration.
         prepare: `prepare(device)` makes inputs on `meta` or `cuda` (the current GPU), and returns
-            `launch(configuration)`, which launches the kernel once. All configurations share the
-            inputs, which may take gigabytes.
+            `launch(configuration)`, which launches the kernel once and returns all that it writes
+            for its caller. That is compared with what other configurations write, and overwritten.
+            All configurations share the inputs, which may take gigabytes.
         capability: 90 for compute capability 9.0.
         rank: where time is short, lower ones come first; 0 is for the headline shapes of
             benchmarks/cases.
@@ -94,7 +95,10 @@ class Tunable(Generic[C]):
         return {name: max((taken[name] for taken in found), default=0) for name in names}
 
     def launcher(self) -> Callable[[dict[str, int]], object]:
-        """Random inputs on the current GPU; each call launches a configuration once."""
+        """Random inputs on the current GPU; each call launches a configuration once.
+
+        It returns what the launch computes.
+        """
         launch = self.prepare("cuda")
         return lambda configuration: launch(self._kind(configuration))
 

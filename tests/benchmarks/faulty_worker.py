@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import measure, processes, worker
+from benchmarks import candidates, measure, processes, rehearsal, worker
 from benchmarks.case import Family, Inputs, Output, Shape
 from fastgrow.ops import _dispatch
 
@@ -48,7 +49,7 @@ def _family(name: str, fault: str = "") -> Family:
 
 
 def _lost() -> None:
-    measure.is_lost = lambda device: True
+    measure.is_lost = candidates.is_lost = lambda device: True
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
@@ -65,7 +66,19 @@ FAMILIES = [
     _family("hangs", "hangs"),
 ]
 
+# Of the candidates that the rehearsal tunes, by bucket and warps.
+FAULTY_CANDIDATES = {("a", 8): "lost", ("b", 8): "segfault", ("c", 4): "hangs"}
+
+
+def _launcher(kernel: rehearsal.Kernel) -> Callable[[dict[str, int]], object]:
+    def launch(configuration: dict[str, int]) -> None:
+        FAULTS[FAULTY_CANDIDATES.get((kernel.bucket, configuration["num_warps"]), "")]()
+
+    return launch
+
+
 if __name__ == "__main__":
+    rehearsal.Kernel.launcher = _launcher
     processes.die_with_parent()
     worker.families = lambda names: [f for f in FAMILIES if f.name in names]
     sys.exit(worker.main())

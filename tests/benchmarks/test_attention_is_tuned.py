@@ -11,12 +11,15 @@ import torch
 from fake_time import FakeClock
 
 from benchmarks import tuning
+from benchmarks.cases import attention
 
 tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
+from fastgrow.kernels import ahead, attention_tuning  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
 from fastgrow.kernels.tuning_table import read_table  # noqa: E402
+from fastgrow.ops import _triton  # noqa: E402
 
 BF16 = torch.bfloat16
 MODULE = "fastgrow.kernels.attention_tuning"
@@ -58,6 +61,41 @@ def test_a_table_of_every_kernel_is_made_and_read(
     assert read["attention_decode"][decode_bucket(BF16, 64, 4096, 512)] == {
         "block_n": 64, "programs": 2, "num_warps": 2, "num_stages": 2
     }  # fmt: skip
+
+
+def strides(launches: list[ahead.Launch]) -> dict[str, dict[str, int]]:
+    """Of the tensors of each kernel: their arguments end in the letters of the dimensions."""
+    return {
+        launch.name: {
+            name: value for name, value in launch.arguments.items()
+            if name.endswith(("_b", "_h", "_t")) and isinstance(value, int)
+        }
+        for launch in launches
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dim", [32, 128])
+def test_what_is_tuned_lies_in_memory_as_in_a_model(
+    dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the case's tensors do; and the gradient as the output, which a projection reads."""
+    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
+    shape = next(s for s in attention.FAMILY.grids["gpu"] if (s["D"], s["T"]) == (dim, 1024))
+    inputs = attention.FAMILY.inputs({**shape, "B": 1}, BF16, torch.Generator())
+
+    def step() -> None:
+        tensors = [inputs[name].requires_grad_() for name in attention.FAMILY.differentiate]
+        out = attention.FAMILY.call(inputs, "triton")
+        assert isinstance(out, torch.Tensor)
+        torch.autograd.grad(out, tensors, torch.empty_like(out))
+
+    in_use = strides(ahead.recorded(step))
+    kernels = ("attention_forward", "attention_d_query", "attention_d_key")
+    for found in attention_tuning.tunables(90):
+        if found.kernel in kernels and found.bucket == bucket(BF16, dim, 1024):
+            tuned = strides(found.launches(found.candidates[0]))
+            assert found.function in tuned
+            assert tuned == {name: in_use[name] for name in tuned}
 
 
 def test_head_dimension_32_comes_first() -> None:

@@ -48,6 +48,19 @@ def test_hosts_with_another_patch_of_the_driver_are_one_machine() -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_each_candidate_has_faults_of_its_own(tmp_path: Path) -> None:
+    record = Record(tmp_path / "record.jsonl")
+    of_bucket = {"kind": "fault", "key": KEY, "kernel": "k", "bucket": "b", "source": "s"}
+    for configuration in ({"num_warps": 4}, None, {"num_warps": 8}, {"num_warps": 4}):
+        record.add({**of_bucket, "configuration": configuration, "why": "it died"})
+    for damage in ({"configuration": "4 warps"}, {"why": None}):
+        record.add({**of_bucket, "configuration": None, "why": "it died", **damage})
+    read = Record(record.path)
+    found = [line["configuration"] for line in read.of("fault", KEY)]
+    assert found == [{"num_warps": 4}, None, {"num_warps": 8}]
+    assert read.unused == 2
+
+
 @pytest.mark.parametrize("rest", ['{"kind": "cell", "ke', '{"kind": "cell"', "\x00\x00", "{"])
 def test_what_a_kill_cut_off_is_overwritten(tmp_path: Path, rest: str) -> None:
     path = tmp_path / "record.jsonl"

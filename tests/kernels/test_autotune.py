@@ -32,7 +32,7 @@ class Beads:
     num_warps: int = 4
 
 
-SLOW, FAST, SPILLING, FAILING, LARGE = (Beads(n) for n in (8, 4, 1, 2, 16))
+SLOW, FAST, SPILLING, FAILING, LARGE, WRONG = (Beads(n) for n in (8, 4, 1, 2, 16, 3))
 
 
 class Device:
@@ -41,21 +41,26 @@ class Device:
     def __init__(self) -> None:
         self.prepared = 0
         self.launches: list[int] = []
+        self.scratch = torch.ones(64)
+        self.others: list[Beads] = [SPILLING, FAILING, LARGE, FAST]
         self.within: Callable[[], object] = lambda: None
 
     def prepare(self, device: str) -> Callable[[Beads], object]:
         self.prepared += 1
 
-        def launch(beads: Beads) -> None:
+        def launch(beads: Beads) -> torch.Tensor:
             if beads == LARGE:
                 raise torch.OutOfMemoryError("2 GiB more")
             self.launches.append(beads.cost)
             self.within()
+            return torch.full((16,), 2.0 if beads == WRONG else 1.0)
 
         return launch
 
     def milliseconds(self, run: Callable[[], object]) -> float:
+        assert not self.scratch.any(), "the launch finds its inputs in the cache"
         run()
+        self.scratch.fill_(1.0)
         return float(self.launches[-1])
 
 
@@ -75,11 +80,12 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Device]:
     found = Device()
 
     def tunables(capability: int) -> list[Abacus]:
-        others = [SPILLING, FAILING, LARGE, FAST]
-        return [Abacus("count", "fp32", SLOW, others, "count_kernel", found.prepare, capability)]
+        about = (found.others, "count_kernel", found.prepare, capability)
+        return [Abacus("count", "fp32", SLOW, *about)]
 
     monkeypatch.setattr(autotune, "all_tunables", tunables)
     monkeypatch.setattr(autotune, "milliseconds", found.milliseconds)
+    monkeypatch.setattr(autotune, "more_than_the_cache", lambda: found.scratch)
     monkeypatch.setattr(autotune.triton, "__version__", VERSION)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
@@ -129,11 +135,23 @@ def test_the_fastest_that_runs_is_taken_and_kept(device: Device, file: Path) -> 
 
 def test_it_is_measured_once_and_read_by_the_next_process(device: Device, file: Path) -> None:
     assert ask() == ask() == FAST
-    assert len(device.launches) == 2 * (autotune.WARM_UP + autotune.ROUNDS)
+    assert len(device.launches) == 2 * (1 + autotune.WARM_UP + autotune.ROUNDS)
     autotune.forget()
     device.launches.clear()
     assert ask() == FAST
     assert device.launches == []
+
+
+def test_one_that_computes_something_else_is_not_taken_however_fast(
+    device: Device, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.others = [WRONG, FAST]
+    assert ask() == FAST
+    assert json.loads(file.read_text())["entries"]["count"]["fp32"]["left_out"] == 1
+    told = f"count fp32: {vars(WRONG)} is not what {vars(SLOW)} computes: 16 of 16 elements"
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{told} of result 0"
+    ]
 
 
 @pytest.mark.parametrize("value", [None, "", "0"])
@@ -205,7 +223,7 @@ def test_threads_measure_once(device: Device) -> None:
     for thread in threads:
         thread.join()
     assert found == [FAST] * 4
-    assert len(device.launches) == 2 * (autotune.WARM_UP + autotune.ROUNDS)
+    assert len(device.launches) == 2 * (1 + autotune.WARM_UP + autotune.ROUNDS)
 
 
 def test_another_version_of_triton_begins_anew(device: Device, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -82,6 +83,42 @@ def test_every_configuration_is_launched_on_the_same_inputs(
                 shared.append({id(x) for x in tensors})
     assert len(different) >= 4, "the configuration is not launched"
     assert set.intersection(*shared)
+
+
+# Arguments through which a kernel's results leave it, under the names of its functions.
+WRITTEN = {
+    "attention_decode": {"OUT"},
+    "attention_d_key": {"DK", "DV"},
+    "attention_d_query": {"DQ"},
+    "attention_forward": {"OUT", "LSE"},
+    "linear_lse": {"lse", "target_logit"},
+    "linear_lse_gradient": {"out"},
+    "lora_d_input": {"Y"},
+    "lora_forward": {"Y"},
+    # A sum of what it writes.
+    "lora_narrow": set(),
+    "mlp_d_hidden": {"D_PRE", "HIDDEN"},
+    "mlp_hidden": {"HIDDEN"},
+    "mlp_hidden_kept": {"HIDDEN", "PRE"},
+    "mlp_output": {"Y"},
+    "norm_backward": {"DX", "D_WEIGHT", "D_BIAS"},
+    "norm_forward": {"Y", "TOTAL", "MEAN", "RSTD"},
+}
+
+
+@pytest.mark.parametrize("tunable", first_of_each_kernel(), ids=label)
+def test_a_launch_returns_what_it_computes(tunable: Tunable) -> None:  # type: ignore[type-arg]
+    """What is not returned could be wrong, and the configuration that makes it the fastest."""
+    prepared: list[Callable[[object], object]] = []
+    ahead.recorded(lambda: prepared.append(tunable.prepare("meta")))
+    results: list[object] = []
+    # The last one is no library's.
+    launches = ahead.recorded(lambda: results.append(prepared[0](tunable.others[-1])))
+    result = results[0] if isinstance(results[0], tuple) else (results[0],)
+    returned = {id(tensor) for tensor in result if tensor is not None}
+    assert returned
+    arguments = [item for launch in launches for item in launch.arguments.items()]
+    assert {name for name, x in arguments if id(x) in returned} >= WRITTEN[tunable.kernel]
 
 
 def test_a_build_takes_the_most_of_all_that_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
