@@ -123,6 +123,8 @@ class Family:
         differentiate: names of the inputs that get gradients; none means `forward` only.
         parameters: those of them whose gradient is a sum over the rows.
         rows: `rows(shape)`, how many terms such a sum has.
+        sums: `sums(shape)`, how many terms the sums have that the other results are, where they are
+            long.
         libraries: `libraries(case)` gives what a user would call instead, by name; what could be
             called but is not here stays in it, as `Absent`.
         yardsticks: `yardsticks(case)` gives what the operation's time is to be seen against.
@@ -142,6 +144,7 @@ class Family:
     differentiate: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     rows: Callable[[Shape], int] = field(default=lambda shape: shape.get("N", 1))
+    sums: Callable[[Shape], int] = field(default=lambda shape: 0)
     libraries: Callable[[Case], Mapping[str, Library]] = field(default=lambda case: {})
     yardsticks: Callable[[Case], dict[str, Yardstick]] = field(default=lambda case: {})
     written: tuple[str, ...] = ()

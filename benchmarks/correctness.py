@@ -4,13 +4,14 @@ The truth is the formula in fp64 (fp32 inputs are exact there, and so are half-p
 With e the largest deviation from it and u the dtype's unit in the last place of the largest true
 value, a result is right if, for the output and for every gradient,
 
-    e ≤ 2 · e(formula in the same dtype) + 2 · u · √n
+    e ≤ 2 · e(formula in the same dtype) + 2 · u · √n + 2 · w · √m
 
 with n = 1, or the number of rows where a parameter's gradient is a sum over n of them (the errors
-of n terms add up like a random walk), and the RMS of the deviations is at most the dtype's ceiling
-times the RMS of the truth. Where the formula in the same dtype has half of that ceiling for itself,
-as a chain of layers in half precision has, the ceiling is twice the formula's: below it nothing,
-however right, could pass.
+of n terms add up like a random walk), w the unit of float32 or the dtype's where that is smaller,
+in which sums are made, and m their terms where an operation's other results are long sums; and the
+RMS of the deviations is at most the dtype's ceiling times the RMS of the truth. Where the formula
+in the same dtype has half of that ceiling for itself, as a chain of layers in half precision has,
+the ceiling is twice the formula's: below it nothing, however right, could pass.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Truth:
     formula_rms: dict[str, float]
     gradients: tuple[Tensor, ...]
     terms: dict[str, int]
+    sums: int
 
 
 def truth_of(case: Case) -> Truth:
@@ -65,9 +67,9 @@ def truth_of(case: Case) -> Truth:
     formula_results = results_of(case, run, inputs, gradients)
     errors = {name: _largest(formula_results[name], true) for name, true in results.items()}
     rms = {name: _relative_rms(formula_results[name], true) for name, true in results.items()}
-    rows = case.family.rows(case.family.checked(case.shape))
-    terms = {f"d {name}": rows for name in case.family.parameters}
-    return Truth(inputs, results, errors, rms, gradients, terms)
+    shape = case.family.checked(case.shape)
+    terms = {f"d {name}": case.family.rows(shape) for name in case.family.parameters}
+    return Truth(inputs, results, errors, rms, gradients, terms, case.family.sums(shape))
 
 
 def random_gradients(run: Run, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -124,8 +126,9 @@ def compare(results: Mapping[str, Tensor], truth: Truth, dtype: torch.dtype) -> 
             return Verdict(False, float("inf"), f"{name} is not finite")
         relative = _relative_rms(got, true)
         worst = max(worst, relative)
-        unit = torch.finfo(dtype).eps * float(true.abs().max())
-        limit = 2 * truth.formula_errors[name] + 2 * unit * truth.terms.get(name, 1) ** 0.5
+        units = torch.finfo(dtype).eps * truth.terms.get(name, 1) ** 0.5
+        units += torch.finfo(torch.promote_types(dtype, torch.float32)).eps * truth.sums**0.5
+        limit = 2 * truth.formula_errors[name] + 2 * units * float(true.abs().max())
         error = _largest(got, true)
         if error > limit:
             reasons.append(f"{name} is off by {error:.2g}, allowed {limit:.2g}")

@@ -38,7 +38,9 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
 
 
 def _call(inputs: Inputs, impl: str | None) -> Tensor:
-    return attention(inputs["q"], inputs["k"], inputs["v"], rope=inputs["rope"], impl=impl)
+    """[B, T, H, D]: what the next projection reads, and how gradients come back from it."""
+    y = attention(inputs["q"], inputs["k"], inputs["v"], rope=inputs["rope"], impl=impl)
+    return y.transpose(1, 2)
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
@@ -69,6 +71,8 @@ FAMILY = Family(
     inputs=_inputs,
     call=_call,
     differentiate=("q", "k", "v"),
+    # Over the keys, or in the gradients of those over the queries.
+    sums=lambda shape: shape["T"],
     libraries=libraries,
     required=required,
     work=_work,

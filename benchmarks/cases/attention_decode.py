@@ -27,7 +27,8 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
 
 def _call(inputs: Inputs, impl: str | None) -> Tensor:
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    return attention(q, k, v, rope=inputs["rope"], k_rotated=True, impl=impl)
+    y = attention(q, k, v, rope=inputs["rope"], k_rotated=True, impl=impl)
+    return y.transpose(1, 2)
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
@@ -48,6 +49,8 @@ FAMILY = Family(
     },
     inputs=_inputs,
     call=_call,
+    # Over the keys.
+    sums=lambda shape: shape["T"],
     libraries=libraries,
     required=required,
     work=_work,

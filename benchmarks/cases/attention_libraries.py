@@ -1,6 +1,7 @@
 """What a user would call for attention: each of SDPA's backends, and FlashAttention's packages.
 
-Rotations are one launch on a GPU, on every side; on a CPU every side has the same eager one.
+Rotations are one launch on a GPU, on every side; on a CPU every side has the same eager one. All
+give [B, T, H, D], which is a view of what SDPA gives.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def _sdpa(backend: SDPBackend, inputs: Inputs) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     try:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=grouped)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=grouped)
+            return y.transpose(1, 2)
     except RuntimeError as error:
         if not any(text in str(error) for text in NO_KERNEL):
             raise
@@ -86,7 +88,7 @@ def _flash_attention(module: str, inputs: Inputs) -> Tensor:
     result = function(module, "flash_attn_func")(q, k, v, causal=q.shape[1] > 1)
     # Some releases return the log-sum-exp beside the output.
     y: Tensor = result[0] if isinstance(result, tuple) else result
-    return y.transpose(1, 2)
+    return y
 
 
 def _rotated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

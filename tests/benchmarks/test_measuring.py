@@ -142,6 +142,23 @@ def test_want_of_memory_that_others_hold_is_no_last_word(
     }
 
 
+@pytest.mark.parametrize(("terms", "is_right"), [(0, False), (10_000, True)])
+def test_a_long_sum_may_be_off_by_more(terms: int, is_right: bool, family: Family) -> None:
+    def library(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        y = 3 * inputs["x"]
+        # Ten of the units that any result may be off by, in one place.
+        error = torch.zeros(64, dtype=y.dtype)
+        error[0] = 20 * torch.finfo(y.dtype).eps * y.detach().abs().max()
+        return y + error
+
+    long = dataclasses.replace(
+        family, libraries=lambda case: {"library": library}, sums=lambda shape: terms
+    )
+    row = rows_of(long)["library"]
+    assert row.correct is is_right
+    assert ("off by" in row.problem) is not is_right
+
+
 def test_the_ratio_is_that_of_the_medians(family: Family) -> None:
     library_ran: list[bool] = []
 
