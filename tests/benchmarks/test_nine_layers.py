@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import nine_layers, rehearsal
 from benchmarks.nine_layers import METRICS, run_nine_layers
+from fastgrow.cli.settings import find_config
 
 SMALL = rehearsal.GROWTH.read_text(encoding="utf-8")
 
@@ -37,9 +39,17 @@ def test_a_small_one_is_resumed_at_its_checkpoint(tmp_path: Path) -> None:
     assert sum("loss" in json.loads(row) for row in rows) == second["steps"][-1]
 
 
+def test_the_rehearsal_s_model_goes_on_the_substrate_that_is_handed_over() -> None:
+    rehearsed, real = (
+        yaml.safe_load(find_config(name).read_text(encoding="utf-8"))["model"]
+        for name in (str(rehearsal.GROWTH), "nine-layers-unicode")
+    )
+    assert rehearsed["d_model"] % real["n_embed"] == 0
+
+
 @pytest.mark.slow
 def test_an_error_is_told_in_its_own_words(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL.replace("n_head: 2", "n_head: 3"))
+    (tmp_path / "small.yaml").write_text(SMALL.replace("n_head: 8", "n_head: 7"))
     config = str(tmp_path / "small.yaml")
     result = run_nine_layers(tmp_path / "out", 1200, device="cpu", config=config, steps=1)
     assert result["state"].startswith("failed: `fastgrow grow` ended with status 1: fastgrow: ")
