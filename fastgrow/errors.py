@@ -5,6 +5,13 @@ alone, so it has to stand without a traceback. Every class also derives from the
 that a caller who does not know fastgrow would catch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class FastgrowError(Exception):
     """Base of every error that fastgrow raises on purpose."""
@@ -36,3 +43,14 @@ class DivergenceError(FastgrowError, ArithmeticError):
 
 class Interrupted(FastgrowError):
     """A run was stopped by the user after its state had been saved."""
+
+
+def argument_error(where: str, argument: str, expected: str, got: object) -> ArgumentError:
+    """The error for an argument that an operation or module cannot take; the caller raises it."""
+    return ArgumentError(f"{where}: {argument} must be {expected}, got {got}")
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape, dtype and device, for error messages."""
+    shape = ", ".join(str(n) for n in tensor.shape)
+    return f"[{shape}] {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastgrow.kernels.calls import NormCall
 from fastgrow.kernels.common import (
     INTERPRETED,
     as_rows,
@@ -72,25 +73,11 @@ def bucket(dtype: torch.dtype, dim: int) -> str:
 
 
 def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    centred: bool,
-    dtype: torch.dtype,
-    with_statistics: bool,
-    rows: Rows | None = None,
+    call: NormCall, *, with_statistics: bool, rows: Rows | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Normalise the last axis of x [..., d] (+ residual), d ≥ 1.
+    """Normalise the last axis of x [..., d] (+ residual), d ≥ 1, of float32, bfloat16 or float16.
 
     Args:
-        x, residual: of one shape, float32, bfloat16 or float16, the same or not.
-        weight, bias: [d], any of these dtypes.
-        eps: added to the variance or mean square.
-        centred: subtract the mean (layer norm) or not (root mean square).
-        dtype: of y.
         with_statistics: whether gradients will be asked for.
         rows: how rows are given to programs, to try some out.
 
@@ -98,6 +85,7 @@ def forward(
         y and total = x + residual (None without one), the shape of x, contiguous; mean (None if
         not centred) and rstd, one float32 a row, None without `with_statistics`.
     """
+    x, residual, weight, bias, eps, centred, dtype = call
     dim = x.shape[-1]
     count = x.numel() // dim
     y = contiguous_like(x, dtype)

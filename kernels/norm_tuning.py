@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastgrow.kernels.calls import NormCall
 from fastgrow.kernels.norm import Rows, backward, backward_rows, bucket, forward, forward_rows
 from fastgrow.kernels.tunable import Tunable
 
@@ -67,10 +68,8 @@ def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
     weight, bias = (torch.randn(dim, dtype=DTYPE, device=device) for _ in range(2))
 
     def layer_norm(rows: Rows) -> tuple[Tensor | None, ...]:
-        return forward(
-            *(x, residual, weight, bias, 1e-5),
-            centred=True, dtype=DTYPE, with_statistics=True, rows=rows,
-        )  # fmt: skip
+        call = NormCall(x, residual, weight, bias, 1e-5, True, DTYPE)
+        return forward(call, with_statistics=True, rows=rows)
 
     if kernel == "norm_forward":
         return layer_norm

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastgrow import _native, info
-from fastgrow.ops import _dispatch
-from fastgrow.ops._dispatch import OPERATIONS
+from fastgrow.ops.core import dispatch
+from fastgrow.ops.core.dispatch import OPERATIONS
 
 
 def test_module_prints_the_report() -> None:
@@ -41,7 +41,7 @@ def test_the_backend_of_attention_is_told() -> None:
 
 def test_variables_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTGROW_IMPL", "logit_mean=eager")
-    monkeypatch.setattr(_dispatch, "_environment", "logit_mean=eager")
+    monkeypatch.setattr(dispatch, "_environment", "logit_mean=eager")
     report = info.report()
     assert "  FASTGROW_IMPL=logit_mean=eager" in report
     assert "  logit_mean: eager (asked for by FASTGROW_IMPL)" in report

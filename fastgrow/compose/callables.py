@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow import ops
-from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.errors import ArgumentError, ConfigError, describe
 from fastgrow.nn import SubstrateLike
 from fastgrow.nn.generate import GenerationMixin
-from fastgrow.ops._check import describe
 
 
 class ReadTokens:

@@ -24,12 +24,11 @@ from fastgrow.compose.losses import ensemble_loss
 from fastgrow.compose.parked import ParkedExpert, check_parkable
 from fastgrow.compose.predictions import ensemble_prediction
 from fastgrow.compose.rules import Mean, Rule, Tokens
-from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.errors import ArgumentError, ConfigError, describe
 from fastgrow.evaluation import BitsPerCharacter, bits_per_character
 from fastgrow.nn import FrozenEmbedding, LanguageModel, SubstrateLike
 from fastgrow.nn.generate import GenerationMixin
 from fastgrow.nn.sampling import Sampler
-from fastgrow.ops._check import describe
 
 
 class Ensemble(GenerationMixin, nn.Module):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastgrow.errors import ArgumentError, CheckpointError, ConfigError
+from fastgrow.errors import ArgumentError, CheckpointError, ConfigError, describe
 from fastgrow.nn.block import Block, initialise_linears
 from fastgrow.nn.cache import KVCache
 from fastgrow.nn.config import DecoderConfig
@@ -30,7 +30,6 @@ from fastgrow.nn.serialization import (
     read_tensors,
     save_model_folder,
 )
-from fastgrow.ops._check import describe
 
 KIND = "decoder"
 

@@ -7,13 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from fastgrow.errors import ConfigError
+from fastgrow.errors import ConfigError, describe
 from fastgrow.nn.config import DecoderConfig
 from fastgrow.nn.draw import draw_normal
 from fastgrow.nn.embedding import FrozenEmbedding
 from fastgrow.nn.language_model import SubstrateLike
 from fastgrow.nn.substrate_table import substrate_embedding, substrate_table
-from fastgrow.ops._check import describe
 
 
 def with_width(

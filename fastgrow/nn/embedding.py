@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow import ops
-from fastgrow.errors import ConfigError
-from fastgrow.ops._check import INTEGERS, describe
+from fastgrow.errors import ConfigError, describe
+from fastgrow.ops.core.dtypes import INTEGERS
 from fastgrow.ops.embedding import MAX_CODE_BITS
 
 # What became of a table on another device or in another dtype, keyed by the address of the table it

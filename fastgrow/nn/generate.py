@@ -10,10 +10,10 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from fastgrow.errors import ArgumentError, ConfigError
+from fastgrow.errors import ArgumentError, ConfigError, describe
 from fastgrow.nn.language_model import Cache, LanguageModel, SubstrateLike
 from fastgrow.nn.sampling import Sampler, check_sampling
-from fastgrow.ops._check import INTEGERS, describe
+from fastgrow.ops.core.dtypes import INTEGERS
 
 Piece = TypeVar("Piece", str, Tensor)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastgrow import ops
-from fastgrow.ops._check import refuse
+from fastgrow.errors import argument_error
 from fastgrow.ops.linear_cross_entropy import REDUCTIONS
 
 
@@ -40,9 +40,11 @@ class LinearCrossEntropyLoss(nn.Module):
         super().__init__()
         name = type(self).__name__
         if reduction not in REDUCTIONS:
-            raise refuse(name, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
+            raise argument_error(
+                name, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction)
+            )
         if not 0.0 <= label_smoothing <= 1.0:
-            raise refuse(name, "label_smoothing", "between 0 and 1", label_smoothing)
+            raise argument_error(name, "label_smoothing", "between 0 and 1", label_smoothing)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = label_smoothing

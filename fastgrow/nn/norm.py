@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgrow import ops
-from fastgrow.ops._check import describe, refuse
+from fastgrow.errors import argument_error, describe
 
 
 class LayerNorm(nn.LayerNorm):
@@ -81,7 +81,7 @@ def make_norm(
 def _check_shape(module: str, x: Tensor, normalized_shape: tuple[int, ...]) -> None:
     if x.shape[-len(normalized_shape) :] != normalized_shape:
         axes = ", ".join(str(n) for n in normalized_shape)
-        raise refuse(module, "input", f"of shape [..., {axes}]", describe(x))
+        raise argument_error(module, "input", f"of shape [..., {axes}]", describe(x))
 
 
 @overload

@@ -5,10 +5,9 @@ Plain tensors in and out. Every public function takes `impl=` to force an implem
 they also check what integer arguments hold, at the price of waiting for the device.
 """
 
-from fastgrow.ops._dispatch import explain_all, use_impl
 from fastgrow.ops.attention import attention
+from fastgrow.ops.core.dispatch import explain_all, use_impl
 from fastgrow.ops.embedding import embedding
-from fastgrow.ops.layer_norm import layer_norm
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
 from fastgrow.ops.linear_kl import linear_kl
 from fastgrow.ops.linear_lse_gather import linear_lse_gather, merge_lse
@@ -19,12 +18,12 @@ from fastgrow.ops.mean_log_softmax_gather import mean_log_softmax_gather
 from fastgrow.ops.mean_sample import mean_sample
 from fastgrow.ops.mean_top_k import mean_argmax, mean_top_k
 from fastgrow.ops.mlp import mlp
+from fastgrow.ops.norms import layer_norm, rms_norm
 from fastgrow.ops.probability_mean import (
     probability_mean,
     probability_mean_cross_entropy,
     probability_mean_gather,
 )
-from fastgrow.ops.rms_norm import rms_norm
 from fastgrow.ops.rope import RopeTable, rope, rope_table
 
 __all__ = [

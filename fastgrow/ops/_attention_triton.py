@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _triton
-from fastgrow.ops._check import refuse
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.errors import argument_error
+from fastgrow.ops.core import registration, triton_support
+from fastgrow.ops.core.dispatch import Answer
 
 if TYPE_CHECKING:
     from fastgrow.kernels.attention import Rope, Rules
@@ -34,9 +34,9 @@ def can_serve(
     scale: float,
     visibility: Visibility,
     dropout: float,
-) -> Verdict:
+) -> Answer:
     """The verifier."""
-    ok, reason = _triton.can_run(q)
+    ok, reason = triton_support.can_run(q)
     if not ok:
         return False, reason
     if q.shape[3] > MAX_HEAD_DIM:
@@ -58,7 +58,7 @@ def pays(
     scale: float,
     visibility: Visibility,
     dropout: float,
-) -> Verdict:
+) -> Answer:
     """By counting products, exponentials, bytes and launches: not measured.
 
     - A mask costs SDPA its fastest kernels and, as scores, memory: ours are taken.
@@ -75,7 +75,7 @@ def pays(
       for several grouped queries, where SDPA reads them for each of its heads, and splits in fp32
       and at head dimensions that are no multiple of 8, which flash does not take as they are.
     """
-    ok, reason = _triton.pays_on(q)
+    ok, reason = triton_support.pays_on(q)
     if not ok:
         return False, reason
     queries, keys, dim = q.shape[2], k.shape[2], q.shape[3]
@@ -126,8 +126,8 @@ def attention_triton(
         *(causal, window, cu_seqlens, lengths, starts),
     )
     out: Tensor
-    if _triton.needs_gradient(q, k, v):
-        out = _Attention.apply(*_triton.distinct((q, k, v)), *settings)
+    if registration.needs_gradient(q, k, v):
+        out = _Attention.apply(*registration.distinct((q, k, v)), *settings)
     else:
         out = _ops.attention_inference.default(q, k, v, *settings)
     return out
@@ -308,6 +308,6 @@ class _AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        raise refuse(
+        raise argument_error(
             "attention", "impl", "eager or vendor where gradients are differentiated", "triton"
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _triton
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
 
 
 def can_serve(
@@ -21,9 +21,9 @@ def can_serve(
     low: float,
     high: float,
     dtype: torch.dtype,
-) -> Verdict:
+) -> Answer:
     """The verifier."""
-    ok, reason = _triton.can_run(ids, dtype)
+    ok, reason = triton_support.can_run(ids, dtype)
     if not ok:
         return False, reason
     if table is not None and table.requires_grad and torch.is_grad_enabled():
@@ -40,9 +40,9 @@ def pays(
     low: float,
     high: float,
     dtype: torch.dtype,
-) -> Verdict:
+) -> Answer:
     """Where there is more to do than a copy of rows: by reasoning, not measured."""
-    ok, reason = _triton.pays_on(ids)
+    ok, reason = triton_support.pays_on(ids)
     if not ok:
         return False, reason
     if bits is None and repeat == 1:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fastgrow import _native
-from fastgrow.ops._check import check_float, check_ids, describe, refuse
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.errors import argument_error, describe
+from fastgrow.ops.core.checks import check_float, check_ids
+from fastgrow.ops.core.dispatch import Answer
 
 MAX_EXPERTS = 64
 
@@ -28,23 +29,27 @@ Numbers = Sequence[float] | Tensor
 def check_logits(operation: str, logits: list[Tensor]) -> None:
     """Refuse what is not K floating-point tensors of one shape, dtype and device."""
     if not logits:
-        raise refuse(operation, "logits", "the tensors of at least one expert", "none")
+        raise argument_error(operation, "logits", "the tensors of at least one expert", "none")
     for k, x in enumerate(logits):
         argument = f"logits[{k}]"
         if not isinstance(x, Tensor):
-            raise refuse(operation, argument, "a tensor", f"a {type(x).__name__}")
+            raise argument_error(operation, argument, "a tensor", f"a {type(x).__name__}")
         check_float(operation, argument, x)
         if x.dim() == 0:
-            raise refuse(operation, argument, "of shape [..., V]", "a scalar")
+            raise argument_error(operation, argument, "of shape [..., V]", "a scalar")
         first = logits[0]
         if (x.shape, x.dtype, x.device) != (first.shape, first.dtype, first.device):
-            raise refuse(operation, argument, f"{describe(first)} as logits[0]", describe(x))
+            raise argument_error(
+                operation, argument, f"{describe(first)} as logits[0]", describe(x)
+            )
 
 
 def check_vocabulary(operation: str, logits: list[Tensor]) -> None:
     """Refuse an empty vocabulary: nothing in it could be chosen or predicted."""
     if logits[0].shape[-1] == 0:
-        raise refuse(operation, "logits[0]", "of shape [..., V] with V > 0", describe(logits[0]))
+        raise argument_error(
+            operation, "logits[0]", "of shape [..., V] with V > 0", describe(logits[0])
+        )
 
 
 def check_targets(operation: str, logits: list[Tensor], targets: Tensor) -> None:
@@ -53,7 +58,7 @@ def check_targets(operation: str, logits: list[Tensor], targets: Tensor) -> None
     first = logits[0]
     if targets.shape != first.shape[:-1] or targets.device != first.device:
         expected = f"of shape {list(first.shape[:-1])} on {first.device}"
-        raise refuse(operation, "targets", expected, describe(targets))
+        raise argument_error(operation, "targets", expected, describe(targets))
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -85,7 +90,7 @@ def numbers(operation: str, argument: str, values: Numbers, logits: list[Tensor]
         expected = f"{k} numbers, one for each expert"
         if first.dim() > 1:
             expected += f", or of shape {[*first.shape[:-1], k]}"
-        raise refuse(operation, argument, expected, f"shape {shape}")
+        raise argument_error(operation, argument, expected, f"shape {shape}")
     dtype, device = accumulator_dtype(first.dtype), first.device
     if isinstance(values, Tensor):
         return values.to(device=device, dtype=dtype).contiguous()
@@ -114,7 +119,7 @@ def _term(logits: Tensor, scale: Tensor, k: int) -> Tensor:
 
 def verify_native(
     logits: Sequence[Tensor], *others: Tensor | None, devices: tuple[str, ...] = ("cpu",)
-) -> Verdict:
+) -> Answer:
     """Whether the extension can read the logits, and `others` of their shape.
 
     Args:
@@ -145,14 +150,14 @@ def _has_one_row_stride(x: Tensor) -> bool:
 
 def verify_native_constant(
     logits: Sequence[Tensor], *others: Tensor, devices: tuple[str, ...] = ("cpu",)
-) -> Verdict:
+) -> Answer:
     """The same, for an operation whose native form has no gradient; `others` are its parameters."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*logits, *others)):
         return False, "it gives no gradients"
     return verify_native(logits, devices=devices)
 
 
-def pays_native(logits: Sequence[Tensor], *_: object) -> Verdict:
+def pays_native(logits: Sequence[Tensor], *_: object) -> Answer:
     """The kernels for a GPU have been compiled and not yet measured: they run when asked for."""
     on_cpu = logits[0].device.type == "cpu"
     return on_cpu, "" if on_cpu else "it has not been measured on a GPU"

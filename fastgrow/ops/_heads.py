@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._check import check_float, check_ids, check_like, describe, refuse
+from fastgrow.errors import argument_error, describe
+from fastgrow.ops.core.checks import check_float, check_ids, check_like
 
 Tensors = Tensor | Sequence[Tensor]
 Mix = Tensor | Sequence[float]
@@ -102,17 +103,19 @@ def as_heads(
     """
     if isinstance(h, Tensor):
         if mix is not None:
-            raise refuse(name, "mix", "None where h is one tensor", "weights")
+            raise argument_error(name, "mix", "None where h is one tensor", "weights")
         if not isinstance(weight, Tensor):
-            raise refuse(name, "weight", "a tensor as h is", f"a {type(weight).__name__}")
+            raise argument_error(name, "weight", "a tensor as h is", f"a {type(weight).__name__}")
         if not (bias is None or isinstance(bias, Tensor)):
-            raise refuse(name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}")
+            raise argument_error(
+                name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}"
+            )
         _check_pair(name, "", h, weight, bias, h, weight.shape[:1], targets)
         return Heads([h.reshape(-1, h.shape[-1])], [weight], bias)
     hidden, weights = list(h), _listed(name, "weight", weight, len(h))
     biases = [None] * len(h) if bias is None else _listed(name, "bias", bias, len(h))
     if not hidden:
-        raise refuse(name, "h", "a tensor, or a list of at least one", "an empty list")
+        raise argument_error(name, "h", "a tensor, or a list of at least one", "an empty list")
     for k, (x, w, b) in enumerate(zip(hidden, weights, biases, strict=True)):
         _check_pair(name, f"[{k}]", x, w, b, hidden[0], weights[0].shape[:1], targets)
     return _mixed(name, hidden, weights, biases, mix, targets)
@@ -121,7 +124,7 @@ def as_heads(
 def _listed(name: str, argument: str, given: object, count: int) -> list[Any]:
     if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != count:
         got = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
-        raise refuse(name, argument, f"a list of {count}, one for each h", got)
+        raise argument_error(name, argument, f"a list of {count}, one for each h", got)
     return list(given)
 
 
@@ -138,20 +141,22 @@ def _check_pair(
     check_float(name, f"h{which}", h)
     if h.dim() == 0 or h.shape[:-1] != first.shape[:-1]:
         expected = f"of shape {[*first.shape[:-1], 'd']}" if which else "of shape [..., d]"
-        raise refuse(name, f"h{which}", expected, describe(h))
+        raise argument_error(name, f"h{which}", expected, describe(h))
     check_like(name, f"h{which}", h, tuple(h.shape), first)
     if weight.dim() != 2 or weight.shape[1] != h.shape[-1] or weight.shape[:1] != vocabulary:
         rows = vocabulary[0] if which not in ("", "[0]") else "V"
-        raise refuse(name, f"weight{which}", f"of shape [{rows}, {h.shape[-1]}]", describe(weight))
+        raise argument_error(
+            name, f"weight{which}", f"of shape [{rows}, {h.shape[-1]}]", describe(weight)
+        )
     if weight.shape[0] == 0:
-        raise refuse(name, f"weight{which}", "of at least one row", describe(weight))
+        raise argument_error(name, f"weight{which}", "of at least one row", describe(weight))
     if not (which and _is_wider(h, weight)):
         check_like(name, f"weight{which}", weight, tuple(weight.shape), h)
     check_like(name, f"bias{which}", bias, (weight.shape[0],), weight)
     check_ids(name, "targets", targets)
     if targets.shape != h.shape[:-1] or targets.device != h.device:
         expected = f"of shape {list(h.shape[:-1])} on {h.device}"
-        raise refuse(name, "targets", expected, describe(targets))
+        raise argument_error(name, "targets", expected, describe(targets))
 
 
 def _mixed(
@@ -174,7 +179,7 @@ def _mixed(
         _check_mix(name, mix, count, targets)
         shares = list(mix.unbind())
     elif len(mix) != count:
-        raise refuse(name, "mix", f"of {count} numbers, one for each h", len(mix))
+        raise argument_error(name, "mix", f"of {count} numbers, one for each h", len(mix))
     else:
         shares = list(mix)
     h = [_folded(x, share, w) for x, share, w in zip(rows, shares, weights, strict=True)]
@@ -202,7 +207,7 @@ def _check_mix(name: str, mix: Tensor, count: int, targets: Tensor) -> None:
     per_row = (*targets.shape, count)
     if tuple(mix.shape) not in ((count,), per_row) or mix.device != targets.device:
         expected = f"of shape [{count}] or {list(per_row)} on {targets.device}"
-        raise refuse(name, "mix", expected, describe(mix))
+        raise argument_error(name, "mix", expected, describe(mix))
 
 
 def _is_wider(h: Tensor, weight: Tensor) -> bool:

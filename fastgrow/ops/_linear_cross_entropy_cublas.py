@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgrow.ops._heads import Heads
 from fastgrow.ops._linear_cross_entropy_fused import shares
 from fastgrow.ops._linear_lse_autograd import empty_gradients
-from fastgrow.ops._products import accumulate
+from fastgrow.ops.core.products import accumulate
 
 # Where no weight trains, this many bytes of logits stay in the L2 cache between their product, the
 # kernel and the next product; products of fewer rows would leave multiprocessors idle.

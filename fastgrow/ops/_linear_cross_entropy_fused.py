@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _linear_lse_chunked, _logit_tiles, _triton
-from fastgrow.ops._check import refuse_double_backward
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops import _linear_lse_chunked, _logit_tiles
 from fastgrow.ops._heads import Heads
 from fastgrow.ops._linear_cross_entropy_rows import gradients_fit, losses_of, reduced
 from fastgrow.ops._linear_lse_autograd import empty_gradients, empty_terms, heads_from
 from fastgrow.ops._linear_lse_chunked import add_products, clear_without_rows
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.registration import refuse_double_backward
 
 # Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
 # caches without saving any.
@@ -33,11 +34,11 @@ def can_serve(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
-) -> Verdict:
+) -> Answer:
     """The verifier."""
     if _makes_rows(heads, reduction):
         return _linear_lse_chunked.can_serve(heads, targets, label_smoothing > 0)
-    if _triton.can_run(heads.h[0])[0]:
+    if triton_support.can_run(heads.h[0])[0]:
         return gradients_fit(heads)
     return _linear_lse_chunked.can_serve(heads, targets, False)
 
@@ -49,9 +50,9 @@ def pays(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
-) -> Verdict:
+) -> Answer:
     """Where there are logits enough to save."""
-    if _triton.can_run(heads.h[0])[0] and not _makes_rows(heads, reduction):
+    if triton_support.can_run(heads.h[0])[0] and not _makes_rows(heads, reduction):
         return _linear_lse_chunked.saves(heads)
     return _linear_lse_chunked.pays(heads, targets, label_smoothing > 0)
 
@@ -75,7 +76,7 @@ def linear_cross_entropy_vendor(
         terms = _linear_lse_chunked.linear_lse_gather_vendor(heads, targets, label_smoothing > 0)
         return losses_of(terms, heads, targets, ignore_index, label_smoothing, z_loss)
     settings = (ignore_index, reduction == "mean", label_smoothing, z_loss)
-    heads = heads.autocast() if _triton.can_run(heads.h[0])[0] else heads.rounded()
+    heads = heads.autocast() if triton_support.can_run(heads.h[0])[0] else heads.rounded()
     with torch.autocast(heads.device.type, enabled=False):
         if heads.need_grad():
             loss: Tensor = _FusedLoss.apply(targets, settings, len(heads.h), *heads.tensors())
@@ -152,7 +153,7 @@ def _fused(
     heads = Heads(h, weight, bias)
     check_targets(targets, ignore_index, heads.vocabulary)
     settings = (ignore_index, mean, label_smoothing, z_loss)
-    if _triton.can_run(h[0])[0]:
+    if triton_support.can_run(h[0])[0]:
         from fastgrow.ops import _linear_cross_entropy_cublas
 
         return _linear_cross_entropy_cublas.fused(heads, targets, *settings, needs)

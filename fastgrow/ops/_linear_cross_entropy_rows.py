@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _linear_lse_triton, _triton
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops import _linear_lse_triton
 from fastgrow.ops._heads import Heads
 from fastgrow.ops._linear_lse_triton import MAX_HEADS
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
 
 
 def can_serve(
@@ -22,7 +23,7 @@ def can_serve(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
-) -> Verdict:
+) -> Answer:
     """The verifier."""
     return _linear_lse_triton.can_serve(heads, targets, label_smoothing > 0)
 
@@ -34,9 +35,9 @@ def pays(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
-) -> Verdict:
+) -> Answer:
     """By counting products and passes over memory, not measured."""
-    ok, reason = _triton.pays_on(heads.h[0])
+    ok, reason = triton_support.pays_on(heads.h[0])
     if not ok:
         return False, reason
     if reduction == "none" or not gradients_fit(heads)[0]:
@@ -48,7 +49,7 @@ def pays(
     return aligned(heads)
 
 
-def gradients_fit(heads: Heads) -> Verdict:
+def gradients_fit(heads: Heads) -> Answer:
     """Whether the dtype holds gradients that have not been multiplied by a loss scale.
 
     One of float16 is applied to the loss, after its gradients are made; a probability over the
@@ -59,7 +60,7 @@ def gradients_fit(heads: Heads) -> Verdict:
     return True, ""
 
 
-def aligned(heads: Heads) -> Verdict:
+def aligned(heads: Heads) -> Answer:
     """Rows that start at multiples of 16 elements are loaded in whole vectors, ahead of time."""
     if any(x.dim() > 1 and x.stride(0) % 16 for x in heads.tensors() if x.shape[-1] > MAX_HEADS):
         return False, "rows that start at no multiple of 16 elements load slowly"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops._check import refuse_double_backward
 from fastgrow.ops._heads import Heads
+from fastgrow.ops.core.registration import refuse_double_backward
 
 _library = torch.library.Library("fastgrow", "FRAGMENT")
 

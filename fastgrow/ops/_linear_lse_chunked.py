@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from fastgrow.ops import _linear_lse_autograd, _logit_tiles
-from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._heads import Heads
 from fastgrow.ops._linear_lse_autograd import empty_gradients
 from fastgrow.ops._linear_lse_triton import MAX_HEADS
-from fastgrow.ops._products import accumulate
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.products import accumulate
 
 FEW_ELEMENTS = 1 << 21  # logits that are a tile in any case
 
 
-def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
+def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Answer:
     """The verifier. Logits in memory are rounded to their dtype, which has to be a wide one."""
     if heads.dtype not in (torch.float32, torch.float64):
         many = f"; the formula takes more than {MAX_HEADS} heads, with all logits in memory"
@@ -24,14 +24,14 @@ def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
     return True, ""
 
 
-def pays(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
+def pays(heads: Heads, targets: Tensor, with_mean: bool) -> Answer:
     """Where it saves memory, with products as fast as the formula's."""
     if heads.dtype == torch.float32 and heads.autocast_dtype != torch.float32:
         return False, "its products would be float32, slower than autocast's"
     return saves(heads)
 
 
-def saves(heads: Heads) -> Verdict:
+def saves(heads: Heads) -> Answer:
     """On a CPU few logits are sooner made at once, and take little memory."""
     if heads.device.type == "cpu" and heads.rows * heads.vocabulary <= FEW_ELEMENTS:
         return False, f"it saves nothing to speak of on at most {FEW_ELEMENTS} logits"

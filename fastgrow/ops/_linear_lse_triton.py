@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _linear_lse_autograd, _triton
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops import _linear_lse_autograd
 from fastgrow.ops._heads import Heads
 from fastgrow.ops._linear_lse_autograd import empty_gradients
-from fastgrow.ops._products import accumulate
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.products import accumulate
 
 MAX_HEADS = 8
 # Gradients of logits held at a time: 128 MB in half precision. Slices of fewer than some thousand
@@ -17,9 +18,9 @@ MAX_HEADS = 8
 SLICE_ELEMENTS, MIN_WORDS = 1 << 26, 2048
 
 
-def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
+def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Answer:
     """The verifier."""
-    ok, reason = _triton.can_run(heads.h[0])
+    ok, reason = triton_support.can_run(heads.h[0])
     if not ok:
         return False, reason
     if len(heads.h) > MAX_HEADS:
@@ -27,12 +28,12 @@ def can_serve(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
     return True, ""
 
 
-def pays(heads: Heads, targets: Tensor, with_mean: bool) -> Verdict:
+def pays(heads: Heads, targets: Tensor, with_mean: bool) -> Answer:
     """By reasoning, not measured: half-precision products run on the matrix units.
 
     Rows that load slowly, at no multiple of 16 elements, do so too: all logits are the alternative.
     """
-    ok, reason = _triton.pays_on(heads.h[0])
+    ok, reason = triton_support.pays_on(heads.h[0])
     if ok and heads.autocast_dtype == torch.float32:
         return False, "the library's float32 products are faster"
     return ok, reason

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops._check import refuse_double_backward
-from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._experts import row_factors, verify_native, verify_native_constant
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.registration import refuse_double_backward
 
 
-def verify_log_probability(logits: list[Tensor], scale: Tensor) -> Verdict:
+def verify_log_probability(logits: list[Tensor], scale: Tensor) -> Answer:
     """Whether the extension serves it: on a GPU without gradients."""
     if logits[0].device.type == "cuda":
         return verify_native_constant(logits, scale, devices=("cuda",))

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _triton
-from fastgrow.ops._check import refuse_double_backward
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.registration import refuse_double_backward
 
 # Beside cuBLAS's product, adding the low-rank one reads and writes the output once more. With F the
 # speed of the product, W that of the memory and K the contracted width, this takes 2 · F / (K · W)
@@ -23,7 +23,7 @@ MIN_OUTPUT = 132 * 128 * 128
 
 def is_frozen(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scale: float
-) -> Verdict:
+) -> Answer:
     """Whether the layer under the low-rank part asks for no gradient."""
     trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     if torch.is_grad_enabled() and trains:
@@ -44,17 +44,17 @@ def _under_autocast(
 
 def can_serve(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scale: float
-) -> Verdict:
+) -> Answer:
     """The verifier."""
-    ok, reason = _triton.can_run(x)
+    ok, reason = triton_support.can_run(x)
     return is_frozen(x, weight, a, b, bias, scale) if ok else (ok, reason)
 
 
 def pays(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scale: float
-) -> Verdict:
+) -> Answer:
     """Where the pass over the output that is saved outweighs cuBLAS: by reasoning, not measured."""
-    ok, reason = _triton.pays_on(x)
+    ok, reason = triton_support.pays_on(x)
     if not ok:
         return False, reason
     if _under_autocast(x, weight, bias)[0].dtype == torch.float32:

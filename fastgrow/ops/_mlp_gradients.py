@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastgrow.ops._check import has_autocast, refuse_double_backward
+from fastgrow.ops.core.dtypes import has_autocast
+from fastgrow.ops.core.registration import refuse_double_backward
 
 
 class Hidden(Protocol):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _triton
-from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._mlp_gradients import (
     IMPLEMENTATIONS,
     Steps,
@@ -15,6 +13,8 @@ from fastgrow.ops._mlp_gradients import (
     run,
 )
 from fastgrow.ops._mlp_vendor import has_epilogue
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
 
 # Elements of the hidden layer: 16 MB in half precision, which pass a GPU's L2 cache unnoticed.
 ENOUGH = 1 << 23
@@ -29,9 +29,9 @@ def can_serve(
     down_bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
-) -> Verdict:
+) -> Answer:
     """The verifier."""
-    return _triton.can_run(x)
+    return triton_support.can_run(x)
 
 
 def pays(
@@ -43,7 +43,7 @@ def pays(
     down_bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
-) -> Verdict:
+) -> Answer:
     """By reasoning, not measured: large layers in half precision.
 
     What there is to save is the activation's traffic. With d = 1,024, m = 4,096 and 16,384 rows in
@@ -66,7 +66,7 @@ def pays(
     form with nothing kept is left to cuBLASLt, whose epilogue has it. Small layers stay in the
     cache, so nothing is saved, and in fp32 the products take longer by far than all passages.
     """
-    ok, reason = _triton.pays_on(x)
+    ok, reason = triton_support.pays_on(x)
     if not ok:
         return False, reason
     if compute_dtype(x) == torch.float32:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._dispatch import Verdict
 from fastgrow.ops._mlp_gradients import (
     IMPLEMENTATIONS,
     Steps,
@@ -14,6 +13,7 @@ from fastgrow.ops._mlp_gradients import (
     needs_gradient,
     run,
 )
+from fastgrow.ops.core.dispatch import Answer
 
 APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
 
@@ -27,7 +27,7 @@ def pays(
     down_bias: Tensor | None,
     activation: str,
     residual: Tensor | None,
-) -> Verdict:
+) -> Answer:
     """On a CPU where all weights are frozen; on a GPU where cuBLASLt has the activation.
 
     With trainable weights on a CPU the formula is as fast: this one makes the activation a second

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops import _triton
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
 
 MAX_HEAD_DIM = 512
 
 
 def can_serve(
     x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, offset: int
-) -> Verdict:
+) -> Answer:
     """The verifier."""
-    ok, reason = _triton.can_run(x)
+    ok, reason = triton_support.can_run(x)
     if not ok:
         return False, reason
     if x.shape[3] > MAX_HEAD_DIM:
@@ -28,9 +28,9 @@ def can_serve(
     return True, ""
 
 
-def pays(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, offset: int) -> Verdict:
+def pays(x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, offset: int) -> Answer:
     """By counting: eager reads and writes about nine tensors of x's size, in nine launches."""
-    ok, reason = _triton.pays_on(x)
+    ok, reason = triton_support.pays_on(x)
     return (True, "one launch takes the place of nine") if ok else (False, reason)
 
 

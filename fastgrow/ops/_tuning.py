@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastgrow.ops import _triton
+from fastgrow.ops.core import triton_support
 
 
 def explain_tuning() -> list[str]:
@@ -18,7 +18,7 @@ def explain_tuning() -> list[str]:
     """
     if not torch.cuda.is_available():
         return ["no GPU: there is nothing to tune"]
-    if not _triton.INSTALLED:
+    if not triton_support.INSTALLED:
         return ["triton is not installed: there is nothing to tune"]
     return [line for index in range(torch.cuda.device_count()) for line in _of_gpu(index)]
 

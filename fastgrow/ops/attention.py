@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.errors import argument_error, describe
 from fastgrow.ops import _attention_triton, _sdpa
-from fastgrow.ops._check import check_float, check_ids, describe, refuse
-from fastgrow.ops._debug import check_cu_seqlens, check_range
-from fastgrow.ops._dispatch import Operation
+from fastgrow.ops.core.checks import check_cu_seqlens, check_float, check_ids, check_range
+from fastgrow.ops.core.legacy import Operation
 from fastgrow.ops.rope import RopeTable, check_rope, rope_eager, rope_table, rotated
 
 
@@ -91,7 +91,9 @@ def attention(
     """
     _check(q, k, v, window, cu_seqlens, lengths, starts)
     if lengths is not None and position_ids is not None:
-        raise refuse("attention", "position_ids", "None where lengths are given", "a tensor")
+        raise argument_error(
+            "attention", "position_ids", "None where lengths are given", "a tensor"
+        )
     if rope is not None:
         check_rope("attention", "k", k, rope, position_ids, 0)
     if window is not None:
@@ -115,26 +117,26 @@ def _check(
 ) -> None:
     name = "attention"
     if q.dim() != 4:
-        raise refuse(name, "q", "of shape [B, H, Tq, D]", describe(q))
+        raise argument_error(name, "q", "of shape [B, H, Tq, D]", describe(q))
     if q.shape[3] == 0:
-        raise refuse(name, "q", "of at least one feature a head", describe(q))
+        raise argument_error(name, "q", "of at least one feature a head", describe(q))
     check_float(name, "q", q)
     batch, heads, queries, dim = q.shape
     of_k = k.shape
     if len(of_k) != 4 or of_k[0] != batch or of_k[3] != dim or of_k[2] < queries:
         expected = f"of shape [{batch}, H_kv, at least {queries}, {dim}]"
-        raise refuse(name, "k", expected, describe(k))
+        raise argument_error(name, "k", expected, describe(k))
     if of_k[1] == 0 or heads % of_k[1]:
-        raise refuse(name, "k", f"of heads that divide q's {heads}", describe(k))
+        raise argument_error(name, "k", f"of heads that divide q's {heads}", describe(k))
     if v.shape != of_k:
-        raise refuse(name, "v", f"of k's shape {list(k.shape)}", describe(v))
+        raise argument_error(name, "v", f"of k's shape {list(k.shape)}", describe(v))
     dtype, device = q.dtype, q.device
     if k.dtype != dtype or k.device != device:
-        raise refuse(name, "k", f"{dtype} on {device} as q", describe(k))
+        raise argument_error(name, "k", f"{dtype} on {device} as q", describe(k))
     if v.dtype != dtype or v.device != device:
-        raise refuse(name, "v", f"{dtype} on {device} as q", describe(v))
+        raise argument_error(name, "v", f"{dtype} on {device} as q", describe(v))
     if window is not None and window < 1:
-        raise refuse(name, "window", "at least 1", window)
+        raise argument_error(name, "window", "at least 1", window)
     if lengths is not None:
         _check_rows(name, "lengths", lengths, batch, k)
     if starts is not None:
@@ -142,12 +144,16 @@ def _check(
     if cu_seqlens is not None:
         check_ids(name, "cu_seqlens", cu_seqlens)
         if lengths is not None:
-            raise refuse(name, "lengths", "None where cu_seqlens are given", describe(lengths))
+            raise argument_error(
+                name, "lengths", "None where cu_seqlens are given", describe(lengths)
+            )
         if cu_seqlens.device != q.device:
-            raise refuse(name, "cu_seqlens", f"on {q.device}", describe(cu_seqlens))
+            raise argument_error(name, "cu_seqlens", f"on {q.device}", describe(cu_seqlens))
         if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or batch != 1 or k.shape[2] != queries:
             expected = "of shape [documents + 1], with B = 1 and as many queries as keys"
-            raise refuse(name, "cu_seqlens", expected, f"{describe(cu_seqlens)}, q {describe(q)}")
+            raise argument_error(
+                name, "cu_seqlens", expected, f"{describe(cu_seqlens)}, q {describe(q)}"
+            )
         check_cu_seqlens(name, cu_seqlens, queries)
     if lengths is not None:
         check_range(name, "lengths", lengths, 1, k.shape[2] + 1)
@@ -159,7 +165,7 @@ def _check(
 def _check_rows(name: str, argument: str, rows: Tensor, batch: int, k: Tensor) -> None:
     check_ids(name, argument, rows)
     if tuple(rows.shape) != (batch,) or rows.device != k.device:
-        raise refuse(name, argument, f"of shape [{batch}] on {k.device}", describe(rows))
+        raise argument_error(name, argument, f"of shape [{batch}] on {k.device}", describe(rows))
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.errors import argument_error, describe
 from fastgrow.ops import _embedding_triton
-from fastgrow.ops._check import FLOATS, INTEGERS, check_float, check_ids, describe, refuse
-from fastgrow.ops._debug import check_range, out_of_range
-from fastgrow.ops._dispatch import Operation
+from fastgrow.ops.core.checks import check_float, check_ids, check_range, out_of_range
+from fastgrow.ops.core.dtypes import FLOATS, INTEGERS
+from fastgrow.ops.core.legacy import Operation
 
 NAME = "embedding"
 MAX_CODE_BITS = 63
@@ -67,9 +68,9 @@ def embedding(
     """
     check_ids(NAME, "ids", ids)
     if table is not None and ids.device != table.device:
-        raise refuse(NAME, "ids", f"on {table.device}", describe(ids))
+        raise argument_error(NAME, "ids", f"on {table.device}", describe(ids))
     if repeat < 1:
-        raise refuse(NAME, "repeat", "at least 1", repeat)
+        raise argument_error(NAME, "repeat", "at least 1", repeat)
     rows, dtype = _check_table(table, bits, offset, scale, vocab_size, dtype)
     check_range(NAME, "ids", ids, 0, rows)
     arguments = (ids, table, rows, repeat, bits, float(offset), float(offset + scale), dtype)
@@ -94,40 +95,44 @@ def _check_table(
 ) -> tuple[int, torch.dtype]:
     """V and the dtype of the result."""
     if table is not None and vocab_size is not None:
-        raise refuse(NAME, "vocab_size", "None beside a table", vocab_size)
+        raise argument_error(NAME, "vocab_size", "None beside a table", vocab_size)
     if bits is None:
         if table is None:
-            raise refuse(NAME, "bits", "given where there is no table", "None")
+            raise argument_error(NAME, "bits", "given where there is no table", "None")
         check_float(NAME, "table", table)
         if table.dim() != 2:
-            raise refuse(NAME, "table", "of shape [V, n_embed]", describe(table))
+            raise argument_error(NAME, "table", "of shape [V, n_embed]", describe(table))
         if (offset, scale) != (0.0, 1.0):
             got = f"{offset} and {scale}"
-            raise refuse(NAME, "offset and scale", "0 and 1 for a table of floats", got)
+            raise argument_error(NAME, "offset and scale", "0 and 1 for a table of floats", got)
         if dtype not in (None, table.dtype):
-            raise refuse(NAME, "dtype", f"{table.dtype} or None for a table of floats", dtype)
+            raise argument_error(
+                NAME, "dtype", f"{table.dtype} or None for a table of floats", dtype
+            )
         return table.shape[0], table.dtype
     dtype = dtype or torch.get_default_dtype()
     if dtype not in FLOATS:
-        raise refuse(NAME, "dtype", "a floating-point type", dtype)
+        raise argument_error(NAME, "dtype", "a floating-point type", dtype)
     if bits < 1:
-        raise refuse(NAME, "bits", "at least 1", bits)
+        raise argument_error(NAME, "bits", "at least 1", bits)
     if table is not None and table.dtype == torch.uint8:
         width = -(-bits // 8)
         if table.dim() != 2 or table.shape[1] != width:
-            raise refuse(NAME, "table", f"of shape [V, {width}] for {bits} bits", describe(table))
+            raise argument_error(
+                NAME, "table", f"of shape [V, {width}] for {bits} bits", describe(table)
+            )
         return table.shape[0], dtype
     if bits > MAX_CODE_BITS:
-        raise refuse(NAME, "bits", f"at most {MAX_CODE_BITS} for codes", bits)
+        raise argument_error(NAME, "bits", f"at most {MAX_CODE_BITS} for codes", bits)
     if table is None:
         most = min(1 << bits, _MAX_ROWS)
         rows = most if vocab_size is None else vocab_size
         if not 1 <= rows <= most:
-            raise refuse(NAME, "vocab_size", f"in [1, {most}] for {bits} bits", rows)
+            raise argument_error(NAME, "vocab_size", f"in [1, {most}] for {bits} bits", rows)
         return rows, dtype
     if table.dtype not in INTEGERS or table.dim() != 1:
         expected = f"[V, {-(-bits // 8)}] uint8, or [V] int64 or int32, or None for {bits} bits"
-        raise refuse(NAME, "table", expected, describe(table))
+        raise argument_error(NAME, "table", expected, describe(table))
     return table.shape[0], dtype
 
 

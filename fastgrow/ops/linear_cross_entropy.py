@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.errors import argument_error
 from fastgrow.ops import _linear_cross_entropy_fused, _linear_cross_entropy_rows
-from fastgrow.ops._check import refuse
-from fastgrow.ops._debug import check_range, out_of_range
-from fastgrow.ops._dispatch import Operation
 from fastgrow.ops._heads import Heads, Mix, Tensors, as_heads
+from fastgrow.ops.core.checks import check_range, out_of_range
+from fastgrow.ops.core.legacy import Operation
 
 NAME = "linear_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
@@ -66,9 +66,9 @@ def linear_cross_entropy(
             out of range.
     """
     if reduction not in REDUCTIONS:
-        raise refuse(NAME, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
+        raise argument_error(NAME, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
     if not 0 <= label_smoothing <= 1:
-        raise refuse(NAME, "label_smoothing", "in [0, 1]", label_smoothing)
+        raise argument_error(NAME, "label_smoothing", "in [0, 1]", label_smoothing)
     heads = as_heads(NAME, h, weight, bias, mix, targets)
     check_range(NAME, "targets", targets, 0, heads.vocabulary, ignore=ignore_index)
     arguments = (

@@ -17,16 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._check import (
-    check_float,
-    check_like,
-    describe,
-    has_autocast,
-    refuse,
-    refuse_double_backward,
-)
-from fastgrow.ops._dispatch import Operation, Verdict
-from fastgrow.ops._products import accumulate
+from fastgrow.errors import argument_error, describe
+from fastgrow.ops.core.checks import check_float, check_like
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.dtypes import has_autocast
+from fastgrow.ops.core.legacy import Operation
+from fastgrow.ops.core.products import accumulate
+from fastgrow.ops.core.registration import refuse_double_backward
 
 Head = tuple[Tensor, Tensor, Tensor | None]
 REDUCTIONS = ("mean", "sum", "none")
@@ -66,29 +63,31 @@ def linear_kl(
     """
     name = "linear_kl"
     if reduction not in REDUCTIONS:
-        raise refuse(name, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
+        raise argument_error(name, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
     if not temperature > 0:
-        raise refuse(name, "temperature", "above 0", temperature)
+        raise argument_error(name, "temperature", "above 0", temperature)
     check_float(name, "h", h)
     if h.dim() == 0:
-        raise refuse(name, "h", "of shape [..., d]", describe(h))
+        raise argument_error(name, "h", "of shape [..., d]", describe(h))
     if weight.dim() != 2 or weight.shape[1] != h.shape[-1]:
-        raise refuse(name, "weight", f"of shape [V, {h.shape[-1]}]", describe(weight))
+        raise argument_error(name, "weight", f"of shape [V, {h.shape[-1]}]", describe(weight))
     check_like(name, "weight", weight, tuple(weight.shape), h)
     check_like(name, "bias", bias, (weight.shape[0],), weight)
     if not teacher:
-        raise refuse(name, "teacher", "at least one head", "none")
+        raise argument_error(name, "teacher", "at least one head", "none")
     shares = [1 / len(teacher)] * len(teacher) if teacher_weights is None else [*teacher_weights]
     if len(shares) != len(teacher):
-        raise refuse(name, "teacher_weights", f"{len(teacher)} numbers", len(shares))
+        raise argument_error(name, "teacher_weights", f"{len(teacher)} numbers", len(shares))
     for k, (hidden, head, head_bias) in enumerate(teacher):
         if hidden.dim() == 0:
-            raise refuse(name, f"teacher[{k}][0]", "of shape [..., d_k]", describe(hidden))
+            raise argument_error(name, f"teacher[{k}][0]", "of shape [..., d_k]", describe(hidden))
         check_like(name, f"teacher[{k}][0]", hidden, (*h.shape[:-1], hidden.shape[-1]), h)
         check_like(name, f"teacher[{k}][1]", head, (weight.shape[0], hidden.shape[-1]), hidden)
         check_like(name, f"teacher[{k}][2]", head_bias, (weight.shape[0],), head)
     if counts is not None and (counts.shape != h.shape[:-1] or counts.dtype != torch.bool):
-        raise refuse(name, "counts", f"a bool tensor {list(h.shape[:-1])}", describe(counts))
+        raise argument_error(
+            name, "counts", f"a bool tensor {list(h.shape[:-1])}", describe(counts)
+        )
     result: Tensor = _OPERATION(
         h, weight, bias, [*teacher], shares, counts, float(temperature), reduction, impl=impl
     )
@@ -286,7 +285,7 @@ def _may_chunk(
     counts: Tensor | None,
     temperature: float,
     reduction: str,
-) -> Verdict:
+) -> Answer:
     if reduction == "none" and _needs_grad(h, weight, bias):
         return False, "gradients of single rows' losses are not served"
     return True, ""

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgrow.errors import argument_error
 from fastgrow.ops import _linear_lse_chunked, _linear_lse_triton
-from fastgrow.ops._check import refuse
-from fastgrow.ops._dispatch import Operation
 from fastgrow.ops._heads import Heads, Mix, Tensors, as_heads
+from fastgrow.ops.core.legacy import Operation
 
 NAME = "linear_lse_gather"
 
@@ -76,7 +76,7 @@ def merge_lse(lse: Sequence[Tensor], target_logit: Sequence[Tensor]) -> tuple[Te
     """
     if len(lse) == 0 or len(lse) != len(target_logit):
         expected = f"of at least one part and as long as lse, {len(lse)}"
-        raise refuse("merge_lse", "target_logit", expected, len(target_logit))
+        raise argument_error("merge_lse", "target_logit", expected, len(target_logit))
     return torch.stack(list(lse)).logsumexp(0), torch.stack(list(target_logit)).sum(0)
 
 

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops._check import FLOATS, describe, refuse
-from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.errors import argument_error, describe
 from fastgrow.ops._experts import (
     Numbers,
     averaged,
@@ -30,6 +29,9 @@ from fastgrow.ops._experts import (
     row_factors,
     verify_native,
 )
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.dtypes import FLOATS
+from fastgrow.ops.core.legacy import Operation
 
 NAME = "logit_mean"
 
@@ -75,17 +77,17 @@ def logit_mean(
 def _check_dtype(given: torch.dtype, wanted: torch.dtype) -> None:
     if wanted not in FLOATS or (wanted == torch.float64) != (given == torch.float64):
         expected = "float64" if given == torch.float64 else "float32, bfloat16 or float16"
-        raise refuse(NAME, "dtype", f"{expected} for {given} logits", wanted)
+        raise argument_error(NAME, "dtype", f"{expected} for {given} logits", wanted)
 
 
 def _check_out(out: Tensor, logits: list[Tensor], scale: Tensor, dtype: torch.dtype) -> None:
     first = logits[0]
     if (out.shape, out.dtype, out.device) != (first.shape, dtype, first.device):
         expected = f"of shape {list(first.shape)}, {dtype} on {first.device}"
-        raise refuse(NAME, "out", expected, describe(out))
+        raise argument_error(NAME, "out", expected, describe(out))
     if torch.is_grad_enabled() and any(x.requires_grad for x in (out, scale, *logits)):
         got = "arguments that require a gradient, which a result written in place cannot have"
-        raise refuse(NAME, "out", "None", got)
+        raise argument_error(NAME, "out", "None", got)
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -104,7 +106,7 @@ def eager(logits: list[Tensor], scale: Tensor, dtype: torch.dtype, out: Tensor |
 
 def _verify_native(
     logits: list[Tensor], scale: Tensor, dtype: torch.dtype, out: Tensor | None
-) -> Verdict:
+) -> Answer:
     return verify_native(logits, out, devices=("cpu", "cuda"))
 
 

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.errors import argument_error, describe
 from fastgrow.ops import _lora_triton
-from fastgrow.ops._check import check_float, check_like, describe, refuse
-from fastgrow.ops._dispatch import Operation
 from fastgrow.ops._lora_triton import is_frozen
+from fastgrow.ops.core.checks import check_float, check_like
+from fastgrow.ops.core.legacy import Operation
 
 NAME = "lora_linear"
 
@@ -66,26 +67,26 @@ def lora_linear(
 
 def _check(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
     if x.dim() == 0:
-        raise refuse(NAME, "x", "of shape [..., in]", describe(x))
+        raise argument_error(NAME, "x", "of shape [..., in]", describe(x))
     check_float(NAME, "x", x)
     width = x.shape[-1]
     if weight.dim() != 2 or weight.shape[1] != width:
-        raise refuse(NAME, "weight", f"of shape [out, {width}]", describe(weight))
+        raise argument_error(NAME, "weight", f"of shape [out, {width}]", describe(weight))
     check_like(NAME, "weight", weight, tuple(weight.shape), x)
     check_like(NAME, "bias", bias, (weight.shape[0],), weight)
     if a.dim() != 2 or a.shape[1] != width or a.shape[0] < 1:
-        raise refuse(NAME, "a", f"of shape [at least 1, {width}]", describe(a))
+        raise argument_error(NAME, "a", f"of shape [at least 1, {width}]", describe(a))
     if tuple(b.shape) != (weight.shape[0], a.shape[0]):
         expected = f"of shape [{weight.shape[0]}, {a.shape[0]}]"
-        raise refuse(NAME, "b", expected, describe(b))
+        raise argument_error(NAME, "b", expected, describe(b))
     for argument, tensor in (("a", a), ("b", b)):
         if tensor.device != x.device:
-            raise refuse(NAME, argument, f"on {x.device}", describe(tensor))
+            raise argument_error(NAME, argument, f"on {x.device}", describe(tensor))
     autocast = torch.is_autocast_enabled(x.device.type)
     if a.dtype not in (x.dtype, torch.float32) and not autocast:
-        raise refuse(NAME, "a", f"of dtype {x.dtype} or torch.float32", describe(a))
+        raise argument_error(NAME, "a", f"of dtype {x.dtype} or torch.float32", describe(a))
     if b.dtype != a.dtype:
-        raise refuse(NAME, "b", f"of dtype {a.dtype} as a", describe(b))
+        raise argument_error(NAME, "b", f"of dtype {a.dtype} as a", describe(b))
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:

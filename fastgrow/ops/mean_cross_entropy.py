@@ -16,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._check import refuse
-from fastgrow.ops._debug import check_range, out_of_range
-from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.errors import argument_error
 from fastgrow.ops._experts import (
     Numbers,
     averaged,
@@ -30,6 +28,9 @@ from fastgrow.ops._experts import (
     pays_native,
 )
 from fastgrow.ops._log_probability import log_probability, verify_log_probability
+from fastgrow.ops.core.checks import check_range, out_of_range
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.legacy import Operation
 
 NAME = "mean_cross_entropy"
 REDUCTIONS = ("mean", "sum", "none")
@@ -85,7 +86,9 @@ def mean_cross_entropy(
 def check_reduction(operation: str, reduction: str) -> None:
     """Refuse a reduction that is none of `REDUCTIONS`."""
     if reduction not in REDUCTIONS:
-        raise refuse(operation, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction))
+        raise argument_error(
+            operation, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction)
+        )
 
 
 def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
@@ -117,7 +120,7 @@ def eager(
 
 def _verify_native(
     logits: list[Tensor], scale: Tensor, targets: Tensor, ignore_index: int, reduction: str
-) -> Verdict:
+) -> Answer:
     return verify_log_probability(logits, scale)
 
 

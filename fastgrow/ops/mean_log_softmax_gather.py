@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._debug import check_range, out_of_range
-from fastgrow.ops._dispatch import Operation, Verdict
 from fastgrow.ops._experts import (
     Numbers,
     averaged,
@@ -28,6 +26,9 @@ from fastgrow.ops._experts import (
     pays_native,
 )
 from fastgrow.ops._log_probability import log_probability, verify_log_probability
+from fastgrow.ops.core.checks import check_range, out_of_range
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.legacy import Operation
 
 NAME = "mean_log_softmax_gather"
 
@@ -94,7 +95,7 @@ def eager(logits: list[Tensor], scale: Tensor, targets: Tensor) -> Tensor:
     return -losses.view(targets.shape)
 
 
-def _verify_native(logits: list[Tensor], scale: Tensor, targets: Tensor) -> Verdict:
+def _verify_native(logits: list[Tensor], scale: Tensor, targets: Tensor) -> Answer:
     return verify_log_probability(logits, scale)
 
 

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops._check import refuse
-from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.errors import argument_error
 from fastgrow.ops._experts import (
     Numbers,
     averaged,
@@ -31,6 +30,8 @@ from fastgrow.ops._experts import (
     verify_native,
 )
 from fastgrow.ops._philox import uniforms
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.legacy import Operation
 from fastgrow.ops.mean_top_k import MAX_K, mean_argmax
 
 NAME = "mean_sample"
@@ -77,11 +78,11 @@ def mean_sample(
     check_logits(NAME, logits)
     check_vocabulary(NAME, logits)
     if not 0 <= temperature < math.inf:
-        raise refuse(NAME, "temperature", "0 or more", temperature)
+        raise argument_error(NAME, "temperature", "0 or more", temperature)
     if top_k is not None and top_k < 1:
-        raise refuse(NAME, "top_k", "at least 1", top_k)
+        raise argument_error(NAME, "top_k", "at least 1", top_k)
     if top_p is not None and not 0 < top_p <= 1:
-        raise refuse(NAME, "top_p", "above 0 and at most 1", top_p)
+        raise argument_error(NAME, "top_p", "above 0 and at most 1", top_p)
     if temperature == 0:
         return mean_argmax(logits, weights, temperatures=temperatures, impl=impl)
     scale = factors(NAME, logits, weights, temperatures) / temperature
@@ -153,7 +154,7 @@ def _verify_native(
     numbers: Tensor,
     top_k: int | None,
     top_p: float | None,
-) -> Verdict:
+) -> Answer:
     if top_k is not None and top_k > MAX_K:
         return False, f"it finds at most {MAX_K} candidates, not {top_k}"
     return verify_native(logits)

@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.errors import ArgumentError
-from fastgrow.ops._check import refuse
-from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.errors import ArgumentError, argument_error
 from fastgrow.ops._experts import (
     Numbers,
     averaged,
@@ -30,6 +28,8 @@ from fastgrow.ops._experts import (
     verify_native_constant,
 )
 from fastgrow.ops._log_probability import row_parts
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.legacy import Operation
 
 # Each row's candidates are in a heap: small, or sorting would be the better way.
 MAX_K = 1024
@@ -94,7 +94,7 @@ def mean_top_k(
     check_logits("mean_top_k", logits)
     check_vocabulary("mean_top_k", logits)
     if not 1 <= k <= logits[0].shape[-1]:
-        raise refuse("mean_top_k", "k", f"in [1, {logits[0].shape[-1]}]", k)
+        raise argument_error("mean_top_k", "k", f"in [1, {logits[0].shape[-1]}]", k)
     scale = factors("mean_top_k", logits, weights, temperatures)
     return TOP_K(logits, scale, k, impl=impl)
 
@@ -124,11 +124,11 @@ def top_k_eager(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Te
     return values, ids
 
 
-def _verify_argmax(logits: list[Tensor], scale: Tensor) -> Verdict:
+def _verify_argmax(logits: list[Tensor], scale: Tensor) -> Answer:
     return verify_native(logits, devices=("cpu", "cuda"))
 
 
-def _verify_top_k(logits: list[Tensor], scale: Tensor, k: int) -> Verdict:
+def _verify_top_k(logits: list[Tensor], scale: Tensor, k: int) -> Answer:
     if k > MAX_K:
         return False, f"it finds at most {MAX_K}, not {k}"
     return verify_native_constant(logits, scale)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgrow.errors import argument_error, describe
 from fastgrow.ops import _mlp_triton, _mlp_vendor
-from fastgrow.ops._check import check_float, check_like, describe, refuse
-from fastgrow.ops._dispatch import Operation
+from fastgrow.ops.core.checks import check_float, check_like
+from fastgrow.ops.core.legacy import Operation
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
 
@@ -54,16 +55,18 @@ def mlp(
         ArgumentError: the activation is unknown, or shapes, dtypes or devices do not go together.
     """
     if activation not in ACTIVATIONS:
-        raise refuse("mlp", "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation))
+        raise argument_error(
+            "mlp", "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation)
+        )
     if (gate is not None) != (activation == "swiglu"):
         expected = "given for swiglu" if gate is None else f"None for {activation}"
-        raise refuse("mlp", "gate", expected, "None" if gate is None else describe(gate))
+        raise argument_error("mlp", "gate", expected, "None" if gate is None else describe(gate))
     check_float("mlp", "x", x)
     if x.dim() == 0:
-        raise refuse("mlp", "x", "of shape [..., d]", describe(x))
+        raise argument_error("mlp", "x", "of shape [..., d]", describe(x))
     width = x.shape[-1]
     if up.dim() != 2 or up.shape[1] != width:
-        raise refuse("mlp", "up", f"of shape [m, {width}]", describe(up))
+        raise argument_error("mlp", "up", f"of shape [m, {width}]", describe(up))
     hidden = up.shape[0]
     check_like("mlp", "up", up, (hidden, width), x)
     check_like("mlp", "down", down, (width, hidden), up)

@@ -21,9 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.ops._check import refuse
-from fastgrow.ops._debug import check_range, out_of_range
-from fastgrow.ops._dispatch import Operation, Verdict
+from fastgrow.errors import argument_error
 from fastgrow.ops._experts import (
     Numbers,
     averaged,
@@ -38,6 +36,9 @@ from fastgrow.ops._experts import (
     weights_of,
 )
 from fastgrow.ops._log_probability import log_probability
+from fastgrow.ops.core.checks import check_range, out_of_range
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.legacy import Operation
 from fastgrow.ops.mean_cross_entropy import check_reduction, reduced
 
 
@@ -74,7 +75,7 @@ def probability_mean(
     log_weight = None
     if log_weights is not None:
         if weights is not None:
-            raise refuse(name, "log_weights", "None beside weights", "both")
+            raise argument_error(name, "log_weights", "None beside weights", "both")
         log_weight = numbers(name, "log_weights", log_weights, logits)
         # By row, so that −inf takes an expert out of its logits as well.
         log_weight = log_weight.expand(*logits[0].shape[:-1], len(logits))
@@ -234,7 +235,7 @@ def mean_eager(
 
 def _verify_mean(
     logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
-) -> Verdict:
+) -> Answer:
     parameters = (scale, weight) if log_weight is None else (scale, weight, log_weight)
     return verify_native_constant(logits, *parameters)
 
@@ -271,7 +272,7 @@ def _refuse_outside(index: Tensor, vocabulary: int) -> None:
 
 def _verify_gather(
     logits: list[Tensor], scale: Tensor, weight: Tensor, targets: Tensor, ignore_index: int | None
-) -> Verdict:
+) -> Answer:
     return verify_native(logits)
 
 

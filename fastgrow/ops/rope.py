@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgrow.errors import argument_error, describe
 from fastgrow.ops import _rope_triton
-from fastgrow.ops._check import check_float, check_ids, describe, refuse
-from fastgrow.ops._debug import check_range
-from fastgrow.ops._dispatch import Operation
+from fastgrow.ops.core.checks import check_float, check_ids, check_range
+from fastgrow.ops.core.legacy import Operation
 
 # Cosines and sines, each [positions, R/2] float32.
 RopeTable = tuple[Tensor, Tensor]
@@ -78,27 +78,29 @@ def check_rope(
     """The checks of `rope`, for operations that rotate inside."""
     cos, sin = table
     if x.dim() != 4:
-        raise refuse(operation, argument, "of shape [B, H, T, D]", describe(x))
+        raise argument_error(operation, argument, "of shape [B, H, T, D]", describe(x))
     check_float(operation, argument, x)
     shape, of_table = x.shape, cos.shape
     if len(of_table) != 2 or of_table != sin.shape or 2 * of_table[1] > shape[3]:
         expected = f"two tensors [positions, R/2] with R ≤ {shape[3]}"
-        raise refuse(operation, "the rope table", expected, f"{describe(cos)}, {describe(sin)}")
+        raise argument_error(
+            operation, "the rope table", expected, f"{describe(cos)}, {describe(sin)}"
+        )
     device = x.device
     for table_of in (cos, sin):
         if table_of.device != device:
-            raise refuse(operation, "the rope table", f"on {device}", describe(table_of))
+            raise argument_error(operation, "the rope table", f"on {device}", describe(table_of))
     length = shape[2]
     if position_ids is None:
         if offset + length > of_table[0]:
             expected = f"of at least {offset + length} positions"
-            raise refuse(operation, "the rope table", expected, describe(cos))
+            raise argument_error(operation, "the rope table", expected, describe(cos))
         return
     check_ids(operation, "position_ids", position_ids)
     shapes = ((length,), (1, length), (x.shape[0], length))
     if tuple(position_ids.shape) not in shapes or position_ids.device != x.device:
         expected = f"of shape [{length}] or [{x.shape[0]}, {length}] on {x.device}"
-        raise refuse(operation, "position_ids", expected, describe(position_ids))
+        raise argument_error(operation, "position_ids", expected, describe(position_ids))
     check_range(operation, "position_ids", position_ids, 0, cos.shape[0])
 
 

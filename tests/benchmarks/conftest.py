@@ -21,22 +21,22 @@ from benchmarks.case import Family, Inputs, Shape  # noqa: E402
 from benchmarks.machine import Machine  # noqa: E402
 from benchmarks.measure import Budget  # noqa: E402
 from benchmarks.results import Ceilings  # noqa: E402
-from fastgrow.ops import _dispatch  # noqa: E402
+from fastgrow.ops.core import dispatch  # noqa: E402
 
 
 @pytest.fixture
-def operation(monkeypatch: pytest.MonkeyPatch) -> Iterator[_dispatch.Operation]:
-    """`triple`: 3x, with a vendor implementation that tests may break."""
-    monkeypatch.setattr(_dispatch, "_environment", None)
-    triple = _dispatch.Operation("triple")
-    triple.implementation("eager")(lambda x: 3 * x)
-    triple.implementation("vendor")(lambda x: x + x + x)
+def operation(monkeypatch: pytest.MonkeyPatch) -> Iterator[dispatch.Operation]:
+    """`triple`: 3x, with an implementation by a library that tests may break."""
+    monkeypatch.setattr(dispatch, "_environment", None)
+    sums = dispatch.Implementation("sums", lambda x: x + x + x)
+    eager = dispatch.Implementation("eager", lambda x: 3 * x)
+    triple = dispatch.Operation("triple", [sums, eager])
     yield triple
-    del _dispatch.OPERATIONS["triple"]
+    del dispatch.OPERATIONS["triple"]
 
 
 @pytest.fixture
-def family(operation: _dispatch.Operation) -> Family:
+def family(operation: dispatch.Operation) -> Family:
     """The family of `triple`, with one library."""
 
     def inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -46,7 +46,7 @@ def family(operation: _dispatch.Operation) -> Family:
         op="triple",
         grids={"tiny": [{"N": 64}], "cpu": [{"N": 64}, {"N": 128}], "gpu": [{"N": 64}]},
         inputs=inputs,
-        call=lambda inputs, impl: operation(inputs["x"], impl=impl),
+        call=lambda inputs, impl: operation(inputs["x"], impl),
         differentiate=("x",),
         libraries=lambda case: {"library": lambda inputs: 3.0 * inputs["x"]},
     )

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import candidates, measure, processes, rehearsal, worker
 from benchmarks.case import Family, Inputs, Output, Shape
-from fastgrow.ops import _dispatch
+from fastgrow.ops.core import dispatch
 
 SHAPES = [{"N": 64}, {"N": 128}, {"N": 256}]
 
@@ -28,15 +28,14 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
 
 
 def _family(name: str, fault: str = "") -> Family:
-    operation = _dispatch.Operation(name)
+    operation = dispatch.Operation(name, [dispatch.Implementation("eager", lambda x: 3 * x)])
     # Tests in the same process list the operations that there are.
-    del _dispatch.OPERATIONS[name]
-    operation.implementation("eager")(lambda x: 3 * x)
+    del dispatch.OPERATIONS[name]
 
     def call(inputs: Inputs, impl: str | None) -> Output:
         if impl is None and inputs["x"].shape[0] == 128:
             FAULTS[fault]()
-        result: Output = operation(inputs["x"], impl=impl)
+        result: Output = operation(inputs["x"], impl)
         return result
 
     return Family(

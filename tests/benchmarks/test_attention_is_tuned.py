@@ -19,7 +19,7 @@ from fastgrow.kernels import ahead, attention_tuning  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
 from fastgrow.kernels.tuning_table import read_table  # noqa: E402
-from fastgrow.ops import _triton  # noqa: E402
+from fastgrow.ops.core import triton_support  # noqa: E402
 
 BF16 = torch.bfloat16
 MODULE = "fastgrow.kernels.attention_tuning"
@@ -79,7 +79,7 @@ def test_what_is_tuned_lies_in_memory_as_in_a_model(
     dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the case's tensors do; and the gradient as the output, which a projection reads."""
-    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
     shape = next(s for s in attention.FAMILY.grids["gpu"] if (s["D"], s["T"]) == (dim, 1024))
     inputs = attention.FAMILY.inputs({**shape, "B": 1}, BF16, torch.Generator())
 

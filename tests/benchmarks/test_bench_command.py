@@ -15,7 +15,7 @@ from benchmarks.cases import FAMILIES
 from benchmarks.contenders import COMPILE_MODES
 from fastgrow.cli import bench
 from fastgrow.cli import main as fastgrow
-from fastgrow.ops._dispatch import OPERATIONS
+from fastgrow.ops.core.dispatch import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--device", "cpu", "--grid", "tiny", "--against", "implementation,eager,library")
@@ -98,13 +98,13 @@ def test_every_operation_is_measured() -> None:
 def test_a_wrong_operation_makes_the_command_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    from fastgrow.ops import _dispatch
+    from fastgrow.ops.core import dispatch
 
-    mlp = _dispatch.OPERATIONS["mlp"].implementations
+    mlp = dispatch.OPERATIONS["mlp"].implementations
     broken = dataclasses.replace(
-        mlp["eager"], name="vendor", run=lambda x, *rest: 1.01 * mlp["eager"].run(x, *rest)
+        mlp["eager"], name="broken", run=lambda call: 1.01 * mlp["eager"].run(call)
     )
-    monkeypatch.setattr(_dispatch.OPERATIONS["mlp"], "implementations", {**mlp, "vendor": broken})
+    monkeypatch.setattr(dispatch.OPERATIONS["mlp"], "implementations", {"broken": broken, **mlp})
     assert command.main([*TINY, "--op", "mlp", "--pass", "forward", "--seconds", "0.01"]) == 1
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Shape, select
 from benchmarks.cases import FAMILIES
-from fastgrow.ops import _dispatch, _triton
+from fastgrow.ops.core import dispatch, triton_support
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -39,18 +39,18 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the automatic choice would take on a GPU, call by call; the formula is what runs."""
     choices: list[str] = []
 
-    def run(operation: _dispatch.Operation, *args: Any, impl: object = None, **named: Any) -> Any:
-        active = operation.explain(*args, **named).active
+    def run(operation: dispatch.Operation, call: Any, impl: object = None) -> Any:
+        active = dispatch.Operation.explain(operation, call).active
         choices.append(f"{operation.name} by {active}")
-        return operation.implementations["eager"].run(*args, **named)
+        return operation.implementations["eager"].run(call)
 
     def without_generator(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *size, generator, **named: make(*size, **named)
 
-    monkeypatch.setattr(_dispatch.Operation, "__call__", run)
-    monkeypatch.setattr(_dispatch, "_environment", None)
-    monkeypatch.setattr(_triton, "can_run", lambda tensor, dtype=None: (True, ""))
-    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch.Operation, "__call__", run)
+    monkeypatch.setattr(dispatch, "_environment", None)
+    monkeypatch.setattr(triton_support, "can_run", lambda tensor, dtype=None: (True, ""))
+    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
     # torch has no such switch for meta.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     monkeypatch.setattr(torch, "randn", without_generator(torch.randn))

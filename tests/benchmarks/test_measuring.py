@@ -19,7 +19,7 @@ from benchmarks.measure import Budget, Settings, measure
 from benchmarks.results import Row
 from benchmarks.suite import run_cases
 from fastgrow.errors import ConfigError
-from fastgrow.ops._dispatch import Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation
 
 PLAIN = ("implementation", "eager", "library")
 SETTINGS = Settings(against=PLAIN, seconds=0.0, min_rounds=3)
@@ -35,7 +35,7 @@ def rows_of(family: Family, pass_: str = "full") -> dict[str, Row]:
 @pytest.mark.parametrize("pass_", ["forward", "backward", "full"])
 def test_time_memory_and_correctness_stand_in_one_row(family: Family, pass_: str) -> None:
     rows = rows_of(family, pass_)
-    assert list(rows) == ["fastgrow", "fastgrow vendor", "eager", "library"]
+    assert list(rows) == ["fastgrow", "fastgrow sums", "eager", "library"]
     for row in rows.values():
         assert row.status == "ok"
         assert row.median_ms == pytest.approx(1.0)
@@ -48,7 +48,7 @@ def test_time_memory_and_correctness_stand_in_one_row(family: Family, pass_: str
 
 
 def test_a_wrong_result_withholds_the_ratio(family: Family, operation: Operation) -> None:
-    operation.implementation("vendor")(lambda x: 3.001 * x)
+    operation.implementations["sums"] = Implementation("sums", lambda x: 3.001 * x)
     row = rows_of(family)["fastgrow"]
     assert row.correct is False
     assert "off by" in row.problem
@@ -56,7 +56,9 @@ def test_a_wrong_result_withholds_the_ratio(family: Family, operation: Operation
 
 
 def test_a_wrong_gradient_is_wrong(family: Family, operation: Operation) -> None:
-    operation.implementation("vendor")(lambda x: (3 * x).detach() + 3.1 * (x - x.detach()))
+    operation.implementations["sums"] = Implementation(
+        "sums", lambda x: (3 * x).detach() + 3.1 * (x - x.detach())
+    )
     assert rows_of(family, "forward")["fastgrow"].correct is True
     row = rows_of(family, "full")["fastgrow"]
     assert row.correct is False
@@ -64,7 +66,7 @@ def test_a_wrong_gradient_is_wrong(family: Family, operation: Operation) -> None
 
 
 def test_what_is_not_finite_is_wrong(family: Family, operation: Operation) -> None:
-    operation.implementation("vendor")(lambda x: 3 * x / (x != x[0]))
+    operation.implementations["sums"] = Implementation("sums", lambda x: 3 * x / (x != x[0]))
     row = rows_of(family, "forward")["fastgrow"]
     assert row.correct is False
     assert "not finite" in row.problem
@@ -110,7 +112,9 @@ def test_the_ceiling_is_above_what_the_formula_reaches_itself() -> None:
 
 
 def test_what_cannot_run_has_a_row_that_says_why(family: Family, operation: Operation) -> None:
-    operation.implementation("triton", verify=lambda x: (False, "there is no GPU"))(lambda x: x)
+    operation.implementations["triton"] = Implementation(
+        "triton", lambda x: x, lambda x: (False, "there is no GPU")
+    )
 
     def broken(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         raise NotImplementedError("not for this shape\nsecond line")

@@ -28,8 +28,9 @@ from benchmarks.stubbed import launches_stubbed
 from fastgrow import ops
 from fastgrow.errors import ConfigError
 from fastgrow.kernels import norm
-from fastgrow.ops import _triton
-from fastgrow.ops._dispatch import OPERATIONS, Operation
+from fastgrow.ops.core import registration
+from fastgrow.ops.core.dispatch import OPERATIONS, Operation
+from fastgrow.ops.norms import triton as norms_triton
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,9 +88,12 @@ def test_time_is_told_of_the_part_that_it_is_spent_in(
     monkeypatch.setattr(overhead.time, "perf_counter", clock)
     monkeypatch.setattr(overhead, "SAMPLE_SECONDS", 1e-12)
     monkeypatch.setattr(overhead, "ROUNDS", 2)
-    slow(sys.modules["fastgrow.ops.layer_norm"], "check_norm", 1)
-    slow(Operation, "_wish", 10)
-    slow(_triton, "distinct" if pass_ == "full" else "needs_gradient", 100)
+    slow(sys.modules["fastgrow.ops.norms.call"], "_check", 1)
+    slow(Operation, "_override", 10)
+    if pass_ == "full":
+        slow(registration, "distinct", 100)
+    else:
+        slow(norms_triton, "needs_gradient", 100)
     slow(norm, "forward", 1_000)
     slow(norm, "backward", 2_000)
     slow(JITFunction, "run", 10_000)

@@ -19,6 +19,7 @@ from fastgrow.kernels import (  # noqa: E402
     mlp,
     norm,
 )
+from fastgrow.kernels.calls import NormCall  # noqa: E402
 from fastgrow.kernels.logit_loss import fill_losses  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -72,7 +73,7 @@ def test_norms(width: int) -> None:
     x, weight, statistics = empty(ROWS, width), empty(width), empty(ROWS, dtype=F32)
 
     def step() -> None:
-        norm.forward(x, x, weight, weight, 1e-5, centred=True, dtype=BF16, with_statistics=True)
+        norm.forward(NormCall(x, x, weight, weight, 1e-5, True, BF16), with_statistics=True)
         norm.backward(
             x, x, x, statistics, statistics, weight,
             for_input=True, for_weight=True, for_bias=True, parameter_dtype=BF16,

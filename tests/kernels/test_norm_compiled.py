@@ -6,6 +6,8 @@ import pytest
 import torch
 from cross_compile import SHARED_LIMIT, TARGETS, Compiled, Launch, compile_for, recorded
 
+from fastgrow.kernels.calls import NormCall
+
 norm = pytest.importorskip("fastgrow.kernels.norm", reason="triton is not installed")
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -29,8 +31,7 @@ def launches(
     other = x if residual else None
 
     def step() -> None:
-        settings = {"centred": centred, "dtype": dtype, "with_statistics": True}
-        norm.forward(x, other, weight, bias, 1e-5, **settings)
+        norm.forward(NormCall(x, other, weight, bias, 1e-5, centred, dtype), with_statistics=True)
         wanted = {"for_weight": not frozen, "for_bias": not frozen and centred}
         norm.backward(
             x, other, x, mean, statistics, weight,

@@ -12,6 +12,7 @@ import torch
 norm = pytest.importorskip("fastgrow.kernels.norm", reason="triton is not installed")
 
 from fastgrow.kernels import ahead, norm_tuning, tuned  # noqa: E402
+from fastgrow.kernels.calls import NormCall  # noqa: E402
 
 BF16 = torch.bfloat16
 
@@ -38,8 +39,8 @@ def test_a_table_of_the_gpu_is_followed(tmp_path: Path, monkeypatch: pytest.Monk
         wanted = {"for_input": True, "for_weight": True, "for_bias": True}
 
         def step() -> None:
-            settings = {"centred": True, "dtype": BF16, "with_statistics": True}
-            norm.forward(x, None, None, None, 1e-5, **settings)
+            call = NormCall(x, None, None, None, 1e-5, True, BF16)
+            norm.forward(call, with_statistics=True)
             norm.backward(x, None, x, statistics, statistics, None, parameter_dtype=BF16, **wanted)
 
         launches = ahead.recorded(step)[:2]

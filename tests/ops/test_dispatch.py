@@ -13,31 +13,40 @@ import pytest
 import torch
 
 from fastgrow.errors import ConfigError
-from fastgrow.ops import _dispatch
-from fastgrow.ops._dispatch import OPERATIONS, Operation, explain_all, parse_wishes, use_impl
+from fastgrow.ops.core import dispatch
+from fastgrow.ops.core.dispatch import (
+    OPERATIONS,
+    Implementation,
+    Operation,
+    explain_all,
+    parse_overrides,
+    use_impl,
+)
 
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Operation]:
     """An operation whose implementations return who they are."""
-    monkeypatch.setattr(_dispatch, "_environment", None)
-    monkeypatch.setattr(_dispatch, "_logged", set())
-    operation = Operation("double", example=lambda device: ((torch.ones(2, device=device),), {}))
-
-    @operation.implementation("eager")
-    def eager(x: torch.Tensor) -> torch.Tensor:
-        return x * 2
-
-    @operation.implementation(
-        "triton", verify=lambda x: (x.dtype == torch.float16, f"{x.dtype} is not served")
+    monkeypatch.setattr(dispatch, "_environment", None)
+    monkeypatch.setattr(dispatch, "_logged", set())
+    operation = Operation(
+        "double",
+        [
+            Implementation(
+                "triton",
+                lambda x: x * 3,
+                lambda x: (x.dtype == torch.float16, f"{x.dtype} is not served"),
+            ),
+            Implementation(
+                "blas",
+                lambda x: x * 4,
+                pays=lambda x: (len(x) > 4, "the tensor is small"),
+                alias="vendor",
+            ),
+            Implementation("eager", lambda x: x * 2),
+        ],
+        example=lambda device: torch.ones(2, device=device),
     )
-    def triton(x: torch.Tensor) -> torch.Tensor:
-        return x * 3
-
-    @operation.implementation("vendor", pays=lambda x: (len(x) > 4, "the tensor is small"))
-    def vendor(x: torch.Tensor) -> torch.Tensor:
-        return x * 4
-
     yield operation
     del OPERATIONS["double"]
 
@@ -46,45 +55,47 @@ ONES, LONG, HALF = torch.ones(2), torch.ones(5), torch.ones(2, dtype=torch.float
 
 
 def served(operation: Operation, x: torch.Tensor, impl: str | None = None) -> str:
-    return {2: "eager", 3: "triton", 4: "vendor"}[int(operation(x, impl=impl)[0])]
+    return {2: "eager", 3: "triton", 4: "blas"}[int(operation(x, impl)[0])]
 
 
 def test_automatic_choice_follows_preference_verifiers_and_profit(double: Operation) -> None:
     assert served(double, HALF) == "triton"
     assert served(double, ONES) == "eager"
-    assert served(double, LONG) == "vendor"
+    assert served(double, LONG) == "blas"
 
 
-def test_the_most_local_wish_wins(double: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "_environment", "vendor")
-    assert served(double, ONES) == "vendor"
+def test_the_most_local_override_wins(double: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_environment", "vendor")
+    assert served(double, ONES) == "blas"
     with use_impl("eager"):
         assert served(double, LONG) == "eager"
         with use_impl("double=vendor"):
-            assert served(double, ONES) == "vendor"
+            assert served(double, ONES) == "blas"
             with use_impl("eager"):
                 assert served(double, ONES) == "eager"
             assert served(double, HALF, impl="triton") == "triton"
         assert served(double, LONG) == "eager"
-    assert served(double, ONES) == "vendor"
+    assert served(double, ONES) == "blas"
 
 
 def test_environment_names_single_operations(
     double: Operation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_dispatch, "_environment", "eager, double=vendor")
-    assert served(double, ONES) == "vendor"
+    monkeypatch.setattr(dispatch, "_environment", "eager, double=vendor")
+    assert served(double, ONES) == "blas"
 
 
-def test_blanket_wish_passes_by_operations_without_that_implementation(double: Operation) -> None:
+def test_blanket_override_passes_by_operations_without_that_implementation(
+    double: Operation,
+) -> None:
     with use_impl("native"):
-        assert served(double, LONG) == "vendor"
+        assert served(double, LONG) == "blas"
 
 
 def test_forced_choice_that_cannot_run_raises_with_the_reason(double: Operation) -> None:
     with use_impl("triton"), pytest.raises(ConfigError, match=r"use_impl .*torch.float32 is not"):
         double(ONES)
-    with pytest.raises(ConfigError, match="'native'; there are only triton, vendor, eager"):
+    with pytest.raises(ConfigError, match="'native'; there are only triton, blas, eager"):
         double(ONES, impl="native")
 
 
@@ -97,18 +108,18 @@ def test_forced_choice_that_cannot_run_raises_with_the_reason(double: Operation)
         ("", "'' is not an implementation"),
     ],
 )
-def test_misspelt_wishes_are_refused(double: Operation, text: str, message: str) -> None:
+def test_misspelt_overrides_are_refused(double: Operation, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse_wishes(text, "here")
+        parse_overrides(text, "here")
 
 
-def test_wish_ends_with_its_block_even_after_an_error(double: Operation) -> None:
+def test_override_ends_with_its_block_even_after_an_error(double: Operation) -> None:
     with pytest.raises(RuntimeError, match="stop"), use_impl("vendor"):
         raise RuntimeError("stop")
     assert served(double, ONES) == "eager"
 
 
-def test_wish_stays_in_its_thread(double: Operation) -> None:
+def test_override_stays_in_its_thread(double: Operation) -> None:
     seen = []
     with use_impl("vendor"):
         thread = threading.Thread(target=lambda: seen.append(served(double, ONES)))
@@ -123,7 +134,7 @@ def test_fallback_is_logged_once(double: Operation, caplog: pytest.LogCaptureFix
         double(ONES)
     assert [record.getMessage() for record in caplog.records] == [
         "double: triton is not used: torch.float32 is not served",
-        "double: vendor is not used: the tensor is small",
+        "double: blas is not used: the tensor is small",
     ]
 
 
@@ -131,9 +142,9 @@ def test_explain_tells_what_would_run_and_why(double: Operation) -> None:
     explanation = double.explain(ONES)
     assert explanation.active == "eager"
     assert explanation.reason == (
-        "not triton: torch.float32 is not served; not vendor: the tensor is small"
+        "not triton: torch.float32 is not served; not blas: the tensor is small"
     )
-    assert explanation.verdicts["triton"] == (False, "torch.float32 is not served")
+    assert explanation.answers["triton"] == (False, "torch.float32 is not served")
     assert double.explain(LONG, impl="eager").reason == "asked for by impl="
     refused = double.explain(ONES, impl="triton")
     assert refused.active is None
@@ -141,7 +152,7 @@ def test_explain_tells_what_would_run_and_why(double: Operation) -> None:
     assert "double" in [e.operation for e in explain_all("cpu")]
 
 
-def test_compiles_whole_and_follows_the_wish(double: Operation) -> None:
+def test_compiles_whole_and_follows_the_override(double: Operation) -> None:
     compiled = torch.compile(lambda x: double(x), fullgraph=True, backend="eager")
     assert compiled(ONES)[0] == 2
     with use_impl("vendor"):
@@ -151,7 +162,7 @@ def test_compiles_whole_and_follows_the_wish(double: Operation) -> None:
 
 def test_the_environment_of_a_process_is_read() -> None:
     code = (
-        "from fastgrow.ops._dispatch import explain_all\n"
+        "from fastgrow.ops.core.dispatch import explain_all\n"
         "print([str(x) for x in explain_all('cpu') if x.operation == 'layer_norm'][0])"
     )
     for wish, said in (
@@ -171,15 +182,15 @@ def test_the_environment_of_a_process_is_read() -> None:
 def test_a_gpu_too_old_for_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from fastgrow.ops import _triton
+    from fastgrow.ops.core import triton_support
 
     tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
-    monkeypatch.setattr(_triton, "INSTALLED", True)
-    monkeypatch.setattr(_triton, "is_new_enough", _triton.is_new_enough.__wrapped__)
+    monkeypatch.setattr(triton_support, "INSTALLED", True)
+    monkeypatch.setattr(triton_support, "is_new_enough", triton_support.is_new_enough.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, ok in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert _triton.can_run(tensor)[0] == ok  # type: ignore[arg-type]
+        assert triton_support.can_run(tensor)[0] == ok  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    reason = _triton.can_run(tensor)[1]  # type: ignore[arg-type]
+    reason = triton_support.can_run(tensor)[1]  # type: ignore[arg-type]
     assert reason == "it needs a GPU of compute capability 8.0 or newer"

@@ -16,11 +16,11 @@ from fastgrow.ops import (
     _linear_cross_entropy_fused,
     _linear_lse_chunked,
     _logit_tiles,
-    _triton,
 )
 from fastgrow.ops import linear_cross_entropy as public
-from fastgrow.ops._dispatch import OPERATIONS
 from fastgrow.ops._heads import Heads
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import OPERATIONS
 
 
 def inputs(
@@ -242,8 +242,8 @@ def test_automatic_choice_on_a_cpu() -> None:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
-    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
     monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastgrow.errors import ArgumentError
 from fastgrow.ops import linear_kl
-from fastgrow.ops._dispatch import OPERATIONS
+from fastgrow.ops.core.dispatch import OPERATIONS
 
 Head = tuple[Tensor, Tensor, Tensor | None]
 

@@ -15,13 +15,13 @@ from fastgrow.ops import (
     _linear_cross_entropy_fused,
     _linear_lse_chunked,
     _logit_tiles,
-    _triton,
     linear_cross_entropy,
     linear_lse_gather,
     merge_lse,
 )
-from fastgrow.ops._dispatch import OPERATIONS, Explanation
 from fastgrow.ops._heads import Heads
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import OPERATIONS, Explanation
 
 N, VOCABULARY = 15, 13
 WIDTHS = (6, 4, 6)
@@ -167,8 +167,8 @@ def test_autocast_rounds_what_it_is_given(impl: str) -> None:
 
 def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision, given or of autocast, takes the kernels whatever the rows' alignment."""
-    monkeypatch.setattr(_triton, "can_run", lambda tensor: (True, ""))
-    monkeypatch.setattr(_triton, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
     monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
     targets = torch.zeros(4, dtype=torch.int64)
 

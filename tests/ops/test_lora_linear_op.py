@@ -189,7 +189,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
 def test_when_the_kernel_pays(
     n: int, width: int, out: int, rank: int, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lora_triton._triton, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(_lora_triton.triton_support, "pays_on", lambda tensor: (True, ""))
     x, weight, a, b = (
         torch.zeros(1, 1, dtype=torch.bfloat16).expand(shape)
         for shape in ((n, width), (out, width), (rank, width), (out, rank))

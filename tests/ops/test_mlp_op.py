@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
-from fastgrow.ops._dispatch import OPERATIONS
+from fastgrow.ops.core.dispatch import OPERATIONS
 from fastgrow.ops.mlp import ACTIVATIONS
 
 FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

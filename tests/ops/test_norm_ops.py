@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
+from fastgrow.kernels.calls import NormCall
 
-IMPLEMENTATIONS = ["eager", "vendor"]
+IMPLEMENTATIONS = ["eager", "aten"]
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -92,7 +93,7 @@ def autocast_on_a_gpu() -> Iterator[None]:
 
 @pytest.mark.usefixtures("autocast_on_a_gpu")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "aten"])
 @pytest.mark.parametrize("norm", [ops.layer_norm, ops.rms_norm])
 def test_autocast_on_a_gpu_gives_float32(norm: Any, impl: str, dtype: torch.dtype) -> None:
     """Whatever the release of torch lists for it, and with a residual too."""
@@ -142,22 +143,22 @@ def test_rms_norm_is_open_to_torch_s_transforms() -> None:
 
 
 def test_on_a_gpu_the_kernels_are_taken_where_they_move_fewer_bytes() -> None:
-    from fastgrow.ops import _norm_triton
+    from fastgrow.ops.norms import triton
 
     class OnGPU(torch.Tensor):
         device = torch.device("cuda")
 
     x, trained = OnGPU(torch.zeros(2, 8)), OnGPU(torch.zeros(8)).requires_grad_()
-    for arguments, taken in (
-        ((x, x, x[0], None), True),
-        ((x, None, trained, None), True),
-        ((x, None, None, None), False),
-    ):
-        ok, reason = _norm_triton.pays(*arguments)
+
+    def call(residual: torch.Tensor | None, weight: torch.Tensor | None) -> NormCall:
+        return NormCall(x, residual, weight, None, 1e-5, True, x.dtype)
+
+    for residual, weight, taken in ((x, x[0], True), (None, trained, True), (None, None, False)):
+        ok, reason = triton.pays(call(residual, weight))
         assert ok == taken
         assert reason
     with torch.no_grad():
-        assert not _norm_triton.pays(x, None, trained, None)[0]
+        assert not triton.pays(call(None, trained))[0]
 
 
 @pytest.mark.parametrize(

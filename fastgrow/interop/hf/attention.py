@@ -28,8 +28,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_tracing
 
 from fastgrow import ops
+from fastgrow.errors import argument_error
 from fastgrow.interop.report import State
-from fastgrow.ops._check import refuse
 
 try:
     from transformers.utils.output_capturing import _active_collector
@@ -152,12 +152,12 @@ def attend(
         ArgumentError: a rule that `ops.attention` does not have, or the weights are asked for.
     """
     if _weights_are_wanted(kwargs):
-        raise refuse(
+        raise argument_error(
             "attention", "output_attentions", "False on a patched model (unpatch it first)", "True"
         )
     for name in _REFUSED:
         if kwargs.get(name) is not None:
-            raise refuse(
+            raise argument_error(
                 "attention", name, "None (set_attn_implementation('sdpa') has it)", "a value"
             )
     causal = module.is_causal if is_causal is None else is_causal

@@ -18,7 +18,7 @@ from fastgrow.kernels.linear_lse_backward import logits_gradient
 from fastgrow.kernels.logit_loss import fill_losses
 from fastgrow.ops import _linear_lse_triton, linear_cross_entropy, linear_lse_gather
 from fastgrow.ops._heads import as_heads
-from fastgrow.ops._products import accumulate
+from fastgrow.ops.core.products import accumulate
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 IGNORED = -100

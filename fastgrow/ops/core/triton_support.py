@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from fastgrow.ops._dispatch import Verdict
+from fastgrow.ops.core.dispatch import Answer
 
 
 def _is_installed() -> bool:
@@ -27,7 +26,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Verdict:
+def can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Answer:
     """May a kernel read this tensor, by device and dtype? `dtype` replaces the tensor's."""
     dtype = dtype or tensor.dtype
     device = tensor.device
@@ -55,33 +54,8 @@ def is_new_enough(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def pays_on(tensor: Tensor) -> Verdict:
+def pays_on(tensor: Tensor) -> Answer:
     """The interpreter is slower than any other implementation."""
     if tensor.device.type == "cpu":
         return False, "the interpreter is for tests"
     return True, ""
-
-
-Tensors = TypeVar("Tensors", bound="tuple[Tensor | None, ...]")
-
-
-def distinct(tensors: Tensors) -> Tensors:
-    """The tensors, as different objects each while torch.compile traces: it cannot put the same one
-    twice into an autograd.Function, as where keys are values too.
-    """
-    if not torch.compiler.is_compiling():
-        return tensors
-    seen: list[Tensor | None] = []
-    for tensor in tensors:
-        again = tensor is not None and any(tensor is other for other in seen)
-        seen.append(tensor.view_as(tensor) if again else tensor)  # type: ignore[arg-type, union-attr]
-    return tuple(seen)  # type: ignore[return-value]
-
-
-def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Will autograd ask for the gradient of any of them?"""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False

@@ -1,7 +1,8 @@
-"""Checks of what integer tensors hold, made only under FASTGROW_DEBUG=1.
+"""Checks that operations make on the host, before any implementation runs.
 
-Reading a tensor's content waits for its device, so without the variable an operation leaves it
-unread: the kernels then clamp what is out of range instead of reading outside their arrays.
+They read metadata alone, so they cost no synchronisation with a device. What integer tensors hold
+is read under FASTGROW_DEBUG=1 only: without it the kernels clamp what is out of range instead of
+reading outside their arrays.
 """
 
 from __future__ import annotations
@@ -12,10 +13,39 @@ import os
 import torch
 from torch import Tensor
 
-from fastgrow.errors import ArgumentError
-from fastgrow.ops._check import refuse
+from fastgrow.errors import ArgumentError, argument_error, describe
+from fastgrow.ops.core.dtypes import FLOATS, INTEGERS
 
 ENVIRONMENT_VARIABLE = "FASTGROW_DEBUG"
+
+
+def check_float(operation: str, argument: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not of a floating-point type."""
+    if tensor.dtype not in FLOATS:
+        raise argument_error(operation, argument, "a floating-point tensor", describe(tensor))
+
+
+def check_ids(operation: str, argument: str, tensor: Tensor) -> None:
+    """Refuse a tensor of indices that is not int32 or int64."""
+    if tensor.dtype not in INTEGERS:
+        raise argument_error(operation, argument, "an int64 or int32 tensor", describe(tensor))
+
+
+def check_like(
+    operation: str, argument: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor
+) -> None:
+    """Refuse an optional parameter whose shape or device does not go with `like`.
+
+    Under autocast parameters may stay in float32, so dtypes are compared only outside of it.
+    """
+    if tensor is None:
+        return
+    if tuple(tensor.shape) != shape:
+        raise argument_error(operation, argument, f"of shape {list(shape)}", describe(tensor))
+    if tensor.device != like.device:
+        raise argument_error(operation, argument, f"on {like.device}", describe(tensor))
+    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+        raise argument_error(operation, argument, f"of dtype {like.dtype}", describe(tensor))
 
 
 def debugging(tensor: Tensor) -> bool:
@@ -48,14 +78,14 @@ def check_cu_seqlens(operation: str, cu_seqlens: Tensor | None, length: int) -> 
     bounds = cu_seqlens.tolist()
     name = "cu_seqlens"
     if bounds[0] != 0:
-        raise refuse(operation, name, "0 at [0]", bounds[0])
+        raise argument_error(operation, name, "0 at [0]", bounds[0])
     for index, (before, after) in enumerate(itertools.pairwise(bounds)):
         if after < before:
             got = f"{after} at [{index + 1}] after {before}"
-            raise refuse(operation, name, "non-decreasing", got)
+            raise argument_error(operation, name, "non-decreasing", got)
     if bounds[-1] != length:
         last = len(bounds) - 1
-        raise refuse(
+        raise argument_error(
             operation, name, f"{length}, the tokens, at its end", f"{bounds[-1]} at [{last}]"
         )
 
@@ -72,7 +102,7 @@ def out_of_range(
     """The error for the first value outside [first, limit) that is not `ignore`; there is one."""
     where = tuple(_outside(values, first, limit, ignore).nonzero()[0].tolist())
     got = f"{int(values[where])} at {list(where)}"
-    return refuse(operation, argument, f"in [{first}, {limit})", got)
+    return argument_error(operation, argument, f"in [{first}, {limit})", got)
 
 
 def _outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:

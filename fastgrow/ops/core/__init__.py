@@ -1,0 +1,1 @@
+"""What operations share: choosing an implementation, checks, dtypes, operators with gradients."""

@@ -1,0 +1,170 @@
+"""Operators of torch.library, and gradients made by functions of their own.
+
+    @operator(fake_forward)
+    def norm_forward(call: NormCall) -> tuple[Tensor, Tensor]: ...
+
+defines `torch.ops.fastgrow.norm_forward`, with the schema that the annotations say. A NamedTuple as
+the first parameter stands for its fields, so that a call's parameters are listed in one place: the
+operator is called with `*call`, and the function gets the record.
+
+    normalise = differentiable("layer_norm", NormCall, forward, backward)
+
+makes an autograd.Function of two functions that take the record too. `torch.library.custom_op` and
+`register_autograd` would do as much, at four times the host's time.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrow.errors import ArgumentError
+
+_library = torch.library.Library("fastgrow", "FRAGMENT")
+_SCHEMA_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    list[Tensor]: "Tensor[]",
+    list[Tensor | None]: "Tensor?[]",
+    int: "SymInt",
+    int | None: "SymInt?",
+    float: "float",
+    float | None: "float?",
+    list[float]: "float[]",
+    bool: "bool",
+    list[bool]: "bool[]",
+    str: "str",
+    torch.dtype: "ScalarType",
+    type(None): "()",
+}
+
+
+def operator(
+    fake: Callable[..., Any], *, devices: Sequence[str] = ("CPU", "CUDA"), writes: str | None = None
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator that makes a function the operator of its name; the operator is what it returns.
+
+    An operator returns the same number of tensors always: what is not asked for is empty.
+
+    Args:
+        fake: takes the same arguments and returns empty tensors like the function's.
+        devices: torch's dispatch keys that the function serves.
+        writes: the parameter that it writes to, if any.
+    """
+
+    def define(function: Callable[..., Any]) -> Any:
+        name, hints = function.__name__, typing.get_type_hints(function)
+        returned, first = hints.pop("return"), next(iter(hints.values()))
+        record = first if hasattr(first, "_fields") else None
+        if record is not None:
+            hints = typing.get_type_hints(record) | dict([*hints.items()][1:])
+        types = {parameter: _SCHEMA_TYPES[hint] for parameter, hint in hints.items()}
+        if writes is not None:
+            types[writes] = "Tensor(a!)"
+        parts = typing.get_args(returned) if typing.get_origin(returned) is tuple else (returned,)
+        results = ", ".join(_SCHEMA_TYPES[part] for part in parts)
+        parameters = ", ".join(f"{kind} {parameter}" for parameter, kind in types.items())
+        _library.define(f"{name}({parameters}) -> {results if len(parts) == 1 else f'({results})'}")
+        for key in devices:
+            _library.impl(name, _taking_fields(function, record), key)
+        torch.library.register_fake(f"fastgrow::{name}", _taking_fields(fake, record), lib=_library)
+        return getattr(torch.ops.fastgrow, name).default
+
+    return define
+
+
+def or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """A result of an operator that may not have been asked for."""
+    return like.new_empty(0) if tensor is None else tensor
+
+
+def _taking_fields(function: Callable[..., Any], record: Any) -> Callable[..., Any]:
+    if record is None:
+        return function
+    count = len(record._fields)
+    return lambda *values: function(record._make(values[:count]), *values[count:])
+
+
+def differentiable(
+    operation: str,
+    record: type[Any],
+    forward: Callable[..., Any],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., Any]:
+    """A function of a call's fields with the gradients that `backward` gives.
+
+    Differentiating these once more raises: they would pass for constants.
+
+    Args:
+        operation: its name, for that error.
+        record: the NamedTuple of the fields.
+        forward: `(ctx, call)` to a tensor, or a tuple of them.
+        backward: `(ctx, *gradients)` to the gradients of the first fields; others have none.
+    """
+    fields = len(record._fields)
+
+    def run_forward(ctx: Any, *values: Any) -> Any:
+        return forward(ctx, record._make(values))
+
+    def run_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            inputs = (*gradients, *ctx.saved_tensors)
+            found = _Once.apply(operation, lambda: backward(ctx, *gradients), *inputs)
+        else:
+            found = backward(ctx, *gradients)
+        return found + (None,) * (fields - len(found))
+
+    members = {"forward": staticmethod(run_forward), "backward": staticmethod(run_backward)}
+    function: Any = type("Differentiable", (torch.autograd.Function,), members)
+    return lambda *values: function.apply(*distinct(values))
+
+
+class _Once(torch.autograd.Function):
+    """What `run` returns, with an error in the place of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, operation: str, run: Callable[[], Sequence[Any]], *inputs: Any) -> Any:
+        ctx.operation = operation
+        return tuple(run())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise ArgumentError(
+            f"{ctx.operation}: its gradient cannot be differentiated again (create_graph=True); "
+            "impl='eager' can"
+        )
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Will autograd ask for the gradient of any of them?"""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def distinct(fields: Sequence[Any]) -> Sequence[Any]:
+    """The same fields, with each tensor there once while torch.compile traces: an autograd.Function
+    cannot get one twice then, as where keys are values too.
+    """
+    if not torch.compiler.is_compiling():
+        return fields
+    found: list[Any] = []
+    for x in fields:
+        again = isinstance(x, Tensor) and any(x is other for other in found)
+        found.append(x.view_as(x) if again else x)
+    return found
+
+
+def refuse_double_backward(operation: str) -> None:
+    """Called in a backward whose result has no gradient of its own: refuse `create_graph=True`."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise ArgumentError(
+            f"{operation}: its gradient cannot be differentiated again (create_graph=True); "
+            "impl='eager' can"
+        )

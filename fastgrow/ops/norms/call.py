@@ -1,0 +1,169 @@
+"""Layer normalisation and root-mean-square normalisation, with the residual addition before them.
+
+    s          = x + residual
+    layer_norm = (s − mean(s)) / √(var(s) + eps) · weight + bias      biased variance
+    rms_norm   = s / √(mean(s²) + eps) · weight
+
+All statistics are over the last axis.
+"""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from fastgrow.errors import argument_error, describe
+from fastgrow.kernels.calls import NormCall
+from fastgrow.ops.core.checks import check_float
+from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.norms import aten, reference, triton
+
+
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: None = None,
+    eps: float = 1e-5,
+    impl: str | None = None,
+) -> Tensor: ...
+@overload
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor,
+    eps: float = 1e-5,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalise the last axis.
+
+    Args:
+        x: [..., d] float.
+        weight: [d], optional.
+        bias: [d], optional.
+        residual: the shape of `x`, optional; added first. Dtypes may differ.
+        eps: added to the variance.
+        impl: force an implementation.
+
+    Returns:
+        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
+        the sum, but y is float32 where autocast is on for a GPU, as torch's is.
+
+    Raises:
+        ArgumentError: shapes, dtypes or devices do not go together.
+    """
+    _check("layer_norm", x, weight, bias, residual)
+    call = NormCall(x, residual, weight, bias, eps, True, _dtype_of_y(x, residual))
+    return _LAYER_NORM(call, impl)
+
+
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    residual: None = None,
+    eps: float = 1e-6,
+    impl: str | None = None,
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    residual: Tensor,
+    eps: float = 1e-6,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalise the last axis by its root mean square.
+
+    Args:
+        x: [..., d] float.
+        weight: [d], optional.
+        residual: the shape of `x`, optional; added first. Dtypes may differ.
+        eps: added to the mean square.
+        impl: force an implementation.
+
+    Returns:
+        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
+        the sum, but y is float32 where autocast is on for a GPU, as torch's is (not yet in
+        torch 2.11).
+
+    Raises:
+        ArgumentError: shapes, dtypes or devices do not go together.
+    """
+    _check("rms_norm", x, weight, None, residual)
+    call = NormCall(x, residual, weight, None, eps, False, _dtype_of_y(x, residual))
+    return _RMS_NORM(call, impl)
+
+
+def _check(
+    operation: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
+) -> None:
+    if x.dim() == 0:
+        raise argument_error(operation, "x", "of shape [..., d]", describe(x))
+    check_float(operation, "x", x)
+    features = x.shape[-1:]
+    if weight is not None:
+        _check_beside(operation, "weight", weight, features, x)
+    if bias is not None:
+        _check_beside(operation, "bias", bias, features, x)
+    if residual is not None:
+        _check_beside(operation, "residual", residual, x.shape, x)
+
+
+def _check_beside(
+    operation: str, argument: str, tensor: Tensor, shape: torch.Size, x: Tensor
+) -> None:
+    check_float(operation, argument, tensor)
+    if tensor.shape != shape:
+        raise argument_error(operation, argument, f"of shape {list(shape)}", describe(tensor))
+    if tensor.device != x.device:
+        raise argument_error(operation, argument, f"on {x.device}", describe(tensor))
+
+
+def _dtype_of_y(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    """That of x + residual; float32 under autocast on a GPU, where torch lists norms for it."""
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        return torch.float32
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+
+
+def _operation(name: str, centred: bool) -> Operation:
+    def example(device: torch.device) -> NormCall:
+        x = torch.zeros(2, 32, device=device)
+        return NormCall(x, x, x[0], x[0] if centred else None, 1e-5, centred, x.dtype)
+
+    implementations = (
+        Implementation("triton", triton.run, triton.can_serve, triton.pays),
+        Implementation("aten", aten.run, alias="vendor"),
+        Implementation("eager", reference.run),
+    )
+    return Operation(name, implementations, example)
+
+
+_LAYER_NORM = _operation("layer_norm", True)
+_RMS_NORM = _operation("rms_norm", False)

@@ -1,0 +1,182 @@
+"""Both norms by Triton kernels: when they serve, the operators, the gradients.
+
+Kept for backward are x + residual, which is a result anyway (or x), and one or two float32 numbers
+a row; nothing for what is frozen.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgrow.kernels.calls import NormCall
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.dtypes import in_dtype
+from fastgrow.ops.core.registration import differentiable, needs_gradient, operator, or_nothing
+
+
+def can_serve(call: NormCall) -> Answer:
+    """Whether the kernels can run."""
+    ok, reason = triton_support.can_run(call.x)
+    if not ok:
+        return False, reason
+    for tensor in (call.residual, call.weight, call.bias):
+        # They are on the same device.
+        if tensor is not None and tensor.dtype not in triton_support.DTYPES:
+            return triton_support.can_run(tensor)
+    return (True, "") if call.x.shape[-1] > 0 else (False, "rows have no features")
+
+
+def pays(call: NormCall) -> Answer:
+    """Where it moves fewer bytes than torch's kernels: by counting, not measured."""
+    ok, reason = triton_support.pays_on(call.x)
+    if not ok:
+        return False, reason
+    if call.residual is not None:
+        return True, "torch adds the residual in a pass of its own"
+    if needs_gradient(call.x, call.weight, call.bias):
+        return True, "torch reads everything again for the gradients of weight and bias"
+    return False, "torch's kernel moves as many bytes"
+
+
+def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
+    """y, or y and x + residual."""
+    if needs_gradient(call.x, call.residual, call.weight, call.bias):
+        result: Tensor | tuple[Tensor, Tensor] = _normalise(*call)
+        return result
+    y, total = norm_inference(*call)
+    return y if call.residual is None else (y, total)
+
+
+def _like_inference(call: NormCall) -> tuple[Tensor, Tensor]:
+    y = call.x.new_empty(call.x.shape, dtype=call.dtype)
+    if call.residual is None:
+        return y, call.x.new_empty(0)
+    dtype = torch.promote_types(call.x.dtype, call.residual.dtype)
+    return y, call.x.new_empty(call.x.shape, dtype=dtype)
+
+
+@operator(_like_inference)
+def norm_inference(call: NormCall) -> tuple[Tensor, Tensor]:
+    """y, and x + residual."""
+    from fastgrow.kernels.norm import forward
+
+    y, total, _, _ = forward(call, with_statistics=False)
+    return y, or_nothing(total, call.x)
+
+
+def _like_forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # torch.Size.numel would fix a symbolic size to what it is now.
+    rstd = call.x.new_empty(math.prod(call.x.shape[:-1]), dtype=torch.float32)
+    mean = torch.empty_like(rstd) if call.centred else rstd.new_empty(0)
+    return *_like_inference(call), mean, rstd
+
+
+@operator(_like_forward)
+def norm_forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, x + residual, and each row's mean and reciprocal standard deviation."""
+    from fastgrow.kernels.norm import forward
+
+    y, total, mean, rstd = forward(call, with_statistics=True)
+    assert rstd is not None
+    return y, or_nothing(total, call.x), or_nothing(mean, rstd), rstd
+
+
+def _like_backward(
+    d_y: Tensor, d_total: Tensor | None, total: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *_, for_input, for_weight, for_bias, dtype = rest
+    parameter = total.new_empty(total.shape[-1], dtype=dtype)
+    return (
+        total.new_empty(total.shape) if for_input else total.new_empty(0),
+        torch.empty_like(parameter) if for_weight else total.new_empty(0),
+        torch.empty_like(parameter) if for_bias else total.new_empty(0),
+    )
+
+
+@operator(_like_backward)
+def norm_backward(
+    d_y: Tensor,
+    d_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor,
+    weight: Tensor | None,
+    for_input: bool,
+    for_weight: bool,
+    for_bias: bool,
+    parameter_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x + residual, weight and bias."""
+    from fastgrow.kernels.norm import backward
+
+    dx, d_weight, d_bias = backward(
+        *(d_y, d_total, total, mean, rstd, weight),
+        for_input=for_input,
+        for_weight=for_weight,
+        for_bias=for_bias,
+        parameter_dtype=parameter_dtype,
+    )
+    return or_nothing(dx, total), or_nothing(d_weight, total), or_nothing(d_bias, total)
+
+
+def _forward(ctx: Any, call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
+    ctx.set_materialize_grads(False)
+    x, residual, weight, bias, *_ = call
+    wants_x, wants_residual, wants_weight, *_ = ctx.needs_input_grad
+    for_input = wants_x or wants_residual
+    ctx.dtypes = (
+        x.dtype,
+        None if residual is None else residual.dtype,
+        None if weight is None else weight.dtype,
+        None if bias is None else bias.dtype,
+    )
+    if for_input or wants_weight:
+        y, total, mean, rstd = norm_forward(*call)
+        ctx.save_for_backward(
+            x if residual is None else total,
+            mean if call.centred else None,
+            rstd,
+            weight if for_input else None,
+        )
+    else:
+        y, total = norm_inference(*call)
+    if residual is None:
+        return y
+    if not for_input:
+        # Else the layers above would find a gradient for what is frozen.
+        ctx.mark_non_differentiable(total)
+    return y, total
+
+
+def _backward(
+    ctx: Any, d_y: Tensor | None, d_total: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    wants_x, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+    of_x, of_residual, of_weight, of_bias = ctx.dtypes
+    for_input = wants_x or wants_residual
+    dx = d_weight = d_bias = None
+    if d_y is None:
+        dx = d_total
+    elif for_input or wants_weight:
+        # Gradients of two different dtypes are rounded to them from float32.
+        dtypes = {of_weight, of_bias} - {None}
+        of_both = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        dx, d_weight, d_bias = norm_backward(
+            *(d_y, d_total, *ctx.saved_tensors, for_input, wants_weight, wants_bias, of_both)
+        )
+    else:
+        d_bias = d_y.reshape(-1, d_y.shape[-1]).sum(0, dtype=torch.float32)
+    return (
+        in_dtype(dx, of_x) if wants_x else None,
+        in_dtype(dx, of_residual) if wants_residual else None,
+        in_dtype(d_weight, of_weight) if wants_weight else None,
+        in_dtype(d_bias, of_bias) if wants_bias else None,
+    )
+
+
+_normalise = differentiable("layer_norm and rms_norm", NormCall, _forward, _backward)

@@ -1,0 +1,122 @@
+"""The arguments of one call of an operation, as its implementations and kernels take them.
+
+Without Triton, so that operations can make them wherever torch runs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+# A NamedTuple, because one is made at every call: a dataclass takes three times as long.
+class NormCall(NamedTuple):
+    """`layer_norm` (centred) or `rms_norm` of x + residual [..., d].
+
+    Args:
+        x: [..., d].
+        residual: the shape of x.
+        weight, bias: [d].
+        eps: added to the variance or mean square.
+        centred: whether the mean is subtracted.
+        dtype: of the result.
+    """
+
+    x: Tensor
+    residual: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    centred: bool
+    dtype: torch.dtype
+
+
+class RopeCall(NamedTuple):
+    """`rope` of x [B, H, T, D].
+
+    Args:
+        cos, sin: [positions, R/2].
+        position_ids: [T] or [B, T]; offset … offset + T − 1 without.
+        inverse: rotate back.
+    """
+
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+    position_ids: Tensor | None = None
+    offset: int = 0
+    inverse: bool = False
+
+
+class AttentionCall(NamedTuple):
+    """`attention` of q [B, H, Tq, D] over k and v [B, H_kv, Tk, D]; see there for the rules.
+
+    Args:
+        cos, sin: [positions, R/2], or None for no rotation.
+        position_ids: [Tk] or [B, Tk], of the keys; 0 … Tk − 1 without.
+        k_rotated: the keys are rotated already.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    position_ids: Tensor | None = None
+    k_rotated: bool = False
+    scale: float = 1.0
+    causal: bool = True
+    window: int | None = None
+    cu_seqlens: Tensor | None = None
+    lengths: Tensor | None = None
+    starts: Tensor | None = None
+    mask: Tensor | None = None
+    dropout: float = 0.0
+
+
+class MlpCall(NamedTuple):
+    """`mlp` of x [..., d]: up and gate [m, d], down [d, m], up_bias [m], down_bias [d]."""
+
+    x: Tensor
+    up: Tensor
+    down: Tensor
+    gate: Tensor | None
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    activation: str
+    residual: Tensor | None
+
+
+class LoraCall(NamedTuple):
+    """`lora_linear` of x [..., in]: weight [out, in], a [r, in], b [out, r], bias [out]."""
+
+    x: Tensor
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+    bias: Tensor | None
+    scale: float
+
+
+class EmbeddingCall(NamedTuple):
+    """`embedding` of ids [...].
+
+    Args:
+        table: floats [V, n_embed], packed bits [V, bytes] or codes [V]; None: ids are codes.
+        rows: V.
+        repeat: copies of each feature.
+        bits: n_embed of bits and codes.
+        low, high: the value of a bit that is 0, and of one that is 1.
+        dtype: of the result.
+    """
+
+    ids: Tensor
+    table: Tensor | None
+    rows: int
+    repeat: int
+    bits: int | None
+    low: float
+    high: float
+    dtype: torch.dtype
