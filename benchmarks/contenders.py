@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.case import Absent, Case, Compiled, Inputs, Library, Output, Run, Work
-from fastgrow.ops.core.dispatch import OPERATIONS
+from fastgrow.ops import OPERATIONS
 
 OURS = "fastgrow"
 FORMULA = "eager"

@@ -34,7 +34,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.machine import Machine
 from benchmarks.overhead_calls import CALLS, Call, Inputs
 from benchmarks.stubbed import launches_stubbed
-from fastgrow.ops.core.dispatch import OPERATIONS, Implementation, Operation
+from fastgrow.ops import OPERATIONS, Implementation, Operation
 
 SCHEMA = 1
 NOTE = (

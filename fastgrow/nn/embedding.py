@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fastgrow import ops
 from fastgrow.errors import ConfigError, describe
-from fastgrow.ops.core.dtypes import INTEGERS
 from fastgrow.ops.embedding import MAX_CODE_BITS
 
 # What became of a table on another device or in another dtype, keyed by the address of the table it
@@ -113,7 +112,9 @@ class FrozenEmbedding(nn.Module):
         Raises:
             ConfigError: an argument does not fit.
         """
-        if codes is not None and (codes.dtype not in INTEGERS or codes.dim() != 1):
+        if codes is not None and (
+            codes.dtype not in (torch.int64, torch.int32) or codes.dim() != 1
+        ):
             expected = "[V] int64 or int32"
             raise ConfigError(f"FrozenEmbedding: codes must be {expected}, got {describe(codes)}")
         if not 1 <= bits <= MAX_CODE_BITS:

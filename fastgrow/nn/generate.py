@@ -13,7 +13,6 @@ from torch import Tensor
 from fastgrow.errors import ArgumentError, ConfigError, describe
 from fastgrow.nn.language_model import Cache, LanguageModel, SubstrateLike
 from fastgrow.nn.sampling import Sampler, check_sampling
-from fastgrow.ops.core.dtypes import INTEGERS
 
 Piece = TypeVar("Piece", str, Tensor)
 
@@ -256,7 +255,7 @@ def _as_ids(model: LanguageModel, prompt: Tensor | Sequence[int]) -> Tensor:
     ids = prompt if isinstance(prompt, Tensor) else torch.tensor(list(prompt), dtype=torch.int64)
     if ids.dim() == 1:
         ids = ids[None]
-    if ids.dim() != 2 or ids.shape[1] == 0 or ids.dtype not in INTEGERS:
+    if ids.dim() != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ArgumentError(
             f"generate: prompt must be text or integer ids [T] or [B, T] with T ≥ 1, "
             f"got {describe(ids)}"

@@ -1,4 +1,4 @@
-"""Operations: one file each, with the formula, the eager reference and the faster implementations.
+"""Operations: one folder each, with the public call, the eager reference and the others.
 
 Plain tensors in and out. Every public function takes `impl=` to force an implementation;
 `use_impl` does so for a block of code and FASTGROW_IMPL for a process. With FASTGROW_DEBUG=1
@@ -6,7 +6,13 @@ they also check what integer arguments hold, at the price of waiting for the dev
 """
 
 from fastgrow.ops.attention import attention
-from fastgrow.ops.core.dispatch import explain_all, use_impl
+from fastgrow.ops.core.dispatch import (
+    OPERATIONS,
+    Implementation,
+    Operation,
+    explain_all,
+    use_impl,
+)
 from fastgrow.ops.embedding import embedding
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
 from fastgrow.ops.linear_kl import linear_kl
@@ -27,6 +33,9 @@ from fastgrow.ops.probability_mean import (
 from fastgrow.ops.rope import RopeTable, rope, rope_table
 
 __all__ = [
+    "OPERATIONS",
+    "Implementation",
+    "Operation",
     "RopeTable",
     "attention",
     "embedding",

@@ -1,12 +1,17 @@
-"""The arrows around `kernels/`, which import-linter does not see: it has no __init__.py."""
+"""The arrows around `kernels/`, which import-linter cannot see, and who imports what of `ops`."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
+import pytest
+
 import fastgrow
+from fastgrow import ops
 
 PACKAGE = Path(fastgrow.__file__).parent
 KERNELS = PACKAGE.parent / "kernels"
@@ -41,3 +46,47 @@ def test_only_operations_import_kernels() -> None:
         if any(name.startswith("fastgrow.kernels") for name in imported(path))
     }
     assert users <= {"ops"}
+
+
+FOLDERS = {module.name for module in pkgutil.iter_modules(ops.__path__)}
+# It stands in for the device that the operations ask about.
+INSIDER = "benchmarks/stubbed.py"
+
+
+def imported_of_ops(path: Path) -> set[tuple[str, str]]:
+    """(module, name) of what a file imports from operations, wherever in it."""
+    nodes = [
+        n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)
+    ]
+    found = {(node.module or "", alias.name) for node in nodes for alias in node.names}
+    return {(module, name) for module, name in found if f"{module}.".startswith("fastgrow.ops.")}
+
+
+def test_others_import_operations_by_their_public_names() -> None:
+    """`fastgrow.ops` or one of its folders, and what these export."""
+    root = PACKAGE.parent
+    files = [p for p in PACKAGE.rglob("*.py") if PACKAGE / "ops" not in p.parents]
+    files += [*(root / "benchmarks").rglob("*.py"), *(root / "examples").rglob("*.py")]
+    assert files
+    for path in files:
+        where = path.relative_to(root).as_posix()
+        assert not any(name.startswith("fastgrow.ops.") for name in plainly_imported(path)), where
+        for module, name in imported_of_ops(path):
+            folder = module.removeprefix("fastgrow.ops").lstrip(".")
+            is_public = name in importlib.import_module(module).__all__ and folder != "core"
+            assert (is_public and "." not in folder) or where == INSIDER, (
+                f"{where}: {module} {name}"
+            )
+
+
+def plainly_imported(path: Path) -> set[str]:
+    """Modules that a file names in an `import` without `from`."""
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    return {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+def test_no_public_name_hides_a_folder(name: str) -> None:
+    """`import fastgrow.ops.<folder> as m` gives the folder and not a function of its name."""
+    assert getattr(ops, name, None) in (None, sys.modules.get(f"fastgrow.ops.{name}"))
+    assert name not in ops.__all__

@@ -1,13 +1,17 @@
-"""The rule by which a kernel's numbers are judged, and the device they are made on."""
+"""The rule by which numbers are judged, the device they are made on, a check of any operation."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fastgrow.ops import Operation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -112,3 +116,91 @@ def assert_rows_accurate(
     worst = (error - bound).argmax()
     error, bound = error.flatten()[worst], bound.expand_as(truth).flatten()[worst]
     assert error <= bound, f"{name}: error {error:.3g}, allowed {bound:.3g} in its row"
+
+
+# Fields of a call that have no gradient by the operation's definition.
+FROZEN: dict[str, tuple[str, ...]] = {
+    "attention": ("cos", "sin"),
+    "embedding": ("table",),
+    "linear_kl": ("teacher",),
+    "lora_linear": ("weight", "bias"),
+    "rope": ("cos", "sin"),
+}
+
+
+def check_operation(operation: Operation, device: str, dtype: torch.dtype) -> list[str]:
+    """Run every implementation that can serve the operation's example, and judge it by eager.
+
+    The example's floating-point tensors get random numbers. Compared are the results and, where an
+    implementation gives any, the gradients; and both once more through
+    `torch.compile(fullgraph=True)`.
+
+    Returns:
+        The names of the implementations that ran, eager among them.
+    """
+    assert operation.example is not None, f"{operation.name} has no example"
+    torch.manual_seed(0)
+    call = _random(operation.example(torch.device(device)), dtype)
+    trained = call._replace(
+        **{
+            field: tree_map(_with_gradient, value)
+            for field, value in call._asdict().items()
+            if field not in FROZEN.get(operation.name, ())
+        }
+    )
+    served = [n for n, entry in operation.implementations.items() if entry.can_serve(call)[0]]
+    for name in served:
+        given = trained if operation.implementations[name].can_serve(trained)[0] else call
+        eager, truth = _run(operation, given, "eager"), _run(operation, _wide(given), "eager")
+        torch.compiler.reset()
+        for way in (operation, torch.compile(operation, fullgraph=True, backend="aot_eager")):
+            found = _run(way, given, name)
+            assert [x is None for x in found] == [x is None for x in eager], operation.name
+            for i, (x, formula, wanted) in enumerate(zip(found, eager, truth, strict=True)):
+                if x is not None:
+                    _judge(f"{operation.name} {name}, {i}", x, formula, wanted)
+    return served
+
+
+def _random(call: Any, dtype: torch.dtype) -> Any:
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return dtype if isinstance(leaf, torch.dtype) else leaf
+        # Numbers of draws have to be in [0, 1).
+        return (torch.rand(leaf.shape, device=leaf.device) / 2).to(dtype)
+
+    return tree_map(drawn, call)
+
+
+def _with_gradient(leaf: Any) -> Any:
+    is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return leaf.detach().requires_grad_() if is_float else leaf
+
+
+def _wide(call: Any) -> Any:
+    def widened(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf.detach().double().requires_grad_(leaf.requires_grad)
+        return torch.float64 if isinstance(leaf, torch.dtype) else leaf
+
+    return tree_map(widened, call)
+
+
+def _run(way: Callable[..., Any], call: Any, name: str) -> list[Tensor | None]:
+    """Results, and the gradients of the sum of their squares."""
+    results = [y for y in tree_leaves(way(call, name)) if isinstance(y, Tensor)]
+    trained = [x for x in tree_leaves(call) if isinstance(x, Tensor) and x.requires_grad]
+    squares = [y.double().square().sum() for y in results if y.requires_grad]
+    if not squares:
+        return [*results]
+    found = torch.autograd.grad(torch.stack(squares).sum(), trained, allow_unused=True)
+    return [*(y.detach() for y in results), *found]
+
+
+def _judge(name: str, result: Tensor, eager: Tensor | None, truth: Tensor | None) -> None:
+    assert eager is not None
+    assert truth is not None
+    if result.is_floating_point():
+        assert_accurate(name, result, eager, truth)
+    else:
+        assert torch.equal(result, truth), name
