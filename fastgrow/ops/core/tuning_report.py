@@ -23,11 +23,12 @@ def explain_tuning() -> list[str]:
 
     lines = [f"cuda:{i} {line}" for i in range(torch.cuda.device_count()) for line in _of_gpu(i)]
     if tuned.AUTOTUNING:
-        measured = "kernels without an entry are measured when first called"
         # Without the name of the user whose home it is.
         folder = knobs.cache.dir.replace(os.environ.get("HOME") or "~", "~", 1)
-        kept = f"what was measured is kept in Triton's cache, {folder}"
-        lines.append(f"{tuned.ENVIRONMENT_VARIABLE} is on: {measured}; {kept}")
+        lines.append(
+            f"{tuned.ENVIRONMENT_VARIABLE} is on: kernels without an entry are measured when first "
+            f"called; what was measured is kept in Triton's cache, {folder}"
+        )
     return lines
 
 
