@@ -28,8 +28,6 @@ from typing import Any, TypeVar
 
 import torch
 import triton
-from triton.runtime import driver
-from triton.runtime.cache import get_cache_manager
 
 from fastgrow.kernels.agreement import Reference
 from fastgrow.kernels.gpu import assumed, capability_of, multiprocessors
@@ -52,7 +50,6 @@ _one_at_a_time = threading.Lock()
 _this_thread = threading.local()
 # By GPU, kernel and key; None where there is nothing to choose from.
 _chosen: dict[tuple[str, str, str], Configuration | None] = {}
-forgetting.append(_chosen.clear)
 
 
 def choose(gpu: str, kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
@@ -86,8 +83,7 @@ def may_measure() -> bool:
 
 def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
     """Read or measure the configuration, unless that has to wait."""
-    tunables = {(t.kernel, t.bucket): t for t in all_tunables(capability_of(device))}
-    tunable = tunables.get((kernel, key))
+    tunable = _tunable(kernel, key, capability_of(device))
     found = None if tunable is None else _kept(tunable, gpu)
     if tunable is not None and found is None:
         if not may_measure():
@@ -102,6 +98,16 @@ def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
             # Whatever it is, the launch that asked can do without.
             warnings.warn(f"autotuning {kernel} {key}: {error}", stacklevel=5)
     _chosen[gpu, kernel, key] = found
+
+
+@functools.cache
+def _tunable(kernel: str, key: str, capability: int) -> Tunable[Any] | None:
+    """Made once: where nothing may be measured every launch asks for it, and for its digest."""
+    tunables = {(t.kernel, t.bucket): t for t in all_tunables(capability)}
+    return tunables.get((kernel, key))
+
+
+forgetting += [_chosen.clear, _tunable.cache_clear]
 
 
 @contextlib.contextmanager
@@ -154,10 +160,11 @@ def measure(tunable: Tunable[Any]) -> list[tuple[float, Configuration]]:
 def milliseconds(launch: Callable[[], object]) -> float:
     """Median time of a launch on the current GPU that finds none of its inputs in the cache."""
     times = []
-    other_memory = driver.active.get_empty_cache_for_benchmark()
+    gpu = triton.runtime.driver.active
+    other_memory = gpu.get_empty_cache_for_benchmark()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(WARM_UP + ROUNDS):
-        driver.active.clear_cache(other_memory)
+        gpu.clear_cache(other_memory)
         torch.cuda._sleep(SPIN_CYCLES)
         start.record()
         launch()
@@ -180,4 +187,4 @@ def _cache(tunable: Tunable[Any], gpu: str) -> Any:
     """Where in Triton's cache the choice is; another place if what it depends on has changed."""
     of_kernel = (tunable.kernel, tunable.bucket, tunable.digest, tunable.candidates)
     about = repr((triton.__version__, gpu, of_kernel))
-    return get_cache_manager(hashlib.sha256(about.encode()).hexdigest())
+    return triton.runtime.cache.get_cache_manager(hashlib.sha256(about.encode()).hexdigest())

@@ -129,9 +129,11 @@ def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
 @functools.cache
 def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
     found = shipped(gpu).entries.get(kernel, {}).get(key)
+    if found is None:
+        return None
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if found is None or set(found) == set(names):
-        return None if found is None else kind(**found)
+    if set(found) == set(names):
+        return kind(**found)
     expected = f"expected a configuration of {', '.join(names)}, got {found}"
     where = f"{path_of(gpu)}: {kernel} {key}"
     warnings.warn(f"tuning table {where} is ignored: {expected}", stacklevel=3)
