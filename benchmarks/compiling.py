@@ -154,14 +154,14 @@ class Worker:
 
 
 def _work(pipe: Connection, multiprocessors: int | None) -> None:
-    from fastgrow.kernels.multiprocessors import assumed
+    from fastgrow.kernels.gpu import assumed
 
     # It compiles for a GPU and must not take memory or time of one.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.nice(NICE)
     # Ctrl-C reaches the whole group; the process that measures ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with assumed(multiprocessors):
+    with assumed(multiprocessors=multiprocessors):
         while True:
             try:
                 job = pipe.recv()

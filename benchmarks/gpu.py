@@ -54,11 +54,11 @@ from benchmarks.stages import (
     headline_cases,
     other_cases,
 )
-from benchmarks.tuning import kernel_modules
 from benchmarks.warming import Warming
 from benchmarks.worker import cell_of, mark
 from fastgrow import _files, _native
 from fastgrow.errors import ConfigError
+from fastgrow.kernels import tuned
 
 RECORD = "record.jsonl"
 AGAINST = ("implementation", "eager", "compile", "library")
@@ -420,8 +420,9 @@ class _Run:
 
         left, died_idle = seconds, False
         while left >= 1:
+            rehearsed = [rehearsal.__name__] if self.options.rehearse else None
             work = self._work("tune") | {
-                "modules": [rehearsal.__name__] if self.options.rehearse else kernel_modules(),
+                "modules": rehearsed or tuned.tuning_modules(),
                 "seconds": left,
                 "first_rank": first_rank,
                 "known": known,

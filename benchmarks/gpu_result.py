@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rehearsal, tuning
+from benchmarks import rehearsal
 from benchmarks.device_tests import COUNTED, outcome
 from benchmarks.record import Line, Record
 from benchmarks.results import Ceilings, Result, Row, row_of
@@ -124,7 +124,7 @@ def table_from(record: Record, key: str) -> dict[str, Any]:
     for line in record.of("entry", key):
         entries.setdefault(line["kernel"], {})[line["bucket"]] = line["entry"]
     return {
-        "schema": tuning.SCHEMA,
+        "schema": tuned.SCHEMA,
         "device": device,
         "capability": int(environment["capability"].replace(".", "")),
         "triton": environment["triton"],

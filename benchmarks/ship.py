@@ -12,7 +12,6 @@ from benchmarks.results import load
 from fastgrow import _files
 from fastgrow.errors import CheckpointError, ConfigError
 from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import file_name, table_of
 
 TABLE = "tuning.json"
 # How the note of a run's results begins that says how its tests on the device ended.
@@ -35,7 +34,7 @@ def ship(results: Path, folder: Path | None = None) -> Path:
     source = results / TABLE
     tree = _files.read_json(source)
     try:
-        table = table_of(tree)
+        table = tuned.table_of(tree)
         gpu = str(tree["device"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{source} is no tuning table: {error}") from error
@@ -46,6 +45,6 @@ def ship(results: Path, folder: Path | None = None) -> Path:
         raise ConfigError(f"{source} is not shipped: {red[0]}")
     if not table.entries:
         raise ConfigError(f"{source} is not shipped: it has no entry")
-    path = (folder or tuned.FOLDER) / file_name(gpu)
+    path = tuned.path_of(gpu, folder)
     _files.write_json(path, tree)
     return path

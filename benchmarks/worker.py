@@ -46,7 +46,6 @@ from benchmarks.rehearsal import stand_in
 from benchmarks.results import Row
 from benchmarks.suite import run_cases
 from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import table_of
 
 # A process that warms has others beside it.
 MEMORY_TO_WARM = 0.2  # of the device's
@@ -180,7 +179,7 @@ def _tune(work: Work, answer: Callable[..., None]) -> None:
 
     with _ending_with(machine.device, answer):
         tuning.tune(
-            work["modules"] or tuning.kernel_modules(),
+            work["modules"],
             int(str(machine.environment["capability"]).replace(".", "")),
             machine.clock,
             work["seconds"],
@@ -244,7 +243,7 @@ def mark(folder: Path, case: str, contender: str) -> Path:
 def _table_in_use(work: Work) -> Iterator[None]:
     """Speeds are those with the configurations measured so far."""
     tree = work["table"]
-    with tuned.standing_in(tree["device"], table_of(tree)) if tree else nullcontext():
+    with tuned.standing_in(tree["device"], tuned.table_of(tree)) if tree else nullcontext():
         yield
 
 

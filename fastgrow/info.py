@@ -17,7 +17,6 @@ import fastgrow
 from fastgrow import _native, ops
 from fastgrow._cpu import cpu_flags
 from fastgrow.ops._sdpa import explain_sdpa
-from fastgrow.ops._tuning import explain_tuning
 
 PACKAGES = ("triton", "numpy", "tokenizers", "safetensors")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd")
@@ -33,7 +32,7 @@ def report() -> str:
         "Extension": _extension(),
         "Operations": _operations(),
         "Attention by SDPA": explain_sdpa(device()),
-        "Tuning": explain_tuning(),
+        "Tuning": ops.explain_tuning(),
         "Variables": _variables(),
     }
     lines = []

@@ -32,7 +32,7 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
-from fastgrow.kernels.linear_logits import capability_of
+from fastgrow.kernels.gpu import capability_of
 from fastgrow.kernels.tuned import chosen_once, measured
 
 __all__ = ["Rope", "Rules", "backward", "forward"]

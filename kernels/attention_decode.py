@@ -34,7 +34,7 @@ from fastgrow.kernels.common import (
     next_power_of_2,
     on_device_of,
 )
-from fastgrow.kernels.multiprocessors import multiprocessors
+from fastgrow.kernels.gpu import multiprocessors
 from fastgrow.kernels.rotation import load_rotated, load_rotation
 from fastgrow.kernels.tuned import chosen_once, measured
 from fastgrow.kernels.visibility import interval, keys_of_row

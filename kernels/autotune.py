@@ -1,49 +1,44 @@
 """Measuring a kernel's configurations when one is first needed (FASTGROW_AUTOTUNE=1).
 
-The first launch under a key that no table holds compiles all candidates of the kernel's tunable,
-which takes a second or two each, and times those that do not spill and compute the same, on inputs
-of the tunable's own, which other memory drives from the GPU's cache before each launch. The fastest
-serves this process, and others by a file in the user's cache:
+The first launch under a key that no shipped table holds compiles all candidates of the kernel's
+tunable, which takes a second or two each, and times those that do not spill and compute the same,
+on inputs of the tunable's own, which other memory drives from the GPU's cache before each launch.
+The fastest serves this process, and others by a file in Triton's cache ($TRITON_CACHE_DIR or
+~/.triton/cache), under a key of all that it depends on: the GPU, the kernel, its source and
+candidates, and the version of Triton. What has changed is thereby measured again.
 
-    $XDG_CACHE_HOME or ~/.cache, /fastgrow/tuning/<gpu>.json
-
-of the same form as a shipped table. It holds for one version of Triton and is begun anew for
-another; an entry that is no longer among the candidates, or of a kernel whose source has changed
-since, is measured again.
+`triton.autotune(cache_results=True)` keeps its choices there too. It would launch the candidates on
+the caller's own tensors, whenever it is called, take one that spills or computes something else,
+and time the launcher with a kernel that is shorter.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
-import os
 import statistics
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import triton
 
 from fastgrow.kernels.agreement import Reference
-from fastgrow.kernels.multiprocessors import assumed, multiprocessors
+from fastgrow.kernels.gpu import assumed, capability_of, multiprocessors
 from fastgrow.kernels.tunable import Tunable, all_tunables
-from fastgrow.kernels.tuning_table import (
-    SCHEMA,
-    Table,
-    file_name,
-    read_table,
-    table_of,
-    write_atomically,
-)
+from fastgrow.kernels.tuned import forgetting
 
+FILE = "fastgrow_autotune.json"
 WARM_UP, ROUNDS = 3, 20
 # About 0.3 ms of a GPU's time, in which the host gets ahead: what lies between two events is then
-# the device's time alone.
+# the device's time alone. `triton.testing.do_bench` does without, and a launcher may take the host
+# longer than its kernel takes the device.
 SPIN_CYCLES = 500_000
 
 C = TypeVar("C")
@@ -86,50 +81,33 @@ def may_measure() -> bool:
     )
 
 
-def user_file(gpu: str) -> Path:
-    """Where the user's table of a GPU is kept.
-
-    Raises:
-        OSError: the user has no home.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not cache.is_absolute():
-        try:
-            cache = Path.home() / ".cache"
-        except RuntimeError as error:
-            raise FileNotFoundError(str(error)) from error
-    return cache / "fastgrow" / "tuning" / file_name(gpu)
-
-
-def forget() -> None:
-    """Read the user's table again, and measure again what it does not hold."""
-    _chosen.clear()
-    _users.cache_clear()
-
-
 def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
     """Read or measure the configuration, unless that has to wait."""
-    major, minor = torch.cuda.get_device_capability(device)
-    capability = 10 * major + minor
-    tunable = next(
-        (t for t in all_tunables(capability) if (t.kernel, t.bucket) == (kernel, key)), None
-    )
-    found = None
-    if tunable is not None:
-        users = _users(gpu)
-        found = users.entries.get(kernel, {}).get(key)
-        is_known = users.sources.get(kernel, {}).get(key) == tunable.digest
-        if not is_known or found not in tunable.candidates:
-            if not may_measure():
-                return
-            with _alone(device), assumed(multiprocessors(device, 0)):
-                entry = measure(tunable)
-            found = entry and entry["configuration"]
-            if entry is None:
-                warnings.warn(f"no configuration of {kernel} {key} could be measured", stacklevel=5)
-            else:
-                _keep(gpu, capability, kernel, key, entry)
+    tunable = _tunable(kernel, key, capability_of(device))
+    found = None if tunable is None else _kept(tunable, gpu)
+    if tunable is not None and found is None:
+        if not may_measure():
+            return
+        try:
+            with _alone(device):
+                times = measure(tunable)
+            _, found = min(times, key=lambda time: time[0])
+            entry = {"configuration": found, "milliseconds": times}
+            _cache(tunable, gpu).put(json.dumps(entry), FILE, binary=False)
+        except Exception as error:
+            # Whatever it is, the launch that asked can do without.
+            warnings.warn(f"autotuning {kernel} {key}: {error}", stacklevel=5)
     _chosen[gpu, kernel, key] = found
+
+
+@functools.cache
+def _tunable(kernel: str, key: str, capability: int) -> Tunable[Any] | None:
+    """Made once: where nothing may be measured every launch asks for it, and for its digest."""
+    tunables = {(t.kernel, t.bucket): t for t in all_tunables(capability)}
+    return tunables.get((kernel, key))
+
+
+forgetting += [_chosen.clear, _tunable.cache_clear]
 
 
 @contextlib.contextmanager
@@ -137,176 +115,76 @@ def _alone(device: torch.device) -> Iterator[None]:
     """On the device, leaving its random numbers as they were, and without measuring within."""
     _this_thread.measuring = True
     try:
-        with torch.cuda.device(device), torch.random.fork_rng([device]), torch.no_grad():
+        with (
+            torch.cuda.device(device),
+            torch.random.fork_rng([device]),
+            torch.no_grad(),
+            assumed(multiprocessors=multiprocessors(device, 0)),
+        ):
             yield
     finally:
         _this_thread.measuring = False
 
 
-def measure(tunable: Tunable[Any]) -> dict[str, Any] | None:
-    """The fastest candidate with its time and the default's, as an entry of a table.
+def measure(tunable: Tunable[Any]) -> list[tuple[float, Configuration]]:
+    """Milliseconds of the candidates that do not spill, run and compute what the first one does.
 
     All launches share their inputs: the program that this is part of may need the memory.
+
+    Raises:
+        RuntimeError: there is no such candidate.
     """
-    candidates = tunable.candidates
-    log.info("timing %d configurations of %s %s", len(candidates), tunable.kernel, tunable.bucket)
-    times = _medians(tunable)
-    known = [i for i, time in enumerate(times) if time is not None]
-    if not known:
-        return None
-    best = min(known, key=lambda i: times[i] or 0.0)
-    return {
-        "configuration": candidates[best],
-        "median_ms": times[best],
-        "default_ms": times[0],
-        "candidates": len(candidates),
-        "left_out": len(candidates) - len(known),
-        "source": tunable.digest,
-    }
-
-
-def _medians(tunable: Tunable[Any]) -> list[float | None]:
-    """Milliseconds of each candidate; None for one that takes no part."""
-    try:
-        launch = tunable.launcher()
-        scratch = more_than_the_cache()
-    except Exception as error:
-        # Whatever it is, the user's launch can do without.
-        log.info("no inputs for %s %s: %s", tunable.kernel, tunable.bucket, error)
-        return [None] * len(tunable.candidates)
-    agreeing = _agreeing(tunable, launch)
-    return [
-        _median(tunable, launch, candidate, scratch) if candidate in agreeing else None
-        for candidate in tunable.candidates
-    ]
-
-
-def _agreeing(
-    tunable: Tunable[Any], launch: Callable[[Configuration], object]
-) -> list[Configuration]:
-    """The candidates that do not spill, run here and compute what the first of them does."""
-    reference = Reference()
-    agreeing: list[Configuration] = []
+    what = f"{tunable.kernel} {tunable.bucket}"
+    log.info("timing %d configurations of %s", len(tunable.candidates), what)
+    launch, reference, times = tunable.launcher(), Reference(), []
     for candidate in tunable.candidates:
+        run = functools.partial(launch, candidate)
         try:
             if tunable.build(candidate)["spills"] > 0:
                 continue
-            difference = reference.difference(launch(candidate))
+            difference = reference.difference(run())
+            if difference:
+                log.warning(
+                    "%s: %s is not what the first computes: %s", what, candidate, difference
+                )
+            else:
+                times.append((milliseconds(run), candidate))
         except Exception as error:
             # Whatever it is, the user's launch does not need this candidate.
-            log.info("left out of %s: %s: %s", tunable.kernel, candidate, error)
-            continue
-        if difference:
-            what = (tunable.kernel, tunable.bucket, candidate, agreeing[0], difference)
-            log.warning("%s %s: %s is not what %s computes: %s", *what)
-        else:
-            agreeing.append(candidate)
-    return agreeing
-
-
-def _median(
-    tunable: Tunable[Any],
-    launch: Callable[[Configuration], object],
-    candidate: Configuration,
-    scratch: torch.Tensor,
-) -> float | None:
-    """Milliseconds of a launch that finds none of its inputs in the cache; None where it fails."""
-    run = functools.partial(launch, candidate)
-    times = []
-    try:
-        for _ in range(WARM_UP):
-            run()
-        for _ in range(ROUNDS):
-            scratch.zero_()
-            times.append(milliseconds(run))
-    except Exception as error:
-        log.info("left out of %s: %s: %s", tunable.kernel, candidate, error)
-        return None
-    return statistics.median(times)
-
-
-def more_than_the_cache() -> torch.Tensor:
-    """Memory of the current GPU that leaves nothing else in its cache when it is written."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    size = torch.cuda.get_device_properties(device).L2_cache_size
-    return torch.empty(2 * size, dtype=torch.uint8, device=device)
+            log.info("left out of %s: %s: %s", what, candidate, error)
+    if not times:
+        raise RuntimeError("no configuration could be measured")
+    return times
 
 
 def milliseconds(launch: Callable[[], object]) -> float:
-    """Time of one launch on the current GPU."""
+    """Median time of a launch on the current GPU that finds none of its inputs in the cache."""
+    times = []
+    gpu = triton.runtime.driver.active
+    other_memory = gpu.get_empty_cache_for_benchmark()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(SPIN_CYCLES)
-    start.record()
-    launch()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
+    for _ in range(WARM_UP + ROUNDS):
+        gpu.clear_cache(other_memory)
+        torch.cuda._sleep(SPIN_CYCLES)
+        start.record()
+        launch()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[WARM_UP:])
 
 
-@functools.cache
-def _users(gpu: str) -> Table:
-    """The user's table; empty where there is none of this version of Triton."""
-    try:
-        path = user_file(gpu)
-        table = read_table(path)
-    except FileNotFoundError:
-        return Table()
-    except ValueError as error:
-        _set_aside(path, error)
-        return Table()
-    except OSError as error:
-        warnings.warn(f"the user's tuning table cannot be read: {error}", stacklevel=2)
-        return Table()
-    return table if table.triton == triton.__version__ else Table()
+def _kept(tunable: Tunable[Any], gpu: str) -> Configuration | None:
+    """What an earlier process measured; None where there is nothing that can be read."""
+    with contextlib.suppress(Exception):
+        path = _cache(tunable, gpu).get_file(FILE)
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["configuration"]
+        return found if found in tunable.candidates else None
+    return None
 
 
-def _set_aside(path: Path, error: ValueError) -> None:
-    """Keep a damaged file under another name, so that a new one can be begun."""
-    aside = path.with_suffix(".damaged")
-    with contextlib.suppress(OSError):
-        path.replace(aside)
-    warnings.warn(f"tuning table {path} is set aside as {aside.name}: {error}", stacklevel=3)
-
-
-def _keep(gpu: str, capability: int, kernel: str, key: str, entry: dict[str, Any]) -> None:
-    """Store an entry, or warn: the launch that asked does not need the file."""
-    head = {"schema": SCHEMA, "device": gpu, "capability": capability, "triton": triton.__version__}
-    try:
-        _store(user_file(gpu), head, kernel, key, entry)
-    except OSError as error:
-        warnings.warn(f"what was measured of {kernel} is not kept: {error}", stacklevel=6)
-
-
-def _store(path: Path, head: dict[str, Any], kernel: str, key: str, entry: dict[str, Any]) -> None:
-    """Add an entry to the user's table, beside what other processes add meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        _wait_for(lock)
-        entries = _entries_to_keep(path, head["triton"])
-        entries.setdefault(kernel, {})[key] = entry
-        write_atomically(path, {**head, "entries": entries})
-
-
-def _wait_for(lock: IO[str]) -> None:
-    """Until no other process holds the file, which this one then does until it closes it."""
-    try:
-        import fcntl
-    except ImportError:
-        # Not on Windows. Two processes that store at once may lose an entry, which is then
-        # measured again; the file itself is replaced as a whole.
-        return
-    fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-def _entries_to_keep(path: Path, version: str) -> dict[str, dict[str, Any]]:
-    """What the file holds of this version, with the times."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        of_this_version = table_of(tree).triton == version
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        _set_aside(path, error)
-        return {}
-    entries: dict[str, dict[str, Any]] = tree["entries"]
-    return entries if of_this_version else {}
+def _cache(tunable: Tunable[Any], gpu: str) -> Any:
+    """Where in Triton's cache the choice is; another place if what it depends on has changed."""
+    of_kernel = (tunable.kernel, tunable.bucket, tunable.digest, tunable.candidates)
+    about = repr((triton.__version__, gpu, of_kernel))
+    return triton.runtime.cache.get_cache_manager(hashlib.sha256(about.encode()).hexdigest())

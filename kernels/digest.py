@@ -27,7 +27,14 @@ LENGTH = 16  # characters
 def digest(kernel: JITCallable) -> str:
     """16 characters, the same wherever the kernel's source is the same."""
     function = kernel.parse().body[0]
-    parts = [text_of(_without_docstring(function)), *_settings(kernel)]
+    if ast.get_docstring(function, clean=False) is not None:
+        del function.body[0]
+    # What the decorator was told about the compilation.
+    params = getattr(kernel, "params", ())
+    general = [p.name for p in params if p.do_not_specialize]
+    aligned = [p.name for p in params if p.do_not_specialize_on_alignment]
+    settings = (general, aligned, bool(getattr(kernel, "noinline", False)))
+    parts = [text_of(function), *map(str, settings)]
     scope = kernel.get_capture_scope()
     for name, value in sorted(set(_used(function, scope)), key=lambda used: used[0]):
         if isinstance(value, JITCallable):
@@ -36,13 +43,6 @@ def digest(kernel: JITCallable) -> str:
         else:
             parts.append(f"{name}: {value!r}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:LENGTH]
-
-
-def _settings(kernel: JITCallable) -> list[str]:
-    """What the decorator was told about the compilation."""
-    general = [p.name for p in getattr(kernel, "params", ()) if p.do_not_specialize]
-    aligned = [p.name for p in getattr(kernel, "params", ()) if p.do_not_specialize_on_alignment]
-    return [str(general), str(aligned), str(bool(getattr(kernel, "noinline", False)))]
 
 
 def _used(function: ast.AST, scope: dict[str, Any]) -> Iterator[tuple[str, object]]:
@@ -68,10 +68,3 @@ def _value(node: ast.expr, scope: dict[str, Any], local: set[str]) -> object:
         if isinstance(module, ModuleType) and not module.__name__.startswith("triton."):
             return getattr(module, node.attr, None)
     return None
-
-
-def _without_docstring(function: ast.stmt) -> ast.stmt:
-    assert isinstance(function, ast.FunctionDef)
-    if ast.get_docstring(function, clean=False) is not None:
-        function.body = function.body[1:]
-    return function

@@ -8,9 +8,6 @@ last word the last ones are read again; whoever uses the tile leaves those place
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +15,7 @@ import triton
 import triton.language as tl
 
 from fastgrow.kernels.common import INTERPRETED, as_strided_rows, dot_precision, operand
+from fastgrow.kernels.gpu import capability_of
 from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 MAX_HEADS = 8
@@ -105,27 +103,6 @@ def tiles_for(kernel: str, product: Product) -> Tiles:
 def _tiles(kernel: str, dtype: torch.dtype, rows: int, device: torch.device) -> Tiles:
     found = measured(kernel, key(dtype, rows), device, Tiles)
     return found or default_tiles(kernel, dtype, rows, capability_of(device))
-
-
-_assumed: ContextVar[int] = ContextVar("capability", default=90)
-
-
-def capability_of(device: torch.device) -> int:
-    """90 for compute capability 9.0, which also stands for a GPU that is not there."""
-    if device.type != "cuda":
-        return _assumed.get()
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@contextlib.contextmanager
-def assumed_capability(capability: int) -> Iterator[None]:
-    """Let launches on `meta` be those of such a GPU, within a `with` and in this thread."""
-    token = _assumed.set(capability)
-    try:
-        yield
-    finally:
-        _assumed.reset(token)
 
 
 def default_tiles(kernel: str, dtype: torch.dtype, rows: int, capability: int) -> Tiles:

@@ -6,7 +6,6 @@ the formula in its epilogue, or by the library, followed by one pass over its re
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow.kernels.common import INTERPRETED, cdiv, dot_precision, on_device_of
+from fastgrow.kernels.gpu import capability_of
 from fastgrow.kernels.mlp_backward import d_hidden_kernel
 from fastgrow.kernels.mlp_elementwise import activate_kernel, d_activate_kernel
 from fastgrow.kernels.mlp_forward import hidden_kernel, output_kernel
@@ -138,7 +138,7 @@ def _hidden_choice(
     kernel = "mlp_hidden_kept" if keeps else "mlp_hidden"
     found = measured(kernel, bucket(dtype, activation, K, N, rows), device, Product)
     return found or hidden_product(
-        dtype, activation, kept=keeps, evenly=even(K, N), capability=_capability(device)
+        dtype, activation, kept=keeps, evenly=even(K, N), capability=capability_of(device)
     )
 
 
@@ -260,15 +260,6 @@ def _d_hidden_choice(
 ) -> Product:
     found = measured("mlp_d_hidden", bucket(dtype, activation, K, N, rows), device, Product)
     return found or d_hidden_product(dtype, activation, evenly=even(K, N))
-
-
-@functools.cache
-def _capability(device: torch.device) -> int:
-    """90 for compute capability 9.0, and where there is no GPU."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _grid(M: int, N: int, product: Product) -> tuple[int]:

@@ -12,12 +12,12 @@ import importlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fastgrow.kernels.ahead import Launch, code, recorded, usage
+from fastgrow.kernels.compile_offline import Launch, code, compile_launch, recorded, shared_limit
 from fastgrow.kernels.digest import digest
-from fastgrow.kernels.linear_logits import assumed_capability
+from fastgrow.kernels.gpu import assumed
+from fastgrow.kernels.tuned import tuning_modules
 
 C = TypeVar("C")
 
@@ -67,11 +67,11 @@ class Tunable(Generic[C]):
         launch, preparing = self._on_meta
         if configuration is None:
             return preparing
-        with assumed_capability(self.capability):
+        with assumed(capability=self.capability):
             return recorded(functools.partial(launch, self._kind(configuration)))
 
     def codes(self, configuration: dict[str, int] | None) -> list[str]:
-        """The same of `launches`, by what they compile to: see `ahead.code`."""
+        """The same of `launches`, by what they compile to: see `compile_offline.code`."""
         return list(dict.fromkeys(code(x, self.capability) for x in self.launches(configuration)))
 
     def build(
@@ -90,9 +90,13 @@ class Tunable(Generic[C]):
             launches = [x for x in launches if code(x, self.capability) == only][:1]
             if not launches:
                 raise ValueError(f"{self.kernel} {self.bucket} launches other code here")
-        found = [usage(launch, self.capability) for launch in launches]
+        found = [compile_launch(launch, self.capability) for launch in launches]
         names = ("spills", "shared", "registers")
-        return {name: max((taken[name] for taken in found), default=0) for name in names}
+        most = {name: max((getattr(x, name) for x in found), default=0) for name in names}
+        limit = shared_limit(self.capability)
+        if most["shared"] > limit:
+            raise ValueError(f"{most['shared']} bytes of shared memory, allowed {limit}")
+        return most
 
     def launcher(self) -> Callable[[dict[str, int]], object]:
         """Random inputs on the current GPU; each call launches a configuration once.
@@ -109,7 +113,7 @@ class Tunable(Generic[C]):
     def _on_meta(self) -> tuple[Callable[[C], object], list[Launch]]:
         """`prepare` without a GPU, and what making the inputs launches."""
         made: list[Callable[[C], object]] = []
-        with assumed_capability(self.capability):
+        with assumed(capability=self.capability):
             launches = recorded(lambda: made.append(self.prepare("meta")))
         return made[0], launches
 
@@ -119,12 +123,6 @@ def with_stages(
 ) -> list[C]:
     """Every shape with every number of stages, which is the last field of its kind."""
     return [kind(*shape, n) for shape, n in itertools.product(shapes, stages)]
-
-
-def tuning_modules() -> list[str]:
-    """Names of the modules that have something to tune."""
-    files = Path(__file__).parent.glob("*_tuning.py")
-    return sorted(f"fastgrow.kernels.{file.stem}" for file in files)
 
 
 def all_tunables(capability: int) -> list[Tunable[Any]]:

@@ -1,4 +1,4 @@
-"""The configuration of a launch, where one was measured on this GPU.
+"""The configuration of a launch, where one was measured on this GPU, and tables of them.
 
 A launcher asks `measured` under a key of its own; without an answer it takes what its own rule
 gives. The answers come from, in this order,
@@ -6,36 +6,46 @@ gives. The answers come from, in this order,
 1. the table that ships for this GPU, `tuning/<gpu>.json` beside this file, made by
    `python -m benchmarks gpu`; what such a run has just measured stands in its place for the rest
    of that run;
-2. under FASTGROW_AUTOTUNE=1 alone, what autotune.py measures and keeps for the user.
+2. under FASTGROW_AUTOTUNE=1 alone, what autotune.py measures and keeps in Triton's cache.
 
-Kernels of different configurations round differently. So without that variable nothing in the
-user's home is even read: which kernels run follows from the installed package alone.
+Kernels of different configurations round differently. So without that variable no earlier
+measurement is even looked for: which kernels run follows from the installed package alone.
 
 A shipped table measured with another minor version of Triton, or of kernels that have changed
 since, is used too: its configurations remain the best guess there is. `python -m fastgrow.info`
-tells both, and a line of the log the former.
+tells both, and a line of the log the former. A table:
+
+    {"schema": 1, "device": "NVIDIA H200", "capability": 90, "triton": "3.6.0", "entries": {
+        "attention_forward": {"bf16/D=32/T=1024": {"configuration": {"block_m": 64, …},
+            "source": "a0197032889c8aee", …}}}}
+
+A configuration is an object of positive integers, such as tiles and the number of warps. `source`
+is the digest (digest.py) of the kernel that was measured.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import importlib
+import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from fastgrow.kernels.tuning_table import Table, file_name, read_table
-
+SCHEMA = 1
 FOLDER = Path(__file__).parent / "tuning"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 ENVIRONMENT_VARIABLE = "FASTGROW_AUTOTUNE"
+# Whether the user wants kernels without an entry to be measured. Read once: `chosen_once` has to
+# know when launchers are imported.
+AUTOTUNING = os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0")
 
 C = TypeVar("C")
 
@@ -43,10 +53,40 @@ P = ParamSpec("P")
 
 log = logging.getLogger("fastgrow.kernels")
 
+
+@dataclass(frozen=True)
+class Table:
+    """What such a file says.
+
+    Args:
+        entries: configurations of each kernel, by the launcher's key.
+        triton: the version that it was measured with.
+        sources: digests of what was measured; None where the file has none.
+    """
+
+    entries: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    triton: str | None = None
+    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
+
+    def is_of_minor(self, version: str) -> bool:
+        """Whether it was measured with this version of Triton or another patch of it."""
+        # 3.6 of 3.6.0.
+        return self.triton is not None and self.triton.split(".")[:2] == version.split(".")[:2]
+
+    def changed(self, current: Mapping[str, str]) -> list[str]:
+        """Kernels whose source is known to be another one than when they were measured."""
+        return [
+            kernel
+            for kernel, of_keys in sorted(self.sources.items())
+            if {*of_keys.values()} - {None, current.get(kernel)}
+        ]
+
+
 # What launchers have asked for in this process, answered or not: a benchmark's row depends on it.
 asked: set[tuple[str, str]] = set()
+# How to forget what was read and chosen.
+forgetting: list[Callable[[], object]] = []
 _standing_in: dict[str, Table] = {}
-_kept: list[dict[tuple[object, ...], object]] = []
 
 
 def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
@@ -63,8 +103,8 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
     if gpu is None:
         return None
     asked.add((kernel, key))
-    found = _configuration(gpu, kernel, key, kind)  # type: ignore[arg-type]
-    if found is None and autotuning():
+    found = _shipped_configuration(gpu, kernel, key, kind)  # type: ignore[arg-type]
+    if found is None and AUTOTUNING:
         # Only here: it is what the tuning modules need Triton's compiler for.
         from fastgrow.kernels.autotune import choose
 
@@ -76,40 +116,28 @@ def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
     """Decorator for a launcher's choice, which is then made once for the same arguments.
 
     Not under FASTGROW_AUTOTUNE=1: what could not be measured this time, within a CUDA graph say,
-    may be the next time. Arguments are positional.
+    may be the next time.
     """
-    known: dict[tuple[object, ...], C] = {}
-    _kept.append(known)  # type: ignore[arg-type]
-
-    @functools.wraps(choose)
-    def choice(*arguments: P.args, **nothing: P.kwargs) -> C:
-        found = known.get(arguments)
-        if found is None:
-            found = choose(*arguments, **nothing)
-            if not autotuning():
-                known[arguments] = found
-        return found
-
-    return choice
-
-
-def autotuning() -> bool:
-    """Whether the user wants kernels without an entry to be measured."""
-    return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0")
+    if AUTOTUNING:
+        return choose
+    # Written in C: a call that is known enters no function of Python.
+    choice = functools.cache(choose)
+    forgetting.append(choice.cache_clear)
+    return choice  # type: ignore[return-value]
 
 
 @functools.cache
-def _configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
+def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
     found = shipped(gpu).entries.get(kernel, {}).get(key)
     if found is None:
         return None
-    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    if set(found) != set(fields):
-        expected = f"expected a configuration of {', '.join(fields)}, got {found}"
-        where = f"{path_of(gpu)}: {kernel} {key}"
-        warnings.warn(f"tuning table {where} is ignored: {expected}", stacklevel=3)
-        return None
-    return kind(**found)
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if set(found) == set(names):
+        return kind(**found)
+    expected = f"expected a configuration of {', '.join(names)}, got {found}"
+    where = f"{path_of(gpu)}: {kernel} {key}"
+    warnings.warn(f"tuning table {where} is ignored: {expected}", stacklevel=3)
+    return None
 
 
 @functools.cache
@@ -126,16 +154,79 @@ def shipped(gpu: str) -> Table:
         warnings.warn(f"tuning table {path} is ignored: {error}", stacklevel=2)
         return Table()
     # The launchers that ask have Triton; whoever ships a table need not.
-    version = importlib.import_module("triton").__version__
-    if not table.is_of_minor(version):
-        measured_with = f"measured with triton {table.triton}, used with {version}"
+    import triton
+
+    if not table.is_of_minor(triton.__version__):
+        measured_with = f"measured with triton {table.triton}, used with {triton.__version__}"
         log.info("tuning table %s: %s", path.name, measured_with)
     return table
 
 
-def path_of(gpu: str) -> Path:
-    """Where the table of a GPU is, if one is shipped."""
-    return FOLDER / file_name(gpu)
+forgetting += [_shipped_configuration.cache_clear, shipped.cache_clear]
+
+
+def path_of(gpu: str, folder: Path | None = None) -> Path:
+    """Where the table of a GPU would be, such as `nvidia-h200.json` of "NVIDIA H200"."""
+    name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return (folder or FOLDER) / f"{name}.json"
+
+
+def read_table(path: Path) -> Table:
+    """Read a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no table of this schema; says where in it.
+    """
+    return table_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def table_of(tree: Any) -> Table:
+    """The table in a JSON value.
+
+    Raises:
+        ValueError: it is no table of this schema; says where in it.
+    """
+    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
+        raise ValueError(f"expected an object with schema {SCHEMA}")
+    found = tree.get("entries")
+    if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
+        raise ValueError("entries: expected an object of objects")
+    entries = {
+        kernel: {name: _numbers(f"{kernel} {name}", entry) for name, entry in buckets.items()}
+        for kernel, buckets in found.items()
+    }
+    sources = {
+        kernel: {name: _source(f"{kernel} {name}", entry) for name, entry in buckets.items()}
+        for kernel, buckets in found.items()
+    }
+    return Table(entries, tree.get("triton"), sources)
+
+
+def _numbers(where: str, entry: object) -> dict[str, int]:
+    found = entry.get("configuration") if isinstance(entry, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{where}: expected a configuration, got {found}")
+    for name, number in found.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{where}: {name} must be a positive integer, got {number!r}")
+        if name != "num_stages" and number & (number - 1):
+            raise ValueError(f"{where}: {name} must be a power of two, got {number}")
+        if name.startswith("block_") and number < 16:
+            raise ValueError(f"{where}: blocks must be at least 16, got {found}")
+    return found
+
+
+def _source(where: str, entry: dict[str, Any]) -> str | None:
+    found = entry.get("source")
+    if found is None or isinstance(found, str):
+        return found
+    raise ValueError(f"{where}: source must be a digest, got {found!r}")
+
+
+def tuning_modules() -> list[str]:
+    """Names of the modules that have something to tune; importing them takes Triton."""
+    return sorted(f"fastgrow.kernels.{x.stem}" for x in Path(__file__).parent.glob("*_tuning.py"))
 
 
 @contextlib.contextmanager
@@ -151,11 +242,9 @@ def standing_in(gpu: str, table: Table) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Read tables again when they are next asked for."""
-    _configuration.cache_clear()
-    shipped.cache_clear()
-    for known in _kept:
-        known.clear()
+    """Read tables, and what was measured, again when they are next asked for."""
+    for clear in forgetting:
+        clear()
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from fastgrow.ops.core.dispatch import (
     explain_all,
     use_impl,
 )
+from fastgrow.ops.core.tuning_report import explain_tuning
 from fastgrow.ops.embedding import embedding
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
 from fastgrow.ops.linear_kl import linear_kl
@@ -40,6 +41,7 @@ __all__ = [
     "attention",
     "embedding",
     "explain_all",
+    "explain_tuning",
     "layer_norm",
     "linear_cross_entropy",
     "linear_kl",

@@ -8,7 +8,7 @@ import signal
 import torch
 from tunable_kernels import CANDIDATES, FakeKernel
 
-from fastgrow.kernels.multiprocessors import multiprocessors
+from fastgrow.kernels.gpu import multiprocessors
 
 
 class Crashing(FakeKernel):

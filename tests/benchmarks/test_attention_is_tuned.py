@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from fake_time import FakeClock
+from tuned_here import tuned_here
 
 from benchmarks import tuning
 from benchmarks.cases import attention
 
 tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, attention_tuning  # noqa: E402
+from fastgrow.kernels import attention_tuning, compile_offline  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
-from fastgrow.kernels.tuning_table import read_table  # noqa: E402
+from fastgrow.kernels.tuned import SCHEMA, read_table, tuning_modules  # noqa: E402
 from fastgrow.ops.core import triton_support  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -45,11 +46,11 @@ def test_a_table_of_every_kernel_is_made_and_read(
         assert isinstance(result, float)
         return result
 
-    assert MODULE in tuning.kernel_modules()
-    found = tuning.tune([MODULE], 90, FakeClock(seconds), 60)
+    assert MODULE in tuning_modules()
+    found = tuned_here([MODULE], 90, FakeClock(seconds), 60)
     assert found["notes"] == []
     file = tmp_path / "gpu.json"
-    file.write_text(json.dumps({"schema": tuning.SCHEMA, "entries": found["entries"]}))
+    file.write_text(json.dumps({"schema": SCHEMA, "entries": found["entries"]}))
     read = read_table(file).entries
     key = bucket(BF16, 64, 4096)
     assert read["attention_forward"][key] == {
@@ -63,7 +64,7 @@ def test_a_table_of_every_kernel_is_made_and_read(
     }  # fmt: skip
 
 
-def strides(launches: list[ahead.Launch]) -> dict[str, dict[str, int]]:
+def strides(launches: list[compile_offline.Launch]) -> dict[str, dict[str, int]]:
     """Of the tensors of each kernel: their arguments end in the letters of the dimensions."""
     return {
         launch.name: {
@@ -89,7 +90,7 @@ def test_what_is_tuned_lies_in_memory_as_in_a_model(
         assert isinstance(out, torch.Tensor)
         torch.autograd.grad(out, tensors, torch.empty_like(out))
 
-    in_use = strides(ahead.recorded(step))
+    in_use = strides(compile_offline.recorded(step))
     kernels = ("attention_forward", "attention_d_query", "attention_d_key")
     for found in attention_tuning.tunables(90):
         if found.kernel in kernels and found.bucket == bucket(BF16, dim, 1024):
@@ -99,7 +100,7 @@ def test_what_is_tuned_lies_in_memory_as_in_a_model(
 
 
 def test_head_dimension_32_comes_first() -> None:
-    order = [e.tunable.bucket for e in tuning.entrants(tuning.kernel_modules(), 90)]
+    order = [e.tunable.bucket for e in tuning.entrants(tuning_modules(), 90)]
     assert {name[:10] for name in order[:6]} == {"bf16/D=32/"}
     half = [name for name in order if name.startswith("bf16")]
     assert half == order[: len(half)], "bf16 stands before the other dtypes"

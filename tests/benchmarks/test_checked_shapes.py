@@ -15,10 +15,10 @@ from fastgrow.ops.core import dispatch, triton_support
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, attention, linear_logits, mlp, norm
+from fastgrow.kernels import attention, compile_offline, linear_logits, mlp, norm
 from fastgrow.kernels.attention_arguments import bucket
 from fastgrow.kernels.attention_decode import decode_bucket
-from fastgrow.kernels.multiprocessors import assumed
+from fastgrow.kernels.gpu import assumed
 
 BF16 = torch.bfloat16
 CASES = [
@@ -120,8 +120,11 @@ def test_attention_compiles_nothing_for_the_check() -> None:
     """Its kernels know how many heads there are."""
 
     def codes(shape: Shape) -> set[str]:
-        with assumed(132):
-            return {ahead.code(launch, 90) for launch in ahead.recorded(lambda: attend(shape))}
+        with assumed(multiprocessors=132):
+            return {
+                compile_offline.code(launch, 90)
+                for launch in compile_offline.recorded(lambda: attend(shape))
+            }
 
     cases = {c.shape["D"]: c for c in CASES if c.family.name == "attention"}
     assert cases.keys() == {32, 64, 128}

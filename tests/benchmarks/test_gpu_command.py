@@ -23,7 +23,7 @@ from benchmarks.record import Record
 from benchmarks.results import Result, Row, load
 from benchmarks.ship import TABLE
 from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import Table
+from fastgrow.kernels.tuned import Table
 
 # Before a fixture takes its place.
 GROW = gpu._Run._grow

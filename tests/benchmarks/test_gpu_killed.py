@@ -16,7 +16,7 @@ import pytest
 from benchmarks.gpu import RECORD
 from benchmarks.results import Result, load
 from benchmarks.ship import TABLE
-from fastgrow.kernels.tuning_table import read_table
+from fastgrow.kernels.tuned import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = ["logit_mean", "layer_norm-alone", "embedding", "rms_norm"]

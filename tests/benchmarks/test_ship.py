@@ -14,7 +14,7 @@ from benchmarks.results import Ceilings, Result, save
 from benchmarks.ship import TESTED, ship
 from fastgrow.errors import CheckpointError, ConfigError
 from fastgrow.kernels import tuned
-from fastgrow.kernels.tuning_table import read_table
+from fastgrow.kernels.tuned import read_table
 
 ENTRY = {"configuration": {"block": 32}, "median_ms": 1.0, "default_ms": 1.0, "source": "0123"}
 TREE = {

@@ -14,6 +14,7 @@ import pytest
 import torch
 import tunable_kernels
 from fake_time import FakeClock
+from tuned_here import tuned_here
 
 from benchmarks import compiling, tuning
 
@@ -28,7 +29,7 @@ def milliseconds(result: object) -> float:
 
 @pytest.mark.usefixtures("compiled_in_this_process")
 def test_the_fastest_candidate_without_spills_is_chosen() -> None:
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
     entries = found["entries"]["attention_forward"]
     assert set(entries) == {"bf16/D=32", "bf16/D=64", "bf16/D=128"}
     assert entries["bf16/D=32"] == {
@@ -54,7 +55,7 @@ def test_what_compiles_alike_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -
         return build_one(job)
 
     monkeypatch.setattr(compiling, "build_one", counting)
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
     # Those that matter most first, and a bucket's candidates before its inputs.
     blocks = (16, 32, 64, 128, "inputs")
     assert sorted(built) == sorted(f"D={d} {block}" for d in (32, 64) for block in blocks)
@@ -70,13 +71,12 @@ def test_ranks_and_entries_that_are_known_already_leave_buckets_out() -> None:
     # One of another source is measured again.
     kept = {"attention_forward": {"bf16/D=64": entry, "bf16/D=32": {**entry, "source": "other"}}}
     made: list[tuple[str, str, Any]] = []
-    found = tuning.tune(
+    found = tuned_here(
         [MODULE], 90, FakeClock(milliseconds), 60,
         first_rank=2, known=kept, on_entry=lambda *entry: made.append(entry),
     )  # fmt: skip
     entries = found["entries"]["attention_forward"]
-    assert set(entries) == {"bf16/D=64", "bf16/D=32"}
-    assert entries["bf16/D=64"] == entry
+    assert set(entries) == {"bf16/D=32"}
     assert made == [("attention_forward", "bf16/D=32", entries["bf16/D=32"])]
     assert kept["attention_forward"]["bf16/D=32"]["source"] == "other", "what was given changed"
 
@@ -151,14 +151,14 @@ def test_a_bucket_is_measured_while_those_before_it_are_compiled(held: set[str])
         if len(made) == 2:
             held.clear()
 
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60, on_entry=on_entry)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60, on_entry=on_entry)
     assert made == ["bf16/D=64", "bf16/D=128", "bf16/D=32"]
     assert found["entries"]["attention_forward"]["bf16/D=32"]["left_out"] == 2
 
 
 def test_what_is_not_compiled_in_time_is_named(held: set[str]) -> None:
     held.update({"D=32 32", "D=64 inputs"})
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 0.3)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 0.3)
     assert found["entries"] == {}
     assert found["notes"] == [f"not compiled in time: {NAME}/D=32, {NAME}/D=64, {NAME}/D=128"]
 
@@ -185,7 +185,7 @@ class TimeThatCosts:
 def tuned_within(seconds: float) -> dict[str, Any]:
     """The first bucket's candidates take 0.9 and 0.6 s of their own, then 22 rounds."""
     clock = TimeThatCosts()
-    return tuning.tune([MODULE], 90, clock, seconds, first_rank=0, now=clock.now)
+    return tuned_here([MODULE], 90, clock, seconds, first_rank=0, now=clock.now)
 
 
 @pytest.mark.usefixtures("compiled_in_this_process")
@@ -222,7 +222,7 @@ def test_a_bucket_whose_default_was_not_timed_is_left_out_and_named(
 @pytest.mark.usefixtures("compiled_in_this_process")
 def test_what_there_is_no_time_for_is_told_and_matters_least() -> None:
     clock = TimeThatCosts()
-    found = tuning.tune([MODULE], 90, clock, 12.49, now=clock.now)
+    found = tuned_here([MODULE], 90, clock, 12.49, now=clock.now)
     assert list(found["entries"]["attention_forward"]) == ["bf16/D=32"]
     assert found["notes"][-1] == f"no time left for {NAME}/D=64, {NAME}/D=128"
 
@@ -259,7 +259,7 @@ class Trouble:
 def test_a_candidate_that_does_not_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = Trouble(monkeypatch)
     trouble.refused = {("bf16/D=32", 32), ("bf16/D=64", 16)}
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
     entries = found["entries"]["attention_forward"]
     assert entries["bf16/D=32"]["configuration"] == {"block": 16}
     assert entries["bf16/D=32"]["left_out"] == 3
@@ -275,7 +275,7 @@ def test_a_kernel_that_cannot_be_tuned_leaves_the_others(monkeypatch: pytest.Mon
     trouble = Trouble(monkeypatch)
     trouble.without_inputs = {"bf16/D=32"}
     trouble.refused = {("bf16/D=64", 16), ("bf16/D=64", 32)}
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
     assert set(found["entries"]["attention_forward"]) == {"bf16/D=128"}
     name = "attention_forward bf16"
     assert f"{name}/D=32 is not tuned: OutOfMemoryError: 17 GiB more" in found["notes"]
@@ -294,7 +294,7 @@ def test_an_error_while_timing_loses_no_more_than_one_kernel(at: int, lost: str)
             raise RuntimeError("launch failed")
         return milliseconds(result)
 
-    found = tuning.tune([MODULE], 90, FakeClock(once_broken), 60)
+    found = tuned_here([MODULE], 90, FakeClock(once_broken), 60)
     assert {"bf16/D=64", "bf16/D=128"} <= set(found["entries"]["attention_forward"])
     assert f"{NAME}/D=32 {lost}: RuntimeError: launch failed" in found["notes"]
 
@@ -309,7 +309,7 @@ def test_a_kernel_without_inputs_on_meta_is_told(monkeypatch: pytest.MonkeyPatch
         return codes(kernel, configuration)
 
     monkeypatch.setattr(tunable_kernels.FakeKernel, "codes", fails_once)
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
     assert f"{NAME}/D=32 is not tuned: ValueError: no such shape" in found["notes"]
     assert set(found["entries"]["attention_forward"]) == {"bf16/D=64", "bf16/D=128"}
 
@@ -325,7 +325,7 @@ def test_inputs_are_those_of_one_kernel_at_a_time(monkeypatch: pytest.MonkeyPatc
 def test_where_every_candidate_is_refused_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = Trouble(monkeypatch)
     monkeypatch.setattr(tunable_kernels.FakeKernel, "build", lambda *a: {"spills": 8, "shared": 0})
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
     assert found["entries"] == {}
     assert f"{NAME}/D=128 is not tuned: every candidate is refused" in found["notes"]
     assert trouble.made == 0
@@ -348,7 +348,7 @@ def test_what_is_compiled_while_measuring_is_told(monkeypatch: pytest.MonkeyPatc
         return launch
 
     monkeypatch.setattr(tunable_kernels.FakeKernel, "launcher", launcher)
-    found = tuning.tune([MODULE], 90, FakeClock(milliseconds), 60, first_rank=0)
+    found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60, first_rank=0)
     told = "compiled again while candidates were measured: forward_kernel 2"
     assert found["notes"][-1] == told
 
@@ -405,7 +405,7 @@ def test_measuring_a_real_kernel_compiles_nothing(
 
     monkeypatch.setattr(tunable.Tunable, "launcher", launcher)
     with standing_in(90) as driver:
-        found = tuning.tune(["two_norms"], 90, FakeClock(), 300)
+        found = tuned_here(["two_norms"], 90, FakeClock(), 300)
     assert found["notes"] == []
     assert {kernel: list(entries) for kernel, entries in found["entries"].items()} == {
         "norm_forward": ["bf16/D=1024"], "norm_backward": ["bf16/D=1024"]

@@ -25,6 +25,7 @@ from fastgrow.kernels import attention_arguments, lora, norm
 from fastgrow.kernels import linear_logits as head
 from fastgrow.kernels import mlp as feed_forward
 from fastgrow.kernels.attention_decode import decode_bucket
+from fastgrow.kernels.tuned import tuning_modules
 
 BF16 = torch.bfloat16
 
@@ -62,9 +63,9 @@ def headlines() -> Iterator[tuple[str, str]]:
 
 
 def test_headline_buckets_are_first_and_they_alone() -> None:
-    found = tuning.entrants(tuning.kernel_modules(), 90, first_rank=0)
+    found = tuning.entrants(tuning_modules(), 90, first_rank=0)
     assert {(e.tunable.kernel, e.tunable.bucket) for e in found} == set(headlines())
-    everything = tuning.entrants(tuning.kernel_modules(), 90)
+    everything = tuning.entrants(tuning_modules(), 90)
     assert [e.name for e in everything[: len(found)]] == [e.name for e in found]
     ranks = [e.tunable.rank for e in everything]
     assert ranks == sorted(ranks)

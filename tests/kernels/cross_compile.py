@@ -13,7 +13,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fastgrow.kernels.ahead import SHARED_LIMIT, Launch, compile_ahead, inspect, recorded
+from fastgrow.kernels.compile_offline import (
+    SHARED_LIMIT,
+    Launch,
+    compile_launch,
+    inspect,
+    recorded,
+)
 
 __all__ = ["SHARED_LIMIT", "TARGETS", "Compiled", "Launch", "compile_for", "recorded"]
 
@@ -63,6 +69,6 @@ class Compiled:
 
 def compile_for(launch: Launch, capability: int) -> Compiled:
     """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
-    binary = compile_ahead(launch, capability)
+    binary = compile_launch(launch, capability)
     sass = inspect("nvdisasm", "-c", cubin=binary.cubin)
     return Compiled(binary.shared, binary.registers, sass)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed")
+triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from fastgrow.kernels import autotune, tunable, tuned
-from fastgrow.kernels.multiprocessors import multiprocessors
+from triton.runtime.cache import FileCacheManager  # noqa: E402
+
+from fastgrow.kernels import autotune, tunable, tuned  # noqa: E402
+from fastgrow.kernels.gpu import multiprocessors  # noqa: E402
 
 GPU, VERSION, SOURCE = "NVIDIA Abacus 9", "3.99", "0123456789abcdef"
 DEVICE = torch.device("meta")
@@ -41,7 +41,6 @@ class Device:
     def __init__(self) -> None:
         self.prepared = 0
         self.launches: list[int] = []
-        self.scratch = torch.ones(64)
         self.others: list[Beads] = [SPILLING, FAILING, LARGE, FAST]
         self.within: Callable[[], object] = lambda: None
 
@@ -58,9 +57,7 @@ class Device:
         return launch
 
     def milliseconds(self, run: Callable[[], object]) -> float:
-        assert not self.scratch.any(), "the launch finds its inputs in the cache"
         run()
-        self.scratch.fill_(1.0)
         return float(self.launches[-1])
 
 
@@ -85,100 +82,95 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Device]:
 
     monkeypatch.setattr(autotune, "all_tunables", tunables)
     monkeypatch.setattr(autotune, "milliseconds", found.milliseconds)
-    monkeypatch.setattr(autotune, "more_than_the_cache", lambda: found.scratch)
     monkeypatch.setattr(autotune.triton, "__version__", VERSION)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
     monkeypatch.setattr(tuned, "gpu_name", lambda device: GPU)
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "shipped")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("FASTGROW_AUTOTUNE", "1")
+    monkeypatch.setattr(tuned, "AUTOTUNING", True)
     tuned.forget()
-    autotune.forget()
-    yield found
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path / "cache")
+        yield found
     tuned.forget()
-    autotune.forget()
 
 
 @pytest.fixture
-def file(device: Device, tmp_path: Path) -> Path:
-    """Where the user's table is."""
-    return tmp_path / "cache" / "fastgrow" / "tuning" / "nvidia-abacus-9.json"
+def cache(device: Device, tmp_path: Path) -> Path:
+    """Triton's cache."""
+    return tmp_path / "cache"
+
+
+def kept(cache: Path) -> list[Any]:
+    """What is kept in Triton's cache."""
+    return [json.loads(file.read_text()) for file in sorted(cache.rglob("*.json"))]
 
 
 def ask(key: str = "fp32") -> Beads | None:
     return tuned.measured("count", key, DEVICE, Beads)
 
 
-def keep(
-    file: Path, configuration: dict[str, int], triton: str = VERSION, source: str | None = SOURCE
-) -> None:
-    entries = {"count": {"fp32": {"configuration": configuration, "source": source}}}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"schema": 1, "triton": triton, "entries": entries}))
+def ask_in_another_process() -> Beads | None:
+    tuned.forget()
+    return ask()
 
 
-def test_the_fastest_that_runs_is_taken_and_kept(device: Device, file: Path) -> None:
+def test_the_fastest_that_runs_is_taken_and_kept(device: Device, cache: Path) -> None:
     assert ask() == FAST
     assert set(device.launches) == {SLOW.cost, FAST.cost}
     assert device.prepared == 1, "the candidates share the inputs"
-    assert json.loads(file.read_text()) == {
-        "schema": 1, "device": GPU, "capability": 90, "triton": VERSION,
-        "entries": {"count": {"fp32": {
-            "configuration": vars(FAST), "median_ms": 4.0, "default_ms": 8.0, "candidates": 5,
-            "left_out": 3, "source": SOURCE,
-        }}},
-    }  # fmt: skip
-    assert [path.name for path in file.parent.iterdir() if path.suffix != ".lock"] == [file.name]
+    times = [[8.0, vars(SLOW)], [4.0, vars(FAST)]]
+    assert kept(cache) == [{"configuration": vars(FAST), "milliseconds": times}]
+    assert len([path for path in cache.rglob("*") if path.is_file()]) == 1
 
 
-def test_it_is_measured_once_and_read_by_the_next_process(device: Device, file: Path) -> None:
+def test_it_is_measured_once_and_read_by_the_next_process(device: Device) -> None:
     assert ask() == ask() == FAST
-    assert len(device.launches) == 2 * (1 + autotune.WARM_UP + autotune.ROUNDS)
-    autotune.forget()
+    assert device.launches == [SLOW.cost] * 2 + [FAST.cost] * 2
     device.launches.clear()
-    assert ask() == FAST
+    assert ask_in_another_process() == FAST
     assert device.launches == []
 
 
 def test_one_that_computes_something_else_is_not_taken_however_fast(
-    device: Device, file: Path, caplog: pytest.LogCaptureFixture
+    device: Device, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.others = [WRONG, FAST]
     assert ask() == FAST
-    assert json.loads(file.read_text())["entries"]["count"]["fp32"]["left_out"] == 1
-    told = f"count fp32: {vars(WRONG)} is not what {vars(SLOW)} computes: 16 of 16 elements"
+    (entry,) = kept(cache)
+    assert [candidate for _, candidate in entry["milliseconds"]] == [vars(SLOW), vars(FAST)]
+    told = f"count fp32: {vars(WRONG)} is not what the first computes: 16 of 16 elements"
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         f"{told} of result 0"
     ]
 
 
-@pytest.mark.parametrize("value", [None, "", "0"])
-def test_without_the_variable_the_user_s_file_is_neither_written_nor_read(
-    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+def test_without_autotuning_what_was_measured_is_neither_written_nor_read(
+    device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if value is None:
-        monkeypatch.delenv("FASTGROW_AUTOTUNE")
-    else:
-        monkeypatch.setenv("FASTGROW_AUTOTUNE", value)
-    assert ask() is None
-    assert not file.exists()
-    keep(file, vars(SLOW))
+    monkeypatch.setattr(tuned, "AUTOTUNING", False)
     assert ask() is None
     assert device.launches == []
+    assert not cache.exists()
+    monkeypatch.setattr(tuned, "AUTOTUNING", True)
+    assert ask() == FAST
+    monkeypatch.setattr(tuned, "AUTOTUNING", False)
+    assert ask_in_another_process() is None
 
 
-def test_the_shipped_table_comes_first(device: Device, file: Path, tmp_path: Path) -> None:
-    keep(tmp_path / "shipped" / file.name, {"cost": 32, "num_warps": 1})
+def test_the_shipped_table_comes_first(device: Device, cache: Path, tmp_path: Path) -> None:
+    entry = {"configuration": {"cost": 32, "num_warps": 1}}
+    (tmp_path / "shipped").mkdir()
+    table = {"schema": 1, "triton": VERSION, "entries": {"count": {"fp32": entry}}}
+    (tmp_path / "shipped" / "nvidia-abacus-9.json").write_text(json.dumps(table))
     assert ask() == Beads(32, 1)
     assert device.launches == []
-    assert not file.exists()
+    assert not cache.exists()
 
 
-def test_what_has_no_candidates_is_left_to_the_launcher(device: Device, file: Path) -> None:
+def test_what_has_no_candidates_is_left_to_the_launcher(device: Device, cache: Path) -> None:
     assert ask("fp64") is None
-    assert not file.exists()
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(
@@ -199,12 +191,11 @@ def test_there_are_times_when_nothing_may_be_measured(
         assert ask() is None
         assert device.launches == []
     assert ask() == FAST
-    autotune.forget()
     device.launches.clear()
     with monkeypatch.context() as now:
         # What was measured before may be used.
         now.setattr(owner, name, lambda: True)
-        assert ask() == FAST
+        assert ask_in_another_process() == FAST
         assert device.launches == []
 
 
@@ -223,33 +214,65 @@ def test_threads_measure_once(device: Device) -> None:
     for thread in threads:
         thread.join()
     assert found == [FAST] * 4
-    assert len(device.launches) == 2 * (1 + autotune.WARM_UP + autotune.ROUNDS)
+    assert device.launches == [SLOW.cost] * 2 + [FAST.cost] * 2
 
 
-def test_another_version_of_triton_begins_anew(device: Device, file: Path) -> None:
-    keep(file, vars(SLOW), triton="3.1")
-    assert ask() == FAST
-    assert json.loads(file.read_text())["triton"] == VERSION
-
-
-def test_what_is_no_candidate_any_more_is_measured_again(device: Device, file: Path) -> None:
-    keep(file, {"cost": 64, "num_warps": 4})
-    assert ask() == FAST
-
-
-@pytest.mark.parametrize("source", ["fedcba9876543210", None])
-def test_what_was_measured_of_another_source_is_measured_again(
-    device: Device, file: Path, source: str | None
+@pytest.mark.parametrize(
+    ("owner", "name", "changed"),
+    [
+        (autotune.triton, "__version__", "3.1"),
+        (Abacus, "digest", "fedcba9876543210"),
+        (tuned, "gpu_name", lambda device: "NVIDIA Abacus 10"),
+    ],
+)
+def test_what_was_measured_of_something_else_is_measured_again(
+    device: Device, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, changed: object
 ) -> None:
-    keep(file, vars(SLOW), source=source)
     assert ask() == FAST
-    assert json.loads(file.read_text())["entries"]["count"]["fp32"]["source"] == SOURCE
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(owner, name, changed)
+        device.launches.clear()
+        assert ask_in_another_process() == FAST
+        assert device.launches
+    device.launches.clear()
+    assert ask_in_another_process() == FAST
+    assert device.launches == [], "what was measured before is kept"
 
 
-def test_what_was_measured_of_this_source_is_not_measured_again(device: Device, file: Path) -> None:
-    keep(file, vars(SLOW))
-    assert ask() == SLOW
-    assert device.launches == []
+def test_other_candidates_are_measured_again(device: Device) -> None:
+    assert ask() == FAST
+    device.others = [Beads(2, 8), Beads(6)]
+    assert ask_in_another_process() == Beads(2, 8)
+
+
+def test_kernels_that_share_their_function_and_key_are_kept_apart(
+    device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask()
+    about = ([FAST], "count_kernel", device.prepare, 90)
+    other = [Abacus("count_down", "fp32", SLOW, *about)]
+    monkeypatch.setattr(autotune, "all_tunables", lambda capability: other)
+    assert tuned.measured("count_down", "fp32", DEVICE, Beads) == FAST
+    assert len(kept(cache)) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"\xff", b"[]", b"{}"),
+        b'{"configuration": null}',
+        b'{"configuration": {"cost": 64, "num_warps": 4}}',
+        b'{"configuration": {"cost": "4", "num_warps": 4}}',
+    ],
+)
+def test_a_broken_entry_is_measured_again(device: Device, cache: Path, content: bytes) -> None:
+    ask()
+    (file,) = cache.rglob("*.json")
+    file.write_bytes(content)
+    device.launches.clear()
+    assert ask_in_another_process() == FAST
+    assert device.launches
+    assert kept(cache)[0]["configuration"] == vars(FAST)
 
 
 def test_it_compiles_for_the_multiprocessors_of_the_gpu(
@@ -267,47 +290,64 @@ def test_it_compiles_for_the_multiprocessors_of_the_gpu(
     assert seen == [77] * 5
 
 
-def test_entries_of_others_are_kept(device: Device, file: Path) -> None:
-    keep(file, vars(SLOW))
-    tree = json.loads(file.read_text())
-    tree["entries"] = {"other": {"bf16": {"configuration": {"block_m": 16}, "median_ms": 3.0}}}
-    file.write_text(json.dumps(tree))
-    ask()
-    entries = json.loads(file.read_text())["entries"]
-    assert entries["other"] == tree["entries"]["other"]
-    assert entries["count"]["fp32"]["configuration"] == vars(FAST)
-
-
-@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"schema": 2}'])
-def test_a_damaged_file_is_named_and_set_aside(device: Device, file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True)
-    file.write_bytes(content)
-    with pytest.warns(UserWarning, match="is set aside as nvidia-abacus-9.damaged") as said:
-        assert ask() == FAST
-    assert str(file) in str(said[0].message)
-    assert len(said) == 1
-    assert file.with_suffix(".damaged").read_bytes() == content
-    assert json.loads(file.read_text())["entries"]["count"]
-
-
 def test_a_cache_that_cannot_be_written_is_told(
-    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: Device, cache: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    (tmp_path / "occupied").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
-    with pytest.warns(UserWarning, match="is not kept|cannot be read"):
-        assert ask() == FAST
+    cache.write_text("occupied")
     assert ask() == FAST
+    assert ask() == FAST
+    (told,) = recwarn.list
+    assert str(told.message).startswith("autotuning count fp32: ")
+    assert str(cache) in str(told.message)
+
+
+def test_a_cache_elsewhere_that_fails_is_told(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one on a server that does not answer; `TRITON_CACHE_MANAGER` names its class."""
+
+    class Remote(FileCacheManager):
+        def __init__(self, key: str) -> None:
+            raise ConnectionError("no answer")
+
+    triton.knobs.cache.manager_class = Remote
+    with pytest.warns(UserWarning, match="autotuning count fp32: no answer"):
+        assert ask() == FAST
 
 
 def test_where_no_candidate_runs_the_launcher_decides(
-    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch
+    device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Abacus, "build", lambda self, configuration: {"spills": 8})
-    with pytest.warns(UserWarning, match="no configuration of count fp32"):
+    nothing = "autotuning count fp32: no configuration could be measured"
+    with pytest.warns(UserWarning, match=nothing):
         assert ask() is None
     assert ask() is None
-    assert not file.exists()
+    assert not kept(cache)
+
+
+def test_without_memory_for_the_inputs_the_launcher_decides(
+    device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launcher(self: Abacus) -> None:
+        raise torch.OutOfMemoryError("17 GiB more")
+
+    monkeypatch.setattr(Abacus, "launcher", launcher)
+    with pytest.warns(UserWarning, match="autotuning count fp32: 17 GiB more"):
+        assert ask() is None
+    assert not kept(cache)
+
+
+def test_without_memory_while_timing_the_others_are_taken(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_at_first(run: Callable[[], object]) -> float:
+        if device.milliseconds(run) == SLOW.cost:
+            raise torch.OutOfMemoryError("256 MiB more")
+        return float(device.launches[-1])
+
+    monkeypatch.setattr(autotune, "milliseconds", fails_at_first)
+    assert ask() == FAST
 
 
 def test_an_interrupted_measurement_is_made_again(device: Device) -> None:
@@ -321,52 +361,60 @@ def test_an_interrupted_measurement_is_made_again(device: Device) -> None:
     assert ask() == FAST
 
 
-def test_a_relative_cache_folder_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the XDG base directory specification says."""
-    monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    monkeypatch.setenv("HOME", "/nobody")
-    expected = Path("/nobody/.cache/fastgrow/tuning/nvidia-h200.json")
-    assert autotune.user_file("NVIDIA H200") == expected
+class Events:
+    """Stands for torch.cuda and Triton's driver: notes what the device is given to do."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.recorded = 0
+
+    def __call__(self, *, enable_timing: bool) -> Events:
+        return self
+
+    def record(self) -> None:
+        self.order.append("start" if self.recorded % 2 == 0 else "end")
+        self.recorded += 1
+
+    def synchronize(self) -> None:
+        self.order.append("wait")
+
+    def elapsed_time(self, end: Events) -> float:
+        rounds = self.recorded // 2
+        return 100.0 if rounds <= autotune.WARM_UP else float(rounds)
+
+    def get_empty_cache_for_benchmark(self) -> str:
+        return "other memory"
+
+    def clear_cache(self, memory: str) -> None:
+        assert memory == "other memory"
+        self.order.append("clear")
 
 
-def test_a_system_without_file_locks_measures_and_keeps(
-    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_launch_is_timed_with_a_cold_cache_and_a_device_that_is_behind_the_host(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Windows has no module `fcntl`."""
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    spec = importlib.util.spec_from_file_location("autotune_on_windows", autotune.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    assert ask() == FAST
-    assert json.loads(file.read_text())["entries"]["count"]["fp32"]["configuration"] == vars(FAST)
+    events = Events()
+    monkeypatch.setattr(torch.cuda, "Event", events)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: events.order.append("spin"))
+    monkeypatch.setattr(triton.runtime.driver, "_active", events)
+    median = autotune.milliseconds(lambda: events.order.append("launch"))
+    once = ["clear", "spin", "start", "launch", "end", "wait"]
+    assert events.order == once * (autotune.WARM_UP + autotune.ROUNDS)
+    assert median == autotune.WARM_UP + (autotune.ROUNDS + 1) / 2, "without the first ones"
 
 
-def test_a_process_waits_while_another_stores(
-    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    file.parent.mkdir(parents=True)
-    with (file.parent / f".{file.name}.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        waits, flock = threading.Event(), fcntl.flock
-        monkeypatch.setattr(fcntl, "flock", lambda *what: (waits.set(), flock(*what)))
-        storing = threading.Thread(target=ask)
-        storing.start()
-        waits.wait()
-        assert device.launches, "it has measured"
-        assert not file.exists()
-    storing.join()
-    assert file.exists()
+def test_what_is_measured_with_leaves_the_caller_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[Any] = []
+    on: list[Any] = []
 
+    @contextlib.contextmanager
+    def noted(into: list[Any], what: Any) -> Iterator[None]:
+        into.append(what)
+        yield
 
-def test_without_memory_for_the_inputs_the_launcher_decides(
-    device: Device, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def launcher(self: Abacus) -> None:
-        raise torch.OutOfMemoryError("17 GiB more")
-
-    monkeypatch.setattr(Abacus, "launcher", launcher)
-    with pytest.warns(UserWarning, match="no configuration of count fp32"):
-        assert ask() is None
-    assert not file.exists()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: noted(on, device))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: noted(forked, devices))
+    with autotune._alone(DEVICE):
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert (forked, on) == ([[DEVICE]], [DEVICE])

@@ -11,7 +11,7 @@ import torch
 
 norm = pytest.importorskip("fastgrow.kernels.norm", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, norm_tuning, tuned  # noqa: E402
+from fastgrow.kernels import compile_offline, norm_tuning, tuned  # noqa: E402
 from fastgrow.kernels.calls import NormCall  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -43,7 +43,7 @@ def test_a_table_of_the_gpu_is_followed(tmp_path: Path, monkeypatch: pytest.Monk
             norm.forward(call, with_statistics=True)
             norm.backward(x, None, x, statistics, statistics, None, parameter_dtype=BF16, **wanted)
 
-        launches = ahead.recorded(step)[:2]
+        launches = compile_offline.recorded(step)[:2]
         assert launches[1].arguments["STAGES"] == (4 if dim <= 1024 else 3)
         return [(x.arguments["BLOCK_M"], x.options["num_warps"]) for x in launches]
 

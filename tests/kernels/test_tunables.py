@@ -11,7 +11,7 @@ import torch
 
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
-from fastgrow.kernels import ahead, attention_tuning, tuned  # noqa: E402
+from fastgrow.kernels import attention_tuning, compile_offline, tuned  # noqa: E402
 from fastgrow.kernels import tunable as tunable_module  # noqa: E402
 from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
 from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
@@ -69,16 +69,16 @@ def test_every_configuration_is_launched_on_the_same_inputs(
 ) -> None:
     prepared = []
     # Making the inputs may launch, too.
-    ahead.recorded(lambda: prepared.append(tunable.prepare("meta")))
+    compile_offline.recorded(lambda: prepared.append(tunable.prepare("meta")))
     (launch,) = prepared
-    launches: list[ahead.Launch] = []
+    launches: list[compile_offline.Launch] = []
     shared, different = [], set()
     for configuration in tunable.others:
-        for made in ahead.recorded(functools.partial(launch, configuration)):
+        for made in compile_offline.recorded(functools.partial(launch, configuration)):
             launches.append(made)  # so that no tensor takes the place of another
             # The library's candidates launch another kernel, or none.
             if made.name == tunable.function:
-                different.add(ahead.code(made, 90))
+                different.add(compile_offline.code(made, 90))
                 tensors = [x for x in made.arguments.values() if isinstance(x, torch.Tensor)]
                 shared.append({id(x) for x in tensors})
     assert len(different) >= 4, "the configuration is not launched"
@@ -110,10 +110,10 @@ WRITTEN = {
 def test_a_launch_returns_what_it_computes(tunable: Tunable) -> None:  # type: ignore[type-arg]
     """What is not returned could be wrong, and the configuration that makes it the fastest."""
     prepared: list[Callable[[object], object]] = []
-    ahead.recorded(lambda: prepared.append(tunable.prepare("meta")))
+    compile_offline.recorded(lambda: prepared.append(tunable.prepare("meta")))
     results: list[object] = []
     # The last one is no library's.
-    launches = ahead.recorded(lambda: results.append(prepared[0](tunable.others[-1])))
+    launches = compile_offline.recorded(lambda: results.append(prepared[0](tunable.others[-1])))
     result = results[0] if isinstance(results[0], tuple) else (results[0],)
     returned = {id(tensor) for tensor in result if tensor is not None}
     assert returned
@@ -122,11 +122,11 @@ def test_a_launch_returns_what_it_computes(tunable: Tunable) -> None:  # type: i
 
 
 def test_a_build_takes_the_most_of_all_that_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def usage(launch: ahead.Launch, capability: int) -> dict[str, int]:
+    def compiled(launch: compile_offline.Launch, capability: int) -> compile_offline.Binary:
         spills = {"_rotate_kernel": 1, "prepare_kernel": 3, "d_key_kernel": 2}[launch.name]
-        return {"spills": spills, "shared": 2 * spills, "registers": capability}
+        return compile_offline.Binary(2 * spills, capability, spills, b"")
 
-    monkeypatch.setattr(tunable_module, "usage", usage)
+    monkeypatch.setattr(tunable_module, "compile_launch", compiled)
     d_key = tunable("attention_d_key", "bf16/D=32/T=1024")
     default = d_key.candidates[0]
     assert d_key.build(default) == {"spills": 3, "shared": 6, "registers": 90}
@@ -142,7 +142,7 @@ def test_no_table_has_a_part_in_what_is_measured(monkeypatch: pytest.MonkeyPatch
         raise AssertionError(f"a table is asked for {kernel} {key}")
 
     monkeypatch.setattr(tuned, "gpu_name", lambda device: "NVIDIA Abacus 9")
-    monkeypatch.setattr(tuned, "_configuration", asked)
+    monkeypatch.setattr(tuned, "_shipped_configuration", asked)
     for t in all_tunables(90):
         t.launches(None)
         t.launches(t.candidates[0])
@@ -167,7 +167,7 @@ def test_a_build_tells_spills() -> None:
 def test_a_build_that_needs_too_much_shared_memory_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(ahead.SHARED_LIMIT, 90, 1024)
+    monkeypatch.setitem(compile_offline.SHARED_LIMIT, 90, 1024)
     with pytest.raises(ValueError, match=r"bytes of shared memory, allowed 1024"):
         attention_tuning.tunables(90)[0].build(
             {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2}

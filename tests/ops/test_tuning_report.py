@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastgrow.kernels import tuned  # noqa: E402
 from fastgrow.kernels.tunable import digests  # noqa: E402
-from fastgrow.ops._tuning import explain_tuning  # noqa: E402
+from fastgrow.ops import explain_tuning  # noqa: E402
 
 NAME = "nvidia-abacus-9.json"
 NOTHING = "cuda:0 NVIDIA Abacus 9 has no table in use: kernels follow their own rules"
@@ -20,24 +20,15 @@ NOTHING = "cuda:0 NVIDIA Abacus 9 has no table in use: kernels follow their own 
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the GPU's table would be shipped; the user's home is empty."""
+    """Where the GPU's table would be shipped."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Abacus 9")
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tuning")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("FASTGROW_AUTOTUNE", raising=False)
+    monkeypatch.setattr(tuned, "AUTOTUNING", False)
     (tmp_path / "tuning").mkdir()
     return tmp_path / "tuning" / NAME
-
-
-@pytest.fixture
-def users(shipped: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "home" / ".cache" / "fastgrow" / "tuning"
-    folder.mkdir(parents=True)
-    return folder / NAME
 
 
 def write(path: Path, version: str | None, source: str | None = None) -> None:
@@ -74,45 +65,37 @@ def test_kernels_that_changed_since_are_named(shipped: Path) -> None:
     assert line.endswith(f"{KERNELS}; changed since they were measured: attention_decode")
 
 
-def test_the_user_s_table_is_used_where_that_is_asked_for(
-    users: Path, monkeypatch: pytest.MonkeyPatch
+def test_autotuning_is_told_with_the_place_of_what_it_measures(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write(users, triton.__version__)
-    where = "cuda:0 user's table ~/.cache/fastgrow/tuning/nvidia-abacus-9.json"
-    (unread, nothing) = explain_tuning()
-    assert unread.startswith(f"{where}: not read without FASTGROW_AUTOTUNE=1, 3 entries")
-    assert nothing == NOTHING
-    monkeypatch.setenv("FASTGROW_AUTOTUNE", "1")
-    (line,) = explain_tuning()
-    assert line.startswith(f"{where}: used, 3 entries measured with triton {triton.__version__}: ")
-    write(users, "3.1")
-    assert explain_tuning()[0].startswith(f"{where}: not used with triton {triton.__version__}")
-    assert explain_tuning()[1] == NOTHING
+    monkeypatch.setattr(tuned, "AUTOTUNING", True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder, told in ((tmp_path / "x", "~/x"), (Path("/elsewhere"), "/elsewhere")):
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+        assert explain_tuning() == [
+            "cuda:0 NVIDIA Abacus 9 has no table in use",
+            "FASTGROW_AUTOTUNE is on: kernels without an entry are measured when first called; "
+            f"what was measured is kept in Triton's cache, {told}",
+        ]
 
 
-def test_a_malformed_table_is_named_with_the_reason(shipped: Path, users: Path) -> None:
+def test_a_malformed_table_is_named_with_the_reason(shipped: Path) -> None:
     shipped.write_text('{"schema": 7}')
-    users.write_text("{")
-    first, second, nothing = explain_tuning()
-    assert first == (
-        "cuda:0 shipped table kernels/tuning/nvidia-abacus-9.json: cannot be used: "
-        "expected an object with schema 1"
-    )
-    assert "user's table ~/.cache/" in second
-    assert "cannot be used: Expecting property name" in second
+    assert explain_tuning() == [
+        f"{SHIPPED}: cannot be used: expected an object with schema 1",
+        NOTHING,
+    ]
+    shipped.write_text("{")
+    first, nothing = explain_tuning()
+    assert first.startswith(f"{SHIPPED}: cannot be used: Expecting property name")
     assert nothing == NOTHING
+
+
+def test_every_gpu_is_told(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert explain_tuning() == [NOTHING, NOTHING.replace("cuda:0", "cuda:1")]
 
 
 def test_a_table_that_cannot_be_read_is_named(shipped: Path) -> None:
     shipped.mkdir()
     assert "cannot be used: Is a directory" in explain_tuning()[0]
-
-
-def test_a_home_that_does_not_hold_the_cache_is_left_alone(
-    users: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "scratch"))
-    file = tmp_path / "scratch" / "fastgrow" / "tuning" / NAME
-    file.parent.mkdir(parents=True)
-    write(file, "3.1")
-    assert f"user's table {file}: " in explain_tuning()[0]

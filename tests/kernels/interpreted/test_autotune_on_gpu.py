@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness import INTERPRETED
+from triton import knobs
 
 from fastgrow.kernels import autotune, tuned
 from fastgrow.ops import attention
@@ -18,24 +20,22 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="configurations are timed on
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The user's cache; two candidates of each kernel, so that compiling takes seconds."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("FASTGROW_AUTOTUNE", "1")
+    """Triton's cache; two candidates of each kernel, so that compiling takes seconds."""
+    all_tunables = autotune.all_tunables
+
+    def two_of_each(capability):  # type: ignore[no-untyped-def]
+        return [dataclasses.replace(t, others=t.others[:1]) for t in all_tunables(capability)]
+
+    monkeypatch.setattr(autotune, "all_tunables", two_of_each)
+    monkeypatch.setattr(tuned, "AUTOTUNING", True)
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "nothing")
-    measure = autotune.measure
-
-    def measure_two(tunable):  # type: ignore[no-untyped-def]
-        object.__setattr__(tunable, "others", tunable.others[:1])
-        return measure(tunable)
-
-    monkeypatch.setattr(autotune, "measure", measure_two)
     # It measures nothing where runs are to be the same.
     torch.use_deterministic_algorithms(False)
     tuned.forget()
-    autotune.forget()
-    yield tmp_path / "fastgrow" / "tuning"
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path)
+        yield tmp_path
     tuned.forget()
-    autotune.forget()
 
 
 def test_a_launch_measures_its_kernel_once_and_is_right(cache: Path) -> None:
@@ -45,10 +45,12 @@ def test_a_launch_measures_its_kernel_once_and_is_right(cache: Path) -> None:
     out = attention(q, q, q, impl="triton")
     assert torch.equal(torch.cuda.get_rng_state(), before)
     torch.testing.assert_close(out, attention(q, q, q, impl="eager"), rtol=2e-2, atol=2e-2)
-    (file,) = cache.glob("*.json")
-    entry = json.loads(file.read_text())["entries"]["attention_forward"]["bf16/D=32/T=1024"]
-    assert entry["median_ms"] > 0
+    (file,) = cache.rglob(autotune.FILE)
+    entry = json.loads(file.read_text())
+    assert entry["configuration"] in [candidate for _, candidate in entry["milliseconds"]]
+    assert all(time > 0 for time, _ in entry["milliseconds"])
     written = file.stat().st_mtime_ns
+    tuned.forget()
     attention(q, q, q, impl="triton")
     assert file.stat().st_mtime_ns == written
 
@@ -58,9 +60,11 @@ def test_nothing_is_measured_while_a_graph_is_captured(cache: Path) -> None:
     torch.use_deterministic_algorithms(True)
     attention(q, q, q, impl="triton")
     torch.use_deterministic_algorithms(False)
+    # So that it is asked for again.
+    tuned.forget()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = attention(q, q, q, impl="triton")
     graph.replay()
     torch.testing.assert_close(out, attention(q, q, q, impl="eager"), rtol=2e-2, atol=2e-2)
-    assert not list(cache.glob("*.json"))
+    assert not list(cache.rglob(autotune.FILE))

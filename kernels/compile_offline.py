@@ -33,7 +33,6 @@ SHARED_LIMIT = {
     **dict.fromkeys((80, 87), 163 * 1024),
     **dict.fromkeys((90, 100, 103), 227 * 1024),
 }
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 _recording = threading.Lock()
 
@@ -58,7 +57,7 @@ class Binary:
 
     shared: int  # bytes
     registers: int  # of a thread
-    stack: int  # bytes of a thread; registers that did not fit live there
+    spills: int  # bytes of a thread, of registers that did not fit
     cubin: bytes
 
 
@@ -123,10 +122,7 @@ def _target(capability: int) -> GPUTarget:
 def _binder(kernel: JITFunction[Any], capability: int) -> Callable[..., Any]:
     """What a launch calls to see types, constants and alignments in its arguments."""
     backend = make_backend(_target(capability))
-    binder: Callable[..., Any] = create_function_from_signature(
-        kernel.signature, kernel.params, backend
-    )
-    return binder
+    return create_function_from_signature(kernel.signature, kernel.params, backend)
 
 
 def _source(launch: Launch, capability: int) -> tuple[ASTSource, Any]:
@@ -151,35 +147,16 @@ def code(launch: Launch, capability: int) -> str:
     return f"{source.hash()}-{options.hash()}"
 
 
-def compile_ahead(launch: Launch, capability: int) -> Binary:
+def compile_launch(launch: Launch, capability: int) -> Binary:
     """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
     source, options = _source(launch, capability)
     compiled = triton.compile(source, target=_target(capability), options=options.__dict__)
     cubin = compiled.asm["cubin"]
     usage = inspect("cuobjdump", "-res-usage", cubin=cubin)
-    return Binary(compiled.metadata.shared, _largest("REG", usage), _largest("STACK", usage), cubin)
-
-
-def launch_of(call: Callable[[], object], kernel: str) -> Launch:
-    """The one launch of a kernel within a call; nothing runs."""
-    (launch,) = [launch for launch in recorded(call) if launch.name == kernel]
-    return launch
-
-
-def usage(launch: Launch, capability: int) -> dict[str, int]:
-    """Compile a launch and see what it takes of a GPU.
-
-    Returns:
-        `spills` (bytes of a thread), `shared` (bytes of a program) and `registers` (of a thread).
-
-    Raises:
-        ValueError: it needs more shared memory than a program may use.
-    """
-    binary = compile_ahead(launch, capability)
-    limit = shared_limit(capability)
-    if binary.shared > limit:
-        raise ValueError(f"{binary.shared} bytes of shared memory, allowed {limit}")
-    return {"spills": binary.stack, "shared": binary.shared, "registers": binary.registers}
+    registers, spills = (
+        max(map(int, re.findall(rf"{resource}:(\d+)", usage))) for resource in ("REG", "STACK")
+    )
+    return Binary(compiled.metadata.shared, registers, spills, cubin)
 
 
 @contextlib.contextmanager
@@ -197,11 +174,9 @@ def compilations() -> Iterator[list[str]]:
         if before is not None:
             before(**event)
 
-    knobs.compilation.listener = listen
-    try:
+    with knobs.compilation.scope():
+        knobs.compilation.listener = listen
         yield names
-    finally:
-        knobs.compilation.listener = before
 
 
 def shared_limit(capability: int) -> int:
@@ -214,9 +189,5 @@ def inspect(name: str, *arguments: str, cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        command = [str(TOOLS / name), *arguments, str(file)]
+        command = [getattr(knobs.nvidia, name).path, *arguments, str(file)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _largest(resource: str, usage: str) -> int:
-    return max(int(n) for n in re.findall(rf"{resource}:(\d+)", usage))

@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from fastgrow.kernels import ahead  # noqa: E402
+from fastgrow.kernels import compile_offline  # noqa: E402
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def test_launches_of_other_threads_are_made_and_not_recorded(
         other.join()
         nothing[(1,)](1)
 
-    launches = ahead.recorded(both)
+    launches = compile_offline.recorded(both)
     assert [launch.arguments for launch in launches] == [{"n": 1}]
     assert (made, answers) == ([2], ["launched"])
     assert JITFunction.run is run, "afterwards launches are made again"
@@ -49,4 +49,4 @@ def test_launches_of_other_threads_are_made_and_not_recorded(
 )
 def test_shared_memory_is_that_of_cuda_s_table(capability: int, kib: int) -> None:
     """Maximum per thread block, in the table of compute capabilities of the CUDA guide."""
-    assert ahead.shared_limit(capability) == kib * 1024
+    assert compile_offline.shared_limit(capability) == kib * 1024

@@ -30,9 +30,9 @@ from triton._C.libtriton import get_cache_invalidating_env_vars  # noqa: E402
 from triton.compiler import get_cache_key, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from fastgrow.kernels import ahead, norm, norm_tuning  # noqa: E402
+from fastgrow.kernels import compile_offline, norm, norm_tuning  # noqa: E402
 from fastgrow.kernels.embedding import lookup  # noqa: E402
-from fastgrow.kernels.multiprocessors import assumed  # noqa: E402
+from fastgrow.kernels.gpu import assumed  # noqa: E402
 from fastgrow.kernels.tunable import Tunable, all_tunables  # noqa: E402
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -64,7 +64,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
     monkeypatch.setattr(triton, "compile", found.compile)
     # From here a launch takes it.
     monkeypatch.setattr(triton.compiler, "compile", found.compile)
-    monkeypatch.setattr(ahead, "inspect", lambda *a, **k: "REG:1 STACK:0")
+    monkeypatch.setattr(compile_offline, "inspect", lambda *a, **k: "REG:1 STACK:0")
     return found
 
 
@@ -76,14 +76,22 @@ def of_launching(keys: Keys, call: Callable[[], object], capability: int = 90) -
     return set(keys.asked)
 
 
-def of_compiling(keys: Keys, launches: list[ahead.Launch], capability: int = 90) -> set[str]:
+def of_compiling(
+    keys: Keys, launches: list[compile_offline.Launch], capability: int = 90
+) -> set[str]:
     keys.asked.clear()
     for launch in launches:
-        ahead.compile_ahead(launch, capability)
+        compile_offline.compile_launch(launch, capability)
     return set(keys.asked)
 
 
-def again(launch: ahead.Launch) -> None:
+def launch_of(call: Callable[[], object], kernel: str) -> compile_offline.Launch:
+    """The one launch of a kernel within a call; nothing runs."""
+    (launch,) = [x for x in compile_offline.recorded(call) if x.name == kernel]
+    return launch
+
+
+def again(launch: compile_offline.Launch) -> None:
     launch.kernel[launch.grid](**launch.arguments, **launch.options)
 
 
@@ -96,7 +104,7 @@ def check(keys: Keys, tunables: list[Tunable[Any]], step: int) -> int:
     for tunable in tunables:
         candidates = tunable.candidates[::step]
         keys.asked.clear()
-        with assumed(H200):
+        with assumed(multiprocessors=H200):
             for configuration in (None, *candidates):
                 for code in tunable.codes(configuration):
                     tunable.build(configuration, code)
@@ -136,7 +144,7 @@ STEPS = {
     "norm": lambda: norm_compiled.launches(1024, BF16, F32),
     "norm of odd rows": lambda: norm_compiled.launches(100, F32, F32, centred=False),
     "mlp": lambda: mlp_step(),
-    "embedding": lambda: ahead.recorded(
+    "embedding": lambda: compile_offline.recorded(
         lambda: lookup(
             torch.empty(100, dtype=torch.int64, device="meta"),
             torch.empty(65536, 2, dtype=torch.uint8, device="meta"),
@@ -146,7 +154,7 @@ STEPS = {
 }
 
 
-def mlp_step() -> list[ahead.Launch]:
+def mlp_step() -> list[compile_offline.Launch]:
     from fastgrow.kernels import mlp
 
     def empty(*shape: int) -> torch.Tensor:
@@ -162,7 +170,7 @@ def mlp_step() -> list[ahead.Launch]:
             wanted = {"with_hidden": True, "with_sums": True, "product": product}
             mlp.d_hidden(x, up.T, pre, pre, "swiglu", **wanted)
 
-    return ahead.recorded(layer)
+    return compile_offline.recorded(layer)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -180,8 +188,10 @@ def takes(a, b, c, tuple_, MODE: tl.constexpr):  # type: ignore[no-untyped-def]
     pass
 
 
-def launch_of_takes(*arguments: object, mode: object = "ieee", **options: Any) -> ahead.Launch:
-    return ahead.launch_of(lambda: takes[(1,)](*arguments, MODE=mode, **options), "takes")
+def launch_of_takes(
+    *arguments: object, mode: object = "ieee", **options: Any
+) -> compile_offline.Launch:
+    return launch_of(lambda: takes[(1,)](*arguments, MODE=mode, **options), "takes")
 
 
 ALIGNED = torch.empty(64, dtype=BF16, device="meta")
@@ -251,12 +261,12 @@ def test_a_tensor_counts_as_it_would_lie_on_a_gpu(keys: Keys) -> None:
 
 def test_the_same_code_is_the_same_key(keys: Keys) -> None:
     launches = [launch_of_takes(ALIGNED, n, 2, (n,)) for n in (1, 2, 3, 16, 32)]
-    codes = [ahead.code(launch, 90) for launch in launches]
+    codes = [compile_offline.code(launch, 90) for launch in launches]
     of_each = [of_compiling(keys, [launch]) for launch in launches]
     for i, j in [(i, j) for i in range(5) for j in range(5)]:
         assert (codes[i] == codes[j]) == (of_each[i] == of_each[j])
     assert len(set(codes)) == 3
-    assert ahead.code(launches[0], 80) != codes[0]
+    assert compile_offline.code(launches[0], 80) != codes[0]
 
 
 def keys_of_all_kernels(*, reverse: bool) -> dict[str, str]:
@@ -267,7 +277,7 @@ def keys_of_all_kernels(*, reverse: bool) -> dict[str, str]:
     ours = "fastgrow.kernels."
     before = {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith(ours)}
     try:
-        names = sorted(file.stem for file in Path(ahead.__file__).parent.glob("*.py"))
+        names = sorted(file.stem for file in Path(compile_offline.__file__).parent.glob("*.py"))
         modules = [importlib.import_module(ours + name) for name in names]
         functions = {
             f"{module.__name__}.{name}": function
@@ -301,7 +311,7 @@ def test_the_driver_of_the_process_is_left_alone(
     launch = launch_of_takes(ALIGNED, 3, 4, ())
     monkeypatch.setattr(triton.runtime.driver, "_active", Absent())
     caches = len(takes.device_caches)
-    ahead.compile_ahead(launch, 90)
+    compile_offline.compile_launch(launch, 90)
     assert isinstance(triton.runtime.driver.active, Absent)
     assert len(takes.device_caches) == caches, "nothing is kept as compiled for a device"
 
@@ -315,7 +325,7 @@ def cache(tmp_path: Path) -> Iterator[Path]:
 
 
 def launched(tunable: Tunable[Any], candidate: dict[str, int]) -> list[str]:
-    with standing_in(90) as driver, assumed(H200):
+    with standing_in(90) as driver, assumed(multiprocessors=H200):
         launch_all(tunable, [candidate])
     return driver.launched
 
@@ -324,17 +334,17 @@ def test_a_launch_finds_on_disk_what_was_compiled(cache: Path) -> None:
     """Nothing is stood in for but the GPU: a norm's forward and backward pass."""
     tunable = next(t for t in norm_tuning.tunables(90) if t.kernel == "norm_backward")
     (default, other) = tunable.candidates[:2]
-    with assumed(H200), ahead.compilations() as compiled:
+    with assumed(multiprocessors=H200), compile_offline.compilations() as compiled:
         for configuration in (None, default):
             tunable.build(configuration)
     assert compiled == ["forward_kernel", "backward_kernel", "sum_kernel"]
     before = sorted(cache.rglob("*"))
-    with ahead.compilations() as compiled:
+    with compile_offline.compilations() as compiled:
         names = launched(tunable, default)
     assert compiled == []
     assert names == ["forward_kernel", "backward_kernel", "sum_kernel"]
     assert sorted(cache.rglob("*")) == before
-    with ahead.compilations() as compiled:
+    with compile_offline.compilations() as compiled:
         launched(tunable, other)
     assert compiled == ["backward_kernel"], "what was not compiled ahead is compiled"
 
@@ -349,10 +359,10 @@ def test_a_launch_of_every_tunable_kernel_finds_it_on_disk(
         c for c in tunable.candidates
         if tunable.function in [launch.name for launch in tunable.launches(c)]
     )  # fmt: skip
-    with assumed(H200):
+    with assumed(multiprocessors=H200):
         for configuration in (None, candidate):
             tunable.build(configuration)
-    with ahead.compilations() as compiled:
+    with compile_offline.compilations() as compiled:
         names = launched(tunable, candidate)
     assert compiled == []
     assert tunable.function in names
@@ -370,7 +380,7 @@ def test_compilations_of_all_threads_are_noticed_and_other_listeners_hear_them(
     def compile_it(name: str, cache_hit: bool) -> None:
         triton.knobs.compilation.listener(src=SimpleNamespace(name=name), cache_hit=cache_hit)
 
-    with ahead.compilations() as compiled:
+    with compile_offline.compilations() as compiled:
         for name, cache_hit in (("a", False), ("b", True)):
             thread = threading.Thread(target=compile_it, args=(name, cache_hit))
             thread.start()
@@ -383,13 +393,13 @@ def test_norms_split_by_the_multiprocessors_that_are_assumed() -> None:
     def programs() -> int:
         x, row = torch.empty(10**6, 64, device="meta"), torch.empty(10**6, device="meta")
         wanted = {"for_input": True, "for_weight": True, "for_bias": False}
-        launch = ahead.launch_of(
+        launch = launch_of(
             lambda: norm.backward(x, None, x, row, row, None, parameter_dtype=F32, **wanted),
             "backward_kernel",
         )
         return launch.grid[0]
 
     own = programs()
-    with assumed(2 * norm.WITHOUT_GPU):
+    with assumed(multiprocessors=2 * norm.WITHOUT_GPU):
         assert programs() == 2 * own
     assert programs() == own

@@ -1,0 +1,61 @@
+"""Which measured configurations the Triton kernels take on each GPU, in words."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from fastgrow.kernels import tuned
+from fastgrow.ops.core import triton_support
+
+
+def explain_tuning() -> list[str]:
+    """Lines on the tables that fastgrow.kernels.tuned describes, for every GPU, and on autotuning.
+
+    A table that cannot be used is named with the reason.
+    """
+    if not torch.cuda.is_available():
+        return ["no GPU: there is nothing to tune"]
+    if not triton_support.INSTALLED:
+        return ["triton is not installed: there is nothing to tune"]
+    from triton import knobs
+
+    lines = [f"cuda:{i} {line}" for i in range(torch.cuda.device_count()) for line in _of_gpu(i)]
+    if tuned.AUTOTUNING:
+        # Without the name of the user whose home it is.
+        folder = knobs.cache.dir.replace(os.environ.get("HOME") or "~", "~", 1)
+        lines.append(
+            f"{tuned.ENVIRONMENT_VARIABLE} is on: kernels without an entry are measured when first "
+            f"called; what was measured is kept in Triton's cache, {folder}"
+        )
+    return lines
+
+
+def _of_gpu(index: int) -> list[str]:
+    """On the table of a GPU, and on what kernels follow without one."""
+    import triton
+
+    from fastgrow.kernels.tunable import digests
+
+    gpu = torch.cuda.get_device_name(index)
+    path = tuned.path_of(gpu)
+    what = f"shipped table kernels/tuning/{path.name}"
+    rules = "" if tuned.AUTOTUNING else ": kernels follow their own rules"
+    without = f"{gpu} has no table in use{rules}"
+    try:
+        table = tuned.read_table(path)
+    except FileNotFoundError:
+        return [without]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return [f"{what}: cannot be used: {reason}", without]
+    kernels = ", ".join(f"{name} {len(keys)}" for name, keys in sorted(table.entries.items()))
+    count = sum(map(len, table.entries.values()))
+    origin = f"measured with triton {table.triton}" if table.triton else "of an unknown triton"
+    if not table.is_of_minor(triton.__version__):
+        origin += f" (this is {triton.__version__})"
+    line = f"{what}: used, {count} entries {origin}: {kernels or 'none'}"
+    major, minor = torch.cuda.get_device_capability(index)
+    changed = table.changed(digests(10 * major + minor))
+    return [f"{line}; changed since they were measured: {', '.join(changed)}" if changed else line]
