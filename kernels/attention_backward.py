@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 
 from fastgrow.kernels.common import LN_2, operand, operand_like
-from fastgrow.kernels.rotation import load_rotated, load_rotation, rotate_back
-from fastgrow.kernels.visibility import interval, keys_of_row
+from fastgrow.kernels.key_ranges import interval, interval_of_tile, keys_of_row, runs_of_blocks
+from fastgrow.kernels.rotation import load_queries, load_rotation_of, rotate_back
 
 _LN_2 = tl.constexpr(LN_2)
 
@@ -26,9 +26,8 @@ _LN_2 = tl.constexpr(LN_2)
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def prepare_kernel(
     Q, OUT, D_OUT, SCALED, DELTA,
-    COS, SIN, POSITIONS, LENGTHS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS,
     q_b, q_h, q_t, o_b, o_h, o_t, do_b, do_h, do_t,
-    table_stride, positions_b, n_positions,
     HEADS, QUERIES, KEYS, factor,
     D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -48,17 +47,12 @@ def prepare_kernel(
     plane = head.to(tl.int64) * QUERIES
     tl.store(DELTA + plane + rows, delta, mask=row_ok)
 
-    q_from = Q + b * q_b + h * q_h
-    if COS is None:
-        q = tl.load(q_from + wide * q_t + d[None, :], mask=mask, other=0.0).to(tl.float32)
-    else:
-        p = keys_of_row(b, LENGTHS, KEYS) - QUERIES + rows
-        positions = p
-        if POSITIONS is not None:
-            known = (p >= 0) & (p < KEYS)
-            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
-        q = load_rotated(q_from, rows.to(tl.int64) * q_t, row_ok, cos, sin, D, R, BLOCK_D)
+    p = keys_of_row(b, LENGTHS, KEYS) - QUERIES + rows
+    offsets = b * q_b + h * q_h + rows.to(tl.int64) * q_t
+    q = load_queries(
+        Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
+        D, R, BLOCK_D,
+    )  # fmt: skip
     q = (q * tl.cast(factor, tl.float32)).to(SCALED.dtype.element_ty)
     tl.store(SCALED + (plane + wide) * D + d[None, :], q, mask=mask)
 
@@ -98,9 +92,8 @@ def _gather_d_query(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_query_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DQ,
-    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS, STARTS, FIRSTS, ENDS,
     k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dq_b, dq_h, dq_t,
-    table_stride, positions_b, n_positions,
     HEADS, GROUP, QUERIES, KEYS, scale, window,
     D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -120,12 +113,10 @@ def d_query_kernel(
     row_ok = rows < QUERIES
     n_keys = keys_of_row(b, LENGTHS, KEYS)
     p = n_keys - QUERIES + rows
-    first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
     from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
-    last = tl.minimum(QUERIES - 1, tile * BLOCK_M + BLOCK_M - 1)
-    end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
-    if not from_first:
-        first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+    first, end = interval_of_tile(
+        tile, rows, p, b, n_keys, STARTS, FIRSTS, ENDS, QUERIES, KEYS, window, CAUSAL, from_first
+    )
 
     d = tl.arange(0, BLOCK_D)
     mask = row_ok[:, None] & (d < D)[None, :]
@@ -137,13 +128,7 @@ def d_query_kernel(
     lse = tl.load(LSE + plane + rows, mask=row_ok, other=float("inf"))
     delta = tl.load(DELTA + plane + rows, mask=row_ok, other=0.0)
 
-    begin, all_from = 0, 0
-    # Queries before a short row's first key end below zero.
-    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
-    if not from_first:
-        begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
-        all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
-    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
+    begin, all_from, all_to, stop = runs_of_blocks(first, end, n_keys, BLOCK_N, from_first)
 
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if not from_first:
@@ -162,11 +147,9 @@ def d_query_kernel(
 
     dq *= tl.cast(scale, tl.float32)
     if COS is not None:
-        positions = p
-        if POSITIONS is not None:
-            known = (p >= 0) & (p < KEYS)
-            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        cos, sin = load_rotation_of(
+            p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS, R, BLOCK_D
+        )
         dq = rotate_back(dq, cos, sin, R, BLOCK_D)
     to = DQ + b * dq_b + h * dq_h + wide * dq_t + d[None, :]
     tl.store(to, dq.to(DQ.dtype.element_ty), mask=mask)
@@ -220,9 +203,8 @@ def _gather_d_key(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_key_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DK, DV,
-    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS, STARTS, FIRSTS, ENDS,
     k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dk_b, dk_h, dk_t,
-    table_stride, positions_b, n_positions,
     KV_HEADS, GROUP, QUERIES, KEYS, window,
     D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -304,10 +286,9 @@ def d_key_kernel(
 
     dk *= _LN_2
     if COS is not None:
-        positions = j
-        if POSITIONS is not None:
-            positions = tl.load(POSITIONS + b * positions_b + j, mask=j < KEYS, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        cos, sin = load_rotation_of(
+            j, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS, R, BLOCK_D
+        )
         dk = rotate_back(dk, cos, sin, R, BLOCK_D)
     at = b * dk_b + kv * dk_h + wide * dk_t + d[None, :]
     mask = (j < KEYS)[:, None] & (d < D)[None, :]

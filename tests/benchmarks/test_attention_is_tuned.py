@@ -16,8 +16,7 @@ from benchmarks.cases import attention
 tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
 from fastgrow.kernels import ahead, attention_tuning  # noqa: E402
-from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
-from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
+from fastgrow.kernels.attention import bucket, decode_bucket  # noqa: E402
 from fastgrow.kernels.tuning_table import read_table  # noqa: E402
 from fastgrow.ops.core import triton_support  # noqa: E402
 

@@ -15,6 +15,7 @@ attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is 
 import triton  # noqa: E402
 
 from fastgrow.kernels import ahead, attention_decode, tuned  # noqa: E402
+from fastgrow.kernels.calls import AttentionCall  # noqa: E402
 from fastgrow.kernels.tuning_table import Table, read_table  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -53,14 +54,13 @@ def forward(
     length: int = 256, dim: int = 32, dtype: torch.dtype = BF16, **rules: Any
 ) -> dict[str, int]:
     q = torch.empty(1, 2, length, dim, dtype=dtype, device="meta")
-    setting = (None, 1.0, attention.Rules(**rules))
-    return tiles_of(lambda: attention.forward(q, q, q, *setting, with_lse=True), "forward_kernel")
+    call = AttentionCall(q, q, q, **rules)
+    return tiles_of(lambda: attention.forward(call, with_lse=True), "forward_kernel")
 
 
 def backward(kernel: str) -> dict[str, int]:
     q, lse = torch.empty(1, 2, 64, 32, dtype=BF16, device="meta"), torch.empty(1, 2, 64)
-    setting = (None, 1.0, attention.Rules())
-    return tiles_of(lambda: attention.backward(q, q, q, q, q, lse, *setting), kernel)
+    return tiles_of(lambda: attention.backward(AttentionCall(q, q, q), q, q, lse), kernel)
 
 
 def own(tiles: Any) -> dict[str, int]:
@@ -136,8 +136,8 @@ def decoded(rows: int = 1, batch: int = 1, keys: int = 4096, **rules: Any) -> di
     """Configuration of a decoding step of `rows` queries a head."""
     q = torch.empty(batch, 32, rows, 32, dtype=BF16, device="meta")
     k = torch.empty(batch, 32, keys, 32, dtype=BF16, device="meta")
-    setting = (None, 1.0, attention.Rules(**rules))
-    launches = ahead.recorded(lambda: attention.forward(q, k, k, *setting, with_lse=False))
+    call = AttentionCall(q, k, k, **rules)
+    launches = ahead.recorded(lambda: attention.forward(call, with_lse=False))
     (launch,) = [launch for launch in launches if launch.name == "decode_kernel"]
     return {"block_n": launch.arguments["BLOCK_N"], **launch.options}
 
