@@ -1,31 +1,31 @@
-"""Launchers of the attention kernels: a call in, tensors out, and the choice of tiles."""
+"""Launchers of the attention kernels and of the rotation: a call in, tensors out."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
 from fastgrow.kernels.attention_backward import d_key_kernel, d_query_kernel, prepare_kernel
-from fastgrow.kernels.attention_decode import (
+from fastgrow.kernels.attention_decode import decode_kernel, join_kernel
+from fastgrow.kernels.attention_forward import forward_kernel
+from fastgrow.kernels.attention_tiles import (
     FEW_RUNS,
     MAX_RUNS,
+    OWN_RULES,
+    AttentionTiles,
     Split,
     can_decode,
-    decode_kernel,
-    join_kernel,
+    forward_tiles,
     runs_of_keys,
     split_of,
 )
-from fastgrow.kernels.attention_forward import forward_kernel
 from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.common import (
     INTERPRETED,
     LOG2_E,
     as_strided_rows,
+    block_of,
     cdiv,
     contiguous_like,
     dot_precision,
@@ -34,13 +34,7 @@ from fastgrow.kernels.common import (
 )
 from fastgrow.kernels.key_ranges import documents
 from fastgrow.kernels.linear_logits import capability_of
-from fastgrow.kernels.rotation import (
-    NO_ROTATION,
-    Rotation,
-    block_of,
-    rotate,
-    rotation_arguments,
-)
+from fastgrow.kernels.rotation import rotate_kernel
 from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 # Lengths whose tiles are measured. A key that follows the length more closely would compile a
@@ -48,77 +42,15 @@ from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 LENGTHS = (1024, 8192)
 FEW, MANY = 32, 256  # sequences times key heads for which decoding is measured
 MIN_ROWS = 16  # of a tile
+
+# COS, SIN and POSITIONS of kernels with their table_stride, positions_b, n_positions, and R.
+Rotation = tuple[Tensor | None, Tensor | None, Tensor | None, int, int, int, int]
+NO_ROTATION: Rotation = (None, None, None, 0, 0, 0, 0)
 # Three programs of the reference's head dimension share a processor of sm_90 where a thread takes
 # at most 168 registers. Triton 3.6 takes five more unless told; 3.7 stays within them by itself,
 # and told so makes the loop 2 % longer. For sm_80 and sm_100 the code needs more, and would spill.
 _TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is None
 _THREE_PROGRAMS = {"maxnreg": 168}
-
-
-@dataclass(frozen=True)
-class AttentionTiles:
-    """Queries and keys a program handles at a time, and how it is compiled."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-def forward_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
-    """AttentionTiles of the forward pass, by head dimension and compute capability (90 for 9.0)."""
-    if INTERPRETED:
-        return AttentionTiles(64, 64, 4, 1)
-    if dtype == torch.float32:
-        # Products outside the matrix units: the operands live in registers.
-        if dim <= 64:
-            return AttentionTiles(64, 32, 4 if dim <= 32 else 8, 2)
-        return AttentionTiles(32, 32, 8, 2) if dim <= 128 else AttentionTiles(16, 32, 8, 2)
-    if dim <= 32:
-        # Masks of features and of keys together need the registers of half of the keys.
-        return AttentionTiles(64, 128 if dim == block_of(dim) else 64, 4, 3)
-    if dim <= 64:
-        # Without Hopper's matrix units the operands lie in registers, which 64 keys do not leave.
-        return AttentionTiles(128, 64 if capability >= 90 else 32, 4, 3)
-    return AttentionTiles(128, 64, 8, 3) if dim <= 128 else AttentionTiles(64, 32, 8, 2)
-
-
-def d_query_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
-    """AttentionTiles of the kernel for dq."""
-    if INTERPRETED:
-        return AttentionTiles(64, 64, 4, 1)
-    if dtype == torch.float32:
-        if dim <= 32:
-            return AttentionTiles(32, 32, 4, 2)
-        return AttentionTiles(32, 32, 8, 1) if dim <= 128 else AttentionTiles(16, 16, 8, 2)
-    if dim <= 64:
-        # As in the forward pass; at head dimension 32 the operands are half as large.
-        return AttentionTiles(64, 64 if capability >= 90 or dim <= 32 else 32, 4, 3)
-    return AttentionTiles(64, 64, 8, 2) if dim <= 128 else AttentionTiles(32, 32, 8, 1)
-
-
-def d_key_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
-    """AttentionTiles of the kernel for dk and dv; block_m queries at a time meet block_n keys."""
-    if INTERPRETED:
-        return AttentionTiles(64, 64, 4, 1)
-    if dtype == torch.float32:
-        if dim <= 64:
-            return AttentionTiles(32, 32, 4 if dim <= 32 else 8, 1)
-        return AttentionTiles(16, 32, 8, 1) if dim <= 128 else AttentionTiles(16, 16, 8, 1)
-    if dim <= 32:
-        # Blackwell's code for four warps needs more registers than they have.
-        return AttentionTiles(64, 64, 4 if capability < 100 else 8, 2)
-    if dim <= 64:
-        return AttentionTiles(32, 64, 4, 2)
-    return AttentionTiles(64, 64, 8, 2) if dim <= 128 else AttentionTiles(32, 32, 8, 1)
-
-
-# By head dimension, dtype and compute capability.
-OWN_RULES: dict[str, Callable[[int, torch.dtype, int], AttentionTiles]] = {
-    "attention_forward": forward_tiles,
-    "attention_d_query": d_query_tiles,
-    "attention_d_key": d_key_tiles,
-}
 
 
 def length_of(keys: int) -> int:
@@ -149,6 +81,8 @@ def _tiles(
     kernel: str, dtype: torch.dtype, dim: int, length: int | None, device: torch.device
 ) -> AttentionTiles:
     """The table's tiles of this GPU for `length`, where it holds, or else those of the rule."""
+    if INTERPRETED:
+        return AttentionTiles(64, 64, 4, 1)
     found = None
     if length is not None:
         found = measured(kernel, bucket(dtype, dim, length), device, AttentionTiles)
@@ -170,6 +104,59 @@ def _length(call: AttentionCall) -> int | None:
     """Under what length a table has tiles: only for causal attention without any other rule."""
     others = call.window is call.cu_seqlens is call.lengths is call.starts is None
     return length_of(call.k.shape[2]) if call.causal and others else None
+
+
+def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Rotation:
+    """What kernels take of a table [positions, R/2] and `position_ids` [T], [1, T] or [B, T]."""
+    if cos.dtype != torch.float32 or sin.dtype != torch.float32:
+        cos, sin = cos.float(), sin.float()
+    cos, sin, of_rows = cos.contiguous(), sin.contiguous(), 0
+    if position_ids is not None:
+        # A row for all sequences is read as such, without a stride.
+        shared = position_ids.dim() == 2 and position_ids.shape[0] == 1
+        position_ids = (position_ids[0] if shared else position_ids).contiguous()
+        of_rows = position_ids.stride(0) if position_ids.dim() == 2 else 0
+    positions, half = cos.shape
+    return cos, sin, position_ids, cos.stride(0), of_rows, positions, 2 * half
+
+
+def rotate(
+    x: Tensor,
+    rotation: Rotation,
+    out: Tensor,
+    *,
+    offset: int = 0,
+    inverse: bool = False,
+    with_norms: bool = False,
+) -> Tensor | None:
+    """Write x [B, H, T, D] to `out`, each token rotated by its position.
+
+    Args:
+        rotation: of `rotation_arguments`; without positions they are offset … offset + T − 1.
+        inverse: rotate back.
+        with_norms: whether norms are asked for.
+
+    Returns:
+        The largest norm of a rotated row for each block of rows, [B · H, blocks] float32, which a
+        bound on attention's scores follows from; None without `with_norms`.
+    """
+    batch, heads, length, dim = x.shape
+    block_d = block_of(dim)
+    block_t = MIN_ROWS if length <= MIN_ROWS else max(MIN_ROWS, 4096 // block_d)
+    n_blocks = cdiv(length, block_t)
+    norms = None
+    if with_norms:
+        norms = x.new_empty((batch * heads, n_blocks), dtype=torch.float32)
+    if x.numel() == 0:
+        return norms
+    x = as_strided_rows(x)
+    with on_device_of(x):
+        rotate_kernel[(n_blocks * batch * heads,)](
+            x, out, norms, *rotation, *x.stride()[:3], *out.stride()[:3], heads, length, offset,
+            D=dim, BLOCK_D=block_d, BLOCK_T=block_t, INVERSE=inverse,
+            num_warps=4,
+        )  # fmt: skip
+    return norms
 
 
 def empty_output(q: Tensor) -> Tensor:
@@ -243,7 +230,7 @@ def forward(
             q, k, v, out, lse, norms, *rotation, *ranges,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             heads, heads // kv_heads, queries, keys, 0 if norms is None else norms.shape[1],
-            call.scale * LOG2_E, call.window, D=dim, R=_rotated(call), BLOCK_D=block_d,
+            call.scale * LOG2_E, call.window, D=dim, BLOCK_D=block_d,
             BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CAUSAL=call.causal,
             PRECISION=dot_precision(dtype), INTERPRETED=INTERPRETED,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages, **limit,
@@ -281,9 +268,9 @@ def backward(
     rows = max(MIN_ROWS, 4096 // block_d)
     of_k, of_v, of_d_out = k.stride()[:3], v.stride()[:3], d_out.stride()[:3]
     group = heads // kv_heads
-    features = {"D": dim, "R": _rotated(call), "BLOCK_D": block_d}
     common = {
-        **features,
+        "D": dim,
+        "BLOCK_D": block_d,
         "CAUSAL": call.causal,
         "PRECISION": dot_precision(dtype),
         "INTERPRETED": INTERPRETED,
@@ -292,7 +279,8 @@ def backward(
         prepare_kernel[(cdiv(queries, rows) * batch * heads,)](
             q, out, d_out, scaled, delta, *rotation, ranges[0],
             *q.stride()[:3], *out.stride()[:3], *of_d_out,
-            heads, queries, keys, call.scale * LOG2_E, **features, BLOCK_M=rows, num_warps=4,
+            heads, queries, keys, call.scale * LOG2_E,
+            D=dim, BLOCK_D=block_d, BLOCK_M=rows, num_warps=4,
         )  # fmt: skip
         if dq is not None:
             chosen = tiles or _tiles("attention_d_query", dtype, dim, length, device)
@@ -337,7 +325,7 @@ def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> N
             q, k, v, parts, *rotation, *ranges,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             kv_heads, group, queries, keys, run, call.scale * LOG2_E, call.window,
-            D=dim, R=_rotated(call), BLOCK_D=block_d,
+            D=dim, BLOCK_D=block_d,
             BLOCK_M=max(MIN_ROWS, next_power_of_2(rows)), BLOCK_N=split.block_n,
             CAUSAL=call.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
             num_warps=split.num_warps, num_stages=split.num_stages,
@@ -346,8 +334,3 @@ def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> N
             parts, out, *out.stride()[:3], kv_heads, group, queries, runs,
             D=dim, BLOCK_D=block_d, RUNS=FEW_RUNS if runs <= FEW_RUNS else MAX_RUNS, num_warps=4,
         )  # fmt: skip
-
-
-def _rotated(call: AttentionCall) -> int:
-    """How many features of a head are rotated."""
-    return 0 if call.cos is None else 2 * call.cos.shape[1]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import LN_2, operand, operand_like
+from fastgrow.kernels.common import LN_2, load_rows, operand, operand_like, store_rows
 from fastgrow.kernels.key_ranges import interval, interval_of_tile, keys_of_row, runs_of_blocks
 from fastgrow.kernels.rotation import load_queries, load_rotation_of, rotate_back
 
@@ -26,10 +26,10 @@ _LN_2 = tl.constexpr(LN_2)
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def prepare_kernel(
     Q, OUT, D_OUT, SCALED, DELTA,
-    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr, LENGTHS,
     q_b, q_h, q_t, o_b, o_h, o_t, do_b, do_h, do_t,
     HEADS, QUERIES, KEYS, factor,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """SCALED [B·H, Tq, D] = factor · rotated queries, and DELTA [B·H, Tq] = Σ out · dout."""
     n_blocks = tl.cdiv(QUERIES, BLOCK_M)
@@ -37,24 +37,21 @@ def prepare_kernel(
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     row_ok = rows < QUERIES
-    d = tl.arange(0, BLOCK_D)
-    mask = row_ok[:, None] & (d < D)[None, :]
-    wide = rows.to(tl.int64)[:, None]
+    wide = rows.to(tl.int64)
 
-    out = tl.load(OUT + b * o_b + h * o_h + wide * o_t + d[None, :], mask=mask, other=0.0)
-    d_out = tl.load(D_OUT + b * do_b + h * do_h + wide * do_t + d[None, :], mask=mask, other=0.0)
+    out = load_rows(OUT + b * o_b + h * o_h, wide * o_t, row_ok, D, BLOCK_D)
+    d_out = load_rows(D_OUT + b * do_b + h * do_h, wide * do_t, row_ok, D, BLOCK_D)
     delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
     plane = head.to(tl.int64) * QUERIES
     tl.store(DELTA + plane + rows, delta, mask=row_ok)
 
     p = keys_of_row(b, LENGTHS, KEYS) - QUERIES + rows
-    offsets = b * q_b + h * q_h + rows.to(tl.int64) * q_t
+    offsets = b * q_b + h * q_h + wide * q_t
     q = load_queries(
         Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
-        D, R, BLOCK_D,
+        factor, D, R, BLOCK_D,
     )  # fmt: skip
-    q = (q * tl.cast(factor, tl.float32)).to(SCALED.dtype.element_ty)
-    tl.store(SCALED + (plane + wide) * D + d[None, :], q, mask=mask)
+    store_rows(SCALED, (plane + wide) * D, q, row_ok, D, BLOCK_D)
 
 
 @triton.jit
@@ -92,10 +89,11 @@ def _gather_d_query(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_query_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DQ,
-    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dq_b, dq_h, dq_t,
     HEADS, GROUP, QUERIES, KEYS, scale, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -118,12 +116,10 @@ def d_query_kernel(
         tile, rows, p, b, n_keys, STARTS, FIRSTS, ENDS, QUERIES, KEYS, window, CAUSAL, from_first
     )
 
-    d = tl.arange(0, BLOCK_D)
-    mask = row_ok[:, None] & (d < D)[None, :]
-    wide = rows.to(tl.int64)[:, None]
+    wide = rows.to(tl.int64)
     plane = head.to(tl.int64) * QUERIES
-    q = tl.load(SCALED + (plane + wide) * D + d[None, :], mask=mask, other=0.0)
-    d_out = tl.load(D_OUT + b * do_b + h * do_h + wide * do_t + d[None, :], mask=mask, other=0.0)
+    q = load_rows(SCALED, (plane + wide) * D, row_ok, D, BLOCK_D)
+    d_out = load_rows(D_OUT + b * do_b + h * do_h, wide * do_t, row_ok, D, BLOCK_D)
     q, d_out = operand(q, INTERPRETED), operand(d_out, INTERPRETED)
     lse = tl.load(LSE + plane + rows, mask=row_ok, other=float("inf"))
     delta = tl.load(DELTA + plane + rows, mask=row_ok, other=0.0)
@@ -151,8 +147,7 @@ def d_query_kernel(
             p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS, R, BLOCK_D
         )
         dq = rotate_back(dq, cos, sin, R, BLOCK_D)
-    to = DQ + b * dq_b + h * dq_h + wide * dq_t + d[None, :]
-    tl.store(to, dq.to(DQ.dtype.element_ty), mask=mask)
+    store_rows(DQ + b * dq_b + h * dq_h, wide * dq_t, dq, row_ok, D, BLOCK_D)
 
 
 @triton.jit
@@ -203,10 +198,11 @@ def _gather_d_key(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_key_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DK, DV,
-    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dk_b, dk_h, dk_t,
     KV_HEADS, GROUP, QUERIES, KEYS, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -225,11 +221,9 @@ def d_key_kernel(
 
     j0 = block * BLOCK_N
     j = j0 + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
-    wide = j.to(tl.int64)[:, None]
-    mask = (j < n_keys)[:, None] & (d < D)[None, :]
-    k = tl.load(K + b * k_b + kv * k_h + wide * k_t + d[None, :], mask=mask, other=0.0)
-    v = tl.load(V + b * v_b + kv * v_h + wide * v_t + d[None, :], mask=mask, other=0.0)
+    wide = j.to(tl.int64)
+    k = load_rows(K + b * k_b + kv * k_h, wide * k_t, j < n_keys, D, BLOCK_D)
+    v = load_rows(V + b * v_b + kv * v_h, wide * v_t, j < n_keys, D, BLOCK_D)
     k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
 
     # The queries p that see some key of the block, as rows i = p − shift.
@@ -290,7 +284,6 @@ def d_key_kernel(
             j, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS, R, BLOCK_D
         )
         dk = rotate_back(dk, cos, sin, R, BLOCK_D)
-    at = b * dk_b + kv * dk_h + wide * dk_t + d[None, :]
-    mask = (j < KEYS)[:, None] & (d < D)[None, :]
-    tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=mask)
-    tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=mask)
+    at = b * dk_b + kv * dk_h + wide * dk_t
+    store_rows(DK, at, dk, j < KEYS, D, BLOCK_D)
+    store_rows(DV, at, dv, j < KEYS, D, BLOCK_D)

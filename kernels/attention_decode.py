@@ -7,44 +7,23 @@ lengths are a batch: a program beyond its row's last key has nothing to read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastgrow.kernels.attention_forward import LOWEST, attend
-from fastgrow.kernels.common import INTERPRETED, cdiv
+from fastgrow.kernels.common import store_rows
 from fastgrow.kernels.key_ranges import interval, keys_of_row
-from fastgrow.kernels.multiprocessors import multiprocessors
-from fastgrow.kernels.rotation import block_of, load_queries
-
-MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
-MAX_ROWS = 64  # of queries times heads that share a key head
-MAX_RUNS = 64
-# Runs that are joined in one go: another number would compile another kernel while a text grows.
-FEW_RUNS = 16
-WITHOUT_GPU = 4  # multiprocessors where there is none
-
-
-@dataclass(frozen=True)
-class Split:
-    """Keys a program reads at a time, how it is compiled, and programs a processor is to have."""
-
-    block_n: int
-    programs: int
-    num_warps: int
-    num_stages: int
+from fastgrow.kernels.rotation import load_queries
 
 
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "KEYS"])
 def decode_kernel(
     Q, K, V, PARTS,
-    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     KV_HEADS, GROUP, QUERIES, KEYS, run, factor, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -63,13 +42,11 @@ def decode_kernel(
     p = n_keys - QUERIES + i
     first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
 
-    d = tl.arange(0, BLOCK_D)
     offsets = b * q_b + (kv * GROUP + rows // QUERIES) * q_h + i.to(tl.int64) * q_t
     q = load_queries(
         Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
-        D, R, BLOCK_D,
+        factor, D, R, BLOCK_D,
     )  # fmt: skip
-    q = q * tl.cast(factor, tl.float32)
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
@@ -93,8 +70,7 @@ def decode_kernel(
     # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.
     tl.store(SUMS + at, tl.where(end <= first, 1.0, total), mask=row_ok)
     tl.store(SUMS + n_parts + at, pivot, mask=row_ok)
-    mask = row_ok[:, None] & (d < D)[None, :]
-    tl.store(PARTS + at[:, None] * D + d[None, :], acc, mask=mask)
+    store_rows(PARTS, at * D, acc, row_ok, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["n_runs"])
@@ -120,42 +96,3 @@ def join_kernel(
     out = tl.sum(parts * share[:, None], 0) / total
     to = OUT + b * o_b + (kv * GROUP + row // QUERIES) * o_h + (row % QUERIES).to(tl.int64) * o_t
     tl.store(to + d, out.to(OUT.dtype.element_ty), mask=d < D)
-
-
-def can_decode(q: Tensor, k: Tensor) -> bool:
-    """Few queries over more keys than one program should read."""
-    queries, keys = q.shape[2], k.shape[2]
-    rows = queries * (q.shape[1] // k.shape[1])
-    return (
-        queries <= MAX_QUERIES and rows <= MAX_ROWS and keys >= 4 * block_n_of(q.shape[3], q.dtype)
-    )
-
-
-def block_n_of(dim: int, dtype: torch.dtype) -> int:
-    """Keys a program reads at a time: 16 KiB of them."""
-    if INTERPRETED:
-        return 16
-    return max(16, min(128, 16384 // dtype.itemsize // block_of(dim)))
-
-
-def split_of(dim: int, dtype: torch.dtype) -> Split:
-    """The configuration without a measured one."""
-    block_n = block_n_of(dim, dtype)
-    if dtype == torch.float32:
-        # Without matrix units the operands of a product lie in registers, which more warps share.
-        return Split(block_n, 2, 8 if block_n > 16 else 4, 2)
-    return Split(block_n, 2, 4, 3)
-
-
-def runs_of_keys(
-    batch_heads: int, keys: int, split: Split, device: torch.device
-) -> tuple[int, int]:
-    """How many runs the keys are split into, and the keys of a run (a multiple of block_n).
-
-    None has less than two blocks.
-    """
-    programs = split.programs * multiprocessors(device, WITHOUT_GPU)
-    wanted = max(1, programs // batch_heads)
-    blocks = cdiv(keys, split.block_n)
-    blocks_of_run = max(2, cdiv(blocks, min(wanted, MAX_RUNS)))
-    return cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n

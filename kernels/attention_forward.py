@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import operand, operand_like
+from fastgrow.kernels.common import operand, operand_like, store_rows
 from fastgrow.kernels.key_ranges import interval_of_tile, keys_of_row, runs_of_blocks
 from fastgrow.kernels.rotation import load_queries
 
@@ -108,10 +108,11 @@ def attend_all(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS", "n_norms"])
 def forward_kernel(
     Q, K, V, OUT, LSE, NORMS,
-    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     HEADS, GROUP, QUERIES, KEYS, n_norms, factor, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -140,13 +141,11 @@ def forward_kernel(
         tile, rows, p, b, n_keys, STARTS, FIRSTS, ENDS, QUERIES, KEYS, window, CAUSAL, from_first
     )
 
-    d = tl.arange(0, BLOCK_D)
     offsets = b * q_b + h * q_h + rows.to(tl.int64) * q_t
     q = load_queries(
         Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
-        D, R, BLOCK_D,
+        factor, D, R, BLOCK_D,
     )  # fmt: skip
-    q = q * tl.cast(factor, tl.float32)
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
@@ -175,8 +174,7 @@ def forward_kernel(
     blind = end <= first
     total = tl.where(blind, 1.0, total)
     out = acc / total[:, None]
-    to = OUT + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + d[None, :]
-    tl.store(to, out.to(OUT.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])
+    store_rows(OUT + b * o_b + h * o_h, rows.to(tl.int64) * o_t, out, row_ok, D, BLOCK_D)
     if LSE is not None:
         lse = tl.where(blind, float("inf"), pivot + tl.log2(total))
         tl.store(LSE + head.to(tl.int64) * QUERIES + rows, lse, mask=row_ok)

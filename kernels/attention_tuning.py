@@ -18,17 +18,20 @@ from fastgrow.kernels.attention import (
     FEW,
     LENGTHS,
     MANY,
-    OWN_RULES,
-    AttentionTiles,
     backward,
     bucket,
     decode,
     decode_bucket,
     empty_output,
     forward,
-    forward_tiles,
 )
-from fastgrow.kernels.attention_decode import Split, split_of
+from fastgrow.kernels.attention_tiles import (
+    OWN_RULES,
+    AttentionTiles,
+    Split,
+    forward_tiles,
+    split_of,
+)
 from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.tunable import Tunable, with_stages
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cross_compile import TARGETS, compile_for, recorded
 
-rotation = pytest.importorskip("fastgrow.kernels.rotation", reason="triton is not installed")
+launchers = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
 
 @pytest.mark.slow
@@ -17,8 +17,8 @@ def test_every_head_dimension(dim: int, capability: int) -> None:
         x = torch.empty(2, length, 8, dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
         out = torch.empty_like(x)
         cos = torch.empty(4096, dim // 2, device="meta")
-        arguments = rotation.rotation_arguments(cos, cos, None)
-        (launch,) = recorded(lambda: rotation.rotate(x, arguments, out))  # noqa: B023
+        arguments = launchers.rotation_arguments(cos, cos, None)
+        (launch,) = recorded(lambda: launchers.rotate(x, arguments, out))  # noqa: B023
         compiled = compile_for(launch, capability)
         assert compiled.spills == 0
         # Whole vectors are written, where there are enough rows for every thread to have one.

@@ -232,9 +232,9 @@ def test_which_kernels_a_gpu_gets(
 
 
 def test_decoding_means_the_same_to_the_choice_and_to_the_kernels() -> None:
-    decode = pytest.importorskip("fastgrow.kernels.attention_decode")
-    assert triton.MAX_DECODED_QUERIES == decode.MAX_QUERIES
-    assert triton.MAX_DECODED_ROWS == decode.MAX_ROWS
+    tiles = pytest.importorskip("fastgrow.kernels.attention_tiles")
+    assert triton.MAX_DECODED_QUERIES == tiles.MAX_QUERIES
+    assert triton.MAX_DECODED_ROWS == tiles.MAX_ROWS
 
 
 def test_masks_and_dropout() -> None:

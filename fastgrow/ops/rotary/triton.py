@@ -36,8 +36,7 @@ def pays(call: RopeCall) -> Answer:
 
 def run(call: RopeCall) -> Tensor:
     """The kernel of fastgrow.kernels.rotation."""
-    y: Tensor = _Rope.apply(*call) if needs_gradient(call.x) else rope(*call)
-    return y
+    return _Rope.apply(*call) if needs_gradient(call.x) else rope(*call)
 
 
 def empty_by_token(x: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ def empty_by_token(x: Tensor) -> Tensor:
 @operator(lambda call: empty_by_token(call.x))
 def rope(call: RopeCall) -> Tensor:
     """x, rotated."""
-    from fastgrow.kernels.rotation import rotate, rotation_arguments
+    from fastgrow.kernels.attention import rotate, rotation_arguments
 
     out = empty_by_token(call.x)
     rotation = rotation_arguments(call.cos, call.sin, call.position_ids)
@@ -65,11 +64,10 @@ class _Rope(torch.autograd.Function):
         _, cos, sin, position_ids, offset, inverse = fields
         ctx.save_for_backward(cos, sin, position_ids)
         ctx.numbers = offset, inverse
-        y: Tensor = rope(*fields)
-        return y
+        return rope(*fields)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         offset, inverse = ctx.numbers
-        d_x: Tensor = _Rope.apply(*gradients, *ctx.saved_tensors, offset, not inverse)
+        d_x = _Rope.apply(*gradients, *ctx.saved_tensors, offset, not inverse)
         return d_x, None, None, None, None, None

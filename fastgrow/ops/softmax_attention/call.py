@@ -89,9 +89,9 @@ def attention(
         # More than any sequence has; kernels add it to positions of 32 bits.
         window = min(window, 1 << 30)
     call = AttentionCall(
-        *(q, k, v, cos, sin, position_ids, cu_seqlens, lengths, starts, mask),
-        *(k_rotated, factor, causal, window, dropout),
-    )
+        q, k, v, cos, sin, position_ids, cu_seqlens, lengths, starts, mask,
+        k_rotated, factor, causal, window, dropout,
+    )  # fmt: skip
     _check(call)
     return _ATTENTION(call, impl)
 
@@ -111,23 +111,22 @@ def _check(call: AttentionCall) -> None:
     if v.shape != of_k:
         raise argument_error(name, "v", f"of k's shape {list(of_k)}", describe(v))
     dtype, device = q.dtype, q.device
-    for argument, x in (("k", k), ("v", v)):
-        if x.dtype != dtype or x.device != device:
-            raise argument_error(name, argument, f"{dtype} on {device} like q", describe(x))
+    if k.dtype != dtype or k.device != device:
+        raise argument_error(name, "k", f"{dtype} on {device} like q", describe(k))
+    if v.dtype != dtype or v.device != device:
+        raise argument_error(name, "v", f"{dtype} on {device} like q", describe(v))
     if call.window is not None and call.window < 1:
         raise argument_error(name, "window", "at least 1", call.window)
-    # A row of padding alone starts after its last key.
-    for argument, rows, first in (("lengths", lengths, 1), ("starts", starts, 0)):
-        if rows is not None:
-            check_ids(name, argument, rows)
-            if tuple(rows.shape) != (batch,) or rows.device != device:
-                expected = f"of shape [{batch}] on {device}"
-                raise argument_error(name, argument, expected, describe(rows))
-            check_range(name, argument, rows, first, keys + 1)
-    if lengths is not None and cu_seqlens is not None:
-        raise ArgumentError(f"{name}: lengths and cu_seqlens cannot be given together")
-    if lengths is not None and position_ids is not None:
-        raise ArgumentError(f"{name}: lengths and position_ids cannot be given together")
+    if lengths is not None:
+        _check_rows(name, "lengths", lengths, k)
+        check_range(name, "lengths", lengths, 1, keys + 1)
+        if cu_seqlens is not None or position_ids is not None:
+            other = "position_ids" if cu_seqlens is None else "cu_seqlens"
+            raise ArgumentError(f"{name}: lengths and {other} cannot be given together")
+    if starts is not None:
+        _check_rows(name, "starts", starts, k)
+        # A row of padding alone starts after its last key.
+        check_range(name, "starts", starts, 0, keys + 1)
     if cu_seqlens is not None:
         check_ids(name, "cu_seqlens", cu_seqlens)
         if cu_seqlens.device != device:
@@ -139,6 +138,13 @@ def _check(call: AttentionCall) -> None:
         check_cu_seqlens(name, cu_seqlens, queries)
     if cos is not None and sin is not None:
         check_rope(name, "k", RopeCall(k, cos, sin, position_ids))
+
+
+def _check_rows(name: str, argument: str, rows: Tensor, k: Tensor) -> None:
+    check_ids(name, argument, rows)
+    if rows.shape != k.shape[:1] or rows.device != k.device:
+        expected = f"of shape [{k.shape[0]}] on {k.device}"
+        raise argument_error(name, argument, expected, describe(rows))
 
 
 def _example(device: torch.device) -> AttentionCall:

@@ -144,8 +144,7 @@ def _settle() -> None:
 @torch.compiler.assume_constant_result
 def active_release() -> str | None:
     """`FA3` or `FA4` where a user has activated it, else None."""
-    name: str | None = choice.current_flash_attention_impl()
-    return name
+    return choice.current_flash_attention_impl()
 
 
 def installed_releases() -> list[str]:

@@ -18,7 +18,7 @@ from fastgrow.ops.core.registration import differentiable, needs_gradient, opera
 from fastgrow.ops.rotary.triton import empty_by_token
 
 MAX_HEAD_DIM = 256
-# What fastgrow.kernels.attention_decode takes, and the keys from which splitting them counts.
+# What fastgrow.kernels.attention_tiles takes for it, and the keys from which splitting them counts.
 MAX_DECODED_QUERIES, MAX_DECODED_ROWS, SPLIT_KEYS = 8, 64, 1024
 # Of a call's fields those that are tensors; the others follow.
 TENSORS = AttentionCall._fields.index("k_rotated")
@@ -84,9 +84,7 @@ def run(call: AttentionCall) -> Tensor:
     if torch.is_autocast_enabled(call.q.device.type):
         dtype = compute_dtype(call.q)
         call = AttentionCall(*(x.to(dtype) for x in call[:3]), *call[3:])
-    out: Tensor
-    out = _attend(*call) if needs_gradient(*call[:3]) else attention_inference(*call)
-    return out
+    return _attend(*call) if needs_gradient(*call[:3]) else attention_inference(*call)
 
 
 @operator(lambda call: empty_by_token(call.q))
@@ -133,7 +131,6 @@ def attention_backward(
 
 
 def _forward(ctx: Any, call: AttentionCall) -> Tensor:
-    out: Tensor
     out, lse = attention_forward(*call)
     ctx.save_for_backward(out, lse, *call[:TENSORS])
     ctx.numbers = call[TENSORS:]

@@ -11,7 +11,7 @@ from harness import DEVICE, INTERPRETED
 from torch import Tensor
 
 from fastgrow.kernels import attention as launchers
-from fastgrow.kernels import attention_decode
+from fastgrow.kernels import attention_tiles
 from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.common import ROW_STRIDE_LIMIT
 from fastgrow.ops import rope_table
@@ -84,7 +84,7 @@ def step(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def decoded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    assert attention_decode.can_decode(q, k)
+    assert attention_tiles.can_decode(q, k)
     table = rope_table(k.shape[2], DIM, device=DEVICE)
     call = AttentionCall(q, k, v, *table, k_rotated=True, scale=SCALE)
     return launchers.forward(call, with_lse=False)[0]
@@ -103,7 +103,7 @@ def test_forward_and_backward(stride: str, place: Place, monkeypatch: pytest.Mon
 
 def test_decoding(stride: str, place: Place) -> None:
     # Enough of them to be split, at whatever number the kernel reads at a time on this device.
-    q, k, v, _ = inputs(stride, 3, 4 * attention_decode.block_n_of(DIM, F16) + 6)
+    q, k, v, _ = inputs(stride, 3, 4 * attention_tiles.block_n_of(DIM, F16) + 6)
     near = decoded(q, k, v)
     assert torch.equal(decoded(q, place(k), place(v)), near)
 
