@@ -16,7 +16,7 @@ import torch
 import fastgrow
 from fastgrow import _native, ops
 from fastgrow._cpu import cpu_flags
-from fastgrow.ops._sdpa import explain_sdpa
+from fastgrow.ops.softmax_attention import explain_sdpa
 
 PACKAGES = ("triton", "numpy", "tokenizers", "safetensors")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd")

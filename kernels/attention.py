@@ -1,43 +1,51 @@
-"""Launchers of the attention kernels: shapes in, tensors out, and the choice of tiles."""
+"""Launchers of the attention kernels and of the rotation: a call in, tensors out."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import triton
 from torch import Tensor
 
-from fastgrow.kernels.attention_arguments import (
-    Rope,
-    Rules,
-    Tiles,
-    block_of,
-    bucket,
-    empty_output,
-    length_of,
-    rope_as_arguments,
-    rotated_keys,
-    rules_as_arguments,
-)
 from fastgrow.kernels.attention_backward import d_key_kernel, d_query_kernel, prepare_kernel
-from fastgrow.kernels.attention_decode import can_decode, decode
+from fastgrow.kernels.attention_decode import decode_kernel, join_kernel
 from fastgrow.kernels.attention_forward import forward_kernel
+from fastgrow.kernels.attention_tiles import (
+    FEW_RUNS,
+    MAX_RUNS,
+    OWN_RULES,
+    AttentionTiles,
+    Split,
+    can_decode,
+    forward_tiles,
+    runs_of_keys,
+    split_of,
+)
+from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.common import (
     INTERPRETED,
     LOG2_E,
     as_strided_rows,
+    block_of,
     cdiv,
     contiguous_like,
     dot_precision,
+    next_power_of_2,
     on_device_of,
 )
 from fastgrow.kernels.gpu import capability_of
-from fastgrow.kernels.tuned import chosen_once, measured
+from fastgrow.kernels.key_ranges import documents
+from fastgrow.kernels.rotation import rotate_kernel
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
-__all__ = ["Rope", "Rules", "backward", "forward"]
+# Lengths whose tiles are measured. A key that follows the length more closely would compile a
+# kernel for every few sequences.
+LENGTHS = (1024, 8192)
+FEW, MANY = 32, 256  # sequences times key heads for which decoding is measured
+MIN_ROWS = 16  # of a tile
 
-
+# COS, SIN and POSITIONS of kernels with their table_stride, positions_b, n_positions, and R.
+Rotation = tuple[Tensor | None, Tensor | None, Tensor | None, int, int, int, int]
+NO_ROTATION: Rotation = (None, None, None, 0, 0, 0, 0)
 # Three programs of the reference's head dimension share a processor of sm_90 where a thread takes
 # at most 168 registers. Triton 3.6 takes five more unless told; 3.7 stays within them by itself,
 # and told so makes the loop 2 % longer. For sm_80 and sm_100 the code needs more, and would spill.
@@ -45,91 +53,149 @@ _TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is Non
 _THREE_PROGRAMS = {"maxnreg": 168}
 
 
-def forward_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Tiles:
-    """Tiles of the forward pass, by head dimension and compute capability (90 for 9.0)."""
-    if INTERPRETED:
-        return Tiles(64, 64, 4, 1)
-    if dtype == torch.float32:
-        # Products outside the matrix units: the operands live in registers.
-        if dim <= 64:
-            return Tiles(64, 32, 4 if dim <= 32 else 8, 2)
-        return Tiles(32, 32, 8, 2) if dim <= 128 else Tiles(16, 32, 8, 2)
-    if dim <= 32:
-        # Masks of features and of keys together need the registers of half of the keys.
-        return Tiles(64, 128 if dim == block_of(dim) else 64, 4, 3)
-    if dim <= 64:
-        # Without Hopper's matrix units the operands lie in registers, which 64 keys do not leave.
-        return Tiles(128, 64 if capability >= 90 else 32, 4, 3)
-    return Tiles(128, 64, 8, 3) if dim <= 128 else Tiles(64, 32, 8, 2)
+def length_of(keys: int) -> int:
+    """The length that stands for this number of keys."""
+    return LENGTHS[0] if keys <= 2 * LENGTHS[0] else LENGTHS[1]
 
 
-def d_query_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Tiles:
-    """Tiles of the kernel for dq."""
-    if INTERPRETED:
-        return Tiles(64, 64, 4, 1)
-    if dtype == torch.float32:
-        if dim <= 32:
-            return Tiles(32, 32, 4, 2)
-        return Tiles(32, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 2)
-    if dim <= 64:
-        # As in the forward pass; at head dimension 32 the operands are half as large.
-        return Tiles(64, 64 if capability >= 90 or dim <= 32 else 32, 4, 3)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
+def number_of(batch_heads: int) -> int:
+    """What stands for this number of sequences times key heads."""
+    return FEW if batch_heads <= 4 * FEW else MANY
 
 
-def d_key_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Tiles:
-    """Tiles of the kernel for dk and dv; block_m queries at a time meet block_n keys."""
-    if INTERPRETED:
-        return Tiles(64, 64, 4, 1)
-    if dtype == torch.float32:
-        if dim <= 64:
-            return Tiles(32, 32, 4 if dim <= 32 else 8, 1)
-        return Tiles(16, 32, 8, 1) if dim <= 128 else Tiles(16, 16, 8, 1)
-    if dim <= 32:
-        # Blackwell's code for four warps needs more registers than they have.
-        return Tiles(64, 64, 4 if capability < 100 else 8, 2)
-    if dim <= 64:
-        return Tiles(32, 64, 4, 2)
-    return Tiles(64, 64, 8, 2) if dim <= 128 else Tiles(32, 32, 8, 1)
+def bucket(dtype: torch.dtype, dim: int, keys: int) -> str:
+    """The key of attention's measured tiles, such as `bf16/D=32/T=1024`."""
+    return f"{NAMES[dtype]}/D={dim}/T={length_of(keys)}"
 
 
-# By head dimension, dtype and compute capability.
-OWN_RULES: dict[str, Callable[[int, torch.dtype, int], Tiles]] = {
-    "attention_forward": forward_tiles,
-    "attention_d_query": d_query_tiles,
-    "attention_d_key": d_key_tiles,
-}
+def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> str:
+    """The key of measured configurations of decoding, such as `bf16/D=32/T=8192/N=256`.
+
+    N stands for sequences times key heads: few of them leave processors idle unless keys are split.
+    """
+    return f"{bucket(dtype, dim, keys)}/N={number_of(batch_heads)}"
 
 
 @chosen_once
 def _tiles(
     kernel: str, dtype: torch.dtype, dim: int, length: int | None, device: torch.device
-) -> Tiles:
+) -> AttentionTiles:
     """The table's tiles of this GPU for `length`, where it holds, or else those of the rule."""
+    if INTERPRETED:
+        return AttentionTiles(64, 64, 4, 1)
     found = None
     if length is not None:
-        found = measured(kernel, bucket(dtype, dim, length), device, Tiles)
+        found = measured(kernel, bucket(dtype, dim, length), device, AttentionTiles)
     return found or OWN_RULES[kernel](dim, dtype, capability_of(device))
 
 
-def _length(keys: int, rules: Rules) -> int | None:
+@chosen_once
+def _split(
+    dtype: torch.dtype, dim: int, length: int | None, batch_heads: int, device: torch.device
+) -> Split:
+    found = None
+    if length is not None:
+        key = decode_bucket(dtype, dim, length, batch_heads)
+        found = measured("attention_decode", key, device, Split)
+    return found or split_of(dim, dtype)
+
+
+def _length(call: AttentionCall) -> int | None:
     """Under what length a table has tiles: only for causal attention without any other rule."""
-    _, window, cu_seqlens, lengths, starts = rules
-    if rules.causal and window is cu_seqlens is lengths is starts is None:
-        return length_of(keys)
-    return None
+    others = call.window is call.cu_seqlens is call.lengths is call.starts is None
+    return length_of(call.k.shape[2]) if call.causal and others else None
+
+
+def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Rotation:
+    """What kernels take of a table [positions, R/2] and `position_ids` [T], [1, T] or [B, T]."""
+    if cos.dtype != torch.float32 or sin.dtype != torch.float32:
+        cos, sin = cos.float(), sin.float()
+    cos, sin, of_rows = cos.contiguous(), sin.contiguous(), 0
+    if position_ids is not None:
+        # A row for all sequences is read as such, without a stride.
+        shared = position_ids.dim() == 2 and position_ids.shape[0] == 1
+        position_ids = (position_ids[0] if shared else position_ids).contiguous()
+        of_rows = position_ids.stride(0) if position_ids.dim() == 2 else 0
+    positions, half = cos.shape
+    return cos, sin, position_ids, cos.stride(0), of_rows, positions, 2 * half
+
+
+def rotate(
+    x: Tensor,
+    rotation: Rotation,
+    out: Tensor,
+    *,
+    offset: int = 0,
+    inverse: bool = False,
+    with_norms: bool = False,
+) -> Tensor | None:
+    """Write x [B, H, T, D] to `out`, each token rotated by its position.
+
+    Args:
+        rotation: of `rotation_arguments`; without positions they are offset … offset + T − 1.
+        inverse: rotate back.
+        with_norms: whether norms are asked for.
+
+    Returns:
+        The largest norm of a rotated row for each block of rows, [B · H, blocks] float32, which a
+        bound on attention's scores follows from; None without `with_norms`.
+    """
+    batch, heads, length, dim = x.shape
+    block_d = block_of(dim)
+    block_t = MIN_ROWS if length <= MIN_ROWS else max(MIN_ROWS, 4096 // block_d)
+    n_blocks = cdiv(length, block_t)
+    norms = None
+    if with_norms:
+        norms = x.new_empty((batch * heads, n_blocks), dtype=torch.float32)
+    if x.numel() == 0:
+        return norms
+    x = as_strided_rows(x)
+    with on_device_of(x):
+        rotate_kernel[(n_blocks * batch * heads,)](
+            x, out, norms, *rotation, *x.stride()[:3], *out.stride()[:3], heads, length, offset,
+            D=dim, BLOCK_D=block_d, BLOCK_T=block_t, INVERSE=inverse,
+            num_warps=4,
+        )  # fmt: skip
+    return norms
+
+
+def empty_output(q: Tensor) -> Tensor:
+    """[B, H, T, D] laid out as [B, T, H, D], which the output projection reads without a copy."""
+    batch, heads, length, dim = q.shape
+    # As torch counts them in tensors without elements, too.
+    of_token = max(heads, 1) * dim
+    strides = (max(length, 1) * of_token, dim, of_token, 1)
+    return q.new_empty_strided((batch, heads, length, dim), strides)
+
+
+def _operands(
+    call: AttentionCall,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Rotation, tuple[Tensor | None, ...]]:
+    """What the kernels take of a call.
+
+    Returns:
+        q, k and v as rows, keys rotated (in a transient workspace where they did not come so) and,
+        where that was done here, their norms; the arguments of the rotation; and LENGTHS, STARTS,
+        FIRSTS and ENDS.
+    """
+    q, k, v, cos, sin, position_ids, cu_seqlens, lengths, starts, *_ = call
+    q, k, v = as_strided_rows(q), as_strided_rows(k), as_strided_rows(v)
+    rotation, norms = NO_ROTATION, None
+    if cos is not None and sin is not None:
+        rotation = rotation_arguments(cos, sin, position_ids)
+        if not call.k_rotated:
+            given, k = k, contiguous_like(k)
+            norms = rotate(given, rotation, k, with_norms=True)
+    # The kernels read these without strides.
+    lengths = None if lengths is None else lengths.contiguous()
+    starts = None if starts is None else starts.contiguous()
+    if cu_seqlens is None:
+        return q, k, v, norms, rotation, (lengths, starts, None, None)
+    return q, k, v, norms, rotation, (lengths, starts, *documents(cu_seqlens, k.shape[2]))
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rope: Rope | None,
-    scale: float,
-    rules: Rules,
-    *,
-    with_lse: bool,
-    tiles: Tiles | None = None,
+    call: AttentionCall, *, with_lse: bool, tiles: AttentionTiles | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of q [B, H, Tq, D] over k, v [B, H_kv, Tk, D].
 
@@ -139,35 +205,33 @@ def forward(
         out [B, H, Tq, D], contiguous as [B, Tq, H, D], and lse [B, H, Tq] float32 in units of log2
         (None without `with_lse`, as for inference).
     """
+    q = call.q
     batch, heads, queries, dim = q.shape
-    kv_heads, keys = k.shape[1:3]
+    kv_heads, keys = call.k.shape[1:3]
     out = empty_output(q)
     lse = q.new_empty((batch, heads, queries), dtype=torch.float32) if with_lse else None
     if q.numel() == 0:
         return out, lse
-    if not with_lse and can_decode(q, k):
-        decode(q, k, v, rope, scale, rules, out)
+    if not with_lse and can_decode(q, call.k):
+        decode(call, out)
         return out, None
-    q, v = as_strided_rows(q), as_strided_rows(v)
-    k, norms = rotated_keys(k, rope)
+    q, k, v, norms, rotation, ranges = _operands(call)
     dtype, block_d = q.dtype, block_of(dim)
     if dtype != torch.bfloat16 or dim > 32 or dim != block_d:
         # Without a pivot weights may pass the range of fp16; fp32 products and larger heads cost
         # more than the pivot does; and masked features leave no registers for a second loop.
         norms = None
-    tensors, numbers, rotated = rope_as_arguments(rope)
-    length = _length(keys, rules)
-    tiles = tiles or _tiles("attention_forward", dtype, dim, length, q.device)
+    tiles = tiles or _tiles("attention_forward", dtype, dim, _length(call), q.device)
     told = _TAKES_MORE and norms is not None and tiles == forward_tiles(dim, dtype)
     limit = _THREE_PROGRAMS if told and capability_of(q.device) == 90 else {}
     grid = (cdiv(queries, tiles.block_m) * batch * heads,)
     with on_device_of(q):
         forward_kernel[grid](
-            q, k, v, out, lse, norms, *tensors, *rules_as_arguments(rules, keys),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *numbers,
+            q, k, v, out, lse, norms, *rotation, *ranges,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             heads, heads // kv_heads, queries, keys, 0 if norms is None else norms.shape[1],
-            scale * LOG2_E, rules.window, D=dim, R=rotated, BLOCK_D=block_d,
-            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CAUSAL=rules.causal,
+            call.scale * LOG2_E, call.window, D=dim, BLOCK_D=block_d,
+            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, CAUSAL=call.causal,
             PRECISION=dot_precision(dtype), INTERPRETED=INTERPRETED,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages, **limit,
         )  # fmt: skip
@@ -175,72 +239,98 @@ def forward(
 
 
 def backward(
+    call: AttentionCall,
     d_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
     out: Tensor,
     lse: Tensor,
-    rope: Rope | None,
-    scale: float,
-    rules: Rules,
     *,
     for_query: bool = True,
     for_key: bool = True,
-    tiles: Tiles | None = None,
+    tiles: AttentionTiles | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dq, and dk with dv, of what `forward` computed; None for what is not asked for.
 
     dq [B, H, Tq, D] is laid out as [B, Tq, H, D], dk and dv likewise. `tiles` are those of the
     kernels that are asked for, to try some out.
     """
-    batch, heads, queries, dim = q.shape
-    kv_heads, keys = k.shape[1:3]
-    dq = empty_output(q) if for_query else None
-    dk, dv = (empty_output(k), empty_output(v)) if for_key else (None, None)
-    if q.numel() == 0 or k.numel() == 0:
+    batch, heads, queries, dim = call.q.shape
+    kv_heads, keys = call.k.shape[1:3]
+    dq = empty_output(call.q) if for_query else None
+    dk, dv = (empty_output(call.k), empty_output(call.v)) if for_key else (None, None)
+    if call.q.numel() == 0 or call.k.numel() == 0:
         return dq, None if dk is None else dk.zero_(), None if dv is None else dv.zero_()
-    q, v, d_out = as_strided_rows(q), as_strided_rows(v), as_strided_rows(d_out)
-    k, _ = rotated_keys(k, rope)
-    tensors, numbers, rotated = rope_as_arguments(rope)
-    bounds = rules_as_arguments(rules, keys)
+    q, k, v, _, rotation, ranges = _operands(call)
+    d_out = as_strided_rows(d_out)
     scaled = contiguous_like(q)
     delta = torch.empty_like(lse)
-    length, dtype, device = _length(keys, rules), q.dtype, q.device
+    length, dtype, device = _length(call), q.dtype, q.device
     block_d = block_of(dim)
-    rows = max(16, 4096 // block_d)
+    rows = max(MIN_ROWS, 4096 // block_d)
     of_k, of_v, of_d_out = k.stride()[:3], v.stride()[:3], d_out.stride()[:3]
     group = heads // kv_heads
     common = {
-        "CAUSAL": rules.causal,
+        "D": dim,
+        "BLOCK_D": block_d,
+        "CAUSAL": call.causal,
         "PRECISION": dot_precision(dtype),
         "INTERPRETED": INTERPRETED,
     }
     with on_device_of(q):
         prepare_kernel[(cdiv(queries, rows) * batch * heads,)](
-            q, out, d_out, scaled, delta, *tensors, rules.lengths,
-            *q.stride()[:3], *out.stride()[:3], *of_d_out, *numbers,
-            heads, queries, keys, scale * LOG2_E,
-            D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=rows, num_warps=4,
+            q, out, d_out, scaled, delta, *rotation, ranges[0],
+            *q.stride()[:3], *out.stride()[:3], *of_d_out,
+            heads, queries, keys, call.scale * LOG2_E,
+            D=dim, BLOCK_D=block_d, BLOCK_M=rows, num_warps=4,
         )  # fmt: skip
         if dq is not None:
             chosen = tiles or _tiles("attention_d_query", dtype, dim, length, device)
             d_query_kernel[(cdiv(queries, chosen.block_m) * batch * heads,)](
-                scaled, k, v, d_out, lse, delta, dq, *tensors, *bounds,
-                *of_k, *of_v, *of_d_out, *dq.stride()[:3], *numbers,
-                heads, group, queries, keys, scale, rules.window,
-                D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
-                **common, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
+                scaled, k, v, d_out, lse, delta, dq, *rotation, *ranges,
+                *of_k, *of_v, *of_d_out, *dq.stride()[:3],
+                heads, group, queries, keys, call.scale, call.window,
+                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
         if dk is not None and dv is not None:
             chosen = tiles or _tiles("attention_d_key", dtype, dim, length, device)
             # Keys that came rotated get the gradient of what they are.
-            cos, sin, positions = (None, None, None) if rope and rope.k_rotated else tensors
+            of_keys = NO_ROTATION if call.k_rotated else rotation
             d_key_kernel[(cdiv(keys, chosen.block_n) * batch * kv_heads,)](
-                scaled, k, v, d_out, lse, delta, dk, dv, cos, sin, positions, *bounds,
-                *of_k, *of_v, *of_d_out, *dk.stride()[:3], *numbers,
-                kv_heads, group, queries, keys, rules.window,
-                D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
-                **common, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
+                scaled, k, v, d_out, lse, delta, dk, dv, *of_keys, *ranges,
+                *of_k, *of_v, *of_d_out, *dk.stride()[:3],
+                kv_heads, group, queries, keys, call.window,
+                **common, BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n,
+                num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
     return dq, dk, dv
+
+
+def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> None:
+    """Write to out [B, H, Tq, D] what `forward` would; `split` is the kernel's, to try some out."""
+    batch, heads, queries, dim = call.q.shape
+    kv_heads, keys = call.k.shape[1:3]
+    group, batch_heads = heads // kv_heads, batch * kv_heads
+    rows = group * queries
+    q, k, v, _, rotation, ranges = _operands(call)
+    if split is None:
+        # A table holds for a cache read from its first key on.
+        measured_so = rows <= MIN_ROWS and call.window is call.cu_seqlens is call.starts is None
+        length = length_of(keys) if measured_so else None
+        split = _split(q.dtype, dim, length, number_of(batch_heads), q.device)
+    runs, run = runs_of_keys(batch_heads, keys, split, q.device)
+    parts = q.new_empty(batch_heads * runs * rows * (dim + 2), dtype=torch.float32)
+    block_d = block_of(dim)
+    with on_device_of(q):
+        decode_kernel[(batch_heads, runs)](
+            q, k, v, parts, *rotation, *ranges,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            kv_heads, group, queries, keys, run, call.scale * LOG2_E, call.window,
+            D=dim, BLOCK_D=block_d,
+            BLOCK_M=max(MIN_ROWS, next_power_of_2(rows)), BLOCK_N=split.block_n,
+            CAUSAL=call.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
+            num_warps=split.num_warps, num_stages=split.num_stages,
+        )  # fmt: skip
+        join_kernel[(batch_heads, rows)](
+            parts, out, *out.stride()[:3], kv_heads, group, queries, runs,
+            D=dim, BLOCK_D=block_d, RUNS=FEW_RUNS if runs <= FEW_RUNS else MAX_RUNS, num_warps=4,
+        )  # fmt: skip

@@ -16,9 +16,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import LN_2, operand, operand_like
-from fastgrow.kernels.rotation import load_rotated, load_rotation, rotate_back
-from fastgrow.kernels.visibility import interval, keys_of_row
+from fastgrow.kernels.common import LN_2, load_rows, operand, operand_like, store_rows
+from fastgrow.kernels.key_ranges import interval, interval_of_tile, keys_of_row, runs_of_blocks
+from fastgrow.kernels.rotation import load_queries, load_rotation_of, rotate_back
 
 _LN_2 = tl.constexpr(LN_2)
 
@@ -26,11 +26,10 @@ _LN_2 = tl.constexpr(LN_2)
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def prepare_kernel(
     Q, OUT, D_OUT, SCALED, DELTA,
-    COS, SIN, POSITIONS, LENGTHS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr, LENGTHS,
     q_b, q_h, q_t, o_b, o_h, o_t, do_b, do_h, do_t,
-    table_stride, positions_b, n_positions,
     HEADS, QUERIES, KEYS, factor,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """SCALED [B·H, Tq, D] = factor · rotated queries, and DELTA [B·H, Tq] = Σ out · dout."""
     n_blocks = tl.cdiv(QUERIES, BLOCK_M)
@@ -38,29 +37,21 @@ def prepare_kernel(
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     row_ok = rows < QUERIES
-    d = tl.arange(0, BLOCK_D)
-    mask = row_ok[:, None] & (d < D)[None, :]
-    wide = rows.to(tl.int64)[:, None]
+    wide = rows.to(tl.int64)
 
-    out = tl.load(OUT + b * o_b + h * o_h + wide * o_t + d[None, :], mask=mask, other=0.0)
-    d_out = tl.load(D_OUT + b * do_b + h * do_h + wide * do_t + d[None, :], mask=mask, other=0.0)
+    out = load_rows(OUT + b * o_b + h * o_h, wide * o_t, row_ok, D, BLOCK_D)
+    d_out = load_rows(D_OUT + b * do_b + h * do_h, wide * do_t, row_ok, D, BLOCK_D)
     delta = tl.sum(out.to(tl.float32) * d_out.to(tl.float32), 1)
     plane = head.to(tl.int64) * QUERIES
     tl.store(DELTA + plane + rows, delta, mask=row_ok)
 
-    q_from = Q + b * q_b + h * q_h
-    if COS is None:
-        q = tl.load(q_from + wide * q_t + d[None, :], mask=mask, other=0.0).to(tl.float32)
-    else:
-        p = keys_of_row(b, LENGTHS, KEYS) - QUERIES + rows
-        positions = p
-        if POSITIONS is not None:
-            known = (p >= 0) & (p < KEYS)
-            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
-        q = load_rotated(q_from, rows.to(tl.int64) * q_t, row_ok, cos, sin, D, R, BLOCK_D)
-    q = (q * tl.cast(factor, tl.float32)).to(SCALED.dtype.element_ty)
-    tl.store(SCALED + (plane + wide) * D + d[None, :], q, mask=mask)
+    p = keys_of_row(b, LENGTHS, KEYS) - QUERIES + rows
+    offsets = b * q_b + h * q_h + wide * q_t
+    q = load_queries(
+        Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
+        factor, D, R, BLOCK_D,
+    )  # fmt: skip
+    store_rows(SCALED, (plane + wide) * D, q, row_ok, D, BLOCK_D)
 
 
 @triton.jit
@@ -98,11 +89,11 @@ def _gather_d_query(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_query_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DQ,
-    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dq_b, dq_h, dq_t,
-    table_stride, positions_b, n_positions,
     HEADS, GROUP, QUERIES, KEYS, scale, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -120,30 +111,20 @@ def d_query_kernel(
     row_ok = rows < QUERIES
     n_keys = keys_of_row(b, LENGTHS, KEYS)
     p = n_keys - QUERIES + rows
-    first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
     from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
-    last = tl.minimum(QUERIES - 1, tile * BLOCK_M + BLOCK_M - 1)
-    end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
-    if not from_first:
-        first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+    first, end = interval_of_tile(
+        tile, rows, p, b, n_keys, STARTS, FIRSTS, ENDS, QUERIES, KEYS, window, CAUSAL, from_first
+    )
 
-    d = tl.arange(0, BLOCK_D)
-    mask = row_ok[:, None] & (d < D)[None, :]
-    wide = rows.to(tl.int64)[:, None]
+    wide = rows.to(tl.int64)
     plane = head.to(tl.int64) * QUERIES
-    q = tl.load(SCALED + (plane + wide) * D + d[None, :], mask=mask, other=0.0)
-    d_out = tl.load(D_OUT + b * do_b + h * do_h + wide * do_t + d[None, :], mask=mask, other=0.0)
+    q = load_rows(SCALED, (plane + wide) * D, row_ok, D, BLOCK_D)
+    d_out = load_rows(D_OUT + b * do_b + h * do_h, wide * do_t, row_ok, D, BLOCK_D)
     q, d_out = operand(q, INTERPRETED), operand(d_out, INTERPRETED)
     lse = tl.load(LSE + plane + rows, mask=row_ok, other=float("inf"))
     delta = tl.load(DELTA + plane + rows, mask=row_ok, other=0.0)
 
-    begin, all_from = 0, 0
-    # Queries before a short row's first key end below zero.
-    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
-    if not from_first:
-        begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
-        all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
-    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
+    begin, all_from, all_to, stop = runs_of_blocks(first, end, n_keys, BLOCK_N, from_first)
 
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if not from_first:
@@ -162,14 +143,11 @@ def d_query_kernel(
 
     dq *= tl.cast(scale, tl.float32)
     if COS is not None:
-        positions = p
-        if POSITIONS is not None:
-            known = (p >= 0) & (p < KEYS)
-            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        cos, sin = load_rotation_of(
+            p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS, R, BLOCK_D
+        )
         dq = rotate_back(dq, cos, sin, R, BLOCK_D)
-    to = DQ + b * dq_b + h * dq_h + wide * dq_t + d[None, :]
-    tl.store(to, dq.to(DQ.dtype.element_ty), mask=mask)
+    store_rows(DQ + b * dq_b + h * dq_h, wide * dq_t, dq, row_ok, D, BLOCK_D)
 
 
 @triton.jit
@@ -220,11 +198,11 @@ def _gather_d_key(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS"])
 def d_key_kernel(
     SCALED, K, V, D_OUT, LSE, DELTA, DK, DV,
-    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dk_b, dk_h, dk_t,
-    table_stride, positions_b, n_positions,
     KV_HEADS, GROUP, QUERIES, KEYS, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -243,11 +221,9 @@ def d_key_kernel(
 
     j0 = block * BLOCK_N
     j = j0 + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
-    wide = j.to(tl.int64)[:, None]
-    mask = (j < n_keys)[:, None] & (d < D)[None, :]
-    k = tl.load(K + b * k_b + kv * k_h + wide * k_t + d[None, :], mask=mask, other=0.0)
-    v = tl.load(V + b * v_b + kv * v_h + wide * v_t + d[None, :], mask=mask, other=0.0)
+    wide = j.to(tl.int64)
+    k = load_rows(K + b * k_b + kv * k_h, wide * k_t, j < n_keys, D, BLOCK_D)
+    v = load_rows(V + b * v_b + kv * v_h, wide * v_t, j < n_keys, D, BLOCK_D)
     k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
 
     # The queries p that see some key of the block, as rows i = p − shift.
@@ -304,12 +280,10 @@ def d_key_kernel(
 
     dk *= _LN_2
     if COS is not None:
-        positions = j
-        if POSITIONS is not None:
-            positions = tl.load(POSITIONS + b * positions_b + j, mask=j < KEYS, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+        cos, sin = load_rotation_of(
+            j, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS, R, BLOCK_D
+        )
         dk = rotate_back(dk, cos, sin, R, BLOCK_D)
-    at = b * dk_b + kv * dk_h + wide * dk_t + d[None, :]
-    mask = (j < KEYS)[:, None] & (d < D)[None, :]
-    tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=mask)
-    tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=mask)
+    at = b * dk_b + kv * dk_h + wide * dk_t
+    store_rows(DK, at, dk, j < KEYS, D, BLOCK_D)
+    store_rows(DV, at, dv, j < KEYS, D, BLOCK_D)

@@ -7,66 +7,23 @@ lengths are a batch: a program beyond its row's last key has nothing to read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from fastgrow.kernels.attention_arguments import (
-    Rope,
-    Rules,
-    block_of,
-    bucket,
-    length_of,
-    rope_as_arguments,
-    rotated_keys,
-    rules_as_arguments,
-)
 from fastgrow.kernels.attention_forward import LOWEST, attend
-from fastgrow.kernels.common import (
-    INTERPRETED,
-    LOG2_E,
-    as_strided_rows,
-    cdiv,
-    dot_precision,
-    next_power_of_2,
-    on_device_of,
-)
-from fastgrow.kernels.gpu import multiprocessors
-from fastgrow.kernels.rotation import load_rotated, load_rotation
-from fastgrow.kernels.tuned import chosen_once, measured
-from fastgrow.kernels.visibility import interval, keys_of_row
-
-MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
-MAX_ROWS = 64  # of queries times heads that share a key head
-MAX_RUNS = 64
-# Runs that are joined in one go: another number would compile another kernel while a text grows.
-FEW_RUNS = 16
-MIN_ROWS = 16  # of a tile
-WITHOUT_GPU = 4  # multiprocessors where there is none
-FEW, MANY = 32, 256  # sequences times key heads for which configurations are measured
-
-
-@dataclass(frozen=True)
-class Split:
-    """Keys a program reads at a time, how it is compiled, and programs a processor is to have."""
-
-    block_n: int
-    programs: int
-    num_warps: int
-    num_stages: int
+from fastgrow.kernels.common import store_rows
+from fastgrow.kernels.key_ranges import interval, keys_of_row
+from fastgrow.kernels.rotation import load_queries
 
 
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "KEYS"])
 def decode_kernel(
     Q, K, V, PARTS,
-    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    table_stride, positions_b, n_positions,
     KV_HEADS, GROUP, QUERIES, KEYS, run, factor, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -85,19 +42,11 @@ def decode_kernel(
     p = n_keys - QUERIES + i
     first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
 
-    d = tl.arange(0, BLOCK_D)
     offsets = b * q_b + (kv * GROUP + rows // QUERIES) * q_h + i.to(tl.int64) * q_t
-    if COS is None:
-        q_mask = row_ok[:, None] & (d < D)[None, :]
-        q = tl.load(Q + offsets[:, None] + d[None, :], mask=q_mask, other=0.0).to(tl.float32)
-    else:
-        positions = p
-        if POSITIONS is not None:
-            known = (p >= 0) & (p < KEYS)
-            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
-        q = load_rotated(Q, offsets, row_ok, cos, sin, D, R, BLOCK_D)
-    q = q * tl.cast(factor, tl.float32)
+    q = load_queries(
+        Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
+        factor, D, R, BLOCK_D,
+    )  # fmt: skip
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
@@ -121,8 +70,7 @@ def decode_kernel(
     # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.
     tl.store(SUMS + at, tl.where(end <= first, 1.0, total), mask=row_ok)
     tl.store(SUMS + n_parts + at, pivot, mask=row_ok)
-    mask = row_ok[:, None] & (d < D)[None, :]
-    tl.store(PARTS + at[:, None] * D + d[None, :], acc, mask=mask)
+    store_rows(PARTS, at * D, acc, row_ok, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["n_runs"])
@@ -148,116 +96,3 @@ def join_kernel(
     out = tl.sum(parts * share[:, None], 0) / total
     to = OUT + b * o_b + (kv * GROUP + row // QUERIES) * o_h + (row % QUERIES).to(tl.int64) * o_t
     tl.store(to + d, out.to(OUT.dtype.element_ty), mask=d < D)
-
-
-def can_decode(q: Tensor, k: Tensor) -> bool:
-    """Few queries over more keys than one program should read."""
-    queries, keys = q.shape[2], k.shape[2]
-    rows = queries * (q.shape[1] // k.shape[1])
-    return (
-        queries <= MAX_QUERIES and rows <= MAX_ROWS and keys >= 4 * block_n_of(q.shape[3], q.dtype)
-    )
-
-
-def block_n_of(dim: int, dtype: torch.dtype) -> int:
-    """Keys a program reads at a time: 16 KiB of them."""
-    if INTERPRETED:
-        return 16
-    return max(16, min(128, 16384 // dtype.itemsize // block_of(dim)))
-
-
-def split_of(dim: int, dtype: torch.dtype) -> Split:
-    """The configuration without a measured one."""
-    block_n = block_n_of(dim, dtype)
-    if dtype == torch.float32:
-        # Without matrix units the operands of a product lie in registers, which more warps share.
-        return Split(block_n, 2, 8 if block_n > 16 else 4, 2)
-    return Split(block_n, 2, 4, 3)
-
-
-def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> str:
-    """The key of measured configurations, such as `bf16/D=32/T=8192/N=256`.
-
-    N stands for sequences times key heads: few of them leave processors idle unless keys are split.
-    """
-    return f"{bucket(dtype, dim, keys)}/N={_number_of(batch_heads)}"
-
-
-def _number_of(batch_heads: int) -> int:
-    return FEW if batch_heads <= 4 * FEW else MANY
-
-
-def _split(q: Tensor, keys: int, batch_heads: int, rows: int, rules: Rules) -> Split:
-    """This GPU's table holds for a cache read from its first key on."""
-    length = None
-    if rows <= MIN_ROWS and rules.window is rules.cu_seqlens is rules.starts is None:
-        length = length_of(keys)
-    return _split_for(q.dtype, q.shape[3], length, _number_of(batch_heads), q.device)
-
-
-@chosen_once
-def _split_for(
-    dtype: torch.dtype, dim: int, length: int | None, batch_heads: int, device: torch.device
-) -> Split:
-    found = None
-    if length is not None:
-        key = decode_bucket(dtype, dim, length, batch_heads)
-        found = measured("attention_decode", key, device, Split)
-    return found or split_of(dim, dtype)
-
-
-def runs_of_keys(
-    batch_heads: int, keys: int, split: Split, device: torch.device
-) -> tuple[int, int]:
-    """How many runs the keys are split into, and the keys of a run (a multiple of block_n).
-
-    None has less than two blocks.
-    """
-    programs = split.programs * multiprocessors(device, WITHOUT_GPU)
-    wanted = max(1, programs // batch_heads)
-    blocks = cdiv(keys, split.block_n)
-    blocks_of_run = max(2, cdiv(blocks, min(wanted, MAX_RUNS)))
-    return cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n
-
-
-def decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rope: Rope | None,
-    scale: float,
-    rules: Rules,
-    out: Tensor,
-    *,
-    split: Split | None = None,
-) -> None:
-    """Write to out [B, H, Tq, D] what `attention.forward` would.
-
-    `split` is the kernel's, to try some out.
-    """
-    batch, heads, queries, dim = q.shape
-    kv_heads, keys = k.shape[1:3]
-    group = heads // kv_heads
-    rows = group * queries
-    q, v = as_strided_rows(q), as_strided_rows(v)
-    k, _ = rotated_keys(k, rope)
-    batch_heads = batch * kv_heads
-    split = split or _split(q, keys, batch_heads, rows, rules)
-    runs, run = runs_of_keys(batch_heads, keys, split, q.device)
-    parts = q.new_empty(batch_heads * runs * rows * (dim + 2), dtype=torch.float32)
-    tensors, numbers, rotated = rope_as_arguments(rope)
-    block_d = block_of(dim)
-    with on_device_of(q):
-        decode_kernel[(batch_heads, runs)](
-            q, k, v, parts, *tensors, *rules_as_arguments(rules, keys),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *numbers,
-            kv_heads, group, queries, keys, run, scale * LOG2_E, rules.window,
-            D=dim, R=rotated, BLOCK_D=block_d, BLOCK_M=max(MIN_ROWS, next_power_of_2(rows)),
-            BLOCK_N=split.block_n,
-            CAUSAL=rules.causal, PRECISION=dot_precision(q.dtype), INTERPRETED=INTERPRETED,
-            num_warps=split.num_warps, num_stages=split.num_stages,
-        )  # fmt: skip
-        join_kernel[(batch_heads, rows)](
-            parts, out, *out.stride()[:3], kv_heads, group, queries, runs,
-            D=dim, BLOCK_D=block_d, RUNS=FEW_RUNS if runs <= FEW_RUNS else MAX_RUNS, num_warps=4,
-        )  # fmt: skip

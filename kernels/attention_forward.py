@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import operand, operand_like
-from fastgrow.kernels.rotation import load_rotated, load_rotation
-from fastgrow.kernels.visibility import interval, keys_of_row
+from fastgrow.kernels.common import operand, operand_like, store_rows
+from fastgrow.kernels.key_ranges import interval_of_tile, keys_of_row, runs_of_blocks
+from fastgrow.kernels.rotation import load_queries
 
 # Weights from 2^-32 to 2^32 leave their sums far from fp32's limits, and their products with values
 # too: 8,192 keys' to |v| = 9e24.
@@ -83,13 +83,7 @@ def attend_all(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """The runs of blocks: partly seen (none where all see key 0), seen by all, partly seen."""
-    begin, all_from = 0, 0
-    # Queries before a short row's first key end below zero.
-    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
-    if not FROM_FIRST:
-        begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
-        all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
-    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
+    begin, all_from, all_to, stop = runs_of_blocks(first, end, n_keys, BLOCK_N, FROM_FIRST)
     total = tl.zeros([BLOCK_M, 16] if BOUNDED else [BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if not FROM_FIRST:
@@ -114,11 +108,11 @@ def attend_all(
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "QUERIES", "KEYS", "n_norms"])
 def forward_kernel(
     Q, K, V, OUT, LSE, NORMS,
-    COS, SIN, POSITIONS, LENGTHS, STARTS, FIRSTS, ENDS,
+    COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    LENGTHS, STARTS, FIRSTS, ENDS,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
-    table_stride, positions_b, n_positions,
     HEADS, GROUP, QUERIES, KEYS, n_norms, factor, window,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -142,28 +136,16 @@ def forward_kernel(
     row_ok = rows < QUERIES
     n_keys = keys_of_row(b, LENGTHS, KEYS)
     p = n_keys - QUERIES + rows
-    first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
     from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
-    # Rows beyond the last query must neither widen the runs of blocks nor narrow them.
-    last = tl.minimum(QUERIES - 1, tile * BLOCK_M + BLOCK_M - 1)
-    end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
-    if not from_first:
-        first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+    first, end = interval_of_tile(
+        tile, rows, p, b, n_keys, STARTS, FIRSTS, ENDS, QUERIES, KEYS, window, CAUSAL, from_first
+    )
 
-    d = tl.arange(0, BLOCK_D)
-    if COS is None:
-        q_mask = row_ok[:, None] & (d < D)[None, :]
-        q_from = Q + b * q_b + h * q_h + rows.to(tl.int64)[:, None] * q_t + d[None, :]
-        q = tl.load(q_from, mask=q_mask, other=0.0).to(tl.float32)
-    else:
-        positions = p
-        if POSITIONS is not None:
-            known = (p >= 0) & (p < KEYS)
-            positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
-        cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
-        offsets = b * q_b + h * q_h + rows.to(tl.int64) * q_t
-        q = load_rotated(Q, offsets, row_ok, cos, sin, D, R, BLOCK_D)
-    q = q * tl.cast(factor, tl.float32)
+    offsets = b * q_b + h * q_h + rows.to(tl.int64) * q_t
+    q = load_queries(
+        Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
+        factor, D, R, BLOCK_D,
+    )  # fmt: skip
     if not INTERPRETED:
         q = q.to(Q.dtype.element_ty)
 
@@ -192,8 +174,7 @@ def forward_kernel(
     blind = end <= first
     total = tl.where(blind, 1.0, total)
     out = acc / total[:, None]
-    to = OUT + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + d[None, :]
-    tl.store(to, out.to(OUT.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])
+    store_rows(OUT + b * o_b + h * o_h, rows.to(tl.int64) * o_t, out, row_ok, D, BLOCK_D)
     if LSE is not None:
         lse = tl.where(blind, float("inf"), pivot + tl.log2(total))
         tl.store(LSE + head.to(tl.int64) * QUERIES + rows, lse, mask=row_ok)

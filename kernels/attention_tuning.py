@@ -15,15 +15,24 @@ from collections.abc import Callable
 import torch
 
 from fastgrow.kernels.attention import (
-    OWN_RULES,
-    Rope,
-    Rules,
+    FEW,
+    LENGTHS,
+    MANY,
     backward,
+    bucket,
+    decode,
+    decode_bucket,
+    empty_output,
     forward,
-    forward_tiles,
 )
-from fastgrow.kernels.attention_arguments import LENGTHS, Tiles, bucket, empty_output
-from fastgrow.kernels.attention_decode import FEW, MANY, Split, decode, decode_bucket, split_of
+from fastgrow.kernels.attention_tiles import (
+    OWN_RULES,
+    AttentionTiles,
+    Split,
+    forward_tiles,
+    split_of,
+)
+from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.tunable import Tunable, with_stages
 
 TOKENS = 16384  # of a launch, in sequences of the bucket's length
@@ -38,7 +47,7 @@ DECODE_FIRST = ((32, LENGTHS[1], MANY), (32, LENGTHS[1], FEW), (128, LENGTHS[1],
 
 HALF = {
     ("attention_forward", 32): with_stages(
-        Tiles,
+        AttentionTiles,
         [
             *[(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4)],
             *[(128, 64, 8), (128, 128, 8)],
@@ -46,7 +55,7 @@ HALF = {
         (2, 3),
     ),
     ("attention_d_query", 32): with_stages(
-        Tiles,
+        AttentionTiles,
         [
             *[(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 4), (128, 64, 4)],
             *[(128, 32, 8), (128, 64, 8)],
@@ -54,39 +63,39 @@ HALF = {
         (2, 3),
     ),
     ("attention_d_key", 32): with_stages(
-        Tiles,
+        AttentionTiles,
         [(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 4), (32, 128, 8), (64, 128, 8)],
         (2, 3),
     ),
     ("attention_forward", 64): with_stages(
-        Tiles,
+        AttentionTiles,
         [(64, 32, 4), (64, 64, 4), (128, 32, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8)],
         (2, 3),
     ),
     ("attention_d_query", 64): with_stages(
-        Tiles, [(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8)], (2, 3)
+        AttentionTiles, [(64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 32, 8), (128, 64, 8)], (2, 3)
     ),
     ("attention_d_key", 64): with_stages(
-        Tiles, [(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)], (2, 3)
+        AttentionTiles, [(16, 64, 4), (32, 64, 4), (64, 64, 4), (32, 128, 8), (64, 128, 8)], (2, 3)
     ),
     ("attention_forward", 128): with_stages(
-        Tiles,
+        AttentionTiles,
         [(64, 32, 4), (64, 64, 4), (64, 32, 8), (64, 64, 8), (128, 32, 8), (128, 64, 8)],
         (2, 3),
     ),
     ("attention_d_query", 128): [
-        *with_stages(Tiles, [(64, 16, 8), (64, 32, 8), (64, 64, 8), (32, 64, 8)], (2, 3)),
-        *with_stages(Tiles, [(32, 32, 8), (32, 64, 4)], (2,)),
+        *with_stages(AttentionTiles, [(64, 16, 8), (64, 32, 8), (64, 64, 8), (32, 64, 8)], (2, 3)),
+        *with_stages(AttentionTiles, [(32, 32, 8), (32, 64, 4)], (2,)),
     ],
     ("attention_d_key", 128): [
-        *with_stages(Tiles, [(16, 64, 8), (32, 64, 8)], (1, 2, 3)),
-        *with_stages(Tiles, [(64, 64, 8), (32, 32, 8)], (2,)),
+        *with_stages(AttentionTiles, [(16, 64, 8), (32, 64, 8)], (1, 2, 3)),
+        *with_stages(AttentionTiles, [(64, 64, 8), (32, 32, 8)], (2,)),
     ],
 }
 # Products outside the matrix units: the operands live in registers.
 FULL = {
     ("attention_forward", 32): with_stages(
-        Tiles,
+        AttentionTiles,
         [
             *[(32, 32, 4), (32, 32, 8), (32, 64, 8), (64, 16, 4), (64, 16, 8)],
             *[(64, 64, 8), (128, 16, 8), (128, 32, 8)],
@@ -94,7 +103,7 @@ FULL = {
         (2,),
     ),
     ("attention_d_query", 32): with_stages(
-        Tiles,
+        AttentionTiles,
         [
             *[(16, 32, 4), (16, 64, 4), (16, 64, 8), (32, 16, 4), (32, 32, 4)],
             *[(32, 32, 8), (32, 64, 8), (64, 16, 8)],
@@ -102,7 +111,7 @@ FULL = {
         (1,),
     ),
     ("attention_d_key", 32): with_stages(
-        Tiles,
+        AttentionTiles,
         [
             *[(16, 16, 4), (16, 32, 4), (16, 32, 8), (16, 64, 4), (16, 64, 8)],
             *[(32, 16, 4), (32, 16, 8), (32, 32, 4), (32, 64, 8)],
@@ -110,7 +119,7 @@ FULL = {
         (1,),
     ),
     ("attention_forward", 64): with_stages(
-        Tiles,
+        AttentionTiles,
         [
             *[(16, 32, 4), (16, 32, 8), (32, 16, 4), (32, 16, 8), (32, 32, 4)],
             *[(32, 32, 8), (64, 16, 8)],
@@ -118,7 +127,7 @@ FULL = {
         (2,),
     ),
     ("attention_d_query", 64): with_stages(
-        Tiles,
+        AttentionTiles,
         [
             *[(16, 16, 8), (16, 32, 4), (16, 32, 8), (16, 64, 8), (32, 16, 4)],
             *[(32, 16, 8), (32, 32, 4), (32, 64, 8), (64, 16, 8)],
@@ -126,8 +135,8 @@ FULL = {
         (1,),
     ),
     ("attention_d_key", 64): [
-        *with_stages(Tiles, [(16, 32, 8), (16, 64, 8), (32, 16, 8)], (1,)),
-        *with_stages(Tiles, [(16, 16, 4), (16, 32, 4), (32, 16, 4)], (1, 2)),
+        *with_stages(AttentionTiles, [(16, 32, 8), (16, 64, 8), (32, 16, 8)], (1,)),
+        *with_stages(AttentionTiles, [(16, 16, 4), (16, 32, 4), (32, 16, 4)], (1, 2)),
     ],
 }
 # (block_n, num_warps)
@@ -139,7 +148,7 @@ SPLITS = {
 PROGRAMS = (2, 4)
 
 
-def tunables(capability: int) -> list[Tunable[Tiles] | Tunable[Split]]:
+def tunables(capability: int) -> list[Tunable[AttentionTiles] | Tunable[Split]]:
     """Every kernel in every bucket that may have an entry in a table."""
     halves = (torch.bfloat16, torch.float16)
     return [
@@ -154,7 +163,7 @@ def tunables(capability: int) -> list[Tunable[Tiles] | Tunable[Split]]:
 
 def _tiles(
     which: tuple[str, int], dtype: torch.dtype, length: int, capability: int
-) -> Tunable[Tiles]:
+) -> Tunable[AttentionTiles]:
     kernel, dim = which
     return Tunable(
         kernel=kernel,
@@ -170,7 +179,7 @@ def _tiles(
 
 def _train(
     kernel: str, dim: int, dtype: torch.dtype, length: int, capability: int, device: str
-) -> Callable[[Tiles], object]:
+) -> Callable[[AttentionTiles], object]:
     """Attention with rotary positions, causal, on random tensors.
 
     They lie as [B, T, H, D], which is how projections leave them: a head's rows stand apart.
@@ -180,18 +189,17 @@ def _train(
         torch.randn(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(4)
     )
     angles = torch.rand(length, dim // 2, device=device)
-    setting = (Rope(angles.cos(), angles.sin()), dim**-0.5, Rules())
+    call = AttentionCall(q, k, v, angles.cos(), angles.sin(), scale=dim**-0.5)
     if kernel == "attention_forward":
-        return lambda tiles: forward(q, k, v, *setting, with_lse=True, tiles=tiles)
+        return lambda tiles: forward(call, with_lse=True, tiles=tiles)
     # By the rule, not by a table: so that what is compiled ahead is what is launched.
     tiles = forward_tiles(dim, dtype, capability)
-    out, lse = forward(q, k, v, *setting, with_lse=True, tiles=tiles)
+    out, lse = forward(call, with_lse=True, tiles=tiles)
     assert lse is not None
     for_query = kernel == "attention_d_query"
     return lambda tiles: backward(
-        d_out, q, k, v, out, lse, *setting,
-        for_query=for_query, for_key=not for_query, tiles=tiles,
-    )  # fmt: skip
+        call, d_out, out, lse, for_query=for_query, for_key=not for_query, tiles=tiles
+    )
 
 
 def _split(
@@ -219,13 +227,14 @@ def _generate(
     q = torch.randn(batch, FEW, 1, dim, dtype=dtype, device=device)
     k, v = (torch.randn(batch, FEW, length, dim, dtype=dtype, device=device) for _ in range(2))
     angles = torch.rand(length, dim // 2, device=device)
-    rope = Rope(angles.cos(), angles.sin(), k_rotated=True)
     lengths = torch.full((batch,), length, dtype=torch.int32, device=device)
-    setting = (rope, dim**-0.5, Rules(lengths=lengths))
+    call = AttentionCall(
+        *(q, k, v, angles.cos(), angles.sin()), lengths=lengths, k_rotated=True, scale=dim**-0.5
+    )
     out = empty_output(q)
 
     def launch(split: Split) -> torch.Tensor:
-        decode(q, k, v, *setting, out, split=split)
+        decode(call, out, split=split)
         return out
 
     return launch

@@ -53,6 +53,8 @@ class RopeCall(NamedTuple):
 class AttentionCall(NamedTuple):
     """`attention` of q [B, H, Tq, D] over k and v [B, H_kv, Tk, D]; see there for the rules.
 
+    Tensors come first, so that a gradient's function can keep them and the rest apart.
+
     Args:
         cos, sin: [positions, R/2], or None for no rotation.
         position_ids: [Tk] or [B, Tk], of the keys; 0 … Tk − 1 without.
@@ -65,14 +67,14 @@ class AttentionCall(NamedTuple):
     cos: Tensor | None = None
     sin: Tensor | None = None
     position_ids: Tensor | None = None
-    k_rotated: bool = False
-    scale: float = 1.0
-    causal: bool = True
-    window: int | None = None
     cu_seqlens: Tensor | None = None
     lengths: Tensor | None = None
     starts: Tensor | None = None
     mask: Tensor | None = None
+    k_rotated: bool = False
+    scale: float = 1.0
+    causal: bool = True
+    window: int | None = None
     dropout: float = 0.0
 
 

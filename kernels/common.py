@@ -45,6 +45,11 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def block_of(dim: int) -> int:
+    """Width of a tile that holds `dim` features; products take no narrower ones."""
+    return max(16, next_power_of_2(dim))
+
+
 def contiguous_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """New memory of a tensor's shape; of the ways to ask for it the quickest."""
     return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
@@ -97,6 +102,22 @@ def settled(function: F) -> F:
     # The interpreter's functions have none.
     getattr(function, "cache_key", None)
     return function
+
+
+@triton.jit
+def load_rows(X, offsets, row_ok, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of D features at int64 offsets, [rows, BLOCK_D]; zeros where there is nothing."""
+    d = tl.arange(0, BLOCK_D)
+    mask = row_ok[:, None] & (d < D)[None, :]
+    return tl.load(X + offsets[:, None] + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(X, offsets, rows, row_ok, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write rows [rows, BLOCK_D] in X's dtype to int64 offsets."""
+    d = tl.arange(0, BLOCK_D)
+    mask = row_ok[:, None] & (d < D)[None, :]
+    tl.store(X + offsets[:, None] + d[None, :], rows.to(X.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -9,11 +9,10 @@ The inverse is the same with sin negated everywhere.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import cdiv, contiguous_like, next_power_of_2, on_device_of
+from fastgrow.kernels.common import load_rows, store_rows
 
 
 @triton.jit
@@ -72,55 +71,62 @@ def load_rotated(
     return y
 
 
-@triton.jit(do_not_specialize=["positions_b", "LENGTH", "n_positions"])
-def _rotate_kernel(
-    X, COS, SIN, POSITIONS, OUT, NORMS,
-    x_b, x_h, x_t, o_b, o_h, o_t, table_stride, positions_b,
-    HEADS, LENGTH, n_positions,
-    D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+@triton.jit
+def load_rotation_of(
+    p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
+    R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """`load_rotation` for the tokens at key indices p of batch row b."""
+    positions = p
+    if POSITIONS is not None:
+        known = (p >= 0) & (p < KEYS)
+        positions = tl.load(POSITIONS + b * positions_b + p, mask=known, other=0)
+    return load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+
+
+@triton.jit
+def load_queries(
+    Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
+    factor, D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """factor · the rows of Q at int64 offsets, [rows, BLOCK_D] fp32; rotated unless COS is None.
+
+    p are the indices of their keys.
+    """
+    if COS is None:
+        q = load_rows(Q, offsets, row_ok, D, BLOCK_D).to(tl.float32)
+    else:
+        cos, sin = load_rotation_of(
+            p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS, R, BLOCK_D
+        )
+        q = load_rotated(Q, offsets, row_ok, cos, sin, D, R, BLOCK_D)
+    return q * tl.cast(factor, tl.float32)
+
+
+# Lengths and positions grow from token to token: no kernel is compiled for one of them.
+@triton.jit(do_not_specialize=["positions_b", "n_positions", "HEADS", "LENGTH", "OFFSET"])
+def rotate_kernel(
+    X, OUT, NORMS, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
+    x_b, x_h, x_t, o_b, o_h, o_t, HEADS, LENGTH, OFFSET,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    INVERSE: tl.constexpr,
+):  # fmt: skip
+    """OUT, and where NORMS is given the largest norm of a row of each block of rows."""
     program = tl.program_id(0)
     n_blocks = tl.cdiv(LENGTH, BLOCK_T)
     head, block = program // n_blocks, program % n_blocks
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
     rows = block * BLOCK_T + tl.arange(0, BLOCK_T)
     row_ok = rows < LENGTH
-    positions = rows
+    positions = rows + OFFSET
     if POSITIONS is not None:
         positions = tl.load(POSITIONS + b * positions_b + rows, mask=row_ok, other=0)
     cos, sin = load_rotation(COS, SIN, positions, n_positions, table_stride, R, BLOCK_D)
+    if INVERSE:
+        sin = -sin
     y = load_rotated(
         X + b * x_b + h * x_h, rows.to(tl.int64) * x_t, row_ok, cos, sin, D, R, BLOCK_D
     )
-    d = tl.arange(0, BLOCK_D)
-    to = OUT + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + d[None, :]
-    tl.store(to, y.to(OUT.dtype.element_ty), mask=row_ok[:, None] & (d < D)[None, :])
-    tl.store(NORMS + program, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
-
-
-def rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, position_ids: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate x [B, H, T, D] by position: 0 … T − 1, or `position_ids` [T] or [B, T].
-
-    Returns:
-        The rotated tensor, contiguous, of x's dtype; and the largest norm of a row for each block
-        of rows, [B · H, blocks] float32, which a bound on attention's scores follows from.
-    """
-    batch, heads, length, dim = x.shape
-    block_d = max(16, next_power_of_2(dim))
-    block_t = max(16, 4096 // block_d)
-    n_blocks = cdiv(length, block_t)
-    out = contiguous_like(x)
-    norms = x.new_empty((batch * heads, n_blocks), dtype=torch.float32)
-    if x.numel() == 0:
-        return out, norms
-    of_rows = 0 if position_ids is None or position_ids.dim() == 1 else position_ids.stride(0)
-    with on_device_of(x):
-        _rotate_kernel[(n_blocks * batch * heads,)](
-            x, cos, sin, position_ids, out, norms,
-            *x.stride()[:3], *out.stride()[:3], cos.stride(0), of_rows,
-            heads, length, cos.shape[0],
-            D=dim, R=2 * cos.shape[1], BLOCK_D=block_d, BLOCK_T=block_t, num_warps=4,
-        )  # fmt: skip
-    return out, norms
+    store_rows(OUT + b * o_b + h * o_h, rows.to(tl.int64) * o_t, y, row_ok, D, BLOCK_D)
+    if NORMS is not None:
+        tl.store(NORMS + program, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))

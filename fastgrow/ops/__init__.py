@@ -5,7 +5,6 @@ Plain tensors in and out. Every public function takes `impl=` to force an implem
 they also check what integer arguments hold, at the price of waiting for the device.
 """
 
-from fastgrow.ops.attention import attention
 from fastgrow.ops.core.dispatch import (
     OPERATIONS,
     Implementation,
@@ -31,7 +30,8 @@ from fastgrow.ops.probability_mean import (
     probability_mean_cross_entropy,
     probability_mean_gather,
 )
-from fastgrow.ops.rope import RopeTable, rope, rope_table
+from fastgrow.ops.rotary import RopeTable, rope, rope_table
+from fastgrow.ops.softmax_attention import attention
 
 __all__ = [
     "OPERATIONS",

@@ -17,8 +17,7 @@ from benchmarks.cases import attention
 tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
 from fastgrow.kernels import attention_tuning, compile_offline  # noqa: E402
-from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
-from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
+from fastgrow.kernels.attention import bucket, decode_bucket  # noqa: E402
 from fastgrow.kernels.tuned import SCHEMA, read_table, tuning_modules  # noqa: E402
 from fastgrow.ops.core import triton_support  # noqa: E402
 

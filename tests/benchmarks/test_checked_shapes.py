@@ -16,8 +16,8 @@ from fastgrow.ops.core import dispatch, triton_support
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastgrow.kernels import attention, compile_offline, linear_logits, mlp, norm
-from fastgrow.kernels.attention_arguments import bucket
-from fastgrow.kernels.attention_decode import decode_bucket
+from fastgrow.kernels.attention import bucket, decode_bucket
+from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.gpu import assumed
 
 BF16 = torch.bfloat16
@@ -110,10 +110,10 @@ def attend(shape: Shape) -> None:
 
     q, k, v, d_out = (random(shape[heads]) for heads in ("H", "H_kv", "H_kv", "H"))
     cos, sin = (torch.empty(T, D // 2, device="meta") for _ in range(2))
-    arguments = q, k, v, attention.Rope(cos, sin)
-    rest = D**-0.5, attention.Rules()
-    out, lse = attention.forward(*arguments, *rest, with_lse=True)
-    attention.backward(d_out, q, k, v, out, lse, arguments[3], *rest)
+    call = AttentionCall(q, k, v, cos, sin, scale=D**-0.5)
+    out, lse = attention.forward(call, with_lse=True)
+    assert lse is not None
+    attention.backward(call, d_out, out, lse)
 
 
 def test_attention_compiles_nothing_for_the_check() -> None:

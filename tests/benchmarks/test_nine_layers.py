@@ -30,7 +30,7 @@ def test_a_small_one_is_resumed_at_its_checkpoint(tmp_path: Path) -> None:
         assert 0 < half["last_loss"] < 10
         assert half["tokens_per_second"] > 0
         assert half["peak_memory_bytes"] > 1 << 20
-        assert half["implementations"]["attention"] == "vendor"
+        assert half["implementations"]["attention"] == "sdpa"
     assert result["substrate_seconds"] > 0
     json.dumps(result)
     # Only what is small is left.

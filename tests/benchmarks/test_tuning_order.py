@@ -21,10 +21,10 @@ from benchmarks.cases import (
 
 pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
-from fastgrow.kernels import attention_arguments, lora, norm
+from fastgrow.kernels import attention as launchers
 from fastgrow.kernels import linear_logits as head
+from fastgrow.kernels import lora, norm
 from fastgrow.kernels import mlp as feed_forward
-from fastgrow.kernels.attention_decode import decode_bucket
 from fastgrow.kernels.tuned import tuning_modules
 
 BF16 = torch.bfloat16
@@ -39,11 +39,11 @@ def headlines() -> Iterator[tuple[str, str]]:
     # The first length of each, and a growing model's.
     for shape in (x for x in attention.FAMILY.grids["gpu"] if x["D"] != 64):
         for kernel in ("forward", "d_query", "d_key"):
-            key = attention_arguments.bucket(BF16, shape["D"], shape["T"])
+            key = launchers.bucket(BF16, shape["D"], shape["T"])
             yield f"attention_{kernel}", key
     for shape in attention_decode.FAMILY.grids["gpu"]:
         heads = shape["B"] * shape["H_kv"]
-        yield "attention_decode", decode_bucket(BF16, shape["D"], shape["T"], heads)
+        yield "attention_decode", launchers.decode_bucket(BF16, shape["D"], shape["T"], heads)
     for family in (layer_norm.FAMILY, rms_norm.FAMILY):
         for shape in family.grids["gpu"]:
             yield "norm_forward", norm.bucket(BF16, shape["d"])

@@ -9,6 +9,7 @@ import torch
 from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
 
 from fastgrow.kernels import tuned
+from fastgrow.kernels.calls import AttentionCall
 
 attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
@@ -20,12 +21,12 @@ def launches(dim: int, dtype: torch.dtype, **rules: object) -> list[Launch]:
     """Everything that a training step launches."""
     q = torch.zeros(1, 2, 256, dim, dtype=dtype)
     lse = torch.zeros(1, 2, 256)
-    rope = attention.Rope(torch.zeros(256, dim // 2), torch.zeros(256, dim // 2))
-    setting = (rope, 1.0, attention.Rules(**rules))
+    table = torch.zeros(256, dim // 2)
+    call = AttentionCall(q, q, q, table, table, **rules)  # type: ignore[arg-type]
 
     def step() -> None:
-        attention.forward(q, q, q, *setting, with_lse=True)
-        attention.backward(q, q, q, q, q, lse, *setting)
+        attention.forward(call, with_lse=True)
+        attention.backward(call, q, q, lse)
 
     return recorded(step)
 
@@ -94,9 +95,9 @@ def test_issue_slots_of_the_reference_head_dimension() -> None:
 @pytest.mark.parametrize("dim", [32, 64, 128, 256])
 def test_decoding(dim: int, dtype: torch.dtype) -> None:
     q, k = torch.zeros(1, 8, 1, dim, dtype=dtype), torch.zeros(1, 2, 1024, dim, dtype=dtype)
-    rope = attention.Rope(torch.zeros(1024, dim // 2), torch.zeros(1024, dim // 2), None, True)
-    rules = attention.Rules(lengths=torch.zeros(1, dtype=torch.int32))
-    step = recorded(lambda: attention.forward(q, k, k, rope, 1.0, rules, with_lse=False))
+    table, lengths = torch.zeros(1024, dim // 2), torch.zeros(1, dtype=torch.int32)
+    call = AttentionCall(q, k, k, table, table, lengths=lengths, k_rotated=True)
+    step = recorded(lambda: attention.forward(call, with_lse=False))
     assert [launch.name for launch in step] == ["decode_kernel", "join_kernel"]
     for capability in TARGETS:
         for launch in step:

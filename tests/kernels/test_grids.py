@@ -19,7 +19,7 @@ from fastgrow.kernels import (  # noqa: E402
     mlp,
     norm,
 )
-from fastgrow.kernels.calls import NormCall  # noqa: E402
+from fastgrow.kernels.calls import AttentionCall, NormCall  # noqa: E402
 from fastgrow.kernels.logit_loss import fill_losses  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -45,13 +45,13 @@ def check(call: Callable[[], object], *kernels: str) -> None:
 def attend(batch: int, queries: int, keys: int, *, decoding: bool = False) -> None:
     q, k = empty(batch, HEADS, queries, DIM), empty(batch, HEADS, keys, DIM)
     table = empty(keys, DIM // 2, dtype=F32)
-    setting = (attention.Rope(table, table), 1.0, attention.Rules())
-    out, lse = attention.forward(q, k, k, *setting, with_lse=not decoding)
+    call = AttentionCall(q, k, k, table, table)
+    out, lse = attention.forward(call, with_lse=not decoding)
     if lse is not None:
-        attention.backward(q, q, k, k, out, lse, *setting)
+        attention.backward(call, q, out, lse)
 
 
-TRAINING = ("_rotate_kernel", "forward_kernel", "prepare_kernel", "d_query_kernel", "d_key_kernel")
+TRAINING = ("rotate_kernel", "forward_kernel", "prepare_kernel", "d_query_kernel", "d_key_kernel")
 
 
 def test_attention_of_many_sequences() -> None:
@@ -64,7 +64,7 @@ def test_attention_of_a_long_sequence() -> None:
 
 @pytest.mark.parametrize("batch", [1, BATCH])
 def test_decoding(batch: int) -> None:
-    decoding = ("_rotate_kernel", "decode_kernel", "join_kernel")
+    decoding = ("rotate_kernel", "decode_kernel", "join_kernel")
     check(lambda: attend(batch, 8, 2**24 // batch + 1024, decoding=True), *decoding)
 
 

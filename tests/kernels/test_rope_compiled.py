@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from cross_compile import TARGETS, compile_for, recorded
 
-kernels = pytest.importorskip("fastgrow.kernels.rope", reason="triton is not installed")
+launchers = pytest.importorskip("fastgrow.kernels.attention", reason="triton is not installed")
 
 
 @pytest.mark.slow
@@ -17,9 +15,10 @@ kernels = pytest.importorskip("fastgrow.kernels.rope", reason="triton is not ins
 def test_every_head_dimension(dim: int, capability: int) -> None:
     for length in (1024, 1):
         x = torch.empty(2, length, 8, dim, dtype=torch.bfloat16, device="meta").transpose(1, 2)
+        out = torch.empty_like(x)
         cos = torch.empty(4096, dim // 2, device="meta")
-        rotate = functools.partial(kernels.rotate, x, cos, cos, None, 0, inverse=False)
-        (launch,) = recorded(rotate)
+        arguments = launchers.rotation_arguments(cos, cos, None)
+        (launch,) = recorded(lambda: launchers.rotate(x, arguments, out))  # noqa: B023
         compiled = compile_for(launch, capability)
         assert compiled.spills == 0
         # Whole vectors are written, where there are enough rows for every thread to have one.

@@ -13,8 +13,6 @@ attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is 
 
 from fastgrow.kernels import attention_tuning, compile_offline, tuned  # noqa: E402
 from fastgrow.kernels import tunable as tunable_module  # noqa: E402
-from fastgrow.kernels.attention_arguments import bucket  # noqa: E402
-from fastgrow.kernels.attention_decode import decode_bucket  # noqa: E402
 from fastgrow.kernels.digest import digest  # noqa: E402
 from fastgrow.kernels.mlp_forward import output_kernel  # noqa: E402
 from fastgrow.kernels.tunable import Tunable, all_tunables, with_stages  # noqa: E402
@@ -43,15 +41,16 @@ def test_launchers_ask_for_the_keys_that_there_are(dtype: torch.dtype) -> None:
     known = {(t.kernel, t.bucket) for t in attention_tuning.tunables(90)}
     for dim in (32, 64, 128):
         for keys, heads in ((1024, 8), (5000, 8), (5000, 900)):
-            assert ("attention_d_key", bucket(dtype, dim, keys)) in known
-            assert ("attention_decode", decode_bucket(dtype, dim, keys, heads)) in known
+            assert ("attention_d_key", attention.bucket(dtype, dim, keys)) in known
+            key = attention.decode_bucket(dtype, dim, keys, heads)
+            assert ("attention_decode", key) in known
 
 
 def test_shapes_are_taken_with_every_number_of_stages() -> None:
-    tiles = with_stages(attention.Tiles, [(16, 32, 4), (64, 64, 8)], (2, 3))
+    tiles = with_stages(attention.AttentionTiles, [(16, 32, 4), (64, 64, 8)], (2, 3))
     assert tiles == [
-        *(attention.Tiles(16, 32, 4, n) for n in (2, 3)),
-        *(attention.Tiles(64, 64, 8, n) for n in (2, 3)),
+        *(attention.AttentionTiles(16, 32, 4, n) for n in (2, 3)),
+        *(attention.AttentionTiles(64, 64, 8, n) for n in (2, 3)),
     ]
 
 
@@ -123,7 +122,7 @@ def test_a_launch_returns_what_it_computes(tunable: Tunable) -> None:  # type: i
 
 def test_a_build_takes_the_most_of_all_that_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(launch: compile_offline.Launch, capability: int) -> compile_offline.Binary:
-        spills = {"_rotate_kernel": 1, "prepare_kernel": 3, "d_key_kernel": 2}[launch.name]
+        spills = {"rotate_kernel": 1, "prepare_kernel": 3, "d_key_kernel": 2}[launch.name]
         return compile_offline.Binary(2 * spills, capability, spills, b"")
 
     monkeypatch.setattr(tunable_module, "compile_launch", compiled)

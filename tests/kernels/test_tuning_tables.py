@@ -17,7 +17,8 @@ attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is 
 
 import triton  # noqa: E402
 
-from fastgrow.kernels import attention_decode, compile_offline, tuned  # noqa: E402
+from fastgrow.kernels import attention_tiles, compile_offline, tuned  # noqa: E402
+from fastgrow.kernels.calls import AttentionCall  # noqa: E402
 from fastgrow.kernels.tuned import Table, read_table  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -56,14 +57,13 @@ def forward(
     length: int = 256, dim: int = 32, dtype: torch.dtype = BF16, **rules: Any
 ) -> dict[str, int]:
     q = torch.empty(1, 2, length, dim, dtype=dtype, device="meta")
-    setting = (None, 1.0, attention.Rules(**rules))
-    return tiles_of(lambda: attention.forward(q, q, q, *setting, with_lse=True), "forward_kernel")
+    call = AttentionCall(q, q, q, **rules)
+    return tiles_of(lambda: attention.forward(call, with_lse=True), "forward_kernel")
 
 
 def backward(kernel: str) -> dict[str, int]:
     q, lse = torch.empty(1, 2, 64, 32, dtype=BF16, device="meta"), torch.empty(1, 2, 64)
-    setting = (None, 1.0, attention.Rules())
-    return tiles_of(lambda: attention.backward(q, q, q, q, q, lse, *setting), kernel)
+    return tiles_of(lambda: attention.backward(AttentionCall(q, q, q), q, q, lse), kernel)
 
 
 def own(tiles: Any) -> dict[str, int]:
@@ -74,7 +74,7 @@ def test_an_entry_is_taken_before_the_launcher_s_own_rule(file: Path) -> None:
     file.write_text(json.dumps(table()))
     assert forward() == TILES
     assert backward("d_query_kernel") == OTHER
-    assert backward("d_key_kernel") == own(attention.d_key_tiles(32, BF16))
+    assert backward("d_key_kernel") == own(attention_tiles.d_key_tiles(32, BF16))
 
 
 def test_lengths_share_two_entries(file: Path) -> None:
@@ -85,14 +85,14 @@ def test_lengths_share_two_entries(file: Path) -> None:
 
 def test_what_was_not_measured_keeps_the_launcher_s_own_rule(file: Path) -> None:
     file.write_text(json.dumps(table()))
-    assert forward(dim=64) == own(attention.forward_tiles(64, BF16))
-    assert forward(dtype=torch.float32) == own(attention.forward_tiles(32, torch.float32))
+    assert forward(dim=64) == own(attention_tiles.forward_tiles(64, BF16))
+    assert forward(dtype=torch.float32) == own(attention_tiles.forward_tiles(32, torch.float32))
     for rules in ({"window": 9}, {"causal": False}, {"starts": torch.zeros(1, dtype=torch.int32)}):
-        assert forward(**rules) == own(attention.forward_tiles(32, BF16))
+        assert forward(**rules) == own(attention_tiles.forward_tiles(32, BF16))
 
 
 def test_without_a_table_nothing_is_said(file: Path, recwarn: pytest.WarningsRecorder) -> None:
-    assert forward() == own(attention.forward_tiles(32, BF16))
+    assert forward() == own(attention_tiles.forward_tiles(32, BF16))
     assert not recwarn.list
 
 
@@ -120,9 +120,9 @@ def test_a_cpu_has_no_table() -> None:
 def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason: str) -> None:
     file.write_bytes(content.encode("latin-1"))
     with pytest.warns(UserWarning, match=reason) as said:
-        assert forward() == own(attention.forward_tiles(32, BF16))
+        assert forward() == own(attention_tiles.forward_tiles(32, BF16))
     assert str(file) in str(said[0].message)
-    assert forward() == own(attention.forward_tiles(32, BF16))
+    assert forward() == own(attention_tiles.forward_tiles(32, BF16))
     assert len(said) == 1
 
 
@@ -131,7 +131,7 @@ def test_a_table_just_measured_stands_in_for_the_shipped_one(file: Path) -> None
     made = Table({"attention_forward": {"bf16/D=64/T=1024": OTHER}})
     with tuned.standing_in("NVIDIA Abacus 9", made):
         assert forward(dim=64) == OTHER
-        assert forward() == own(attention.forward_tiles(32, BF16))
+        assert forward() == own(attention_tiles.forward_tiles(32, BF16))
     assert forward() == TILES
 
 
@@ -139,10 +139,8 @@ def decoded(rows: int = 1, batch: int = 1, keys: int = 4096, **rules: Any) -> di
     """Configuration of a decoding step of `rows` queries a head."""
     q = torch.empty(batch, 32, rows, 32, dtype=BF16, device="meta")
     k = torch.empty(batch, 32, keys, 32, dtype=BF16, device="meta")
-    setting = (None, 1.0, attention.Rules(**rules))
-    launches = compile_offline.recorded(
-        lambda: attention.forward(q, k, k, *setting, with_lse=False)
-    )
+    call = AttentionCall(q, k, k, **rules)
+    launches = compile_offline.recorded(lambda: attention.forward(call, with_lse=False))
     (launch,) = [launch for launch in launches if launch.name == "decode_kernel"]
     return {"block_n": launch.arguments["BLOCK_N"], **launch.options}
 
@@ -178,7 +176,7 @@ def test_decoding_has_entries_of_its_own(file: Path) -> None:
     entries = {"attention_decode": {"bf16/D=32/T=8192/N=32": {"configuration": split}}}
     file.write_text(json.dumps({"schema": 1, "entries": entries}))
     mine = {name: split[name] for name in ("block_n", "num_warps", "num_stages")}
-    default = dict(vars(attention_decode.split_of(32, BF16)))
+    default = dict(vars(attention_tiles.split_of(32, BF16)))
     del default["programs"]
     lengths = torch.empty(1, dtype=torch.int32, device="meta")
     assert decoded() == decoded(rows=8) == decoded(lengths=lengths) == mine
@@ -187,8 +185,8 @@ def test_decoding_has_entries_of_its_own(file: Path) -> None:
 
 def test_more_programs_a_processor_are_more_runs(file: Path) -> None:
     def runs(programs: int) -> int:
-        split = attention_decode.Split(16, programs, 4, 2)
-        return attention_decode.runs_of_keys(1, 4096, split, torch.device("meta"))[0]
+        split = attention_tiles.Split(16, programs, 4, 2)
+        return attention_tiles.runs_of_keys(1, 4096, split, torch.device("meta"))[0]
 
     assert (runs(1), runs(2), runs(8)) == (4, 8, 32)
 

@@ -78,7 +78,7 @@ def test_checkpointing_the_whole_loss() -> None:
     torch.testing.assert_close(list(gradients(model).values()), plain_gradients(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("attention", ["eager", "vendor"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_export_with_a_free_length(attention: str) -> None:
     model = growing_model().eval()
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length", max=24)
@@ -87,7 +87,7 @@ def test_export_with_a_free_length(attention: str) -> None:
             model, (batch()[0],), dynamic_shapes={"ids": {0: rows, 1: length}}, strict=False
         )
         targets = [str(node.target) for node in program.graph.nodes]
-        assert any("scaled_dot_product" in t for t in targets) == (attention == "vendor")
+        assert any("scaled_dot_product" in t for t in targets) == (attention == "sdpa")
         for ids in (batch(4, 17)[0], batch(2, 24)[0], batch(3, 5)[0]):
             torch.testing.assert_close(program.module()(ids), model(ids))
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
-from fastgrow.ops import _attention_triton
-from fastgrow.ops.attention import Visibility, visible_keys
+from fastgrow.kernels.calls import AttentionCall
+from fastgrow.ops.softmax_attention import triton
+from fastgrow.ops.softmax_attention.reference import visible_keys
 
 
 def loop(
@@ -107,7 +108,7 @@ def test_agrees_with_a_loop(case: str, with_rope: bool) -> None:
     (q, k, v), rules = tensors(**CASES[case])
     rope = tuple(t.double() for t in ops.rope_table(7, 8)) if with_rope else None
     expected = loop(q, k, v, rope=rope, **rules)  # type: ignore[arg-type]
-    for impl in ("eager", "vendor"):
+    for impl in ("eager", "sdpa"):
         y = ops.attention(q, k, v, rope=rope, impl=impl, **rules)  # type: ignore[arg-type]
         torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-12)
 
@@ -135,7 +136,7 @@ def test_position_ids_move_the_rotation() -> None:
     torch.testing.assert_close(y[1], ops.attention(q, k, v, rope=table)[1], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "sdpa"])
 def test_later_tokens_do_not_change_earlier_results(impl: str) -> None:
     (q, k, v), _ = tensors()
     before = ops.attention(q, k, v, impl=impl)
@@ -146,7 +147,7 @@ def test_later_tokens_do_not_change_earlier_results(impl: str) -> None:
     assert not torch.allclose(after[:, :, 4:], before[:, :, 4:])
 
 
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "sdpa"])
 def test_query_without_keys_gives_zeros_and_finite_gradients(impl: str) -> None:
     (q, k, v), _ = tensors()
     for t in (q, k, v):
@@ -164,7 +165,7 @@ def test_query_without_keys_gives_zeros_and_finite_gradients(impl: str) -> None:
 @pytest.mark.parametrize("floating", [False, True], ids=["bool", "float"])
 @pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 @pytest.mark.parametrize("kv", [1, 4])
-def test_vendor_takes_masks(floating: bool, causal: bool, kv: int) -> None:
+def test_sdpa_takes_masks(floating: bool, causal: bool, kv: int) -> None:
     generator = torch.Generator().manual_seed(1)
     (q, k, v), _ = tensors(kv=kv)
     mask = torch.rand(2, 1, 7, 7, generator=generator) < 0.4
@@ -175,12 +176,12 @@ def test_vendor_takes_masks(floating: bool, causal: bool, kv: int) -> None:
     # The first queries of a row that starts late see nothing.
     rules: dict[str, Any] = {"mask": mask, "causal": causal, "starts": torch.tensor([0, 3])}
     gradients = []
-    for impl in ("eager", "vendor"):
+    for impl in ("eager", "sdpa"):
         leaves = [t.clone().requires_grad_() for t in (q, k, v)]
         y = ops.attention(*leaves, impl=impl, **rules)
         gradients.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
-    for vendor, eager in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(vendor, eager, atol=1e-12, rtol=1e-12)
+    for sdpa, eager in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(sdpa, eager, atol=1e-12, rtol=1e-12)
 
 
 HALF, D32, D128 = torch.bfloat16, 32, 128
@@ -215,26 +216,25 @@ CALLS: list[tuple[dict[str, Any], bool, str]] = [
 def test_which_kernels_a_gpu_gets(
     monkeypatch: pytest.MonkeyPatch, call: dict[str, Any], ours: bool, why: str
 ) -> None:
-    monkeypatch.setattr(_attention_triton.triton_support, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton.triton_support, "pays_on", lambda tensor: (True, ""))
     tk, heads, dim = call.get("tk", 2048), call.get("heads", 4), call["dim"]
     dtype = call.get("dtype", HALF)
     q = torch.empty(1, heads, call.get("tq", tk), dim, dtype=dtype, device="meta")
     k = torch.empty(1, call.get("kv", heads), tk, dim, dtype=dtype, device="meta")
     q.requires_grad_(call.get("gradient", False))
-    table = (q, q) if call.get("rope", True) else None
-    causal, window, starts = call.get("causal", True), call.get("window"), call.get("starts")
-    visibility = Visibility(causal, window=window, starts=starts)
-    arguments = (q, k, k, table, None, False, 1.0, visibility, 0.0)
+    table = (q, q) if call.get("rope", True) else (None, None)
+    rules = {name: call[name] for name in ("causal", "window", "starts") if name in call}
+    record = AttentionCall(q, k, k, *table, **rules)
     with torch.set_grad_enabled(not call.get("no_grad", False)):
-        pays, reason = _attention_triton.pays(*arguments)
+        pays, reason = triton.pays(record)
     assert pays is ours
     assert why in reason
 
 
 def test_decoding_means_the_same_to_the_choice_and_to_the_kernels() -> None:
-    decode = pytest.importorskip("fastgrow.kernels.attention_decode")
-    assert _attention_triton.MAX_DECODED_QUERIES == decode.MAX_QUERIES
-    assert _attention_triton.MAX_DECODED_ROWS == decode.MAX_ROWS
+    tiles = pytest.importorskip("fastgrow.kernels.attention_tiles")
+    assert triton.MAX_DECODED_QUERIES == tiles.MAX_QUERIES
+    assert triton.MAX_DECODED_ROWS == tiles.MAX_ROWS
 
 
 def test_masks_and_dropout() -> None:
@@ -246,7 +246,7 @@ def test_masks_and_dropout() -> None:
     torch.testing.assert_close(by_bool, ops.attention(q, k, v, mask=added), atol=1e-12, rtol=0)
     assert not torch.allclose(by_bool, ops.attention(q, k, v))
     ones = torch.ones_like(v)
-    for impl in ("eager", "vendor"):
+    for impl in ("eager", "sdpa"):
         torch.manual_seed(0)
         dropped = ops.attention(q, k, ones, dropout=0.5, causal=False, impl=impl)
         assert dropped.std() > 0.1
@@ -265,8 +265,8 @@ def test_gradient(rules: dict[str, Any]) -> None:
 
 def test_mask_is_built_only_where_it_is_needed() -> None:
     q, k = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 5, 4)
-    assert visible_keys(Visibility(), q, k) is None
-    assert visible_keys(Visibility(causal=False), k, k) is None
+    assert visible_keys(AttentionCall(q, k, k)) is None
+    assert visible_keys(AttentionCall(k, k, k, causal=False)) is None
 
 
 def test_compiles_whole_for_any_length() -> None:
@@ -289,12 +289,12 @@ def test_compiles_whole_for_any_length() -> None:
     assert len(graphs) == 2
 
 
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "sdpa"])
 def test_half_precision_stays_near_the_truth(impl: str) -> None:
     (q, k, v), _ = tensors(tk=64)
     exact = ops.attention(q, k, v, impl="eager")
     q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
-    if impl == "vendor":
+    if impl == "sdpa":
         try:
             F.scaled_dot_product_attention(q, k, v, is_causal=True)
         except RuntimeError as error:
@@ -308,20 +308,26 @@ def test_half_precision_stays_near_the_truth(impl: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.zeros(4, 7, 8)}, r"q must be of shape \[B, H, Tq, D\], got \[4, 7, 8\]"),
+        (
+            {"q": torch.zeros(4, 7, 8)},
+            r"q must be of shape \[B, H, Tq, D\] with D ≥ 1, got \[4, 7, 8\]",
+        ),
         ({"q": torch.zeros(2, 4, 7, 8, dtype=torch.int64)}, "q must be a floating-point"),
-        ({"q": torch.zeros(2, 4, 7, 0)}, "q must be of at least one feature a head"),
+        ({"q": torch.zeros(2, 4, 7, 0)}, r"with D ≥ 1, got \[2, 4, 7, 0\]"),
         ({"k": torch.zeros(2, 4, 6, 8)}, r"k must be of shape \[2, H_kv, at least 7, 8\]"),
-        ({"k": torch.zeros(2, 3, 7, 8), "v": torch.zeros(2, 3, 7, 8)}, "divide q's 4"),
+        (
+            {"k": torch.zeros(2, 3, 7, 8), "v": torch.zeros(2, 3, 7, 8)},
+            "attention: k has 3 heads, which must divide q's 4",
+        ),
         ({"v": torch.zeros(2, 4, 7, 4)}, r"v must be of k's shape \[2, 4, 7, 8\]"),
-        ({"v": torch.zeros(2, 4, 7, 8).double()}, "v must be torch.float32 on cpu"),
+        ({"v": torch.zeros(2, 4, 7, 8).double()}, "v must be torch.float32 on cpu like q"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"lengths": torch.tensor([1])}, r"lengths must be of shape \[2\]"),
         ({"starts": torch.tensor([1.0, 2.0])}, "starts must be an int64 or int32"),
         ({"cu_seqlens": torch.tensor([0, 7])}, "with B = 1"),
         (
             {"cu_seqlens": torch.tensor([0, 7]), "lengths": torch.tensor([1, 1])},
-            r"lengths must be None where cu_seqlens are given, got \[2\]",
+            "attention: lengths and cu_seqlens cannot be given together",
         ),
         ({"lengths": torch.ones(2, dtype=torch.int32, device="meta")}, r"of shape \[2\] on cpu"),
         ({"starts": torch.ones(2, dtype=torch.int32, device="meta")}, r"of shape \[2\] on cpu"),
@@ -336,7 +342,7 @@ def test_half_precision_stays_near_the_truth(impl: str) -> None:
         ({"rope": ops.rope_table(6, 8)}, "at least 7 positions"),
         (
             {"lengths": torch.tensor([1, 1]), "position_ids": torch.arange(7)},
-            "position_ids must be None",
+            "attention: lengths and position_ids cannot be given together",
         ),
     ],
 )

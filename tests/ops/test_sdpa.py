@@ -15,8 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastgrow.ops import _sdpa
-from fastgrow.ops._sdpa import active_release, cudnn_comes_first, explain_sdpa, installed_releases
+from fastgrow.kernels.calls import AttentionCall
+from fastgrow.ops.softmax_attention import explain_sdpa, sdpa
+from fastgrow.ops.softmax_attention.sdpa import (
+    active_release,
+    cudnn_comes_first,
+    installed_releases,
+)
 
 FLASH, EFFICIENT, CUDNN, MATH = (
     SDPBackend.FLASH_ATTENTION,
@@ -25,7 +30,7 @@ FLASH, EFFICIENT, CUDNN, MATH = (
     SDPBackend.MATH,
 )
 ON_HOPPER = [int(backend) for backend in (CUDNN, FLASH, EFFICIENT, MATH, SDPBackend.OVERRIDEABLE)]
-FLASH_FIRST = [int(backend) for backend in _sdpa.FLASH_FIRST]
+FLASH_FIRST = [int(backend) for backend in sdpa.FLASH_FIRST]
 GPU = torch.device("cuda", 0)
 
 
@@ -36,7 +41,7 @@ def order() -> list[int]:
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch as it is where it asks cuDNN first."""
-    monkeypatch.setattr(_sdpa, "_settle", lambda: None)
+    monkeypatch.setattr(sdpa, "_settle", lambda: None)
     before = order()
     torch._C._set_sdp_priority_order(ON_HOPPER)
     yield
@@ -46,7 +51,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def asked(queries: int, mask: torch.Tensor | None = None) -> list[int]:
     """The order in which the backends are asked for such a call on a GPU."""
     q: Any = SimpleNamespace(device=GPU, shape=(1, 2, queries, 32))
-    with _sdpa._order_for(q, mask):
+    with sdpa._order_for(q, mask):
         return order()
 
 
@@ -62,7 +67,7 @@ def test_cudnn_serves_many_queries_and_no_others() -> None:
 @pytest.mark.usefixtures("hopper")
 def test_torchs_order_comes_back_where_a_call_fails() -> None:
     q: Any = SimpleNamespace(device=GPU, shape=(1, 2, 1, 32))
-    with pytest.raises(RuntimeError, match="stop"), _sdpa._order_for(q, None):
+    with pytest.raises(RuntimeError, match="stop"), sdpa._order_for(q, None):
         raise RuntimeError("stop")
     assert order() == ON_HOPPER
 
@@ -73,7 +78,7 @@ def test_what_a_user_has_set_wins() -> None:
         before = order()
         assert not cudnn_comes_first()
         assert asked(1) == before
-    with sdpa_kernel([MATH, CUDNN, *_sdpa.FLASH_FIRST[:2]], set_priority=True):
+    with sdpa_kernel([MATH, CUDNN, *sdpa.FLASH_FIRST[:2]], set_priority=True):
         assert asked(1)[0] == int(MATH)
     torch.backends.cuda.enable_flash_sdp(False)
     try:
@@ -86,7 +91,7 @@ def test_what_a_user_has_set_wins() -> None:
 def test_an_order_of_torchs_own_is_left_where_cudnn_is_not_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_sdpa, "_settle", lambda: None)
+    monkeypatch.setattr(sdpa, "_settle", lambda: None)
     before = order()
     assert before[0] == int(FLASH)
     assert asked(1) == before
@@ -94,7 +99,7 @@ def test_an_order_of_torchs_own_is_left_where_cudnn_is_not_first(
 
 def test_torch_settles_its_order_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     before = order()
-    monkeypatch.setattr(_sdpa, "_settle", lambda: torch._C._set_sdp_priority_order(ON_HOPPER))
+    monkeypatch.setattr(sdpa, "_settle", lambda: torch._C._set_sdp_priority_order(ON_HOPPER))
     try:
         assert asked(1) == FLASH_FIRST
         assert order() == ON_HOPPER
@@ -105,7 +110,7 @@ def test_torch_settles_its_order_before_it_is_read(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("hopper")
 def test_an_activated_flash_attention_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked(64) == ON_HOPPER
-    monkeypatch.setattr(_sdpa.choice, "current_flash_attention_impl", lambda: "FA4")
+    monkeypatch.setattr(sdpa.choice, "current_flash_attention_impl", lambda: "FA4")
     assert active_release() == "FA4"
     assert asked(64) == FLASH_FIRST
 
@@ -115,7 +120,7 @@ def test_an_activated_flash_attention_comes_first(monkeypatch: pytest.MonkeyPatc
 def test_compiles_whole_with_the_order_in_the_graph(
     monkeypatch: pytest.MonkeyPatch, queries: int, set_in_graph: int
 ) -> None:
-    monkeypatch.setattr(_sdpa, "DEVICE_TYPE", "cpu")
+    monkeypatch.setattr(sdpa, "DEVICE_TYPE", "cpu")
     found = []
 
     def count(graph: Any, inputs: Any) -> Any:
@@ -126,7 +131,7 @@ def test_compiles_whole_with_the_order_in_the_graph(
     torch._dynamo.reset()
     q, k = torch.randn(1, 2, queries, 8), torch.randn(1, 2, 16, 8)
     compiled = torch.compile(
-        lambda q, k: _sdpa.attend(q, k, k, None, 0.0, False, 0.5, False),
+        lambda q, k: sdpa.run(AttentionCall(q, k, k, scale=0.5, causal=False)),
         fullgraph=True,
         backend=count,
     )
@@ -159,5 +164,5 @@ def test_an_installed_flash_attention_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert installed_releases() == ["FA4"]
     told = explain_sdpa(torch.device("cpu"))[-1]
     assert told.startswith("FA4 is installed and not active: torch.nn.attention.activate_flash")
-    monkeypatch.setattr(_sdpa.choice, "current_flash_attention_impl", lambda: "FA4")
+    monkeypatch.setattr(sdpa.choice, "current_flash_attention_impl", lambda: "FA4")
     assert explain_sdpa(torch.device("cpu"))[-1] == "flash is FA4, which was activated"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.errors import ArgumentError, argument_error, describe
+from fastgrow.kernels.calls import RopeCall
 from fastgrow.ops.core.dtypes import FLOATS, INTEGERS
 
 ENVIRONMENT_VARIABLE = "FASTGROW_DEBUG"
@@ -46,6 +47,35 @@ def check_like(
         raise argument_error(operation, argument, f"on {like.device}", describe(tensor))
     if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
         raise argument_error(operation, argument, f"of dtype {like.dtype}", describe(tensor))
+
+
+def check_rope(operation: str, argument: str, call: RopeCall) -> None:
+    """The checks of `rope`, also for operations that rotate inside and call x `argument`."""
+    x, cos, sin, position_ids, offset, _ = call
+    shape, rows = x.shape, cos.shape
+    if len(shape) != 4:
+        raise argument_error(operation, argument, "of shape [B, H, T, D]", describe(x))
+    check_float(operation, argument, x)
+    if len(rows) != 2 or rows != sin.shape or 2 * rows[1] > shape[3]:
+        expected = f"two tensors [positions, R/2] with R ≤ {shape[3]}"
+        got = f"{describe(cos)}, {describe(sin)}"
+        raise argument_error(operation, "the rope table", expected, got)
+    device = x.device
+    if cos.device != device or sin.device != device:
+        wrong = sin if cos.device == device else cos
+        raise argument_error(operation, "the rope table", f"on {device}", describe(wrong))
+    length = shape[2]
+    if position_ids is None:
+        if offset + length > rows[0]:
+            expected = f"of at least {offset + length} positions"
+            raise argument_error(operation, "the rope table", expected, describe(cos))
+        return
+    check_ids(operation, "position_ids", position_ids)
+    shapes = ((length,), (1, length), (shape[0], length))
+    if tuple(position_ids.shape) not in shapes or position_ids.device != device:
+        expected = f"of shape [{length}] or [{shape[0]}, {length}] on {device}"
+        raise argument_error(operation, "position_ids", expected, describe(position_ids))
+    check_range(operation, "position_ids", position_ids, 0, rows[0])
 
 
 def debugging(tensor: Tensor) -> bool:

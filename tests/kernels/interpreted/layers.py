@@ -132,7 +132,7 @@ LAYERS: dict[str, tuple[Function, str]] = {
 # What else has to be launched as the caller's stream and a CUDA graph want it.
 LAUNCHES: dict[str, tuple[Function, str]] = {
     **LAYERS,
-    "attention by a library": (attend, "vendor"),
+    "attention by a library": (attend, "sdpa"),
     "attention, decoding": (decode, "triton"),
     "attention, window": (attend_within_a_window, "triton"),
     "attention, lengths and starts": (attend_in_padded_rows, "triton"),

@@ -12,7 +12,7 @@ import torch
 from harness import DEVICE, EPS, assert_rows_accurate
 from torch import Tensor
 
-from fastgrow.kernels import attention_decode
+from fastgrow.kernels import attention_tiles
 from fastgrow.ops import attention, rope, rope_table
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -21,7 +21,7 @@ DIM = 32
 # Two tiles of queries and of keys, so that whole blocks are left out, and a short last one.
 TRAINING = (70, 70)
 # Several of the blocks that decoding reads at a time, in any dtype, and a short last one.
-DECODING = (3, 22 + 8 * max(attention_decode.block_n_of(DIM, dtype) for dtype in (F32, BF16, F16)))
+DECODING = (3, 22 + 8 * max(attention_tiles.block_n_of(DIM, dtype) for dtype in (F32, BF16, F16)))
 SCALE = 0.25
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -173,7 +173,7 @@ def check_inference(
     change: Callable[..., None], lengths: tuple[int, int], dtype: torch.dtype
 ) -> None:
     q, k, v = make(change, lengths, dtype)
-    assert attention_decode.can_decode(q, k) == (lengths == DECODING)
+    assert attention_tiles.can_decode(q, k) == (lengths == DECODING)
     result, eager = (attention(q, k, v, scale=SCALE, impl=i) for i in ("triton", "eager"))
     wide = q.double(), k.double(), v.double()
     unknown = uncertainties(*wide, wide[0])[0]

@@ -11,8 +11,8 @@ from harness import DEVICE, INTERPRETED
 from torch import Tensor
 
 from fastgrow.kernels import attention as launchers
-from fastgrow.kernels import attention_decode
-from fastgrow.kernels.attention import Rope, Rules
+from fastgrow.kernels import attention_tiles
+from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.common import ROW_STRIDE_LIMIT
 from fastgrow.ops import rope_table
 
@@ -76,16 +76,18 @@ def inputs(far: str, queries: int | None = None, keys: int = 70) -> list[Tensor]
 def step(tensors: list[Tensor]) -> list[Tensor]:
     """out, dq, dk and dv."""
     q, k, v, d_out = tensors
-    setting = (Rope(*rope_table(k.shape[2], DIM, device=DEVICE)), SCALE, Rules())
-    out, lse = launchers.forward(q, k, v, *setting, with_lse=True)
+    table = rope_table(k.shape[2], DIM, device=DEVICE)
+    call = AttentionCall(q, k, v, *table, scale=SCALE)
+    out, lse = launchers.forward(call, with_lse=True)
     assert lse is not None
-    return [out, *launchers.backward(d_out, q, k, v, out, lse, *setting)]  # type: ignore[list-item]
+    return [out, *launchers.backward(call, d_out, out, lse)]  # type: ignore[list-item]
 
 
 def decoded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    assert attention_decode.can_decode(q, k)
-    table = Rope(*rope_table(k.shape[2], DIM, device=DEVICE), k_rotated=True)
-    return launchers.forward(q, k, v, table, SCALE, Rules(), with_lse=False)[0]
+    assert attention_tiles.can_decode(q, k)
+    table = rope_table(k.shape[2], DIM, device=DEVICE)
+    call = AttentionCall(q, k, v, *table, k_rotated=True, scale=SCALE)
+    return launchers.forward(call, with_lse=False)[0]
 
 
 def test_forward_and_backward(stride: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +103,7 @@ def test_forward_and_backward(stride: str, place: Place, monkeypatch: pytest.Mon
 
 def test_decoding(stride: str, place: Place) -> None:
     # Enough of them to be split, at whatever number the kernel reads at a time on this device.
-    q, k, v, _ = inputs(stride, 3, 4 * attention_decode.block_n_of(DIM, F16) + 6)
+    q, k, v, _ = inputs(stride, 3, 4 * attention_tiles.block_n_of(DIM, F16) + 6)
     near = decoded(q, k, v)
     assert torch.equal(decoded(q, place(k), place(v)), near)
 
@@ -109,6 +111,6 @@ def test_decoding(stride: str, place: Place) -> None:
 def test_rows_further_apart_than_a_tile_reaches_are_copied(tmp_path: Path) -> None:
     q, k, v, _ = inputs("head", 3)
     far = vast(tmp_path / "keys", 70 * 2**26).as_strided(k.shape, (1, 1024, 2**26, 1)).copy_(k)
-    setting = (None, SCALE, Rules())
-    near = launchers.forward(q, k, v, *setting, with_lse=True)[0]
-    assert torch.equal(launchers.forward(q, far, v, *setting, with_lse=True)[0], near)
+    call = AttentionCall(q, k, v, scale=SCALE)
+    near = launchers.forward(call, with_lse=True)[0]
+    assert torch.equal(launchers.forward(call._replace(k=far), with_lse=True)[0], near)

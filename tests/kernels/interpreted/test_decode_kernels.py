@@ -9,7 +9,7 @@ import torch
 from harness import DEVICE, assert_accurate, smoke
 from torch import Tensor
 
-from fastgrow.kernels import attention_decode
+from fastgrow.kernels import attention_tiles
 from fastgrow.ops import attention, rope_table
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -21,7 +21,7 @@ def ids(*numbers: int) -> Tensor:
 
 def keys_for(dim: int, dtype: torch.dtype) -> int:
     """Several blocks of what the kernel reads at a time, which depends on the device, and a bit."""
-    return 8 * attention_decode.block_n_of(dim, dtype) + 22
+    return 8 * attention_tiles.block_n_of(dim, dtype) + 22
 
 
 KEYS = keys_for(32, F32)
@@ -53,9 +53,9 @@ def test_agrees_with_truth(
     keys = keys_for(dim, dtype)
     sizes = (shape.get("heads", 2), shape.get("queries", 1)), (kv_heads, keys), (kv_heads, keys)
     q, k, v = (torch.randn(batch, h, t, dim, device=DEVICE).to(dtype) for h, t in sizes)
-    assert attention_decode.can_decode(q, k)
-    split = attention_decode.split_of(dim, dtype)
-    runs, _ = attention_decode.runs_of_keys(batch * kv_heads, keys, split, q.device)
+    assert attention_tiles.can_decode(q, k)
+    split = attention_tiles.split_of(dim, dtype)
+    runs, _ = attention_tiles.runs_of_keys(batch * kv_heads, keys, split, q.device)
     assert runs > 1, "the case does not split its keys"
     rotated = shape.get("rotated", dim)
     truth = attend(q.double(), k.double(), v.double(), rotated, "eager", **options)
@@ -66,7 +66,7 @@ def test_agrees_with_truth(
 def test_unwritten_part_of_a_cache_is_never_read() -> None:
     q = torch.randn(2, 1, 1, 32, device=DEVICE)
     k, v = (torch.randn(2, 1, KEYS, 32, device=DEVICE) for _ in range(2))
-    assert attention_decode.can_decode(q, k)
+    assert attention_tiles.can_decode(q, k)
     lengths = ids(3, 77)
     expected = attention(q, k, v, lengths=lengths, impl="triton")
     for row, length in enumerate(lengths.tolist()):
@@ -78,7 +78,7 @@ def test_result_does_not_depend_on_the_split_beyond_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     q, k, v = (torch.randn(1, 2, t, 32, device=DEVICE) for t in (1, KEYS, KEYS))
-    assert attention_decode.can_decode(q, k)
+    assert attention_tiles.can_decode(q, k)
     split = attention(q, k, v, impl="triton")
-    monkeypatch.setattr(attention_decode, "MAX_RUNS", 1)
+    monkeypatch.setattr(attention_tiles, "MAX_RUNS", 1)
     torch.testing.assert_close(attention(q, k, v, impl="triton"), split, rtol=1e-5, atol=1e-6)

@@ -103,7 +103,7 @@ def test_registration() -> None:
 def test_attention_of_a_library_rotates_with_it() -> None:
     x = random(1, 2, 20, 16).requires_grad_()
     rope = table(16)
-    with ops.use_impl("rope=triton,attention=vendor"):
+    with ops.use_impl("rope=triton,attention=sdpa"):
         y = ops.attention(x, x, x, rope=rope)
     torch.testing.assert_close(y, ops.attention(x, x, x, rope=rope, impl="eager"))
     names = set()

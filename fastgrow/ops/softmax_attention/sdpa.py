@@ -1,4 +1,4 @@
-"""Which of the backends of `torch.nn.functional.scaled_dot_product_attention` serves on a GPU.
+"""`torch.nn.functional.scaled_dot_product_attention`, and which of its backends serves on a GPU.
 
 Where cuDNN is newer than 9.15 and the GPU a Hopper or Blackwell, torch asks cuDNN, flash, efficient
 and math, in this order, and elsewhere flash first. cuDNN's kernels are the fastest there, and right
@@ -28,6 +28,10 @@ from torch import Tensor
 from torch.nn import attention as choice
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastgrow.kernels.calls import AttentionCall
+from fastgrow.ops.rotary.call import ROPE
+from fastgrow.ops.softmax_attention.reference import rotated, visible_keys
+
 FLASH_FIRST = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -52,28 +56,40 @@ _CUDNN: int = SDPBackend.CUDNN_ATTENTION.value
 _FLASH_FIRST: list[int] = [backend.value for backend in FLASH_FIRST]
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    is_causal: bool,
-    scale: float,
-    grouped: bool,
-) -> Tensor:
-    """scaled_dot_product_attention with the backends in the order given above."""
+def run(call: AttentionCall) -> Tensor:
+    """torch's attention after the rotation, with the backends in the order given above."""
+    (q, k), v = rotated(call, ROPE), call.v
+    group = q.shape[1] // k.shape[1]
+    rules = (call.window, call.cu_seqlens, call.lengths, call.starts, call.mask)
+    mask, blind, is_causal = None, None, False
+    # torch.compile wants a constant here, which a branch on symbolic lengths gives.
+    if call.causal and all(rule is None for rule in rules) and 1 < q.shape[2] == k.shape[2]:
+        is_causal = True
+    else:
+        mask, blind = _mask_of(call)
+    if mask is not None and group > 1 and q.device.type == "cuda":
+        # There the fused kernels take either a mask or grouped heads.
+        k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
     with _order_for(q, mask):
-        return F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=grouped,
+        y = F.scaled_dot_product_attention(
+            *(q, k, v, mask, call.dropout, is_causal), scale=call.scale, enable_gqa=group > 1
         )
+    return y if blind is None else y.masked_fill(blind, 0.0)
+
+
+def _mask_of(call: AttentionCall) -> tuple[Tensor | None, Tensor | None]:
+    """The mask, and which queries see no key: SDPA's backends differ there, so they get to see."""
+    visible, added = visible_keys(call), call.mask
+    blind = None
+    ragged = call.lengths is not None and call.q.shape[2] > 1
+    if visible is not None and (call.starts is not None or added is not None or ragged):
+        blind = ~visible.any(-1, keepdim=True)
+    if added is None or added.dtype == torch.bool:
+        return visible if visible is None or blind is None else visible | blind, blind
+    if visible is not None:
+        added = torch.where(visible, added, float("-inf"))
+        added = added if blind is None else added.masked_fill(blind, 0.0)
+    return added.to(call.q.dtype), blind
 
 
 def _order_for(q: Tensor, mask: Tensor | None) -> contextlib.AbstractContextManager[object]:
@@ -128,8 +144,7 @@ def _settle() -> None:
 @torch.compiler.assume_constant_result
 def active_release() -> str | None:
     """`FA3` or `FA4` where a user has activated it, else None."""
-    name: str | None = choice.current_flash_attention_impl()
-    return name
+    return choice.current_flash_attention_impl()
 
 
 def installed_releases() -> list[str]:

@@ -1,0 +1,87 @@
+"""Which keys a query sees, as one interval of key indices for each query.
+
+Causality, a sliding window, left padding, ragged lengths and packed documents all leave a query an
+interval first ≤ j < end. So a tile of queries meets three runs of key blocks: some that only part
+of it sees, some that all of it sees (no masking there), and again some that part of it sees.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def keys_of_row(b, LENGTHS, KEYS):
+    """Number of keys of batch row b; what LENGTHS holds is not checked on the host."""
+    n_keys = KEYS
+    if LENGTHS is not None:
+        n_keys = tl.minimum(tl.maximum(tl.load(LENGTHS + b).to(tl.int32), 0), KEYS)
+    return n_keys
+
+
+@triton.jit
+def interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL: tl.constexpr):
+    """first and end, int32, for queries that stand at key indices p.
+
+    FIRSTS and ENDS [KEYS] say where the document of each index begins and ends.
+    """
+    first = tl.zeros_like(p)
+    end = tl.zeros_like(p) + n_keys
+    if CAUSAL:
+        end = tl.minimum(end, p + 1)
+    if window is not None:
+        first = tl.maximum(first, p - window + 1)
+    if FIRSTS is not None:
+        known = (p >= 0) & (p < KEYS)
+        first = tl.maximum(first, tl.load(FIRSTS + p, mask=known, other=0))
+        end = tl.minimum(end, tl.load(ENDS + p, mask=known, other=0))
+    if STARTS is not None:
+        first = tl.maximum(first, tl.load(STARTS + b).to(tl.int32))
+    return first, end
+
+
+@triton.jit
+def interval_of_tile(
+    tile, rows, p, b, n_keys, STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
+    CAUSAL: tl.constexpr, FROM_FIRST: tl.constexpr,
+):  # fmt: skip
+    """`interval` for the rows of a tile of queries; those beyond the last query get the last one's.
+
+    They must neither widen the runs of blocks nor narrow them. FROM_FIRST: all see key 0.
+    """
+    first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
+    row_ok = rows < QUERIES
+    last = tl.minimum(QUERIES - 1, tile * rows.shape[0] + rows.shape[0] - 1)
+    end = tl.where(row_ok, end, tl.max(tl.where(rows == last, end, -1), 0))
+    if not FROM_FIRST:
+        first = tl.where(row_ok, first, tl.max(tl.where(rows == last, first, 0), 0))
+    return first, end
+
+
+@triton.jit
+def runs_of_blocks(first, end, n_keys, BLOCK_N: tl.constexpr, FROM_FIRST: tl.constexpr):
+    """Where the three runs begin and stop: [begin, all_from), [all_from, all_to), [all_to, stop).
+
+    The first is empty where all queries see key 0.
+    """
+    begin, all_from = 0, 0
+    # Queries before a short row's first key end below zero.
+    stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
+    if not FROM_FIRST:
+        begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
+        all_from = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK_N) * BLOCK_N, stop)
+    all_to = tl.maximum(tl.maximum(tl.min(end, 0), 0) // BLOCK_N * BLOCK_N, all_from)
+    return begin, all_from, all_to, stop
+
+
+def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """Where the document of each of `keys` tokens begins and ends, int32 [keys] each."""
+    # What cu_seqlens holds is not checked on the host: nothing may point outside of the tokens.
+    bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32).clamp(0, keys), (1, 0))
+    bounds = torch.nn.functional.pad(bounds, (0, 1), value=keys)
+    tokens = torch.arange(keys, device=cu_seqlens.device, dtype=torch.int32)
+    inner = torch.searchsorted(bounds[1:-1].contiguous(), tokens, right=True)
+    return bounds[inner].contiguous(), bounds[inner + 1].contiguous()
