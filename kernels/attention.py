@@ -144,9 +144,8 @@ def rotate(
     block_d = block_of(dim)
     block_t = MIN_ROWS if length <= MIN_ROWS else max(MIN_ROWS, 4096 // block_d)
     n_blocks = cdiv(length, block_t)
-    norms = None
-    if with_norms:
-        norms = x.new_empty((batch * heads, n_blocks), dtype=torch.float32)
+    shape = (batch * heads, n_blocks)
+    norms = x.new_empty(shape, dtype=torch.float32) if with_norms else None
     if x.numel() == 0:
         return norms
     x = as_strided_rows(x)
@@ -189,9 +188,8 @@ def _operands(
     # The kernels read these without strides.
     lengths = None if lengths is None else lengths.contiguous()
     starts = None if starts is None else starts.contiguous()
-    if cu_seqlens is None:
-        return q, k, v, norms, rotation, (lengths, starts, None, None)
-    return q, k, v, norms, rotation, (lengths, starts, *documents(cu_seqlens, k.shape[2]))
+    bounds = (None, None) if cu_seqlens is None else documents(cu_seqlens, k.shape[2])
+    return q, k, v, norms, rotation, (lengths, starts, *bounds)
 
 
 def forward(

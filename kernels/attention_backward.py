@@ -17,7 +17,13 @@ import triton
 import triton.language as tl
 
 from fastgrow.kernels.common import LN_2, load_rows, operand, operand_like, store_rows
-from fastgrow.kernels.key_ranges import interval, interval_of_tile, keys_of_row, runs_of_blocks
+from fastgrow.kernels.key_ranges import (
+    interval,
+    interval_of_tile,
+    keys_of_row,
+    runs_of_blocks,
+    tile_of_program,
+)
 from fastgrow.kernels.rotation import load_queries, load_rotation_of, rotate_back
 
 _LN_2 = tl.constexpr(LN_2)
@@ -98,11 +104,8 @@ def d_query_kernel(
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries, over the blocks of keys that the tile sees."""
-    n_tiles = tl.cdiv(QUERIES, BLOCK_M)
-    n_heads = tl.num_programs(0) // n_tiles
-    tile = n_tiles - 1 - tl.program_id(0) // n_heads
-    head = tl.program_id(0) % n_heads
-    b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
+    # The last queries see most keys.
+    tile, head, b, h = tile_of_program(QUERIES, HEADS, BLOCK_M, True)
     kv = h // GROUP
     K += b * k_b + kv * k_h
     V += b * v_b + kv * v_h
@@ -210,12 +213,8 @@ def d_key_kernel(
 
     DK and DV have the same strides.
     """
-    n_blocks = tl.cdiv(KEYS, BLOCK_N)
-    n_heads = tl.num_programs(0) // n_blocks
     # Under causality the first keys are seen by most queries: they are first already.
-    block = tl.program_id(0) // n_heads
-    head = tl.program_id(0) % n_heads
-    b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
+    block, _, b, kv = tile_of_program(KEYS, KV_HEADS, BLOCK_N, False)
     n_keys = keys_of_row(b, LENGTHS, KEYS)
     shift = n_keys - QUERIES
 

@@ -10,7 +10,12 @@ import triton
 import triton.language as tl
 
 from fastgrow.kernels.common import operand, operand_like, store_rows
-from fastgrow.kernels.key_ranges import interval_of_tile, keys_of_row, runs_of_blocks
+from fastgrow.kernels.key_ranges import (
+    interval_of_tile,
+    keys_of_row,
+    runs_of_blocks,
+    tile_of_program,
+)
 from fastgrow.kernels.rotation import load_queries
 
 # Weights from 2^-32 to 2^32 leave their sums far from fp32's limits, and their products with values
@@ -121,13 +126,8 @@ def forward_kernel(
     `factor` is scale · log2(e). COS None: queries are not rotated. NORMS [B · H_kv, n_norms]: the
     largest norms of keys; by Cauchy and Schwarz they bound the scores.
     """
-    # Programs start in the order of their number: the tiles that see most keys go first, and
-    # neighbours share a tile's height so that the last wave is an even one.
-    n_tiles = tl.cdiv(QUERIES, BLOCK_M)
-    n_heads = tl.num_programs(0) // n_tiles
-    tile = n_tiles - 1 - tl.program_id(0) // n_heads
-    head = tl.program_id(0) % n_heads
-    b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
+    # The last queries see most keys.
+    tile, head, b, h = tile_of_program(QUERIES, HEADS, BLOCK_M, True)
     kv = h // GROUP
     K += b * k_b + kv * k_h
     V += b * v_b + kv * v_h

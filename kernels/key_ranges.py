@@ -14,6 +14,21 @@ from torch import Tensor
 
 
 @triton.jit
+def tile_of_program(ROWS, HEADS, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """This program's tile of a head's rows, its head of all, and that as batch row and head in it.
+
+    Programs start in the order of their number: the tiles that take longest go first, and
+    neighbours share a tile's height so that the last wave is an even one.
+    """
+    n_tiles = tl.cdiv(ROWS, BLOCK)
+    n_heads = tl.num_programs(0) // n_tiles
+    tile, head = tl.program_id(0) // n_heads, tl.program_id(0) % n_heads
+    if LAST_FIRST:
+        tile = n_tiles - 1 - tile
+    return tile, head, (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
+
+
+@triton.jit
 def keys_of_row(b, LENGTHS, KEYS):
     """Number of keys of batch row b; what LENGTHS holds is not checked on the host."""
     n_keys = KEYS

@@ -24,7 +24,7 @@ def kernels() -> set[str]:
 
 def launches() -> set[tuple[str, str]]:
     """Every pair of a launcher and a kernel that it reaches."""
-    called = {name for file in OPERATIONS.glob("*.py") for name in _names_in(_parsed(file), "")}
+    called = {name for file in OPERATIONS.rglob("*.py") for name in _names_in(_parsed(file), "")}
     launchers = called & _functions().keys() - _jitted()
     return {(name, kernel) for name in launchers for kernel in _reached(name) & kernels()}
 

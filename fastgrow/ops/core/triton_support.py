@@ -12,15 +12,16 @@ from torch import Tensor
 from fastgrow.ops.core.dispatch import Answer
 
 
-def _is_installed() -> bool:
+def is_there(module: str) -> bool:
+    """Is a module installed? Its parents are imported, as finding it takes."""
     # Finding is cheap where importing takes a while; a finder may also refuse by raising.
     try:
-        return importlib.util.find_spec("triton") is not None
-    except ImportError:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
         return False
 
 
-INSTALLED = _is_installed()
+INSTALLED = is_there("triton")
 # Set before Triton is imported, or not at all: a process has either the interpreter or a compiler.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

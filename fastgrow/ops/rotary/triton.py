@@ -51,8 +51,8 @@ def rope(call: RopeCall) -> Tensor:
     from fastgrow.kernels.attention import rotate, rotation_arguments
 
     out = empty_by_token(call.x)
-    rotation = rotation_arguments(call.cos, call.sin, call.position_ids)
-    rotate(call.x, rotation, out, offset=call.offset, inverse=call.inverse)
+    arguments = rotation_arguments(call.cos, call.sin, call.position_ids)
+    rotate(call.x, arguments, out, offset=call.offset, inverse=call.inverse)
     return out
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +28,7 @@ from torch.nn import attention as choice
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastgrow.kernels.calls import AttentionCall
+from fastgrow.ops.core.triton_support import is_there
 from fastgrow.ops.rotary.call import ROPE
 from fastgrow.ops.softmax_attention.reference import rotated, visible_keys
 
@@ -93,11 +93,11 @@ def _mask_of(call: AttentionCall) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _order_for(q: Tensor, mask: Tensor | None) -> contextlib.AbstractContextManager[object]:
-    if q.device.type != DEVICE_TYPE:
-        return contextlib.nullcontext()
-    if mask is None and q.shape[2] > FEW_QUERIES and active_release() is None:
-        return contextlib.nullcontext()
-    if not cudnn_comes_first():
+    if (
+        q.device.type != DEVICE_TYPE
+        or (mask is None and q.shape[2] > FEW_QUERIES and active_release() is None)
+        or not cudnn_comes_first()
+    ):
         return contextlib.nullcontext()
     if torch.compiler.is_compiling():
         # All backends are on, or cuDNN would not come first: this switches nothing.
@@ -151,14 +151,6 @@ def installed_releases() -> list[str]:
     """Those of FlashAttention's releases that torch can be told to take and that are here."""
     known = choice.list_flash_attention_impls()
     return [name for name in known if is_there(RELEASES.get(name, name))]
-
-
-def is_there(module: str) -> bool:
-    """Is a module installed? Its parents are imported, as finding it takes."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def explain_sdpa(device: torch.device) -> list[str]:

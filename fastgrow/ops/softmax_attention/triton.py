@@ -83,7 +83,8 @@ def run(call: AttentionCall) -> Tensor:
     """The kernels of fastgrow.kernels.attention."""
     if torch.is_autocast_enabled(call.q.device.type):
         dtype = compute_dtype(call.q)
-        call = AttentionCall(*(x.to(dtype) for x in call[:3]), *call[3:])
+        q, k, v = (x.to(dtype) for x in call[:3])
+        call = AttentionCall(q, k, v, *call[3:])
     return _attend(*call) if needs_gradient(*call[:3]) else attention_inference(*call)
 
 
