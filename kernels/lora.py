@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrow.kernels.calls import LoraCall, LoraGradient
 from fastgrow.kernels.common import (
     INTERPRETED,
     as_strided_rows,
@@ -146,17 +147,9 @@ def block_of(rank: int) -> int:
     return min(64, max(16, next_power_of_2(rank)))
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    *,
-    tiles: MatmulTiles | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: LoraCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor, Tensor]:
     """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
+    x, weight, a, b, bias, scale = call
     rank = a.shape[0]
     a, b = _whole_vectors(a.to(x.dtype), 0), _whole_vectors(b.to(x.dtype), 1)
     u = x @ a.T
@@ -166,18 +159,10 @@ def forward(
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor | None,
-    u: Tensor | None,
-    weight: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
-    *,
-    tiles: MatmulTiles | None = None,
-    narrow: NarrowTiles | None = None,
+    call: LoraGradient, *, tiles: MatmulTiles | None = None, narrow: NarrowTiles | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx (with `weight`), da (with `x`) and db (with `u`) of what `forward` computed."""
+    dy, x, u, weight, a, b, scale = call
     dx = da = db = None
     if weight is not None or x is not None:
         dy_b = dy @ _whole_vectors(b.to(dy.dtype), 1)
@@ -225,17 +210,13 @@ def low_rank_product(
     (n, width), (out, rank) = x.shape, b.shape
     ragged = width % 16 > 0 or out % 16 > 0
     tiles = tiles or _product_tiles(name, x.dtype, width_of(width), ragged, x.device)
-    grid = (cdiv(n, tiles.block_m) * cdiv(out, tiles.block_n),)
     with on_device_of(x):
-        low_rank_kernel[grid](
+        low_rank_kernel[tiles.grid(n, out)](
             x, weight, u, b, bias, y,
             x.stride(0), *weight.stride(), u.stride(0), *b.stride(), y.stride(0),
             n, out, width, rank, scale,
-            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
-            BLOCK_R=block_of(rank), GROUP_M=tiles.group_m,
-            EVEN_K=width % tiles.block_k == 0, EVEN_R=rank % block_of(rank) == 0,
-            PRECISION=dot_precision(x.dtype), INTERPRETED=INTERPRETED,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            BLOCK_R=block_of(rank), EVEN_R=rank % block_of(rank) == 0,
+            **tiles.constants(x, width),
         )  # fmt: skip
 
 
@@ -243,10 +224,10 @@ def low_rank_product(
 def _product_tiles(
     name: str, dtype: torch.dtype, width: int, ragged: bool, device: torch.device
 ) -> MatmulTiles:
-    found = None
-    if not ragged:
-        found = measured(name, product_key(dtype, width), device, MatmulTiles)
-    return found or product_tiles(dtype, ragged=ragged)
+    if ragged:
+        return product_tiles(dtype, ragged=True)
+    found = measured(name, product_key(dtype, width), device, MatmulTiles)
+    return found or product_tiles(dtype)
 
 
 def narrow_product(
@@ -269,14 +250,13 @@ def narrow_product(
     steps_of_split = cdiv(steps, splits)
     shape = (splits, rank, columns) if transposed else (splits, columns, rank)
     sums = wide.new_empty(shape, dtype=torch.float32)
+    by_column = sums.mT if transposed else sums
     if n == 0:
         sums.zero_()
     elif columns > 0:
-        of_split, of_first, of_second = sums.stride()
-        strides = (of_split, of_second, of_first) if transposed else sums.stride()
         with on_device_of(wide):
             narrow_kernel[programs, splits](
-                wide, narrow, sums, wide.stride(0), narrow.stride(0), *strides,
+                wide, narrow, sums, wide.stride(0), narrow.stride(0), *by_column.stride(),
                 n, columns, rank, steps_of_split * tiles.block_n,
                 BLOCK_N=tiles.block_n, BLOCK_C=tiles.block_c, BLOCK_R=block_r,
                 PRECISION=dot_precision(wide.dtype), INTERPRETED=INTERPRETED,

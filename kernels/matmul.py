@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastgrow.kernels.common import operand
+from fastgrow.kernels.common import INTERPRETED, cdiv, dot_precision, operand
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,24 @@ class MatmulTiles:
     group_m: int
     num_warps: int
     num_stages: int
+
+    def grid(self, M: int, N: int) -> tuple[int]:
+        """One program per tile of an [M, N] result."""
+        return (cdiv(M, self.block_m) * cdiv(N, self.block_n),)
+
+    def constants(self, x: Tensor, K: int) -> dict[str, object]:
+        """What kernels are told of tiles, of products of x with K terms."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "GROUP_M": self.group_m,
+            "EVEN_K": K % self.block_k == 0,
+            "PRECISION": dot_precision(x.dtype),
+            "INTERPRETED": INTERPRETED,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
 
 
 @triton.jit
