@@ -151,7 +151,7 @@ def forward(call: LoraCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor
     """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
     x, weight, a, b, bias, scale = call
     rank = a.shape[0]
-    a, b = _whole_vectors(a.to(x.dtype), 0), _whole_vectors(b.to(x.dtype), 1)
+    a, b = _whole_vectors(a, 0, x.dtype), _whole_vectors(b, 1, x.dtype)
     u = x @ a.T
     y = x.new_empty(x.shape[0], weight.shape[0])
     low_rank_product(x, weight, u, b, bias, scale, y, "lora_forward", tiles)
@@ -165,10 +165,10 @@ def backward(
     dy, x, u, weight, a, b, scale = call
     dx = da = db = None
     if weight is not None or x is not None:
-        dy_b = dy @ _whole_vectors(b.to(dy.dtype), 1)
+        dy_b = dy @ _whole_vectors(b, 1, dy.dtype)
         if weight is not None:
             dx = dy.new_empty(dy.shape[0], weight.shape[1])
-            low_rank = (dy_b, _whole_vectors(a.to(dy.dtype), 0).T, None, scale, dx)
+            low_rank = (dy_b, _whole_vectors(a, 0, dy.dtype).T, None, scale, dx)
             low_rank_product(dy, weight.T, *low_rank, "lora_d_input", tiles)
         if x is not None:
             dy_b = dy_b[:, : a.shape[0]]
@@ -178,11 +178,13 @@ def backward(
     return dx, da, db
 
 
-def _whole_vectors(tensor: Tensor, dim: int) -> Tensor:
-    """a or b with ranks of zeros up to a multiple of 16.
+def _whole_vectors(tensor: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """a or b in the products' dtype, with ranks of zeros up to a multiple of 16.
 
     Rows that begin at such multiples are loaded in vectors, others one number at a time.
     """
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
     missing = -tensor.shape[dim] % 16
     padding = (0, missing) if dim == 1 else (0, 0, 0, missing)
     return torch.nn.functional.pad(tensor, padding) if missing else tensor

@@ -113,10 +113,12 @@ def _kernels(module: str) -> Any:
 
 def _without_none(results: Any) -> Any:
     """What an operator may return: empty tensors in the place of None."""
-    if not isinstance(results, tuple):
+    if type(results) is not tuple:
         return results
-    some = next(result for result in results if result is not None)
-    return tuple([or_nothing(result, some) for result in results])
+    some = results[0]
+    if some is None:
+        some = next(result for result in results if result is not None)
+    return tuple([some.new_empty(0) if result is None else result for result in results])
 
 
 def or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -128,7 +130,9 @@ def _taking_fields(function: Callable[..., Any], record: Any) -> Callable[..., A
     if record is None:
         return function
     count = len(record._fields)
-    return lambda *values: function(record._make(values[:count]), *values[count:])
+    # `record._make`, less its test of how many there are.
+    make = functools.partial(tuple.__new__, record)
+    return lambda *values: function(make(values[:count]), *values[count:])
 
 
 def differentiable(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.kernels.calls import MlpCall, MlpHidden, MlpHiddenGradient, MlpOutput
+from fastgrow.kernels.calls import MlpCall
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype, wide_dtype
 from fastgrow.ops.core.registration import needs_gradient
@@ -44,8 +44,14 @@ def _has_epilogue(x: Tensor, up_bias: Tensor | None, activation: str) -> bool:
     return x.device.type == "cuda" and half and activation == "gelu_tanh" and up_bias is not None
 
 
-def _hidden(step: MlpHidden) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x, up, gate, up_bias, activation, kept = step
+def _hidden(
+    x: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    up_bias: Tensor | None,
+    activation: str,
+    kept: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if not kept and up_bias is not None and _has_epilogue(x, up_bias, activation):
         return torch._addmm_activation(up_bias, x, up.mT, use_gelu=True), None, None
     pre = F.linear(x, up, up_bias)
@@ -66,15 +72,22 @@ def _activated(pre: Tensor, activation: str) -> Tensor:
     return F.gelu(pre, approximate=APPROXIMATION[activation])
 
 
-def _output(step: MlpOutput) -> Tensor:
-    y = F.linear(step.hidden, step.down, step.down_bias)
-    return y if step.residual is None else y + step.residual
+def _output(
+    hidden: Tensor, down: Tensor, down_bias: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    y = F.linear(hidden, down, down_bias)
+    return y if residual is None else y + residual
 
 
 def _d_hidden(
-    step: MlpHiddenGradient,
+    dy: Tensor,
+    down: Tensor,
+    pre: Tensor,
+    pre_gate: Tensor | None,
+    activation: str,
+    with_hidden: bool,
+    with_sums: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    dy, down, pre, pre_gate, activation, with_hidden, with_sums = step
     d = dy @ down
     d_gate = hidden = None
     if pre_gate is not None:

@@ -88,10 +88,4 @@ def mlp_d_hidden(
     )
 
 
-run = layer_of(
-    Steps(
-        hidden=lambda step: mlp_hidden(*step),
-        output=lambda step: mlp_output(*step),
-        d_hidden=lambda step: mlp_d_hidden(*step),
-    )
-)
+run = layer_of(Steps(mlp_hidden, mlp_output, mlp_d_hidden))

@@ -55,14 +55,14 @@ def run(call: LoraCall) -> Tensor:
     """The layer on x [..., in]; under autocast as F.linear does."""
     x, weight, a, b, bias, scale = call
     dtype = compute_dtype(x)
-    rows = x.reshape(-1, x.shape[-1]).to(dtype)
-    weight, bias = weight.to(dtype), in_dtype(bias, dtype)
+    rows = in_dtype(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), dtype)
+    weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
     y: Tensor
     if needs_gradient(x, a, b):
         y = _trained(rows, weight, a, b, bias, scale)
     else:
         y, _ = lora_linear_forward(rows, weight, a, b, bias, scale)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
 @launched_by("lora.forward")
