@@ -41,9 +41,7 @@ def low_rank_kernel(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of Y [N, OUT], over the ranks and then the K features."""
-    tile_m, tile_n = tile_of(tl.program_id(0), N, OUT, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, cols, _, _ = tile_of(tl.program_id(0), N, OUT, BLOCK_M, BLOCK_N, GROUP_M)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc = accumulate(
         acc, U, B, rows, cols, u_n, 1, b_o, b_r, N, OUT, RANK,
