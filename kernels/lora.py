@@ -148,12 +148,11 @@ def block_of(rank: int) -> int:
 def forward(call: LoraCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor, Tensor]:
     """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
     x, weight, a, b, bias, scale = call
-    rank = a.shape[0]
     a, b = _whole_vectors(a, 0, x.dtype), _whole_vectors(b, 1, x.dtype)
     u = x @ a.T
     y = x.new_empty(x.shape[0], weight.shape[0])
     low_rank_product(x, weight, u, b, bias, scale, y, "lora_forward", tiles)
-    return y, u if u.shape[1] == rank else u[:, :rank].contiguous()
+    return y, u if u.shape[1] == call.a.shape[0] else u[:, : call.a.shape[0]].contiguous()
 
 
 def backward(
@@ -247,17 +246,15 @@ def narrow_product(
     steps = cdiv(n, tiles.block_n)
     # Fewer than four steps a program would be spent on starting and storing.
     splits = max(1, min(PROGRAMS // max(programs, 1), steps // 4))
-    steps_of_split = cdiv(steps, splits)
     shape = (splits, rank, columns) if transposed else (splits, columns, rank)
     sums = wide.new_empty(shape, dtype=torch.float32)
     by_column = sums.mT if transposed else sums
-    if n == 0:
-        sums.zero_()
-    elif columns > 0:
+    # Without rows it is filled with zeros.
+    if columns > 0:
         with on_device_of(wide):
             narrow_kernel[programs, splits](
                 wide, narrow, sums, wide.stride(0), narrow.stride(0), *by_column.stride(),
-                n, columns, rank, steps_of_split * tiles.block_n,
+                n, columns, rank, cdiv(steps, splits) * tiles.block_n,
                 BLOCK_N=tiles.block_n, BLOCK_C=tiles.block_c, BLOCK_R=block_r,
                 PRECISION=dot_precision(wide.dtype), INTERPRETED=INTERPRETED,
                 num_warps=tiles.num_warps, num_stages=tiles.num_stages,

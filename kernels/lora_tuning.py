@@ -88,18 +88,15 @@ def _product(kernel: str, width: int, device: str) -> Callable[[MatmulTiles], ob
     """The product with a square weight, in the forward pass or for the gradient of x."""
     x, weight, a, b = _layer(width, RANKS[0], device)
     if kernel == "lora_forward":
-        call = LoraCall(x, weight, a, b, None, 1.0)
-        return lambda tiles: forward(call, tiles=tiles)
-    of_input = LoraGradient(x, None, None, weight, a, b, 1.0)
-    return lambda tiles: backward(of_input, tiles=tiles)
+        return lambda tiles: forward(LoraCall(x, weight, a, b, None, 1.0), tiles=tiles)
+    return lambda tiles: backward(LoraGradient(x, None, None, weight, a, b, 1.0), tiles=tiles)
 
 
 def _narrow(rank: int, device: str) -> Callable[[NarrowTiles], object]:
     """The gradient of b."""
     dy, _, a, b = _layer(WIDTHS[0], rank, device)
     u = torch.randn(ROWS, rank, dtype=DTYPE, device=device)
-    call = LoraGradient(dy, None, u, None, a, b, 1.0)
-    return lambda tiles: backward(call, narrow=tiles)
+    return lambda tiles: backward(LoraGradient(dy, None, u, None, a, b, 1.0), narrow=tiles)
 
 
 def _layer(width: int, rank: int, device: str) -> list[torch.Tensor]:

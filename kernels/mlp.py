@@ -140,9 +140,8 @@ def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
     if product.fused == 1:
         y = F.linear(hidden, down, down_bias)
         return y if residual is None else y + residual
-    dtype = hidden.dtype
-    if residual is not None:
-        dtype = torch.promote_types(dtype, residual.dtype)
+    of = hidden if residual is None else residual
+    dtype = torch.promote_types(hidden.dtype, of.dtype)
     y = torch.empty(M, N, dtype=dtype, device=device)
     if y.numel() > 0:
         strides = (0, 0) if residual is None else residual.stride()

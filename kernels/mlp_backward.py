@@ -5,10 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastgrow.kernels.common import settled
 from fastgrow.kernels.matmul import accumulate, tile_of
 from fastgrow.kernels.mlp_elementwise import differentiate
 
 
+@settled
 @triton.jit
 def _epilogue(
     d, rows, first, tile_m, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN, SUMS, out_row, M, N,

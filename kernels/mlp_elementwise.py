@@ -29,7 +29,7 @@ def differentiate(
     d, at, inside, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN,
     ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """d_pre = d ∘ f'(pre) of the elements `at`, stored with what else is asked for, and returned."""
+    """d_pre = d ∘ f'(pre) of the elements `at`; it is stored with what else is asked for."""
     kind = D_PRE.dtype.element_ty
     pre = tl.load(PRE + at, mask=inside, other=0.0).to(tl.float32)
     gate = pre

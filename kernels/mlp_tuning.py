@@ -120,16 +120,14 @@ def _hidden(
     d, m = SIZES[activation]
     x, up, bias = _random(device, rows, d), _random(device, m, d), _random(device, m)
     gate = _random(device, m, d) if activation == "swiglu" else None
-    step = MlpHidden(x, up, gate, bias, activation, kept)
-    return lambda product: hidden(step, product=product)
+    return lambda product: hidden(MlpHidden(x, up, gate, bias, activation, kept), product=product)
 
 
 def _output(residual: bool, rows: int, device: str) -> Callable[[ProductChoice], object]:
     d, m = SIZES["gelu"]
     x, down, bias = _random(device, rows, m), _random(device, d, m), _random(device, d)
     added = _random(device, rows, d) if residual else None
-    step = MlpOutput(x, down, bias, added)
-    return lambda product: output(step, product=product)
+    return lambda product: output(MlpOutput(x, down, bias, added), product=product)
 
 
 def _d_hidden(activation: str, rows: int, device: str) -> Callable[[ProductChoice], object]:
@@ -137,5 +135,6 @@ def _d_hidden(activation: str, rows: int, device: str) -> Callable[[ProductChoic
     d, m = SIZES[activation]
     dy, down, pre = _random(device, rows, d), _random(device, d, m), _random(device, rows, m)
     gate = _random(device, rows, m) if activation == "swiglu" else None
-    step = MlpHiddenGradient(dy, down, pre, gate, activation, True, True)
-    return lambda product: d_hidden(step, product=product)
+    return lambda product: d_hidden(
+        MlpHiddenGradient(dy, down, pre, gate, activation, True, True), product=product
+    )

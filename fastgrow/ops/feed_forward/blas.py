@@ -55,21 +55,19 @@ def _hidden(
     if not kept and up_bias is not None and _has_epilogue(x, up_bias, activation):
         return torch._addmm_activation(up_bias, x, up.mT, use_gelu=True), None, None
     pre = F.linear(x, up, up_bias)
-    if gate is not None:
-        pre_gate = F.linear(x, gate)
+    pre_gate = None if gate is None else F.linear(x, gate)
+    if pre_gate is None:
+        hidden = _activated(pre, activation, in_place=not kept)
+    else:
         hidden = F.silu(pre_gate, inplace=not kept).mul_(pre)
-        return (hidden, pre, pre_gate) if kept else (hidden, None, None)
-    if kept:
-        return _activated(pre, activation), pre, None
-    if activation == "relu2":
-        return pre.relu_().square_(), None, None
-    return torch.ops.aten.gelu_(pre, approximate=APPROXIMATION[activation]), None, None
+    return (hidden, pre, pre_gate) if kept else (hidden, None, None)
 
 
-def _activated(pre: Tensor, activation: str) -> Tensor:
+def _activated(pre: Tensor, activation: str, *, in_place: bool = False) -> Tensor:
     if activation == "relu2":
-        return F.relu(pre).square_()
-    return F.gelu(pre, approximate=APPROXIMATION[activation])
+        return F.relu(pre, inplace=in_place).square_()
+    gelu = torch.ops.aten.gelu_ if in_place else F.gelu
+    return gelu(pre, approximate=APPROXIMATION[activation])
 
 
 def _output(

@@ -52,7 +52,6 @@ def layer_of(steps: Steps) -> Callable[[MlpCall], Tensor]:
         up_bias, down_bias = in_dtype(up_bias, dtype), in_dtype(down_bias, dtype)
         # It is added in its own precision, as it would be outside of the layer.
         added = None if residual is None else residual.reshape(rows.shape)
-        y: Tensor
         if needs_gradient(x, up, down, gate, up_bias, down_bias, residual):
             y = trained(rows, up, down, gate, up_bias, down_bias, activation, added)
         else:
@@ -87,7 +86,7 @@ def _backward(steps: Steps, ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ctx.needs_input_grad
     )
     x, up, gate, down, pre, pre_gate, hidden = ctx.saved_tensors
-    dx = d_up = d_down = d_gate = d_up_bias = d_down_bias = None
+    dx = d_up = d_gate = d_up_bias = d_down_bias = None
     d_residual = in_dtype(dy, ctx.residual_dtype) if for_residual else None
     dy = in_dtype(dy, ctx.dtype)
     if for_down_bias:
@@ -102,8 +101,6 @@ def _backward(steps: Steps, ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if pre_gate is not None:
             assert d_pre_gate is not None
             d_gate = d_pre_gate.mT @ x if for_gate else None
-            dx = dx.addmm_(d_pre_gate, gate) if for_x else None
-    if for_down:
-        assert hidden is not None
-        d_down = dy.mT @ hidden
+            dx = None if dx is None else dx.addmm_(d_pre_gate, gate)
+    d_down = dy.mT @ hidden if for_down else None
     return dx, d_up, d_down, d_gate, d_up_bias, d_down_bias, None, d_residual

@@ -38,5 +38,4 @@ def embedding_lookup(call: EmbeddingCall) -> Tensor:
 
 def run(call: EmbeddingCall) -> Tensor:
     """The kernel of fastgrow.kernels.embedding."""
-    y: Tensor = embedding_lookup(*call)
-    return y
+    return embedding_lookup(*call)

@@ -11,5 +11,5 @@ from fastgrow.kernels.calls import LoraCall
 def run(call: LoraCall) -> Tensor:
     """Plain PyTorch."""
     u = F.linear(call.x, call.a.to(call.x.dtype))
-    y = F.linear(call.x, call.weight, call.bias)
-    return y + call.scale * F.linear(u, call.b.to(u.dtype))
+    low_rank = F.linear(u, call.b.to(u.dtype))
+    return F.linear(call.x, call.weight, call.bias) + call.scale * low_rank

@@ -57,7 +57,6 @@ def run(call: LoraCall) -> Tensor:
     dtype = compute_dtype(x)
     rows = in_dtype(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), dtype)
     weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
-    y: Tensor
     if needs_gradient(x, a, b):
         y = _trained(rows, weight, a, b, bias, scale)
     else:
@@ -97,8 +96,7 @@ def _forward(ctx: Any, call: LoraCall) -> Tensor:
         call.b,
     )
     ctx.scale = call.scale
-    result: Tensor = y
-    return result
+    return y
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
