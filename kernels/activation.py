@@ -56,24 +56,6 @@ def _normal(x, INTERPRETED: tl.constexpr):
 
 @settled
 @triton.jit
-def activated(pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
-    """f(pre), or silu(gate) · pre."""
-    if ACTIVATION == "gelu":
-        phi, _ = _normal(pre, INTERPRETED)
-        return pre * phi
-    if ACTIVATION == "gelu_tanh":
-        # tanh(u) = 2 · sigmoid(2u) − 1
-        u = pre * _SLOPE * (pre * pre * _CUBIC + 1.0)
-        return pre * _sigmoid(2.0 * u, INTERPRETED)
-    if ACTIVATION == "relu2":
-        # Not a maximum, which would drop NaN.
-        positive = tl.where(pre < 0.0, 0.0, pre)
-        return positive * positive
-    return gate * _sigmoid(gate, INTERPRETED) * pre
-
-
-@settled
-@triton.jit
 def differentiated(d, pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
     """f(pre), and the gradients of `pre` and of the gate where f's is d.
 
@@ -84,15 +66,25 @@ def differentiated(d, pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.const
         d_pre = d * (phi + pre * e * _DENSITY_AT_0)
         return pre * phi, d_pre, d_pre
     if ACTIVATION == "gelu_tanh":
+        # tanh(u) = 2 · sigmoid(2u) − 1
         square = pre * pre
         s = _sigmoid(pre * (2.0 * _SLOPE) * (square * _CUBIC + 1.0), INTERPRETED)
         hidden = pre * s
         d_pre = d * (s + hidden * (1.0 - s) * (square * (6.0 * _SLOPE * _CUBIC) + 2.0 * _SLOPE))
         return hidden, d_pre, d_pre
     if ACTIVATION == "relu2":
+        # Not a maximum, which would drop NaN.
         positive = tl.where(pre < 0.0, 0.0, pre)
         d_pre = d * 2.0 * positive
         return positive * positive, d_pre, d_pre
     s = _sigmoid(gate, INTERPRETED)
     silu = gate * s
     return silu * pre, d * silu, d * pre * (s + silu * (1.0 - s))
+
+
+@settled
+@triton.jit
+def activated(pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """f(pre), or silu(gate) · pre; the compiler drops the derivatives."""
+    hidden, _, _ = differentiated(pre, pre, gate, ACTIVATION, INTERPRETED)
+    return hidden

@@ -91,6 +91,44 @@ class MlpCall(NamedTuple):
     residual: Tensor | None
 
 
+class MlpHidden(NamedTuple):
+    """The activation of `mlp`'s rows x [N, d]; `kept`: what it is of is a result too."""
+
+    x: Tensor
+    up: Tensor
+    gate: Tensor | None
+    up_bias: Tensor | None
+    activation: str
+    kept: bool
+
+
+class MlpOutput(NamedTuple):
+    """The result of `mlp`: hidden [N, m] · downᵀ + down_bias + residual [N, d]."""
+
+    hidden: Tensor
+    down: Tensor
+    down_bias: Tensor | None
+    residual: Tensor | None
+
+
+class MlpHiddenGradient(NamedTuple):
+    """Gradients of what `mlp`'s activation is of, from dy [N, d].
+
+    Args:
+        pre, pre_gate: what it is of, [N, m].
+        with_hidden: whether the activation is a result too.
+        with_sums: whether the gradient of up_bias is one.
+    """
+
+    dy: Tensor
+    down: Tensor
+    pre: Tensor
+    pre_gate: Tensor | None
+    activation: str
+    with_hidden: bool
+    with_sums: bool
+
+
 class LoraCall(NamedTuple):
     """`lora_linear` of x [..., in]: weight [out, in], a [r, in], b [out, r], bias [out]."""
 
@@ -99,6 +137,22 @@ class LoraCall(NamedTuple):
     a: Tensor
     b: Tensor
     bias: Tensor | None
+    scale: float
+
+
+class LoraGradient(NamedTuple):
+    """Gradients of `lora_linear` from dy [N, out]: of x with `weight`, of a with x, of b with u.
+
+    Args:
+        u: x · aᵀ, [N, r].
+    """
+
+    dy: Tensor
+    x: Tensor | None
+    u: Tensor | None
+    weight: Tensor | None
+    a: Tensor
+    b: Tensor
     scale: float
 
 
@@ -122,3 +176,11 @@ class EmbeddingCall(NamedTuple):
     low: float
     high: float
     dtype: torch.dtype
+
+    @property
+    def width(self) -> int:
+        """Features of a row of the result."""
+        if self.bits is not None:
+            return self.bits * self.repeat
+        assert self.table is not None
+        return self.table.shape[1] * self.repeat

@@ -93,7 +93,8 @@ def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def settled(function: F) -> F:
-    """A decorator of functions that kernels of several files call and that read global constants.
+    """A decorator of functions that kernels of several files call and that read global constants,
+    and of functions that call themselves.
 
     Triton's key of such a kernel has those constants or not, as the function's own key was made
     before or not: so it would depend on what the process launched earlier, and what one process

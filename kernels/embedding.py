@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrow.kernels.calls import EmbeddingCall
 from fastgrow.kernels.common import (
     INTERPRETED,
     as_strided_rows,
@@ -53,25 +54,13 @@ def lookup_kernel(
     tl.store(at, values.to(OUT.dtype.element_ty), mask=mask)
 
 
-def lookup(
-    ids: Tensor,
-    table: Tensor | None,
-    rows: int,
-    repeat: int,
-    bits: int | None,
-    low: float,
-    high: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """What fastgrow.ops.embedding says, [..., width]; `low` and `high` are the values of a bit."""
+def lookup(call: EmbeddingCall) -> Tensor:
+    """What fastgrow.ops.embedding says, [..., width]."""
+    ids, table, rows, repeat, bits, low, high, dtype = call
     packed = table is not None and table.dtype == torch.uint8
     if table is not None and table.dim() == 2:
         table = as_strided_rows(table)
-    features = bits
-    if features is None:
-        assert table is not None
-        features = table.shape[1]
-    width = features * repeat
+    width = call.width
     out = ids.new_empty(*ids.shape, width, dtype=dtype)
     if out.numel() == 0:
         return out

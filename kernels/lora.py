@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrow.kernels.calls import LoraCall, LoraGradient
 from fastgrow.kernels.common import (
     INTERPRETED,
     as_strided_rows,
@@ -40,9 +41,7 @@ def low_rank_kernel(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of Y [N, OUT], over the ranks and then the K features."""
-    tile_m, tile_n = tile_of(tl.program_id(0), N, OUT, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, cols, _, _ = tile_of(tl.program_id(0), N, OUT, BLOCK_M, BLOCK_N, GROUP_M)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc = accumulate(
         acc, U, B, rows, cols, u_n, 1, b_o, b_r, N, OUT, RANK,
@@ -146,44 +145,27 @@ def block_of(rank: int) -> int:
     return min(64, max(16, next_power_of_2(rank)))
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    *,
-    tiles: MatmulTiles | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: LoraCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor, Tensor]:
     """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
-    rank = a.shape[0]
-    a, b = _whole_vectors(a.to(x.dtype), 0), _whole_vectors(b.to(x.dtype), 1)
+    x, weight, a, b, bias, scale = call
+    a, b = _whole_vectors(a, 0, x.dtype), _whole_vectors(b, 1, x.dtype)
     u = x @ a.T
     y = x.new_empty(x.shape[0], weight.shape[0])
     low_rank_product(x, weight, u, b, bias, scale, y, "lora_forward", tiles)
-    return y, u if u.shape[1] == rank else u[:, :rank].contiguous()
+    return y, u if u.shape[1] == call.a.shape[0] else u[:, : call.a.shape[0]].contiguous()
 
 
 def backward(
-    dy: Tensor,
-    x: Tensor | None,
-    u: Tensor | None,
-    weight: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
-    *,
-    tiles: MatmulTiles | None = None,
-    narrow: NarrowTiles | None = None,
+    call: LoraGradient, *, tiles: MatmulTiles | None = None, narrow: NarrowTiles | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx (with `weight`), da (with `x`) and db (with `u`) of what `forward` computed."""
+    dy, x, u, weight, a, b, scale = call
     dx = da = db = None
     if weight is not None or x is not None:
-        dy_b = dy @ _whole_vectors(b.to(dy.dtype), 1)
+        dy_b = dy @ _whole_vectors(b, 1, dy.dtype)
         if weight is not None:
             dx = dy.new_empty(dy.shape[0], weight.shape[1])
-            low_rank = (dy_b, _whole_vectors(a.to(dy.dtype), 0).T, None, scale, dx)
+            low_rank = (dy_b, _whole_vectors(a, 0, dy.dtype).T, None, scale, dx)
             low_rank_product(dy, weight.T, *low_rank, "lora_d_input", tiles)
         if x is not None:
             dy_b = dy_b[:, : a.shape[0]]
@@ -193,11 +175,13 @@ def backward(
     return dx, da, db
 
 
-def _whole_vectors(tensor: Tensor, dim: int) -> Tensor:
-    """a or b with ranks of zeros up to a multiple of 16.
+def _whole_vectors(tensor: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """a or b in the products' dtype, with ranks of zeros up to a multiple of 16.
 
     Rows that begin at such multiples are loaded in vectors, others one number at a time.
     """
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
     missing = -tensor.shape[dim] % 16
     padding = (0, missing) if dim == 1 else (0, 0, 0, missing)
     return torch.nn.functional.pad(tensor, padding) if missing else tensor
@@ -225,17 +209,13 @@ def low_rank_product(
     (n, width), (out, rank) = x.shape, b.shape
     ragged = width % 16 > 0 or out % 16 > 0
     tiles = tiles or _product_tiles(name, x.dtype, width_of(width), ragged, x.device)
-    grid = (cdiv(n, tiles.block_m) * cdiv(out, tiles.block_n),)
     with on_device_of(x):
-        low_rank_kernel[grid](
+        low_rank_kernel[tiles.grid(n, out)](
             x, weight, u, b, bias, y,
             x.stride(0), *weight.stride(), u.stride(0), *b.stride(), y.stride(0),
             n, out, width, rank, scale,
-            BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
-            BLOCK_R=block_of(rank), GROUP_M=tiles.group_m,
-            EVEN_K=width % tiles.block_k == 0, EVEN_R=rank % block_of(rank) == 0,
-            PRECISION=dot_precision(x.dtype), INTERPRETED=INTERPRETED,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+            BLOCK_R=block_of(rank), EVEN_R=rank % block_of(rank) == 0,
+            **tiles.constants(x, width),
         )  # fmt: skip
 
 
@@ -243,10 +223,10 @@ def low_rank_product(
 def _product_tiles(
     name: str, dtype: torch.dtype, width: int, ragged: bool, device: torch.device
 ) -> MatmulTiles:
-    found = None
-    if not ragged:
-        found = measured(name, product_key(dtype, width), device, MatmulTiles)
-    return found or product_tiles(dtype, ragged=ragged)
+    if ragged:
+        return product_tiles(dtype, ragged=True)
+    found = measured(name, product_key(dtype, width), device, MatmulTiles)
+    return found or product_tiles(dtype)
 
 
 def narrow_product(
@@ -266,18 +246,15 @@ def narrow_product(
     steps = cdiv(n, tiles.block_n)
     # Fewer than four steps a program would be spent on starting and storing.
     splits = max(1, min(PROGRAMS // max(programs, 1), steps // 4))
-    steps_of_split = cdiv(steps, splits)
     shape = (splits, rank, columns) if transposed else (splits, columns, rank)
     sums = wide.new_empty(shape, dtype=torch.float32)
-    if n == 0:
-        sums.zero_()
-    elif columns > 0:
-        of_split, of_first, of_second = sums.stride()
-        strides = (of_split, of_second, of_first) if transposed else sums.stride()
+    by_column = sums.mT if transposed else sums
+    # Without rows it is filled with zeros.
+    if columns > 0:
         with on_device_of(wide):
             narrow_kernel[programs, splits](
-                wide, narrow, sums, wide.stride(0), narrow.stride(0), *strides,
-                n, columns, rank, steps_of_split * tiles.block_n,
+                wide, narrow, sums, wide.stride(0), narrow.stride(0), *by_column.stride(),
+                n, columns, rank, cdiv(steps, splits) * tiles.block_n,
                 BLOCK_N=tiles.block_n, BLOCK_C=tiles.block_c, BLOCK_R=block_r,
                 PRECISION=dot_precision(wide.dtype), INTERPRETED=INTERPRETED,
                 num_warps=tiles.num_warps, num_stages=tiles.num_stages,

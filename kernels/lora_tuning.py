@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastgrow.kernels.calls import LoraCall, LoraGradient
 from fastgrow.kernels.lora import (
     WIDTHS,
     NarrowTiles,
@@ -87,15 +88,15 @@ def _product(kernel: str, width: int, device: str) -> Callable[[MatmulTiles], ob
     """The product with a square weight, in the forward pass or for the gradient of x."""
     x, weight, a, b = _layer(width, RANKS[0], device)
     if kernel == "lora_forward":
-        return lambda tiles: forward(x, weight, a, b, None, 1.0, tiles=tiles)
-    return lambda tiles: backward(x, None, None, weight, a, b, 1.0, tiles=tiles)
+        return lambda tiles: forward(LoraCall(x, weight, a, b, None, 1.0), tiles=tiles)
+    return lambda tiles: backward(LoraGradient(x, None, None, weight, a, b, 1.0), tiles=tiles)
 
 
 def _narrow(rank: int, device: str) -> Callable[[NarrowTiles], object]:
     """The gradient of b."""
     dy, _, a, b = _layer(WIDTHS[0], rank, device)
     u = torch.randn(ROWS, rank, dtype=DTYPE, device=device)
-    return lambda tiles: backward(dy, None, u, None, a, b, 1.0, narrow=tiles)
+    return lambda tiles: backward(LoraGradient(dy, None, u, None, a, b, 1.0), narrow=tiles)
 
 
 def _layer(width: int, rank: int, device: str) -> list[torch.Tensor]:

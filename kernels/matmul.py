@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastgrow.kernels.common import operand
+from fastgrow.kernels.common import INTERPRETED, cdiv, dot_precision, operand
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,37 @@ class MatmulTiles:
     num_warps: int
     num_stages: int
 
+    def grid(self, M: int, N: int) -> tuple[int]:
+        """One program per tile of an [M, N] result."""
+        return (cdiv(M, self.block_m) * cdiv(N, self.block_n),)
+
+    def constants(self, x: Tensor, K: int) -> dict[str, object]:
+        """What kernels are told of tiles, of products of x with K terms."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "GROUP_M": self.group_m,
+            "EVEN_K": K % self.block_k == 0,
+            "PRECISION": dot_precision(x.dtype),
+            "INTERPRETED": INTERPRETED,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
 
 @triton.jit
 def tile_of(
     program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr
 ):  # fmt: skip
-    """The program's tile of an [M, N] result, as (row of tiles, column of tiles)."""
+    """The program's tile of an [M, N] result: its rows and columns, the row and column of tiles."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     first = program // (GROUP_M * tiles_n) * GROUP_M
     height = tl.minimum(tiles_m - first, GROUP_M)
     within = program % (GROUP_M * tiles_n)
-    return first + within % height, within // height
+    tile_m, tile_n = first + within % height, within // height
+    rows, cols = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    return rows, cols, tile_m, tile_n
 
 
 @triton.jit
@@ -53,23 +74,10 @@ def accumulate(
 
     Rows beyond M and columns beyond N count as zeros. EVEN_K: K is a multiple of BLOCK_K.
     """
-    k = tl.arange(0, BLOCK_K)
-    a_from = A + rows.to(tl.int64)[:, None] * a_row + k.to(tl.int64)[None, :] * a_k
-    b_from = B + cols.to(tl.int64)[None, :] * b_col + k.to(tl.int64)[:, None] * b_k
-    row_ok, col_ok = (rows < M)[:, None], (cols < N)[None, :]
-    a_step, b_step = BLOCK_K * tl.cast(a_k, tl.int64), BLOCK_K * tl.cast(b_k, tl.int64)
-    for k0 in tl.range(0, K, BLOCK_K):
-        if EVEN_K:
-            a = tl.load(a_from, mask=row_ok, other=0.0)
-            b = tl.load(b_from, mask=col_ok, other=0.0)
-        else:
-            k_ok = k < K - k0
-            a = tl.load(a_from, mask=row_ok & k_ok[None, :], other=0.0)
-            b = tl.load(b_from, mask=col_ok & k_ok[:, None], other=0.0)
-        a, b = operand(a, INTERPRETED), operand(b, INTERPRETED)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        a_from += a_step
-        b_from += b_step
+    acc, _ = accumulate_two(
+        acc, acc, A, B, None, rows, cols, cols, a_row, a_k, b_col, b_k, b_col, b_k, M, N, N, K,
+        BLOCK_K, EVEN_K, PRECISION, INTERPRETED,
+    )  # fmt: skip
     return acc
 
 
@@ -81,29 +89,31 @@ def accumulate_two(
 ):  # fmt: skip
     """acc + A[rows] · B[cols]ᵀ and acc_2 + A[rows] · B_2[cols_2]ᵀ, reading A once.
 
-    As `accumulate`; B_2 is [N_2, K], and `cols_2` may be of another number than `cols`.
+    As `accumulate`; B_2 is [N_2, K], and `cols_2` may be of another number than `cols`. Without B_2
+    acc_2 is left as it is.
     """
     k = tl.arange(0, BLOCK_K)
     a_from = A + rows.to(tl.int64)[:, None] * a_row + k.to(tl.int64)[None, :] * a_k
     b_from = B + cols.to(tl.int64)[None, :] * b_col + k.to(tl.int64)[:, None] * b_k
-    b2_from = B_2 + cols_2.to(tl.int64)[None, :] * b2_col + k.to(tl.int64)[:, None] * b2_k
     row_ok, col_ok, col2_ok = (rows < M)[:, None], (cols < N)[None, :], (cols_2 < N_2)[None, :]
     a_step, b_step = BLOCK_K * tl.cast(a_k, tl.int64), BLOCK_K * tl.cast(b_k, tl.int64)
     b2_step = BLOCK_K * tl.cast(b2_k, tl.int64)
+    if B_2 is not None:
+        b2_from = B_2 + cols_2.to(tl.int64)[None, :] * b2_col + k.to(tl.int64)[:, None] * b2_k
     for k0 in tl.range(0, K, BLOCK_K):
-        if EVEN_K:
-            a = tl.load(a_from, mask=row_ok, other=0.0)
-            b = tl.load(b_from, mask=col_ok, other=0.0)
-            b2 = tl.load(b2_from, mask=col2_ok, other=0.0)
-        else:
+        a_ok, b_ok, b2_ok = row_ok, col_ok, col2_ok
+        if not EVEN_K:
             k_ok = k < K - k0
-            a = tl.load(a_from, mask=row_ok & k_ok[None, :], other=0.0)
-            b = tl.load(b_from, mask=col_ok & k_ok[:, None], other=0.0)
-            b2 = tl.load(b2_from, mask=col2_ok & k_ok[:, None], other=0.0)
-        a, b, b2 = operand(a, INTERPRETED), operand(b, INTERPRETED), operand(b2, INTERPRETED)
+            a_ok, b_ok = row_ok & k_ok[None, :], col_ok & k_ok[:, None]
+            b2_ok = col2_ok & k_ok[:, None]
+        a = operand(tl.load(a_from, mask=a_ok, other=0.0), INTERPRETED)
+        b = operand(tl.load(b_from, mask=b_ok, other=0.0), INTERPRETED)
+        if B_2 is not None:
+            b2 = operand(tl.load(b2_from, mask=b2_ok, other=0.0), INTERPRETED)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        acc_2 = tl.dot(a, b2, acc_2, input_precision=PRECISION)
+        if B_2 is not None:
+            acc_2 = tl.dot(a, b2, acc_2, input_precision=PRECISION)
+            b2_from += b2_step
         a_from += a_step
         b_from += b_step
-        b2_from += b2_step
     return acc, acc_2

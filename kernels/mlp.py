@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.kernels.common import INTERPRETED, cdiv, dot_precision, on_device_of
+from fastgrow.kernels.calls import MlpHidden, MlpHiddenGradient, MlpOutput
+from fastgrow.kernels.common import INTERPRETED, cdiv, on_device_of
 from fastgrow.kernels.gpu import capability_of
+from fastgrow.kernels.matmul import MatmulTiles
 from fastgrow.kernels.mlp_backward import d_hidden_kernel
 from fastgrow.kernels.mlp_elementwise import activate_kernel, d_activate_kernel
 from fastgrow.kernels.mlp_forward import hidden_kernel, output_kernel
@@ -21,19 +23,10 @@ from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 
 @dataclass(frozen=True)
-class Product:
-    """How a product is made: `fused` 2 by our kernel, with these tiles, and 1 by the library.
+class ProductChoice(MatmulTiles):
+    """How a product is made: `fused` 2 by our kernel, with these tiles, and 1 by the library."""
 
-    The fields of the tiles are those of `fastgrow.kernels.matmul.MatmulTiles`.
-    """
-
-    fused: int
-    block_m: int
-    block_n: int
-    block_k: int
-    group_m: int
-    num_warps: int
-    num_stages: int
+    fused: int = 2
 
 
 # Numbers of rows whose configurations are measured.
@@ -46,9 +39,12 @@ PASS_BLOCK = 2048
 PART_N = 32
 
 
-def bucket(dtype: torch.dtype, activation: str, K: int, N: int, rows: int) -> str:
-    """The key of a product's measured configuration, such as `bf16/gelu/K=1024/N=4096/M=16384`."""
-    return f"{NAMES[dtype]}/{activation}/K={K}/N={N}/M={_rows_of(rows)}"
+def bucket(dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int) -> str:
+    """The key of a product's measured configuration, such as `bf16/gelu/K=1024/N=4096/M=16384`.
+
+    `epilogue` is the activation, or for the second product `plain` or `residual`.
+    """
+    return f"{NAMES[dtype]}/{epilogue}/K={K}/N={N}/M={_rows_of(rows)}"
 
 
 def _rows_of(rows: int) -> int:
@@ -61,43 +57,37 @@ def even(*sizes: int) -> bool:
     return all(size % 16 == 0 for size in sizes)
 
 
-def hidden_product(
-    dtype: torch.dtype, activation: str, *, kept: bool, evenly: bool = True, capability: int = 90
-) -> Product:
-    """The rule for the first product; `evenly` says that its sizes are `even`."""
+def default_product(
+    kernel: str, dtype: torch.dtype, epilogue: str, *, evenly: bool = True, capability: int = 90
+) -> ProductChoice:
+    """The rule for `mlp_hidden`, `mlp_hidden_kept`, `mlp_output` or `mlp_d_hidden`.
+
+    `evenly` says that a product's sizes are `even`.
+    """
     if INTERPRETED:
-        return Product(2, 128, 128, 64, 8, 4, 1)
-    fused = 1 if kept or dtype == torch.float32 or not evenly else 2
-    if capability < 90:
-        # Operands pass through registers there.
-        return Product(fused, 128, 64 if activation == "swiglu" else 128, 64, 8, 8, 3)
-    if activation == "swiglu":
-        return Product(fused, 128, 128, 64, 8, 8, 3)
-    return Product(fused, 128, 256, 64, 8, 8, 3)
+        return ProductChoice(128, 128, 64, 8, 4, 1)
+    if kernel == "mlp_output":
+        return ProductChoice(128, 128, 64, 8, 4, 3, fused=1)
+    fused = 1 if kernel == "mlp_hidden_kept" or dtype == torch.float32 or not evenly else 2
+    if kernel == "mlp_d_hidden":
+        return ProductChoice(128, 128, 64, 8, 8, 3, fused)
+    # Before Hopper operands pass through registers.
+    block_n = 256 if capability >= 90 else 128
+    return ProductChoice(128, block_n // 2 if epilogue == "swiglu" else block_n, 64, 8, 8, 3, fused)
 
 
-def output_product(dtype: torch.dtype) -> Product:
-    """The rule for the second product."""
-    return Product(2 if INTERPRETED else 1, 128, 128, 64, 8, 4, 1 if INTERPRETED else 3)
-
-
-def d_hidden_product(dtype: torch.dtype, activation: str, *, evenly: bool = True) -> Product:
-    """The rule for the hidden gradient's product; `evenly` says that its sizes are `even`."""
-    if INTERPRETED:
-        return Product(2, 128, 128, 64, 8, 4, 1)
-    fused = 1 if dtype == torch.float32 or not evenly else 2
-    return Product(fused, 128, 128, 64, 8, 8, 3)
+@chosen_once
+def _choice(
+    kernel: str, dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int, device: torch.device
+) -> ProductChoice:
+    found = measured(kernel, bucket(dtype, epilogue, K, N, rows), device, ProductChoice)
+    return found or default_product(
+        kernel, dtype, epilogue, evenly=even(K, N), capability=capability_of(device)
+    )
 
 
 def hidden(
-    x: Tensor,
-    up: Tensor,
-    gate: Tensor | None,
-    up_bias: Tensor | None,
-    activation: str,
-    *,
-    kept: bool,
-    product: Product | None = None,
+    step: MlpHidden, *, product: ProductChoice | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """f(x · upᵀ + bias), or silu(x · gateᵀ) ∘ (x · upᵀ + bias), of x [M, K] and up, gate [N, K].
 
@@ -105,119 +95,68 @@ def hidden(
         hidden [M, N], and with `kept` what the activation is of: x · upᵀ + bias, and x · gateᵀ
         where there is a gate. All contiguous, of x's dtype.
     """
-    M, K = x.shape
-    N = up.shape[0]
-    product = product or _hidden_choice(x.dtype, activation, kept, K, N, _rows_of(M), x.device)
-    if product.fused == 1:
-        return _activated(x, up, gate, up_bias, activation, kept=kept)
-    out = x.new_empty(M, N)
-    pre = x.new_empty(M, N) if kept else None
-    pre_gate = x.new_empty(M, N) if kept and gate is not None else None
-    if out.numel() == 0:
-        return out, pre, pre_gate
-    up_bias = None if up_bias is None else up_bias.contiguous()
-    with on_device_of(x):
-        hidden_kernel[_grid(M, N, product)](
-            x, up, gate, up_bias, out, pre, pre_gate,
-            *x.stride(), *up.stride(), *(up if gate is None else gate).stride(), N, M, N, K,
-            ACTIVATION=activation, **_constants(product, x, K),
-        )  # fmt: skip
-    return out, pre, pre_gate
-
-
-@chosen_once
-def _hidden_choice(
-    dtype: torch.dtype,
-    activation: str,
-    keeps: bool,
-    K: int,
-    N: int,
-    rows: int,
-    device: torch.device,
-) -> Product:
-    kernel = "mlp_hidden_kept" if keeps else "mlp_hidden"
-    found = measured(kernel, bucket(dtype, activation, K, N, rows), device, Product)
-    return found or hidden_product(
-        dtype, activation, kept=keeps, evenly=even(K, N), capability=capability_of(device)
-    )
-
-
-def _activated(
-    x: Tensor,
-    up: Tensor,
-    gate: Tensor | None,
-    up_bias: Tensor | None,
-    activation: str,
-    *,
-    kept: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    pre = F.linear(x, up, up_bias)
-    pre_gate = None if gate is None else F.linear(x, gate)
-    out = torch.empty_like(pre) if kept else pre
+    x, up, gate, up_bias, activation, kept = step
+    (M, K), N = x.shape, up.shape[0]
+    kernel = "mlp_hidden_kept" if kept else "mlp_hidden"
+    product = product or _choice(kernel, x.dtype, activation, K, N, _rows_of(M), x.device)
+    fused = product.fused == 2
+    pre = pre_gate = None
+    if fused:
+        out = x.new_empty(M, N)
+        pre = x.new_empty(M, N) if kept else None
+        pre_gate = x.new_empty(M, N) if kept and gate is not None else None
+        up_bias = None if up_bias is None else up_bias.contiguous()
+    else:
+        pre = F.linear(x, up, up_bias)
+        pre_gate = None if gate is None else F.linear(x, gate)
+        out = torch.empty_like(pre) if kept else pre
     if out.numel() > 0:
         with on_device_of(x):
-            activate_kernel[(cdiv(out.numel(), PASS_BLOCK),)](
-                pre, pre_gate, out, out.numel(),
-                ACTIVATION=activation, BLOCK=PASS_BLOCK, INTERPRETED=INTERPRETED, num_warps=8,
-            )  # fmt: skip
-    return out, pre if kept else None, pre_gate if kept else None
+            if fused:
+                hidden_kernel[product.grid(M, N)](
+                    x, up, gate, up_bias, out, pre, pre_gate,
+                    *x.stride(), *up.stride(), *(up if gate is None else gate).stride(), N, M, N, K,
+                    ACTIVATION=activation, **product.constants(x, K),
+                )  # fmt: skip
+            else:
+                activate_kernel[(cdiv(out.numel(), PASS_BLOCK),)](
+                    pre, pre_gate, out, out.numel(),
+                    ACTIVATION=activation, BLOCK=PASS_BLOCK, INTERPRETED=INTERPRETED, num_warps=8,
+                )  # fmt: skip
+    return (out, pre, pre_gate) if kept else (out, None, None)
 
 
-def output(
-    hidden: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    residual: Tensor | None,
-    *,
-    product: Product | None = None,
-) -> Tensor:
+def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
     """hidden · downᵀ + bias + residual, of hidden [M, K], down [N, K], residual [M, N].
 
     Returns:
         [M, N], contiguous, of the dtype that hidden's and the residual's promote to.
     """
-    M, K = hidden.shape
-    N = down.shape[0]
+    hidden, down, down_bias, residual = step
+    (M, K), N = hidden.shape, down.shape[0]
     added = "plain" if residual is None else "residual"
-    product = product or _output_choice(hidden.dtype, added, K, N, _rows_of(M), hidden.device)
+    rows, device = _rows_of(M), hidden.device
+    product = product or _choice("mlp_output", hidden.dtype, added, K, N, rows, device)
     if product.fused == 1:
         y = F.linear(hidden, down, down_bias)
         return y if residual is None else y + residual
-    dtype = hidden.dtype
-    if residual is not None:
-        dtype = torch.promote_types(dtype, residual.dtype)
-    y = torch.empty(M, N, dtype=dtype, device=hidden.device)
-    if y.numel() == 0:
-        return y
-    strides = (0, 0) if residual is None else residual.stride()
-    down_bias = None if down_bias is None else down_bias.contiguous()
-    with on_device_of(hidden):
-        output_kernel[_grid(M, N, product)](
-            hidden, down, down_bias, residual, y,
-            *hidden.stride(), *down.stride(), *strides, N, M, N, K,
-            **_constants(product, hidden, K),
-        )  # fmt: skip
+    of = hidden if residual is None else residual
+    dtype = torch.promote_types(hidden.dtype, of.dtype)
+    y = torch.empty(M, N, dtype=dtype, device=device)
+    if y.numel() > 0:
+        strides = (0, 0) if residual is None else residual.stride()
+        down_bias = None if down_bias is None else down_bias.contiguous()
+        with on_device_of(hidden):
+            output_kernel[product.grid(M, N)](
+                hidden, down, down_bias, residual, y,
+                *hidden.stride(), *down.stride(), *strides, N, M, N, K,
+                **product.constants(hidden, K),
+            )  # fmt: skip
     return y
 
 
-@chosen_once
-def _output_choice(
-    dtype: torch.dtype, added: str, K: int, N: int, rows: int, device: torch.device
-) -> Product:
-    found = measured("mlp_output", bucket(dtype, added, K, N, rows), device, Product)
-    return found or output_product(dtype)
-
-
 def d_hidden(
-    dy: Tensor,
-    down: Tensor,
-    pre: Tensor,
-    pre_gate: Tensor | None,
-    activation: str,
-    *,
-    with_hidden: bool,
-    with_sums: bool,
-    product: Product | None = None,
+    step: MlpHiddenGradient, *, product: ProductChoice | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(dy · down) ∘ f'(pre), of dy [M, K], down [K, N] and what `hidden` kept [M, N].
 
@@ -225,9 +164,10 @@ def d_hidden(
         d_pre [M, N]; the gate's gradient [M, N] where there is a gate; f(pre) [M, N] if
         `with_hidden`; d_pre's column sums [N] fp32 if `with_sums`.
     """
-    M, K = dy.shape
-    N = down.shape[1]
-    product = product or _d_hidden_choice(dy.dtype, activation, K, N, _rows_of(M), dy.device)
+    dy, down, pre, pre_gate, activation, with_hidden, with_sums = step
+    (M, K), N = dy.shape, down.shape[1]
+    rows, device = _rows_of(M), dy.device
+    product = product or _choice("mlp_d_hidden", dy.dtype, activation, K, N, rows, device)
     fused = product.fused == 2
     d_pre = torch.empty_like(pre) if fused else torch.mm(dy, down)
     d_gate = None if pre_gate is None else torch.empty_like(pre)
@@ -235,46 +175,19 @@ def d_hidden(
     sums = None
     if with_sums:
         programs = cdiv(M, product.block_m if fused else PASS_ROWS)
-        sums = torch.empty(programs, N, dtype=torch.float32, device=dy.device)
-    if d_pre.numel() == 0:
-        return d_pre, d_gate, out, None if sums is None else sums.sum(0)
-    with on_device_of(dy):
-        if fused:
-            d_hidden_kernel[_grid(M, N, product)](
-                dy, down, pre, pre_gate, d_pre, d_gate, out, sums,
-                *dy.stride(), *down.stride(), N, M, N, K,
-                ACTIVATION=activation, PART_N=PART_N, **_constants(product, dy, K),
-            )  # fmt: skip
-        else:
-            d_activate_kernel[(cdiv(M, PASS_ROWS), cdiv(N, PASS_N))](
-                d_pre, pre, pre_gate, d_pre, d_gate, out, sums, M, N,
-                ACTIVATION=activation, BLOCK_M=PASS_M, BLOCK_N=PASS_N, ROWS=PASS_ROWS,
-                INTERPRETED=INTERPRETED, num_warps=8,
-            )  # fmt: skip
+        sums = torch.empty(programs, N, dtype=torch.float32, device=device)
+    if d_pre.numel() > 0:
+        with on_device_of(dy):
+            if fused:
+                d_hidden_kernel[product.grid(M, N)](
+                    dy, down, pre, pre_gate, d_pre, d_gate, out, sums,
+                    *dy.stride(), *down.stride(), N, M, N, K,
+                    ACTIVATION=activation, PART_N=PART_N, **product.constants(dy, K),
+                )  # fmt: skip
+            else:
+                d_activate_kernel[(cdiv(M, PASS_ROWS), cdiv(N, PASS_N))](
+                    d_pre, pre, pre_gate, d_pre, d_gate, out, sums, M, N,
+                    ACTIVATION=activation, BLOCK_M=PASS_M, BLOCK_N=PASS_N, ROWS=PASS_ROWS,
+                    INTERPRETED=INTERPRETED, num_warps=8,
+                )  # fmt: skip
     return d_pre, d_gate, out, None if sums is None else sums.sum(0)
-
-
-@chosen_once
-def _d_hidden_choice(
-    dtype: torch.dtype, activation: str, K: int, N: int, rows: int, device: torch.device
-) -> Product:
-    found = measured("mlp_d_hidden", bucket(dtype, activation, K, N, rows), device, Product)
-    return found or d_hidden_product(dtype, activation, evenly=even(K, N))
-
-
-def _grid(M: int, N: int, product: Product) -> tuple[int]:
-    return (cdiv(M, product.block_m) * cdiv(N, product.block_n),)
-
-
-def _constants(product: Product, x: Tensor, K: int) -> dict[str, object]:
-    return {
-        "BLOCK_M": product.block_m,
-        "BLOCK_N": product.block_n,
-        "BLOCK_K": product.block_k,
-        "GROUP_M": product.group_m,
-        "EVEN_K": K % product.block_k == 0,
-        "PRECISION": dot_precision(x.dtype),
-        "INTERPRETED": INTERPRETED,
-        "num_warps": product.num_warps,
-        "num_stages": product.num_stages,
-    }

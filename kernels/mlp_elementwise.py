@@ -24,6 +24,26 @@ def activate_kernel(
     tl.store(HIDDEN + at, hidden.to(HIDDEN.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def differentiate(
+    d, at, inside, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN,
+    ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """d_pre = d ∘ f'(pre) of the elements `at`; it is stored with what else is asked for."""
+    kind = D_PRE.dtype.element_ty
+    pre = tl.load(PRE + at, mask=inside, other=0.0).to(tl.float32)
+    gate = pre
+    if PRE_GATE is not None:
+        gate = tl.load(PRE_GATE + at, mask=inside, other=0.0).to(tl.float32)
+    hidden, d_pre, d_gate = differentiated(d, pre, gate, ACTIVATION, INTERPRETED)
+    tl.store(D_PRE + at, d_pre.to(kind), mask=inside)
+    if D_GATE is not None:
+        tl.store(D_GATE + at, d_gate.to(kind), mask=inside)
+    if HIDDEN is not None:
+        tl.store(HIDDEN + at, hidden.to(kind), mask=inside)
+    return d_pre
+
+
 @triton.jit(do_not_specialize=["M"])
 def d_activate_kernel(
     D, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN, SUMS, M, N,
@@ -37,23 +57,15 @@ def d_activate_kernel(
     """
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(0) * ROWS
-    kind = D_PRE.dtype.element_ty
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for begin in tl.range(first, tl.minimum(first + ROWS, M), BLOCK_M):
         rows = begin + tl.arange(0, BLOCK_M)
         at = rows.to(tl.int64)[:, None] * N + cols[None, :]
         inside = (rows < M)[:, None] & (cols < N)[None, :]
         d = tl.load(D + at, mask=inside, other=0.0).to(tl.float32)
-        pre = tl.load(PRE + at, mask=inside, other=0.0).to(tl.float32)
-        gate = pre
-        if PRE_GATE is not None:
-            gate = tl.load(PRE_GATE + at, mask=inside, other=0.0).to(tl.float32)
-        hidden, d_pre, d_gate = differentiated(d, pre, gate, ACTIVATION, INTERPRETED)
-        tl.store(D_PRE + at, d_pre.to(kind), mask=inside)
-        if D_GATE is not None:
-            tl.store(D_GATE + at, d_gate.to(kind), mask=inside)
-        if HIDDEN is not None:
-            tl.store(HIDDEN + at, hidden.to(kind), mask=inside)
+        d_pre = differentiate(
+            d, at, inside, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN, ACTIVATION, INTERPRETED
+        )
         if SUMS is not None:
             sums += d_pre
     if SUMS is not None:

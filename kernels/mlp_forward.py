@@ -21,9 +21,7 @@ def hidden_kernel(
 
     PRE and PRE_GATE, where they are given, keep what the activation is of.
     """
-    tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, cols, _, _ = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     pre = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if GATE is None:
         pre = accumulate(
@@ -59,9 +57,7 @@ def output_kernel(
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """y [M, N] = HIDDEN · DOWNᵀ + bias + residual."""
-    tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, cols, _, _ = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     y = accumulate(
         y, HIDDEN, DOWN, rows, cols, h_row, h_k, down_row, down_k, M, N, K,

@@ -13,16 +13,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastgrow.kernels.calls import MlpHidden, MlpHiddenGradient, MlpOutput
 from fastgrow.kernels.mlp import (
     ROWS,
-    Product,
+    ProductChoice,
     bucket,
     d_hidden,
-    d_hidden_product,
+    default_product,
     hidden,
-    hidden_product,
     output,
-    output_product,
 )
 from fastgrow.kernels.tunable import Tunable
 
@@ -30,7 +29,7 @@ DTYPE = torch.bfloat16
 # (d, hidden width)
 SIZES = {"gelu": (1024, 4096), "gelu_tanh": (1024, 4096), "swiglu": (1024, 4096)}
 
-LIBRARY = Product(1, 128, 128, 64, 8, 8, 3)
+LIBRARY = ProductChoice(128, 128, 64, 8, 8, 3, fused=1)
 # (block_m, block_n, block_k, group_m, num_warps, num_stages) that do not spill on sm_90.
 HIDDEN = [
     *[(128, 256, 64, 8, 8, 3), (128, 256, 64, 8, 8, 4), (128, 256, 64, 16, 8, 3)],
@@ -60,61 +59,54 @@ D_HIDDEN = [
 ]
 
 
-def tunables(capability: int) -> list[Tunable[Product]]:
+def tunables(capability: int) -> list[Tunable[ProductChoice]]:
     """Every product under every key that may have an entry in a table."""
     found = []
     for activation, rows in itertools.product(SIZES, ROWS):
-        d, m = SIZES[activation]
-        rank = _rank(activation, rows)
-        key = bucket(DTYPE, activation, d, m, rows)
-        gated = activation == "swiglu"
-        for kernel, kept, tiles in (
-            ("mlp_hidden", False, SWIGLU if gated else HIDDEN),
-            ("mlp_hidden_kept", True, SWIGLU_KEPT if gated else HIDDEN_KEPT),
-        ):
-            default = hidden_product(DTYPE, activation, kept=kept, capability=capability)
-            prepare = functools.partial(_hidden, activation, kept, rows)
-            common = (default, tiles, prepare, capability, rank)
-            found.append(_tunable(kernel, key, "hidden_kernel", *common))
-        default = d_hidden_product(DTYPE, activation)
-        prepare = functools.partial(_d_hidden, activation, rows)
-        common = (default, D_HIDDEN, prepare, capability, rank)
-        found.append(_tunable("mlp_d_hidden", key, "d_hidden_kernel", *common))
+        at = (activation, *SIZES[activation], rows, capability)
+        frozen, kept = (SWIGLU, SWIGLU_KEPT) if activation == "swiglu" else (HIDDEN, HIDDEN_KEPT)
+        found += [
+            _tunable(
+                "mlp_hidden", *at, frozen, functools.partial(_hidden, activation, False, rows)
+            ),
+            _tunable(
+                "mlp_hidden_kept", *at, kept, functools.partial(_hidden, activation, True, rows)
+            ),
+            _tunable("mlp_d_hidden", *at, D_HIDDEN, functools.partial(_d_hidden, activation, rows)),
+        ]
     d, m = SIZES["gelu"]
     for added, rows in itertools.product(("plain", "residual"), ROWS):
-        key = bucket(DTYPE, added, m, d, rows)
         prepare = functools.partial(_output, added == "residual", rows)
-        common = (output_product(DTYPE), OUTPUT, prepare, capability, _rank("gelu", rows))
-        found.append(_tunable("mlp_output", key, "output_kernel", *common))
+        found.append(_tunable("mlp_output", added, m, d, rows, capability, OUTPUT, prepare))
     return found
 
 
-def _rank(activation: str, rows: int) -> int:
+def _rank(epilogue: str, rows: int) -> int:
     """The layer of the models that grow comes first, in batches of training."""
-    if activation != "gelu":
+    if epilogue in ("gelu_tanh", "swiglu"):
         return 2
     return 0 if rows == max(ROWS) else 1
 
 
 def _tunable(
     kernel: str,
-    key: str,
-    function: str,
-    default: Product,
-    tiles: Sequence[tuple[int, ...]],
-    prepare: Callable[[str], Callable[[Product], object]],
+    epilogue: str,
+    K: int,
+    N: int,
+    rows: int,
     capability: int,
-    rank: int,
-) -> Tunable[Product]:
-    return Tunable[Product](
+    tiles: Sequence[tuple[int, ...]],
+    prepare: Callable[[str], Callable[[ProductChoice], object]],
+) -> Tunable[ProductChoice]:
+    return Tunable[ProductChoice](
         kernel=kernel,
-        bucket=key,
-        default=default,
-        others=[LIBRARY, *(Product(2, *shape) for shape in tiles)],
-        function=function,
+        bucket=bucket(DTYPE, epilogue, K, N, rows),
+        default=default_product(kernel, DTYPE, epilogue, capability=capability),
+        others=[LIBRARY, *(ProductChoice(*shape) for shape in tiles)],
+        function=kernel.removeprefix("mlp_").removesuffix("_kept") + "_kernel",
         prepare=prepare,
         capability=capability,
-        rank=rank,
+        rank=_rank(epilogue, rows),
     )
 
 
@@ -122,25 +114,27 @@ def _random(device: str, *shape: int) -> Tensor:
     return torch.randn(shape, dtype=DTYPE, device=device)
 
 
-def _hidden(activation: str, kept: bool, rows: int, device: str) -> Callable[[Product], object]:
+def _hidden(
+    activation: str, kept: bool, rows: int, device: str
+) -> Callable[[ProductChoice], object]:
     d, m = SIZES[activation]
     x, up, bias = _random(device, rows, d), _random(device, m, d), _random(device, m)
     gate = _random(device, m, d) if activation == "swiglu" else None
-    return lambda product: hidden(x, up, gate, bias, activation, kept=kept, product=product)
+    return lambda product: hidden(MlpHidden(x, up, gate, bias, activation, kept), product=product)
 
 
-def _output(residual: bool, rows: int, device: str) -> Callable[[Product], object]:
+def _output(residual: bool, rows: int, device: str) -> Callable[[ProductChoice], object]:
     d, m = SIZES["gelu"]
     x, down, bias = _random(device, rows, m), _random(device, d, m), _random(device, d)
     added = _random(device, rows, d) if residual else None
-    return lambda product: output(x, down, bias, added, product=product)
+    return lambda product: output(MlpOutput(x, down, bias, added), product=product)
 
 
-def _d_hidden(activation: str, rows: int, device: str) -> Callable[[Product], object]:
+def _d_hidden(activation: str, rows: int, device: str) -> Callable[[ProductChoice], object]:
     """As in training: with the activation and the bias's gradient."""
     d, m = SIZES[activation]
     dy, down, pre = _random(device, rows, d), _random(device, d, m), _random(device, rows, m)
     gate = _random(device, rows, m) if activation == "swiglu" else None
     return lambda product: d_hidden(
-        dy, down, pre, gate, activation, with_hidden=True, with_sums=True, product=product
+        MlpHiddenGradient(dy, down, pre, gate, activation, True, True), product=product
     )

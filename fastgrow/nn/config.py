@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastgrow.errors import ConfigError
-from fastgrow.ops.mlp import ACTIVATIONS
+from fastgrow.ops.feed_forward import ACTIVATIONS
 
 NORMS = ("layer_norm", "rms_norm")
 EMBEDDINGS = ("frozen", "trainable")

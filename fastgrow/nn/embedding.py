@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastgrow import ops
 from fastgrow.errors import ConfigError, describe
-from fastgrow.ops.embedding import MAX_CODE_BITS
+from fastgrow.ops.lookup import MAX_CODE_BITS
 
 # What became of a table on another device or in another dtype, keyed by the address of the table it
 # was made from; that stays taken while a user of the copy lives, because each keeps the original.

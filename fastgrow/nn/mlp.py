@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
 from fastgrow.nn.lora import LoRALinear
-from fastgrow.ops.mlp import ACTIVATIONS, activate
+from fastgrow.ops.feed_forward import ACTIVATIONS, activate
 
 
 class MLP(nn.Module):

@@ -13,17 +13,17 @@ from fastgrow.ops.core.dispatch import (
     use_impl,
 )
 from fastgrow.ops.core.tuning_report import explain_tuning
-from fastgrow.ops.embedding import embedding
+from fastgrow.ops.feed_forward import mlp
 from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
 from fastgrow.ops.linear_kl import linear_kl
 from fastgrow.ops.linear_lse_gather import linear_lse_gather, merge_lse
 from fastgrow.ops.logit_mean import logit_mean
-from fastgrow.ops.lora_linear import lora_linear
+from fastgrow.ops.lookup import embedding
+from fastgrow.ops.lora import lora_linear
 from fastgrow.ops.mean_cross_entropy import mean_cross_entropy
 from fastgrow.ops.mean_log_softmax_gather import mean_log_softmax_gather
 from fastgrow.ops.mean_sample import mean_sample
 from fastgrow.ops.mean_top_k import mean_argmax, mean_top_k
-from fastgrow.ops.mlp import mlp
 from fastgrow.ops.norms import layer_norm, rms_norm
 from fastgrow.ops.probability_mean import (
     probability_mean,

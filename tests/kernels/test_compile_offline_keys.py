@@ -31,6 +31,12 @@ from triton.compiler import get_cache_key, make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from fastgrow.kernels import compile_offline, norm, norm_tuning  # noqa: E402
+from fastgrow.kernels.calls import (  # noqa: E402
+    EmbeddingCall,
+    MlpHidden,
+    MlpHiddenGradient,
+    MlpOutput,
+)
 from fastgrow.kernels.embedding import lookup  # noqa: E402
 from fastgrow.kernels.gpu import assumed  # noqa: E402
 from fastgrow.kernels.tunable import Tunable, all_tunables  # noqa: E402
@@ -146,9 +152,11 @@ STEPS = {
     "mlp": lambda: mlp_step(),
     "embedding": lambda: compile_offline.recorded(
         lambda: lookup(
-            torch.empty(100, dtype=torch.int64, device="meta"),
-            torch.empty(65536, 2, dtype=torch.uint8, device="meta"),
-            *(65536, 64, 16, 0.0, 1.0, BF16),
+            EmbeddingCall(
+                torch.empty(100, dtype=torch.int64, device="meta"),
+                torch.empty(65536, 2, dtype=torch.uint8, device="meta"),
+                *(65536, 64, 16, 0.0, 1.0, BF16),
+            )
         )
     ),
 }
@@ -164,11 +172,11 @@ def mlp_step() -> list[compile_offline.Launch]:
 
     def layer() -> None:
         for fused in (1, 2):
-            product = mlp.Product(fused, 64, 64, 32, 8, 4, 3)
-            mlp.hidden(x, up, up, empty(256), "swiglu", kept=True, product=product)
-            mlp.output(pre, up.T, None, x, product=product)
-            wanted = {"with_hidden": True, "with_sums": True, "product": product}
-            mlp.d_hidden(x, up.T, pre, pre, "swiglu", **wanted)
+            product = mlp.ProductChoice(64, 64, 32, 8, 4, 3, fused)
+            mlp.hidden(MlpHidden(x, up, up, empty(256), "swiglu", True), product=product)
+            mlp.output(MlpOutput(pre, up.T, None, x), product=product)
+            gradient = MlpHiddenGradient(x, up.T, pre, pre, "swiglu", True, True)
+            mlp.d_hidden(gradient, product=product)
 
     return compile_offline.recorded(layer)
 

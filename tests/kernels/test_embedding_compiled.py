@@ -8,6 +8,7 @@ from cross_compile import TARGETS, compile_for, recorded
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 from fastgrow.kernels import embedding as kernels  # noqa: E402
+from fastgrow.kernels.calls import EmbeddingCall  # noqa: E402
 
 # Triton 3.6 loads each value once for itself and lays them out for the store through shared memory;
 # 3.7 loads them where they are stored.
@@ -16,8 +17,8 @@ PASSED_ON = 8192 if triton.__version__.startswith("3.6.") else 0
 
 def check(table: torch.Tensor | None, bits: int | None, capability: int) -> None:
     ids = torch.empty(16384, dtype=torch.int64, device="meta")
-    arguments = (ids, table, 65536, 64, bits, 0.0, 1.0, torch.bfloat16)
-    (launch,) = recorded(lambda: kernels.lookup(*arguments))
+    call = EmbeddingCall(ids, table, 65536, 64, bits, 0.0, 1.0, torch.bfloat16)
+    (launch,) = recorded(lambda: kernels.lookup(call))
     compiled = compile_for(launch, capability)
     assert compiled.spills == 0
     assert compiled.shared <= PASSED_ON

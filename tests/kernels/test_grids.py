@@ -19,7 +19,16 @@ from fastgrow.kernels import (  # noqa: E402
     mlp,
     norm,
 )
-from fastgrow.kernels.calls import AttentionCall, NormCall  # noqa: E402
+from fastgrow.kernels.calls import (  # noqa: E402
+    AttentionCall,
+    EmbeddingCall,
+    LoraCall,
+    LoraGradient,
+    MlpHidden,
+    MlpHiddenGradient,
+    MlpOutput,
+    NormCall,
+)
 from fastgrow.kernels.logit_loss import fill_losses  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -86,13 +95,13 @@ def test_norms(width: int) -> None:
 @pytest.mark.parametrize("fused", [1, 2])
 def test_mlp(fused: int) -> None:
     x, up, down, pre = empty(ROWS, WIDTH), empty(512, WIDTH), empty(WIDTH, 512), empty(ROWS, 512)
-    product = mlp.Product(fused, 128, 128, 64, 8, 8, 3)
+    product = mlp.ProductChoice(128, 128, 64, 8, 8, 3, fused)
 
     def step() -> None:
-        mlp.hidden(x, up, None, None, "gelu", kept=True, product=product)
-        mlp.output(pre, down, None, x, product=product)
-        settings = {"with_hidden": True, "with_sums": True, "product": product}
-        mlp.d_hidden(x, down, pre, None, "gelu", **settings)
+        mlp.hidden(MlpHidden(x, up, None, None, "gelu", True), product=product)
+        mlp.output(MlpOutput(pre, down, None, x), product=product)
+        gradient = MlpHiddenGradient(x, down, pre, None, "gelu", True, True)
+        mlp.d_hidden(gradient, product=product)
 
     of_products = ("hidden_kernel", "output_kernel", "d_hidden_kernel")
     check(step, *(of_products if fused == 2 else ("activate_kernel", "d_activate_kernel")))
@@ -102,15 +111,16 @@ def test_lora() -> None:
     x, weight, a, b = empty(ROWS, WIDTH), empty(WIDTH, WIDTH), empty(16, WIDTH), empty(WIDTH, 16)
 
     def step() -> None:
-        lora.forward(x, weight, a, b, None, 0.5)
-        lora.backward(x, x, empty(ROWS, 16), weight, a, b, 0.5)
+        lora.forward(LoraCall(x, weight, a, b, None, 0.5))
+        lora.backward(LoraGradient(x, x, empty(ROWS, 16), weight, a, b, 0.5))
 
     check(step, "low_rank_kernel", "narrow_kernel")
 
 
 def test_embedding() -> None:
     ids = empty(ROWS, dtype=torch.int64)
-    check(lambda: embedding.lookup(ids, None, 256, 4, 8, 0.0, 1.0, BF16), "lookup_kernel")
+    call = EmbeddingCall(ids, None, 256, 4, 8, 0.0, 1.0, BF16)
+    check(lambda: embedding.lookup(call), "lookup_kernel")
 
 
 def test_loss_of_a_head() -> None:

@@ -9,6 +9,7 @@ from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
 lora = pytest.importorskip("fastgrow.kernels.lora", reason="triton is not installed")
 
 from fastgrow.kernels import lora_tuning, tuned  # noqa: E402
+from fastgrow.kernels.calls import LoraCall, LoraGradient  # noqa: E402
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -22,8 +23,8 @@ def launches(dtype: torch.dtype, n: int, width: int, out: int, rank: int) -> lis
     x, weight, a, b = empty(n, width), empty(out, width), empty(rank, width), empty(out, rank)
 
     def step() -> None:
-        lora.forward(x, weight, a, b, empty(out), 0.5)
-        lora.backward(empty(n, out), x, empty(n, rank), weight, a, b, 0.5)
+        lora.forward(LoraCall(x, weight, a, b, empty(out), 0.5))
+        lora.backward(LoraGradient(empty(n, out), x, empty(n, rank), weight, a, b, 0.5))
 
     return recorded(step)
 

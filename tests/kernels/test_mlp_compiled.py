@@ -15,6 +15,7 @@ mlp = pytest.importorskip("fastgrow.kernels.mlp", reason="triton is not installe
 
 from fastgrow.kernels import mlp_tuning as tuning  # noqa: E402
 from fastgrow.kernels import tuned  # noqa: E402
+from fastgrow.kernels.calls import MlpHidden, MlpHiddenGradient, MlpOutput  # noqa: E402
 from fastgrow.kernels.tunable import Tunable  # noqa: E402
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -33,20 +34,21 @@ def check(
 
     x, up, down, pre = empty(ROWS, dim), empty(width, dim), empty(dim, width), empty(ROWS, width)
     gate, pre_gate = (up, pre) if activation == "swiglu" else (None, None)
-    frozen = mlp.hidden_product(dtype, activation, kept=False, capability=capability)
-    kept = mlp.hidden_product(dtype, activation, kept=True, capability=capability)
+    frozen, kept = (
+        mlp.default_product(kernel, dtype, activation, capability=capability)
+        for kernel in ("mlp_hidden", "mlp_hidden_kept")
+    )
     assert (frozen.fused, kept.fused) == ((1, 1) if dtype == F32 else (2, 1))
-    second = mlp.output_product(dtype)
+    second = mlp.default_product("mlp_output", dtype, "residual")
     if dtype != F32:
         # Not what the rule takes, but a table may.
-        second = mlp.Product(2, second.block_m, second.block_n, 64, 8, 8, 3)
+        second = mlp.ProductChoice(second.block_m, second.block_n, 64, 8, 8, 3)
 
     def layer() -> None:
-        mlp.hidden(x, up, gate, empty(width), activation, kept=False, product=frozen)
-        mlp.hidden(x, up, gate, empty(width), activation, kept=True, product=kept)
-        mlp.output(pre, down, empty(dim), x, product=second)
-        wanted = {"with_hidden": True, "with_sums": True}
-        mlp.d_hidden(x, down, pre, pre_gate, activation, **wanted)
+        mlp.hidden(MlpHidden(x, up, gate, empty(width), activation, False), product=frozen)
+        mlp.hidden(MlpHidden(x, up, gate, empty(width), activation, True), product=kept)
+        mlp.output(MlpOutput(pre, down, empty(dim), x), product=second)
+        mlp.d_hidden(MlpHiddenGradient(x, down, pre, pre_gate, activation, True, True))
 
     names = []
     for launch in recorded(layer):
@@ -78,9 +80,9 @@ def test_two_gradient_tiles_fit_an_sm() -> None:
     x = torch.empty(ROWS, 1024, dtype=BF16, device="meta")
     down = torch.empty(1024, 4096, dtype=BF16, device="meta")
     pre = torch.empty(ROWS, 4096, dtype=BF16, device="meta")
-    wanted = {"with_hidden": True, "with_sums": True}
-    (backward,) = recorded(lambda: mlp.d_hidden(x, down, pre, None, "gelu", **wanted))
-    (forward,) = recorded(lambda: mlp.hidden(x, down.T, None, pre[0], "gelu", kept=False))
+    gradient = MlpHiddenGradient(x, down, pre, None, "gelu", True, True)
+    (backward,) = recorded(lambda: mlp.d_hidden(gradient))
+    (forward,) = recorded(lambda: mlp.hidden(MlpHidden(x, down.T, None, pre[0], "gelu", False)))
     compiled = compile_for(backward, 90)
     assert 2 * compiled.registers * 32 * backward.options["num_warps"] <= 65536
     assert 2 * (compiled.shared + 1024) <= 228 * 1024
@@ -120,16 +122,15 @@ def test_rows_that_are_no_whole_vectors_are_the_library_s(dim: int, width: int) 
     """Beside an epilogue such loads spill hundreds of registers."""
     x, pre = (torch.empty(ROWS, n, dtype=BF16, device="meta") for n in (dim, width))
     up = torch.empty(width, dim, dtype=BF16, device="meta")
-    wanted = {"with_hidden": True, "with_sums": True}
 
     def layer() -> None:
-        mlp.hidden(x, up, up, None, "swiglu", kept=False)
-        mlp.d_hidden(x, up.T, pre, pre, "swiglu", **wanted)
+        mlp.hidden(MlpHidden(x, up, up, None, "swiglu", False))
+        mlp.d_hidden(MlpHiddenGradient(x, up.T, pre, pre, "swiglu", True, True))
 
     assert [launch.name for launch in recorded(layer)] == ["activate_kernel", "d_activate_kernel"]
 
 
-def products() -> list[Tunable[mlp.Product]]:
+def products() -> list[Tunable[mlp.ProductChoice]]:
     """Those whose launches compile to code of their own, which a batch's length does not change."""
     return [
         t
@@ -160,7 +161,7 @@ def test_candidates_are_many_different_and_leave_it_to_the_library_too() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("product", products(), ids=lambda t: f"{t.kernel} {t.bucket}")
-def test_no_candidate_spills(product: Tunable[mlp.Product]) -> None:
+def test_no_candidate_spills(product: Tunable[mlp.ProductChoice]) -> None:
     for candidate in product.candidates:
         assert product.build(candidate)["spills"] == 0, candidate
 
@@ -172,7 +173,7 @@ def test_a_table_s_entry_decides_how_a_product_is_made(
     up = torch.empty(128, 64, dtype=BF16, device="meta")
 
     def names() -> list[str]:
-        launches = recorded(lambda: mlp.hidden(x, up, None, None, "gelu", kept=False))
+        launches = recorded(lambda: mlp.hidden(MlpHidden(x, up, None, None, "gelu", False)))
         return [launch.name for launch in launches]
 
     assert names() == ["hidden_kernel"]

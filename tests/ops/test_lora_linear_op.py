@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError, ConfigError
-from fastgrow.ops import _lora_triton
-from fastgrow.ops.lora_linear import _OPERATION
+from fastgrow.kernels.calls import LoraCall
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import OPERATIONS
+from fastgrow.ops.lora import triton
 
 SCALE = 0.7
 
@@ -34,7 +36,7 @@ def with_gradients(given: list[Tensor]) -> list[Tensor]:
     return [x.requires_grad_(), weight, a.requires_grad_(), b.requires_grad_(), bias]
 
 
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "blas"])
 def test_formula(impl: str) -> None:
     x, weight, a, b, bias = tensors()
     y = ops.lora_linear(x, weight, a, b, bias, scale=SCALE, impl=impl)
@@ -43,7 +45,7 @@ def test_formula(impl: str) -> None:
     torch.testing.assert_close(without, x @ (weight + b @ a).T)
 
 
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "blas"])
 def test_gradient(impl: str) -> None:
     x, weight, a, b, bias = with_gradients(tensors())
 
@@ -55,7 +57,8 @@ def test_gradient(impl: str) -> None:
 
 def test_on_a_cpu_the_library_s_products_are_chosen() -> None:
     x, weight, a, b, bias = with_gradients(tensors(torch.float32))
-    assert _OPERATION.explain(x, weight, a, b, bias, 1.0).active == "vendor"
+    call = LoraCall(x, weight, a, b, bias, 1.0)
+    assert OPERATIONS["lora_linear"].explain(call).active == "blas"
 
 
 @pytest.mark.parametrize("trains", ["weight", "bias"])
@@ -66,9 +69,9 @@ def test_a_weight_that_trains_gets_its_gradient_from_eager(trains: str) -> None:
     assert trained.grad is not None
     assert a.grad is not None
     with pytest.raises(ConfigError, match="weight or bias requires a gradient"):
-        ops.lora_linear(x, weight, a, b, bias, impl="vendor")
+        ops.lora_linear(x, weight, a, b, bias, impl="blas")
     with torch.no_grad():
-        ops.lora_linear(x, weight, a, b, bias, impl="vendor")
+        ops.lora_linear(x, weight, a, b, bias, impl="blas")
 
 
 @pytest.mark.parametrize(
@@ -92,13 +95,13 @@ def test_keeps_only_what_the_gradients_need(needed: tuple[bool, ...], kept: list
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        y = ops.lora_linear(x, weight, a, b, bias, impl="vendor")
+        y = ops.lora_linear(x, weight, a, b, bias, impl="blas")
     assert sorted(saved) == sorted(shapes[name] for name in kept)
     y.sum().backward()
     assert [t.grad is not None for t in (x, a, b)] == list(needed)
 
 
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "blas"])
 def test_float32_corrections_of_half_precision_layers(impl: str) -> None:
     x, weight, a, b, bias = with_gradients(tensors(torch.bfloat16, torch.float32))
     y = ops.lora_linear(x, weight, a, b, bias, scale=SCALE, impl=impl)
@@ -112,7 +115,7 @@ def test_float32_corrections_of_half_precision_layers(impl: str) -> None:
         assert (got.double() - want).abs().max() <= 0.02 * want.abs().max()
 
 
-@pytest.mark.parametrize("impl", ["eager", "vendor"])
+@pytest.mark.parametrize("impl", ["eager", "blas"])
 def test_autocast(impl: str) -> None:
     x, weight, a, b, bias = with_gradients(tensors(torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
@@ -130,23 +133,23 @@ def test_strided_expanded_and_empty_inputs() -> None:
     expected = ops.lora_linear(x, weight, a, b, bias, impl="eager")
     strided = x.transpose(0, 1).contiguous().transpose(0, 1)
     column_major = weight.T.contiguous().T
-    y = ops.lora_linear(strided, column_major, a, b, bias, impl="vendor")
+    y = ops.lora_linear(strided, column_major, a, b, bias, impl="blas")
     torch.testing.assert_close(y, expected)
     alike = x[:1].expand(4, -1, -1)
-    assert ops.lora_linear(alike, weight, a, b, bias, impl="vendor").shape == (4, 5, 7)
+    assert ops.lora_linear(alike, weight, a, b, bias, impl="blas").shape == (4, 5, 7)
     none = x[:0].detach().requires_grad_()
     a.requires_grad_()
-    ops.lora_linear(none, weight, a, b, bias, impl="vendor").sum().backward()
+    ops.lora_linear(none, weight, a, b, bias, impl="blas").sum().backward()
     assert a.grad is not None
     assert not a.grad.any()
-    assert ops.lora_linear(x[0, 0], weight, a, b, bias, impl="vendor").shape == (7,)
+    assert ops.lora_linear(x[0, 0], weight, a, b, bias, impl="blas").shape == (7,)
 
 
 def test_gradients_of_gradients() -> None:
     x, weight, a, b, bias = with_gradients(tensors())
 
     def run(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return ops.lora_linear(x, weight, a, b, bias, impl="vendor")
+        return ops.lora_linear(x, weight, a, b, bias, impl="blas")
 
     assert torch.autograd.gradgradcheck(run, (x, a, b))
 
@@ -162,7 +165,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
     torch.compiler.reset()
     _, weight, a, b, bias = with_gradients(tensors(torch.float32))
     compiled = torch.compile(
-        lambda x: ops.lora_linear(x, weight, a, b, bias, impl="vendor"),
+        lambda x: ops.lora_linear(x, weight, a, b, bias, impl="blas"),
         fullgraph=True,
         dynamic=True,
         backend=counting,
@@ -170,7 +173,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
     for n in (9, 11):
         x = torch.randn(n, 6, requires_grad=True)
         y = compiled(x)
-        assert torch.equal(y, ops.lora_linear(x, weight, a, b, bias, impl="vendor"))
+        assert torch.equal(y, ops.lora_linear(x, weight, a, b, bias, impl="blas"))
         y.sum().backward()
         assert x.grad is not None
     assert graphs == 1
@@ -189,16 +192,16 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
 def test_when_the_kernel_pays(
     n: int, width: int, out: int, rank: int, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lora_triton.triton_support, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
     x, weight, a, b = (
         torch.zeros(1, 1, dtype=torch.bfloat16).expand(shape)
         for shape in ((n, width), (out, width), (rank, width), (out, rank))
     )
-    ok, why = _lora_triton.pays(x.detach().requires_grad_(), weight, a, b, None, 1.0)
+    ok, why = triton.pays(LoraCall(x.detach().requires_grad_(), weight, a, b, None, 1.0))
     assert ok == (not reason)
     assert reason in why
     single = x.float()
-    assert not _lora_triton.pays(single, weight.float(), a, b, None, 1.0)[0]
+    assert not triton.pays(LoraCall(single, weight.float(), a, b, None, 1.0))[0]
 
 
 @pytest.mark.parametrize(

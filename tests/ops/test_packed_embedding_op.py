@@ -111,12 +111,21 @@ def test_compiles_without_graph_breaks() -> None:
         ({"bits": 64}, "bits must be at most 63 for codes, got 64"),
         ({"vocab_size": 65}, r"vocab_size must be in \[1, 64\] for 6 bits, got 65"),
         ({"bits": 63, "vocab_size": 1 << 63}, r"vocab_size must be in \[1, 9223372036854775807\]"),
-        ({"table": torch.zeros(4).long(), "vocab_size": 4}, "vocab_size must be None beside"),
+        (
+            {"table": torch.zeros(4).long(), "vocab_size": 4},
+            "vocab_size is for lookups without a table, got 4",
+        ),
         ({"table": torch.zeros(4, 2).byte()}, r"table must be of shape \[V, 1\] for 6 bits"),
         ({"table": torch.zeros(4, 6)}, r"table must be \[V, 1\] uint8, or \[V\] int64 or int32"),
         ({"table": torch.zeros(4, 6).byte(), "bits": None}, "table must be a floating-point"),
-        ({"table": torch.zeros(4, 6), "bits": None, "scale": 2.0}, "offset and scale must be"),
-        ({"table": torch.zeros(4, 6), "bits": None, "dtype": torch.half}, "dtype must be"),
+        (
+            {"table": torch.zeros(4, 6), "bits": None, "scale": 2.0},
+            "offset and scale are for bits and codes",
+        ),
+        (
+            {"table": torch.zeros(4, 6), "bits": None, "dtype": torch.half},
+            "dtype must be the table",
+        ),
         ({"dtype": torch.int32}, "dtype must be a floating-point type"),
     ],
 )

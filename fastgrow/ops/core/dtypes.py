@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32)
@@ -36,6 +40,6 @@ def has_autocast(kind: str) -> bool:
     return torch.amp.is_autocast_available(kind)
 
 
-def in_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """An optional tensor in a dtype; itself where it has it."""
+def in_dtype(tensor: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
+    """An optional tensor in a dtype; itself where it has it, which `to` takes a while to find."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)

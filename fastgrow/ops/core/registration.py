@@ -7,6 +7,11 @@ defines `torch.ops.fastgrow.norm_forward`, with the schema that the annotations 
 the first parameter stands for its fields, so that a call's parameters are listed in one place: the
 operator is called with `*call`, and the function gets the record.
 
+    @launched_by("norm.forward")
+    def norm_forward(call: NormCall) -> tuple[Tensor, Tensor | None]: ...
+
+makes an operator of a launcher in `fastgrow.kernels`; the function is its fake.
+
     normalise = differentiable("layer_norm", NormCall, forward, backward)
 
 makes an autograd.Function of two functions that take the record too. `torch.library.custom_op` and
@@ -15,6 +20,8 @@ makes an autograd.Function of two functions that take the record too. `torch.lib
 
 from __future__ import annotations
 
+import functools
+import importlib
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,7 +73,7 @@ def operator(
         if writes is not None:
             types[writes] = "Tensor(a!)"
         parts = typing.get_args(returned) if typing.get_origin(returned) is tuple else (returned,)
-        results = ", ".join(_SCHEMA_TYPES[part] for part in parts)
+        results = ", ".join(_SCHEMA_TYPES[part].rstrip("?") for part in parts)
         parameters = ", ".join(f"{kind} {parameter}" for parameter, kind in types.items())
         _library.define(f"{name}({parameters}) -> {results if len(parts) == 1 else f'({results})'}")
         for key in devices:
@@ -75,6 +82,43 @@ def operator(
         return getattr(torch.ops.fastgrow, name).default
 
     return define
+
+
+def launched_by(launcher: str) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator that makes a function the operator of its name, computed by a launcher.
+
+    The function is the operator's fake: it returns empty tensors like the launcher's. Either may
+    return None in the place of a tensor that is not asked for.
+
+    Args:
+        launcher: such as `norm.forward`, in fastgrow.kernels. It takes the function's arguments;
+            its module is imported when the operator is first called, since it needs Triton.
+    """
+    module, _, name = launcher.rpartition(".")
+
+    def define(fake: Callable[..., Any]) -> Any:
+        @functools.wraps(fake)
+        def launch(*values: Any) -> Any:
+            return _without_none(getattr(_kernels(module), name)(*values))
+
+        return operator(lambda *values: _without_none(fake(*values)))(launch)
+
+    return define
+
+
+@functools.cache
+def _kernels(module: str) -> Any:
+    return importlib.import_module(f"fastgrow.kernels.{module}")
+
+
+def _without_none(results: Any) -> Any:
+    """What an operator may return: empty tensors in the place of None."""
+    if type(results) is not tuple:
+        return results
+    some = results[0]
+    if some is None:
+        some = next(result for result in results if result is not None)
+    return tuple([some.new_empty(0) if result is None else result for result in results])
 
 
 def or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -86,7 +130,9 @@ def _taking_fields(function: Callable[..., Any], record: Any) -> Callable[..., A
     if record is None:
         return function
     count = len(record._fields)
-    return lambda *values: function(record._make(values[:count]), *values[count:])
+    # `record._make`, less its test of how many there are.
+    make = functools.partial(tuple.__new__, record)
+    return lambda *values: function(make(values[:count]), *values[count:])
 
 
 def differentiable(
@@ -112,7 +158,10 @@ def differentiable(
 
     def run_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            inputs = (*gradients, *ctx.saved_tensors)
+            # Of a gradient for which intermediate results alone were saved, autograd would not know
+            # that it depends on the inputs.
+            anchor = torch.empty(0, requires_grad=True)
+            inputs = (anchor, *gradients, *ctx.saved_tensors)
             found = _Once.apply(operation, lambda: backward(ctx, *gradients), *inputs)
         else:
             found = backward(ctx, *gradients)

@@ -16,6 +16,7 @@ from torch.library import opcheck
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.kernels import mlp as launchers
 from fastgrow.kernels import tuned
+from fastgrow.kernels.calls import MlpOutput
 from fastgrow.ops import mlp
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -102,9 +103,8 @@ def run(case: Case, tensors: dict[str, Tensor], impl: str) -> dict[str, Tensor]:
 
 def make_products(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
     """Let our kernels make every product, or none."""
-    product = launchers.Product(2 if fused else 1, 128, 128, 64, 8, 4, 1)
-    for rule in ("hidden_product", "output_product", "d_hidden_product"):
-        monkeypatch.setattr(launchers, rule, lambda *args, **kwargs: product)
+    product = launchers.ProductChoice(128, 128, 64, 8, 4, 1, 2 if fused else 1)
+    monkeypatch.setattr(launchers, "default_product", lambda *args, **kwargs: product)
     # What the rules said before is kept.
     tuned.forget()
 
@@ -233,7 +233,7 @@ def test_offsets_beyond_32_bits() -> None:
     for name in ("x", "up"):
         views[name].copy_(torch.randn(3, 16))
     x, up = views["x"], views["up"]
-    constants = launchers._constants(launchers.Product(2, 16, 16, 16, 8, 4, 1), x, 16)
+    constants = launchers.ProductChoice(16, 16, 16, 8, 4, 1).constants(x, 16)
     launchers.hidden_kernel[(1,)](
         x, up, None, None, views["out"], views["pre"], None, *x.stride(), *up.stride(), 0, 0,
         far, 3, 3, 16, ACTIVATION="relu2", **constants,
@@ -248,15 +248,16 @@ def test_offsets_beyond_32_bits() -> None:
     )  # fmt: skip
     expected = pre * 2 * pre.relu()
     torch.testing.assert_close(d_pre[:, :3], expected, rtol=4e-3, atol=2e-3)
-    y = launchers.output(x, up, None, None)
+    y = launchers.output(MlpOutput(x, up, None, None))
     torch.testing.assert_close(y, pre, rtol=2e-3, atol=1e-3)
 
 
 def test_double_backward_is_refused() -> None:
     arguments = layer(x=True)
     y = mlp(**arguments, impl="triton")
+    (dx,) = torch.autograd.grad(y.sum(), arguments["x"], create_graph=True)
     with pytest.raises(ArgumentError, match=r"cannot be differentiated again .*impl='eager' can"):
-        torch.autograd.grad(y.sum(), arguments["x"], create_graph=True)
+        dx.sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])

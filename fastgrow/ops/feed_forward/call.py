@@ -9,16 +9,14 @@ with f one of GELU (exact, or its tanh form) and ReLU²; or, for SwiGLU,
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.errors import argument_error, describe
-from fastgrow.ops import _mlp_triton, _mlp_vendor
+from fastgrow.errors import ArgumentError, argument_error, describe
+from fastgrow.kernels.calls import MlpCall
 from fastgrow.ops.core.checks import check_float, check_like
-from fastgrow.ops.core.legacy import Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.feed_forward import blas, reference, triton
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
 
@@ -59,8 +57,8 @@ def mlp(
             "mlp", "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation)
         )
     if (gate is not None) != (activation == "swiglu"):
-        expected = "given for swiglu" if gate is None else f"None for {activation}"
-        raise argument_error("mlp", "gate", expected, "None" if gate is None else describe(gate))
+        needs = "needs a gate" if gate is None else "takes no gate"
+        raise ArgumentError(f"mlp: the activation {activation} {needs}")
     check_float("mlp", "x", x)
     if x.dim() == 0:
         raise argument_error("mlp", "x", "of shape [..., d]", describe(x))
@@ -74,48 +72,18 @@ def mlp(
     check_like("mlp", "up_bias", up_bias, (hidden,), up)
     check_like("mlp", "down_bias", down_bias, (width,), up)
     check_like("mlp", "residual", residual, tuple(x.shape), x)
-    return _OPERATION(x, up, down, gate, up_bias, down_bias, activation, residual, impl=impl)
+    call = MlpCall(x, up, down, gate, up_bias, down_bias, activation, residual)
+    return _OPERATION(call, impl)
 
 
-def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _example(device: torch.device) -> MlpCall:
     x, up = torch.zeros(2, 32, device=device), torch.zeros(128, 32, device=device)
-    return (x, up, up.T, None, None, None, "gelu", None), {}
+    return MlpCall(x, up, up.T, None, None, None, "gelu", None)
 
 
-_OPERATION = Operation("mlp", example=_example)
-
-
-def activate(hidden: Tensor, activation: str, gate: Tensor | None = None) -> Tensor:
-    """f of the widened input [..., m], and for `swiglu` of the gate's product [..., m]."""
-    if activation == "gelu":
-        return F.gelu(hidden)
-    if activation == "gelu_tanh":
-        return F.gelu(hidden, approximate="tanh")
-    if activation == "relu2":
-        return F.relu(hidden).square()
-    assert gate is not None
-    return F.silu(gate) * hidden
-
-
-@_OPERATION.implementation("eager")
-def mlp_eager(
-    x: Tensor,
-    up: Tensor,
-    down: Tensor,
-    gate: Tensor | None,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Tensor:
-    """The formula, as it stands."""
-    hidden = F.linear(x, up, up_bias)
-    hidden = activate(hidden, activation, None if gate is None else F.linear(x, gate))
-    y = F.linear(hidden, down, down_bias)
-    return y if residual is None else y + residual
-
-
-_OPERATION.implementation("vendor", pays=_mlp_vendor.pays)(_mlp_vendor.mlp_vendor)
-_OPERATION.implementation("triton", verify=_mlp_triton.can_serve, pays=_mlp_triton.pays)(
-    _mlp_triton.mlp_triton
+_IMPLEMENTATIONS = (
+    Implementation("triton", triton.run, triton.can_serve, triton.pays),
+    Implementation("blas", blas.run, pays=blas.pays, alias="vendor"),
+    Implementation("eager", reference.run),
 )
+_OPERATION = Operation("mlp", _IMPLEMENTATIONS, _example)

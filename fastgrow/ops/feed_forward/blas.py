@@ -1,4 +1,4 @@
-"""The feed-forward layer of a library's products and activations."""
+"""The feed-forward layer of a library's products; the activation in their epilogue or in place."""
 
 from __future__ import annotations
 
@@ -6,63 +6,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops._mlp_gradients import (
-    IMPLEMENTATIONS,
-    Steps,
-    compute_dtype,
-    needs_gradient,
-    run,
-)
+from fastgrow.kernels.calls import MlpCall
 from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.dtypes import compute_dtype, wide_dtype
+from fastgrow.ops.core.registration import needs_gradient
+from fastgrow.ops.feed_forward.layer import Steps, layer_of
+from fastgrow.ops.feed_forward.reference import APPROXIMATION
 
-APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
 
-
-def pays(
-    x: Tensor,
-    up: Tensor,
-    down: Tensor,
-    gate: Tensor | None,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Answer:
+def pays(call: MlpCall) -> Answer:
     """On a CPU where all weights are frozen; on a GPU where cuBLASLt has the activation.
 
     With trainable weights on a CPU the formula is as fast: this one makes the activation a second
     time there, to keep less. Frozen ones need it once, here in the memory of what it is of.
     """
-    if x.device.type == "cpu":
-        if needs_gradient(up, down, gate, up_bias, down_bias):
+    if call.x.device.type == "cpu":
+        if needs_gradient(call.up, call.down, call.gate, call.up_bias, call.down_bias):
             return False, "it would compute the activation again in the backward pass"
         return True, "the weights are frozen: the activation is made in place, or not kept"
-    if has_epilogue(x, up_bias, activation) and not needs_gradient(x, up, up_bias):
+    if is_in_epilogue(call):
         return True, "cuBLASLt has this activation in its epilogue"
     return False, "the formula makes the same calls"
 
 
-def has_epilogue(x: Tensor, up_bias: Tensor | None, activation: str) -> bool:
+def is_in_epilogue(call: MlpCall) -> bool:
+    """Can cuBLASLt apply the activation, where nothing of it has to be kept for gradients?"""
+    frozen = not needs_gradient(call.x, call.up, call.up_bias)
+    return frozen and _has_epilogue(call.x, call.up_bias, call.activation)
+
+
+def _has_epilogue(x: Tensor, up_bias: Tensor | None, activation: str) -> bool:
     """Does cuBLASLt, as torch exposes it, add the bias and apply the activation?
 
     Its GELU is the tanh form, and what the activation is of is not returned.
     """
     half = compute_dtype(x) in (torch.bfloat16, torch.float16)
     return x.device.type == "cuda" and half and activation == "gelu_tanh" and up_bias is not None
-
-
-def mlp_vendor(
-    x: Tensor,
-    up: Tensor,
-    down: Tensor,
-    gate: Tensor | None,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-) -> Tensor:
-    """torch's products; the activation is in their epilogue, or in place, where that serves."""
-    return run("vendor", x, up, down, gate, up_bias, down_bias, activation, residual)
 
 
 def _hidden(
@@ -73,25 +52,22 @@ def _hidden(
     activation: str,
     kept: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if not kept and up_bias is not None and has_epilogue(x, up_bias, activation):
+    if not kept and up_bias is not None and _has_epilogue(x, up_bias, activation):
         return torch._addmm_activation(up_bias, x, up.mT, use_gelu=True), None, None
     pre = F.linear(x, up, up_bias)
-    if gate is not None:
-        pre_gate = F.linear(x, gate)
-        if kept:
-            return F.silu(pre_gate).mul_(pre), pre, pre_gate
-        return F.silu(pre_gate, inplace=True).mul_(pre), None, None
-    if kept:
-        return _activated(pre, activation), pre, None
-    if activation == "relu2":
-        return pre.relu_().square_(), None, None
-    return torch.ops.aten.gelu_(pre, approximate=APPROXIMATION[activation]), None, None
+    pre_gate = None if gate is None else F.linear(x, gate)
+    if pre_gate is None:
+        hidden = _activated(pre, activation, in_place=not kept)
+    else:
+        hidden = F.silu(pre_gate, inplace=not kept).mul_(pre)
+    return (hidden, pre, pre_gate) if kept else (hidden, None, None)
 
 
-def _activated(pre: Tensor, activation: str) -> Tensor:
+def _activated(pre: Tensor, activation: str, *, in_place: bool = False) -> Tensor:
     if activation == "relu2":
-        return F.relu(pre).square_()
-    return F.gelu(pre, approximate=APPROXIMATION[activation])
+        return F.relu(pre, inplace=in_place).square_()
+    gelu = torch.ops.aten.gelu_ if in_place else F.gelu
+    return gelu(pre, approximate=APPROXIMATION[activation])
 
 
 def _output(
@@ -124,8 +100,8 @@ def _d_hidden(
     else:
         d_pre = torch.ops.aten.gelu_backward(d, pre, approximate=APPROXIMATION[activation])
         hidden = _activated(pre, activation) if with_hidden else None
-    wide = torch.promote_types(d_pre.dtype, torch.float32)
-    return d_pre, d_gate, hidden, d_pre.sum(0, dtype=wide) if with_sums else None
+    sums = d_pre.sum(0, dtype=wide_dtype(d_pre.dtype)) if with_sums else None
+    return d_pre, d_gate, hidden, sums
 
 
-IMPLEMENTATIONS["vendor"] = Steps(_hidden, _output, _d_hidden)
+run = layer_of(Steps(_hidden, _output, _d_hidden))

@@ -1,0 +1,41 @@
+"""The lookup by a Triton kernel. It has no gradient: what it looks up in is frozen."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastgrow.kernels.calls import EmbeddingCall
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.registration import launched_by, needs_gradient
+
+
+def can_serve(call: EmbeddingCall) -> Answer:
+    """Whether the kernel can run."""
+    ok, reason = triton_support.can_run(call.ids, call.dtype)
+    if not ok:
+        return False, reason
+    if needs_gradient(call.table):
+        return False, "the table requires a gradient, which eager alone gives"
+    return True, ""
+
+
+def pays(call: EmbeddingCall) -> Answer:
+    """Where there is more to do than a copy of rows: by reasoning, not measured."""
+    ok, reason = triton_support.pays_on(call.ids)
+    if not ok:
+        return False, reason
+    if call.bits is None and call.repeat == 1:
+        return False, "torch's lookup copies rows as fast as any"
+    return True, "the rows are lifted or unpacked in the lookup"
+
+
+@launched_by("embedding.lookup")
+def embedding_lookup(call: EmbeddingCall) -> Tensor:
+    """The rows of the ids, lifted."""
+    return call.ids.new_empty(*call.ids.shape, call.width, dtype=call.dtype)
+
+
+def run(call: EmbeddingCall) -> Tensor:
+    """The kernel of fastgrow.kernels.embedding."""
+    return embedding_lookup(*call)
