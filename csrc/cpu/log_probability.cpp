@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -36,6 +37,9 @@ namespace {
 
 constexpr const char* kName = "mean_log_probability";
 
+// The place of a target that is to be ignored; other negative numbers are refused.
+constexpr int64_t kNoTarget = std::numeric_limits<int64_t>::min();
+
 // Gradients that would push everything else out of the caches are written around them.
 constexpr int64_t kStreamBytes = 4 << 20;
 
@@ -43,8 +47,9 @@ void check_targets(const Tensor& targets, int64_t n_rows, int64_t n_columns) {
   check_rows(kName, "targets", targets, n_rows, ScalarType::Long);
   const int64_t* target = targets.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < n_rows; ++row) {
-    STD_TORCH_CHECK(target[row] < n_columns, kName, ": target ", target[row], " of row ", row,
-                    " is not below ", n_columns);
+    const bool is_column = target[row] >= 0 && target[row] < n_columns;
+    STD_TORCH_CHECK(is_column || target[row] == kNoTarget, kName, ": target ", target[row],
+                    " of row ", row, " is not in [0, ", n_columns, ")");
   }
 }
 
@@ -76,7 +81,7 @@ void forward(const Experts<In>& experts, const int64_t* targets, Accumulator<In>
   }
 }
 
-// A row whose target is negative is left out: both its numbers are zero.
+// A row whose target is kNoTarget is left out: both its numbers are zero.
 void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Tensor> targets,
                      Tensor log_sums, std::optional<Tensor> log_probabilities) {
   check_experts(kName, logits, scale);
