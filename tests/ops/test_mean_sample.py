@@ -15,8 +15,8 @@ from torch.library import opcheck
 
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.ops import logit_mean, mean_argmax, mean_sample
+from fastgrow.ops.experts.choices import draw
 from fastgrow.ops.experts.philox import philox, row_uniforms, uniforms_anywhere
-from fastgrow.ops.experts.sample import draw
 
 # By how much a uniform number may miss a boundary of the distribution function.
 ROUNDING = 1e-5

@@ -1,6 +1,7 @@
 """Operations over the logits of K experts: means, losses, draws and choices, without the means."""
 
 from fastgrow.ops.core.reduction import reduced
+from fastgrow.ops.experts.choices import mean_argmax, mean_sample, mean_top_k
 from fastgrow.ops.experts.losses import mean_cross_entropy, mean_log_softmax_gather
 from fastgrow.ops.experts.mean import logit_mean
 from fastgrow.ops.experts.mixture import (
@@ -8,8 +9,6 @@ from fastgrow.ops.experts.mixture import (
     probability_mean_cross_entropy,
     probability_mean_gather,
 )
-from fastgrow.ops.experts.sample import mean_sample
-from fastgrow.ops.experts.top_k import mean_argmax, mean_top_k
 
 __all__ = [
     "logit_mean",

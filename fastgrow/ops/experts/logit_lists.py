@@ -103,9 +103,7 @@ def check_logits(operation: str, logits: Sequence[Tensor], may_be_empty: bool) -
     return logits
 
 
-def check_targets(
-    operation: str, logits: list[Tensor], targets: Tensor, ignore_index: int | None
-) -> None:
+def check_targets(operation: str, logits: list[Tensor], targets: Tensor, ignore_index: int) -> None:
     """Refuse targets that are not one index for each row of the logits."""
     check_ids(operation, "targets", targets)
     *rows, columns = logits[0].shape

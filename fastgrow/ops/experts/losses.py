@@ -35,7 +35,8 @@ from fastgrow.ops.experts.logit_lists import (
 
 # A part's log-sum-exp is its largest logit and the sum beside it, float32 both.
 _PART_BYTES = 8
-_NO_TARGET = torch.iinfo(torch.int64).min
+# No target has this number; where no target is to be ignored, it is the number that would be.
+NO_TARGET = torch.iinfo(torch.int64).min
 
 
 class LossCall(NamedTuple):
@@ -44,14 +45,14 @@ class LossCall(NamedTuple):
     Args:
         operation: its name, for errors.
         targets: [...].
-        ignore_index: a target that counts nothing; None for no such thing.
+        ignore_index: a target that counts nothing.
         reduction: `mean`, `sum` or `none`.
     """
 
     operation: str
     mean: MeanCall
     targets: Tensor
-    ignore_index: int | None
+    ignore_index: int = NO_TARGET
     reduction: str = "none"
 
 
@@ -121,28 +122,25 @@ def mean_log_softmax_gather(
     """
     name = "mean_log_softmax_gather"
     mean = mean_call(name, logits, weights, temperatures)
-    return of_targets(_GATHER, LossCall(name, mean, targets, None), impl)
+    return of_targets(_GATHER, LossCall(name, mean, targets), impl)
 
 
 def of_targets(operation: Operation, call: Any, impl: str | None) -> Tensor:
     """Run a call that has targets, once these are checked.
 
-    Implementations may raise IndexError for a target that is out of range.
+    On a CPU implementations raise IndexError or RuntimeError for a target that is out of range.
     """
-    name, logits, targets, ignored = (
-        call.operation,
-        call.mean.logits,
-        call.targets,
-        call.ignore_index,
-    )
-    check_targets(name, logits, targets, ignored)
+    name, targets, ignored = call.operation, call.targets, call.ignore_index
+    check_targets(name, call.mean.logits, targets, ignored)
     if torch.compiler.is_compiling():
         return operation(call, impl)
     try:
         return operation(call, impl)
-    except IndexError:
-        columns = logits[0].shape[-1]
-        raise out_of_range(name, "targets", targets, columns, ignored) from None
+    except (IndexError, RuntimeError):
+        columns = call.mean.logits[0].shape[-1]
+        if targets.device.type == "cpu" and bool(outside(targets, 0, columns, ignored).any()):
+            raise out_of_range(name, "targets", targets, columns, ignored) from None
+        raise
 
 
 def _eager_losses(call: LossCall) -> Tensor:
@@ -151,7 +149,7 @@ def _eager_losses(call: LossCall) -> Tensor:
     loss = F.cross_entropy(
         mean.reshape(-1, mean.shape[-1]),
         targets.flatten().long(),
-        ignore_index=_NO_TARGET if call.ignore_index is None else call.ignore_index,
+        ignore_index=call.ignore_index,
         reduction=call.reduction,
     )
     return loss.view(targets.shape) if call.reduction == "none" else loss
@@ -165,16 +163,14 @@ def eager_gather(call: LossCall) -> Tensor:
 
 def _native_losses(call: LossCall) -> Tensor:
     """One pass over the logits, one more for the gradients (csrc/cpu/log_probability.cpp)."""
-    assert call.ignore_index is not None
     return reduced(-native_gather(call), call.targets, call.ignore_index, call.reduction)
 
 
 def native_gather(call: LossCall) -> Tensor:
     """`eager_gather` by the extension, which makes gradients on a CPU."""
     logits, scale, _ = call.mean
-    return _LogProbability.apply(
-        call.operation, call.ignore_index, scale, call.targets.long(), *logits
-    )
+    targets = call.targets.long().contiguous()
+    return _LogProbability.apply(call.operation, call.ignore_index, scale, targets, *logits)
 
 
 def _can_serve(call: LossCall) -> Answer:
@@ -182,19 +178,12 @@ def _can_serve(call: LossCall) -> Answer:
 
 
 class GatherCall(NamedTuple):
-    """Log-probabilities of targets as the extension's operators take them."""
+    """Log-probabilities of targets, contiguous int64, as the extension's operators take them."""
 
     logits: list[Tensor]
     scale: Tensor
     targets: Tensor
-    ignore_index: int | None
-
-    def indices(self) -> Tensor:
-        """The targets, contiguous, with a number of its own for what is ignored."""
-        if self.ignore_index is None:
-            return self.targets.contiguous()
-        ignored = self.targets == self.ignore_index
-        return self.targets.masked_fill(ignored, _NO_TARGET).contiguous()
+    ignore_index: int
 
 
 def _like_forward(call: GatherCall) -> tuple[Tensor, Tensor]:
@@ -205,23 +194,15 @@ def _like_forward(call: GatherCall) -> tuple[Tensor, Tensor]:
 def mean_log_probability(call: GatherCall) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and log-sum-exps of the rows."""
     log_probabilities, log_sums = _like_forward(call)
-    results = (call.indices(), log_sums, log_probabilities)
-    name = "mean_log_probability_out"
-    try:
-        run_extension(name, call.logits, call.scale, *results, part_bytes=_PART_BYTES)
-    except RuntimeError:
-        columns = call.logits[0].shape[-1]
-        if bool(outside(call.targets, 0, columns, call.ignore_index).any()):
-            raise IndexError("target out of range") from None
-        raise
+    results = (log_sums, log_probabilities)
+    run_extension("mean_log_probability_out", *call, *results, part_bytes=_PART_BYTES)
     return log_probabilities, log_sums
 
 
 def log_sum_exp(logits: list[Tensor], scale: Tensor) -> Tensor:
-    """The log-sum-exp of each row of the mean, by the extension."""
+    """The log-sum-exp of each row of the mean, by the extension on a CPU."""
     log_sums = scale.new_empty(logits[0].shape[:-1])
-    results = (None, log_sums, None)
-    run_extension("mean_log_probability_out", logits, scale, *results, part_bytes=_PART_BYTES)
+    run_extension("mean_log_probability_out", logits, scale, None, NO_TARGET, log_sums, None)
     return log_sums
 
 
@@ -238,15 +219,13 @@ def mean_log_probability_backward(
     call: GatherCall, log_sums: Tensor, gradient: Tensor, for_scale: bool, for_logits: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of the factors and of those logits that want one."""
-    logits, scale, *_ = call
+    _, scale, targets, _ = call
     d_scale, d_logits = _like_backward(call, log_sums, gradient, for_scale, for_logits)
-    # By row always; factors that all rows share get the sum.
-    d_rows = scale.new_empty(log_sums.numel(), len(logits)) if for_scale else None
     places = [k for k, needed in enumerate(for_logits) if needed]
-    given = (call.indices(), log_sums, gradient.contiguous())
-    run_extension(
-        "mean_log_probability_backward_out", logits, scale, *given, d_logits, places, d_rows
-    )
+    # By row always; factors that all rows share get the sum.
+    d_rows = scale.new_empty(targets.numel(), len(for_logits)) if for_scale else None
+    given = (log_sums, gradient.contiguous(), d_logits, places, d_rows)
+    run_extension("mean_log_probability_backward_out", *call, *given)
     if d_rows is not None:
         d_scale.copy_(d_rows.sum(0) if scale.dim() == 1 else d_rows.view(scale.shape))
     return d_scale, d_logits
@@ -286,8 +265,7 @@ class _LogProbability(torch.autograd.Function):
 
 
 def _example(device: torch.device) -> LossCall:
-    targets = torch.zeros(1, dtype=torch.int64, device=device)
-    return LossCall("", example_call(device), targets, -100)
+    return LossCall("", example_call(device), torch.zeros(1, dtype=torch.int64, device=device))
 
 
 _LOSS = Operation(

@@ -39,6 +39,7 @@ from fastgrow.ops.experts.logit_lists import (
     without_zero,
 )
 from fastgrow.ops.experts.losses import (
+    NO_TARGET,
     LossCall,
     eager_gather,
     log_sum_exp,
@@ -64,7 +65,7 @@ class MixtureCall(NamedTuple):
     weight: Tensor
     log_weight: Tensor | None = None
     targets: Tensor | None = None
-    ignore_index: int | None = None
+    ignore_index: int = NO_TARGET
 
     def experts(self) -> list[MeanCall]:
         """Each expert's part of `mean` alone."""

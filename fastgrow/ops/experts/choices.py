@@ -1,12 +1,15 @@
-"""Draws from K experts' averaged logits, without the averages in memory.
+"""Tokens chosen by K experts' averaged logits, without the averages in memory.
 
     z = sum_k  weights[k] / temperatures[k] * logits[k]
-    p = softmax(z / temperature), cut to `top_k` and then to `top_p`
 
-One uniform number a row is turned into a token by inverting the distribution function: in the order
-of the token ids, or of falling probability where the distribution was cut. The number is counted
-off from (seed, step, row), so every implementation and device draws the same token unless the
-number lies within rounding (1e-5) of the boundary between two.
+The most likely: of equal numbers the one of the lower index comes first, natively; torch promises
+no order. NaN comes before every number.
+
+Draws are from p = softmax(z / temperature), cut to `top_k` and then to `top_p`. One uniform number
+a row is turned into a token by inverting the distribution function: in the order of the token ids,
+or of falling probability where the distribution was cut. The number is counted off from (seed,
+step, row), so every implementation and device draws the same token unless the number lies within
+rounding (1e-5) of the boundary between two.
 """
 
 from __future__ import annotations
@@ -29,16 +32,23 @@ from fastgrow.ops.experts.logit_lists import (
     can_serve,
     example_call,
     mean_call,
+    pays,
     run_extension,
 )
 from fastgrow.ops.experts.losses import log_sum_exp
 from fastgrow.ops.experts.philox import row_uniforms
-from fastgrow.ops.experts.top_k import ARGMAX, TopKCall, native_top_k
 
 # How many of the most likely tokens are looked at for `top_p`; few rows need the second number.
 _NUCLEUS = (64, MAX_K)
 # Rows of which the nucleus is larger still are averaged and sorted, so many at a time.
 _ROWS_AT_A_TIME = 16
+
+
+class TopKCall(NamedTuple):
+    """`mean_top_k`, or `mean_argmax` for k = 1."""
+
+    mean: MeanCall
+    k: int
 
 
 class SampleCall(NamedTuple):
@@ -54,6 +64,66 @@ class SampleCall(NamedTuple):
     uniforms: Tensor
     top_k: int | None
     top_p: float | None
+
+
+def mean_argmax(
+    logits: Sequence[Tensor],
+    weights: Numbers | None = None,
+    *,
+    temperatures: Numbers | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """The most likely token of each row under the experts' averaged logits.
+
+    Args:
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
+            may have its own strides.
+        weights: K numbers or a tensor [K]; 1/K each by default. Or [..., K], one for each row and
+            expert. Zero takes the expert out, whatever its logits are.
+        temperatures: like the weights; expert k's logits are divided by the k-th.
+        impl: force `eager`, `native`, …
+
+    Returns:
+        [...] int64.
+
+    Raises:
+        ArgumentError: an argument does not fit; the message names the expert's position.
+    """
+    mean = mean_call("mean_argmax", logits, weights, temperatures)
+    return _ARGMAX(TopKCall(mean, 1), impl)
+
+
+def mean_top_k(
+    logits: Sequence[Tensor],
+    k: int,
+    weights: Numbers | None = None,
+    *,
+    temperatures: Numbers | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k largest of the experts' averaged logits in each row, largest first.
+
+    Args:
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
+            may have its own strides.
+        k: how many, 1 to V.
+        weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
+            [..., K], one for each row and expert. Zero takes the expert out, whatever its logits
+            are; the gradients of that weight and of these logits are zero.
+        temperatures: like the weights; expert k's logits are divided by the k-th.
+        impl: force `eager`, `native`, …
+
+    Returns:
+        values [..., k], float32 (float64 for float64 logits), and token ids [..., k] int64.
+
+    Raises:
+        ArgumentError: an argument does not fit; the message names the expert's position.
+    """
+    mean = mean_call("mean_top_k", logits, weights, temperatures)
+    columns = mean.logits[0].shape[-1]
+    if not 1 <= k <= columns:
+        raise argument_error("mean_top_k", "k", f"in [1, {columns}]", k)
+    return _TOP_K(TopKCall(mean, k), impl)
 
 
 def mean_sample(
@@ -98,7 +168,7 @@ def mean_sample(
     if top_p is not None and not 0 < top_p <= 1:
         raise argument_error(name, "top_p", "above 0 and at most 1", top_p)
     if temperature == 0:
-        return ARGMAX(TopKCall(mean, 1), impl)
+        return _ARGMAX(TopKCall(mean, 1), impl)
     cuts = top_k is not None and top_k < mean.logits[0].shape[-1]
     call = SampleCall(
         mean._replace(scale=mean.scale / temperature),
@@ -106,7 +176,32 @@ def mean_sample(
         top_k if cuts else None,
         None if top_p == 1 else top_p,
     )
-    return _OPERATION(call, impl)
+    return _SAMPLE(call, impl)
+
+
+def _eager_top_k(call: TopKCall) -> tuple[Tensor, Tensor]:
+    """The formula; the mean is in memory."""
+    values, ids = averaged(call.mean).topk(call.k, dim=-1)
+    return values, ids
+
+
+def _native_top_k(call: TopKCall) -> tuple[Tensor, Tensor]:
+    """One pass over the logits (csrc/cpu/top_k.cpp, csrc/cuda/reductions.cu)."""
+    return native_top_k(*call.mean.constants(), call.k)
+
+
+def _like(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    shape = (*logits[0].shape[:-1], k)
+    return scale.new_empty(shape), scale.new_empty(shape, dtype=torch.int64)
+
+
+@operator(_like)
+def native_top_k(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and token ids; on a GPU for k = 1 alone."""
+    values, ids = _like(logits, scale, k)
+    # A part's largest is a column (int64) and a value, padded to 16 bytes.
+    run_extension("mean_top_k_out", logits, scale, k, values, ids, part_bytes=16)
+    return values, ids
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -139,7 +234,7 @@ def _draw_sorted(
     return torch.where(place < 0, place, token)
 
 
-def _eager(call: SampleCall) -> Tensor:
+def _eager_sample(call: SampleCall) -> Tensor:
     """The formula; mean and softmax are in memory."""
     mean = averaged(call.mean).detach().double()
     if call.top_k is None and call.top_p is None:
@@ -148,7 +243,7 @@ def _eager(call: SampleCall) -> Tensor:
     return _draw_sorted(values[..., : call.top_k].softmax(-1), ids, call.uniforms, call.top_p)
 
 
-def _native(call: SampleCall) -> Tensor:
+def _native_sample(call: SampleCall) -> Tensor:
     """One pass over the logits and one block of each row again (csrc/cpu/sample.cpp).
 
     A cut distribution takes the pass that finds its candidates; `top_p` alone takes a second one
@@ -191,20 +286,49 @@ def _sample_nucleus(logits: list[Tensor], scale: Tensor, uniforms: Tensor, p: fl
         index = tuple(rows.unbind(1))
         factors = scale if scale.dim() == 1 else scale[index]
         mean = MeanCall([x[index] for x in logits], factors, all_present=False)
-        tokens[index] = _eager(SampleCall(mean, uniforms[index], None, p))
+        tokens[index] = _eager_sample(SampleCall(mean, uniforms[index], None, p))
     return tokens
 
 
-def _example(device: torch.device) -> SampleCall:
+def _example(device: torch.device) -> TopKCall:
+    return TopKCall(example_call(device), 1)
+
+
+def _sample_example(device: torch.device) -> SampleCall:
     uniforms = torch.zeros(1, dtype=torch.float64, device=device)
     return SampleCall(example_call(device), uniforms, None, None)
 
 
-_OPERATION = Operation(
-    "mean_sample",
+_TOP_K = Operation(
+    "mean_top_k",
     (
-        Implementation("native", _native, lambda call: can_serve(call, k=call.top_k)),
-        Implementation("eager", _eager),
+        Implementation(
+            "native",
+            _native_top_k,
+            lambda call: can_serve(call, constant_on=("cpu",), k=call.k),
+        ),
+        Implementation("eager", _eager_top_k),
     ),
     _example,
+)
+_ARGMAX = Operation(
+    "mean_argmax",
+    (
+        Implementation(
+            "native",
+            lambda call: _native_top_k(call)[1].squeeze(-1),
+            lambda call: can_serve(call, ("cpu", "cuda")),
+            pays,
+        ),
+        Implementation("eager", lambda call: averaged(call.mean).argmax(-1)),
+    ),
+    _example,
+)
+_SAMPLE = Operation(
+    "mean_sample",
+    (
+        Implementation("native", _native_sample, lambda call: can_serve(call, k=call.top_k)),
+        Implementation("eager", _eager_sample),
+    ),
+    _sample_example,
 )
