@@ -97,20 +97,20 @@ class Experts {
         n_rows(count_rows(logits[0])),
         n_experts(static_cast<int64_t>(logits.size())),
         scale_(scale.const_data_ptr<Acc>()),
-        has_row_weights_(scale.dim() == 2) {
+        has_row_factors_(scale.dim() == 2) {
     for (const Tensor& t : logits) {
       base_.push_back(t.const_data_ptr<In>());
       offsets_.emplace_back(t);
     }
   }
 
-  // A row's own weight of zero takes an expert out of that row: it is not multiplied by zero, so
-  // that its infinities and NaN stay out too. Weights common to all rows follow the formula.
-  Row<In> row(int64_t index) const {
+  // A factor of zero takes an expert out: it is not multiplied by zero, so that its infinities and
+  // NaN stay out too. `shares`, where given, are K numbers that decide in the factors' place.
+  Row<In> row(int64_t index, const Acc* shares = nullptr) const {
     Row<In> row;
-    const Acc* scale = scale_ + (has_row_weights_ ? index * n_experts : 0);
+    const Acc* scale = scale_ + (has_row_factors_ ? index * n_experts : 0);
     for (int64_t k = 0; k < n_experts; ++k) {
-      if (has_row_weights_ && scale[k] == 0) continue;
+      if ((shares != nullptr ? shares : scale)[k] == 0) continue;
       row.logits[row.n_experts] = base_[k] + offsets_[k](index);
       row.weights[row.n_experts] = scale[k];
       row.places[row.n_experts++] = k;
@@ -126,7 +126,7 @@ class Experts {
   std::vector<const In*> base_;
   std::vector<RowOffsets> offsets_;
   const Acc* scale_;
-  bool has_row_weights_;
+  bool has_row_factors_;
 };
 
 }  // namespace fastgrow

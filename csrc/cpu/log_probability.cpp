@@ -39,19 +39,23 @@ constexpr const char* kName = "mean_log_probability";
 // Gradients that would push everything else out of the caches are written around them.
 constexpr int64_t kStreamBytes = 4 << 20;
 
-void check_targets(const Tensor& targets, int64_t n_rows, int64_t n_columns) {
+void check_targets(const Tensor& targets, int64_t ignore_index, int64_t n_rows,
+                   int64_t n_columns) {
   check_rows(kName, "targets", targets, n_rows, ScalarType::Long);
   const int64_t* target = targets.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < n_rows; ++row) {
-    STD_TORCH_CHECK(target[row] < n_columns, kName, ": target ", target[row], " of row ", row,
-                    " is not below ", n_columns);
+    const bool is_column = target[row] >= 0 && target[row] < n_columns;
+    STD_TORCH_CHECK(is_column || target[row] == ignore_index, kName, ": target ", target[row],
+                    " of row ", row, " is not in [0, ", n_columns, ")");
   }
 }
 
 template <class In>
-void forward(const Experts<In>& experts, const int64_t* targets, Accumulator<In>* log_sums,
-             Accumulator<In>* log_probabilities) {
-  const auto ignored = [&](int64_t row) { return targets != nullptr && targets[row] < 0; };
+void forward(const Experts<In>& experts, const int64_t* targets, int64_t ignore_index,
+             Accumulator<In>* log_sums, Accumulator<In>* log_probabilities) {
+  const auto ignored = [&](int64_t row) {
+    return targets != nullptr && targets[row] == ignore_index;
+  };
   const int64_t n_chunks = count_chunks(experts.n_columns);
   std::vector<Mass> masses(experts.n_rows * n_chunks);
   for_each_chunk(experts.n_rows, experts.n_columns,
@@ -76,9 +80,10 @@ void forward(const Experts<In>& experts, const int64_t* targets, Accumulator<In>
   }
 }
 
-// A row whose target is negative is left out: both its numbers are zero.
+// A row whose target is `ignore_index` is left out: both its numbers are zero.
 void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Tensor> targets,
-                     Tensor log_sums, std::optional<Tensor> log_probabilities) {
+                     int64_t ignore_index, Tensor log_sums,
+                     std::optional<Tensor> log_probabilities) {
   check_experts(kName, logits, scale);
   const int64_t n_rows = count_rows(logits[0]);
   const ScalarType type = accumulator_type(logits[0]);
@@ -86,7 +91,7 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Ten
   STD_TORCH_CHECK(targets.has_value() == log_probabilities.has_value(), kName,
                   ": targets and log_probabilities go together");
   if (targets) {
-    check_targets(*targets, n_rows, logits[0].size(logits[0].dim() - 1));
+    check_targets(*targets, ignore_index, n_rows, logits[0].size(logits[0].dim() - 1));
     check_rows(kName, "log_probabilities", *log_probabilities, n_rows, type);
   }
   if (logits[0].numel() == 0) return;
@@ -94,14 +99,15 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Ten
     using In = decltype(zero);
     using Acc = Accumulator<In>;
     forward(Experts<In>(logits, scale), targets ? targets->const_data_ptr<int64_t>() : nullptr,
-            log_sums.mutable_data_ptr<Acc>(),
+            ignore_index, log_sums.mutable_data_ptr<Acc>(),
             targets ? log_probabilities->mutable_data_ptr<Acc>() : nullptr);
   });
 }
 
 template <class In>
-void backward(const Experts<In>& experts, const Tensor& targets, const Tensor& log_sums,
-              const Tensor& gradient, const std::vector<In*>& d_logits, double* d_scale) {
+void backward(const Experts<In>& experts, const Tensor& targets, int64_t ignore_index,
+              const Tensor& log_sums, const Tensor& gradient, const std::vector<In*>& d_logits,
+              double* d_scale) {
   using Acc = Accumulator<In>;
   const int64_t* target = targets.const_data_ptr<int64_t>();
   const Acc* log_sum = log_sums.const_data_ptr<Acc>();
@@ -112,7 +118,7 @@ void backward(const Experts<In>& experts, const Tensor& targets, const Tensor& l
   for_each_chunk(experts.n_rows, experts.n_columns,
                  [&](int64_t index, int64_t chunk, int64_t begin, int64_t end) {
     Row<In> row = experts.row(index);
-    if (target[index] < 0) row.n_experts = 0;
+    if (target[index] == ignore_index) row.n_experts = 0;
     RowGradients<In> to{target[index], log_sum[index], factor[index], {}, nullptr};
     std::array<bool, kMaxExperts> takes_part{};
     for (int64_t k = 0; k < row.n_experts; ++k) takes_part[row.places[k]] = true;
@@ -130,15 +136,16 @@ void backward(const Experts<In>& experts, const Tensor& targets, const Tensor& l
 // Gradients of sum(gradient * log_probabilities). `d_logits` holds the contiguous results of the
 // experts at `places`; `d_scale` is [N, K], whatever the shape of `scale`, or nothing.
 void log_probability_backward(std::vector<Tensor> logits, Tensor scale, Tensor targets,
-                              Tensor log_sums, Tensor gradient, std::vector<Tensor> d_logits,
-                              std::vector<int64_t> places, std::optional<Tensor> d_scale) {
+                              int64_t ignore_index, Tensor log_sums, Tensor gradient,
+                              std::vector<Tensor> d_logits, std::vector<int64_t> places,
+                              std::optional<Tensor> d_scale) {
   check_experts(kName, logits, scale);
   const Tensor& first = logits[0];
   const int64_t n_rows = count_rows(first);
   const int64_t n_columns = first.size(first.dim() - 1);
   const int64_t n_experts = static_cast<int64_t>(logits.size());
   const ScalarType type = accumulator_type(first);
-  check_targets(targets, n_rows, n_columns);
+  check_targets(targets, ignore_index, n_rows, n_columns);
   check_rows(kName, "log_sums", log_sums, n_rows, type);
   check_rows(kName, "gradient", gradient, n_rows, type);
   STD_TORCH_CHECK(places.size() == d_logits.size(), kName, ": one place for each gradient");
@@ -159,7 +166,7 @@ void log_probability_backward(std::vector<Tensor> logits, Tensor scale, Tensor t
     }
     const int64_t n_chunks = count_chunks(n_columns);
     std::vector<double> parts(d_scale ? n_rows * n_chunks * n_experts : 0);
-    backward(Experts<In>(logits, scale), targets, log_sums, gradient, to,
+    backward(Experts<In>(logits, scale), targets, ignore_index, log_sums, gradient, to,
              d_scale ? parts.data() : nullptr);
     if (!d_scale) return;
     Acc* sums = d_scale->mutable_data_ptr<Acc>();
@@ -179,10 +186,10 @@ void log_probability_backward(std::vector<Tensor> logits, Tensor scale, Tensor t
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgrow_native, m) {
   m.def(
       "mean_log_probability_out(Tensor[] logits, Tensor scale, Tensor? targets, "
-      "Tensor(a!) log_sums, Tensor(b!)? log_probabilities) -> ()");
+      "int ignore_index, Tensor(a!) log_sums, Tensor(b!)? log_probabilities) -> ()");
   m.def(
       "mean_log_probability_backward_out(Tensor[] logits, Tensor scale, Tensor targets, "
-      "Tensor log_sums, Tensor gradient, Tensor(a!)[] d_logits, int[] places, "
+      "int ignore_index, Tensor log_sums, Tensor gradient, Tensor(a!)[] d_logits, int[] places, "
       "Tensor(b!)? d_scale) -> ()");
 }
 

@@ -25,23 +25,27 @@ void log_mixtures(const std::vector<Tensor>& logits, const Tensor& scale, const 
                   const Tensor& signs, const Tensor& out) {
   using Acc = Accumulator<In>;
   const Experts<In> experts(logits, scale);
-  const Acc* offset = offsets.const_data_ptr<Acc>();
-  const Acc* sign = signs.const_data_ptr<Acc>();
+  const Acc* offsets_data = offsets.const_data_ptr<Acc>();
+  const Acc* signs_data = signs.const_data_ptr<Acc>();
   Out* to = out.mutable_data_ptr<Out>();
   for_each_chunk(experts.n_rows, experts.n_columns,
                  [&](int64_t index, int64_t, int64_t begin, int64_t end) {
-                   const Row<In> row = experts.row(index);
+                   const Acc* offset = offsets_data + index * experts.n_experts;
+                   const Acc* sign = signs_data + index * experts.n_experts;
+                   // By the weights: a factor is zero of an infinite temperature too.
+                   const Row<In> row = experts.row(index, sign);
                    std::array<Acc, kMaxExperts> of, si;
                    for (int64_t k = 0; k < row.n_experts; ++k) {
-                     of[k] = offset[index * experts.n_experts + row.places[k]];
-                     si[k] = sign[index * experts.n_experts + row.places[k]];
+                     of[k] = offset[row.places[k]];
+                     si[k] = sign[row.places[k]];
                    }
                    Out* row_out = to + index * experts.n_columns;
                    FASTGROW_CALL(log_mixture(row, of.data(), si.data(), row_out, begin, end));
                  });
 }
 
-// out = log sum_k signs[n, k] * exp(scale[k] * logits[k] + offsets[n, k]), contiguous.
+// out = log sum_k signs[n, k] * exp(scale[k] * logits[k] + offsets[n, k]), contiguous; experts of
+// sign zero are left out.
 void probability_mean(std::vector<Tensor> logits, Tensor scale, Tensor offsets, Tensor signs,
                       Tensor out) {
   check_experts(kName, logits, scale);

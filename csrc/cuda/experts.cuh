@@ -16,15 +16,15 @@ template <class In>
 struct Experts {
   const In* logits[kMaxExperts];
   int64_t strides[kMaxExperts];  // from row to row, in elements
-  const float* scale;            // [K], or [N, K] where `has_row_weights`
+  const float* scale;            // [K], or [N, K] where `has_row_factors`
   int64_t n_rows;
   int64_t n_columns;
   int n_experts;
-  bool has_row_weights;
+  bool has_row_factors;
 };
 
-// The experts of one row, in shared memory. A row's own weight of zero takes an expert out of it:
-// it is not multiplied by zero, so that its infinities and NaN stay out too.
+// The experts of one row, in shared memory. A factor of zero takes an expert out: it is not
+// multiplied by zero, so that its infinities and NaN stay out too.
 template <class In>
 struct Row {
   const In* logits[kMaxExperts];
@@ -35,21 +35,18 @@ struct Row {
 template <class In>
 __device__ void read_row(const Experts<In>& experts, int64_t index, Row<In>& row) {
   __syncthreads();
-  const float* scale = experts.scale + (experts.has_row_weights ? index * experts.n_experts : 0);
+  const float* scale = experts.scale + (experts.has_row_factors ? index * experts.n_experts : 0);
   for (int k = threadIdx.x; k < experts.n_experts; k += blockDim.x) {
     row.logits[k] = experts.logits[k] + index * experts.strides[k];
     row.weights[k] = scale[k];
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    int n = experts.n_experts;
-    if (experts.has_row_weights) {
-      n = 0;
-      for (int k = 0; k < experts.n_experts; ++k) {
-        if (row.weights[k] == 0) continue;
-        row.logits[n] = row.logits[k];
-        row.weights[n++] = row.weights[k];
-      }
+    int n = 0;
+    for (int k = 0; k < experts.n_experts; ++k) {
+      if (row.weights[k] == 0) continue;
+      row.logits[n] = row.logits[k];
+      row.weights[n++] = row.weights[k];
     }
     row.n_experts = n;
   }

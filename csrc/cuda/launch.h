@@ -56,7 +56,7 @@ Experts<In> experts_of(const std::vector<Tensor>& logits, const Tensor& scale) {
   experts.n_columns = first.size(first.dim() - 1);
   experts.n_rows = count_rows(first);
   experts.scale = scale.const_data_ptr<float>();
-  experts.has_row_weights = scale.dim() == 2;
+  experts.has_row_factors = scale.dim() == 2;
   for (int k = 0; k < experts.n_experts; ++k) {
     experts.logits[k] = static_cast<const In*>(logits[k].const_data_ptr());
     experts.strides[k] = row_stride(logits[k]);

@@ -81,7 +81,8 @@ bool may_write_over(const Tensor& out, const Tensor& t) {
          row_stride(out) == row_stride(t);
 }
 
-void logit_mean_out(std::vector<Tensor> logits, Tensor scale, Tensor out) {
+// The CPU's operator has the same parameters; whether the output is fresh matters there.
+void logit_mean_out(std::vector<Tensor> logits, Tensor scale, Tensor out, bool /*fresh*/) {
   check_experts("logit_mean", logits, scale);
   const Tensor& first = logits[0];
   STD_TORCH_CHECK(out.is_cuda() && out.get_device_index() == first.get_device_index() &&
@@ -119,7 +120,7 @@ void logit_mean_out(std::vector<Tensor> logits, Tensor scale, Tensor out) {
 }  // namespace fastgrow::cuda
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgrow_cuda, m) {
-  m.def("logit_mean_out(Tensor[] logits, Tensor scale, Tensor(a!) out) -> ()");
+  m.def("logit_mean_out(Tensor[] logits, Tensor scale, Tensor(a!) out, bool fresh) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgrow_cuda, CUDA, m) {

@@ -129,21 +129,24 @@ __device__ Part of_row(const Part* parts, int n_parts, int64_t row) {
 template <class In>
 __global__ void log_probability_kernel(const __grid_constant__ Experts<In> experts,
                                        const Mass* parts, int n_parts, const int64_t* targets,
-                                       float* log_sums, float* log_probabilities) {
+                                       int64_t ignore_index, float* log_sums,
+                                       float* log_probabilities) {
   const int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (index >= experts.n_rows) return;
   const Mass mass = of_row(parts, n_parts, index);
-  const bool is_ignored = targets != nullptr && targets[index] < 0;
+  // Reading outside the logits has to be impossible: other targets below zero are left out too.
+  const bool is_ignored =
+      targets != nullptr && (targets[index] == ignore_index || targets[index] < 0);
   log_sums[index] = is_ignored ? 0.0f : mass.shift() + logf(mass.sum);
   if (targets == nullptr) return;
   float log_probability = 0;
   if (!is_ignored) {
-    // Reading outside the logits has to be impossible; a wrong target gives a wrong number.
+    // A target that is too large gives a wrong number.
     const int64_t column = min(targets[index], experts.n_columns - 1);
-    const float* scale = experts.scale + (experts.has_row_weights ? index * experts.n_experts : 0);
+    const float* scale = experts.scale + (experts.has_row_factors ? index * experts.n_experts : 0);
     float mean = 0;
     for (int k = 0; k < experts.n_experts; ++k) {
-      if (experts.has_row_weights && scale[k] == 0) continue;
+      if (scale[k] == 0) continue;
       const In* logits = experts.logits[k] + index * experts.strides[k];
       mean = fmaf(scale[k], to_float(logits[column]), mean);
     }
@@ -185,10 +188,11 @@ unsigned blocks_of_rows(int64_t n_rows) {
   return static_cast<unsigned>((n_rows + kThreads - 1) / kThreads);
 }
 
-// A row whose target is negative is left out: both its numbers are zero. `parts` are bytes on the
+// A row whose target is `ignore_index` is left out: both its numbers are zero. `parts` are bytes on the
 // device, 8 for each row and part of a row; how many parts there are is the caller's choice.
-void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Tensor> targets,
-                     Tensor parts, Tensor log_sums, std::optional<Tensor> log_probabilities) {
+void log_probability(std::vector<Tensor> logits, Tensor scale, Tensor parts,
+                     std::optional<Tensor> targets, int64_t ignore_index, Tensor log_sums,
+                     std::optional<Tensor> log_probabilities) {
   const char* name = "mean_log_probability";
   check_experts(name, logits, scale);
   const Tensor& first = logits[0];
@@ -211,7 +215,7 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Ten
     log_probability_kernel<In><<<blocks_of_rows(n_rows), kThreads, 0, stream>>>(
         experts, static_cast<const Mass*>(parts.const_data_ptr()),
         static_cast<int>(parts.numel() / n_rows / static_cast<int64_t>(sizeof(Mass))),
-        targets ? targets->const_data_ptr<int64_t>() : nullptr,
+        targets ? targets->const_data_ptr<int64_t>() : nullptr, ignore_index,
         log_sums.mutable_data_ptr<float>(),
         targets ? log_probabilities->mutable_data_ptr<float>() : nullptr);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -219,9 +223,10 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Ten
 }
 
 // `parts` are 16 bytes for each row and part of a row.
-void argmax(std::vector<Tensor> logits, Tensor scale, Tensor parts, Tensor values,
-            Tensor columns) {
-  const char* name = "mean_argmax";
+void top_k(std::vector<Tensor> logits, Tensor scale, Tensor parts, int64_t k, Tensor values,
+           Tensor columns) {
+  const char* name = "mean_top_k";
+  STD_TORCH_CHECK(k == 1, name, ": on a GPU it finds the largest alone, not ", k);
   check_experts(name, logits, scale);
   const Tensor& first = logits[0];
   const int64_t n_rows = count_rows(first);
@@ -247,14 +252,14 @@ void argmax(std::vector<Tensor> logits, Tensor scale, Tensor parts, Tensor value
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgrow_cuda, m) {
   m.def(
-      "mean_log_probability_out(Tensor[] logits, Tensor scale, Tensor? targets, Tensor(a!) parts, "
-      "Tensor(b!) log_sums, Tensor(c!)? log_probabilities) -> ()");
+      "mean_log_probability_out(Tensor[] logits, Tensor scale, Tensor(a!) parts, Tensor? targets, "
+      "int ignore_index, Tensor(b!) log_sums, Tensor(c!)? log_probabilities) -> ()");
   m.def(
-      "mean_argmax_out(Tensor[] logits, Tensor scale, Tensor(a!) parts, Tensor(b!) values, "
+      "mean_top_k_out(Tensor[] logits, Tensor scale, Tensor(a!) parts, int k, Tensor(b!) values, "
       "Tensor(c!) columns) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgrow_cuda, CUDA, m) {
   m.impl("mean_log_probability_out", TORCH_BOX(&fastgrow::cuda::log_probability));
-  m.impl("mean_argmax_out", TORCH_BOX(&fastgrow::cuda::argmax));
+  m.impl("mean_top_k_out", TORCH_BOX(&fastgrow::cuda::top_k));
 }

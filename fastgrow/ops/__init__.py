@@ -13,23 +13,22 @@ from fastgrow.ops.core.dispatch import (
     use_impl,
 )
 from fastgrow.ops.core.tuning_report import explain_tuning
-from fastgrow.ops.feed_forward import mlp
-from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
-from fastgrow.ops.linear_kl import linear_kl
-from fastgrow.ops.linear_lse_gather import linear_lse_gather, merge_lse
-from fastgrow.ops.logit_mean import logit_mean
-from fastgrow.ops.lookup import embedding
-from fastgrow.ops.lora import lora_linear
-from fastgrow.ops.mean_cross_entropy import mean_cross_entropy
-from fastgrow.ops.mean_log_softmax_gather import mean_log_softmax_gather
-from fastgrow.ops.mean_sample import mean_sample
-from fastgrow.ops.mean_top_k import mean_argmax, mean_top_k
-from fastgrow.ops.norms import layer_norm, rms_norm
-from fastgrow.ops.probability_mean import (
+from fastgrow.ops.experts import (
+    logit_mean,
+    mean_argmax,
+    mean_cross_entropy,
+    mean_log_softmax_gather,
+    mean_sample,
+    mean_top_k,
     probability_mean,
     probability_mean_cross_entropy,
     probability_mean_gather,
 )
+from fastgrow.ops.feed_forward import mlp
+from fastgrow.ops.heads import linear_cross_entropy, linear_kl, linear_lse_gather, merge_lse
+from fastgrow.ops.lookup import embedding
+from fastgrow.ops.lora import lora_linear
+from fastgrow.ops.norms import layer_norm, rms_norm
 from fastgrow.ops.rotary import RopeTable, rope, rope_table
 from fastgrow.ops.softmax_attention import attention
 

@@ -50,7 +50,7 @@ class Experts:
 
 @st.composite
 def experts(draw: st.DrawFn, *, special: bool = True, negative: bool = True) -> Experts:
-    """1 to 5 experts with random strides; with infinities, NaN and rows that leave experts out."""
+    """1 to 5 experts with random strides; with infinities, NaN and experts left out."""
     k = draw(st.integers(1, 5))
     columns = draw(st.sampled_from(COLUMNS))
     shape = draw(st.sampled_from([(), (3,), (2, 2)] if columns <= 300 else [(2,)]))
@@ -68,7 +68,7 @@ def experts(draw: st.DrawFn, *, special: bool = True, negative: bool = True) -> 
     rows = torch.Size(shape).numel() if per_row else 1
     drawn = draw(st.lists(values, min_size=k * rows, max_size=k * rows))
     weights = torch.tensor(drawn).view(*(shape if per_row else ()), k)
-    if per_row:
+    if draw(st.booleans()):
         absent = draw(st.lists(st.booleans(), min_size=k * rows, max_size=k * rows))
         weights = weights.masked_fill(torch.tensor(absent).view(weights.shape), 0)
     temperatures = draw(st.lists(st.sampled_from([0.5, 0.75, 1.0, 2.0]), min_size=k, max_size=k))

@@ -60,6 +60,17 @@ def test_rows_that_start_anywhere_and_experts_left_out(dtype: torch.dtype) -> No
     targets = torch.arange(5, device="cuda")
     result = mean_log_softmax_gather(stored, targets, weights, impl="native")
     assert result.isfinite().all()
+    stored[1][:] = float("inf")
+    for shared in ([0.5, 0.0, 0.25], torch.tensor([0.5, 0.0, 0.25], device="cuda")):
+        others = logit_mean([stored[0].double(), stored[2].double()], [0.5, 0.25], impl="eager")
+        for impl in ("native", "eager"):
+            mean = logit_mean(stored, shared, dtype=torch.float32, impl=impl)
+            torch.testing.assert_close(mean.double(), others, rtol=1e-5, atol=1e-5)
+            result = mean_log_softmax_gather(stored, targets, shared, impl=impl)
+            expected = others.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+            torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+            best = mean_argmax(stored, shared, impl=impl)
+            torch.testing.assert_close(others.gather(1, best[:, None])[:, 0], others.max(1).values)
 
 
 def test_special_values_are_as_on_the_cpu() -> None:

@@ -16,6 +16,7 @@ FILES = (
     "test_mean_top_k.py",
     "test_mean_sample.py",
     "test_probability_mean.py",
+    "test_zero_weights.py",
     "test_logit_tile.py",
 )
 

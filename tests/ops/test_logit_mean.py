@@ -260,8 +260,8 @@ def test_frozen_inputs_get_no_gradient_and_keep_nothing() -> None:
 @needs_native
 def test_registration_passes_opcheck() -> None:
     logits, scale = make(2, (3, 33), torch.float32), torch.tensor([0.5, 0.5])
-    opcheck(torch.ops.fastgrow.logit_mean.default, (logits, scale, torch.bfloat16))
-    opcheck(torch.ops.fastgrow.logit_mean_out.default, (logits, scale, torch.empty(3, 33)))
+    opcheck(torch.ops.fastgrow.native_logit_mean.default, (logits, scale, torch.bfloat16))
+    opcheck(torch.ops.fastgrow.native_logit_mean_out.default, (logits, scale, torch.empty(3, 33)))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

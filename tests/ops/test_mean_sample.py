@@ -15,8 +15,8 @@ from torch.library import opcheck
 
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.ops import logit_mean, mean_argmax, mean_sample
-from fastgrow.ops._philox import philox, uniforms, uniforms_anywhere
-from fastgrow.ops.mean_sample import draw
+from fastgrow.ops.experts.choices import draw
+from fastgrow.ops.experts.philox import philox, row_uniforms, uniforms_anywhere
 
 # By how much a uniform number may miss a boundary of the distribution function.
 ROUNDING = 1e-5
@@ -52,12 +52,12 @@ def test_uniform_numbers_are_the_same_natively_and_in_plain_pytorch() -> None:
     logits = torch.zeros(3, 7, 5)
     for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
         for step in (0, 3, 2**40 + 1):
-            numbers = uniforms(logits, seed, step)
+            numbers = row_uniforms(logits, seed, step)
             assert torch.equal(numbers, uniforms_anywhere(logits, seed, step))
             assert ((numbers >= 0) & (numbers < 1)).all()
-    assert (uniforms(logits, 0, 0) != uniforms(logits, 1, 0)).all()
-    assert (uniforms(logits, 0, 0) != uniforms(logits, 0, 1)).all()
-    assert uniforms(logits, 0, 0).unique().numel() == 21
+    assert (row_uniforms(logits, 0, 0) != row_uniforms(logits, 1, 0)).all()
+    assert (row_uniforms(logits, 0, 0) != row_uniforms(logits, 0, 1)).all()
+    assert row_uniforms(logits, 0, 0).unique().numel() == 21
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -83,7 +83,7 @@ def test_agrees_with_the_inverted_distribution(
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     tokens = mean_sample(e.logits, e.weights, temperatures=e.temperatures, impl=impl, **settings)
     mean = logit_mean(e.exact, e.weights, temperatures=e.temperatures, impl="eager")
-    numbers = uniforms(e.logits[0], seed, 0)
+    numbers = row_uniforms(e.logits[0], seed, 0)
     for token, row, number in zip(
         tokens.flatten(), mean.view(-1, mean.shape[-1]), numbers.flatten(), strict=True
     ):
@@ -195,7 +195,7 @@ def test_registrations_pass_opcheck() -> None:
     opcheck(torch.ops.fastgrow.row_uniforms.default, (logits[0], 3, 4))
     for top_k, top_p in ((None, None), (5, None), (None, 0.5)):
         arguments = (logits, torch.tensor([0.5, 0.5]), numbers, top_k, top_p)
-        opcheck(torch.ops.fastgrow.mean_sample.default, arguments)
+        opcheck(torch.ops.fastgrow.native_sample.default, arguments)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

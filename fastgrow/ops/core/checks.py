@@ -97,7 +97,7 @@ def check_range(
     """Under FASTGROW_DEBUG, refuse values outside [first, limit) that are not `ignore`."""
     if values is None or not debugging(values):
         return
-    if bool(_outside(values, first, limit, ignore).any()):
+    if bool(outside(values, first, limit, ignore).any()):
         raise out_of_range(operation, argument, values, limit, ignore, first=first)
 
 
@@ -130,13 +130,14 @@ def out_of_range(
     first: int = 0,
 ) -> ArgumentError:
     """The error for the first value outside [first, limit) that is not `ignore`; there is one."""
-    where = tuple(_outside(values, first, limit, ignore).nonzero()[0].tolist())
+    where = tuple(outside(values, first, limit, ignore).nonzero()[0].tolist())
     got = f"{int(values[where])} at {list(where)}"
     return argument_error(operation, argument, f"in [{first}, {limit})", got)
 
 
-def _outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
+def outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
+    """Which values are neither in [first, limit) nor `ignore`."""
     # A limit that an int32 does not hold would wrap around.
     wide = values.long()
-    outside = (wide < first) | (wide >= limit)
-    return outside if ignore is None else outside & (values != ignore)
+    wrong = (wide < first) | (wide >= limit)
+    return wrong if ignore is None else wrong & (values != ignore)

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor
 
 from fastgrow import _native
+from fastgrow.ops.core.registration import operator
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-
-
-def uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
-    """A number in [0, 1) for each row of logits [..., V]: [...] float64, a multiple of 2⁻²⁴."""
-    result: Tensor = torch.ops.fastgrow.row_uniforms(logits, seed, step)
-    return result
 
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
@@ -40,7 +35,7 @@ def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def uniforms_anywhere(logits: Tensor, seed: int, step: int) -> Tensor:
-    """`uniforms` in plain PyTorch."""
+    """`row_uniforms` in plain PyTorch."""
     shape = logits.shape[:-1]
     row = torch.arange(shape.numel(), device=logits.device)
     counter = [row & _WORD, row >> 32]
@@ -49,20 +44,15 @@ def uniforms_anywhere(logits: Tensor, seed: int, step: int) -> Tensor:
     return ((word >> 8).double() * 2.0**-24).view(shape)
 
 
-def _uniforms_cpu(logits: Tensor, seed: int, step: int) -> Tensor:
-    if not _native.CPU.loaded:
+def _like(logits: Tensor, seed: int, step: int) -> Tensor:
+    return logits.new_empty(logits.shape[:-1], dtype=torch.float64)
+
+
+@operator(_like, devices=("CompositeExplicitAutograd",))
+def row_uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
+    """A number in [0, 1) for each row of logits [..., V]: [...] float64, a multiple of 2⁻²⁴."""
+    if logits.device.type != "cpu" or not _native.CPU.loaded:
         return uniforms_anywhere(logits, seed, step)
-    numbers = logits.new_empty(logits.shape[:-1], dtype=torch.float64)
+    numbers = _like(logits, seed, step)
     torch.ops.fastgrow_native.philox_uniform_(seed, step, numbers)
     return numbers
-
-
-_library = torch.library.Library("fastgrow", "FRAGMENT")
-_library.define("row_uniforms(Tensor logits, SymInt seed, SymInt step) -> Tensor")
-_library.impl("row_uniforms", _uniforms_cpu, "CPU")
-_library.impl("row_uniforms", uniforms_anywhere, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("fastgrow::row_uniforms", lib=_library)
-def _(logits: Tensor, seed: int, step: int) -> Tensor:
-    return logits.new_empty(logits.shape[:-1], dtype=torch.float64)

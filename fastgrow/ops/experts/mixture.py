@@ -1,0 +1,272 @@
+"""Weighted mean of K experts' probabilities, by way of each expert's log-sum-exp.
+
+    log p_k = logits[k] / temperatures[k] − logsumexp(logits[k] / temperatures[k])
+    p       = sum_k  weights[k] · p_k
+
+This is the arithmetic mean of the distributions: it speaks for a token that one expert is sure of.
+The mean of logits (`logit_mean`) is, after its softmax, their geometric mean, which takes a token
+that one expert rules out for impossible. Everything stays in the space of logarithms. Weights need
+not sum to one, and then p does not either; where negative weights make it negative, its logarithm
+is NaN. A weight of zero takes the expert out, whatever its logits are.
+
+Weights that follow from evidence span more powers of ten than a float has; `log_weights` are added
+to log p_k before anything is exponentiated.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgrow.errors import argument_error
+from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.reduction import check_reduction, reduced
+from fastgrow.ops.core.registration import operator
+from fastgrow.ops.experts.logit_lists import (
+    MeanCall,
+    Numbers,
+    averaged,
+    can_serve,
+    check_logits,
+    example_call,
+    factors,
+    numbers,
+    run_extension,
+    without_zero,
+)
+from fastgrow.ops.experts.losses import (
+    NO_TARGET,
+    LossCall,
+    eager_gather,
+    log_sum_exp,
+    native_gather,
+    of_targets,
+)
+
+
+class MixtureCall(NamedTuple):
+    """`probability_mean`, or its value at targets.
+
+    Args:
+        operation: its name, for errors.
+        mean: has 1 / temperatures as its factors, zero where the weight is: that takes logits out.
+        weight: [K] or [..., K].
+        log_weight: added to the logarithms of the weights, [K] or [..., K].
+        targets: [...], of `probability_mean_gather`.
+        ignore_index: a target whose result is any number.
+    """
+
+    operation: str
+    mean: MeanCall
+    weight: Tensor
+    log_weight: Tensor | None = None
+    targets: Tensor | None = None
+    ignore_index: int = NO_TARGET
+
+    def experts(self) -> list[MeanCall]:
+        """Each expert's part of `mean` alone."""
+        logits, scale, all_present = self.mean
+        each = zip(logits, factors(scale), strict=True)
+        return [MeanCall([x], factor, all_present) for x, factor in each]
+
+
+def probability_mean(
+    logits: Sequence[Tensor],
+    weights: Numbers | None = None,
+    *,
+    log_weights: Tensor | None = None,
+    temperatures: Numbers | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Logarithm of the weighted mean of the experts' probabilities.
+
+    Args:
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
+            may have its own strides.
+        weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
+            [..., K], one for each row and expert. Zero takes the expert out, whatever its logits
+            are; the gradients of that weight and of these logits are zero.
+        log_weights: instead of the weights, their logarithms, [K] or [..., K]; −inf takes the
+            expert out.
+        temperatures: like the weights; expert k's logits are divided by the k-th.
+        impl: force `eager`, `native`, …
+
+    Returns:
+        Log-probabilities [..., V], float32 (float64 for float64 logits).
+
+    Raises:
+        ArgumentError: an argument does not fit; the message names the expert's position.
+    """
+    return _MEAN(_mixture("probability_mean", logits, weights, temperatures, log_weights), impl)
+
+
+def probability_mean_gather(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    weights: Numbers | None = None,
+    *,
+    temperatures: Numbers | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Log-probability of each target under the mean of the experts' probabilities.
+
+    Natively one pass over the logits, and one for the gradients, which are those of K
+    cross-entropies with the experts' responsibilities for the target as weights of the rows.
+
+    Args:
+        logits, weights, temperatures, impl: as for `probability_mean`.
+        targets: [...] int64 or int32, each in [0, V).
+
+    Returns:
+        [...] in nats, float32 (float64 for float64 logits).
+
+    Raises:
+        ArgumentError: an argument does not fit; the message names the expert's position. On a CPU,
+            and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+    """
+    call = _mixture("probability_mean_gather", logits, weights, temperatures)
+    return of_targets(_GATHER, call._replace(targets=targets), impl)
+
+
+def probability_mean_cross_entropy(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    weights: Numbers | None = None,
+    *,
+    temperatures: Numbers | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    impl: str | None = None,
+) -> Tensor:
+    """Cross-entropy of the targets under the mean of the experts' probabilities, in nats.
+
+    Args:
+        logits, weights, temperatures, impl: as for `probability_mean`.
+        targets: [...] int64 or int32, each in [0, V) or `ignore_index`.
+        ignore_index: targets of this value count nothing and get no gradient.
+        reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
+
+    Returns:
+        A scalar, or the shape of `targets` for `none`; float32 (float64 for float64 logits).
+
+    Raises:
+        ArgumentError: an argument does not fit; the message names the expert's position. On a CPU,
+            and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+    """
+    name = "probability_mean_cross_entropy"
+    check_reduction(name, reduction)
+    call = _mixture(name, logits, weights, temperatures)
+    call = call._replace(targets=targets, ignore_index=ignore_index)
+    gathered = of_targets(_GATHER, call, impl)
+    losses = torch.where(targets == ignore_index, 0, -gathered)
+    return reduced(losses, targets, ignore_index, reduction)
+
+
+def _mixture(
+    name: str,
+    logits: Sequence[Tensor],
+    weights: Numbers | None,
+    temperatures: Numbers | None,
+    log_weights: Tensor | None = None,
+) -> MixtureCall:
+    checked = check_logits(name, logits, may_be_empty=False)
+    scale = 1 / numbers(name, "temperatures", temperatures, checked, 1)
+    log_weight = None
+    if log_weights is not None:
+        if weights is not None:
+            raise argument_error(name, "log_weights", "None beside weights", "both")
+        log_weight = numbers(name, "log_weights", log_weights, checked, 0)
+        weights = (~log_weight.isneginf()).to(log_weight.dtype)
+    all_present = without_zero(weights)
+    weight = numbers(name, "weights", weights, checked, 1 / len(checked))
+    if not all_present:
+        scale = torch.where(weight == 0, 0, scale)
+    return MixtureCall(name, MeanCall(checked, scale, all_present), weight, log_weight)
+
+
+def _log_of_sum(log_terms: list[Tensor], weight: Tensor, all_present: bool) -> Tensor:
+    """log Σ_k weight[k] · exp(log_terms[k]) for K tensors, with weights [..., K] that fit them.
+
+    A term of weight zero is left out.
+    """
+    shares = weight.unbind(-1)
+    if not all_present:
+        log_terms = [
+            term.masked_fill(share == 0, float("-inf"))
+            for term, share in zip(log_terms, shares, strict=True)
+        ]
+    top = functools.reduce(torch.maximum, [term.detach() for term in log_terms])
+    # Where every term is −inf, a difference would be NaN.
+    top = top.clamp(min=torch.finfo(top.dtype).min)
+    parts = (share * (term - top).exp() for share, term in zip(shares, log_terms, strict=True))
+    return functools.reduce(torch.add, parts).log() + top
+
+
+def _eager_mean(call: MixtureCall) -> Tensor:
+    """The formula; every expert's log-probabilities are in memory."""
+    parts = [averaged(alone).log_softmax(-1) for alone in call.experts()]
+    if call.log_weight is not None:
+        offsets = call.log_weight[..., None, :].unbind(-1)
+        parts = [part + offset for part, offset in zip(parts, offsets, strict=True)]
+    return _log_of_sum(parts, call.weight[..., None, :], call.mean.all_present)
+
+
+def _native_mean(call: MixtureCall) -> Tensor:
+    """Two passes over the logits (csrc/cpu/probability_mean.cpp)."""
+    logits, scale, _ = call.mean
+    return native_probability_mean(logits, scale, call.weight, call.log_weight)
+
+
+def _like(logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None) -> Tensor:
+    return weight.new_empty(logits[0].shape)
+
+
+@operator(_like, devices=("CPU",))
+def native_probability_mean(
+    logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
+) -> Tensor:
+    """The log-probabilities of all tokens."""
+    each = zip(logits, factors(scale), strict=True)
+    log_sums = torch.stack([log_sum_exp([x], factor) for x, factor in each], dim=-1)
+    offsets = (weight.abs().log() if log_weight is None else log_weight) - log_sums
+    signs = weight.sign().expand(offsets.shape).contiguous()
+    out = _like(logits, scale, weight, log_weight)
+    run_extension("probability_mean_out", logits, scale, offsets.contiguous(), signs, out)
+    return out
+
+
+def _gather(log_probabilities: Callable[[LossCall], Tensor], call: MixtureCall) -> Tensor:
+    """The formula from each expert's log-probabilities of the targets."""
+    assert call.targets is not None
+    parts = [
+        log_probabilities(LossCall(call.operation, alone, call.targets, call.ignore_index))
+        for alone in call.experts()
+    ]
+    return _log_of_sum(parts, call.weight, call.mean.all_present)
+
+
+def _example(device: torch.device) -> MixtureCall:
+    mean, targets = example_call(device), torch.zeros(1, dtype=torch.int64, device=device)
+    return MixtureCall("", mean, mean.scale, None, targets)
+
+
+_MEAN = Operation(
+    "probability_mean",
+    (
+        Implementation("native", _native_mean, lambda call: can_serve(call, constant_on=("cpu",))),
+        Implementation("eager", _eager_mean),
+    ),
+    _example,
+)
+_GATHER = Operation(
+    "probability_mean_gather",
+    (
+        Implementation("native", functools.partial(_gather, native_gather), can_serve),
+        Implementation("eager", functools.partial(_gather, eager_gather)),
+    ),
+    _example,
+)
