@@ -8,9 +8,12 @@ they also check what integer arguments hold, at the price of waiting for the dev
 from fastgrow.ops.attention import attention
 from fastgrow.ops.core.dispatch import explain_all, use_impl
 from fastgrow.ops.embedding import embedding
-from fastgrow.ops.linear_cross_entropy import linear_cross_entropy
-from fastgrow.ops.linear_kl import linear_kl
-from fastgrow.ops.linear_lse_gather import linear_lse_gather, merge_lse
+from fastgrow.ops.heads import (
+    linear_cross_entropy,
+    linear_kl,
+    linear_lse_gather,
+    merge_lse,
+)
 from fastgrow.ops.logit_mean import logit_mean
 from fastgrow.ops.lora_linear import lora_linear
 from fastgrow.ops.mean_cross_entropy import mean_cross_entropy

@@ -22,7 +22,7 @@ from benchmarks.cases import (
 pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
 from fastgrow.kernels import attention_arguments, lora, norm
-from fastgrow.kernels import linear_logits as head
+from fastgrow.kernels import linear_lse as head
 from fastgrow.kernels import mlp as feed_forward
 from fastgrow.kernels.attention_decode import decode_bucket
 

@@ -12,15 +12,12 @@ import torch.nn.functional as F
 from benchmarks.memory import peak_bytes
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
-from fastgrow.ops import (
-    _linear_cross_entropy_fused,
-    _linear_lse_chunked,
-    _logit_tiles,
-)
+from fastgrow.kernels.calls import HeadLossCall
 from fastgrow.ops import linear_cross_entropy as public
-from fastgrow.ops._heads import Heads
 from fastgrow.ops.core import triton_support
 from fastgrow.ops.core.dispatch import OPERATIONS
+from fastgrow.ops.heads import call as heads_call
+from fastgrow.ops.heads import chunked, logit_tiles
 
 
 def inputs(
@@ -36,13 +33,13 @@ def inputs(
     return h.to(dtype), weight.to(dtype), targets, bias.to(dtype)
 
 
-@pytest.fixture(params=["eager", "vendor"])
+@pytest.fixture(params=["eager", "chunked"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # Several chunks, the last of them shorter.
-    monkeypatch.setattr(_linear_cross_entropy_fused, "MIN_ROWS", 1)
-    monkeypatch.setattr(_linear_cross_entropy_fused, "MAX_ROWS", 7)
-    monkeypatch.setattr(_logit_tiles, "MAX_ROWS", 7)
-    monkeypatch.setattr(_logit_tiles, "TILE_ELEMENTS", 35)
+    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
+    monkeypatch.setattr(chunked, "MAX_ROWS", 7)
+    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 7)
+    monkeypatch.setattr(logit_tiles, "TILE_ELEMENTS", 35)
     return request.param
 
 
@@ -84,8 +81,8 @@ def test_only_what_trains_gets_a_gradient(impl: str, frozen: str) -> None:
 
 def test_frozen_weight_has_no_gradient_computed() -> None:
     h, weight, targets, bias = inputs()
-    _, (dh, dweight, dbias) = torch.ops.fastgrow.linear_cross_entropy_fused(
-        [h], [weight], bias, targets, -100, True, 0.0, 0.0, [True, False, False]
+    _, (dh, dweight, dbias) = torch.ops.fastgrow.linear_cross_entropy_chunked(
+        [h], [weight], bias, targets, -100, "mean", 0.0, 0.0, [True, False, False]
     )
     assert dh.shape == h.shape
     assert dweight.numel() == dbias.numel() == 0
@@ -179,10 +176,10 @@ def test_float32_error_is_bounded(scale: float) -> None:
     single = [t.float() for t in (h, weight, bias)]
     errors = {
         name: abs(float(public(single[0], single[1], targets, single[2], impl=name) - exact))
-        for name in ("eager", "vendor")
+        for name in ("eager", "chunked")
     }
     ulp = float(exact) * 2**-23
-    assert errors["vendor"] <= 2 * errors["eager"] + 2 * ulp
+    assert errors["chunked"] <= 2 * errors["eager"] + 2 * ulp
 
 
 def test_gradient_of_the_formula() -> None:
@@ -196,16 +193,16 @@ def test_gradient_of_the_formula() -> None:
 def test_double_backward_is_refused() -> None:
     h, weight, targets, bias = inputs()
     h.requires_grad_()
-    loss = public(h, weight, targets, bias, impl="vendor")
+    loss = public(h, weight, targets, bias, impl="chunked")
     with pytest.raises(ArgumentError, match="cannot be differentiated again"):
         torch.autograd.grad(loss, h, create_graph=True)
 
 
 def test_operator_is_registered_well() -> None:
     h, weight, targets, bias = inputs()
-    operator = torch.ops.fastgrow.linear_cross_entropy_fused.default
+    operator = torch.ops.fastgrow.linear_cross_entropy_chunked.default
     for needs in ([False, False, False], [True, True, True], [True, False, True]):
-        arguments = ([h], [weight], bias, targets, -100, True, 0.1, 0.01, needs)
+        arguments = ([h], [weight], bias, targets, -100, "mean", 0.1, 0.01, needs)
         torch.library.opcheck(operator, arguments)
 
 
@@ -227,15 +224,15 @@ def test_compiles_whole(impl: str) -> None:
 def chosen(h: torch.Tensor, weight: torch.Tensor, reduction: str = "mean") -> str | None:
     """The automatic choice."""
     targets = torch.empty(h.shape[:1], dtype=torch.int64, device=h.device)
-    arguments = (Heads([h], [weight], None), targets, -100, reduction, 0.0, 0.0)
-    return OPERATIONS["linear_cross_entropy"].explain(*arguments).active
+    call = HeadLossCall([h], [weight], None, targets, reduction=reduction)
+    return OPERATIONS["linear_cross_entropy"].explain(call).active
 
 
 def test_automatic_choice_on_a_cpu() -> None:
     h, weight = torch.zeros(300, 4), torch.zeros(8192, 4, requires_grad=True)
     assert chosen(h[:256], weight) == "eager"  # few logits
-    assert chosen(h, weight) == "vendor"
-    assert chosen(h, weight, "none") == "vendor"
+    assert chosen(h, weight) == "chunked"
+    assert chosen(h, weight, "none") == "chunked"
     assert chosen(h.half(), weight.half()) == "eager"
     with torch.autocast("cpu", torch.bfloat16):
         assert chosen(h, weight) == "eager"
@@ -244,17 +241,17 @@ def test_automatic_choice_on_a_cpu() -> None:
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
     monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
-    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
+    monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)  # a rule for CPUs
 
 
 @pytest.mark.parametrize(
     ("trained", "reduction", "width", "expected"),
     [
-        (True, "mean", 32, "vendor"),
+        (True, "mean", 32, "cublas"),
         (True, "none", 32, "triton"),
         (False, "mean", 32, "triton"),
         (False, "none", 32, "triton"),
-        (False, "mean", 20, "vendor"),
+        (False, "mean", 20, "cublas"),
     ],
 )
 def test_automatic_choice_on_a_gpu(
@@ -279,7 +276,7 @@ def test_half_precision_gradients_wait_for_the_loss_scale(
     assert chosen(h.half(), weight.half()) == "triton"
     with torch.autocast("cpu", torch.float16):
         assert chosen(h, weight) == "triton"
-        assert chosen(h, weight.detach()) == ("triton" if width == 32 else "vendor")
+        assert chosen(h, weight.detach()) == ("triton" if width == 32 else "cublas")
 
 
 @pytest.mark.parametrize(
