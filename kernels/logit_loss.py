@@ -34,7 +34,7 @@ def fill_losses(
     The loss is 0 where the target is ignored, and NaN where it is neither that nor in [0, V).
 
     Args:
-        call: its targets are contiguous; its h and weight are not read.
+        call: its h and weight are not read.
         logits: [rows, V], contiguous rows; without the bias.
         share: [N] fp32, by how much each row's loss counts in the one that is differentiated.
         losses: [N].
@@ -47,7 +47,7 @@ def fill_losses(
     block = min(BLOCK, next_power_of_2(vocabulary))
     with on_device_of(logits):
         loss_kernel[(n,)](
-            logits, bias, call.targets[rows], share[rows], losses[rows], gradient,
+            logits, bias, call.targets[rows].contiguous(), share[rows], losses[rows], gradient,
             logits.stride(0), 0 if gradient is None else gradient.stride(0), vocabulary,
             call.ignore_index, call.label_smoothing, call.z_loss,
             SMOOTH=call.label_smoothing > 0, BLOCK=block, num_warps=8,

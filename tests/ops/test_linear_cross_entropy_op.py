@@ -17,7 +17,7 @@ from fastgrow.ops import linear_cross_entropy as public
 from fastgrow.ops.core import triton_support
 from fastgrow.ops.core.dispatch import OPERATIONS
 from fastgrow.ops.heads import call as heads_call
-from fastgrow.ops.heads import chunked, logit_tiles
+from fastgrow.ops.heads import chunked, logit_tiles, loss_workspace
 
 
 def inputs(
@@ -182,6 +182,54 @@ def test_float32_error_is_bounded(scale: float) -> None:
     assert errors["chunked"] <= 2 * errors["eager"] + 2 * ulp
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_half_precision_in_chunks_is_as_accurate_as_the_formula(
+    dtype: torch.dtype, reduction: str, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
+    monkeypatch.setattr(chunked, "MAX_ROWS", 64)
+    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 64)
+    monkeypatch.setattr(logit_tiles, "TILE_ELEMENTS", 64 * 67)
+    h, weight, targets, bias = inputs(n=300, d=32, vocabulary=400, dtype=dtype)
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": 0.1, "z_loss": 1e-2}
+    h, weight = h / 2, weight / 2
+
+    def results(impl: str, wide: torch.dtype) -> list[torch.Tensor]:
+        leaves = [x.to(wide).requires_grad_() for x in (h, weight, bias)]
+        several = [[leaves[0]] * heads, [leaves[1]] * heads, targets, [leaves[2]] * heads]
+        given = several if heads > 1 else [leaves[0], leaves[1], targets, leaves[2]]
+        loss = public(*given, **options, impl=impl)  # type: ignore[arg-type]
+        with torch.no_grad():
+            again = public(*given, **options, impl=impl)  # type: ignore[arg-type]
+        torch.testing.assert_close(loss, again, rtol=1e-4, atol=1e-4)
+        factor = torch.linspace(1, 2, loss.numel()).view(loss.shape).to(loss.dtype)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves, factor)]
+
+    truth = results("eager", torch.float64)
+    found, formula = results("chunked", dtype), results("eager", dtype)
+    assert [x.dtype for x in found] == [torch.float32, dtype, dtype, dtype]
+    for x, other, exact in zip(found, formula, truth, strict=True):
+        error, allowed = (x - exact).square().mean().sqrt(), (other - exact).square().mean().sqrt()
+        rounding = torch.finfo(dtype).eps * exact.square().mean().sqrt()
+        assert error <= 1.25 * allowed + rounding
+
+
+def test_float16_gradients_in_chunks_are_made_with_the_loss_scale() -> None:
+    """Rare words' probabilities over the number of rows are below float16's smallest number."""
+    h, weight, targets, bias = inputs(n=64, d=16, vocabulary=2000)
+    bias[-100:] -= 10
+    leaves = [x.half().requires_grad_() for x in (h / 10, weight / 10, bias)]
+    targets = targets % 1900
+    loss = public(leaves[0], leaves[1], targets, leaves[2], impl="chunked")
+    (found,) = torch.autograd.grad(65536 * loss, leaves[1])
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    (truth,) = torch.autograd.grad(65536 * public(*wide[:2], targets, wide[2]), wide[1])
+    error = (found.double() - truth)[-100:].norm() / truth[-100:].norm()
+    assert error < 1e-2
+
+
 def test_gradient_of_the_formula() -> None:
     h, weight, targets, bias = inputs(n=4, vocabulary=5)
     tensors = [t.requires_grad_() for t in (h, weight, bias)]
@@ -304,6 +352,37 @@ def test_bad_input(impl: str, change: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(ArgumentError, match=message):
         ops.linear_cross_entropy(**(arguments | change), impl=impl)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [256, 257])
+def test_planned_memory_is_of_what_is_chosen(rows: int) -> None:
+    """8,192 words: from 257 rows on the logits are not made at once."""
+    h, weight = torch.zeros(rows, 4), torch.zeros(8192, 4, requires_grad=True)
+    plan = loss_workspace(rows, 4, 8192, itemsize=4, device="cpu", head_bytes=weight.nbytes)
+    assert plan.implementation == chosen(h, weight)
+    assert plan.rows == 256
+    on_gpu = loss_workspace(8192, 1024, 65536, itemsize=2, device="cuda", head_bytes=1)
+    assert on_gpu.implementation == "cublas"
+    assert on_gpu.rows == 2048
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_peak_memory_of_half_precision_in_chunks(reduction: str) -> None:
+    """N 2,048, d 64, V 32,768, forward and backward: a fifth of the formula's."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(2048, 64, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(32768, 64, generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(32768, (2048,), generator=generator)
+
+    def peak(impl: str) -> int:
+        def step() -> object:
+            loss = public(h, weight, targets, reduction=reduction, impl=impl)
+            return torch.autograd.grad(loss.mean(), (h, weight))
+
+        return peak_bytes(step, h.device)
+
+    assert peak("chunked") <= peak("eager") / 5
 
 
 @pytest.mark.slow

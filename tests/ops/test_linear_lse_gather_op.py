@@ -94,6 +94,47 @@ def test_heads_are_averaged(impl: str, form: str) -> None:
     assert_gradients([loss], [F.cross_entropy(averaged(h, weight, bias, mix), targets)], leaves)
 
 
+def test_a_number_0_leaves_its_head_out(impl: str) -> None:
+    """Whatever its tensors hold; without any head that counts, all logits are 0."""
+    h, weight, bias, targets = several()
+    wild = [x.detach().clone() for x in (h[1], weight[1], bias[1])]
+    for x in wild:
+        x[0] = float("inf")
+    wild[0].requires_grad_()
+    given = [h[0], wild[0], h[2]], [weight[0], wild[1], weight[2]], targets
+    got = linear_lse_gather(*given, [bias[0], wild[2], bias[2]], mix=[0.5, 0.0, 2.0], impl=impl)
+    logits = averaged(h, weight, bias, [0.5, 0.0, 2.0])
+    want = logits.logsumexp(-1), logits.gather(-1, targets[:, None]).squeeze(-1)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+    assert_gradients(got, want, [h[0], h[2], weight[0], weight[2], bias[0], bias[2]])
+    loss = linear_cross_entropy(*given, mix=[0.5, 0.0, 2.0], impl=impl)
+    assert torch.autograd.grad(loss, wild[0], allow_unused=True) == (None,)
+    assert loss.isfinite()
+    nothing, _ = linear_lse_gather(h, weight, targets, bias, mix=[0.0] * 3, impl=impl)
+    torch.testing.assert_close(nothing, torch.full_like(nothing, VOCABULARY).log())
+
+
+@pytest.mark.parametrize("form", ["tensor", "rows"])
+def test_a_tensor_s_0_takes_infinities_out(impl: str, form: str) -> None:
+    """Its own gradient is that of the finite numbers; NaN anywhere would differ from itself."""
+    h, weight, bias, targets = several()
+    mix = torch.full((3,) if form == "tensor" else (N, 3), 0.5, dtype=torch.float64)
+    mix[..., 1] = 0
+    if form == "rows":
+        mix[1:, 1] = 0.25
+    wild = h[1].detach().clone()
+    wild[0] = float("nan")
+    wild[0, 0] = float("inf")
+    leaves = [h[0], wild.requires_grad_(), *weight, mix.requires_grad_()]
+    got = linear_lse_gather([h[0], wild, h[2]], weight, targets, bias, mix=mix, impl=impl)
+    logits = averaged([h[0], wild.nan_to_num(0.0, 0.0, 0.0), h[2]], weight, bias, mix)
+    want = logits.logsumexp(-1), logits.gather(-1, targets[:, None]).squeeze(-1)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+    assert_gradients(got, want, leaves)
+
+
 def test_some_heads_without_bias(impl: str) -> None:
     h, weight, bias, targets = several()
     rows = random(N, 3, seed=41)

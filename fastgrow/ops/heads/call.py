@@ -165,7 +165,7 @@ def _kernels_can_serve(call: HeadsCall) -> Answer:
     return ok, reason
 
 
-def _kernels_pay(call: LseCall) -> Answer:
+def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
     """By reasoning, not measured: half-precision products run on the matrix units.
 
     Rows that load slowly, at no multiple of 16 elements, do so too: all logits are the alternative.
@@ -178,19 +178,14 @@ def _kernels_pay(call: LseCall) -> Answer:
 
 def _kernels_pay_for_a_loss(call: HeadLossCall) -> Answer:
     """By counting products and passes over memory, not measured."""
-    ok, reason = triton_support.pays_on(call.h[0])
-    if not ok:
-        return False, reason
     if call.reduction == "none" or not _gradients_fit(call)[0]:
-        return True, ""
+        return triton_support.pays_on(call.h[0])
     if differentiated(call):
         return False, "gradients made beside the loss take three products, afterwards four"
-    if autocast_dtype(call) == torch.float32:
-        return False, "the library's float32 products are faster"
     loaded = (*call.h, *call.weight)
     if any(x.stride(0) % 16 for x in loaded if x.shape[-1] > MAX_HEADS):
         return False, "rows that start at no multiple of 16 elements load slowly"
-    return True, ""
+    return _kernels_pay(call)
 
 
 def _library_can_serve(call: HeadLossCall) -> Answer:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.calls import HeadLossCall, LseCall
+from fastgrow.kernels.calls import HeadLossCall
 from fastgrow.ops.core.dtypes import wide_dtype
 from fastgrow.ops.core.reduction import reduced
 from fastgrow.ops.core.registration import operator
@@ -30,9 +30,11 @@ from fastgrow.ops.heads.heads import (
     fused_loss,
     like_loss,
     losses_of,
+    parts_of,
     rounded,
     row_shares,
     targets_in,
+    terms_call,
 )
 
 # Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
@@ -54,7 +56,7 @@ def run(call: HeadLossCall) -> Tensor:
     is_half = call.h[0].dtype == torch.float16
     if (call.reduction == "none" or is_half) and differentiated(call):
         check_targets(call)
-        terms = logit_tiles.run(LseCall(*call[:4], call.label_smoothing > 0))
+        terms = logit_tiles.run(terms_call(call))
         losses = losses_of(terms, call)
         return reduced(losses, call.targets, call.ignore_index, call.reduction)
     return _run(rounded(call))
@@ -68,11 +70,11 @@ def linear_cross_entropy_chunked(
     check_targets(call)
     targets, smoothing = call.targets, call.label_smoothing
     if not any(needs):
-        terms = logit_tiles.terms(call, smoothing > 0)
+        terms = logit_tiles.terms(terms_call(call))
         return losses_of(terms, call), empty_gradients(call, needs)
     vocabulary, wide = call.weight[0].shape[0], wide_dtype(call.h[0].dtype)
     gradients = empty_gradients(call, needs, of_others=wide)
-    lse, target_logit, means = terms = empty_terms(call, smoothing > 0)
+    lse, target_logit, means = terms = empty_terms(terms_call(call))
     everything = slice(0, vocabulary)
     here, index = targets_in(targets, everything)
     share = row_shares(call, wide)
@@ -101,12 +103,10 @@ _run = fused_loss(linear_cross_entropy_chunked)
 def _chunks(call: HeadLossCall, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Rows, and their logits in memory that the next ones take over."""
     h, vocabulary = call.h[0], call.weight[0].shape[0]
-    n = h.shape[0]
-    size = rows_at_a_time(n, vocabulary)
+    size = rows_at_a_time(h.shape[0], vocabulary)
     buffer = h.new_empty(size, vocabulary, dtype=dtype)
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
-        z = buffer[: rows.stop - start]
+    for rows in parts_of(h.shape[0], size):
+        z = buffer[: rows.stop - rows.start]
         fill_logits(z, call, rows, slice(0, vocabulary), call.bias)
         yield rows, z
 

@@ -14,12 +14,14 @@ from fastgrow.kernels.calls import HeadLossCall
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads.heads import (
     accumulate,
+    add_products,
     check_targets,
     empty_gradients,
     finished,
     fused_loss,
     in_autocast,
     like_loss,
+    parts_of,
     row_shares,
 )
 
@@ -65,20 +67,14 @@ def linear_cross_entropy_cublas(
     gradient = logits
     if any(needs) and of_logits != dtype:
         gradient = h.new_empty(size, vocabulary)
-    for start in range(0, n, max(size, 1)):
-        rows = slice(start, min(start + size, n))
-        z, dz = logits[: rows.stop - start], gradient[: rows.stop - start]
+    for rows in parts_of(n, size):
+        height = rows.stop - rows.start
+        z, dz = logits[:height], gradient[:height]
         for k, (x, weight) in enumerate(zip(call.h, call.weight, strict=True)):
             accumulate(z, x[rows], weight.T, first=k == 0)
         fill_losses(call, rows, z, share, losses, dz if any(needs) else None)
-        for k, (x, weight) in enumerate(zip(call.h, call.weight, strict=True)):
-            if needs[k]:
-                torch.mm(dz, weight, out=gradients[k][rows])
-            if needs[count + k]:
-                accumulate(gradients[count + k], dz.T, x[rows], first=start == 0)
-        if needs[-1]:
-            part = dz.sum(0, dtype=torch.float32)
-            gradients[-1] = part if start == 0 else gradients[-1] + part
+        if any(needs):
+            add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
     return losses, finished(call, gradients)
 
 

@@ -150,11 +150,16 @@ def _converted(call: C, dtype: torch.dtype) -> C:
     )
 
 
-def empty_terms(call: HeadsCall, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for lse, target logit and mean logit."""
+def terms_call(call: HeadLossCall) -> LseCall:
+    """What a loss is made of."""
+    return LseCall(*call[:4], call.label_smoothing > 0)
+
+
+def empty_terms(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for lse, target logit, and mean logit where it is wanted."""
     n, dtype = call.h[0].shape[0], wide_dtype(call.h[0].dtype)
     lse, target, mean = (
-        call.h[0].new_empty(size, dtype=dtype) for size in (n, n, n if with_mean else 0)
+        call.h[0].new_empty(size, dtype=dtype) for size in (n, n, n if call.with_mean else 0)
     )
     return lse, target, mean
 
@@ -228,6 +233,11 @@ def differentiated(call: HeadsCall) -> bool:
     return needs_gradient(*call.h, *call.weight, call.bias)
 
 
+def parts_of(count: int, size: int) -> list[slice]:
+    """Runs of `size` that cover the first `count` of something; the last may be shorter."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
+
+
 def fill_logits(
     z: Tensor, call: HeadsCall, rows: slice, columns: slice, bias: Tensor | None = None
 ) -> None:
@@ -266,8 +276,8 @@ def add_products(
     if factor is not None and dz.dtype != dtype:
         dz, factor = dz.mul_(factor[:, None]), None
     if needs[-1]:
-        total = dz.sum(0) if factor is None else dz.T @ factor
         of_bias = gradients[-1][columns]
+        total = dz.sum(0, dtype=of_bias.dtype) if factor is None else dz.T @ factor
         of_bias.copy_(total if first else of_bias + total)
     dz = dz.to(dtype)
     for k, (h, weight) in enumerate(zip(call.h, call.weight, strict=True)):
@@ -372,7 +382,7 @@ def beside_its_gradients(
 
 def like_loss(call: HeadLossCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     """What an operator gives that makes rows' losses, and the gradients of the loss asked for."""
-    return empty_terms(call, False)[0], empty_gradients(call, needs)
+    return empty_terms(terms_call(call))[0], empty_gradients(call, needs)
 
 
 def fused_loss(operator: Callable[..., Any]) -> Callable[[HeadLossCall], Tensor]:
@@ -391,11 +401,6 @@ def fused_loss(operator: Callable[..., Any]) -> Callable[[HeadLossCall], Tensor]
             return make(call, [False] * len(tensors(call)))[0]
 
     return run
-
-
-def like_terms(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
-    """What an operator gives for a call."""
-    return empty_terms(call, call.with_mean)
 
 
 def like_gradients(call: LseGradientCall) -> list[Tensor]:

@@ -29,6 +29,7 @@ from fastgrow.ops.heads.heads import (
     differentiated,
     empty_gradients,
     in_autocast,
+    parts_of,
     tensors,
 )
 
@@ -150,10 +151,9 @@ def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Ten
     losses, gradients = _like_chunked(call, needs)
     for gradient in gradients:
         gradient.zero_()
-    n, vocabulary, T = len(losses), call.weight[0].shape[0], call.temperature
+    vocabulary, T = call.weight[0].shape[0], call.temperature
     size = max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary))
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
+    for rows in parts_of(len(losses), size):
         some = call._replace(
             h=[x[rows] for x in call.h], teacher_h=[x[rows] for x in call.teacher_h]
         )

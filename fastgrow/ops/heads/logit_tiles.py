@@ -28,7 +28,7 @@ from fastgrow.ops.heads.heads import (
     fill_logits,
     finished,
     like_gradients,
-    like_terms,
+    parts_of,
     rounded,
     targets_in,
 )
@@ -47,10 +47,10 @@ def run(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
         return (_differentiable if differentiated(call) else linear_lse_chunked)(*call)
 
 
-@operator(like_terms)
+@operator(empty_terms)
 def linear_lse_chunked(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """lse, target_logit and the mean logit or an empty tensor."""
-    return terms(call, call.with_mean)
+    return terms(call)
 
 
 @operator(like_gradients)
@@ -90,20 +90,18 @@ def tiles(call: HeadsCall) -> Iterator[Tile]:
     width = max(1, min(vocabulary, elements // height))
     memory = h.new_empty(height * width, dtype=wide_dtype(h.dtype))
     bias = None if call.bias is None else widened(call.bias).contiguous()
-    for top in range(0, n, height):
-        rows = slice(top, min(top + height, n))
-        for left in range(0, vocabulary, width):
-            columns = slice(left, min(left + width, vocabulary))
+    for rows in parts_of(n, height):
+        for columns in parts_of(vocabulary, width):
             shape = rows.stop - rows.start, columns.stop - columns.start
             z = memory[: shape[0] * shape[1]].view(shape)
             fill_logits(z, call, rows, columns)
             yield Tile(rows, columns, z, None if bias is None else bias[columns])
 
 
-def terms(call: HeadsCall, with_mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+def terms(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """lse, target_logit and the mean logit or an empty tensor, as `linear_lse_gather` has them."""
     targets = call.targets.long().contiguous()
-    return (_native_terms if _native_serves(call) else _torch_terms)(call, targets, with_mean)
+    return (_native_terms if _native_serves(call) else _torch_terms)(call, targets)
 
 
 def _native_serves(call: HeadsCall) -> bool:
@@ -111,7 +109,7 @@ def _native_serves(call: HeadsCall) -> bool:
     return _native.CPU.loaded and h.device.type == "cpu" and h.dtype != torch.float64
 
 
-def _native_terms(call: HeadsCall, targets: Tensor, with_mean: bool) -> tuple[Tensor, ...]:
+def _native_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, ...]:
     # The largest logit, the sum of exponentials relative to it, and the plain sum.
     n = len(targets)
     sums = torch.tensor([float("-inf"), 0.0, 0.0], dtype=torch.float64).repeat(n, 1)
@@ -123,13 +121,13 @@ def _native_terms(call: HeadsCall, targets: Tensor, with_mean: bool) -> tuple[Te
         )
     top, mass, total = sums.unbind(1)
     lse = torch.where(top.isfinite(), top, 0) + mass.log()
-    mean = total / call.weight[0].shape[0] if with_mean else total[:0]
+    mean = total / call.weight[0].shape[0] if call.with_mean else total[:0]
     return lse.float(), target_logit, mean.float()
 
 
-def _torch_terms(call: HeadsCall, targets: Tensor, with_mean: bool) -> tuple[Tensor, ...]:
+def _torch_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, ...]:
     vocabulary = call.weight[0].shape[0]
-    lse, target_logit, mean = empty_terms(call, with_mean)
+    lse, target_logit, mean = empty_terms(call)
     target_logit.zero_()
     mean.zero_()
     parts: list[Tensor] = []
@@ -137,7 +135,7 @@ def _torch_terms(call: HeadsCall, targets: Tensor, with_mean: bool) -> tuple[Ten
         rows, z = tile.rows, _with_bias(tile)
         here, index = targets_in(targets[rows], tile.columns)
         target_logit[rows] += torch.where(here, z.gather(1, index).squeeze(1), 0)
-        if with_mean:
+        if call.with_mean:
             mean[rows] += z.sum(1) / vocabulary
         parts.append(z.logsumexp(1))
         if tile.columns.stop == vocabulary:

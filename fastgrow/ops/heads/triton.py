@@ -13,15 +13,17 @@ from fastgrow.kernels.calls import HeadLossCall, LseCall, LseGradientCall
 from fastgrow.ops.core.reduction import reduced
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads.heads import (
-    accumulate,
+    add_products,
     differentiable_terms,
     differentiated,
     empty_gradients,
+    empty_terms,
     finished,
     in_autocast,
     like_gradients,
-    like_terms,
     losses_of,
+    parts_of,
+    terms_call,
 )
 
 # Gradients of logits held at a time: 128 MB in half precision. Slices of fewer than some thousand
@@ -37,11 +39,11 @@ def run(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
 
 def linear_cross_entropy(call: HeadLossCall) -> Tensor:
     """From the log-sum-exp of each row and its target's logit."""
-    losses = losses_of(run(LseCall(*call[:4], call.label_smoothing > 0)), call)
+    losses = losses_of(run(terms_call(call)), call)
     return reduced(losses, call.targets, call.ignore_index, call.reduction)
 
 
-@operator(like_terms)
+@operator(empty_terms)
 def linear_lse_triton(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """lse, target_logit and the mean logit or an empty tensor."""
     from fastgrow.kernels.linear_lse import forward
@@ -57,22 +59,18 @@ def linear_lse_triton_backward(call: LseGradientCall) -> list[Tensor]:
     """
     from fastgrow.kernels.linear_lse import logits_gradient, readable
 
-    n, vocabulary, count = len(call.targets), call.weight[0].shape[0], len(call.h)
+    n, vocabulary = len(call.targets), call.weight[0].shape[0]
     size = min(vocabulary, max(MIN_WORDS, SLICE_ELEMENTS // max(n, 1) // 256 * 256))
     # In half precision a sum over slices needs a wider place than the gradient's.
     wide = torch.float32 if size < vocabulary else None
     gradients = empty_gradients(call, call.needs, of_h=wide)
     workspace = call.h[0].new_empty(n * size)
     of_heads = readable(call)
-    for first in range(0, vocabulary if n else 0, size):
-        words = slice(first, min(first + size, vocabulary))
-        dz = workspace[: n * (words.stop - first)].view(n, -1)
-        sums = logits_gradient(of_heads, first, dz, with_sums=call.needs[-1])
-        for k, (h, weight) in enumerate(zip(call.h, call.weight, strict=True)):
-            if call.needs[k]:
-                accumulate(gradients[k], dz, weight[words], first=first == 0)
-            if call.needs[count + k]:
-                torch.mm(dz.T, h, out=gradients[count + k][words])
+    everything, needs = slice(0, n), [*call.needs[:-1], False]
+    for words in parts_of(vocabulary if n else 0, size):
+        dz = workspace[: n * (words.stop - words.start)].view(n, -1)
+        sums = logits_gradient(of_heads, words.start, dz, with_sums=call.needs[-1])
+        add_products(call, gradients, needs, everything, words, dz)
         if sums is not None:
             gradients[-1][words] = sums
     return finished(call, gradients)
