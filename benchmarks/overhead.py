@@ -49,8 +49,7 @@ LAUNCHERS = {
     "attention": ("forward", "backward"),
     "mlp": ("hidden", "output", "d_hidden"),
     "lora": ("forward", "backward"),
-    "linear_lse": ("forward",),
-    "linear_lse_backward": ("logits_gradient",),
+    "linear_lse": ("forward", "logits_gradient"),
     "logit_loss": ("fill_losses",),
     "embedding": ("lookup",),
 }

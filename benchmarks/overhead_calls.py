@@ -197,7 +197,7 @@ CALLS = (
         lambda x, impl: ops.linear_cross_entropy(x["h"], x["weight"], x["targets"], impl=impl),
         lambda x: F.cross_entropy(F.linear(x["h"], x["weight"]), x["targets"]),
         "linear, cross_entropy",
-        implementation="vendor",
+        implementation="cublas",
     ),
     Call(
         "linear_cross_entropy",

@@ -26,7 +26,7 @@ from fastgrow.growth.freeze import select_active
 from fastgrow.growth.lora import merge_lora
 from fastgrow.growth.plan import StagePlan, make_plan
 from fastgrow.nn import Decoder, DecoderConfig
-from fastgrow.ops._linear_lse_chunked import FEW_ELEMENTS
+from fastgrow.ops.heads import loss_workspace
 from fastgrow.report import table_text
 from fastgrow.training import TrainConfig, Trainer
 
@@ -174,7 +174,9 @@ def _flops(model: Decoder, ids: torch.Tensor) -> int:
         model.loss(ids, ids).backward()
     model.zero_grad(set_to_none=True)
     total: int = counter.get_total_flops()
-    if ids.numel() * model.vocab_size > FEW_ELEMENTS:
+    shape = ids.numel(), model.config.d_model, model.vocab_size
+    loss = loss_workspace(*shape, itemsize=4, device=model.device.type, head_bytes=0)
+    if loss.implementation != "eager":
         # Logits are made some rows at a time there, within one call.
         total += 3 * 2 * ids.numel() * model.vocab_size * model.config.d_model
     return total

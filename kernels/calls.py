@@ -156,6 +156,80 @@ class LoraGradient(NamedTuple):
     scale: float
 
 
+class LseCall(NamedTuple):
+    """`linear_lse_gather` of z = Σ_k h[k] · weight[k]ᵀ + bias, and of every call on linear heads.
+
+    Args:
+        h: [N, d_k] each.
+        weight: [V, d_k] each.
+        bias: [V].
+        targets: [N].
+        with_mean: whether the mean logit of each row is wanted too.
+    """
+
+    h: list[Tensor]
+    weight: list[Tensor]
+    bias: Tensor | None
+    targets: Tensor
+    with_mean: bool = False
+
+
+class LseGradientCall(NamedTuple):
+    """The backward pass of an `LseCall`.
+
+    Args:
+        lse: [N], what the forward pass gave.
+        dlse, dtarget, dmean: [N], the gradients of its results.
+        needs: whether each h, each weight and the bias need a gradient.
+    """
+
+    h: list[Tensor]
+    weight: list[Tensor]
+    bias: Tensor | None
+    targets: Tensor
+    lse: Tensor
+    dlse: Tensor
+    dtarget: Tensor
+    dmean: Tensor | None
+    needs: list[bool]
+
+
+class HeadLossCall(NamedTuple):
+    """`linear_cross_entropy` of heads as in an `LseCall`."""
+
+    h: list[Tensor]
+    weight: list[Tensor]
+    bias: Tensor | None
+    targets: Tensor
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+class KlCall(NamedTuple):
+    """`linear_kl` of one head, as in an `LseCall`, to the sum of its teachers' shares.
+
+    Args:
+        teacher_h: [N, d_k] each.
+        teacher_weight: [V, d_k] each.
+        teacher_bias: [V] each, or None.
+        shares: of each teacher.
+        counts: [N] bool, the rows that count.
+    """
+
+    h: list[Tensor]
+    weight: list[Tensor]
+    bias: Tensor | None
+    teacher_h: list[Tensor]
+    teacher_weight: list[Tensor]
+    teacher_bias: list[Tensor | None]
+    shares: list[float]
+    counts: Tensor
+    temperature: float
+    reduction: str
+
+
 class EmbeddingCall(NamedTuple):
     """`embedding` of ids [...].
 

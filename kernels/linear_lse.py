@@ -1,48 +1,69 @@
-"""Log-sum-exp and target logit of a head, tile by tile; the logits never leave the registers.
+"""Launchers of the kernels of `linear_lse_gather`, and the tiles that they take.
 
-Each program makes one tile of rows and words and leaves the log-sum-exp of its words for each of
-its rows, so the words are split over as many programs as there are tiles, whether there is one row
-or a hundred thousand. A second kernel merges what the tiles left: N · V / 256 numbers.
+Both take a call's record. The heads' tensors are read where they lie.
 """
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
-import triton
-import triton.language as tl
+from torch import Tensor
 
-from fastgrow.kernels.common import LN_2, LOG2_E, cdiv, on_device_of
-from fastgrow.kernels.linear_logits import Product, Tiles, logits_tile, tile_of, tiles_for
+from fastgrow.kernels.calls import LseCall, LseGradientCall
+from fastgrow.kernels.common import (
+    INTERPRETED,
+    as_strided_rows,
+    cdiv,
+    dot_precision,
+    on_device_of,
+)
+from fastgrow.kernels.gpu import capability_of
+from fastgrow.kernels.linear_lse_backward import gradient_kernel
+from fastgrow.kernels.linear_lse_forward import lse_kernel, merge_kernel
+from fastgrow.kernels.matmul import MatmulTiles
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
-LOG2_E_ = tl.constexpr(LOG2_E)
-LN_2_ = tl.constexpr(LN_2)
+SMALL = 64  # rows to which a launch counts as small
 # Tiles and rows that the merging kernel reads at a time.
 MERGE_TILES, MERGE_ROWS = 64, 32
 
+C = TypeVar("C", LseCall, LseGradientCall)
 
-def forward(
-    product: Product, targets: torch.Tensor, *, with_mean: bool, tiles: Tiles | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def readable(call: C) -> C:
+    """The call as the kernels read it; copies only what is not contiguous in a row."""
+    h, weight, bias, targets, *rest = call
+    return type(call)(
+        [as_strided_rows(x) for x in h],
+        [as_strided_rows(w) for w in weight],
+        None if bias is None else bias.contiguous(),
+        targets.contiguous(),
+        *rest,
+    )
+
+
+def forward(call: LseCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """lse, target logit (0 without one) and mean logit (empty unless asked for), in fp32."""
-    n, vocabulary = product.rows, product.vocabulary
-    h = product.h[0]
+    call = readable(call)
+    h, with_mean = call.h[0], call.with_mean
+    n, vocabulary = h.shape[0], call.weight[0].shape[0]
     lse, mean = (h.new_empty(size, dtype=torch.float32) for size in (n, n if with_mean else 0))
     target_logit = h.new_zeros(n, dtype=torch.float32)
     if n == 0:
         return lse, target_logit, mean
-    tiles = tiles or tiles_for("linear_lse", product)
+    tiles = tiles or tiles_for("linear_lse", h)
     count = cdiv(vocabulary, tiles.block_n)
     parts = h.new_empty(2 if with_mean else 1, count, n, dtype=torch.float32)
     with on_device_of(h):
         lse_kernel[(cdiv(n, tiles.block_m) * count,)](
-            targets=targets,
+            targets=call.targets,
             parts=parts,
             target_logit=target_logit,
             rows=n,
             vocabulary=vocabulary,
             WITH_MEAN=with_mean,
-            **product.arguments(),
-            **product.constants(tiles),
+            **_arguments(call, tiles),
         )
         merge_kernel[(cdiv(n, MERGE_ROWS),)](
             parts, lse, mean, n, vocabulary, count,
@@ -51,90 +72,95 @@ def forward(
     return lse, target_logit, mean
 
 
-@triton.jit(do_not_specialize=["rows"])
-def lse_kernel(
-    hs,
-    weights,
-    bias,
-    h_strides,
-    weight_strides,
-    widths,
-    targets,
-    parts,
-    target_logit,
-    rows,
-    vocabulary,
-    WITH_MEAN: tl.constexpr,
-    HEADS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    tile_m, tile_n = tile_of(rows, vocabulary, BLOCK_M, BLOCK_N, GROUP_M)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    z = logits_tile(
-        hs, weights, bias, h_strides, weight_strides, widths,
-        tl.minimum(row, rows - 1), tl.minimum(column, vocabulary - 1),
-        HEADS, WHOLE, PRECISION, INTERPRETED, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    is_row = row < rows
-    target = tl.load(targets + row, mask=is_row, other=-1)
-    first = tile_n * BLOCK_N
-    is_here = (target >= first) & (target < min(first + BLOCK_N, vocabulary))
-    # Most tiles of a large vocabulary hold few of their rows' targets.
-    if tl.max(is_here.to(tl.int32), 0) > 0:
-        place = tl.where(is_here, target - first, -1).to(tl.int32)
-        chosen = tl.where(tl.arange(0, BLOCK_N)[None, :] == place[:, None], z, 0.0)
-        tl.store(target_logit + row, tl.sum(chosen, 1), mask=is_here)
-    part = parts + tile_n.to(tl.int64) * rows + row
-    if WITH_MEAN:
-        total = tl.sum(tl.where((column < vocabulary)[None, :], z, 0.0), 1)
-        tl.store(part + tl.cast(tl.cdiv(vocabulary, BLOCK_N), tl.int64) * rows, total, mask=is_row)
-    if first + BLOCK_N > vocabulary:
-        z = tl.where((column < vocabulary)[None, :], z, float("-inf"))
-    # In powers of two. Infinite logits give infinite sums only with a finite pivot.
-    pivot = tl.max(z, 1) * LOG2_E_
-    pivot = tl.where(tl.abs(pivot) == float("inf"), 0.0, pivot)
-    sums = tl.sum(tl.exp2(z * LOG2_E_ - pivot[:, None]), 1)
-    tl.store(part, (pivot + tl.log2(sums)) * LN_2_, mask=is_row)
+def logits_gradient(
+    call: LseGradientCall,
+    first: int,
+    out: Tensor,
+    *,
+    with_sums: bool,
+    tiles: MatmulTiles | None = None,
+) -> Tensor | None:
+    """Write dz of the words from `first` on into `out` [N, words], whose rows are contiguous.
+
+    Args:
+        call: as `readable` gives it.
+
+    Returns:
+        Sums of dz over the rows, [words] in fp32, with `with_sums`.
+    """
+    n, words = out.shape
+    tiles = tiles or tiles_for("linear_lse_gradient", call.h[0])
+    blocks = cdiv(n, tiles.block_m)
+    sums = out.new_empty(blocks, words, dtype=torch.float32) if with_sums else None
+    with on_device_of(out):
+        gradient_kernel[(blocks * cdiv(words, tiles.block_n),)](
+            targets=call.targets,
+            lse=call.lse,
+            dlse=call.dlse,
+            dtarget=call.dtarget,
+            dmean=call.dmean,
+            out=out,
+            sums=sums,
+            out_stride=out.stride(0),
+            rows=n,
+            first=first,
+            words=words,
+            vocabulary=call.weight[0].shape[0],
+            **_arguments(call, tiles),
+        )
+    return None if sums is None else sums.sum(0)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def merge_kernel(
-    parts,
-    lse,
-    mean,
-    rows,
-    vocabulary,
-    count,
-    WITH_MEAN: tl.constexpr,
-    TILES: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    is_row = row < rows
-    highest = tl.full([ROWS], float("-inf"), tl.float32)
-    sums = tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    for start in range(0, count, TILES):
-        tile = start + tl.arange(0, TILES)
-        inside = (tile < count)[:, None] & is_row[None, :]
-        at = tile.to(tl.int64)[:, None] * rows + row[None, :]
-        part = tl.load(parts + at, mask=inside, other=float("-inf")) * LOG2_E_
-        above = tl.maximum(highest, tl.max(part, 0))
-        pivot = tl.where(tl.abs(above) == float("inf"), 0.0, above)
-        before = tl.where(highest == float("-inf"), 0.0, sums * tl.exp2(highest - pivot))
-        sums = before + tl.sum(tl.exp2(part - pivot[None, :]), 0)
-        highest = above
-        if WITH_MEAN:
-            sum_at = parts + tl.cast(count, tl.int64) * rows + at
-            total += tl.sum(tl.load(sum_at, mask=inside, other=0.0), 0)
-    pivot = tl.where(tl.abs(highest) == float("inf"), 0.0, highest)
-    tl.store(lse + row, (pivot + tl.log2(sums)) * LN_2_, mask=is_row)
-    if WITH_MEAN:
-        tl.store(mean + row, total / vocabulary, mask=is_row)
+def _arguments(call: LseCall | LseGradientCall, tiles: MatmulTiles) -> dict[str, Any]:
+    """What both kernels take of the heads and their tiles."""
+    h, weight = tuple(call.h), tuple(call.weight)
+    widths = tuple(x.shape[1] for x in h)
+    return {
+        "hs": h,
+        "weights": weight,
+        "bias": call.bias,
+        "h_strides": tuple(x.stride(0) for x in h),
+        "weight_strides": tuple(w.stride(0) for w in weight),
+        "widths": widths,
+        "HEADS": len(h),
+        "WHOLE": all(width % tiles.block_k == 0 for width in widths),
+        "PRECISION": dot_precision(h[0].dtype),
+        "INTERPRETED": INTERPRETED,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_K": tiles.block_k,
+        "GROUP_M": tiles.group_m,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+
+
+def key(dtype: torch.dtype, rows: int) -> str:
+    """Under which a table holds tiles. Products of a few rows are bound by reading the weight."""
+    return f"{NAMES[dtype]}/N={SMALL if rows <= SMALL else 8192}"
+
+
+def tiles_for(kernel: str, h: Tensor) -> MatmulTiles:
+    """The table's tiles of `linear_lse` or `linear_lse_gradient`, or those of a rule."""
+    return _tiles(kernel, h.dtype, SMALL if h.shape[0] <= SMALL else SMALL + 1, h.device)
+
+
+@chosen_once
+def _tiles(kernel: str, dtype: torch.dtype, rows: int, device: torch.device) -> MatmulTiles:
+    found = measured(kernel, key(dtype, rows), device, MatmulTiles)
+    return found or default_tiles(kernel, dtype, rows, capability_of(device))
+
+
+def default_tiles(kernel: str, dtype: torch.dtype, rows: int, capability: int) -> MatmulTiles:
+    """The largest tiles whose sums stay in registers: traffic from L2 falls with their edges."""
+    if INTERPRETED:
+        return MatmulTiles(128, 256, 256, 8, 4, 1)
+    if dtype == torch.float32:
+        return MatmulTiles(64, 64, 32, 8, 4, 2)
+    if rows <= SMALL:
+        return MatmulTiles(64, 128, 64, 1, 4, 4)
+    if capability != 90:
+        return MatmulTiles(128, 128, 64, 8, 8, 3)
+    # The gradient needs registers for the addresses that it is stored to.
+    wide, high = MatmulTiles(128, 256, 64, 8, 8, 3), MatmulTiles(256, 128, 64, 8, 8, 3)
+    return high if "gradient" in kernel else wide

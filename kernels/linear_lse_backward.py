@@ -8,56 +8,13 @@ with it are made in.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import LOG2_E, cdiv, on_device_of
-from fastgrow.kernels.linear_logits import Product, Tiles, logits_tile, tile_of, tiles_for
+from fastgrow.kernels.common import LOG2_E
+from fastgrow.kernels.linear_logits import logits_tile, tile_of
 
 LOG2_E_ = tl.constexpr(LOG2_E)
-
-
-def logits_gradient(
-    product: Product,
-    targets: torch.Tensor,
-    lse: torch.Tensor,
-    dlse: torch.Tensor,
-    dtarget: torch.Tensor,
-    dmean: torch.Tensor | None,
-    first: int,
-    out: torch.Tensor,
-    *,
-    with_sums: bool,
-    tiles: Tiles | None = None,
-) -> torch.Tensor | None:
-    """Write dz of the words from `first` on into `out` [N, words], whose rows are contiguous.
-
-    Returns:
-        Sums of dz over the rows, [words] in fp32, with `with_sums`.
-    """
-    n, words = out.shape
-    tiles = tiles or tiles_for("linear_lse_gradient", product)
-    blocks = cdiv(n, tiles.block_m)
-    sums = out.new_empty(blocks, words, dtype=torch.float32) if with_sums else None
-    with on_device_of(out):
-        gradient_kernel[(blocks * cdiv(words, tiles.block_n),)](
-            targets=targets,
-            lse=lse,
-            dlse=dlse,
-            dtarget=dtarget,
-            dmean=dmean,
-            out=out,
-            sums=sums,
-            out_stride=out.stride(0),
-            rows=n,
-            first=first,
-            words=words,
-            vocabulary=product.vocabulary,
-            **product.arguments(),
-            **product.constants(tiles),
-        )
-    return None if sums is None else sums.sum(0)
 
 
 @triton.jit(do_not_specialize=["rows"])

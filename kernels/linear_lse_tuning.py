@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from fastgrow.kernels.linear_logits import SMALL, Tiles, default_tiles, key, product
-from fastgrow.kernels.linear_lse import forward
-from fastgrow.kernels.linear_lse_backward import logits_gradient
+from fastgrow.kernels.calls import LseCall, LseGradientCall
+from fastgrow.kernels.linear_lse import SMALL, default_tiles, forward, key, logits_gradient
+from fastgrow.kernels.matmul import MatmulTiles
 from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
@@ -45,14 +45,14 @@ SHAPES = {
 }
 
 
-def tunables(capability: int) -> list[Tunable[Tiles]]:
+def tunables(capability: int) -> list[Tunable[MatmulTiles]]:
     """Both kernels, on many rows and on few."""
     return [
         Tunable(
             kernel=kernel,
             bucket=key(DTYPE, rows),
             default=default_tiles(kernel, DTYPE, rows, capability),
-            others=[Tiles(*shape) for shape in shapes],
+            others=[MatmulTiles(*shape) for shape in shapes],
             function=FUNCTIONS[kernel],
             prepare=functools.partial(_prepare, kernel, rows),
             capability=capability,
@@ -62,7 +62,7 @@ def tunables(capability: int) -> list[Tunable[Tiles]]:
     ]
 
 
-def _prepare(kernel: str, rows: int, device: str) -> Callable[[Tiles], object]:
+def _prepare(kernel: str, rows: int, device: str) -> Callable[[MatmulTiles], object]:
     """One head with a bias, on random tensors.
 
     Logits are as small as a head's, and a word's gradient as large as a target's: beside others of
@@ -73,19 +73,18 @@ def _prepare(kernel: str, rows: int, device: str) -> Callable[[Tiles], object]:
         return torch.randn(shape, dtype=DTYPE, device=device)
 
     weight = random(VOCABULARY, WIDTH) * WIDTH**-0.5
-    pairs = product([random(rows, WIDTH)], [weight], random(VOCABULARY))
+    heads = [random(rows, WIDTH)], [weight], random(VOCABULARY)
     if kernel == "linear_lse":
-        targets = torch.randint(VOCABULARY, (rows,), device=device)
-        return lambda tiles: forward(pairs, targets, with_mean=False, tiles=tiles)
+        call = LseCall(*heads, torch.randint(VOCABULARY, (rows,), device=device))
+        return lambda tiles: forward(call, tiles=tiles)
     targets = torch.randint(SLICE, (rows,), device=device)
     row = torch.ones(rows, device=device)
     # The logits' variance is 2: of the product and of the bias.
     lse = (math.log(VOCABULARY) + 1) * row
-    gradients = (VOCABULARY * row, -row, None)
+    gradient = LseGradientCall(*heads, targets, lse, VOCABULARY * row, -row, None, [])
     out = torch.empty(rows, SLICE, dtype=DTYPE, device=device)
 
-    def launch(tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor | None]:
-        sums = logits_gradient(pairs, targets, lse, *gradients, 0, out, with_sums=True, tiles=tiles)
-        return out, sums
+    def launch(tiles: MatmulTiles) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return out, logits_gradient(gradient, 0, out, with_sums=True, tiles=tiles)
 
     return launch

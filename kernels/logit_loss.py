@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fastgrow.kernels.calls import HeadLossCall
 from fastgrow.kernels.common import LN_2, LOG2_E, next_power_of_2, on_device_of
 
 LOG2_E_ = tl.constexpr(LOG2_E)
@@ -21,37 +22,35 @@ BLOCK = 4096
 
 
 def fill_losses(
+    call: HeadLossCall,
+    rows: slice,
     logits: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
     share: torch.Tensor,
     losses: torch.Tensor,
-    *,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
     gradient: torch.Tensor | None,
 ) -> None:
-    """Fill `losses` [N] and, unless it is None, `gradient` [N, V] of logits [N, V].
+    """Fill `losses[rows]` and, unless it is None, `gradient`, of the logits of some rows.
 
     The loss is 0 where the target is ignored, and NaN where it is neither that nor in [0, V).
 
     Args:
-        logits: [N, V], contiguous rows.
+        call: its h and weight are not read.
+        logits: [rows, V], contiguous rows; without the bias.
         share: [N] fp32, by how much each row's loss counts in the one that is differentiated.
-        gradient: contiguous rows; may be `logits` itself.
+        losses: [N].
+        gradient: as the logits; may be `logits` itself.
     """
     n, vocabulary = logits.shape
     if n == 0:
         return
-    bias = None if bias is None else bias.contiguous()
+    bias = None if call.bias is None else call.bias.contiguous()
     block = min(BLOCK, next_power_of_2(vocabulary))
     with on_device_of(logits):
         loss_kernel[(n,)](
-            logits, bias, targets, share, losses, gradient,
+            logits, bias, call.targets[rows].contiguous(), share[rows], losses[rows], gradient,
             logits.stride(0), 0 if gradient is None else gradient.stride(0), vocabulary,
-            ignore_index, label_smoothing, z_loss,
-            SMOOTH=label_smoothing > 0, BLOCK=block, num_warps=8,
+            call.ignore_index, call.label_smoothing, call.z_loss,
+            SMOOTH=call.label_smoothing > 0, BLOCK=block, num_warps=8,
         )  # fmt: skip
 
 

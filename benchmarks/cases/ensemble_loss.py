@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.case import Case, Family, Inputs, Output, Run, Shape, Work, Yardstick
-from fastgrow.ops import _logit_tiles, linear_cross_entropy
-from fastgrow.ops._heads import Heads
+from fastgrow.kernels.calls import LseCall
+from fastgrow.ops.heads import linear_cross_entropy, logit_tiles
+from fastgrow.ops.heads.heads import targets_in
 
 CHUNK_ELEMENTS = 1 << 23  # logits of a chunk of rows, 32 MB in float32
 
@@ -52,8 +53,10 @@ def _tile_loop(inputs: Inputs) -> Tensor:
     """The tiles of ours with torch's log-sum-exp."""
     targets = inputs["targets"]
     parts, logit = [], torch.zeros_like(inputs["h"][0][:, 0])
-    for tile in _logit_tiles.tiles(Heads(_scaled(inputs), inputs["weight"], None)):
-        here, index = _logit_tiles.targets_in(targets[tile.rows], tile.columns)
+    for tile in logit_tiles.tiles(
+        LseCall(_scaled(inputs), inputs["weight"], None, inputs["targets"])
+    ):
+        here, index = targets_in(targets[tile.rows], tile.columns)
         logit[tile.rows] += torch.where(here, tile.z.gather(1, index).squeeze(1), 0)
         parts.append((tile.rows, tile.z.logsumexp(1)))
     starts = sorted({rows.start for rows, _ in parts})
@@ -62,8 +65,8 @@ def _tile_loop(inputs: Inputs) -> Tensor:
 
 
 def _products(inputs: Inputs) -> Output:
-    heads = Heads(_scaled(inputs), inputs["weight"], None)
-    for tile in _logit_tiles.tiles(heads):
+    call = LseCall(_scaled(inputs), inputs["weight"], None, inputs["targets"])
+    for tile in logit_tiles.tiles(call):
         z = tile.z
     return z
 

@@ -20,7 +20,7 @@ from fastgrow.compose.mixing import in_one_dtype
 from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
 from fastgrow.errors import ArgumentError
 from fastgrow.nn import Decoder, LMHead
-from fastgrow.ops.experts import reduced
+from fastgrow.ops.heads import reduced
 
 _NO_TARGET = -100
 

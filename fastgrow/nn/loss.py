@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastgrow import ops
 from fastgrow.errors import argument_error
-from fastgrow.ops.linear_cross_entropy import REDUCTIONS
+from fastgrow.ops.heads import REDUCTIONS
 
 
 class LinearCrossEntropyLoss(nn.Module):

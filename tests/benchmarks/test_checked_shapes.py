@@ -15,7 +15,7 @@ from fastgrow.ops.core import dispatch, triton_support
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fastgrow.kernels import attention, compile_offline, linear_logits, mlp, norm
+from fastgrow.kernels import attention, compile_offline, linear_lse, mlp, norm
 from fastgrow.kernels.attention import bucket, decode_bucket
 from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.gpu import assumed
@@ -85,7 +85,7 @@ def test_the_same_tiles() -> None:
             return [
                 bucket(BF16, s["d"] // s["H"], s["T"]),
                 mlp.bucket(BF16, "gelu", s["d"], 4 * s["d"], tokens),
-                linear_logits.key(BF16, tokens),
+                linear_lse.key(BF16, tokens),
                 norm.bucket(BF16, s["d"]),
             ]
         if name == "attention":
@@ -95,7 +95,7 @@ def test_the_same_tiles() -> None:
         if case.family.op == "mlp":
             return [mlp.bucket(BF16, "gelu", s["d"], 4 * s["d"], s["N"])]
         if name in ("linear_cross_entropy", "linear_kl"):
-            return [linear_logits.key(BF16, s["N"])]
+            return [linear_lse.key(BF16, s["N"])]
         return []
 
     for case in CASES:

@@ -22,7 +22,7 @@ from benchmarks.cases import (
 pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not installed")
 
 from fastgrow.kernels import attention as launchers
-from fastgrow.kernels import linear_logits as head
+from fastgrow.kernels import linear_lse as head
 from fastgrow.kernels import lora, norm
 from fastgrow.kernels import mlp as feed_forward
 from fastgrow.kernels.tuned import tuning_modules

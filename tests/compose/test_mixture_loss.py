@@ -25,7 +25,8 @@ from fastgrow.compose import (
 )
 from fastgrow.nn import Decoder, DecoderConfig
 from fastgrow.nn.sampling import Sampler
-from fastgrow.ops import _linear_cross_entropy_fused, _linear_lse_chunked, _logit_tiles
+from fastgrow.ops.heads import call as heads_call
+from fastgrow.ops.heads import chunked, logit_tiles
 from fastgrow.substrate import Substrate
 
 MIXTURES: list[Rule] = [ProbabilityMean({"a": 1, "b": 3}), Posterior(forgetting=0.9), TopK(1)]
@@ -43,9 +44,9 @@ def test_gradients_without_logits_are_those_of_the_formula(
     rule: Rule, substrate: Substrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few logits would be made at once: here they are made in chunks, as many would be."""
-    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)
-    monkeypatch.setattr(_linear_cross_entropy_fused, "MAX_ROWS", 20)
-    monkeypatch.setattr(_logit_tiles, "MAX_ROWS", 20)
+    monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)
+    monkeypatch.setattr(chunked, "MAX_ROWS", 20)
+    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 20)
     ensemble = Ensemble(pair(substrate), rule)
     ids = random_text(substrate, 4)
     targets = ids.roll(-1, 1).masked_fill(ids == substrate.pad_id, -100)

@@ -12,9 +12,7 @@ attention = pytest.importorskip("fastgrow.kernels.attention", reason="triton is 
 
 from fastgrow.kernels import (  # noqa: E402
     embedding,
-    linear_logits,
     linear_lse,
-    linear_lse_backward,
     lora,
     mlp,
     norm,
@@ -22,8 +20,11 @@ from fastgrow.kernels import (  # noqa: E402
 from fastgrow.kernels.calls import (  # noqa: E402
     AttentionCall,
     EmbeddingCall,
+    HeadLossCall,
     LoraCall,
     LoraGradient,
+    LseCall,
+    LseGradientCall,
     MlpHidden,
     MlpHiddenGradient,
     MlpOutput,
@@ -125,17 +126,14 @@ def test_embedding() -> None:
 
 def test_loss_of_a_head() -> None:
     words = 1024
-    pairs = linear_logits.product([empty(ROWS, WIDTH)], [empty(words, WIDTH)], None)
+    heads = [empty(ROWS, WIDTH)], [empty(words, WIDTH)], None
     targets, row, out = empty(ROWS, dtype=torch.int64), empty(ROWS, dtype=F32), empty(ROWS, words)
 
     def step() -> None:
-        linear_lse.forward(pairs, targets, with_mean=True)
-        linear_lse_backward.logits_gradient(
-            pairs, targets, row, row, row, row, 0, out, with_sums=True
-        )
-        fill_losses(
-            out, None, targets, row, row,
-            ignore_index=-100, label_smoothing=0.1, z_loss=0.0, gradient=out,
-        )  # fmt: skip
+        linear_lse.forward(LseCall(*heads, targets, True))
+        gradient = LseGradientCall(*heads, targets, row, row, row, row, [])
+        linear_lse.logits_gradient(gradient, 0, out, with_sums=True)
+        loss = HeadLossCall(*heads, targets, label_smoothing=0.1)
+        fill_losses(loss, slice(0, ROWS), out, row, row, out)
 
     check(step, "lse_kernel", "merge_kernel", "gradient_kernel", "loss_kernel")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from cross_compile import SHARED_LIMIT, TARGETS, Launch, compile_for, recorded
 
-logits = pytest.importorskip("fastgrow.kernels.linear_logits", reason="triton is not installed")
+linear_lse = pytest.importorskip("fastgrow.kernels.linear_lse", reason="triton is not installed")
 
-from fastgrow.kernels import linear_lse, linear_lse_backward, linear_lse_tuning  # noqa: E402
+from fastgrow.kernels import linear_lse_tuning  # noqa: E402
+from fastgrow.kernels.calls import HeadLossCall, LseCall, LseGradientCall  # noqa: E402
 from fastgrow.kernels.logit_loss import fill_losses  # noqa: E402
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -34,33 +35,26 @@ def launches(
     vocabulary: int = VOCABULARY,
 ) -> list[Launch]:
     """Everything that both ways to a loss launch."""
-    pairs = logits.product(
+    given = (
         [empty(rows, width, dtype=dtype)] * heads,
         [empty(vocabulary, width, dtype=dtype)] * heads,
         empty(vocabulary, dtype=dtype) if bias else None,
     )
     targets, row = empty(rows, dtype=torch.int64), empty(rows)
     forward, gradient = (
-        logits.default_tiles(name, dtype, rows, capability)
+        linear_lse.default_tiles(name, dtype, rows, capability)
         for name in ("linear_lse", "linear_lse_gradient")
     )
 
     def step() -> None:
-        linear_lse.forward(pairs, targets, with_mean=mean, tiles=forward)
+        linear_lse.forward(LseCall(*given, targets, mean), tiles=forward)
         out = empty(rows, min(WORDS, vocabulary), dtype=dtype)
-        linear_lse_backward.logits_gradient(
-            *(pairs, targets, row, row, row, row if mean else None, 0, out),
-            with_sums=bias,
-            tiles=gradient,
-        )
+        backward = LseGradientCall(*given, targets, row, row, row, row if mean else None, [])
+        linear_lse.logits_gradient(backward, 0, out, with_sums=bias, tiles=gradient)
         dz = empty(2048, vocabulary, dtype=dtype)
-        fill_losses(
-            *(dz.float() if heads > 1 else dz, pairs.bias, targets, row, row),
-            ignore_index=-100,
-            label_smoothing=0.1 if mean else 0.0,
-            z_loss=0.0,
-            gradient=dz,
-        )
+        loss = HeadLossCall(*given, targets, label_smoothing=0.1 if mean else 0.0)
+        part = slice(0, len(dz))
+        fill_losses(loss, part, dz.float() if heads > 1 else dz, row, row, dz)
 
     return recorded(step)
 

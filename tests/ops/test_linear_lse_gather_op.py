@@ -11,28 +11,23 @@ from torch import Tensor
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
-from fastgrow.ops import (
-    _linear_cross_entropy_fused,
-    _linear_lse_chunked,
-    _logit_tiles,
-    linear_cross_entropy,
-    linear_lse_gather,
-    merge_lse,
-)
-from fastgrow.ops._heads import Heads
+from fastgrow.kernels.calls import LseCall
+from fastgrow.ops import linear_cross_entropy, linear_lse_gather, merge_lse
 from fastgrow.ops.core import triton_support
 from fastgrow.ops.core.dispatch import OPERATIONS, Explanation
+from fastgrow.ops.heads import call as heads_call
+from fastgrow.ops.heads import chunked, logit_tiles
 
 N, VOCABULARY = 15, 13
 WIDTHS = (6, 4, 6)
 
 
-@pytest.fixture(params=["eager", "vendor"])
+@pytest.fixture(params=["eager", "chunked"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_linear_cross_entropy_fused, "MIN_ROWS", 1)
-    monkeypatch.setattr(_linear_cross_entropy_fused, "MAX_ROWS", 7)
-    monkeypatch.setattr(_logit_tiles, "MAX_ROWS", 7)
-    monkeypatch.setattr(_logit_tiles, "TILE_ELEMENTS", 35)
+    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
+    monkeypatch.setattr(chunked, "MAX_ROWS", 7)
+    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 7)
+    monkeypatch.setattr(logit_tiles, "TILE_ELEMENTS", 35)
     return request.param
 
 
@@ -99,6 +94,47 @@ def test_heads_are_averaged(impl: str, form: str) -> None:
     assert_gradients([loss], [F.cross_entropy(averaged(h, weight, bias, mix), targets)], leaves)
 
 
+def test_a_number_0_leaves_its_head_out(impl: str) -> None:
+    """Whatever its tensors hold; without any head that counts, all logits are 0."""
+    h, weight, bias, targets = several()
+    wild = [x.detach().clone() for x in (h[1], weight[1], bias[1])]
+    for x in wild:
+        x[0] = float("inf")
+    wild[0].requires_grad_()
+    given = [h[0], wild[0], h[2]], [weight[0], wild[1], weight[2]], targets
+    got = linear_lse_gather(*given, [bias[0], wild[2], bias[2]], mix=[0.5, 0.0, 2.0], impl=impl)
+    logits = averaged(h, weight, bias, [0.5, 0.0, 2.0])
+    want = logits.logsumexp(-1), logits.gather(-1, targets[:, None]).squeeze(-1)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+    assert_gradients(got, want, [h[0], h[2], weight[0], weight[2], bias[0], bias[2]])
+    loss = linear_cross_entropy(*given, mix=[0.5, 0.0, 2.0], impl=impl)
+    assert torch.autograd.grad(loss, wild[0], allow_unused=True) == (None,)
+    assert loss.isfinite()
+    nothing, _ = linear_lse_gather(h, weight, targets, bias, mix=[0.0] * 3, impl=impl)
+    torch.testing.assert_close(nothing, torch.full_like(nothing, VOCABULARY).log())
+
+
+@pytest.mark.parametrize("form", ["tensor", "rows"])
+def test_a_tensor_s_0_takes_infinities_out(impl: str, form: str) -> None:
+    """Its own gradient is that of the finite numbers; NaN anywhere would differ from itself."""
+    h, weight, bias, targets = several()
+    mix = torch.full((3,) if form == "tensor" else (N, 3), 0.5, dtype=torch.float64)
+    mix[..., 1] = 0
+    if form == "rows":
+        mix[1:, 1] = 0.25
+    wild = h[1].detach().clone()
+    wild[0] = float("nan")
+    wild[0, 0] = float("inf")
+    leaves = [h[0], wild.requires_grad_(), *weight, mix.requires_grad_()]
+    got = linear_lse_gather([h[0], wild, h[2]], weight, targets, bias, mix=mix, impl=impl)
+    logits = averaged([h[0], wild.nan_to_num(0.0, 0.0, 0.0), h[2]], weight, bias, mix)
+    want = logits.logsumexp(-1), logits.gather(-1, targets[:, None]).squeeze(-1)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+    assert_gradients(got, want, leaves)
+
+
 def test_some_heads_without_bias(impl: str) -> None:
     h, weight, bias, targets = several()
     rows = random(N, 3, seed=41)
@@ -127,7 +163,7 @@ def test_no_head_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "mm", seen(mm))
     monkeypatch.setattr(torch, "addmm", seen(torch.addmm))
     monkeypatch.setattr(Tensor, "addmm_", seen(addmm_))
-    linear_cross_entropy(h, weight, targets, bias, impl="vendor").backward()
+    linear_cross_entropy(h, weight, targets, bias, impl="chunked").backward()
     assert {w.data_ptr() for w in weight} <= addresses
 
 
@@ -169,15 +205,15 @@ def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision, given or of autocast, takes the kernels whatever the rows' alignment."""
     monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
     monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
-    monkeypatch.setattr(_linear_lse_chunked, "FEW_ELEMENTS", 0)  # a rule for CPUs
+    monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)  # a rule for CPUs
     targets = torch.zeros(4, dtype=torch.int64)
 
     def explained(width: int, dtype: torch.dtype, count: int = 1) -> Explanation:
         h, weight = torch.zeros(4, width, dtype=dtype), torch.zeros(9, width, dtype=dtype)
-        heads = Heads([h] * count, [weight] * count, None)
-        return OPERATIONS["linear_lse_gather"].explain(heads, targets, False)
+        call = LseCall([h] * count, [weight] * count, None, targets)
+        return OPERATIONS["linear_lse_gather"].explain(call)
 
-    assert explained(20, torch.float32).active == "vendor"
+    assert explained(20, torch.float32).active == "chunked"
     assert explained(20, torch.bfloat16).active == "triton"
     with torch.autocast("cpu", torch.bfloat16):
         assert explained(20, torch.float32).active == "triton"
@@ -224,7 +260,7 @@ def test_gradient_of_the_formula() -> None:
 
 def test_double_backward_is_refused() -> None:
     h, weight = random(3, 6), random(VOCABULARY, 6, seed=1)
-    lse, _ = linear_lse_gather(h, weight, torch.arange(3), impl="vendor")
+    lse, _ = linear_lse_gather(h, weight, torch.arange(3), impl="chunked")
     with pytest.raises(ArgumentError, match="linear_lse_gather: its gradient cannot be diff"):
         torch.autograd.grad(lse.sum(), h, create_graph=True)
 
@@ -240,7 +276,7 @@ def test_operators_are_registered_well() -> None:
     backward = operators.linear_lse_chunked_backward.default
     needs = [True] * 7
     torch.library.opcheck(backward, (h, weight, bias[0], targets, row, row, row, row, needs))
-    needs = [False, True] * 3
+    needs = [False, True] * 3 + [False]
     torch.library.opcheck(backward, (h, weight, None, targets, row, row, row, None, needs))
 
 
@@ -272,7 +308,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"bias": [None] * 3}, r"bias must be a list of 2, one for each h, got 3"),
     ({"weight": [torch.zeros(7, 6), torch.zeros(8, 4)]}, r"weight\[1\] must be of shape \[7, 4\]"),
     ({"weight": [torch.zeros(7, 6), torch.zeros(7, 5)]}, r"weight\[1\] must be of shape \[7, 4\]"),
-    ({"h": [torch.zeros(3, 6), torch.zeros(2, 4)]}, r"h\[1\] must be of shape \[3, 'd'\]"),
+    ({"h": [torch.zeros(3, 6), torch.zeros(2, 4)]}, r"h\[1\] must be of shape \[3, d\]"),
     ({"h": [torch.zeros(3, 6), torch.zeros(3, 4).double()]}, r"h\[1\] must be of dtype torch.fl"),
     ({"h": [], "weight": []}, r"h must be a tensor, or a list of at least one"),
     ({"h": torch.zeros(3, 6)}, r"weight must be a tensor as h is, got a list"),

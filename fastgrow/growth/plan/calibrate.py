@@ -23,7 +23,7 @@ from fastgrow.nn import Block, DecoderConfig
 from fastgrow.nn.head import LMHead
 from fastgrow.nn.rotary import RotaryTable
 from fastgrow.ops import RopeTable
-from fastgrow.ops._linear_cross_entropy_fused import CHUNK_ELEMENTS, MAX_ROWS, MIN_ROWS
+from fastgrow.ops.heads import rows_in_chunks
 from fastgrow.training import TrainConfig
 from fastgrow.training.activations import block_forwards
 from fastgrow.training.optimizer import build_optimizer
@@ -122,7 +122,7 @@ def _head_rows(bench: Bench, micro_batch: int, speed: float) -> list[int]:
     flops = head_flops(bench.config, hidden_grad=True, weight_grad=True).total
     affordable = int(LONGEST_PART * speed / flops)
     # As many as the loss takes at a time, or else the first of them would weigh too much.
-    chunk = min(MAX_ROWS, max(MIN_ROWS, CHUNK_ELEMENTS // bench.config.vocab_size))
+    chunk = rows_in_chunks(micro_batch, bench.config.vocab_size)
     if micro_batch <= max(affordable, 2 * chunk):
         return [micro_batch]
     first = max(affordable // 2, chunk)

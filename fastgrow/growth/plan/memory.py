@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from fastgrow.growth.plan.block_memory import WIDE, Rows, block_bytes
 from fastgrow.growth.roles import Role
 from fastgrow.nn import DecoderConfig
-from fastgrow.ops import _linear_cross_entropy_cublas as ON_GPU
-from fastgrow.ops._linear_cross_entropy_fused import CHUNK_ELEMENTS, MAX_ROWS, MIN_ROWS
-from fastgrow.ops._linear_lse_chunked import FEW_ELEMENTS
+from fastgrow.ops.heads import loss_workspace
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,18 @@ def step_bytes(
         time.hold(now)
     flows = final_norm or any(role.output_grad for role in stack)
     norm_kept = (stream + WIDE * 2 * rows.count) if flows else 0
+    loss = loss_workspace(
+        *(rows.count, d, vocabulary),
+        itemsize=rows.item,
+        device="cuda" if rows.cuda else "cpu",
+        head_bytes=head_size if head else 0,
+    )
     # Losses that make the head's gradients on the spot do not keep what it reads.
-    hidden = rows.item * rows.count * d if head and _at_once(rows, vocabulary) else 0
+    hidden = rows.item * rows.count * d if head and loss.implementation == "eager" else 0
     activations = sum(held) + norm_kept + hidden
     time.hold(norm_kept + hidden - stream)
 
-    loss = _loss(config, rows, head_size if head else 0)
-    time.spike(loss)
+    time.spike(loss.nbytes)
     time.hold(head_size * head * stays + stream - hidden)
     time.hold(-norm_kept + norm_size * final_norm * stays)
     for block, now in zip(reversed(blocks), reversed(held), strict=True):
@@ -105,31 +108,4 @@ def step_bytes(
         time.hold(block.gradients * stays - block.kept)
     if table:
         time.spike(2 * of_table)
-    return StepBytes(activations, loss, gradients, time.peak)
-
-
-def _loss(config: DecoderConfig, rows: Rows, head_size: int) -> int:
-    """Logits, and the gradients of hidden state and head, which are made beside the loss."""
-    count, vocabulary = rows.count, config.vocab_size
-    if _at_once(rows, vocabulary):
-        # All logits at once: their logarithms, the gradient by these and the gradient by them.
-        return 3 * WIDE * count * vocabulary
-    gradients = rows.item * count * config.d_model + head_size
-    # In the end they are multiplied by the gradient of the loss itself, into new memory.
-    logits = rows.item * _logit_rows(rows, vocabulary, head_size) * vocabulary
-    return gradients + max(logits, gradients)
-
-
-def _at_once(rows: Rows, vocabulary: int) -> bool:
-    """Whether all logits are in memory together."""
-    return not rows.cuda and rows.count * vocabulary <= FEW_ELEMENTS
-
-
-def _logit_rows(rows: Rows, vocabulary: int, head_size: int) -> int:
-    """How many rows of logits are held at a time."""
-    if not rows.cuda:
-        return max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary, rows.count))
-    least = max(ON_GPU.MIN_ROWS, ON_GPU.CACHED_BYTES // (vocabulary * rows.item) // 128 * 128)
-    if head_size:
-        least = max(least, -(-rows.count // ON_GPU.PARTS_OF_ROWS))
-    return min(least, rows.count)
+    return StepBytes(activations, loss.nbytes, gradients, time.peak)

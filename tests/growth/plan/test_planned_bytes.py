@@ -10,7 +10,7 @@ from benchmarks.memory import peak_bytes
 from fastgrow.growth.plan.block_memory import Rows
 from fastgrow.growth.plan.memory import StepBytes, step_bytes
 from fastgrow.growth.roles import roles
-from fastgrow.ops._linear_lse_chunked import FEW_ELEMENTS
+from fastgrow.ops.heads import loss_workspace
 from fastgrow.training.activations import block_forwards
 
 # Shapes that nothing was tuned on: one where weights weigh most, one where activations do, and one
@@ -56,7 +56,8 @@ def kept_bytes(step: Step) -> int:
     del loss
     tokens, (vocabulary, d) = step.ids.numel(), model.lm_head.weight.shape
     in_loss = 4 * tokens * vocabulary
-    if tokens * vocabulary > FEW_ELEMENTS:
+    workspace = loss_workspace(tokens, d, vocabulary, itemsize=4, device="cpu", head_bytes=0)
+    if workspace.implementation != "eager":
         in_loss = 4 * (tokens * d + (vocabulary * (d + 1) if step.shape.head else 0))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - in_loss
 

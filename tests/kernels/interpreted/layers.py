@@ -108,6 +108,13 @@ def cross_entropy(a: Tensor, b: Tensor, impl: str) -> Tensor:
     return loss.to(a.dtype)
 
 
+def mean_cross_entropy(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    """One loss for all tokens, whose gradients are made beside it."""
+    targets = torch.arange(a.shape[1], device=a.device).expand(a.shape[:2])
+    loss = ops.linear_cross_entropy(a, b[0] / 2, targets, impl=impl)
+    return loss.to(a.dtype).expand(a.shape[:2])
+
+
 def low_rank(a: Tensor, b: Tensor, impl: str) -> Tensor:
     weight = constant(WIDTH, WIDTH, like=a)
     return ops.lora_linear(a, weight, b[0, :4], b[0, 4:8].T, impl=impl)
@@ -139,7 +146,7 @@ LAUNCHES: dict[str, tuple[Function, str]] = {
     "attention, cu_seqlens": (attend_within_documents, "triton"),
     "attention, position_ids": (attend_at_positions, "triton"),
     "embedding": (looked_up, "triton"),
-    "linear_cross_entropy by a library": (cross_entropy, "vendor"),
+    "linear_cross_entropy by a library": (mean_cross_entropy, "cublas"),
 }
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.library import opcheck
 
 from fastgrow.errors import ArgumentError, ConfigError
-from fastgrow.kernels.linear_logits import product
-from fastgrow.kernels.linear_lse_backward import logits_gradient
+from fastgrow.kernels.calls import HeadLossCall, LseCall, LseGradientCall
+from fastgrow.kernels.linear_lse import logits_gradient
 from fastgrow.kernels.logit_loss import fill_losses
-from fastgrow.ops import _linear_lse_triton, linear_cross_entropy, linear_lse_gather
-from fastgrow.ops._heads import as_heads
-from fastgrow.ops.core.products import accumulate
+from fastgrow.ops import linear_cross_entropy, linear_lse_gather
+from fastgrow.ops.heads import cublas, reference
+from fastgrow.ops.heads import heads as heads_module
+from fastgrow.ops.heads import triton as of_triton
+from fastgrow.ops.heads.heads import accumulate, as_heads
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 IGNORED = -100
@@ -102,7 +104,8 @@ def run(case: Case, inputs: dict[str, Any], impl: str, op: str, *, wide: bool = 
 def exact_logits(case: Case, leaves: dict[str, Tensor]) -> Tensor:
     arguments, mix = heads(case, {name: x.double() for name, x in leaves.items()})
     targets = torch.zeros(case.n, dtype=torch.int64, device=DEVICE)
-    return as_heads("", *arguments.values(), mix.get("mix"), targets).logits()
+    given = as_heads("", *arguments.values(), mix.get("mix"), targets)
+    return reference.logits(LseCall(*given, targets))
 
 
 def check(case: Case, impl: str, op: str) -> None:
@@ -114,7 +117,7 @@ def check(case: Case, impl: str, op: str) -> None:
     # A probability is exp of a logit, which fp32 knows to its size · eps.
     condition = float(logits.abs().max())
     # Logits in memory, or h times its weight, are rounded to half precision.
-    in_half = case.dtype != F32 and (impl == "vendor" or len(case.d) > 1)
+    in_half = case.dtype != F32 and (impl == "cublas" or len(case.d) > 1)
     rounded = torch.finfo(case.dtype).eps if in_half else 0.0
     for name, value in result.items():
         terms = 0.0
@@ -185,7 +188,7 @@ def test_gather_agrees_with_truth_on_the_full_grid(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LOSS, ids=str)
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_loss_agrees_with_truth(case: Case, impl: str) -> None:
     check(case, impl, "loss")
 
@@ -198,7 +201,7 @@ def test_losses_of_rows_agree_with_truth(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "impl"),
-    [(F32, "triton"), (BF16, "triton"), (F16, "triton"), (F32, "vendor"), (BF16, "vendor")],
+    [(F32, "triton"), (BF16, "triton"), (F16, "triton"), (F32, "cublas"), (BF16, "cublas")],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -222,21 +225,20 @@ def test_slices_of_the_vocabulary_and_parts_of_the_rows_add_up(
     totals: set[torch.dtype] = set()
 
     def recorded(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-        totals.add(total.dtype)
+        if not first:
+            totals.add(total.dtype)
         accumulate(total, a, b, first=first)
 
-    monkeypatch.setattr(_linear_lse_triton, "accumulate", recorded)
-    monkeypatch.setattr(_linear_lse_triton, "SLICE_ELEMENTS", 0)
-    monkeypatch.setattr(_linear_lse_triton, "MIN_WORDS", 128)
+    monkeypatch.setattr(heads_module, "accumulate", recorded)
+    monkeypatch.setattr(of_triton, "SLICE_ELEMENTS", 0)
+    monkeypatch.setattr(of_triton, "MIN_WORDS", 128)
     check(Case(50, (32, 40), 300, dtype), "triton", "gather")
     assert totals == {F32}
-    from fastgrow.ops import _linear_cross_entropy_cublas as cublas
-
-    monkeypatch.setattr(cublas, "rows_at_a_time", lambda heads, needs_weight: 16)
-    check(Case(50, (32, 40), 300, dtype), "vendor", "loss")
+    monkeypatch.setattr(cublas, "rows_at_a_time", lambda *numbers: 16)
+    check(Case(50, (32, 40), 300, dtype), "cublas", "loss")
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_logits_of_several_heads_are_not_rounded(impl: str) -> None:
     """Their standard deviation is 20, which bfloat16 knows to 0.06; shares of 1/4 are exact."""
     case = Case(130, (32,) * 4, 90, BF16, bias=False, scale=40.0)
@@ -258,13 +260,8 @@ def test_later_tiles_may_hold_the_largest_logits() -> None:
 
 
 def test_rows_at_a_time_are_few_without_a_weight_to_train() -> None:
-    from fastgrow.ops import _linear_cross_entropy_cublas as cublas
-    from fastgrow.ops._heads import Heads
-
-    h = torch.empty(8192, 1024, dtype=BF16, device="meta")
-    heads = Heads([h], [torch.empty(65536, 1024, dtype=BF16, device="meta")], None)
-    assert cublas.rows_at_a_time(heads, False) == 256
-    assert cublas.rows_at_a_time(heads, True) == 2048
+    assert cublas.rows_at_a_time(8192, 65536, 2, False) == 256
+    assert cublas.rows_at_a_time(8192, 65536, 2, True) == 2048
 
 
 def test_targets_elsewhere_have_no_logit_and_no_gradient() -> None:
@@ -278,12 +275,10 @@ def test_targets_elsewhere_have_no_logit_and_no_gradient() -> None:
     assert not dh[1:].any()
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_a_loss_of_targets_out_of_range_is_nan(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU they are not looked at on the host; nothing outside of the tensors is touched."""
-    from fastgrow.ops import _linear_cross_entropy_fused as fused
-
-    monkeypatch.setattr(fused, "check_targets", lambda *arguments: None)
+    monkeypatch.setattr(cublas, "check_targets", lambda call: None)
     h, weight = torch.randn(4, 16, device=DEVICE), torch.randn(20, 16, device=DEVICE)
     targets = torch.tensor([3, 20, IGNORED, -1], device=DEVICE)
     losses = linear_cross_entropy(h, weight, targets, reduction="none", impl=impl)
@@ -291,7 +286,7 @@ def test_a_loss_of_targets_out_of_range_is_nan(impl: str, monkeypatch: pytest.Mo
     assert losses[2] == 0
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_infinite_logits_follow_the_formula(impl: str) -> None:
     """A bias of −inf takes words out of the vocabulary; +inf leaves no number for its row."""
     torch.manual_seed(0)
@@ -342,21 +337,21 @@ def test_offsets_past_2_to_the_31() -> None:
     out, logits = (far.as_strided((3, 300), (apart, 1)) for _ in range(2))
     ones = torch.ones(3, device=DEVICE)
     words = torch.randn(300, width, device=DEVICE).to(BF16)
-    pairs = product([near], [words], None)
+    backward = LseGradientCall([near], [words], None, swapped, 6 * ones, ones, ones, None, [])
     dense = torch.empty(3, 300, dtype=BF16, device=DEVICE)
     for place in (out, dense):
-        logits_gradient(pairs, swapped, 6 * ones, ones, ones, None, 0, place, with_sums=False)
+        logits_gradient(backward, 0, place, with_sums=False)
     assert torch.equal(out, dense)
-    settings: dict[str, Any] = {"ignore_index": -1, "label_smoothing": 0.0, "z_loss": 0.0}
+    call = HeadLossCall([near], [words], None, swapped, ignore_index=-1)
     logits.copy_(dense)
     losses = [torch.empty(3, device=DEVICE) for _ in range(2)]
     for place, loss in zip((logits, dense), losses, strict=True):
-        fill_losses(place, None, swapped, ones, loss, **settings, gradient=place)
+        fill_losses(call, slice(0, 3), place, ones, loss, place)
     assert torch.equal(*losses)
     assert torch.equal(logits, dense)
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_strided_inputs_and_no_rows(impl: str) -> None:
     whole = torch.randn(40, 8, device=DEVICE)
     h, weight = whole.T[:5], torch.randn(80, 60, device=DEVICE)[::2, 10:50]
@@ -374,7 +369,7 @@ def test_strided_inputs_and_no_rows(impl: str) -> None:
     assert not learned.grad.any()
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 @pytest.mark.parametrize("needed", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
 def test_frozen_inputs_get_no_gradient_and_no_product(
     impl: str, needed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -404,7 +399,7 @@ def test_frozen_inputs_get_no_gradient_and_no_product(
     assert [p for p in products if p != (5, 30)] == wanted
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_tied_weights_get_the_sum_of_their_gradients(impl: str) -> None:
     table = torch.randn(30, 16, device=DEVICE, requires_grad=True)
     targets = torch.tensor([4, 5, 4], device=DEVICE)
@@ -416,7 +411,7 @@ def test_tied_weights_get_the_sum_of_their_gradients(impl: str) -> None:
     torch.testing.assert_close(gradient(impl), gradient("eager"), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_run_twice_gives_the_same_bits(impl: str) -> None:
     case = Case(130, (48,), 257, BF16)
     inputs = random_inputs(case)
@@ -424,7 +419,7 @@ def test_run_twice_gives_the_same_bits(impl: str) -> None:
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_double_backward_is_refused(impl: str) -> None:
     h = torch.randn(3, 16, device=DEVICE, requires_grad=True)
     weight, targets = torch.randn(9, 16, device=DEVICE), torch.arange(3, device=DEVICE)
@@ -433,7 +428,7 @@ def test_double_backward_is_refused(impl: str) -> None:
         torch.autograd.grad(loss, h, create_graph=True)
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_autocast_computes_in_its_dtype(impl: str) -> None:
     h = torch.randn(3, 16, device=DEVICE, requires_grad=True)
     weight = torch.randn(9, 16, device=DEVICE, requires_grad=True)
@@ -456,8 +451,10 @@ def test_what_the_kernels_do_not_serve_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match=r"not torch\.float64"):
         linear_lse_gather(h.double(), weight.double(), targets, impl="triton")
     half = h.to(BF16).requires_grad_()
-    with pytest.raises(ConfigError, match=r"it serves float32 and float64, not torch\.bfloat16"):
-        linear_cross_entropy(half, weight.to(BF16), targets, reduction="none", impl="vendor")
+    with pytest.raises(ConfigError, match="gradients of single rows' losses are not known beside"):
+        linear_cross_entropy(half, weight.to(BF16), targets, reduction="none", impl="cublas")
+    with pytest.raises(ConfigError, match="there are only triton, cublas, chunked, eager"):
+        linear_cross_entropy(half, weight.to(BF16), targets, impl="vendor")
 
 
 def test_registration_passes_opcheck() -> None:
@@ -470,11 +467,13 @@ def test_registration_passes_opcheck() -> None:
     opcheck(ops.linear_lse_triton.default, (h, weight, bias, targets, True))
     backward = ops.linear_lse_triton_backward.default
     opcheck(backward, (h, weight, bias, targets, row, row, row, row, [True] * 5))
-    opcheck(backward, (h, weight, None, targets, row, row, row, None, [True, False, False, True]))
+    opcheck(
+        backward, (h, weight, None, targets, row, row, row, None, [True, False, False, True, False])
+    )
     for needs in ([True] * 5, [False] * 5):
         opcheck(
-            ops.linear_cross_entropy_fused.default,
-            (h, weight, bias, targets, IGNORED, True, 0.1, 0.01, needs),
+            ops.linear_cross_entropy_cublas.default,
+            (h, weight, bias, targets, IGNORED, "mean", 0.1, 0.01, needs),
         )
 
 
@@ -490,7 +489,7 @@ def test_float16_gradients_are_made_with_the_loss_scale(autocast: bool) -> None:
     targets = torch.arange(64, device=DEVICE)
     with torch.autocast(DEVICE, F16, enabled=autocast):
         with pytest.raises(ConfigError, match="float16 gradients made beside the loss vanish"):
-            linear_cross_entropy(h, weight, targets, bias, impl="vendor")
+            linear_cross_entropy(h, weight, targets, bias, impl="cublas")
         loss = linear_cross_entropy(h, weight, targets, bias, impl="triton")
     (found,) = torch.autograd.grad(65536 * loss, weight)
     wide = [x.detach().to(F16).double().requires_grad_() for x in (h, weight, bias)]
@@ -500,7 +499,7 @@ def test_float16_gradients_are_made_with_the_loss_scale(autocast: bool) -> None:
     assert error < 2e-3
 
 
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length(impl: str) -> None:
     graphs = 0
 
@@ -540,7 +539,7 @@ def test_exports() -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_is_captured_in_a_graph(impl: str) -> None:
     h = torch.randn(64, 64, device=DEVICE).to(BF16).requires_grad_()
     weight = torch.randn(500, 64, device=DEVICE).to(BF16).requires_grad_()
@@ -560,7 +559,7 @@ def test_is_captured_in_a_graph(impl: str) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-@pytest.mark.parametrize("impl", ["triton", "vendor"])
+@pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_memory_stays_an_eighth_of_the_formula_s(impl: str) -> None:
     h = torch.randn(4096, 256, device=DEVICE).to(BF16).requires_grad_()
     weight = torch.randn(32768, 256, device=DEVICE).to(BF16).requires_grad_()

@@ -1,0 +1,254 @@
+"""What losses need of linear heads, and the loss itself, without the logits.
+
+    z              = h · weightᵀ + bias
+    lse_n          = log Σ_v exp(z_nv)
+    target_logit_n = z_n,target
+
+`linear_lse_gather` gives these two, of which cross-entropy is the difference. With K heads, z is
+the weighted sum of their logits:
+
+    z_n = Σ_k mix_k · (h_k · weight_kᵀ + bias_k)
+
+`linear_cross_entropy` is the head's product and the cross-entropy of its logits, as one operation:
+
+    loss_n = (1 − s) · (lse − z_target) + s · (lse − mean_v z_v) + z_loss · lse²
+
+with s the label smoothing. `mean` divides by the number of targets that are not `ignore_index`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastgrow.errors import argument_error
+from fastgrow.kernels.calls import HeadLossCall, LseCall
+from fastgrow.ops.core import triton_support
+from fastgrow.ops.core.checks import check_range, out_of_range
+from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
+from fastgrow.ops.core.reduction import check_reduction
+from fastgrow.ops.heads import chunked, cublas, logit_tiles, reference, triton
+from fastgrow.ops.heads.heads import (
+    HeadsCall,
+    Tensors,
+    as_heads,
+    autocast_dtype,
+    differentiated,
+)
+from fastgrow.ops.heads.mix import Mix
+
+MAX_HEADS = 8  # of the kernels
+FEW_ELEMENTS = 1 << 21  # logits that are sooner made at once on a CPU
+
+
+def linear_lse_gather(
+    h: Tensors,
+    weight: Tensors,
+    targets: Tensor,
+    bias: Tensor | Sequence[Tensor | None] | None = None,
+    *,
+    mix: Mix | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the logits h · weightᵀ + bias, and the logit of one target a row.
+
+    Args:
+        h: [..., d] float; or a list of K, which may differ in d, and may be float32 beside weights
+            of half precision: each is rounded to their dtype after it is mixed.
+        weight: [V, d]; or a list of K, used where they lie.
+        targets: [...] int64 or int32, the leading shape of `h`. One outside [0, V) has no logit
+            here: it gets 0, and no gradient. So says a part of a vocabulary that the target lies
+            elsewhere (`merge_lse`).
+        bias: [V], or None; or a list of K of these.
+        mix: with lists, K numbers, a tensor [K] or [..., K] by which the logits of the K heads are
+            multiplied before they are added; 1/K each by default. A number 0 leaves its head out,
+            which then gets no gradient; a 0 in a tensor takes infinities and NaN out of its h.
+        impl: force an implementation.
+
+    Returns:
+        `lse` and `target_logit`, each of the shape of `targets`, float32 (float64 for float64).
+
+    Raises:
+        ArgumentError: shapes, dtypes, devices or lengths of lists do not go together.
+    """
+    heads = as_heads("linear_lse_gather", h, weight, bias, mix, targets)
+    lse, target_logit, _ = _LSE_GATHER(LseCall(*heads, targets.reshape(-1)), impl)
+    return lse.view(targets.shape), target_logit.view(targets.shape)
+
+
+def merge_lse(lse: Sequence[Tensor], target_logit: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join what `linear_lse_gather` gave for parts of one vocabulary.
+
+    The part whose weight holds rows [a, b) of the whole is given `targets - a`.
+
+    Args:
+        lse: of each part, of one shape.
+        target_logit: of each part; 0 but where the target lies.
+
+    Returns:
+        `lse` and `target_logit` of the whole vocabulary, with gradients to every part.
+
+    Raises:
+        ArgumentError: no parts, or lists of unequal length.
+    """
+    if len(lse) == 0 or len(lse) != len(target_logit):
+        expected = f"of at least one part and as long as lse, {len(lse)}"
+        raise argument_error("merge_lse", "target_logit", expected, len(target_logit))
+    return torch.stack(list(lse)).logsumexp(0), torch.stack(list(target_logit)).sum(0)
+
+
+def linear_cross_entropy(
+    h: Tensors,
+    weight: Tensors,
+    targets: Tensor,
+    bias: Tensor | Sequence[Tensor | None] | None = None,
+    *,
+    mix: Mix | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    impl: str | None = None,
+) -> Tensor:
+    """Cross-entropy of the targets under the logits h · weightᵀ + bias, in nats.
+
+    Args:
+        h: [..., d] float; or a list of K, which may differ in d, and may be float32 beside weights
+            of half precision: each is rounded to their dtype after it is mixed.
+        weight: [V, d]; or a list of K, used where they lie.
+        targets: [...] int64 or int32, the leading shape of `h`; each in [0, V) or `ignore_index`.
+        bias: [V], or None; or a list of K of these.
+        mix: with lists, K numbers, a tensor [K] or [..., K] by which the logits of the K heads are
+            multiplied before they are added; 1/K each by default. A number 0 leaves its head out,
+            which then gets no gradient; a 0 in a tensor takes infinities and NaN out of its h.
+        ignore_index: targets of this value count nothing and get no gradient.
+        reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
+        label_smoothing: share of the target spread evenly over the vocabulary, in [0, 1].
+        z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, §5).
+        impl: force an implementation. `chunked`, in torch alone, never has all logits in memory.
+
+    Returns:
+        A scalar, or the shape of `targets` for `none`; float32 for half-precision inputs. On a GPU
+        a target out of range makes its row's loss NaN.
+
+    Raises:
+        ArgumentError: an unknown reduction, smoothing out of range, shapes, dtypes or devices
+            that do not go together; on a CPU, and elsewhere under FASTGROW_DEBUG=1, also a target
+            out of range.
+    """
+    name = "linear_cross_entropy"
+    check_reduction(name, reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise argument_error(name, "label_smoothing", "in [0, 1]", label_smoothing)
+    heads = as_heads(name, h, weight, bias, mix, targets)
+    vocabulary = heads[1][0].shape[0]
+    check_range(name, "targets", targets, 0, vocabulary, ignore=ignore_index)
+    call = HeadLossCall(
+        *heads, targets.reshape(-1), ignore_index, reduction, float(label_smoothing), float(z_loss)
+    )
+    if torch.compiler.is_compiling():
+        loss = _CROSS_ENTROPY(call, impl)
+    else:
+        try:
+            loss = _CROSS_ENTROPY(call, impl)
+        except IndexError:
+            raise out_of_range(name, "targets", targets, vocabulary, ignore_index) from None
+    return loss.view(targets.shape) if reduction == "none" else loss
+
+
+def _kernels_can_serve(call: HeadsCall) -> Answer:
+    ok, reason = triton_support.can_run(call.h[0])
+    if ok and len(call.h) > MAX_HEADS:
+        return False, f"it takes at most {MAX_HEADS} products, got {len(call.h)}"
+    return ok, reason
+
+
+def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
+    """By reasoning, not measured: half-precision products run on the matrix units.
+
+    Rows that load slowly, at no multiple of 16 elements, do so too: all logits are the alternative.
+    """
+    ok, reason = triton_support.pays_on(call.h[0])
+    if ok and autocast_dtype(call) == torch.float32:
+        return False, "the library's float32 products are faster"
+    return ok, reason
+
+
+def _kernels_pay_for_a_loss(call: HeadLossCall) -> Answer:
+    """By counting products and passes over memory, not measured."""
+    if call.reduction == "none" or not _gradients_fit(call)[0]:
+        return triton_support.pays_on(call.h[0])
+    if differentiated(call):
+        return False, "gradients made beside the loss take three products, afterwards four"
+    loaded = (*call.h, *call.weight)
+    if any(x.stride(0) % 16 for x in loaded if x.shape[-1] > MAX_HEADS):
+        return False, "rows that start at no multiple of 16 elements load slowly"
+    return _kernels_pay(call)
+
+
+def _library_can_serve(call: HeadLossCall) -> Answer:
+    ok, reason = triton_support.can_run(call.h[0])
+    if ok and call.reduction == "none" and differentiated(call):
+        return False, "gradients of single rows' losses are not known beside the loss"
+    return _gradients_fit(call) if ok else (False, reason)
+
+
+def _gradients_fit(call: HeadLossCall) -> Answer:
+    """Whether the dtype holds gradients that have not been multiplied by a loss scale.
+
+    One of float16 is applied to the loss, after its gradients are made; a probability over the
+    number of rows is often below the smallest number of float16.
+    """
+    if autocast_dtype(call) == torch.float16 and differentiated(call):
+        return False, "float16 gradients made beside the loss vanish before a loss scale is applied"
+    return True, ""
+
+
+def saves(call: HeadsCall) -> Answer:
+    """On a CPU few logits are sooner made at once, and take little memory."""
+    h = call.h[0]
+    if h.device.type == "cpu" and h.shape[0] * call.weight[0].shape[0] <= FEW_ELEMENTS:
+        return False, f"it saves nothing to speak of on at most {FEW_ELEMENTS} logits"
+    return True, ""
+
+
+def _chunks_pay(call: LseCall | HeadLossCall) -> Answer:
+    """Where it saves memory, with products as fast as the formula's."""
+    dtype = call.h[0].dtype
+    if dtype not in (torch.float32, torch.float64):
+        many = f"; the formula takes more than {MAX_HEADS} heads, with all logits in memory"
+        left = many if len(call.h) > MAX_HEADS else ""
+        return False, f"it widens what {dtype} products give{left}"
+    if dtype == torch.float32 and autocast_dtype(call) != torch.float32:
+        return False, "its products would be float32, slower than autocast's"
+    return saves(call)
+
+
+def _example(device: torch.device) -> HeadLossCall:
+    h, weight = torch.zeros(2, 32, device=device), torch.zeros(64, 32, device=device)
+    return HeadLossCall([h], [weight], None, torch.zeros(2, dtype=torch.int64, device=device))
+
+
+_LSE_GATHER = Operation(
+    "linear_lse_gather",
+    (
+        Implementation("triton", triton.run, _kernels_can_serve, _kernels_pay),
+        Implementation("chunked", logit_tiles.run, pays=_chunks_pay),
+        Implementation("eager", reference.linear_lse_gather),
+    ),
+    lambda device: LseCall(*_example(device)[:4]),
+)
+_CROSS_ENTROPY = Operation(
+    "linear_cross_entropy",
+    (
+        Implementation(
+            "triton", triton.linear_cross_entropy, _kernels_can_serve, _kernels_pay_for_a_loss
+        ),
+        Implementation("cublas", cublas.run, _library_can_serve, saves),
+        Implementation("chunked", chunked.run, pays=_chunks_pay),
+        Implementation("eager", reference.linear_cross_entropy),
+    ),
+    _example,
+)

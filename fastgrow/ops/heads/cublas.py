@@ -1,0 +1,81 @@
+"""Loss and gradients from the library's products and one Triton kernel between them.
+
+logits of some rows  →  (kernel) losses and dz  →  dh of these rows, dW += dzᵀ · h
+
+dz takes the place of the logits where they have its dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgrow.kernels.calls import HeadLossCall
+from fastgrow.ops.core.registration import operator
+from fastgrow.ops.heads.heads import (
+    accumulate,
+    add_products,
+    check_targets,
+    empty_gradients,
+    finished,
+    fused_loss,
+    in_autocast,
+    like_loss,
+    parts_of,
+    row_shares,
+)
+
+# Where no weight trains, this many bytes of logits stay in the L2 cache between their product, the
+# kernel and the next product; products of fewer rows would leave multiprocessors idle.
+CACHED_BYTES, MIN_ROWS = 32 << 20, 256
+# A sum for dW in float32 is read and written once for each part of the rows.
+PARTS_OF_ROWS = 4
+
+
+def rows_at_a_time(rows: int, vocabulary: int, itemsize: int, needs_weight: bool) -> int:
+    """How many rows of logits to hold, of which each takes `itemsize` bytes."""
+    least = max(MIN_ROWS, CACHED_BYTES // (vocabulary * itemsize) // 128 * 128)
+    if needs_weight:
+        least = max(least, -(-rows // PARTS_OF_ROWS))
+    return min(least, rows)
+
+
+def run(call: HeadLossCall) -> Tensor:
+    """All in autocast's dtype where it is on."""
+    return _run(in_autocast(call))
+
+
+@operator(like_loss)
+def linear_cross_entropy_cublas(
+    call: HeadLossCall, needs: list[bool]
+) -> tuple[Tensor, list[Tensor]]:
+    """Each row's loss, and the gradients of their sum or mean."""
+    from fastgrow.kernels.logit_loss import fill_losses
+
+    check_targets(call)
+    h, count = call.h[0], len(call.h)
+    n, vocabulary, dtype = h.shape[0], call.weight[0].shape[0], h.dtype
+    # A sum of several heads' products in half precision would be rounded with each of them.
+    of_logits = torch.float32 if count > 1 else dtype
+    itemsize = of_logits.itemsize + (0 if of_logits == dtype else dtype.itemsize)
+    size = rows_at_a_time(n, vocabulary, itemsize, any(needs[count : 2 * count]))
+    losses = h.new_empty(n, dtype=torch.float32)
+    # In half precision a sum over parts of the rows needs a wider place than the gradient's.
+    gradients = empty_gradients(call, needs, of_others=torch.float32 if size < n else None)
+    share = row_shares(call, torch.float32)
+    logits = h.new_empty(size, vocabulary, dtype=of_logits)
+    gradient = logits
+    if any(needs) and of_logits != dtype:
+        gradient = h.new_empty(size, vocabulary)
+    for rows in parts_of(n, size):
+        height = rows.stop - rows.start
+        z, dz = logits[:height], gradient[:height]
+        for k, (x, weight) in enumerate(zip(call.h, call.weight, strict=True)):
+            accumulate(z, x[rows], weight.T, first=k == 0)
+        fill_losses(call, rows, z, share, losses, dz if any(needs) else None)
+        if any(needs):
+            add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
+    return losses, finished(call, gradients)
+
+
+_run = fused_loss(linear_cross_entropy_cublas)

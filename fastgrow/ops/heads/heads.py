@@ -1,0 +1,437 @@
+"""Linear heads whose logits an operation needs the logarithmic sum of, but never in memory.
+
+    z = Σ_k mix_k · (h_k · weight_kᵀ + bias_k)
+
+Mixing weights are multiplied into h, which is small, so that what is left is a plain sum of
+products. Weights of a vocabulary's size are used where they lie.
+
+Every call on heads begins with the fields h, weight and bias; what they share is here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastgrow.errors import argument_error, describe
+from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall, LseGradientCall
+from fastgrow.ops.core.checks import check_float, check_ids, check_like
+from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
+from fastgrow.ops.core.reduction import reduced
+from fastgrow.ops.core.registration import distinct, needs_gradient, refuse_double_backward
+from fastgrow.ops.heads.mix import Mix, is_wider, mixed
+
+Tensors = Tensor | Sequence[Tensor]
+Heads = tuple[list[Tensor], list[Tensor], Tensor | None]  # h, weight and bias of a call
+HeadsCall = LseCall | LseGradientCall | HeadLossCall | KlCall
+C = TypeVar("C", LseCall, HeadLossCall, KlCall)
+
+
+def as_heads(
+    name: str,
+    h: Tensors,
+    weight: Tensors,
+    bias: Tensor | Sequence[Tensor | None] | None,
+    mix: Mix | None,
+    targets: Tensor,
+) -> Heads:
+    """Check the arguments of an operation, and bring them into one form.
+
+    Raises:
+        ArgumentError: shapes, dtypes, devices or lengths of lists do not go together.
+    """
+    if isinstance(h, Tensor):
+        if mix is not None:
+            raise argument_error(name, "mix", "None where h is one tensor", "weights")
+        if not isinstance(weight, Tensor):
+            raise argument_error(name, "weight", "a tensor as h is", f"a {type(weight).__name__}")
+        if not (bias is None or isinstance(bias, Tensor)):
+            raise argument_error(
+                name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}"
+            )
+        check_head(name, ("h", "weight", "bias"), h, weight, bias)
+        _check_targets(name, targets, h)
+        return [h.reshape(-1, h.shape[-1])], [weight], bias
+    hidden, weights = list(h), _listed(name, "weight", weight, len(h))
+    biases = [None] * len(h) if bias is None else _listed(name, "bias", bias, len(h))
+    if not hidden:
+        raise argument_error(name, "h", "a tensor, or a list of at least one", "an empty list")
+    for k, head in enumerate(zip(hidden, weights, biases, strict=True)):
+        names = f"h[{k}]", f"weight[{k}]", f"bias[{k}]"
+        like = (hidden[0], weights[0].shape[0]) if k else None
+        check_head(name, names, *head, like=like, narrow=True)
+    _check_targets(name, targets, hidden[0])
+    return mixed(name, hidden, weights, biases, mix, targets)
+
+
+def _listed(name: str, argument: str, given: object, count: int) -> list[Any]:
+    if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != count:
+        got = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
+        raise argument_error(name, argument, f"a list of {count}, one for each h", got)
+    return list(given)
+
+
+def check_head(
+    operation: str,
+    names: tuple[str, str, str],
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    like: tuple[Tensor, int] | None = None,
+    narrow: bool = False,
+) -> None:
+    """Refuse h [..., d], weight [V, d] and bias [V] that do not go together.
+
+    Args:
+        names: of the three arguments.
+        like: the h and V of an earlier head.
+        narrow: whether the weight may be of half precision where h is float32.
+    """
+    of_h, of_weight, of_bias = names
+    leading, vocabulary = (["..."], "V") if like is None else ([*like[0].shape[:-1]], like[1])
+    check_float(operation, of_h, h)
+    if h.dim() == 0 or (like is not None and h.shape[:-1] != like[0].shape[:-1]):
+        shape = ", ".join(map(str, [*leading, "d"]))
+        raise argument_error(operation, of_h, f"of shape [{shape}]", describe(h))
+    if like is not None:
+        check_like(operation, of_h, h, tuple(h.shape), like[0])
+    fits = weight.dim() == 2 and weight.shape[1] == h.shape[-1]
+    if not fits or (like is not None and weight.shape[0] != vocabulary):
+        expected = f"of shape [{vocabulary}, {h.shape[-1]}]"
+        raise argument_error(operation, of_weight, expected, describe(weight))
+    if weight.shape[0] == 0:
+        raise argument_error(operation, of_weight, "of at least one row", describe(weight))
+    if not (narrow and is_wider(h, weight)):
+        check_like(operation, of_weight, weight, tuple(weight.shape), h)
+    check_like(operation, of_bias, bias, (weight.shape[0],), weight)
+
+
+def _check_targets(name: str, targets: Tensor, h: Tensor) -> None:
+    check_ids(name, "targets", targets)
+    if targets.shape != h.shape[:-1] or targets.device != h.device:
+        expected = f"of shape {list(h.shape[:-1])} on {h.device}"
+        raise argument_error(name, "targets", expected, describe(targets))
+
+
+def tensors(call: HeadsCall) -> list[Tensor | None]:
+    """Everything that may have a gradient: each h, each weight and the bias."""
+    return [*call.h, *call.weight, call.bias]
+
+
+def autocast_dtype(call: HeadsCall) -> torch.dtype:
+    """Of the products: autocast's where it is on."""
+    h = call.h[0]
+    return compute_dtype(h) if torch.is_autocast_enabled(h.device.type) else h.dtype
+
+
+def in_autocast(call: C) -> C:
+    """The call with heads in autocast's dtype where it is on."""
+    if not torch.is_autocast_enabled(call.h[0].device.type):
+        return call
+    return _converted(call, compute_dtype(call.h[0]))
+
+
+def rounded(call: C) -> C:
+    """The call with heads as autocast rounds them, in the dtype they have."""
+    if not torch.is_autocast_enabled(call.h[0].device.type):
+        return call
+    return _converted(in_autocast(call), call.h[0].dtype)
+
+
+def _converted(call: C, dtype: torch.dtype) -> C:
+    h, weight, bias, *rest = call
+    return type(call)(
+        [x.to(dtype) for x in h], [w.to(dtype) for w in weight], in_dtype(bias, dtype), *rest
+    )
+
+
+def terms_call(call: HeadLossCall) -> LseCall:
+    """What a loss is made of."""
+    return LseCall(*call[:4], call.label_smoothing > 0)
+
+
+def empty_terms(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for lse, target logit, and mean logit where it is wanted."""
+    n, dtype = call.h[0].shape[0], wide_dtype(call.h[0].dtype)
+    lse, target, mean = (
+        call.h[0].new_empty(size, dtype=dtype) for size in (n, n, n if call.with_mean else 0)
+    )
+    return lse, target, mean
+
+
+def empty_gradients(
+    call: HeadsCall,
+    needs: Sequence[bool],
+    *,
+    of_h: torch.dtype | None = None,
+    of_others: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Room for each h, each weight and the bias, where needed; an operator returns as many always.
+
+    Args:
+        of_h, of_others: dtypes; those of the tensors without.
+    """
+    found = []
+    for k, (x, needed) in enumerate(zip(tensors(call), needs, strict=True)):
+        like = call.h[0] if x is None else x
+        dtype = of_h if k < len(call.h) else of_others
+        found.append(like.new_empty(like.shape if needed else (0,), dtype=dtype or like.dtype))
+    return found
+
+
+def finished(call: HeadsCall, gradients: list[Tensor]) -> list[Tensor]:
+    """Sums in the dtypes of what they are gradients of; 0 where there were no rows to add."""
+    if call.h[0].shape[0] == 0:
+        for gradient in gradients:
+            gradient.zero_()
+    pairs = zip(gradients, tensors(call), strict=True)
+    return [g if x is None else g.to(x.dtype) for g, x in pairs]
+
+
+def losses_of(terms: tuple[Tensor, Tensor, Tensor], call: HeadLossCall) -> Tensor:
+    """Each row's loss; 0 where the target is ignored, NaN where it is out of range."""
+    lse, target_logit, mean = terms
+    smoothing, targets = call.label_smoothing, call.targets
+    expected = (1 - smoothing) * target_logit + smoothing * mean if smoothing else target_logit
+    losses = lse - expected
+    if call.z_loss:
+        losses = losses + call.z_loss * lse.square()
+    outside = (targets < 0) | (targets >= call.weight[0].shape[0])
+    return losses.masked_fill(outside, float("nan")).masked_fill(targets == call.ignore_index, 0.0)
+
+
+def targets_in(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Which targets lie in a tile, and an index [rows, 1] that is safe for the others too."""
+    here = (targets >= columns.start) & (targets < columns.stop)
+    return here, torch.where(here, targets - columns.start, 0).long()[:, None]
+
+
+def check_targets(call: HeadLossCall) -> None:
+    """On a CPU, where it costs no synchronisation, refuse targets out of range."""
+    targets = call.targets
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = (targets < 0) | (targets >= call.weight[0].shape[0])
+    if bool((outside & (targets != call.ignore_index)).any()):
+        raise IndexError("target out of range")
+
+
+def row_shares(call: HeadLossCall, dtype: torch.dtype) -> Tensor:
+    """By how much each row counts in the loss, [N]."""
+    kept = call.targets != call.ignore_index
+    counts = kept.to(dtype)
+    return counts / kept.sum().clamp(min=1) if call.reduction == "mean" else counts
+
+
+def differentiated(call: HeadsCall) -> bool:
+    """Will autograd ask for any gradient of the heads?"""
+    return needs_gradient(*call.h, *call.weight, call.bias)
+
+
+def parts_of(count: int, size: int) -> list[slice]:
+    """Runs of `size` that cover the first `count` of something; the last may be shorter."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
+
+
+def fill_logits(
+    z: Tensor, call: HeadsCall, rows: slice, columns: slice, bias: Tensor | None = None
+) -> None:
+    """Write the logits of some rows and columns into `z`, whose dtype may be wider than theirs."""
+    if bias is not None:
+        z.copy_(bias)
+    for k, (h, weight) in enumerate(zip(call.h, call.weight, strict=True)):
+        first = k == 0 and bias is None
+        a, b = h[rows], weight[columns].T
+        if a.dtype == z.dtype or a.device.type == "cuda":
+            accumulate(z, a, b, first=first)
+        elif first:
+            # Rounded as the formula's are: a wide copy of the weight would take more than `z`.
+            z.copy_(a @ b)
+        else:
+            z += a @ b
+
+
+def add_products(
+    call: HeadsCall,
+    gradients: list[Tensor],
+    needs: Sequence[bool],
+    rows: slice,
+    columns: slice,
+    dz: Tensor,
+    factor: Tensor | None = None,
+) -> None:
+    """What the gradient of these rows' and columns' logits adds to each gradient that is needed.
+
+    Args:
+        dz: [rows, columns], rounded to the heads' dtype for the products; may be overwritten.
+        factor: [rows], still to be multiplied into `dz`; multiplied into the smaller h and dh where
+            nothing is rounded.
+    """
+    count, first, dtype = len(call.h), rows.start == 0, call.h[0].dtype
+    if factor is not None and dz.dtype != dtype:
+        dz, factor = dz.mul_(factor[:, None]), None
+    if needs[-1]:
+        of_bias = gradients[-1][columns]
+        total = dz.sum(0, dtype=of_bias.dtype) if factor is None else dz.T @ factor
+        of_bias.copy_(total if first else of_bias + total)
+    dz = dz.to(dtype)
+    for k, (h, weight) in enumerate(zip(call.h, call.weight, strict=True)):
+        if needs[k]:
+            dh = gradients[k][rows]
+            accumulate(dh, dz, weight[columns], first=columns.start == 0)
+            if factor is not None and columns.stop == weight.shape[0]:
+                dh.mul_(factor[:, None])
+        if needs[count + k]:
+            part = h[rows] if factor is None else h[rows] * factor[:, None]
+            accumulate(gradients[count + k][columns], dz.T, part, first=first)
+
+
+def accumulate(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total += a · b, or total = a · b for the first of them.
+
+    A float32 total of half-precision products is not rounded to half precision on the way.
+    """
+    if a.dtype == total.dtype:
+        if first:
+            torch.mm(a, b, out=total)
+        else:
+            total.addmm_(a, b)
+    elif a.device.type != "cuda":
+        accumulate(total, a.to(total.dtype), b.to(total.dtype), first=first)
+    elif first:
+        torch.mm(a, b, out_dtype=total.dtype, out=total)
+    elif _adds_in_float32(a.device, a.dtype):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += torch.mm(a, b, out_dtype=total.dtype)
+
+
+@functools.cache
+def _adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch adds half-precision products to a float32 matrix in one call."""
+    a = torch.zeros(16, 16, dtype=dtype, device=device)
+    total = torch.zeros(16, 16, device=device)
+    try:
+        torch.addmm(total, a, a, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def differentiable_heads(
+    operation: str,
+    record: type[Any],
+    forward: Callable[..., Any],
+    backward: Callable[..., Sequence[Tensor | None]],
+) -> Callable[..., Any]:
+    """`differentiable` of core/registration.py, for a call on heads, whose tensors are in lists.
+
+    With `create_graph=True` it raises at once: gradients that are made beside the loss depend on
+    nothing that could say so later.
+
+    Args:
+        backward: gives the gradients of `tensors(call)`.
+    """
+
+    def run_forward(ctx: Any, *values: Any) -> Any:
+        *flat, count = values
+        return forward(ctx, record(flat[:count], flat[count : 2 * count], *flat[2 * count :]))
+
+    def run_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward(operation)
+        found = backward(ctx, *gradients)
+        return (*found, *[None] * (len(ctx.needs_input_grad) - len(found)))
+
+    members = {"forward": staticmethod(run_forward), "backward": staticmethod(run_backward)}
+    function: Any = type("DifferentiableHeads", (torch.autograd.Function,), members)
+    return lambda h, weight, *rest: function.apply(*distinct((*h, *weight, *rest)), len(h))
+
+
+def wanted(ctx: Any, count: int) -> list[bool]:
+    """Which of the tensors of `count` heads need a gradient."""
+    return list(ctx.needs_input_grad[: 2 * count + 1])
+
+
+def beside_its_gradients(
+    operation: str, record: type[Any], make: Callable[..., tuple[Tensor, list[Tensor]]]
+) -> Callable[..., Tensor]:
+    """A loss whose gradients are ready when it is; that of the loss itself is multiplied in later.
+
+    Args:
+        make: `(call, needs)` to the loss and the gradients of `tensors(call)`; empty ones for those
+            not needed.
+    """
+
+    def forward(ctx: Any, call: Any) -> Tensor:
+        loss, gradients = make(call, wanted(ctx, len(call.h)))
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [None if x is None else x.dtype for x in tensors(call)]
+        return loss
+
+    def backward(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+        ready = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
+        return [(g * grad).to(dtype) if needed else None for g, dtype, needed in ready]
+
+    return differentiable_heads(operation, record, forward, backward)
+
+
+def like_loss(call: HeadLossCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+    """What an operator gives that makes rows' losses, and the gradients of the loss asked for."""
+    return empty_terms(terms_call(call))[0], empty_gradients(call, needs)
+
+
+def fused_loss(operator: Callable[..., Any]) -> Callable[[HeadLossCall], Tensor]:
+    """`linear_cross_entropy` by an operator as `like_loss`; no gradients of rows' losses."""
+
+    def make(call: HeadLossCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+        losses, gradients = operator(*call, needs)
+        return reduced(losses, call.targets, call.ignore_index, call.reduction), gradients
+
+    with_gradients = beside_its_gradients("linear_cross_entropy", HeadLossCall, make)
+
+    def run(call: HeadLossCall) -> Tensor:
+        with torch.autocast(call.h[0].device.type, enabled=False):
+            if differentiated(call):
+                return with_gradients(*call)
+            return make(call, [False] * len(tensors(call)))[0]
+
+    return run
+
+
+def like_gradients(call: LseGradientCall) -> list[Tensor]:
+    """What an operator gives for its backward pass."""
+    return empty_gradients(call, call.needs)
+
+
+def differentiable_terms(forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+    """`linear_lse_gather` by two operators, of an `LseCall` and of an `LseGradientCall`.
+
+    Kept are the inputs and one number a row; the backward pass makes the logits again, a part at a
+    time. With p = softmax(z) their gradient is
+
+        dz_nv = dlse_n · p_nv + dmean_n / V + dtarget_n · [v = target_n]
+    """
+
+    def run_forward(ctx: Any, call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+        lse, target, mean = forward(*call)
+        ctx.save_for_backward(*tensors(call), call.targets, lse)
+        ctx.count, ctx.with_mean = len(call.h), call.with_mean
+        return lse, target, mean
+
+    def run_backward(ctx: Any, dlse: Tensor, dtarget: Tensor, dmean: Tensor) -> list[Tensor | None]:
+        needs, count = wanted(ctx, ctx.count), ctx.count
+        *heads, bias, targets, lse = ctx.saved_tensors
+        found = backward(
+            *(heads[:count], heads[count:], bias, targets, lse),
+            *(dlse.contiguous(), dtarget.contiguous()),
+            dmean.contiguous() if ctx.with_mean else None,
+            needs,
+        )
+        return [g if needed else None for g, needed in zip(found, needs, strict=True)]
+
+    return differentiable_heads("linear_lse_gather", LseCall, run_forward, run_backward)

@@ -1,0 +1,183 @@
+"""How far one linear head's predictions are from those of a teacher, for distillation.
+
+    z_n = h_n · weightᵀ + bias                                       the student's logits
+    t_n = Σ_k w_k · (h_k,n · weight_kᵀ + bias_k)                     the teacher's, of K heads
+    p   = softmax(t / T),  q = softmax(z / T)
+    loss_n = T² · Σ_v p_v · (log p_v − log q_v)                      T² · KL(p ‖ q), in nats
+
+with T the temperature; T² keeps the size of gradients (Hinton et al. 2015, arXiv 1503.02531, §2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastgrow.errors import argument_error, describe
+from fastgrow.kernels.calls import KlCall
+from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
+from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
+from fastgrow.ops.core.reduction import check_reduction
+from fastgrow.ops.core.registration import operator
+from fastgrow.ops.heads import reference
+from fastgrow.ops.heads.heads import (
+    add_products,
+    beside_its_gradients,
+    check_head,
+    differentiated,
+    empty_gradients,
+    in_autocast,
+    parts_of,
+    tensors,
+)
+
+Head = tuple[Tensor, Tensor, Tensor | None]
+# Logits held at a time, for student and teacher each: 32 MB in float32.
+CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
+
+
+def linear_kl(
+    h: Tensor,
+    weight: Tensor,
+    teacher: Sequence[Head],
+    bias: Tensor | None = None,
+    *,
+    teacher_weights: Sequence[float] | None = None,
+    counts: Tensor | None = None,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    impl: str | None = None,
+) -> Tensor:
+    """Divergence of a student's predictions from a teacher's; only the student gets gradients.
+
+    Args:
+        h: [..., d] float, the student's hidden states.
+        weight: [V, d].
+        teacher: K heads (h_k [..., d_k], weight_k [V, d_k], bias_k [V] or None), whose weighted
+            logits teach; of the student's dtype and device.
+        bias: [V], optional.
+        teacher_weights: w_k; 1/K each without.
+        counts: [...] bool, which rows count; all without.
+        temperature: T > 0.
+        reduction: `mean` over the rows that count (NaN if none does), `sum`, or `none`.
+        impl: force an implementation.
+
+    Returns:
+        A scalar, or the leading shape of `h` for `none`; float32 for half-precision inputs.
+
+    Raises:
+        ArgumentError: an option out of range, or shapes, dtypes or devices that do not go together.
+    """
+    name = "linear_kl"
+    check_reduction(name, reduction)
+    if not temperature > 0:
+        raise argument_error(name, "temperature", "above 0", temperature)
+    check_head(name, ("h", "weight", "bias"), h, weight, bias)
+    if not teacher:
+        raise argument_error(name, "teacher", "at least one head", "none")
+    shares = [1 / len(teacher)] * len(teacher) if teacher_weights is None else [*teacher_weights]
+    if len(shares) != len(teacher):
+        raise argument_error(name, "teacher_weights", f"{len(teacher)} numbers", len(shares))
+    for k, head in enumerate(teacher):
+        names = f"teacher[{k}][0]", f"teacher[{k}][1]", f"teacher[{k}][2]"
+        check_head(name, names, *head, like=(h, weight.shape[0]))
+    leading = h.shape[:-1]
+    if counts is None:
+        counts = h.new_ones(leading, dtype=torch.bool)
+    elif counts.shape != leading or counts.dtype != torch.bool:
+        raise argument_error(name, "counts", f"a bool tensor {list(leading)}", describe(counts))
+    call = KlCall(
+        [h.reshape(-1, h.shape[-1])],
+        [weight],
+        bias,
+        [t.detach().reshape(-1, t.shape[-1]) for t, _, _ in teacher],
+        [w.detach() for _, w, _ in teacher],
+        [None if b is None else b.detach() for _, _, b in teacher],
+        shares,
+        counts.reshape(-1),
+        float(temperature),
+        reduction,
+    )
+    loss: Tensor = _OPERATION(call, impl)
+    return loss.view(leading) if reduction == "none" else loss
+
+
+def _can_chunk(call: KlCall) -> Answer:
+    if call.reduction == "none" and differentiated(call):
+        return False, "gradients of single rows' losses are not served"
+    return True, ""
+
+
+def _in_chunks(call: KlCall) -> Tensor:
+    """The library's products on some rows at a time; no logits are ever in memory at once."""
+    dtype = compute_dtype(call.h[0])
+    call = in_autocast(call)._replace(
+        teacher_h=[t.to(dtype) for t in call.teacher_h],
+        teacher_weight=[w.to(dtype) for w in call.teacher_weight],
+        teacher_bias=[in_dtype(b, dtype) for b in call.teacher_bias],
+    )
+    if call.reduction == "none":
+        return _loss(call, [False] * len(tensors(call)))[0]
+    total = _sum(*call)
+    # Divided last: without a row that counts it is 0 / 0, as it is in the formula.
+    return total if call.reduction == "sum" else total / call.counts.sum()
+
+
+def _loss(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+    losses, gradients = linear_kl_chunked(*call, needs)
+    # A row that does not count may hold anything.
+    losses = torch.where(call.counts, losses, 0)
+    return losses if call.reduction == "none" else losses.sum(), gradients
+
+
+_sum = beside_its_gradients("linear_kl", KlCall, _loss)
+
+
+def _like_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+    h = call.h[0]
+    wide = wide_dtype(h.dtype)
+    losses = h.new_empty(h.shape[0], dtype=wide)
+    return losses, empty_gradients(call, needs, of_others=wide)
+
+
+@operator(_like_chunked)
+def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+    """Each row's loss, and the gradients of the sum of those that count, some rows at a time.
+
+    dz_n = T · (q_n − p_n) is at hand when the loss is.
+    """
+    losses, gradients = _like_chunked(call, needs)
+    for gradient in gradients:
+        gradient.zero_()
+    vocabulary, T = call.weight[0].shape[0], call.temperature
+    size = max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary))
+    for rows in parts_of(len(losses), size):
+        some = call._replace(
+            h=[x[rows] for x in call.h], teacher_h=[x[rows] for x in call.teacher_h]
+        )
+        q = reference.logits(some).div_(T).log_softmax(-1)
+        log_p = reference.teacher_logits(some).div_(T).log_softmax(-1)
+        p = log_p.exp()
+        losses[rows] = T**2 * torch.where(p > 0, log_p.sub_(q), 0).mul_(p).sum(-1)
+        if any(needs):
+            dz = q.exp_().sub_(p).mul_(T * call.counts[rows, None].to(q.dtype))
+            add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
+    return losses, gradients
+
+
+def _example(device: torch.device) -> KlCall:
+    h, weight = torch.zeros(2, 32, device=device), torch.zeros(64, 32, device=device)
+    counts = torch.ones(2, dtype=torch.bool, device=device)
+    return KlCall([h], [weight], None, [h], [weight], [None], [1.0], counts, 1.0, "mean")
+
+
+_OPERATION = Operation(
+    "linear_kl",
+    (
+        Implementation("chunked", _in_chunks, _can_chunk),
+        Implementation("eager", reference.linear_kl),
+    ),
+    _example,
+)

@@ -1,0 +1,79 @@
+"""`linear_lse_gather` by Triton kernels, and `linear_cross_entropy` from what it gives.
+
+Gradients of any reduction, z-loss and smoothing are those of a formula over [N] numbers, followed
+by the general backward of `linear_lse_gather`, which makes the logits a second time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgrow.kernels.calls import HeadLossCall, LseCall, LseGradientCall
+from fastgrow.ops.core.reduction import reduced
+from fastgrow.ops.core.registration import operator
+from fastgrow.ops.heads.heads import (
+    add_products,
+    differentiable_terms,
+    differentiated,
+    empty_gradients,
+    empty_terms,
+    finished,
+    in_autocast,
+    like_gradients,
+    losses_of,
+    parts_of,
+    terms_call,
+)
+
+# Gradients of logits held at a time: 128 MB in half precision. Slices of fewer than some thousand
+# words would make the products with them inefficient.
+SLICE_ELEMENTS, MIN_WORDS = 1 << 26, 2048
+
+
+def run(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernels of fastgrow.kernels.linear_lse."""
+    call = in_autocast(call)
+    return (_differentiable if differentiated(call) else linear_lse_triton)(*call)
+
+
+def linear_cross_entropy(call: HeadLossCall) -> Tensor:
+    """From the log-sum-exp of each row and its target's logit."""
+    losses = losses_of(run(terms_call(call)), call)
+    return reduced(losses, call.targets, call.ignore_index, call.reduction)
+
+
+@operator(empty_terms)
+def linear_lse_triton(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+    """lse, target_logit and the mean logit or an empty tensor."""
+    from fastgrow.kernels.linear_lse import forward
+
+    return forward(call)
+
+
+@operator(like_gradients)
+def linear_lse_triton_backward(call: LseGradientCall) -> list[Tensor]:
+    """dz of a slice of the vocabulary, and the products with it.
+
+    A slice has all rows, so its part of dW is one product; dh is a sum over the slices.
+    """
+    from fastgrow.kernels.linear_lse import logits_gradient, readable
+
+    n, vocabulary = len(call.targets), call.weight[0].shape[0]
+    size = min(vocabulary, max(MIN_WORDS, SLICE_ELEMENTS // max(n, 1) // 256 * 256))
+    # In half precision a sum over slices needs a wider place than the gradient's.
+    wide = torch.float32 if size < vocabulary else None
+    gradients = empty_gradients(call, call.needs, of_h=wide)
+    workspace = call.h[0].new_empty(n * size)
+    of_heads = readable(call)
+    everything, needs = slice(0, n), [*call.needs[:-1], False]
+    for words in parts_of(vocabulary if n else 0, size):
+        dz = workspace[: n * (words.stop - words.start)].view(n, -1)
+        sums = logits_gradient(of_heads, words.start, dz, with_sums=call.needs[-1])
+        add_products(call, gradients, needs, everything, words, dz)
+        if sums is not None:
+            gradients[-1][words] = sums
+    return finished(call, gradients)
+
+
+_differentiable = differentiable_terms(linear_lse_triton, linear_lse_triton_backward)
