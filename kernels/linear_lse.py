@@ -33,13 +33,11 @@ C = TypeVar("C", LseCall, LseGradientCall)
 
 def readable(call: C) -> C:
     """The call as the kernels read it; copies only what is not contiguous in a row."""
-    h, weight, bias, targets, *rest = call
-    return type(call)(
-        [as_strided_rows(x) for x in h],
-        [as_strided_rows(w) for w in weight],
-        None if bias is None else bias.contiguous(),
-        targets.contiguous(),
-        *rest,
+    return call._replace(
+        h=[as_strided_rows(x) for x in call.h],
+        weight=[as_strided_rows(w) for w in call.weight],
+        bias=None if call.bias is None else call.bias.contiguous(),
+        targets=call.targets.contiguous(),
     )
 
 

@@ -35,18 +35,21 @@ def entered(call: Callable[[], object]) -> set[str]:
     return {file for file in seen if any(root in Path(file).parents for root in ours)}
 
 
+TABLE = ops.rope_table(64, 32)
+
+
 def half(*shape: int) -> Tensor:
     return torch.randn(shape).bfloat16().requires_grad_()
 
 
 def attend() -> Tensor:
     q, k, v = (half(1, 2, 64, 32) for _ in range(3))
-    return ops.attention(q, k, v, rope=ops.rope_table(64, 32), impl="triton")
+    return ops.attention(q, k, v, rope=TABLE, impl="triton")
 
 
 def attend_as_chosen() -> Tensor:
     q, k, v = (half(1, 2, 64, 32) for _ in range(3))
-    return ops.attention(q, k, v, rope=ops.rope_table(64, 32), window=9)
+    return ops.attention(q, k, v, rope=TABLE, window=9)
 
 
 def lose(impl: str | None) -> Tensor:

@@ -9,6 +9,9 @@ the weighted sum of their logits:
 
     z_n = Σ_k mix_k · (h_k · weight_kᵀ + bias_k)
 
+Mixing weights are multiplied into h, which is small, so that what is left is a plain sum of
+products. Weights of a vocabulary's size are used where they lie.
+
 `linear_cross_entropy` is the head's product and the cross-entropy of its logits, as one operation:
 
     loss_n = (1 − s) · (lse − z_target) + s · (lse − mean_v z_v) + z_loss · lse²
@@ -19,26 +22,22 @@ with s the label smoothing. `mean` divides by the number of targets that are not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgrow.errors import argument_error
+from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import HeadLossCall, LseCall
 from fastgrow.ops.core import triton_support
-from fastgrow.ops.core.checks import check_range, out_of_range
+from fastgrow.ops.core.checks import check_float, check_ids, check_like, check_range, out_of_range
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.reduction import check_reduction
 from fastgrow.ops.heads import chunked, cublas, logit_tiles, reference, triton
-from fastgrow.ops.heads.heads import (
-    HeadsCall,
-    Tensors,
-    as_heads,
-    autocast_dtype,
-    differentiated,
-)
-from fastgrow.ops.heads.mix import Mix
+from fastgrow.ops.heads.heads import HeadsCall, autocast_dtype, differentiated
+from fastgrow.ops.heads.mix import Heads, Mix, is_wider, mixed
 
+Tensors = Tensor | Sequence[Tensor]
 MAX_HEADS = 8  # of the kernels
 FEW_ELEMENTS = 1 << 21  # logits that are sooner made at once on a CPU
 
@@ -156,6 +155,93 @@ def linear_cross_entropy(
         except IndexError:
             raise out_of_range(name, "targets", targets, vocabulary, ignore_index) from None
     return loss.view(targets.shape) if reduction == "none" else loss
+
+
+def as_heads(
+    name: str,
+    h: Tensors,
+    weight: Tensors,
+    bias: Tensor | Sequence[Tensor | None] | None,
+    mix: Mix | None,
+    targets: Tensor,
+) -> Heads:
+    """Check the arguments of an operation, and bring them into one form.
+
+    Raises:
+        ArgumentError: shapes, dtypes, devices or lengths of lists do not go together.
+    """
+    if isinstance(h, Tensor):
+        if mix is not None:
+            raise argument_error(name, "mix", "None where h is one tensor", "weights")
+        if not isinstance(weight, Tensor):
+            raise argument_error(name, "weight", "a tensor as h is", f"a {type(weight).__name__}")
+        if not (bias is None or isinstance(bias, Tensor)):
+            raise argument_error(
+                name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}"
+            )
+        check_head(name, ("h", "weight", "bias"), h, weight, bias)
+        _check_targets(name, targets, h)
+        return [h.reshape(-1, h.shape[-1])], [weight], bias
+    hidden, weights = list(h), _listed(name, "weight", weight, len(h))
+    biases = [None] * len(h) if bias is None else _listed(name, "bias", bias, len(h))
+    if not hidden:
+        raise argument_error(name, "h", "a tensor, or a list of at least one", "an empty list")
+    for k, head in enumerate(zip(hidden, weights, biases, strict=True)):
+        names = f"h[{k}]", f"weight[{k}]", f"bias[{k}]"
+        like = (hidden[0], weights[0].shape[0]) if k else None
+        check_head(name, names, *head, like=like, narrow=True)
+    _check_targets(name, targets, hidden[0])
+    return mixed(name, hidden, weights, biases, mix, targets)
+
+
+def _listed(name: str, argument: str, given: object, count: int) -> list[Any]:
+    if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != count:
+        got = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
+        raise argument_error(name, argument, f"a list of {count}, one for each h", got)
+    return list(given)
+
+
+def check_head(
+    operation: str,
+    names: tuple[str, str, str],
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    like: tuple[Tensor, int] | None = None,
+    narrow: bool = False,
+) -> None:
+    """Refuse h [..., d], weight [V, d] and bias [V] that do not go together.
+
+    Args:
+        names: of the three arguments.
+        like: the h and V of an earlier head.
+        narrow: whether the weight may be of half precision where h is float32.
+    """
+    of_h, of_weight, of_bias = names
+    leading, vocabulary = (["..."], "V") if like is None else ([*like[0].shape[:-1]], like[1])
+    check_float(operation, of_h, h)
+    if h.dim() == 0 or (like is not None and h.shape[:-1] != like[0].shape[:-1]):
+        shape = ", ".join(map(str, [*leading, "d"]))
+        raise argument_error(operation, of_h, f"of shape [{shape}]", describe(h))
+    if like is not None:
+        check_like(operation, of_h, h, tuple(h.shape), like[0])
+    fits = weight.dim() == 2 and weight.shape[1] == h.shape[-1]
+    if not fits or (like is not None and weight.shape[0] != vocabulary):
+        expected = f"of shape [{vocabulary}, {h.shape[-1]}]"
+        raise argument_error(operation, of_weight, expected, describe(weight))
+    if weight.shape[0] == 0:
+        raise argument_error(operation, of_weight, "of at least one row", describe(weight))
+    if not (narrow and is_wider(h, weight)):
+        check_like(operation, of_weight, weight, tuple(weight.shape), h)
+    check_like(operation, of_bias, bias, (weight.shape[0],), weight)
+
+
+def _check_targets(name: str, targets: Tensor, h: Tensor) -> None:
+    check_ids(name, "targets", targets)
+    if targets.shape != h.shape[:-1] or targets.device != h.device:
+        expected = f"of shape {list(h.shape[:-1])} on {h.device}"
+        raise argument_error(name, "targets", expected, describe(targets))
 
 
 def _kernels_can_serve(call: HeadsCall) -> Answer:

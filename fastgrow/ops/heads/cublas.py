@@ -21,6 +21,7 @@ from fastgrow.ops.heads.heads import (
     fused_loss,
     in_autocast,
     like_loss,
+    part,
     parts_of,
     row_shares,
 )
@@ -68,10 +69,10 @@ def linear_cross_entropy_cublas(
     if any(needs) and of_logits != dtype:
         gradient = h.new_empty(size, vocabulary)
     for rows in parts_of(n, size):
-        height = rows.stop - rows.start
-        z, dz = logits[:height], gradient[:height]
+        height = slice(0, rows.stop - rows.start)
+        z, dz = part(logits, height), part(gradient, height)
         for k, (x, weight) in enumerate(zip(call.h, call.weight, strict=True)):
-            accumulate(z, x[rows], weight.T, first=k == 0)
+            accumulate(z, part(x, rows), weight.T, first=k == 0)
         fill_losses(call, rows, z, share, losses, dz if any(needs) else None)
         if any(needs):
             add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)

@@ -1,11 +1,7 @@
-"""Linear heads whose logits an operation needs the logarithmic sum of, but never in memory.
+"""What implementations of operations on linear heads share.
 
-    z = Σ_k mix_k · (h_k · weight_kᵀ + bias_k)
-
-Mixing weights are multiplied into h, which is small, so that what is left is a plain sum of
-products. Weights of a vocabulary's size are used where they lie.
-
-Every call on heads begins with the fields h, weight and bias; what they share is here.
+Every call on heads begins with the fields h, weight and bias. Their logits are made a part at a
+time, and so are the products with the logits' gradient.
 """
 
 from __future__ import annotations
@@ -17,105 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall, LseGradientCall
-from fastgrow.ops.core.checks import check_float, check_ids, check_like
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
 from fastgrow.ops.core.reduction import reduced
 from fastgrow.ops.core.registration import distinct, needs_gradient, refuse_double_backward
-from fastgrow.ops.heads.mix import Mix, is_wider, mixed
 
-Tensors = Tensor | Sequence[Tensor]
-Heads = tuple[list[Tensor], list[Tensor], Tensor | None]  # h, weight and bias of a call
 HeadsCall = LseCall | LseGradientCall | HeadLossCall | KlCall
 C = TypeVar("C", LseCall, HeadLossCall, KlCall)
-
-
-def as_heads(
-    name: str,
-    h: Tensors,
-    weight: Tensors,
-    bias: Tensor | Sequence[Tensor | None] | None,
-    mix: Mix | None,
-    targets: Tensor,
-) -> Heads:
-    """Check the arguments of an operation, and bring them into one form.
-
-    Raises:
-        ArgumentError: shapes, dtypes, devices or lengths of lists do not go together.
-    """
-    if isinstance(h, Tensor):
-        if mix is not None:
-            raise argument_error(name, "mix", "None where h is one tensor", "weights")
-        if not isinstance(weight, Tensor):
-            raise argument_error(name, "weight", "a tensor as h is", f"a {type(weight).__name__}")
-        if not (bias is None or isinstance(bias, Tensor)):
-            raise argument_error(
-                name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}"
-            )
-        check_head(name, ("h", "weight", "bias"), h, weight, bias)
-        _check_targets(name, targets, h)
-        return [h.reshape(-1, h.shape[-1])], [weight], bias
-    hidden, weights = list(h), _listed(name, "weight", weight, len(h))
-    biases = [None] * len(h) if bias is None else _listed(name, "bias", bias, len(h))
-    if not hidden:
-        raise argument_error(name, "h", "a tensor, or a list of at least one", "an empty list")
-    for k, head in enumerate(zip(hidden, weights, biases, strict=True)):
-        names = f"h[{k}]", f"weight[{k}]", f"bias[{k}]"
-        like = (hidden[0], weights[0].shape[0]) if k else None
-        check_head(name, names, *head, like=like, narrow=True)
-    _check_targets(name, targets, hidden[0])
-    return mixed(name, hidden, weights, biases, mix, targets)
-
-
-def _listed(name: str, argument: str, given: object, count: int) -> list[Any]:
-    if isinstance(given, Tensor) or not isinstance(given, Sequence) or len(given) != count:
-        got = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
-        raise argument_error(name, argument, f"a list of {count}, one for each h", got)
-    return list(given)
-
-
-def check_head(
-    operation: str,
-    names: tuple[str, str, str],
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
-    like: tuple[Tensor, int] | None = None,
-    narrow: bool = False,
-) -> None:
-    """Refuse h [..., d], weight [V, d] and bias [V] that do not go together.
-
-    Args:
-        names: of the three arguments.
-        like: the h and V of an earlier head.
-        narrow: whether the weight may be of half precision where h is float32.
-    """
-    of_h, of_weight, of_bias = names
-    leading, vocabulary = (["..."], "V") if like is None else ([*like[0].shape[:-1]], like[1])
-    check_float(operation, of_h, h)
-    if h.dim() == 0 or (like is not None and h.shape[:-1] != like[0].shape[:-1]):
-        shape = ", ".join(map(str, [*leading, "d"]))
-        raise argument_error(operation, of_h, f"of shape [{shape}]", describe(h))
-    if like is not None:
-        check_like(operation, of_h, h, tuple(h.shape), like[0])
-    fits = weight.dim() == 2 and weight.shape[1] == h.shape[-1]
-    if not fits or (like is not None and weight.shape[0] != vocabulary):
-        expected = f"of shape [{vocabulary}, {h.shape[-1]}]"
-        raise argument_error(operation, of_weight, expected, describe(weight))
-    if weight.shape[0] == 0:
-        raise argument_error(operation, of_weight, "of at least one row", describe(weight))
-    if not (narrow and is_wider(h, weight)):
-        check_like(operation, of_weight, weight, tuple(weight.shape), h)
-    check_like(operation, of_bias, bias, (weight.shape[0],), weight)
-
-
-def _check_targets(name: str, targets: Tensor, h: Tensor) -> None:
-    check_ids(name, "targets", targets)
-    if targets.shape != h.shape[:-1] or targets.device != h.device:
-        expected = f"of shape {list(h.shape[:-1])} on {h.device}"
-        raise argument_error(name, "targets", expected, describe(targets))
 
 
 def tensors(call: HeadsCall) -> list[Tensor | None]:
@@ -144,9 +48,10 @@ def rounded(call: C) -> C:
 
 
 def _converted(call: C, dtype: torch.dtype) -> C:
-    h, weight, bias, *rest = call
-    return type(call)(
-        [x.to(dtype) for x in h], [w.to(dtype) for w in weight], in_dtype(bias, dtype), *rest
+    return call._replace(
+        h=[x.to(dtype) for x in call.h],
+        weight=[w.to(dtype) for w in call.weight],
+        bias=in_dtype(call.bias, dtype),
     )
 
 
@@ -238,6 +143,11 @@ def parts_of(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
 
 
+def part(x: Tensor, run: slice) -> Tensor:
+    """x[run]; x itself where that is all, which costs the host nothing."""
+    return x if run.stop - run.start == x.shape[0] else x[run]
+
+
 def fill_logits(
     z: Tensor, call: HeadsCall, rows: slice, columns: slice, bias: Tensor | None = None
 ) -> None:
@@ -246,7 +156,7 @@ def fill_logits(
         z.copy_(bias)
     for k, (h, weight) in enumerate(zip(call.h, call.weight, strict=True)):
         first = k == 0 and bias is None
-        a, b = h[rows], weight[columns].T
+        a, b = part(h, rows), part(weight, columns).T
         if a.dtype == z.dtype or a.device.type == "cuda":
             accumulate(z, a, b, first=first)
         elif first:
@@ -276,19 +186,19 @@ def add_products(
     if factor is not None and dz.dtype != dtype:
         dz, factor = dz.mul_(factor[:, None]), None
     if needs[-1]:
-        of_bias = gradients[-1][columns]
+        of_bias = part(gradients[-1], columns)
         total = dz.sum(0, dtype=of_bias.dtype) if factor is None else dz.T @ factor
         of_bias.copy_(total if first else of_bias + total)
     dz = dz.to(dtype)
     for k, (h, weight) in enumerate(zip(call.h, call.weight, strict=True)):
         if needs[k]:
-            dh = gradients[k][rows]
-            accumulate(dh, dz, weight[columns], first=columns.start == 0)
+            dh = part(gradients[k], rows)
+            accumulate(dh, dz, part(weight, columns), first=columns.start == 0)
             if factor is not None and columns.stop == weight.shape[0]:
                 dh.mul_(factor[:, None])
         if needs[count + k]:
-            part = h[rows] if factor is None else h[rows] * factor[:, None]
-            accumulate(gradients[count + k][columns], dz.T, part, first=first)
+            some = part(h, rows) if factor is None else part(h, rows) * factor[:, None]
+            accumulate(part(gradients[count + k], columns), dz.T, some, first=first)
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:

@@ -109,7 +109,7 @@ def _native_serves(call: HeadsCall) -> bool:
     return _native.CPU.loaded and h.device.type == "cpu" and h.dtype != torch.float64
 
 
-def _native_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, ...]:
+def _native_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The largest logit, the sum of exponentials relative to it, and the plain sum.
     n = len(targets)
     sums = torch.tensor([float("-inf"), 0.0, 0.0], dtype=torch.float64).repeat(n, 1)
@@ -125,7 +125,7 @@ def _native_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, ...]:
     return lse.float(), target_logit, mean.float()
 
 
-def _torch_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, ...]:
+def _torch_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     vocabulary = call.weight[0].shape[0]
     lse, target_logit, mean = empty_terms(call)
     target_logit.zero_()

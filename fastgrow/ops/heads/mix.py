@@ -12,6 +12,7 @@ from torch import Tensor
 from fastgrow.errors import argument_error, describe
 
 Mix = Tensor | Sequence[float]
+Heads = tuple[list[Tensor], list[Tensor], Tensor | None]  # h, weight and bias of a call
 
 
 def mixed(
@@ -21,7 +22,7 @@ def mixed(
     biases: list[Tensor | None],
     mix: Mix | None,
     targets: Tensor,
-) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+) -> Heads:
     """h, weight and bias of the weighted sum of several heads, which have been checked.
 
     Raises:

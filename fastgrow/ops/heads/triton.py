@@ -59,7 +59,7 @@ def linear_lse_triton_backward(call: LseGradientCall) -> list[Tensor]:
     """
     from fastgrow.kernels.linear_lse import logits_gradient, readable
 
-    n, vocabulary = len(call.targets), call.weight[0].shape[0]
+    n, vocabulary = call.h[0].shape[0], call.weight[0].shape[0]
     size = min(vocabulary, max(MIN_WORDS, SLICE_ELEMENTS // max(n, 1) // 256 * 256))
     # In half precision a sum over slices needs a wider place than the gradient's.
     wide = torch.float32 if size < vocabulary else None

@@ -20,7 +20,8 @@ from fastgrow.ops import linear_cross_entropy, linear_lse_gather
 from fastgrow.ops.heads import cublas, reference
 from fastgrow.ops.heads import heads as heads_module
 from fastgrow.ops.heads import triton as of_triton
-from fastgrow.ops.heads.heads import accumulate, as_heads
+from fastgrow.ops.heads.call import as_heads
+from fastgrow.ops.heads.heads import accumulate
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 IGNORED = -100
