@@ -18,8 +18,8 @@ from fastgrow import ops
 def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float] | Tensor) -> Tensor:
     """Σ_k c_k · z_k.
 
-    An expert whose coefficient is zero is left out, as `ops.logit_mean` has it: its infinities don't
-    become NaN.
+    An expert whose coefficient is zero is left out, as `ops.logit_mean` has it: its infinities
+    don't become NaN.
 
     Args:
         logits: K tensors of one shape.

@@ -6,8 +6,8 @@ The weights are used as they are: they may be negative and need not sum to one. 
 (fp64 for fp64 logits), in the order of the experts. NaN and infinities follow the formula, except
 that a weight of zero takes the expert out, whatever its logits are: they are not multiplied by
 zero, and the gradients of that weight and of these logits are zero. It makes no difference whether
-the weights are numbers, a tensor [K], or [..., K], one for each row and expert. In the mean above an
-infinite temperature is as good as a weight of zero.
+the weights are numbers, a tensor [K], or [..., K], one for each row and expert. In the mean above
+an infinite temperature is as good as a weight of zero.
 """
 
 from __future__ import annotations
