@@ -18,7 +18,7 @@ from fastgrow import ops
 def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float] | Tensor) -> Tensor:
     """Σ_k c_k · z_k.
 
-    An expert whose coefficient is zero is left out and not multiplied by zero: its infinities
+    An expert whose coefficient is zero is left out, as `ops.logit_mean` has it: its infinities
     don't become NaN.
 
     Args:

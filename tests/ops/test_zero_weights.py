@@ -154,6 +154,21 @@ def test_an_infinite_temperature_is_no_weight_of_zero(impl: str, form: str) -> N
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("special", SPECIAL)
+def test_an_infinite_temperature_takes_out_of_the_mean(
+    impl: str, form: str, special: float
+) -> None:
+    logits = spoiled(torch.float32, special)
+    temperatures = FORMS[form]([1.0, math.inf, 2.0])
+    result = ops.logit_mean(logits, temperatures=temperatures, impl=impl)
+    torch.testing.assert_close(result, (logits[0] + logits[2] / 2) / 3)
+    gathered = ops.probability_mean_gather(logits, TARGETS, temperatures=temperatures, impl=impl)
+    uniform = [logits[0], torch.zeros_like(logits[0]), logits[2] / 2]
+    torch.testing.assert_close(gathered, ops.probability_mean_gather(uniform, TARGETS))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_what_rounds_to_zero_is_zero(impl: str) -> None:
     logits = [torch.ones(2, 5), torch.full((2, 5), math.inf)]
     assert (ops.logit_mean(logits, [1.0, 1e-60], impl=impl) == 1).all()

@@ -6,7 +6,8 @@ The weights are used as they are: they may be negative and need not sum to one. 
 (fp64 for fp64 logits), in the order of the experts. NaN and infinities follow the formula, except
 that a weight of zero takes the expert out, whatever its logits are: they are not multiplied by
 zero, and the gradients of that weight and of these logits are zero. It makes no difference whether
-the weights are numbers, a tensor [K], or [..., K], one for each row and expert.
+the weights are numbers, a tensor [K], or [..., K], one for each row and expert. In the mean above
+an infinite temperature is as good as a weight of zero.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from fastgrow.ops.core.registration import needs_gradient
 MAX_EXPERTS = 64
 # The extension has each row's candidates in a heap: small, or sorting would be the better way.
 MAX_K = 1024
-# Numbers below it may be zero in float32.
-_SMALLEST = 2.0**-126
+# The quotient of its reciprocal and itself is not yet zero in float32.
+_LARGE = 2.0**63
 _SUM_DTYPES = {dtype: wide_dtype(dtype) for dtype in FLOATS}
 
 Numbers = Sequence[float] | Tensor
@@ -42,7 +43,7 @@ class MeanCall(NamedTuple):
     Args:
         logits: K tensors [..., V] of one shape, dtype and device.
         scale: weights / temperatures, [K] or [..., K], in the dtype of the sums.
-        all_present: the host knows that no weight is zero.
+        all_present: the host knows that no factor is zero.
     """
 
     logits: list[Tensor]
@@ -68,7 +69,7 @@ def mean_call(
     scale = numbers(operation, "weights", weights, checked, 1 / len(checked))
     if temperatures is not None:
         scale = scale / numbers(operation, "temperatures", temperatures, checked, 1)
-    return MeanCall(checked, scale, without_zero(weights))
+    return MeanCall(checked, scale, without_zero(weights, temperatures))
 
 
 def check_logits(operation: str, logits: Sequence[Tensor], may_be_empty: bool) -> list[Tensor]:
@@ -135,11 +136,13 @@ def numbers(
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-def without_zero(weights: Numbers | None) -> bool:
-    """Whether the host knows that no weight is zero; what a tensor holds is not read."""
-    return weights is None or (
-        not isinstance(weights, Tensor) and min(map(abs, weights)) >= _SMALLEST
-    )
+def without_zero(weights: Numbers | None, temperatures: Numbers | None) -> bool:
+    """Whether the host knows that no factor is zero; what a tensor holds is not read."""
+    if isinstance(weights, Tensor) or isinstance(temperatures, Tensor):
+        return False
+    smallest = 1.0 if weights is None else min(map(abs, weights))
+    largest = 1.0 if temperatures is None else max(map(abs, temperatures))
+    return smallest >= 1 / _LARGE and largest <= _LARGE
 
 
 def averaged(call: MeanCall) -> Tensor:

@@ -181,7 +181,7 @@ def _mixture(
             raise argument_error(name, "log_weights", "None beside weights", "both")
         log_weight = numbers(name, "log_weights", log_weights, checked, 0)
         weights = (~log_weight.isneginf()).to(log_weight.dtype)
-    all_present = without_zero(weights)
+    all_present = without_zero(weights, temperatures)
     weight = numbers(name, "weights", weights, checked, 1 / len(checked))
     if not all_present:
         scale = torch.where(weight == 0, 0, scale)
