@@ -166,8 +166,9 @@ def _random(call: Any, dtype: torch.dtype) -> Any:
     def drawn(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return dtype if isinstance(leaf, torch.dtype) else leaf
-        # Numbers of draws have to be in [0, 1).
-        return (torch.rand(leaf.shape, device=leaf.device) / 2).to(dtype)
+        # Numbers of draws have to be in [0, 1), and are float64 whatever the logits are.
+        kind = leaf.dtype if leaf.dtype == torch.float64 else dtype
+        return (torch.rand(leaf.shape, device=leaf.device) / 2).to(kind)
 
     return tree_map(drawn, call)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.case import Absent, Case, Library
-from fastgrow.ops.core.triton_support import is_there
+from fastgrow._installed import is_there
 
 LIGER, QUACK = "liger_kernel", "quack"
 

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 
 import torch
 from torch import Tensor
 
+from fastgrow._installed import is_there
 from fastgrow.ops.core.dispatch import Answer
-
-
-def is_there(module: str) -> bool:
-    """Is a module installed? Its parents are imported, as finding it takes."""
-    # Finding is cheap where importing takes a while; a finder may also refuse by raising.
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
 
 INSTALLED = is_there("triton")
 # Set before Triton is imported, or not at all: a process has either the interpreter or a compiler.

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import attention as choice
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastgrow._installed import is_there
 from fastgrow.kernels.calls import AttentionCall
-from fastgrow.ops.core.triton_support import is_there
 from fastgrow.ops.rotary.call import ROPE
 from fastgrow.ops.softmax_attention.reference import rotated, visible_keys
 
