@@ -142,7 +142,9 @@ def rotate(
     """
     batch, heads, length, dim = x.shape
     block_d = block_of(dim)
-    block_t = MIN_ROWS if length <= MIN_ROWS else max(MIN_ROWS, 4096 // block_d)
+    # Keys within attention have one height of tiles, so that few of them compile no other kernel.
+    few = length <= MIN_ROWS and not with_norms
+    block_t = MIN_ROWS if few else max(MIN_ROWS, 4096 // block_d)
     n_blocks = cdiv(length, block_t)
     shape = (batch * heads, n_blocks)
     norms = x.new_empty(shape, dtype=torch.float32) if with_norms else None

@@ -24,9 +24,16 @@ def kernels() -> set[str]:
 
 def launches() -> set[tuple[str, str]]:
     """Every pair of a launcher and a kernel that it reaches."""
-    called = {name for file in OPERATIONS.rglob("*.py") for name in _names_in(_parsed(file), "")}
+    files = [_parsed(file) for file in OPERATIONS.rglob("*.py")]
+    called = {name for tree in files for name in _names_in(tree, "") | _by_decorator(tree)}
     launchers = called & _functions().keys() - _jitted()
     return {(name, kernel) for name in launchers for kernel in _reached(name) & kernels()}
+
+
+def _by_decorator(tree: ast.Module) -> set[str]:
+    """What operators are `launched_by`."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {ast.literal_eval(c.args[0]) for c in calls if ast.unparse(c.func) == "launched_by"}
 
 
 @functools.cache
