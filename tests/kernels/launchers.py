@@ -65,10 +65,13 @@ def _jitted() -> frozenset[str]:
 def _used(name: str) -> frozenset[str]:
     """Functions of kernels' modules that a function names."""
     module, function = name.partition(".")[0], _functions()[name]
-    # An argument may have a function's name.
-    arguments = {f"{module}.{x.arg}" for x in ast.walk(function) if isinstance(x, ast.arg)}
+    # An argument or a variable may have a function's name.
+    nodes = [*ast.walk(function)]
+    local = {x.arg for x in nodes if isinstance(x, ast.arg)}
+    local |= {x.id for x in nodes if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)}
     imports = _parsed(KERNELS / f"{module}.py")
-    return frozenset(_names_in(function, module, imports) - arguments - {name})
+    hidden = {f"{module}.{x}" for x in local}
+    return frozenset(_names_in(function, module, imports) - hidden - {name})
 
 
 def _reached(name: str) -> set[str]:
