@@ -154,7 +154,7 @@ def differentiable(
     fields = len(record._fields)
 
     def run_forward(ctx: Any, *values: Any) -> Any:
-        return forward(ctx, record._make(values))
+        return forward(ctx, record(*values))
 
     def run_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
