@@ -21,7 +21,7 @@ from triton.backends.nvidia.driver import CudaLauncher
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 
 CAPABILITY = 90
 # Not a device's number, so that kernels compiled for a real one stay out of it and untouched.
@@ -101,8 +101,8 @@ def launches_stubbed() -> Iterator[Variants]:
         mock.patch.object(driver, "_active", _Driver()),
         mock.patch.object(JITFunction, "_do_compile", stand_in),
         # What lets the kernels run on a CPU elsewhere, and the rule for every CPU tensor.
-        mock.patch.object(triton_support, "INTERPRETED", True),
-        mock.patch.object(triton_support, "pays_on", _pays),
+        mock.patch.object(dispatch, "INTERPRETED", True),
+        mock.patch.object(dispatch, "triton_pays_on", _pays),
     )
     with contextlib.ExitStack() as stack:
         for patch in patches:

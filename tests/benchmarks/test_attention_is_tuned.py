@@ -19,7 +19,7 @@ tunable = pytest.importorskip("fastgrow.kernels.tunable", reason="triton is not 
 from fastgrow.kernels import attention_tuning, compile_offline  # noqa: E402
 from fastgrow.kernels.attention import bucket, decode_bucket  # noqa: E402
 from fastgrow.kernels.tuned import SCHEMA, read_table, tuning_modules  # noqa: E402
-from fastgrow.ops.core import triton_support  # noqa: E402
+from fastgrow.ops.core import dispatch  # noqa: E402
 
 BF16 = torch.bfloat16
 MODULE = "fastgrow.kernels.attention_tuning"
@@ -79,7 +79,7 @@ def test_what_is_tuned_lies_in_memory_as_in_a_model(
     dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the case's tensors do; and the gradient as the output, which a projection reads."""
-    monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_can_run", lambda tensor: (True, ""))
     shape = next(s for s in attention.FAMILY.grids["gpu"] if (s["D"], s["T"]) == (dim, 1024))
     inputs = attention.FAMILY.inputs({**shape, "B": 1}, BF16, torch.Generator())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Shape, select
 from benchmarks.cases import FAMILIES
-from fastgrow.ops.core import dispatch, triton_support
+from fastgrow.ops.core import dispatch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -49,8 +49,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(dispatch.Operation, "__call__", run)
     monkeypatch.setattr(dispatch, "_environment", None)
-    monkeypatch.setattr(triton_support, "can_run", lambda tensor, dtype=None: (True, ""))
-    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_can_run", lambda tensor, dtype=None: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_pays_on", lambda tensor: (True, ""))
     # torch has no such switch for meta.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     monkeypatch.setattr(torch, "randn", without_generator(torch.randn))

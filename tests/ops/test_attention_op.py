@@ -216,7 +216,7 @@ CALLS: list[tuple[dict[str, Any], bool, str]] = [
 def test_which_kernels_a_gpu_gets(
     monkeypatch: pytest.MonkeyPatch, call: dict[str, Any], ours: bool, why: str
 ) -> None:
-    monkeypatch.setattr(triton.triton_support, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(triton.dispatch, "triton_pays_on", lambda tensor: (True, ""))
     tk, heads, dim = call.get("tk", 2048), call.get("heads", 4), call["dim"]
     dtype = call.get("dtype", HALF)
     q = torch.empty(1, heads, call.get("tq", tk), dim, dtype=dtype, device="meta")

@@ -182,15 +182,15 @@ def test_the_environment_of_a_process_is_read() -> None:
 def test_a_gpu_too_old_for_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from fastgrow.ops.core import triton_support
+    from fastgrow.ops.core import dispatch
 
     tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
-    monkeypatch.setattr(triton_support, "INSTALLED", True)
-    monkeypatch.setattr(triton_support, "is_new_enough", triton_support.is_new_enough.__wrapped__)
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", True)
+    monkeypatch.setattr(dispatch, "is_new_enough", dispatch.is_new_enough.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, ok in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert triton_support.can_run(tensor)[0] == ok  # type: ignore[arg-type]
+        assert dispatch.triton_can_run(tensor)[0] == ok  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    reason = triton_support.can_run(tensor)[1]  # type: ignore[arg-type]
+    reason = dispatch.triton_can_run(tensor)[1]  # type: ignore[arg-type]
     assert reason == "it needs a GPU of compute capability 8.0 or newer"

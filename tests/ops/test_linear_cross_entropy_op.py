@@ -14,7 +14,7 @@ from fastgrow import ops
 from fastgrow.errors import ArgumentError
 from fastgrow.kernels.calls import HeadLossCall
 from fastgrow.ops import linear_cross_entropy as public
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import OPERATIONS
 from fastgrow.ops.heads import call as heads_call
 from fastgrow.ops.heads import chunked, logit_tiles, loss_workspace
@@ -287,8 +287,8 @@ def test_automatic_choice_on_a_cpu() -> None:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
-    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_pays_on", lambda tensor: (True, ""))
     monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)  # a rule for CPUs
 
 

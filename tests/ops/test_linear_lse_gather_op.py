@@ -13,7 +13,7 @@ from fastgrow import ops
 from fastgrow.errors import ArgumentError
 from fastgrow.kernels.calls import LseCall
 from fastgrow.ops import linear_cross_entropy, linear_lse_gather, merge_lse
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import OPERATIONS, Explanation
 from fastgrow.ops.heads import call as heads_call
 from fastgrow.ops.heads import chunked, logit_tiles
@@ -203,8 +203,8 @@ def test_autocast_rounds_what_it_is_given(impl: str) -> None:
 
 def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision, given or of autocast, takes the kernels whatever the rows' alignment."""
-    monkeypatch.setattr(triton_support, "can_run", lambda tensor: (True, ""))
-    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_can_run", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_pays_on", lambda tensor: (True, ""))
     monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)  # a rule for CPUs
     targets = torch.zeros(4, dtype=torch.int64)
 

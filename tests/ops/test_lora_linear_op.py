@@ -11,7 +11,7 @@ from torch import Tensor
 from fastgrow import ops
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.kernels.calls import LoraCall
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import OPERATIONS
 from fastgrow.ops.lora import triton
 
@@ -192,7 +192,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
 def test_when_the_kernel_pays(
     n: int, width: int, out: int, rank: int, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_support, "pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_pays_on", lambda tensor: (True, ""))
     x, weight, a, b = (
         torch.zeros(1, 1, dtype=torch.bfloat16).expand(shape)
         for shape in ((n, width), (out, width), (rank, width), (out, rank))

@@ -12,7 +12,8 @@ for what it is:
 
 All take one record, the operation's call. `can_serve(call)` says from devices, dtypes and shapes
 whether an implementation can serve it, and `pays(call)` whether it should be picked unasked.
-Neither reads the content of a tensor.
+Neither reads the content of a tensor. `triton_can_run` and `triton_pays_on` are what all Triton
+kernels have in common there.
 
 The most local override wins: the `impl=` argument, then the innermost `use_impl(…)`, then the
 environment variable FASTGROW_IMPL, then the operation's own order of preference. An override is
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +36,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fastgrow._installed import is_there
 from fastgrow.errors import ConfigError
 
 ENVIRONMENT_VARIABLE = "FASTGROW_IMPL"
@@ -43,6 +47,11 @@ ENVIRONMENT_VARIABLE = "FASTGROW_IMPL"
 Answer = tuple[bool, str]
 # (operation, implementation) pairs; "*" stands for every operation that has the implementation.
 Overrides = tuple[tuple[str, str], ...]
+
+TRITON_INSTALLED = is_there("triton")
+# Set before Triton is imported, or not at all: a process has either the interpreter or a compiler.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Looking it up at each call would be a third of a small call's time.
 _environment = os.environ.get(ENVIRONMENT_VARIABLE)
@@ -276,3 +285,38 @@ def _log_once(operation: str, name: str, reason: str) -> None:
     if key not in _logged:
         _logged.add(key)
         log.info("%s: %s is not used: %s", operation, name, reason)
+
+
+def triton_can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Answer:
+    """May a kernel read this tensor, by device and dtype? `dtype` replaces the tensor's."""
+    dtype = dtype or tensor.dtype
+    device = tensor.device
+    kind = device.type
+    if not TRITON_INSTALLED:
+        return False, "triton is not installed"
+    if kind == "cpu":
+        if not INTERPRETED:
+            return False, "the tensors are on the CPU and TRITON_INTERPRET=1 is not set"
+    elif kind != "cuda":
+        return False, f"it has no kernel for {kind} tensors"
+    # While torch.compile traces it cannot ask.
+    elif not (torch.compiler.is_compiling() or is_new_enough(device)):
+        return False, "it needs a GPU of compute capability 8.0 or newer"
+    if dtype not in TRITON_DTYPES:
+        return False, f"it takes float32, bfloat16 or float16, not {dtype}"
+    return True, ""
+
+
+@functools.cache
+def is_new_enough(device: torch.device) -> bool:
+    """Of compute capability 8.0; True also for GPUs that are not there. Asking takes a while."""
+    if not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def triton_pays_on(tensor: Tensor) -> Answer:
+    """The interpreter is slower than any other implementation."""
+    if tensor.device.type == "cpu":
+        return False, "the interpreter is for tests"
+    return True, ""

@@ -7,7 +7,7 @@ import os
 import torch
 
 from fastgrow.kernels import tuned
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 
 
 def explain_tuning() -> list[str]:
@@ -17,7 +17,7 @@ def explain_tuning() -> list[str]:
     """
     if not torch.cuda.is_available():
         return ["no GPU: there is nothing to tune"]
-    if not triton_support.INSTALLED:
+    if not dispatch.TRITON_INSTALLED:
         return ["triton is not installed: there is nothing to tune"]
     from triton import knobs
 

@@ -1,6 +1,5 @@
 """Operations over the logits of K experts: means, losses, draws and choices, without the means."""
 
-from fastgrow.ops.core.reduction import reduced
 from fastgrow.ops.experts.choices import mean_argmax, mean_sample, mean_top_k
 from fastgrow.ops.experts.losses import mean_cross_entropy, mean_log_softmax_gather
 from fastgrow.ops.experts.mean import logit_mean
@@ -9,6 +8,7 @@ from fastgrow.ops.experts.mixture import (
     probability_mean_cross_entropy,
     probability_mean_gather,
 )
+from fastgrow.ops.heads.heads import reduced
 
 __all__ = [
     "logit_mean",

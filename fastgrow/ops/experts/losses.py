@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fastgrow.ops.core.checks import out_of_range, outside
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
-from fastgrow.ops.core.reduction import check_reduction, reduced
 from fastgrow.ops.core.registration import operator, refuse_double_backward
 from fastgrow.ops.experts.logit_lists import (
     MeanCall,
@@ -32,6 +31,7 @@ from fastgrow.ops.experts.logit_lists import (
     pays,
     run_extension,
 )
+from fastgrow.ops.heads.heads import check_reduction, reduced
 
 # A part's log-sum-exp is its largest logit and the sum beside it, float32 both.
 _PART_BYTES = 8

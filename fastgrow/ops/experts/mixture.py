@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fastgrow.errors import argument_error
 from fastgrow.ops.core.dispatch import Implementation, Operation
-from fastgrow.ops.core.reduction import check_reduction, reduced
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.experts.logit_lists import (
     MeanCall,
@@ -46,6 +45,7 @@ from fastgrow.ops.experts.losses import (
     native_gather,
     of_targets,
 )
+from fastgrow.ops.heads.heads import check_reduction, reduced
 
 
 class MixtureCall(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import MlpCall, MlpHidden, MlpHiddenGradient, MlpOutput
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype
 from fastgrow.ops.core.registration import launched_by
@@ -19,7 +19,7 @@ ENOUGH = 1 << 23
 
 def can_serve(call: MlpCall) -> Answer:
     """Whether the kernels can run."""
-    return triton_support.can_run(call.x)
+    return dispatch.triton_can_run(call.x)
 
 
 def pays(call: MlpCall) -> Answer:
@@ -45,7 +45,7 @@ def pays(call: MlpCall) -> Answer:
     form with nothing kept is left to cuBLASLt, whose epilogue has it. Small layers stay in the
     cache, so nothing is saved, and in fp32 the products take longer by far than all passages.
     """
-    ok, reason = triton_support.pays_on(call.x)
+    ok, reason = dispatch.triton_pays_on(call.x)
     if not ok:
         return False, reason
     if compute_dtype(call.x) == torch.float32:

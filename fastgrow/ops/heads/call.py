@@ -29,12 +29,11 @@ from torch import Tensor
 
 from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import HeadLossCall, LseCall
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.checks import check_float, check_ids, check_like, check_range, out_of_range
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
-from fastgrow.ops.core.reduction import check_reduction
 from fastgrow.ops.heads import chunked, cublas, logit_tiles, reference, triton
-from fastgrow.ops.heads.heads import HeadsCall, autocast_dtype, differentiated
+from fastgrow.ops.heads.heads import HeadsCall, autocast_dtype, check_reduction, differentiated
 from fastgrow.ops.heads.mix import Heads, Mix, is_wider, mixed
 
 Tensors = Tensor | Sequence[Tensor]
@@ -245,7 +244,7 @@ def _check_targets(name: str, targets: Tensor, h: Tensor) -> None:
 
 
 def _kernels_can_serve(call: HeadsCall) -> Answer:
-    ok, reason = triton_support.can_run(call.h[0])
+    ok, reason = dispatch.triton_can_run(call.h[0])
     if ok and len(call.h) > MAX_HEADS:
         return False, f"it takes at most {MAX_HEADS} products, got {len(call.h)}"
     return ok, reason
@@ -256,7 +255,7 @@ def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
 
     Rows that load slowly, at no multiple of 16 elements, do so too: all logits are the alternative.
     """
-    ok, reason = triton_support.pays_on(call.h[0])
+    ok, reason = dispatch.triton_pays_on(call.h[0])
     if ok and autocast_dtype(call) == torch.float32:
         return False, "the library's float32 products are faster"
     return ok, reason
@@ -265,7 +264,7 @@ def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
 def _kernels_pay_for_a_loss(call: HeadLossCall) -> Answer:
     """By counting products and passes over memory, not measured."""
     if call.reduction == "none" or not _gradients_fit(call)[0]:
-        return triton_support.pays_on(call.h[0])
+        return dispatch.triton_pays_on(call.h[0])
     if differentiated(call):
         return False, "gradients made beside the loss take three products, afterwards four"
     loaded = (*call.h, *call.weight)
@@ -275,7 +274,7 @@ def _kernels_pay_for_a_loss(call: HeadLossCall) -> Answer:
 
 
 def _library_can_serve(call: HeadLossCall) -> Answer:
-    ok, reason = triton_support.can_run(call.h[0])
+    ok, reason = dispatch.triton_can_run(call.h[0])
     if ok and call.reduction == "none" and differentiated(call):
         return False, "gradients of single rows' losses are not known beside the loss"
     return _gradients_fit(call) if ok else (False, reason)

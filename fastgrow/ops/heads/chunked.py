@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fastgrow.kernels.calls import HeadLossCall
 from fastgrow.ops.core.dtypes import wide_dtype
-from fastgrow.ops.core.reduction import reduced
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads import logit_tiles
 from fastgrow.ops.heads.heads import (
@@ -31,6 +30,7 @@ from fastgrow.ops.heads.heads import (
     like_loss,
     losses_of,
     parts_of,
+    reduced,
     rounded,
     row_shares,
     targets_in,

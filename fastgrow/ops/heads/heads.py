@@ -13,13 +13,33 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastgrow.errors import argument_error
 from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall, LseGradientCall
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
-from fastgrow.ops.core.reduction import reduced
 from fastgrow.ops.core.registration import distinct, needs_gradient, refuse_double_backward
 
 HeadsCall = LseCall | LseGradientCall | HeadLossCall | KlCall
 C = TypeVar("C", LseCall, HeadLossCall, KlCall)
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_reduction(operation: str, reduction: str) -> None:
+    """Refuse a reduction that is none of `REDUCTIONS`."""
+    if reduction not in REDUCTIONS:
+        raise argument_error(
+            operation, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction)
+        )
+
+
+def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    """Losses of rows, zero where the target is ignored, to the loss asked for.
+
+    The mean is over the targets that are not ignored; NaN without any, as torch has it.
+    """
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total / (targets != ignore_index).sum() if reduction == "mean" else total
 
 
 def tensors(call: HeadsCall) -> list[Tensor | None]:

@@ -19,13 +19,13 @@ from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import KlCall
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
-from fastgrow.ops.core.reduction import check_reduction
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads import reference
 from fastgrow.ops.heads.call import check_head
 from fastgrow.ops.heads.heads import (
     add_products,
     beside_its_gradients,
+    check_reduction,
     differentiated,
     empty_gradients,
     in_autocast,

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall
 from fastgrow.ops.core.dtypes import wide_dtype, widened
-from fastgrow.ops.core.reduction import reduced
-from fastgrow.ops.heads.heads import HeadsCall, targets_in
+from fastgrow.ops.heads.heads import HeadsCall, reduced, targets_in
 
 
 def workspace_bytes(rows: int, vocabulary: int) -> int:

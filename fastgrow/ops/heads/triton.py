@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import HeadLossCall, LseCall, LseGradientCall
-from fastgrow.ops.core.reduction import reduced
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads.heads import (
     add_products,
@@ -23,6 +22,7 @@ from fastgrow.ops.heads.heads import (
     like_gradients,
     losses_of,
     parts_of,
+    reduced,
     terms_call,
 )
 

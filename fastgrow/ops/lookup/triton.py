@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastgrow.kernels.calls import EmbeddingCall
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.registration import launched_by, needs_gradient
 
 
 def can_serve(call: EmbeddingCall) -> Answer:
     """Whether the kernel can run."""
-    ok, reason = triton_support.can_run(call.ids, call.dtype)
+    ok, reason = dispatch.triton_can_run(call.ids, call.dtype)
     if not ok:
         return False, reason
     if needs_gradient(call.table):
@@ -22,7 +22,7 @@ def can_serve(call: EmbeddingCall) -> Answer:
 
 def pays(call: EmbeddingCall) -> Answer:
     """Where there is more to do than a copy of rows: by reasoning, not measured."""
-    ok, reason = triton_support.pays_on(call.ids)
+    ok, reason = dispatch.triton_pays_on(call.ids)
     if not ok:
         return False, reason
     if call.bits is None and call.repeat == 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import LoraCall, LoraGradient
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype
 from fastgrow.ops.core.registration import differentiable, launched_by, needs_gradient
@@ -26,13 +26,13 @@ MIN_OUTPUT = 132 * 128 * 128
 
 def can_serve(call: LoraCall) -> Answer:
     """Whether the kernels can run; they give a frozen layer no gradient."""
-    ok, reason = triton_support.can_run(call.x)
+    ok, reason = dispatch.triton_can_run(call.x)
     return blas.can_serve(call) if ok else (ok, reason)
 
 
 def pays(call: LoraCall) -> Answer:
     """Where the pass over the output that is saved outweighs cuBLAS: by reasoning, not measured."""
-    ok, reason = triton_support.pays_on(call.x)
+    ok, reason = dispatch.triton_pays_on(call.x)
     if not ok:
         return False, reason
     if compute_dtype(call.x) == torch.float32:

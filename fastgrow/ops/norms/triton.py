@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import NormCall
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import in_dtype
 from fastgrow.ops.core.registration import differentiable, needs_gradient, operator, or_nothing
@@ -21,19 +21,19 @@ from fastgrow.ops.core.registration import differentiable, needs_gradient, opera
 
 def can_serve(call: NormCall) -> Answer:
     """Whether the kernels can run."""
-    ok, reason = triton_support.can_run(call.x)
+    ok, reason = dispatch.triton_can_run(call.x)
     if not ok:
         return False, reason
     for tensor in (call.residual, call.weight, call.bias):
         # They are on the same device.
-        if tensor is not None and tensor.dtype not in triton_support.DTYPES:
-            return triton_support.can_run(tensor)
+        if tensor is not None and tensor.dtype not in dispatch.TRITON_DTYPES:
+            return dispatch.triton_can_run(tensor)
     return (True, "") if call.x.shape[-1] > 0 else (False, "rows have no features")
 
 
 def pays(call: NormCall) -> Answer:
     """Where it moves fewer bytes than torch's kernels: by counting, not measured."""
-    ok, reason = triton_support.pays_on(call.x)
+    ok, reason = dispatch.triton_pays_on(call.x)
     if not ok:
         return False, reason
     if call.residual is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import RopeCall
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.registration import needs_gradient, operator
 
@@ -20,7 +20,7 @@ MAX_HEAD_DIM = 512
 
 def can_serve(call: RopeCall) -> Answer:
     """Whether the kernel can run."""
-    ok, reason = triton_support.can_run(call.x)
+    ok, reason = dispatch.triton_can_run(call.x)
     if not ok:
         return False, reason
     if call.x.shape[3] > MAX_HEAD_DIM:
@@ -30,7 +30,7 @@ def can_serve(call: RopeCall) -> Answer:
 
 def pays(call: RopeCall) -> Answer:
     """By counting: eager reads and writes about nine tensors of x's size, in nine launches."""
-    ok, reason = triton_support.pays_on(call.x)
+    ok, reason = dispatch.triton_pays_on(call.x)
     return (True, "one launch takes the place of nine") if ok else (False, reason)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import AttentionCall
-from fastgrow.ops.core import triton_support
+from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype
 from fastgrow.ops.core.registration import differentiable, needs_gradient, operator, or_nothing
@@ -26,7 +26,7 @@ TENSORS = AttentionCall._fields.index("k_rotated")
 
 def can_serve(call: AttentionCall) -> Answer:
     """Whether the kernels can run."""
-    ok, reason = triton_support.can_run(call.q)
+    ok, reason = dispatch.triton_can_run(call.q)
     if not ok:
         return False, reason
     if call.q.shape[3] > MAX_HEAD_DIM:
@@ -53,7 +53,7 @@ def pays(call: AttentionCall) -> Answer:
       for several grouped queries, where SDPA reads them for each of its heads, and splits in fp32
       and at head dimensions that are no multiple of 8, which flash does not take as they are.
     """
-    ok, reason = triton_support.pays_on(call.q)
+    ok, reason = dispatch.triton_pays_on(call.q)
     if not ok:
         return False, reason
     (_, heads, queries, dim), (_, kv_heads, keys, _) = call.q.shape, call.k.shape
