@@ -155,7 +155,8 @@ def rotate(
         rotate_kernel[(n_blocks * batch * heads,)](
             x, out, norms, *rotation, *x.stride()[:3], *out.stride()[:3], heads, length, offset,
             D=dim, BLOCK_D=block_d, BLOCK_T=block_t, INVERSE=inverse,
-            num_warps=4,
+            # Of larger heads a tile takes more registers than four warps have on Blackwell.
+            num_warps=4 if block_d <= 128 else 8,
         )  # fmt: skip
     return norms
 

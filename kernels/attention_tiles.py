@@ -50,7 +50,10 @@ def d_query_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> Attenti
     if dtype == torch.float32:
         if dim <= 32:
             return AttentionTiles(32, 32, 4, 2)
-        return AttentionTiles(32, 32, 8, 1) if dim <= 128 else AttentionTiles(16, 16, 8, 2)
+        if dim <= 128:
+            # Blackwell's code for 32 queries of large heads spills.
+            return AttentionTiles(32 if capability < 100 or dim <= 64 else 16, 32, 8, 1)
+        return AttentionTiles(16, 16, 8, 2)
     if dim <= 64:
         # As in the forward pass; at head dimension 32 the operands are half as large.
         return AttentionTiles(64, 64 if capability >= 90 or dim <= 32 else 32, 4, 3)
