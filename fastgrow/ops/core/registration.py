@@ -182,10 +182,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise ArgumentError(
-            f"{ctx.operation}: its gradient cannot be differentiated again (create_graph=True); "
-            "impl='eager' can"
-        )
+        raise _differentiated_again(ctx.operation)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -213,7 +210,9 @@ def distinct(fields: Sequence[Any]) -> Sequence[Any]:
 def refuse_double_backward(operation: str) -> None:
     """Called in a backward whose result has no gradient of its own: refuse `create_graph=True`."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise ArgumentError(
-            f"{operation}: its gradient cannot be differentiated again (create_graph=True); "
-            "impl='eager' can"
-        )
+        raise _differentiated_again(operation)
+
+
+def _differentiated_again(operation: str) -> ArgumentError:
+    again = "its gradient cannot be differentiated again (create_graph=True)"
+    return ArgumentError(f"{operation}: {again}; impl='eager' can")

@@ -8,7 +8,7 @@ for causal attention without a mask. The others come before them, in the same or
   milliseconds and which each token of a generation would pay, and flash splits the keys;
 - where there is a mask: gradients of queries have been NaN on Hopper (pytorch #196678);
 - where FlashAttention 3 or 4 was activated by `torch.nn.attention.activate_flash_attention_impl`,
-  which is a wish.
+  which is a user's choice.
 
 An older cuDNN is never preferred: it is at fault where a length is no multiple of 128
 (pytorch #169849). What a user has set wins: nothing is ordered inside `sdpa_kernel`, where a
