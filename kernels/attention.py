@@ -20,7 +20,7 @@ from fastgrow.kernels.attention_tiles import (
     runs_of_keys,
     split_of,
 )
-from fastgrow.kernels.calls import AttentionCall
+from fastgrow.kernels.calls import AttentionCall, RopeCall, empty_by_token
 from fastgrow.kernels.common import (
     INTERPRETED,
     LOG2_E,
@@ -120,6 +120,14 @@ def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) ->
     return cos, sin, position_ids, cos.stride(0), of_rows, positions, 2 * half
 
 
+def rope(call: RopeCall) -> Tensor:
+    """x [B, H, T, D] rotated, contiguous as [B, T, H, D]."""
+    out = empty_by_token(call.x)
+    rotation = rotation_arguments(call.cos, call.sin, call.position_ids)
+    rotate(call.x, rotation, out, offset=call.offset, inverse=call.inverse)
+    return out
+
+
 def rotate(
     x: Tensor,
     rotation: Rotation,
@@ -161,15 +169,6 @@ def rotate(
     return norms
 
 
-def empty_output(q: Tensor) -> Tensor:
-    """[B, H, T, D] laid out as [B, T, H, D], which the output projection reads without a copy."""
-    batch, heads, length, dim = q.shape
-    # As torch counts them in tensors without elements, too.
-    of_token = max(heads, 1) * dim
-    strides = (max(length, 1) * of_token, dim, of_token, 1)
-    return q.new_empty_strided((batch, heads, length, dim), strides)
-
-
 def _operands(
     call: AttentionCall,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Rotation, tuple[Tensor | None, ...]]:
@@ -195,8 +194,15 @@ def _operands(
     return q, k, v, norms, rotation, (lengths, starts, *bounds)
 
 
+def inference(call: AttentionCall) -> Tensor:
+    """The result of `forward` alone; few queries are split over their keys."""
+    if call.q.numel() > 0 and can_decode(call.q, call.k):
+        return decode(call)
+    return forward(call, with_lse=False)[0]
+
+
 def forward(
-    call: AttentionCall, *, with_lse: bool, tiles: AttentionTiles | None = None
+    call: AttentionCall, *, with_lse: bool = True, tiles: AttentionTiles | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of q [B, H, Tq, D] over k, v [B, H_kv, Tk, D].
 
@@ -204,18 +210,15 @@ def forward(
 
     Returns:
         out [B, H, Tq, D], contiguous as [B, Tq, H, D], and lse [B, H, Tq] float32 in units of log2
-        (None without `with_lse`, as for inference).
+        (None without `with_lse`).
     """
     q = call.q
     batch, heads, queries, dim = q.shape
     kv_heads, keys = call.k.shape[1:3]
-    out = empty_output(q)
+    out = empty_by_token(q)
     lse = q.new_empty((batch, heads, queries), dtype=torch.float32) if with_lse else None
     if q.numel() == 0:
         return out, lse
-    if not with_lse and can_decode(q, call.k):
-        decode(call, out)
-        return out, None
     q, k, v, norms, rotation, ranges = _operands(call)
     dtype, block_d = q.dtype, block_of(dim)
     if dtype != torch.bfloat16 or dim > 32 or dim != block_d:
@@ -244,9 +247,9 @@ def backward(
     d_out: Tensor,
     out: Tensor,
     lse: Tensor,
-    *,
     for_query: bool = True,
     for_key: bool = True,
+    *,
     tiles: AttentionTiles | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dq, and dk with dv, of what `forward` computed; None for what is not asked for.
@@ -256,8 +259,8 @@ def backward(
     """
     batch, heads, queries, dim = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
-    dq = empty_output(call.q) if for_query else None
-    dk, dv = (empty_output(call.k), empty_output(call.v)) if for_key else (None, None)
+    dq = empty_by_token(call.q) if for_query else None
+    dk, dv = (empty_by_token(call.k), empty_by_token(call.v)) if for_key else (None, None)
     if call.q.numel() == 0 or call.k.numel() == 0:
         return dq, None if dk is None else dk.zero_(), None if dv is None else dv.zero_()
     q, k, v, _, rotation, ranges = _operands(call)
@@ -306,8 +309,8 @@ def backward(
     return dq, dk, dv
 
 
-def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> None:
-    """Write to out [B, H, Tq, D] what `forward` would; `split` is the kernel's, to try some out."""
+def decode(call: AttentionCall, *, split: Split | None = None) -> Tensor:
+    """The out of `forward`; `split` is the kernel's, to try some out."""
     batch, heads, queries, dim = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
     group, batch_heads = heads // kv_heads, batch * kv_heads
@@ -319,6 +322,7 @@ def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> N
         length = length_of(keys) if measured_so else None
         split = _split(q.dtype, dim, length, number_of(batch_heads), q.device)
     runs, run = runs_of_keys(batch_heads, keys, split, q.device)
+    out = empty_by_token(q)
     parts = q.new_empty(batch_heads * runs * rows * (dim + 2), dtype=torch.float32)
     block_d = block_of(dim)
     with on_device_of(q):
@@ -335,3 +339,4 @@ def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> N
             parts, out, *out.stride()[:3], kv_heads, group, queries, runs,
             D=dim, BLOCK_D=block_d, RUNS=FEW_RUNS if runs <= FEW_RUNS else MAX_RUNS, num_warps=4,
         )  # fmt: skip
+    return out

@@ -22,7 +22,6 @@ from fastgrow.kernels.attention import (
     bucket,
     decode,
     decode_bucket,
-    empty_output,
     forward,
 )
 from fastgrow.kernels.attention_tiles import (
@@ -191,10 +190,10 @@ def _train(
     angles = torch.rand(length, dim // 2, device=device)
     call = AttentionCall(q, k, v, angles.cos(), angles.sin(), scale=dim**-0.5)
     if kernel == "attention_forward":
-        return lambda tiles: forward(call, with_lse=True, tiles=tiles)
+        return lambda tiles: forward(call, tiles=tiles)
     # By the rule, not by a table: so that what is compiled ahead is what is launched.
     tiles = forward_tiles(dim, dtype, capability)
-    out, lse = forward(call, with_lse=True, tiles=tiles)
+    out, lse = forward(call, tiles=tiles)
     assert lse is not None
     for_query = kernel == "attention_d_query"
     return lambda tiles: backward(
@@ -231,10 +230,4 @@ def _generate(
     call = AttentionCall(
         *(q, k, v, angles.cos(), angles.sin()), lengths=lengths, k_rotated=True, scale=dim**-0.5
     )
-    out = empty_output(q)
-
-    def launch(split: Split) -> torch.Tensor:
-        decode(call, out, split=split)
-        return out
-
-    return launch
+    return lambda split: decode(call, split=split)

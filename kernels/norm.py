@@ -72,8 +72,14 @@ def bucket(dtype: torch.dtype, dim: int) -> str:
     return f"{NAMES[dtype]}/D={next_power_of_2(dim)}"
 
 
+def inference(call: NormCall) -> tuple[Tensor, Tensor | None]:
+    """The y and total of `forward`, whose statistics are not written."""
+    y, total, _, _ = forward(call, with_statistics=False)
+    return y, total
+
+
 def forward(
-    call: NormCall, *, with_statistics: bool, rows: Rows | None = None
+    call: NormCall, *, with_statistics: bool = True, rows: Rows | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Normalise the last axis of x [..., d] (+ residual), d ≥ 1, of float32, bfloat16 or float16.
 
@@ -125,11 +131,11 @@ def backward(
     mean: Tensor | None,
     rstd: Tensor,
     weight: Tensor | None,
-    *,
     for_input: bool,
     for_weight: bool,
     for_bias: bool,
     parameter_dtype: torch.dtype,
+    *,
     rows: Rows | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of what `forward` computed; None for what is not asked for.

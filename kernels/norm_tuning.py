@@ -69,7 +69,7 @@ def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
 
     def layer_norm(rows: Rows) -> tuple[Tensor | None, ...]:
         call = NormCall(x, residual, weight, bias, 1e-5, True, DTYPE)
-        return forward(call, with_statistics=True, rows=rows)
+        return forward(call, rows=rows)
 
     if kernel == "norm_forward":
         return layer_norm

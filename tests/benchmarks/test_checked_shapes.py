@@ -111,7 +111,7 @@ def attend(shape: Shape) -> None:
     q, k, v, d_out = (random(shape[heads]) for heads in ("H", "H_kv", "H_kv", "H"))
     cos, sin = (torch.empty(T, D // 2, device="meta") for _ in range(2))
     call = AttentionCall(q, k, v, cos, sin, scale=D**-0.5)
-    out, lse = attention.forward(call, with_lse=True)
+    out, lse = attention.forward(call)
     assert lse is not None
     attention.backward(call, d_out, out, lse)
 

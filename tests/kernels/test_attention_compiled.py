@@ -25,7 +25,7 @@ def launches(dim: int, dtype: torch.dtype, **rules: object) -> list[Launch]:
     call = AttentionCall(q, q, q, table, table, **rules)  # type: ignore[arg-type]
 
     def step() -> None:
-        attention.forward(call, with_lse=True)
+        attention.forward(call)
         attention.backward(call, q, q, lse)
 
     return recorded(step)
@@ -97,7 +97,7 @@ def test_decoding(dim: int, dtype: torch.dtype) -> None:
     q, k = torch.zeros(1, 8, 1, dim, dtype=dtype), torch.zeros(1, 2, 1024, dim, dtype=dtype)
     table, lengths = torch.zeros(1024, dim // 2), torch.zeros(1, dtype=torch.int32)
     call = AttentionCall(q, k, k, table, table, lengths=lengths, k_rotated=True)
-    step = recorded(lambda: attention.forward(call, with_lse=False))
+    step = recorded(lambda: attention.inference(call))
     assert [launch.name for launch in step] == ["decode_kernel", "join_kernel"]
     for capability in TARGETS:
         for launch in step:

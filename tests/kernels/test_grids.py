@@ -56,9 +56,12 @@ def attend(batch: int, queries: int, keys: int, *, decoding: bool = False) -> No
     q, k = empty(batch, HEADS, queries, DIM), empty(batch, HEADS, keys, DIM)
     table = empty(keys, DIM // 2, dtype=F32)
     call = AttentionCall(q, k, k, table, table)
-    out, lse = attention.forward(call, with_lse=not decoding)
-    if lse is not None:
-        attention.backward(call, q, out, lse)
+    if decoding:
+        attention.inference(call)
+        return
+    out, lse = attention.forward(call)
+    assert lse is not None
+    attention.backward(call, q, out, lse)
 
 
 TRAINING = ("rotate_kernel", "forward_kernel", "prepare_kernel", "d_query_kernel", "d_key_kernel")
@@ -83,7 +86,7 @@ def test_norms(width: int) -> None:
     x, weight, statistics = empty(ROWS, width), empty(width), empty(ROWS, dtype=F32)
 
     def step() -> None:
-        norm.forward(NormCall(x, x, weight, weight, 1e-5, True, BF16), with_statistics=True)
+        norm.forward(NormCall(x, x, weight, weight, 1e-5, True, BF16))
         norm.backward(
             x, x, x, statistics, statistics, weight,
             for_input=True, for_weight=True, for_bias=True, parameter_dtype=BF16,

@@ -31,7 +31,7 @@ def launches(
     other = x if residual else None
 
     def step() -> None:
-        norm.forward(NormCall(x, other, weight, bias, 1e-5, centred, dtype), with_statistics=True)
+        norm.forward(NormCall(x, other, weight, bias, 1e-5, centred, dtype))
         wanted = {"for_weight": not frozen, "for_bias": not frozen and centred}
         norm.backward(
             x, other, x, mean, statistics, weight,

@@ -40,7 +40,7 @@ def test_a_table_of_the_gpu_is_followed(tmp_path: Path, monkeypatch: pytest.Monk
 
         def step() -> None:
             call = NormCall(x, None, None, None, 1e-5, True, BF16)
-            norm.forward(call, with_statistics=True)
+            norm.forward(call)
             norm.backward(x, None, x, statistics, statistics, None, parameter_dtype=BF16, **wanted)
 
         launches = compile_offline.recorded(step)[:2]

@@ -58,7 +58,7 @@ def forward(
 ) -> dict[str, int]:
     q = torch.empty(1, 2, length, dim, dtype=dtype, device="meta")
     call = AttentionCall(q, q, q, **rules)
-    return tiles_of(lambda: attention.forward(call, with_lse=True), "forward_kernel")
+    return tiles_of(lambda: attention.forward(call), "forward_kernel")
 
 
 def backward(kernel: str) -> dict[str, int]:
@@ -140,7 +140,7 @@ def decoded(rows: int = 1, batch: int = 1, keys: int = 4096, **rules: Any) -> di
     q = torch.empty(batch, 32, rows, 32, dtype=BF16, device="meta")
     k = torch.empty(batch, 32, keys, 32, dtype=BF16, device="meta")
     call = AttentionCall(q, k, k, **rules)
-    launches = compile_offline.recorded(lambda: attention.forward(call, with_lse=False))
+    launches = compile_offline.recorded(lambda: attention.inference(call))
     (launch,) = [launch for launch in launches if launch.name == "decode_kernel"]
     return {"block_n": launch.arguments["BLOCK_N"], **launch.options}
 

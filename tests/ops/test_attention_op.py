@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
 from fastgrow.kernels.calls import AttentionCall
+from fastgrow.ops.core import dispatch
+from fastgrow.ops.core.dispatch import OPERATIONS
 from fastgrow.ops.softmax_attention import triton
 from fastgrow.ops.softmax_attention.reference import visible_keys
 
@@ -216,7 +218,7 @@ CALLS: list[tuple[dict[str, Any], bool, str]] = [
 def test_which_kernels_a_gpu_gets(
     monkeypatch: pytest.MonkeyPatch, call: dict[str, Any], ours: bool, why: str
 ) -> None:
-    monkeypatch.setattr(triton.dispatch, "triton_pays_on", lambda tensor: (True, ""))
+    monkeypatch.setattr(dispatch, "triton_pays_on", lambda tensor: (True, ""))
     tk, heads, dim = call.get("tk", 2048), call.get("heads", 4), call["dim"]
     dtype = call.get("dtype", HALF)
     q = torch.empty(1, heads, call.get("tq", tk), dim, dtype=dtype, device="meta")
@@ -226,7 +228,7 @@ def test_which_kernels_a_gpu_gets(
     rules = {name: call[name] for name in ("causal", "window", "starts") if name in call}
     record = AttentionCall(q, k, k, *table, **rules)
     with torch.set_grad_enabled(not call.get("no_grad", False)):
-        pays, reason = triton.pays(record)
+        pays, reason = OPERATIONS["attention"].implementations["triton"].pays(record)
     assert pays is ours
     assert why in reason
 

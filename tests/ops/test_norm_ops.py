@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
 from fastgrow.kernels.calls import NormCall
+from fastgrow.ops.core.dispatch import OPERATIONS
 
 IMPLEMENTATIONS = ["eager", "aten"]
 
@@ -143,8 +144,6 @@ def test_rms_norm_is_open_to_torch_s_transforms() -> None:
 
 
 def test_on_a_gpu_the_kernels_are_taken_where_they_move_fewer_bytes() -> None:
-    from fastgrow.ops.norms import triton
-
     class OnGPU(torch.Tensor):
         device = torch.device("cuda")
 
@@ -153,12 +152,13 @@ def test_on_a_gpu_the_kernels_are_taken_where_they_move_fewer_bytes() -> None:
     def call(residual: torch.Tensor | None, weight: torch.Tensor | None) -> NormCall:
         return NormCall(x, residual, weight, None, 1e-5, True, x.dtype)
 
+    pays = OPERATIONS["layer_norm"].implementations["triton"].pays
     for residual, weight, taken in ((x, x[0], True), (None, trained, True), (None, None, False)):
-        ok, reason = triton.pays(call(residual, weight))
+        ok, reason = pays(call(residual, weight))
         assert ok == taken
         assert reason
     with torch.no_grad():
-        assert not triton.pays(call(None, trained))[0]
+        assert not pays(call(None, trained))[0]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ for what it is:
 
 All take one record, the operation's call. `can_serve(call)` says from devices, dtypes and shapes
 whether an implementation can serve it, and `pays(call)` whether it should be picked unasked.
-Neither reads the content of a tensor. `triton_can_run` and `triton_pays_on` are what all Triton
-kernels have in common there.
+Neither reads the content of a tensor. `triton_kernels` makes an implementation that asks first what
+all Triton kernels have in common there.
 
 The most local override wins: the `impl=` argument, then the innermost `use_impl(…)`, then the
 environment variable FASTGROW_IMPL, then the operation's own order of preference. An override is
@@ -320,3 +320,33 @@ def triton_pays_on(tensor: Tensor) -> Answer:
     if tensor.device.type == "cpu":
         return False, "the interpreter is for tests"
     return True, ""
+
+
+def triton_kernels(
+    run: Callable[[Any], Any],
+    can_serve: Callable[[Any], Answer] = _always,
+    pays: Callable[[Any], Answer] = _always,
+) -> Implementation:
+    """The implementation by Triton kernels.
+
+    Args:
+        run: computes the operation from its call, whose first field is a tensor that the kernels
+            read, or a list of them.
+        can_serve: asked where `triton_can_run` says yes to that tensor.
+        pays: asked where `triton_pays_on` does.
+    """
+
+    def kernels_can_serve(call: Any) -> Answer:
+        answer = triton_can_run(_first_tensor(call))
+        return can_serve(call) if answer[0] else answer
+
+    def kernels_pay(call: Any) -> Answer:
+        answer = triton_pays_on(_first_tensor(call))
+        return pays(call) if answer[0] else answer
+
+    return Implementation("triton", run, kernels_can_serve, kernels_pay)
+
+
+def _first_tensor(call: Any) -> Tensor:
+    first = call[0]
+    return first[0] if isinstance(first, list) else first

@@ -121,11 +121,6 @@ def _without_none(results: Any) -> Any:
     return tuple([some.new_empty(0) if result is None else result for result in results])
 
 
-def or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """A result of an operator that may not have been asked for."""
-    return like.new_empty(0) if tensor is None else tensor
-
-
 def _taking_fields(function: Callable[..., Any], record: Any) -> Callable[..., Any]:
     if record is None:
         return function

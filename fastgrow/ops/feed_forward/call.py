@@ -15,7 +15,7 @@ from torch import Tensor
 from fastgrow.errors import ArgumentError, argument_error, describe
 from fastgrow.kernels.calls import MlpCall
 from fastgrow.ops.core.checks import check_float, check_like
-from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation, triton_kernels
 from fastgrow.ops.feed_forward import blas, reference, triton
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
@@ -82,7 +82,7 @@ def _example(device: torch.device) -> MlpCall:
 
 
 _IMPLEMENTATIONS = (
-    Implementation("triton", triton.run, triton.can_serve, triton.pays),
+    triton_kernels(triton.run, pays=triton.pays),
     Implementation("blas", blas.run, pays=blas.pays, alias="vendor"),
     Implementation("eager", reference.run),
 )

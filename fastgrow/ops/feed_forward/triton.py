@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import MlpCall, MlpHidden, MlpHiddenGradient, MlpOutput
-from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype
 from fastgrow.ops.core.registration import launched_by
@@ -15,11 +14,6 @@ from fastgrow.ops.feed_forward.layer import Steps, layer_of
 
 # Elements of the hidden layer: 16 MB in half precision, which pass a GPU's L2 cache unnoticed.
 ENOUGH = 1 << 23
-
-
-def can_serve(call: MlpCall) -> Answer:
-    """Whether the kernels can run."""
-    return dispatch.triton_can_run(call.x)
 
 
 def pays(call: MlpCall) -> Answer:
@@ -45,9 +39,6 @@ def pays(call: MlpCall) -> Answer:
     form with nothing kept is left to cuBLASLt, whose epilogue has it. Small layers stay in the
     cache, so nothing is saved, and in fp32 the products take longer by far than all passages.
     """
-    ok, reason = dispatch.triton_pays_on(call.x)
-    if not ok:
-        return False, reason
     if compute_dtype(call.x) == torch.float32:
         return False, "products in float32 leave little to save around them"
     if call.x.numel() // max(call.x.shape[-1], 1) * call.up.shape[0] < ENOUGH:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import LoraCall
 from fastgrow.ops.core.checks import check_float, check_like
-from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation, triton_kernels
 from fastgrow.ops.lora import blas, reference, triton
 
 NAME = "lora_linear"
@@ -89,7 +89,7 @@ def _example(device: torch.device) -> LoraCall:
 
 
 _IMPLEMENTATIONS = (
-    Implementation("triton", triton.run, triton.can_serve, triton.pays),
+    triton_kernels(triton.run, blas.can_serve, triton.pays),
     Implementation("blas", blas.run, blas.can_serve, alias="vendor"),
     Implementation("eager", reference.run),
 )

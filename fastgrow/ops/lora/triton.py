@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import LoraCall, LoraGradient
-from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype
 from fastgrow.ops.core.registration import differentiable, launched_by, needs_gradient
-from fastgrow.ops.lora import blas
 
 # Beside cuBLAS's product, adding the low-rank one reads and writes the output once more. With F the
 # speed of the product, W that of the memory and K the contracted width, this takes 2 · F / (K · W)
@@ -24,17 +22,8 @@ MAX_WIDTH, MAX_RANK = 1024, 64
 MIN_OUTPUT = 132 * 128 * 128
 
 
-def can_serve(call: LoraCall) -> Answer:
-    """Whether the kernels can run; they give a frozen layer no gradient."""
-    ok, reason = dispatch.triton_can_run(call.x)
-    return blas.can_serve(call) if ok else (ok, reason)
-
-
 def pays(call: LoraCall) -> Answer:
     """Where the pass over the output that is saved outweighs cuBLAS: by reasoning, not measured."""
-    ok, reason = dispatch.triton_pays_on(call.x)
-    if not ok:
-        return False, reason
     if compute_dtype(call.x) == torch.float32:
         return False, "cuBLAS's float32 products are faster"
     (out, width), rank = call.weight.shape, call.a.shape[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import NormCall
 from fastgrow.ops.core.checks import check_float
-from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation, triton_kernels
 from fastgrow.ops.norms import aten, reference, triton
 
 
@@ -158,7 +158,7 @@ def _operation(name: str, centred: bool) -> Operation:
         return NormCall(x, x, x[0], x[0] if centred else None, 1e-5, centred, x.dtype)
 
     implementations = (
-        Implementation("triton", triton.run, triton.can_serve, triton.pays),
+        triton_kernels(triton.run, triton.can_serve, triton.pays),
         Implementation("aten", aten.run, alias="vendor"),
         Implementation("eager", reference.run),
     )

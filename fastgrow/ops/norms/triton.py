@@ -16,14 +16,11 @@ from fastgrow.kernels.calls import NormCall
 from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import in_dtype
-from fastgrow.ops.core.registration import differentiable, needs_gradient, operator, or_nothing
+from fastgrow.ops.core.registration import differentiable, launched_by, needs_gradient
 
 
 def can_serve(call: NormCall) -> Answer:
-    """Whether the kernels can run."""
-    ok, reason = dispatch.triton_can_run(call.x)
-    if not ok:
-        return False, reason
+    """Whether the kernels take the other tensors' dtypes, too."""
     for tensor in (call.residual, call.weight, call.bias):
         # They are on the same device.
         if tensor is not None and tensor.dtype not in dispatch.TRITON_DTYPES:
@@ -33,9 +30,6 @@ def can_serve(call: NormCall) -> Answer:
 
 def pays(call: NormCall) -> Answer:
     """Where it moves fewer bytes than torch's kernels: by counting, not measured."""
-    ok, reason = dispatch.triton_pays_on(call.x)
-    if not ok:
-        return False, reason
     if call.residual is not None:
         return True, "torch adds the residual in a pass of its own"
     if needs_gradient(call.x, call.weight, call.bias):
@@ -52,53 +46,29 @@ def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
     return y if call.residual is None else (y, total)
 
 
-def _like_inference(call: NormCall) -> tuple[Tensor, Tensor]:
+def _y_and_total(call: NormCall) -> tuple[Tensor, Tensor | None]:
     y = call.x.new_empty(call.x.shape, dtype=call.dtype)
     if call.residual is None:
-        return y, call.x.new_empty(0)
+        return y, None
     dtype = torch.promote_types(call.x.dtype, call.residual.dtype)
     return y, call.x.new_empty(call.x.shape, dtype=dtype)
 
 
-@operator(_like_inference)
-def norm_inference(call: NormCall) -> tuple[Tensor, Tensor]:
+@launched_by("norm.inference")
+def norm_inference(call: NormCall) -> tuple[Tensor, Tensor | None]:
     """y, and x + residual."""
-    from fastgrow.kernels.norm import forward
-
-    y, total, _, _ = forward(call, with_statistics=False)
-    return y, or_nothing(total, call.x)
+    return _y_and_total(call)
 
 
-def _like_forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@launched_by("norm.forward")
+def norm_forward(call: NormCall) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """y, x + residual, and each row's mean and reciprocal standard deviation."""
     # torch.Size.numel would fix a symbolic size to what it is now.
     rstd = call.x.new_empty(math.prod(call.x.shape[:-1]), dtype=torch.float32)
-    mean = torch.empty_like(rstd) if call.centred else rstd.new_empty(0)
-    return *_like_inference(call), mean, rstd
+    return *_y_and_total(call), torch.empty_like(rstd) if call.centred else None, rstd
 
 
-@operator(_like_forward)
-def norm_forward(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, x + residual, and each row's mean and reciprocal standard deviation."""
-    from fastgrow.kernels.norm import forward
-
-    y, total, mean, rstd = forward(call, with_statistics=True)
-    assert rstd is not None
-    return y, or_nothing(total, call.x), or_nothing(mean, rstd), rstd
-
-
-def _like_backward(
-    d_y: Tensor, d_total: Tensor | None, total: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    *_, for_input, for_weight, for_bias, dtype = rest
-    parameter = total.new_empty(total.shape[-1], dtype=dtype)
-    return (
-        total.new_empty(total.shape) if for_input else total.new_empty(0),
-        torch.empty_like(parameter) if for_weight else total.new_empty(0),
-        torch.empty_like(parameter) if for_bias else total.new_empty(0),
-    )
-
-
-@operator(_like_backward)
+@launched_by("norm.backward")
 def norm_backward(
     d_y: Tensor,
     d_total: Tensor | None,
@@ -110,18 +80,14 @@ def norm_backward(
     for_weight: bool,
     for_bias: bool,
     parameter_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x + residual, weight and bias."""
-    from fastgrow.kernels.norm import backward
-
-    dx, d_weight, d_bias = backward(
-        *(d_y, d_total, total, mean, rstd, weight),
-        for_input=for_input,
-        for_weight=for_weight,
-        for_bias=for_bias,
-        parameter_dtype=parameter_dtype,
+    parameter = total.new_empty(total.shape[-1], dtype=parameter_dtype)
+    return (
+        total.new_empty(total.shape) if for_input else None,
+        torch.empty_like(parameter) if for_weight else None,
+        torch.empty_like(parameter) if for_bias else None,
     )
-    return or_nothing(dx, total), or_nothing(d_weight, total), or_nothing(d_bias, total)
 
 
 def _forward(ctx: Any, call: NormCall) -> Tensor | tuple[Tensor, Tensor]:

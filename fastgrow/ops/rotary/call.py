@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastgrow.kernels.calls import RopeCall
 from fastgrow.ops.core.checks import check_rope
-from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation, triton_kernels
 from fastgrow.ops.rotary import reference, triton
 
 # Cosines and sines, each [positions, R/2] float32.
@@ -74,7 +74,7 @@ def _example(device: torch.device) -> RopeCall:
 ROPE = Operation(
     "rope",
     (
-        Implementation("triton", triton.run, triton.can_serve, triton.pays),
+        triton_kernels(triton.run, triton.can_serve, triton.pays),
         Implementation("eager", reference.run),
     ),
     _example,

@@ -10,19 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.calls import RopeCall
-from fastgrow.ops.core import dispatch
+from fastgrow.kernels.calls import RopeCall, empty_by_token
 from fastgrow.ops.core.dispatch import Answer
-from fastgrow.ops.core.registration import needs_gradient, operator
+from fastgrow.ops.core.registration import launched_by, needs_gradient
 
 MAX_HEAD_DIM = 512
 
 
 def can_serve(call: RopeCall) -> Answer:
-    """Whether the kernel can run."""
-    ok, reason = dispatch.triton_can_run(call.x)
-    if not ok:
-        return False, reason
+    """Whether the kernel takes so many features."""
     if call.x.shape[3] > MAX_HEAD_DIM:
         return False, f"it serves head dimensions to {MAX_HEAD_DIM}, not {call.x.shape[3]}"
     return True, ""
@@ -30,8 +26,7 @@ def can_serve(call: RopeCall) -> Answer:
 
 def pays(call: RopeCall) -> Answer:
     """By counting: eager reads and writes about nine tensors of x's size, in nine launches."""
-    ok, reason = dispatch.triton_pays_on(call.x)
-    return (True, "one launch takes the place of nine") if ok else (False, reason)
+    return True, "one launch takes the place of nine"
 
 
 def run(call: RopeCall) -> Tensor:
@@ -39,21 +34,10 @@ def run(call: RopeCall) -> Tensor:
     return _Rope.apply(*call) if needs_gradient(call.x) else rope(*call)
 
 
-def empty_by_token(x: Tensor) -> Tensor:
-    """[B, H, T, D] laid out as [B, T, H, D], as projections leave it and SDPA's kernels read it."""
-    batch, heads, length, dim = x.shape
-    return x.new_empty(batch, length, heads, dim).transpose(1, 2)
-
-
-@operator(lambda call: empty_by_token(call.x))
+@launched_by("attention.rope")
 def rope(call: RopeCall) -> Tensor:
     """x, rotated."""
-    from fastgrow.kernels.attention import rotate, rotation_arguments
-
-    out = empty_by_token(call.x)
-    arguments = rotation_arguments(call.cos, call.sin, call.position_ids)
-    rotate(call.x, arguments, out, offset=call.offset, inverse=call.inverse)
-    return out
+    return empty_by_token(call.x)
 
 
 class _Rope(torch.autograd.Function):

@@ -30,7 +30,7 @@ from fastgrow.ops.core.checks import (
     check_range,
     check_rope,
 )
-from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation, triton_kernels
 from fastgrow.ops.rotary import RopeTable, rope_table
 from fastgrow.ops.softmax_attention import reference, sdpa, triton
 
@@ -155,7 +155,7 @@ def _example(device: torch.device) -> AttentionCall:
 _ATTENTION = Operation(
     "attention",
     (
-        Implementation("triton", triton.run, triton.can_serve, triton.pays),
+        triton_kernels(triton.run, triton.can_serve, triton.pays),
         Implementation("sdpa", sdpa.run, alias="vendor"),
         Implementation("eager", reference.run),
     ),

@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.calls import AttentionCall
-from fastgrow.ops.core import dispatch
+from fastgrow.kernels.calls import AttentionCall, empty_by_token
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype
-from fastgrow.ops.core.registration import differentiable, needs_gradient, operator, or_nothing
-from fastgrow.ops.rotary.triton import empty_by_token
+from fastgrow.ops.core.registration import differentiable, launched_by, needs_gradient
 
 MAX_HEAD_DIM = 256
 # What fastgrow.kernels.attention_tiles takes for it, and the keys from which splitting them counts.
@@ -25,10 +23,7 @@ TENSORS = AttentionCall._fields.index("k_rotated")
 
 
 def can_serve(call: AttentionCall) -> Answer:
-    """Whether the kernels can run."""
-    ok, reason = dispatch.triton_can_run(call.q)
-    if not ok:
-        return False, reason
+    """Whether the kernels take the head dimension and the rules."""
     if call.q.shape[3] > MAX_HEAD_DIM:
         return False, f"it serves head dimensions to {MAX_HEAD_DIM}, not {call.q.shape[3]}"
     if call.mask is not None:
@@ -53,9 +48,6 @@ def pays(call: AttentionCall) -> Answer:
       for several grouped queries, where SDPA reads them for each of its heads, and splits in fp32
       and at head dimensions that are no multiple of 8, which flash does not take as they are.
     """
-    ok, reason = dispatch.triton_pays_on(call.q)
-    if not ok:
-        return False, reason
     (_, heads, queries, dim), (_, kv_heads, keys, _) = call.q.shape, call.k.shape
     rules = (call.window, call.cu_seqlens, call.lengths, call.starts)
     if any(rule is not None for rule in rules) or (call.causal and 1 < queries < keys):
@@ -88,47 +80,25 @@ def run(call: AttentionCall) -> Tensor:
     return _attend(*call) if needs_gradient(*call[:3]) else attention_inference(*call)
 
 
-@operator(lambda call: empty_by_token(call.q))
+@launched_by("attention.inference")
 def attention_inference(call: AttentionCall) -> Tensor:
     """The result alone."""
-    from fastgrow.kernels.attention import forward
-
-    return forward(call, with_lse=False)[0]
+    return empty_by_token(call.q)
 
 
-def _like_forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+@launched_by("attention.forward")
+def attention_forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """The result, and log2 of each softmax's sum."""
     return empty_by_token(call.q), call.q.new_empty(call.q.shape[:3], dtype=torch.float32)
 
 
-@operator(_like_forward)
-def attention_forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """The result, and log2 of each softmax's sum."""
-    from fastgrow.kernels.attention import forward
-
-    out, lse = forward(call, with_lse=True)
-    assert lse is not None
-    return out, lse
-
-
-def _like_backward(call: AttentionCall, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, *_ = call
-    *_, for_query, for_key = rest
-    return (
-        empty_by_token(q) if for_query else q.new_empty(0),
-        empty_by_token(k) if for_key else q.new_empty(0),
-        empty_by_token(v) if for_key else q.new_empty(0),
-    )
-
-
-@operator(_like_backward)
+@launched_by("attention.backward")
 def attention_backward(
     call: AttentionCall, d_out: Tensor, out: Tensor, lse: Tensor, for_query: bool, for_key: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of q, and of k and v."""
-    from fastgrow.kernels.attention import backward
-
-    dq, dk, dv = backward(call, d_out, out, lse, for_query=for_query, for_key=for_key)
-    return or_nothing(dq, call.q), or_nothing(dk, call.q), or_nothing(dv, call.q)
+    dk, dv = (empty_by_token(call.k), empty_by_token(call.v)) if for_key else (None, None)
+    return empty_by_token(call.q) if for_query else None, dk, dv
 
 
 def _forward(ctx: Any, call: AttentionCall) -> Tensor:

@@ -99,20 +99,25 @@ def make(case: Case) -> tuple[list[Tensor], Tensor]:
     return [x.to(DEVICE) for x in tensors], gradient.to(DEVICE)
 
 
-def run(case: Case, inputs: list[Tensor], gradient: Tensor, impl: str, *, wide: bool = False):
-    """out, dq, dk, dv; in fp64 with `wide`."""
-    if wide:
-        inputs, gradient = [x.double() for x in inputs], gradient.double()
+def attend(case: Case, inputs: list[Tensor], impl: str) -> Tensor:
+    """out; in fp64 where the inputs are."""
     options = {
         key: value.to(DEVICE) if isinstance(value, Tensor) else value
         for key, value in case.options.items()
     }
     rotated = case.dim if case.rotated is None else case.rotated
     table = rope_table(case.keys or case.queries, rotated, device=DEVICE) if rotated else None
-    if wide and table is not None:
+    if inputs[0].dtype == torch.float64 and table is not None:
         table = (table[0].double(), table[1].double())
+    return attention(*inputs, rope=table, scale=case.scale, impl=impl, **options)
+
+
+def run(case: Case, inputs: list[Tensor], gradient: Tensor, impl: str, *, wide: bool = False):
+    """out, dq, dk, dv; in fp64 with `wide`."""
+    if wide:
+        inputs, gradient = [x.double() for x in inputs], gradient.double()
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = attention(*leaves, rope=table, scale=case.scale, impl=impl, **options)
+    out = attend(case, leaves, impl)
     return [out, *torch.autograd.grad(out, leaves, gradient)]
 
 
@@ -127,7 +132,10 @@ def check(case: Case) -> None:
     # there are queries of the heads that share the key, whose errors add like independent ones.
     terms = {"dq": scale * g * v * k, "dk": scale * g * v * q}
     terms["dk"] *= math.sqrt(case.queries * case.heads // case.kv_heads)
-    for name, r, e, t in zip(("out", "dq", "dk", "dv"), result, eager, truth, strict=True):
+    names = ["out", "dq", "dk", "dv"]
+    with torch.no_grad():
+        compared = [("out alone", attend(case, inputs, "triton"), eager[0], truth[0])]
+    for name, r, e, t in [*compared, *zip(names, result, eager, truth, strict=True)]:
         assert_accurate(
             name,
             r.detach(),

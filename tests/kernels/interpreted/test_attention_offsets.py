@@ -78,7 +78,7 @@ def step(tensors: list[Tensor]) -> list[Tensor]:
     q, k, v, d_out = tensors
     table = rope_table(k.shape[2], DIM, device=DEVICE)
     call = AttentionCall(q, k, v, *table, scale=SCALE)
-    out, lse = launchers.forward(call, with_lse=True)
+    out, lse = launchers.forward(call)
     assert lse is not None
     return [out, *launchers.backward(call, d_out, out, lse)]  # type: ignore[list-item]
 
@@ -87,14 +87,14 @@ def decoded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     assert attention_tiles.can_decode(q, k)
     table = rope_table(k.shape[2], DIM, device=DEVICE)
     call = AttentionCall(q, k, v, *table, k_rotated=True, scale=SCALE)
-    return launchers.forward(call, with_lse=False)[0]
+    return launchers.inference(call)
 
 
 def test_forward_and_backward(stride: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = inputs(stride)
     near = step(tensors)
     # What the launchers write lies as far apart as what they read.
-    monkeypatch.setattr(launchers, "empty_output", place)
+    monkeypatch.setattr(launchers, "empty_by_token", place)
     far = [place(x) for x in tensors]
     assert all(x.untyped_storage().nbytes() > 2**31 * x.itemsize for x in far)
     for name, result, expected in zip("oqkv", step(far), near, strict=True):
@@ -112,5 +112,5 @@ def test_rows_further_apart_than_a_tile_reaches_are_copied(tmp_path: Path) -> No
     q, k, v, _ = inputs("head", 3)
     far = vast(tmp_path / "keys", 70 * 2**26).as_strided(k.shape, (1, 1024, 2**26, 1)).copy_(k)
     call = AttentionCall(q, k, v, scale=SCALE)
-    near = launchers.forward(call, with_lse=True)[0]
-    assert torch.equal(launchers.forward(call._replace(k=far), with_lse=True)[0], near)
+    near = launchers.forward(call)[0]
+    assert torch.equal(launchers.forward(call._replace(k=far))[0], near)
