@@ -128,42 +128,48 @@ class Operation:
         OPERATIONS[name] = self
 
     def __call__(self, call: Any, impl: str | None = None) -> Any:
-        forced, source = self._override(impl)
-        if forced is not None:
-            entry, problem = self._forced(forced, source, call)
-            if entry is None or problem:
-                raise ConfigError(problem)
-            return entry.run(call)
-        for entry in self.implementations.values():
-            ok, reason = entry.can_serve(call)
-            if ok:
-                ok, reason = entry.pays(call)
-            if ok:
-                return entry.run(call)
-            _log_once(self.name, entry.name, reason)
-        raise ConfigError(f"{self.name}: no implementation can run this call")
+        entry, reason, passed_over = self._choose(call, impl)
+        for name, why in passed_over:
+            _log_once(self.name, name, why)
+        if entry is None:
+            raise ConfigError(reason)
+        return entry.run(call)
 
     def explain(self, call: Any, impl: str | None = None) -> Explanation:
         """Say what this call would run and why; computes nothing."""
         answers = {n: e.can_serve(call) for n, e in self.implementations.items()}
         try:
-            forced, source = self._override(impl)
+            entry, reason, passed_over = self._choose(call, impl)
         except ConfigError as error:
             return Explanation(self.name, None, str(error), answers)
-        if forced is not None:
-            entry, problem = self._forced(forced, source, call)
-            active = entry.name if entry and not problem else None
-            return Explanation(self.name, active, problem or f"asked for by {source}", answers)
-        passed_over: list[str] = []
-        for name, entry in self.implementations.items():
-            ok, reason = answers[name]
+        why = "; ".join(f"not {name}: {said}" for name, said in passed_over)
+        why = why or reason or "first in the order of preference"
+        return Explanation(self.name, entry.name if entry else None, why, answers)
+
+    def _choose(
+        self, call: Any, impl: str | None
+    ) -> tuple[Implementation | None, str, list[tuple[str, str]]]:
+        """The implementation that serves, or None; why; and those passed over, with the reasons."""
+        passed_over: list[tuple[str, str]] = []
+        forced, source = self._override(impl)
+        if forced is None:
+            for entry in self.implementations.values():
+                ok, reason = entry.can_serve(call)
+                if ok:
+                    ok, reason = entry.pays(call)
+                if ok:
+                    return entry, reason, passed_over
+                passed_over.append((entry.name, reason))
+            return None, f"{self.name}: no implementation can run this call", passed_over
+        asked = self.find(forced)
+        if asked is None:
+            problem = f"; there are only {', '.join(self.implementations)}"
+        else:
+            ok, reason = asked.can_serve(call)
             if ok:
-                ok, reason = entry.pays(call)
-            if ok:
-                why = "; ".join(passed_over) or reason or "first in the order of preference"
-                return Explanation(self.name, name, why, answers)
-            passed_over.append(f"not {name}: {reason}")
-        return Explanation(self.name, None, "; ".join(passed_over), answers)
+                return asked, f"asked for by {source}", passed_over
+            problem = f", which cannot run: {reason}"
+        return None, f"{self.name}: {source} asks for {forced!r}{problem}", passed_over
 
     def find(self, name: str) -> Implementation | None:
         """The implementation with a name or alias."""
@@ -193,17 +199,6 @@ class Operation:
             if operation == "*" and self.find(name):
                 blanket = name
         return blanket
-
-    def _forced(self, name: str, source: str, call: Any) -> tuple[Implementation | None, str]:
-        """The implementation of that name, and why it cannot run; empty where it can."""
-        entry = self.find(name)
-        if entry is None:
-            known = ", ".join(self.implementations)
-            return None, f"{self.name}: {source} asks for {name!r}; there are only {known}"
-        ok, reason = entry.can_serve(call)
-        if ok:
-            return entry, ""
-        return entry, f"{self.name}: {source} asks for {name!r}, which cannot run: {reason}"
 
 
 def parse_overrides(text: str, source: str) -> Overrides:
