@@ -34,8 +34,7 @@ def backward_kernel(
     for tile in tl.range(program, tl.cdiv(rows, BLOCK_M), programs, num_stages=STAGES):
         row = tl.cast(tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = (row < rows)[:, None] & (column < D)[None, :]
-        dy = tl.load(D_Y + row[:, None] * dy_stride + column[None, :], inside, other=0.0)
-        dy = dy.to(tl.float32)
+        dy = _weighted(D_Y, None, row, dy_stride, column, inside, D)
         x_hat = _normalised(TOTAL, MEAN, RSTD, row, total_stride, column, inside, rows, D)
         if D_WEIGHT is not None:
             d_weight += tl.sum(dy * x_hat, 0)
@@ -49,11 +48,7 @@ def backward_kernel(
             if MEAN is not None:
                 dx -= (tl.sum(g, 1) / D)[:, None]
             dx *= tl.load(RSTD + row, row < rows, other=0.0)[:, None]
-            if D_TOTAL is not None:
-                other = D_TOTAL + row[:, None] * d_total_stride + column[None, :]
-                dx += tl.load(other, inside, other=0.0).to(tl.float32)
-            place = row[:, None] * D + column[None, :]
-            tl.store(DX + place, dx.to(DX.dtype.element_ty), inside)
+            _store(DX, D_TOTAL, dx, row, d_total_stride, column, inside, D)
     place = program.to(tl.int64) * D + column
     if D_WEIGHT is not None:
         tl.store(D_WEIGHT + place, d_weight, column < D)
@@ -86,10 +81,7 @@ def wide_backward_kernel(
         x_hat = _normalised(TOTAL, MEAN, RSTD, row, total_stride, column, inside, rows, D)
         g = _weighted(D_Y, WEIGHT, row, dy_stride, column, inside, D)
         dx = rstd[:, None] * (g - (of_g / D)[:, None] - x_hat * (of_product / D)[:, None])
-        if D_TOTAL is not None:
-            other = D_TOTAL + row[:, None] * d_total_stride + column[None, :]
-            dx += tl.load(other, inside, other=0.0).to(tl.float32)
-        tl.store(DX + row[:, None] * D + column[None, :], dx.to(DX.dtype.element_ty), inside)
+        _store(DX, D_TOTAL, dx, row, d_total_stride, column, inside, D)
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -139,3 +131,12 @@ def _weighted(D_Y, WEIGHT, row, dy_stride, column, inside, D: tl.constexpr):
     if WEIGHT is not None:
         g *= tl.load(WEIGHT + column, column < D, other=0.0).to(tl.float32)[None, :]
     return g
+
+
+@triton.jit
+def _store(DX, D_TOTAL, dx, row, d_total_stride, column, inside, D: tl.constexpr):
+    """What comes through y, and beside it."""
+    if D_TOTAL is not None:
+        other = D_TOTAL + row[:, None] * d_total_stride + column[None, :]
+        dx += tl.load(other, inside, other=0.0).to(tl.float32)
+    tl.store(DX + row[:, None] * D + column[None, :], dx.to(DX.dtype.element_ty), inside)

@@ -31,10 +31,7 @@ def forward_kernel(
     if RSTD is not None:
         tl.store(RSTD + row, rstd, row < rows)
     y = _scaled(centred * rstd[:, None], WEIGHT, BIAS, column, D)
-    place = row[:, None] * D + column[None, :]
-    tl.store(Y + place, y.to(Y.dtype.element_ty), inside)
-    if TOTAL is not None:
-        tl.store(TOTAL + place, total.to(TOTAL.dtype.element_ty), inside)
+    _store(Y, TOTAL, y, total, row, column, inside, D)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -74,10 +71,7 @@ def wide_forward_kernel(
         inside = (column < D)[None, :]
         total = _total(X, RESIDUAL, TOTAL, row, x_stride, residual_stride, column, inside, D)
         y = _scaled((total - mean[:, None]) * rstd[:, None], WEIGHT, BIAS, column, D)
-        place = row[:, None] * D + column[None, :]
-        tl.store(Y + place, y.to(Y.dtype.element_ty), inside)
-        if TOTAL is not None:
-            tl.store(TOTAL + place, total.to(TOTAL.dtype.element_ty), inside)
+        _store(Y, TOTAL, y, total, row, column, inside, D)
 
 
 @triton.jit
@@ -99,3 +93,11 @@ def _scaled(y, WEIGHT, BIAS, column, D: tl.constexpr):
     if BIAS is not None:
         y += tl.load(BIAS + column, column < D, other=0.0).to(tl.float32)[None, :]
     return y
+
+
+@triton.jit
+def _store(Y, TOTAL, y, total, row, column, inside, D: tl.constexpr):
+    place = row[:, None] * D + column[None, :]
+    tl.store(Y + place, y.to(Y.dtype.element_ty), inside)
+    if TOTAL is not None:
+        tl.store(TOTAL + place, total.to(TOTAL.dtype.element_ty), inside)
