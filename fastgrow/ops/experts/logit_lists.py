@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastgrow import _native
 from fastgrow.errors import argument_error, describe
-from fastgrow.ops.core.checks import check_float, check_ids, check_range
+from fastgrow.ops.core.checks import check_float
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import FLOATS, wide_dtype
 from fastgrow.ops.core.registration import needs_gradient
@@ -102,16 +102,6 @@ def check_logits(operation: str, logits: Sequence[Tensor], may_be_empty: bool) -
             operation, "logits[0]", "of shape [..., V] with V > 0", describe(first)
         )
     return logits
-
-
-def check_targets(operation: str, logits: list[Tensor], targets: Tensor, ignore_index: int) -> None:
-    """Refuse targets that are not one index for each row of the logits."""
-    check_ids(operation, "targets", targets)
-    *rows, columns = logits[0].shape
-    if targets.shape != torch.Size(rows) or targets.device != logits[0].device:
-        expected = f"of shape {rows} on {logits[0].device}"
-        raise argument_error(operation, "targets", expected, describe(targets))
-    check_range(operation, "targets", targets, 0, columns, ignore=ignore_index)
 
 
 def numbers(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops.core.checks import out_of_range, outside
+from fastgrow.ops.core.checks import check_targets, run_in_range
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.registration import operator, refuse_double_backward
 from fastgrow.ops.experts.logit_lists import (
@@ -25,7 +25,6 @@ from fastgrow.ops.experts.logit_lists import (
     Numbers,
     averaged,
     can_serve,
-    check_targets,
     example_call,
     mean_call,
     pays,
@@ -126,21 +125,11 @@ def mean_log_softmax_gather(
 
 
 def of_targets(operation: Operation, call: Any, impl: str | None) -> Tensor:
-    """Run a call that has targets, once these are checked.
-
-    On a CPU implementations raise IndexError or RuntimeError for a target that is out of range.
-    """
-    name, targets, ignored = call.operation, call.targets, call.ignore_index
-    check_targets(name, call.mean.logits, targets, ignored)
-    if torch.compiler.is_compiling():
-        return operation(call, impl)
-    try:
-        return operation(call, impl)
-    except (IndexError, RuntimeError):
-        columns = call.mean.logits[0].shape[-1]
-        if targets.device.type == "cpu" and bool(outside(targets, 0, columns, ignored).any()):
-            raise out_of_range(name, "targets", targets, columns, ignored) from None
-        raise
+    """Run a call that has targets, once these are checked."""
+    name, targets, logits = call.operation, call.targets, call.mean.logits[0]
+    check_targets(name, targets, logits)
+    limit, ignored = logits.shape[-1], call.ignore_index
+    return run_in_range(lambda: operation(call, impl), name, "targets", targets, limit, ignored)
 
 
 def _eager_losses(call: LossCall) -> Tensor:

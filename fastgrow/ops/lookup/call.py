@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastgrow.errors import ArgumentError, argument_error, describe
 from fastgrow.kernels.calls import EmbeddingCall
-from fastgrow.ops.core.checks import check_float, check_ids, check_range, out_of_range
+from fastgrow.ops.core.checks import check_float, check_ids, run_in_range
 from fastgrow.ops.core.dispatch import Implementation, Operation
 from fastgrow.ops.core.dtypes import FLOATS, INTEGERS
 from fastgrow.ops.lookup import reference, triton
@@ -70,15 +70,9 @@ def embedding(
     if repeat < 1:
         raise argument_error(NAME, "repeat", "at least 1", repeat)
     rows, dtype = _check_table(table, bits, offset, scale, vocab_size, dtype)
-    check_range(NAME, "ids", ids, 0, rows)
     low, high = float(offset), float(offset + scale)
     call = EmbeddingCall(ids, table, rows, repeat, bits, low, high, dtype)
-    if torch.compiler.is_compiling():
-        return _OPERATION(call, impl)
-    try:
-        return _OPERATION(call, impl)
-    except IndexError:
-        raise out_of_range(NAME, "ids", ids, rows) from None
+    return run_in_range(lambda: _OPERATION(call, impl), NAME, "ids", ids, rows)
 
 
 def _check_table(
@@ -134,8 +128,11 @@ def _example(device: torch.device) -> EmbeddingCall:
     return EmbeddingCall(ids, table, 4, 1, None, 0.0, 1.0, table.dtype)
 
 
-_IMPLEMENTATIONS = (
-    Implementation("triton", triton.run, triton.can_serve, triton.pays),
-    Implementation("eager", reference.run),
+_OPERATION = Operation(
+    NAME,
+    (
+        Implementation("triton", triton.run, triton.can_serve, triton.pays),
+        Implementation("eager", reference.run),
+    ),
+    _example,
 )
-_OPERATION = Operation(NAME, _IMPLEMENTATIONS, _example)
