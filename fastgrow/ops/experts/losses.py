@@ -20,7 +20,7 @@ from torch import Tensor
 from fastgrow.ops.core.checks import check_targets, run_in_range
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.registration import operator, refuse_double_backward
-from fastgrow.ops.experts.logit_lists import (
+from fastgrow.ops.experts.mean import (
     MeanCall,
     Numbers,
     averaged,

@@ -25,7 +25,15 @@ from torch import Tensor
 from fastgrow.errors import argument_error
 from fastgrow.ops.core.dispatch import Implementation, Operation
 from fastgrow.ops.core.registration import operator
-from fastgrow.ops.experts.logit_lists import (
+from fastgrow.ops.experts.losses import (
+    NO_TARGET,
+    LossCall,
+    eager_gather,
+    log_sum_exp,
+    native_gather,
+    of_targets,
+)
+from fastgrow.ops.experts.mean import (
     MeanCall,
     Numbers,
     averaged,
@@ -36,14 +44,6 @@ from fastgrow.ops.experts.logit_lists import (
     numbers,
     run_extension,
     without_zero,
-)
-from fastgrow.ops.experts.losses import (
-    NO_TARGET,
-    LossCall,
-    eager_gather,
-    log_sum_exp,
-    native_gather,
-    of_targets,
 )
 from fastgrow.ops.heads.heads import check_reduction, reduced
 
