@@ -283,8 +283,8 @@ def _sample_nucleus(logits: list[Tensor], scale: Tensor, uniforms: Tensor, p: fl
     tokens = _draw_sorted(shares, ids, uniforms, p)
     for rows in missing.nonzero().split(_ROWS_AT_A_TIME):
         index = tuple(rows.unbind(1))
-        factors = scale if scale.dim() == 1 else scale[index]
-        mean = MeanCall([x[index] for x in logits], factors, all_present=False)
+        each = scale if scale.dim() == 1 else scale[index]
+        mean = MeanCall([x[index] for x in logits], each, all_present=False)
         tokens[index] = _eager_sample(SampleCall(mean, uniforms[index], None, p))
     return tokens
 

@@ -32,8 +32,6 @@ from fastgrow.ops.experts.mean import (
 )
 from fastgrow.ops.heads.heads import check_reduction, reduced
 
-# A part's log-sum-exp is its largest logit and the sum beside it, float32 both.
-_PART_BYTES = 8
 # No target has this number; where no target is to be ignored, it is the number that would be.
 NO_TARGET = torch.iinfo(torch.int64).min
 
@@ -183,8 +181,8 @@ def _like_forward(call: GatherCall) -> tuple[Tensor, Tensor]:
 def mean_log_probability(call: GatherCall) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and log-sum-exps of the rows."""
     log_probabilities, log_sums = _like_forward(call)
-    results = (log_sums, log_probabilities)
-    run_extension("mean_log_probability_out", *call, *results, part_bytes=_PART_BYTES)
+    # A part's log-sum-exp is its largest logit and the sum beside it, float32 both.
+    run_extension("mean_log_probability_out", *call, log_sums, log_probabilities, part_bytes=8)
     return log_probabilities, log_sums
 
 
@@ -198,9 +196,9 @@ def log_sum_exp(logits: list[Tensor], scale: Tensor) -> Tensor:
 def _like_backward(
     call: GatherCall, log_sums: Tensor, gradient: Tensor, for_scale: bool, for_logits: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
-    wanted = [x for x, needed in zip(call.logits, for_logits, strict=True) if needed]
     d_scale = call.scale.new_empty(call.scale.shape if for_scale else (0,))
-    return d_scale, [x.new_empty(x.shape) for x in wanted]
+    wanted = zip(call.logits, for_logits, strict=True)
+    return d_scale, [x.new_empty(x.shape) for x, needed in wanted if needed]
 
 
 @operator(_like_backward, devices=("CPU",))
@@ -213,8 +211,8 @@ def mean_log_probability_backward(
     places = [k for k, needed in enumerate(for_logits) if needed]
     # By row always; factors that all rows share get the sum.
     d_rows = scale.new_empty(targets.numel(), len(for_logits)) if for_scale else None
-    given = (log_sums, gradient.contiguous(), d_logits, places, d_rows)
-    run_extension("mean_log_probability_backward_out", *call, *given)
+    name = "mean_log_probability_backward_out"
+    run_extension(name, *call, log_sums, gradient.contiguous(), d_logits, places, d_rows)
     if d_rows is not None:
         d_scale.copy_(d_rows.sum(0) if scale.dim() == 1 else d_rows.view(scale.shape))
     return d_scale, d_logits
@@ -227,7 +225,7 @@ class _LogProbability(torch.autograd.Function):
     def forward(
         ctx: Any,
         operation: str,
-        ignore_index: int | None,
+        ignore_index: int,
         scale: Tensor,
         targets: Tensor,
         *logits: Tensor,

@@ -217,8 +217,8 @@ def _eager_mean(call: MixtureCall) -> Tensor:
 
 def _native_mean(call: MixtureCall) -> Tensor:
     """Two passes over the logits (csrc/cpu/probability_mean.cpp)."""
-    logits, scale, _ = call.mean
-    return native_probability_mean(logits, scale, call.weight, call.log_weight)
+    mean = call.mean
+    return native_probability_mean(mean.logits, mean.scale, call.weight, call.log_weight)
 
 
 def _like(logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None) -> Tensor:

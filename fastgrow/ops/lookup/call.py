@@ -26,7 +26,6 @@ from fastgrow.ops.lookup import reference, triton
 
 NAME = "embedding"
 MAX_CODE_BITS = 63
-_MAX_ROWS = torch.iinfo(torch.int64).max
 
 
 def embedding(
@@ -111,7 +110,7 @@ def _check_table(
     if bits > MAX_CODE_BITS:
         raise argument_error(NAME, "bits", f"at most {MAX_CODE_BITS} for codes", bits)
     if table is None:
-        most = min(1 << bits, _MAX_ROWS)
+        most = min(1 << bits, 2**63 - 1)
         rows = most if vocab_size is None else vocab_size
         if not 1 <= rows <= most:
             raise argument_error(NAME, "vocab_size", f"in [1, {most}] for {bits} bits", rows)
