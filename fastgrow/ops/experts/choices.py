@@ -293,11 +293,6 @@ def _example(device: torch.device) -> TopKCall:
     return TopKCall(example_call(device), 1)
 
 
-def _sample_example(device: torch.device) -> SampleCall:
-    uniforms = torch.zeros(1, dtype=torch.float64, device=device)
-    return SampleCall(example_call(device), uniforms, None, None)
-
-
 _TOP_K = Operation(
     "mean_top_k",
     (
@@ -329,5 +324,7 @@ _SAMPLE = Operation(
         Implementation("native", _native_sample, lambda call: can_serve(call, k=call.top_k)),
         Implementation("eager", _eager_sample),
     ),
-    _sample_example,
+    lambda device: SampleCall(
+        example_call(device), torch.zeros(1, dtype=torch.float64, device=device), None, None
+    ),
 )

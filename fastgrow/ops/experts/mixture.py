@@ -70,8 +70,10 @@ class MixtureCall(NamedTuple):
     def experts(self) -> list[MeanCall]:
         """Each expert's part of `mean` alone."""
         logits, scale, all_present = self.mean
-        each = zip(logits, factors(scale), strict=True)
-        return [MeanCall([x], factor, all_present) for x, factor in each]
+        return [
+            MeanCall([x], factor, all_present)
+            for x, factor in zip(logits, factors(scale), strict=True)
+        ]
 
 
 def probability_mean(
@@ -230,8 +232,9 @@ def native_probability_mean(
     logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
 ) -> Tensor:
     """The log-probabilities of all tokens."""
-    each = zip(logits, factors(scale), strict=True)
-    log_sums = torch.stack([log_sum_exp([x], factor) for x, factor in each], dim=-1)
+    log_sums = torch.stack(
+        [log_sum_exp([x], factor) for x, factor in zip(logits, factors(scale), strict=True)], dim=-1
+    )
     offsets = (weight.abs().log() if log_weight is None else log_weight) - log_sums
     signs = weight.sign().expand(offsets.shape).contiguous()
     out = _like(logits, scale, weight, log_weight)

@@ -69,8 +69,9 @@ def embedding(
     if repeat < 1:
         raise argument_error(NAME, "repeat", "at least 1", repeat)
     rows, dtype = _check_table(table, bits, offset, scale, vocab_size, dtype)
-    low, high = float(offset), float(offset + scale)
-    call = EmbeddingCall(ids, table, rows, repeat, bits, low, high, dtype)
+    call = EmbeddingCall(
+        ids, table, rows, repeat, bits, float(offset), float(offset + scale), dtype
+    )
     return run_in_range(lambda: _OPERATION(call, impl), NAME, "ids", ids, rows)
 
 
