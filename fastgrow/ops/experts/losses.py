@@ -211,8 +211,15 @@ def mean_log_probability_backward(
     places = [k for k, needed in enumerate(for_logits) if needed]
     # By row always; factors that all rows share get the sum.
     d_rows = scale.new_empty(targets.numel(), len(for_logits)) if for_scale else None
-    name = "mean_log_probability_backward_out"
-    run_extension(name, *call, log_sums, gradient.contiguous(), d_logits, places, d_rows)
+    run_extension(
+        "mean_log_probability_backward_out",
+        *call,
+        log_sums,
+        gradient.contiguous(),
+        d_logits,
+        places,
+        d_rows,
+    )
     if d_rows is not None:
         d_scale.copy_(d_rows.sum(0) if scale.dim() == 1 else d_rows.view(scale.shape))
     return d_scale, d_logits
@@ -240,9 +247,9 @@ class _LogProbability(torch.autograd.Function):
         refuse_double_backward(ctx.operation)
         log_sums, scale, targets, *logits = ctx.saved_tensors
         _, _, for_scale, _, *for_logits = ctx.needs_input_grad
-        call = GatherCall(logits, scale, targets, ctx.ignore_index)
         d_scale, d_logits = mean_log_probability_backward(
-            *call, log_sums, gradients[0], for_scale, for_logits
+            *(logits, scale, targets, ctx.ignore_index),
+            *(log_sums, gradients[0], for_scale, for_logits),
         )
         wanted = iter(d_logits)
         return (

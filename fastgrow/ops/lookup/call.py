@@ -107,16 +107,15 @@ def _check_table(
         if table.dim() != 2 or table.shape[1] != width:
             expected = f"of shape [V, {width}] for {bits} bits"
             raise argument_error(NAME, "table", expected, describe(table))
-        return table.shape[0], dtype
-    if bits > MAX_CODE_BITS:
+    elif bits > MAX_CODE_BITS:
         raise argument_error(NAME, "bits", f"at most {MAX_CODE_BITS} for codes", bits)
-    if table is None:
+    elif table is None:
         most = min(1 << bits, 2**63 - 1)
         rows = most if vocab_size is None else vocab_size
         if not 1 <= rows <= most:
             raise argument_error(NAME, "vocab_size", f"in [1, {most}] for {bits} bits", rows)
         return rows, dtype
-    if table.dtype not in INTEGERS or table.dim() != 1:
+    elif table.dtype not in INTEGERS or table.dim() != 1:
         expected = f"[V, {width}] uint8, or [V] int64 or int32, or None for {bits} bits"
         raise argument_error(NAME, "table", expected, describe(table))
     return table.shape[0], dtype
