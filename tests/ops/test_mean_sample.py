@@ -189,6 +189,17 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert (tokens == 60_000).all()
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_tokens_of_logits_that_require_a_gradient_have_none(impl: str) -> None:
+    logits = [x.requires_grad_() for x in make(2, (3, 20), torch.float32)]
+    settings: list[dict[str, Any]] = [{}, {"top_k": 5}, {"top_p": 0.5}]
+    for options in settings:
+        tokens = mean_sample(logits, impl=impl, **options)
+        assert not tokens.requires_grad
+        plain = [x.detach() for x in logits]
+        assert torch.equal(tokens, mean_sample(plain, impl=impl, **options))
+
+
 @needs_native
 def test_registrations_pass_opcheck() -> None:
     logits, numbers = make(2, (3, 33), torch.float32), torch.rand(3, dtype=torch.float64)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,15 @@ def check_ids(operation: str, argument: str, tensor: Tensor) -> None:
     """Refuse a tensor of indices that is not int32 or int64."""
     if tensor.dtype not in INTEGERS:
         raise argument_error(operation, argument, "an int64 or int32 tensor", describe(tensor))
+
+
+def check_targets(operation: str, targets: Tensor, rows: Tensor) -> None:
+    """Refuse targets that are not one index for each row of `rows`, [..., anything]."""
+    check_ids(operation, "targets", targets)
+    shape = rows.shape[:-1]
+    if targets.shape != shape or targets.device != rows.device:
+        expected = f"of shape {list(shape)} on {rows.device}"
+        raise argument_error(operation, "targets", expected, describe(targets))
 
 
 def check_like(
@@ -85,25 +96,47 @@ def debugging(tensor: Tensor) -> bool:
     return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0")
 
 
+def run_in_range(
+    run: Callable[[], Any],
+    operation: str,
+    argument: str,
+    values: Tensor,
+    limit: int,
+    ignore: int | None = None,
+) -> Any:
+    """Run an operation on indices, with an error that names the first that is out of range.
+
+    On a CPU implementations raise IndexError or RuntimeError where one is neither in [0, limit) nor
+    `ignore`. Elsewhere only `check_range` finds it.
+    """
+    check_range(operation, argument, values, 0, limit, ignore=ignore)
+    if torch.compiler.is_compiling():
+        return run()
+    try:
+        return run()
+    except (IndexError, RuntimeError):
+        if values.device.type == "cpu" and bool(_outside(values, 0, limit, ignore).any()):
+            raise _out_of_range(operation, argument, values, 0, limit, ignore) from None
+        raise
+
+
 def check_range(
     operation: str,
     argument: str,
-    values: Tensor | None,
+    values: Tensor,
     first: int,
     limit: int,
     *,
     ignore: int | None = None,
 ) -> None:
     """Under FASTGROW_DEBUG, refuse values outside [first, limit) that are not `ignore`."""
-    if values is None or not debugging(values):
-        return
-    if bool(outside(values, first, limit, ignore).any()):
-        raise out_of_range(operation, argument, values, limit, ignore, first=first)
+    if debugging(values) and bool(_outside(values, first, limit, ignore).any()):
+        raise _out_of_range(operation, argument, values, first, limit, ignore)
 
 
-def check_cu_seqlens(operation: str, cu_seqlens: Tensor | None, length: int) -> None:
+def check_cu_seqlens(operation: str, cu_seqlens: Tensor, length: int) -> None:
     """Under FASTGROW_DEBUG, refuse boundaries that are not 0 ≤ … ≤ length, in order."""
-    if cu_seqlens is None or not debugging(cu_seqlens):
+    if not debugging(cu_seqlens):
         return
     bounds = cu_seqlens.tolist()
     name = "cu_seqlens"
@@ -120,22 +153,16 @@ def check_cu_seqlens(operation: str, cu_seqlens: Tensor | None, length: int) -> 
         )
 
 
-def out_of_range(
-    operation: str,
-    argument: str,
-    values: Tensor,
-    limit: int,
-    ignore: int | None = None,
-    *,
-    first: int = 0,
+def _out_of_range(
+    operation: str, argument: str, values: Tensor, first: int, limit: int, ignore: int | None
 ) -> ArgumentError:
     """The error for the first value outside [first, limit) that is not `ignore`; there is one."""
-    where = tuple(outside(values, first, limit, ignore).nonzero()[0].tolist())
+    where = tuple(_outside(values, first, limit, ignore).nonzero()[0].tolist())
     got = f"{int(values[where])} at {list(where)}"
     return argument_error(operation, argument, f"in [{first}, {limit})", got)
 
 
-def outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
+def _outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
     """Which values are neither in [first, limit) nor `ignore`."""
     # A limit that an int32 does not hold would wrap around.
     wide = values.long()

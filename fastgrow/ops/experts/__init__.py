@@ -8,7 +8,6 @@ from fastgrow.ops.experts.mixture import (
     probability_mean_cross_entropy,
     probability_mean_gather,
 )
-from fastgrow.ops.heads.heads import reduced
 
 __all__ = [
     "logit_mean",
@@ -20,5 +19,4 @@ __all__ = [
     "probability_mean",
     "probability_mean_cross_entropy",
     "probability_mean_gather",
-    "reduced",
 ]

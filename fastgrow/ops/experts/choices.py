@@ -24,7 +24,8 @@ from torch import Tensor
 from fastgrow.errors import argument_error
 from fastgrow.ops.core.dispatch import Implementation, Operation
 from fastgrow.ops.core.registration import operator
-from fastgrow.ops.experts.logit_lists import (
+from fastgrow.ops.experts.losses import log_sum_exp
+from fastgrow.ops.experts.mean import (
     MAX_K,
     MeanCall,
     Numbers,
@@ -35,7 +36,6 @@ from fastgrow.ops.experts.logit_lists import (
     pays,
     run_extension,
 )
-from fastgrow.ops.experts.losses import log_sum_exp
 from fastgrow.ops.experts.philox import row_uniforms
 
 # How many of the most likely tokens are looked at for `top_p`; few rows need the second number.
@@ -187,7 +187,7 @@ def _eager_top_k(call: TopKCall) -> tuple[Tensor, Tensor]:
 
 def _native_top_k(call: TopKCall) -> tuple[Tensor, Tensor]:
     """One pass over the logits (csrc/cpu/top_k.cpp, csrc/cuda/reductions.cu)."""
-    return native_top_k(*call.mean.constants(), call.k)
+    return native_top_k(call.mean.logits, call.mean.scale, call.k)
 
 
 def _like(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -249,8 +249,7 @@ def _native_sample(call: SampleCall) -> Tensor:
     A cut distribution takes the pass that finds its candidates; `top_p` alone takes a second one
     for the whole mass, and averages the rows that are spread over more than 1,024 tokens.
     """
-    mean, *rest = call
-    return native_sample(*mean.constants(), *rest)
+    return native_sample(call.mean.logits, call.mean.scale, *call[1:])
 
 
 @operator(
@@ -284,19 +283,14 @@ def _sample_nucleus(logits: list[Tensor], scale: Tensor, uniforms: Tensor, p: fl
     tokens = _draw_sorted(shares, ids, uniforms, p)
     for rows in missing.nonzero().split(_ROWS_AT_A_TIME):
         index = tuple(rows.unbind(1))
-        factors = scale if scale.dim() == 1 else scale[index]
-        mean = MeanCall([x[index] for x in logits], factors, all_present=False)
+        each = scale if scale.dim() == 1 else scale[index]
+        mean = MeanCall([x[index] for x in logits], each, all_present=False)
         tokens[index] = _eager_sample(SampleCall(mean, uniforms[index], None, p))
     return tokens
 
 
 def _example(device: torch.device) -> TopKCall:
     return TopKCall(example_call(device), 1)
-
-
-def _sample_example(device: torch.device) -> SampleCall:
-    uniforms = torch.zeros(1, dtype=torch.float64, device=device)
-    return SampleCall(example_call(device), uniforms, None, None)
 
 
 _TOP_K = Operation(
@@ -330,5 +324,7 @@ _SAMPLE = Operation(
         Implementation("native", _native_sample, lambda call: can_serve(call, k=call.top_k)),
         Implementation("eager", _eager_sample),
     ),
-    _sample_example,
+    lambda device: SampleCall(
+        example_call(device), torch.zeros(1, dtype=torch.float64, device=device), None, None
+    ),
 )

@@ -17,15 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgrow.ops.core.checks import out_of_range, outside
+from fastgrow.ops.core.checks import check_targets, run_in_range
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.registration import operator, refuse_double_backward
-from fastgrow.ops.experts.logit_lists import (
+from fastgrow.ops.experts.mean import (
     MeanCall,
     Numbers,
     averaged,
     can_serve,
-    check_targets,
     example_call,
     mean_call,
     pays,
@@ -33,8 +32,6 @@ from fastgrow.ops.experts.logit_lists import (
 )
 from fastgrow.ops.heads.heads import check_reduction, reduced
 
-# A part's log-sum-exp is its largest logit and the sum beside it, float32 both.
-_PART_BYTES = 8
 # No target has this number; where no target is to be ignored, it is the number that would be.
 NO_TARGET = torch.iinfo(torch.int64).min
 
@@ -126,21 +123,11 @@ def mean_log_softmax_gather(
 
 
 def of_targets(operation: Operation, call: Any, impl: str | None) -> Tensor:
-    """Run a call that has targets, once these are checked.
-
-    On a CPU implementations raise IndexError or RuntimeError for a target that is out of range.
-    """
-    name, targets, ignored = call.operation, call.targets, call.ignore_index
-    check_targets(name, call.mean.logits, targets, ignored)
-    if torch.compiler.is_compiling():
-        return operation(call, impl)
-    try:
-        return operation(call, impl)
-    except (IndexError, RuntimeError):
-        columns = call.mean.logits[0].shape[-1]
-        if targets.device.type == "cpu" and bool(outside(targets, 0, columns, ignored).any()):
-            raise out_of_range(name, "targets", targets, columns, ignored) from None
-        raise
+    """Run a call that has targets, once these are checked."""
+    name, targets, logits = call.operation, call.targets, call.mean.logits[0]
+    check_targets(name, targets, logits)
+    limit, ignored = logits.shape[-1], call.ignore_index
+    return run_in_range(lambda: operation(call, impl), name, "targets", targets, limit, ignored)
 
 
 def _eager_losses(call: LossCall) -> Tensor:
@@ -194,8 +181,8 @@ def _like_forward(call: GatherCall) -> tuple[Tensor, Tensor]:
 def mean_log_probability(call: GatherCall) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and log-sum-exps of the rows."""
     log_probabilities, log_sums = _like_forward(call)
-    results = (log_sums, log_probabilities)
-    run_extension("mean_log_probability_out", *call, *results, part_bytes=_PART_BYTES)
+    # A part's log-sum-exp is its largest logit and the sum beside it, float32 both.
+    run_extension("mean_log_probability_out", *call, log_sums, log_probabilities, part_bytes=8)
     return log_probabilities, log_sums
 
 
@@ -209,9 +196,9 @@ def log_sum_exp(logits: list[Tensor], scale: Tensor) -> Tensor:
 def _like_backward(
     call: GatherCall, log_sums: Tensor, gradient: Tensor, for_scale: bool, for_logits: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
-    wanted = [x for x, needed in zip(call.logits, for_logits, strict=True) if needed]
     d_scale = call.scale.new_empty(call.scale.shape if for_scale else (0,))
-    return d_scale, [x.new_empty(x.shape) for x in wanted]
+    wanted = zip(call.logits, for_logits, strict=True)
+    return d_scale, [x.new_empty(x.shape) for x, needed in wanted if needed]
 
 
 @operator(_like_backward, devices=("CPU",))
@@ -224,8 +211,15 @@ def mean_log_probability_backward(
     places = [k for k, needed in enumerate(for_logits) if needed]
     # By row always; factors that all rows share get the sum.
     d_rows = scale.new_empty(targets.numel(), len(for_logits)) if for_scale else None
-    given = (log_sums, gradient.contiguous(), d_logits, places, d_rows)
-    run_extension("mean_log_probability_backward_out", *call, *given)
+    run_extension(
+        "mean_log_probability_backward_out",
+        *call,
+        log_sums,
+        gradient.contiguous(),
+        d_logits,
+        places,
+        d_rows,
+    )
     if d_rows is not None:
         d_scale.copy_(d_rows.sum(0) if scale.dim() == 1 else d_rows.view(scale.shape))
     return d_scale, d_logits
@@ -238,7 +232,7 @@ class _LogProbability(torch.autograd.Function):
     def forward(
         ctx: Any,
         operation: str,
-        ignore_index: int | None,
+        ignore_index: int,
         scale: Tensor,
         targets: Tensor,
         *logits: Tensor,
@@ -253,9 +247,9 @@ class _LogProbability(torch.autograd.Function):
         refuse_double_backward(ctx.operation)
         log_sums, scale, targets, *logits = ctx.saved_tensors
         _, _, for_scale, _, *for_logits = ctx.needs_input_grad
-        call = GatherCall(logits, scale, targets, ctx.ignore_index)
         d_scale, d_logits = mean_log_probability_backward(
-            *call, log_sums, gradients[0], for_scale, for_logits
+            *(logits, scale, targets, ctx.ignore_index),
+            *(log_sums, gradients[0], for_scale, for_logits),
         )
         wanted = iter(d_logits)
         return (

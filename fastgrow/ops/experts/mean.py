@@ -1,38 +1,56 @@
-"""Weighted mean of K logit tensors in one pass over memory.
+"""Weighted mean of K logit tensors, and what all operations over several experts share.
 
     mean[..., v] = sum_k  weights[k] / temperatures[k] * logits[k][..., v]
 
-The weights are used as they are: they may be negative and need not sum to one. The sum runs in
-fp32 (fp64 for fp64 logits) in the order of the experts, and is rounded once. NaN and infinities
-follow the formula, except that a weight of zero takes the expert out.
+The weights are used as they are: they may be negative and need not sum to one. Sums run in fp32
+(fp64 for fp64 logits), in the order of the experts, and are rounded once. NaN and infinities follow
+the formula, except that a weight of zero takes the expert out, whatever its logits are: they are
+not multiplied by zero, and the gradients of that weight and of these logits are zero. It makes no
+difference whether the weights are numbers, a tensor [K], or [..., K], one for each row and expert.
+In the mean above an infinite temperature is as good as a weight of zero.
 
 This is the merge rule of "Growing Transformers" (arXiv 2507.07129), where all weights are 1/K.
+Natively it takes one pass over memory.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastgrow import _native
 from fastgrow.errors import argument_error, describe
-from fastgrow.ops.core.dispatch import Implementation, Operation
-from fastgrow.ops.core.dtypes import FLOATS
-from fastgrow.ops.core.registration import operator
-from fastgrow.ops.experts.logit_lists import (
-    MeanCall,
-    Numbers,
-    averaged,
-    can_serve,
-    example_call,
-    factors,
-    mean_call,
-    pays,
-    run_extension,
-    taken_out,
-)
+from fastgrow.ops.core.checks import check_float
+from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
+from fastgrow.ops.core.dtypes import FLOATS, wide_dtype
+from fastgrow.ops.core.registration import needs_gradient, operator
+
+MAX_EXPERTS = 64
+# The extension has each row's candidates in a heap: small, or sorting would be the better way.
+MAX_K = 1024
+# The quotient of its reciprocal and itself is not yet zero in float32.
+_LARGE = 2.0**63
+
+Numbers = Sequence[float] | Tensor
+
+
+class MeanCall(NamedTuple):
+    """The mean above; every operation's call has one as its field `mean`.
+
+    Args:
+        logits: K tensors [..., V] of one shape, dtype and device.
+        scale: weights / temperatures, [K] or [..., K], in the dtype of the sums.
+        all_present: the host knows that no factor is zero.
+    """
+
+    logits: list[Tensor]
+    scale: Tensor
+    all_present: bool
 
 
 class LogitMeanCall(NamedTuple):
@@ -71,37 +89,30 @@ def logit_mean(
     Raises:
         ArgumentError: an argument does not fit; the message names the expert's position.
     """
-    mean = mean_call("logit_mean", logits, weights, temperatures, may_be_empty=True)
-    dtype = dtype or (mean.logits[0].dtype if out is None else out.dtype)
-    _check_dtype(mean.logits[0].dtype, dtype)
+    name = "logit_mean"
+    mean = mean_call(name, logits, weights, temperatures, may_be_empty=True)
+    first = mean.logits[0]
+    dtype = dtype or (first.dtype if out is None else out.dtype)
+    if dtype not in FLOATS or (dtype == torch.float64) != (first.dtype == torch.float64):
+        expected = "float64" if first.dtype == torch.float64 else "float32, bfloat16 or float16"
+        raise argument_error(name, "dtype", f"{expected} for {first.dtype} logits", dtype)
     if out is not None:
-        _check_out(out, mean, dtype)
+        if (out.shape, out.dtype, out.device) != (first.shape, dtype, first.device):
+            expected = f"of shape {list(first.shape)}, {dtype} on {first.device}"
+            raise argument_error(name, "out", expected, describe(out))
+        if needs_gradient(out, mean.scale, *mean.logits):
+            got = "arguments that require a gradient, which a result written in place cannot have"
+            raise argument_error(name, "out", "None", got)
     return _OPERATION(LogitMeanCall(mean, dtype, out), impl)
 
 
-def _check_dtype(given: torch.dtype, wanted: torch.dtype) -> None:
-    if wanted not in FLOATS or (wanted == torch.float64) != (given == torch.float64):
-        expected = "float64" if given == torch.float64 else "float32, bfloat16 or float16"
-        raise argument_error("logit_mean", "dtype", f"{expected} for {given} logits", wanted)
-
-
-def _check_out(out: Tensor, mean: MeanCall, dtype: torch.dtype) -> None:
-    first = mean.logits[0]
-    if (out.shape, out.dtype, out.device) != (first.shape, dtype, first.device):
-        expected = f"of shape {list(first.shape)}, {dtype} on {first.device}"
-        raise argument_error("logit_mean", "out", expected, describe(out))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, mean.scale, *mean.logits)):
-        got = "arguments that require a gradient, which a result written in place cannot have"
-        raise argument_error("logit_mean", "out", "None", got)
-
-
-def _eager(call: LogitMeanCall) -> Tensor:
+def _eager_mean(call: LogitMeanCall) -> Tensor:
     """The formula in plain PyTorch: one pass over memory for every operation in it."""
     total = averaged(call.mean)
     return total.to(call.dtype) if call.out is None else call.out.copy_(total)
 
 
-def _native(call: LogitMeanCall) -> Tensor:
+def _native_mean(call: LogitMeanCall) -> Tensor:
     """One pass over memory (csrc/cpu/logit_mean.cpp, csrc/cuda/logit_mean.cu)."""
     (logits, scale, _), dtype, out = call
     if out is not None:
@@ -162,16 +173,193 @@ class _LogitMean(torch.autograd.Function):
         return d_scale, None, *d_logits
 
 
+def mean_call(
+    operation: str,
+    logits: Sequence[Tensor],
+    weights: Numbers | None,
+    temperatures: Numbers | None,
+    *,
+    may_be_empty: bool = False,
+) -> MeanCall:
+    """Check the arguments that the operations have in common; see `check_logits`."""
+    checked = check_logits(operation, logits, may_be_empty)
+    scale = numbers(operation, "weights", weights, checked, 1 / len(checked))
+    if temperatures is not None:
+        scale = scale / numbers(operation, "temperatures", temperatures, checked, 1)
+    return MeanCall(checked, scale, without_zero(weights, temperatures))
+
+
+def check_logits(operation: str, logits: Sequence[Tensor], may_be_empty: bool) -> list[Tensor]:
+    """The logits of K experts; refuse what is not of one shape, dtype and device.
+
+    Args:
+        may_be_empty: whether a vocabulary of nothing will do, in which nothing can be chosen or
+            predicted.
+    """
+    logits = list(logits)
+    if not logits:
+        raise argument_error(operation, "logits", "the tensors of at least one expert", "none")
+    first = logits[0]
+    for k, x in enumerate(logits):
+        argument = f"logits[{k}]"
+        if not isinstance(x, Tensor):
+            raise argument_error(operation, argument, "a tensor", f"a {type(x).__name__}")
+        check_float(operation, argument, x)
+        if x.dim() == 0:
+            raise argument_error(operation, argument, "of shape [..., V]", "a scalar")
+        if x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
+            expected = f"{describe(first)} as logits[0]"
+            raise argument_error(operation, argument, expected, describe(x))
+    if first.shape[-1] == 0 and not may_be_empty:
+        expected = "of shape [..., V] with V > 0"
+        raise argument_error(operation, "logits[0]", expected, describe(first))
+    return logits
+
+
+def numbers(
+    operation: str, argument: str, values: Numbers | None, logits: list[Tensor], default: float
+) -> Tensor:
+    """A number for each expert, [K], or for each row and expert, [..., K], as a tensor."""
+    first, k = logits[0], len(logits)
+    dtype, device = wide_dtype(first.dtype), first.device
+    if values is None:
+        return torch.full((k,), default, dtype=dtype, device=device)
+    shape = list(values.shape) if isinstance(values, Tensor) else [len(values)]
+    if shape not in ([k], [*first.shape[:-1], k]):
+        by_row = f", or of shape {[*first.shape[:-1], k]}" if first.dim() > 1 else ""
+        expected = f"{k} numbers, one for each expert{by_row}"
+        raise argument_error(operation, argument, expected, f"shape {shape}")
+    if isinstance(values, Tensor):
+        return values.to(device=device, dtype=dtype).contiguous()
+    if all(value == values[0] for value in values):
+        # Filled where it is: a copy from the host waits for the device, and no graph may hold one.
+        return torch.full(shape, values[0], dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def without_zero(weights: Numbers | None, temperatures: Numbers | None) -> bool:
+    """Whether the host knows that no factor is zero; what a tensor holds is not read."""
+    if isinstance(weights, Tensor) or isinstance(temperatures, Tensor):
+        return False
+    smallest = 1.0 if weights is None else min(map(abs, weights))
+    largest = 1.0 if temperatures is None else max(map(abs, temperatures))
+    return smallest >= 1 / _LARGE and largest <= _LARGE
+
+
+def averaged(call: MeanCall) -> Tensor:
+    """The mean in plain PyTorch, in the dtype of the factors: the formula above."""
+    terms = (
+        # Where the host knows that there is nothing to take out, this would be a pass for nothing.
+        factor * (x if call.all_present else taken_out(x, factor))
+        for x, factor in zip(call.logits, factors(call.scale), strict=True)
+    )
+    return functools.reduce(torch.add, terms)
+
+
+def factors(scale: Tensor) -> Sequence[Tensor]:
+    """K factors as they multiply logits, [1] or [..., 1]."""
+    return scale.unsqueeze(-1).unbind(-2)
+
+
+def taken_out(logits: Tensor, factor: Tensor) -> Tensor:
+    """Logits that are zero where the factor is, so that no product with them is 0 · inf.
+
+    The product's result would do for the mean, but not for the gradient of the factor.
+    """
+    return logits.masked_fill(factor == 0, 0)
+
+
+def can_serve(
+    call: Any,
+    devices: tuple[str, ...] = ("cpu",),
+    *,
+    constant_on: tuple[str, ...] = (),
+    k: int | None = None,
+    out: Tensor | None = None,
+) -> Answer:
+    """Whether the extension can serve a call.
+
+    Args:
+        devices: types of the devices that it has a kernel of the operation for.
+        constant_on: those of them on which it gives no gradients.
+        k: how many candidates of each row are asked for.
+        out: what it is to write to, if that is given, of the logits' shape.
+    """
+    logits, scale, _ = call.mean
+    device = logits[0].device.type
+    if device not in devices:
+        return False, f"it has no kernel for {device} tensors"
+    if device in constant_on and needs_gradient(
+        *logits, scale, *[field for field in call if isinstance(field, Tensor)]
+    ):
+        return False, "it gives no gradients"
+    if k is not None and k > MAX_K:
+        return False, f"it finds at most {MAX_K} candidates, not {k}"
+    extension = _native.CPU if device == "cpu" else _native.CUDA
+    if not extension.loaded:
+        return False, extension.reason
+    if len(logits) > MAX_EXPERTS:
+        return False, f"it takes at most {MAX_EXPERTS} experts, got {len(logits)}"
+    if device == "cuda" and logits[0].dtype == torch.float64:
+        return False, "it has no kernel for float64 on a GPU"
+    for x in (*logits, out):
+        if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
+            return False, "a tensor's last dimension is not contiguous"
+        if x is not None and device == "cuda" and not _has_one_row_stride(x):
+            return False, "a tensor's rows are not evenly spaced"
+    return True, ""
+
+
+def _has_one_row_stride(x: Tensor) -> bool:
+    leading = [(n, s) for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True) if n != 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(leading))
+
+
+def pays(call: Any) -> Answer:
+    """The kernels for a GPU have been compiled and not yet measured: they run when asked for."""
+    on_cpu = call.mean.logits[0].device.type == "cpu"
+    return on_cpu, "" if on_cpu else "it has not been measured on a GPU"
+
+
+def run_extension(
+    name: str, logits: list[Tensor], scale: Tensor, *others: Any, part_bytes: int = 0
+) -> None:
+    """Call an operator of the extension, which exists for a CPU, a GPU or both.
+
+    Args:
+        name: of the operator.
+        logits, scale, others: its arguments.
+        part_bytes: what a GPU's first kernel leaves to the second for a part of a row; 0 where
+            there is one kernel.
+    """
+    # Factors are [K], or [N, K] with the rows counted through.
+    scale = scale if scale.dim() == 1 else scale.reshape(-1, scale.shape[-1]).contiguous()
+    library = torch.ops.fastgrow_cuda if logits[0].is_cuda else torch.ops.fastgrow_native
+    if logits[0].is_cuda and part_bytes:
+        # Few rows are cut into parts, so that there are blocks enough, of 4,096 columns or more.
+        rows, columns = logits[0].shape[:-1].numel(), logits[0].shape[-1]
+        parts = max(1, min(1024 // max(rows, 1), columns // 4096))
+        memory = logits[0].new_empty(rows * parts * part_bytes, dtype=torch.uint8)
+        others = (memory, *others)
+    getattr(library, name)(logits, scale, *others)
+
+
+def example_call(device: torch.device) -> MeanCall:
+    """Two experts and their factors, for `Operation`'s examples."""
+    logits = [torch.empty(1, 8, device=device) for _ in range(2)]
+    return MeanCall(logits, torch.empty(2, device=device), True)
+
+
 _OPERATION = Operation(
     "logit_mean",
     (
         Implementation(
             "native",
-            _native,
+            _native_mean,
             lambda call: can_serve(call, ("cpu", "cuda"), out=call.out),
             pays,
         ),
-        Implementation("eager", _eager),
+        Implementation("eager", _eager_mean),
     ),
     lambda device: LogitMeanCall(example_call(device), torch.float32, None),
 )

@@ -25,7 +25,15 @@ from torch import Tensor
 from fastgrow.errors import argument_error
 from fastgrow.ops.core.dispatch import Implementation, Operation
 from fastgrow.ops.core.registration import operator
-from fastgrow.ops.experts.logit_lists import (
+from fastgrow.ops.experts.losses import (
+    NO_TARGET,
+    LossCall,
+    eager_gather,
+    log_sum_exp,
+    native_gather,
+    of_targets,
+)
+from fastgrow.ops.experts.mean import (
     MeanCall,
     Numbers,
     averaged,
@@ -36,14 +44,6 @@ from fastgrow.ops.experts.logit_lists import (
     numbers,
     run_extension,
     without_zero,
-)
-from fastgrow.ops.experts.losses import (
-    NO_TARGET,
-    LossCall,
-    eager_gather,
-    log_sum_exp,
-    native_gather,
-    of_targets,
 )
 from fastgrow.ops.heads.heads import check_reduction, reduced
 
@@ -70,8 +70,10 @@ class MixtureCall(NamedTuple):
     def experts(self) -> list[MeanCall]:
         """Each expert's part of `mean` alone."""
         logits, scale, all_present = self.mean
-        each = zip(logits, factors(scale), strict=True)
-        return [MeanCall([x], factor, all_present) for x, factor in each]
+        return [
+            MeanCall([x], factor, all_present)
+            for x, factor in zip(logits, factors(scale), strict=True)
+        ]
 
 
 def probability_mean(
@@ -217,8 +219,8 @@ def _eager_mean(call: MixtureCall) -> Tensor:
 
 def _native_mean(call: MixtureCall) -> Tensor:
     """Two passes over the logits (csrc/cpu/probability_mean.cpp)."""
-    logits, scale, _ = call.mean
-    return native_probability_mean(logits, scale, call.weight, call.log_weight)
+    mean = call.mean
+    return native_probability_mean(mean.logits, mean.scale, call.weight, call.log_weight)
 
 
 def _like(logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None) -> Tensor:
@@ -230,8 +232,9 @@ def native_probability_mean(
     logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
 ) -> Tensor:
     """The log-probabilities of all tokens."""
-    each = zip(logits, factors(scale), strict=True)
-    log_sums = torch.stack([log_sum_exp([x], factor) for x, factor in each], dim=-1)
+    log_sums = torch.stack(
+        [log_sum_exp([x], factor) for x, factor in zip(logits, factors(scale), strict=True)], dim=-1
+    )
     offsets = (weight.abs().log() if log_weight is None else log_weight) - log_sums
     signs = weight.sign().expand(offsets.shape).contiguous()
     out = _like(logits, scale, weight, log_weight)

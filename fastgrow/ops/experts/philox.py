@@ -38,9 +38,8 @@ def uniforms_anywhere(logits: Tensor, seed: int, step: int) -> Tensor:
     """`row_uniforms` in plain PyTorch."""
     shape = logits.shape[:-1]
     row = torch.arange(shape.numel(), device=logits.device)
-    counter = [row & _WORD, row >> 32]
-    counter += [torch.full_like(row, word) for word in (step & _WORD, (step >> 32) & _WORD)]
-    word, *_ = philox(counter, (seed & _WORD, (seed >> 32) & _WORD))
+    steps = [torch.full_like(row, word) for word in (step & _WORD, (step >> 32) & _WORD)]
+    word, *_ = philox([row & _WORD, row >> 32, *steps], (seed & _WORD, (seed >> 32) & _WORD))
     return ((word >> 8).double() * 2.0**-24).view(shape)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import HeadLossCall, LseCall
 from fastgrow.ops.core import dispatch
-from fastgrow.ops.core.checks import check_float, check_ids, check_like, check_range, out_of_range
+from fastgrow.ops.core.checks import check_float, check_like, check_targets, run_in_range
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.heads import chunked, cublas, logit_tiles, reference, triton
 from fastgrow.ops.heads.heads import HeadsCall, autocast_dtype, check_reduction, differentiated
@@ -142,17 +142,12 @@ def linear_cross_entropy(
         raise argument_error(name, "label_smoothing", "in [0, 1]", label_smoothing)
     heads = as_heads(name, h, weight, bias, mix, targets)
     vocabulary = heads[1][0].shape[0]
-    check_range(name, "targets", targets, 0, vocabulary, ignore=ignore_index)
     call = HeadLossCall(
         *heads, targets.reshape(-1), ignore_index, reduction, float(label_smoothing), float(z_loss)
     )
-    if torch.compiler.is_compiling():
-        loss = _CROSS_ENTROPY(call, impl)
-    else:
-        try:
-            loss = _CROSS_ENTROPY(call, impl)
-        except IndexError:
-            raise out_of_range(name, "targets", targets, vocabulary, ignore_index) from None
+    loss = run_in_range(
+        lambda: _CROSS_ENTROPY(call, impl), name, "targets", targets, vocabulary, ignore_index
+    )
     return loss.view(targets.shape) if reduction == "none" else loss
 
 
@@ -179,7 +174,7 @@ def as_heads(
                 name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}"
             )
         check_head(name, ("h", "weight", "bias"), h, weight, bias)
-        _check_targets(name, targets, h)
+        check_targets(name, targets, h)
         return [h.reshape(-1, h.shape[-1])], [weight], bias
     hidden, weights = list(h), _listed(name, "weight", weight, len(h))
     biases = [None] * len(h) if bias is None else _listed(name, "bias", bias, len(h))
@@ -189,7 +184,7 @@ def as_heads(
         names = f"h[{k}]", f"weight[{k}]", f"bias[{k}]"
         like = (hidden[0], weights[0].shape[0]) if k else None
         check_head(name, names, *head, like=like, narrow=True)
-    _check_targets(name, targets, hidden[0])
+    check_targets(name, targets, hidden[0])
     return mixed(name, hidden, weights, biases, mix, targets)
 
 
@@ -234,13 +229,6 @@ def check_head(
     if not (narrow and is_wider(h, weight)):
         check_like(operation, of_weight, weight, tuple(weight.shape), h)
     check_like(operation, of_bias, bias, (weight.shape[0],), weight)
-
-
-def _check_targets(name: str, targets: Tensor, h: Tensor) -> None:
-    check_ids(name, "targets", targets)
-    if targets.shape != h.shape[:-1] or targets.device != h.device:
-        expected = f"of shape {list(h.shape[:-1])} on {h.device}"
-        raise argument_error(name, "targets", expected, describe(targets))
 
 
 def _kernels_can_serve(call: HeadsCall) -> Answer:

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from fastgrow.errors import ArgumentError, argument_error, describe
 from fastgrow.kernels.calls import EmbeddingCall
-from fastgrow.ops.core.checks import check_float, check_ids, check_range, out_of_range
+from fastgrow.ops.core.checks import check_float, check_ids, run_in_range
 from fastgrow.ops.core.dispatch import Implementation, Operation
 from fastgrow.ops.core.dtypes import FLOATS, INTEGERS
 from fastgrow.ops.lookup import reference, triton
 
 NAME = "embedding"
 MAX_CODE_BITS = 63
-_MAX_ROWS = torch.iinfo(torch.int64).max
 
 
 def embedding(
@@ -70,15 +69,10 @@ def embedding(
     if repeat < 1:
         raise argument_error(NAME, "repeat", "at least 1", repeat)
     rows, dtype = _check_table(table, bits, offset, scale, vocab_size, dtype)
-    check_range(NAME, "ids", ids, 0, rows)
-    low, high = float(offset), float(offset + scale)
-    call = EmbeddingCall(ids, table, rows, repeat, bits, low, high, dtype)
-    if torch.compiler.is_compiling():
-        return _OPERATION(call, impl)
-    try:
-        return _OPERATION(call, impl)
-    except IndexError:
-        raise out_of_range(NAME, "ids", ids, rows) from None
+    call = EmbeddingCall(
+        ids, table, rows, repeat, bits, float(offset), float(offset + scale), dtype
+    )
+    return run_in_range(lambda: _OPERATION(call, impl), NAME, "ids", ids, rows)
 
 
 def _check_table(
@@ -113,16 +107,15 @@ def _check_table(
         if table.dim() != 2 or table.shape[1] != width:
             expected = f"of shape [V, {width}] for {bits} bits"
             raise argument_error(NAME, "table", expected, describe(table))
-        return table.shape[0], dtype
-    if bits > MAX_CODE_BITS:
+    elif bits > MAX_CODE_BITS:
         raise argument_error(NAME, "bits", f"at most {MAX_CODE_BITS} for codes", bits)
-    if table is None:
-        most = min(1 << bits, _MAX_ROWS)
+    elif table is None:
+        most = min(1 << bits, 2**63 - 1)
         rows = most if vocab_size is None else vocab_size
         if not 1 <= rows <= most:
             raise argument_error(NAME, "vocab_size", f"in [1, {most}] for {bits} bits", rows)
         return rows, dtype
-    if table.dtype not in INTEGERS or table.dim() != 1:
+    elif table.dtype not in INTEGERS or table.dim() != 1:
         expected = f"[V, {width}] uint8, or [V] int64 or int32, or None for {bits} bits"
         raise argument_error(NAME, "table", expected, describe(table))
     return table.shape[0], dtype
@@ -134,8 +127,11 @@ def _example(device: torch.device) -> EmbeddingCall:
     return EmbeddingCall(ids, table, 4, 1, None, 0.0, 1.0, table.dtype)
 
 
-_IMPLEMENTATIONS = (
-    Implementation("triton", triton.run, triton.can_serve, triton.pays),
-    Implementation("eager", reference.run),
+_OPERATION = Operation(
+    NAME,
+    (
+        Implementation("triton", triton.run, triton.can_serve, triton.pays),
+        Implementation("eager", reference.run),
+    ),
+    _example,
 )
-_OPERATION = Operation(NAME, _IMPLEMENTATIONS, _example)

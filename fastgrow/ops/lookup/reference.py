@@ -20,8 +20,11 @@ def run(call: EmbeddingCall) -> Tensor:
         if table is not None and table.dtype == torch.uint8:
             values = F.embedding(F.embedding(ids, table).int(), of_byte).flatten(-2)[..., :bits]
         else:
-            found = None if table is None else F.embedding(ids, table[:, None]).squeeze(-1)
-            codes = _own_codes(ids, rows) if found is None else found
+            codes = (
+                _own_codes(ids, rows)
+                if table is None
+                else F.embedding(ids, table[:, None]).squeeze(-1)
+            )
             places = torch.arange(-(-bits // 8) * 8 - 8, -1, -8, device=ids.device)
             in_bytes = codes.long()[..., None] >> places & 255
             values = F.embedding(in_bytes, of_byte).flatten(-2)[..., -bits:]

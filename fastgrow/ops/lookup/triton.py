@@ -13,21 +13,17 @@ from fastgrow.ops.core.registration import launched_by, needs_gradient
 def can_serve(call: EmbeddingCall) -> Answer:
     """Whether the kernel can run."""
     ok, reason = dispatch.triton_can_run(call.ids, call.dtype)
-    if not ok:
-        return False, reason
-    if needs_gradient(call.table):
+    if ok and needs_gradient(call.table):
         return False, "the table requires a gradient, which eager alone gives"
-    return True, ""
+    return ok, reason
 
 
 def pays(call: EmbeddingCall) -> Answer:
     """Where there is more to do than a copy of rows: by reasoning, not measured."""
     ok, reason = dispatch.triton_pays_on(call.ids)
-    if not ok:
-        return False, reason
-    if call.bits is None and call.repeat == 1:
+    if ok and call.bits is None and call.repeat == 1:
         return False, "torch's lookup copies rows as fast as any"
-    return True, "the rows are lifted or unpacked in the lookup"
+    return ok, reason or "the rows are lifted or unpacked in the lookup"
 
 
 @launched_by("embedding.lookup")
