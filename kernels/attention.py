@@ -12,11 +12,11 @@ from fastgrow.kernels.attention_forward import forward_kernel
 from fastgrow.kernels.attention_tiles import (
     FEW_RUNS,
     MAX_RUNS,
-    OWN_RULES,
+    TILES,
     AttentionTiles,
     Split,
     can_decode,
-    forward_tiles,
+    own_tiles,
     runs_of_keys,
     split_of,
 )
@@ -35,7 +35,7 @@ from fastgrow.kernels.common import (
 from fastgrow.kernels.gpu import capability_of
 from fastgrow.kernels.key_ranges import documents
 from fastgrow.kernels.rotation import rotate_kernel
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured, measured_size
 
 # Lengths whose tiles are measured. A key that follows the length more closely would compile a
 # kernel for every few sequences.
@@ -53,11 +53,6 @@ _TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is Non
 _THREE_PROGRAMS = {"maxnreg": 168}
 
 
-def length_of(keys: int) -> int:
-    """The length that stands for this number of keys."""
-    return LENGTHS[0] if keys <= 2 * LENGTHS[0] else LENGTHS[1]
-
-
 def number_of(batch_heads: int) -> int:
     """What stands for this number of sequences times key heads."""
     return FEW if batch_heads <= 4 * FEW else MANY
@@ -65,7 +60,7 @@ def number_of(batch_heads: int) -> int:
 
 def bucket(dtype: torch.dtype, dim: int, keys: int) -> str:
     """The key of attention's measured tiles, such as `bf16/D=32/T=1024`."""
-    return f"{NAMES[dtype]}/D={dim}/T={length_of(keys)}"
+    return f"{NAMES[dtype]}/D={dim}/T={measured_size(keys, LENGTHS)}"
 
 
 def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> str:
@@ -81,29 +76,23 @@ def _tiles(
     kernel: str, dtype: torch.dtype, dim: int, length: int | None, device: torch.device
 ) -> AttentionTiles:
     """The table's tiles of this GPU for `length`, where it holds, or else those of the rule."""
-    if INTERPRETED:
-        return AttentionTiles(64, 64, 4, 1)
-    found = None
-    if length is not None:
-        found = measured(kernel, bucket(dtype, dim, length), device, AttentionTiles)
-    return found or OWN_RULES[kernel](dim, dtype, capability_of(device))
+    key = None if length is None else bucket(dtype, dim, length)
+    found = measured(kernel, key, device, AttentionTiles)
+    return found or own_tiles(kernel, dim, dtype, capability_of(device))
 
 
 @chosen_once
 def _split(
     dtype: torch.dtype, dim: int, length: int | None, batch_heads: int, device: torch.device
 ) -> Split:
-    found = None
-    if length is not None:
-        key = decode_bucket(dtype, dim, length, batch_heads)
-        found = measured("attention_decode", key, device, Split)
-    return found or split_of(dim, dtype)
+    key = None if length is None else decode_bucket(dtype, dim, length, batch_heads)
+    return measured("attention_decode", key, device, Split) or split_of(dim, dtype)
 
 
 def _length(call: AttentionCall) -> int | None:
     """Under what length a table has tiles: only for causal attention without any other rule."""
     others = call.window is call.cu_seqlens is call.lengths is call.starts is None
-    return length_of(call.k.shape[2]) if call.causal and others else None
+    return measured_size(call.k.shape[2], LENGTHS) if call.causal and others else None
 
 
 def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Rotation:
@@ -214,8 +203,7 @@ def forward(
     if q.numel() == 0:
         return out, lse
     if not with_lse and can_decode(q, call.k):
-        decode(call, out)
-        return out, None
+        return decode(call, out), None
     q, k, v, norms, rotation, ranges = _operands(call)
     dtype, block_d = q.dtype, block_of(dim)
     if dtype != torch.bfloat16 or dim > 32 or dim != block_d:
@@ -223,7 +211,7 @@ def forward(
         # more than the pivot does; and masked features leave no registers for a second loop.
         norms = None
     tiles = tiles or _tiles("attention_forward", dtype, dim, _length(call), q.device)
-    told = _TAKES_MORE and norms is not None and tiles == forward_tiles(dim, dtype)
+    told = _TAKES_MORE and norms is not None and tiles == TILES["attention_forward", "half", 32]
     limit = _THREE_PROGRAMS if told and capability_of(q.device) == 90 else {}
     grid = (cdiv(queries, tiles.block_m) * batch * heads,)
     with on_device_of(q):
@@ -306,8 +294,12 @@ def backward(
     return dq, dk, dv
 
 
-def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> None:
-    """Write to out [B, H, Tq, D] what `forward` would; `split` is the kernel's, to try some out."""
+def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> Tensor:
+    """Write to out [B, H, Tq, D] what `forward` would; `split` is the kernel's, to try some out.
+
+    Returns:
+        out.
+    """
     batch, heads, queries, dim = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
     group, batch_heads = heads // kv_heads, batch * kv_heads
@@ -316,7 +308,7 @@ def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> N
     if split is None:
         # A table holds for a cache read from its first key on.
         measured_so = rows <= MIN_ROWS and call.window is call.cu_seqlens is call.starts is None
-        length = length_of(keys) if measured_so else None
+        length = measured_size(keys, LENGTHS) if measured_so else None
         split = _split(q.dtype, dim, length, number_of(batch_heads), q.device)
     runs, run = runs_of_keys(batch_heads, keys, split, q.device)
     parts = q.new_empty(batch_heads * runs * rows * (dim + 2), dtype=torch.float32)
@@ -335,3 +327,4 @@ def decode(call: AttentionCall, out: Tensor, *, split: Split | None = None) -> N
             parts, out, *out.stride()[:3], kv_heads, group, queries, runs,
             D=dim, BLOCK_D=block_d, RUNS=FEW_RUNS if runs <= FEW_RUNS else MAX_RUNS, num_warps=4,
         )  # fmt: skip
+    return out

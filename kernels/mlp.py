@@ -19,7 +19,7 @@ from fastgrow.kernels.matmul import MatmulTiles
 from fastgrow.kernels.mlp_backward import d_hidden_kernel
 from fastgrow.kernels.mlp_elementwise import activate_kernel, d_activate_kernel
 from fastgrow.kernels.mlp_forward import hidden_kernel, output_kernel
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured, measured_size
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,7 @@ def bucket(dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int) -> str:
 
     `epilogue` is the activation, or for the second product `plain` or `residual`.
     """
-    return f"{NAMES[dtype]}/{epilogue}/K={K}/N={N}/M={_rows_of(rows)}"
-
-
-def _rows_of(rows: int) -> int:
-    """The number of rows that stands for this one."""
-    return ROWS[0] if rows <= 2 * ROWS[0] else ROWS[1]
+    return f"{NAMES[dtype]}/{epilogue}/K={K}/N={N}/M={measured_size(rows, ROWS)}"
 
 
 def even(*sizes: int) -> bool:
@@ -98,7 +93,9 @@ def hidden(
     x, up, gate, up_bias, activation, kept = step
     (M, K), N = x.shape, up.shape[0]
     kernel = "mlp_hidden_kept" if kept else "mlp_hidden"
-    product = product or _choice(kernel, x.dtype, activation, K, N, _rows_of(M), x.device)
+    product = product or _choice(
+        kernel, x.dtype, activation, K, N, measured_size(M, ROWS), x.device
+    )
     fused = product.fused == 2
     pre = pre_gate = None
     if fused:
@@ -135,7 +132,7 @@ def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
     hidden, down, down_bias, residual = step
     (M, K), N = hidden.shape, down.shape[0]
     added = "plain" if residual is None else "residual"
-    rows, device = _rows_of(M), hidden.device
+    rows, device = measured_size(M, ROWS), hidden.device
     product = product or _choice("mlp_output", hidden.dtype, added, K, N, rows, device)
     if product.fused == 1:
         y = F.linear(hidden, down, down_bias)
@@ -166,7 +163,7 @@ def d_hidden(
     """
     dy, down, pre, pre_gate, activation, with_hidden, with_sums = step
     (M, K), N = dy.shape, down.shape[1]
-    rows, device = _rows_of(M), dy.device
+    rows, device = measured_size(M, ROWS), dy.device
     product = product or _choice("mlp_d_hidden", dy.dtype, activation, K, N, rows, device)
     fused = product.fused == 2
     d_pre = torch.empty_like(pre) if fused else torch.mm(dy, down)

@@ -89,10 +89,11 @@ forgetting: list[Callable[[], object]] = []
 _standing_in: dict[str, Table] = {}
 
 
-def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
+def measured(kernel: str, key: str | None, device: torch.device, kind: type[C]) -> C | None:
     """The configuration of a kernel, such as `attention_forward`, under a launcher's key.
 
     Args:
+        key: None for a launch of which none is measured.
         kind: a frozen dataclass of integers.
 
     Returns:
@@ -100,7 +101,7 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
         nothing is to be measured.
     """
     gpu = gpu_name(device)
-    if gpu is None:
+    if gpu is None or key is None:
         return None
     asked.add((kernel, key))
     found = _shipped_configuration(gpu, kernel, key, kind)  # type: ignore[arg-type]
@@ -110,6 +111,11 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
 
         found = choose(gpu, kernel, key, device, kind)
     return found
+
+
+def measured_size(size: int, sizes: tuple[int, int]) -> int:
+    """Which of the two sizes that are measured stands for this one."""
+    return sizes[0] if size <= 2 * sizes[0] else sizes[1]
 
 
 def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
