@@ -18,7 +18,6 @@ WIDTH, VOCABULARY = 1024, 65536
 SLICE = 8192  # words of which the gradient is made at once
 
 FUNCTIONS = {"linear_lse": "lse_kernel", "linear_lse_gradient": "gradient_kernel"}
-ROWS = (8192, SMALL)
 # (block_m, block_n, block_k, group_m, num_warps, num_stages) that do not spill on sm_90.
 SHAPES = {
     ("linear_lse", 8192): [
@@ -83,8 +82,4 @@ def _prepare(kernel: str, rows: int, device: str) -> Callable[[MatmulTiles], obj
     lse = (math.log(VOCABULARY) + 1) * row
     gradient = LseGradientCall(*heads, targets, lse, VOCABULARY * row, -row, None, [])
     out = torch.empty(rows, SLICE, dtype=DTYPE, device=device)
-
-    def launch(tiles: MatmulTiles) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return out, logits_gradient(gradient, 0, out, with_sums=True, tiles=tiles)
-
-    return launch
+    return lambda tiles: (out, logits_gradient(gradient, 0, out, with_sums=True, tiles=tiles))

@@ -21,11 +21,6 @@ DIMS = (256, 512, 1024, 2048, 4096)
 HEADLINE_DIMS = (1024, 2048)
 
 
-def tunables(capability: int) -> list[Tunable[Rows]]:
-    """Both kernels at every width that may have an entry in a table."""
-    return [_tunable(kernel, dim, capability) for kernel in KERNELS for dim in DIMS]
-
-
 def _forward_candidates(dim: int) -> list[Rows]:
     """512 to 2,048 elements a warp."""
     shapes = [(rows, warps) for rows in (1, 2, 4, 8) for warps in (1, 2, 4, 8, 16)]
@@ -47,18 +42,22 @@ KERNELS = {
 }
 
 
-def _tunable(kernel: str, dim: int, capability: int) -> Tunable[Rows]:
-    default, others = KERNELS[kernel]
-    return Tunable(
-        kernel=kernel,
-        bucket=bucket(DTYPE, dim),
-        default=default(dim),
-        others=others(dim),
-        function=f"{kernel.removeprefix('norm_')}_kernel",
-        prepare=functools.partial(_prepare, kernel, dim),
-        capability=capability,
-        rank=0 if dim in HEADLINE_DIMS else 2,
-    )
+def tunables(capability: int) -> list[Tunable[Rows]]:
+    """Both kernels at every width that may have an entry in a table."""
+    return [
+        Tunable(
+            kernel=kernel,
+            bucket=bucket(DTYPE, dim),
+            default=default(dim),
+            others=others(dim),
+            function=f"{kernel.removeprefix('norm_')}_kernel",
+            prepare=functools.partial(_prepare, kernel, dim),
+            capability=capability,
+            rank=0 if dim in HEADLINE_DIMS else 2,
+        )
+        for kernel, (default, others) in KERNELS.items()
+        for dim in DIMS
+    ]
 
 
 def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
