@@ -47,17 +47,12 @@ def bucket(dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int) -> str:
     return f"{NAMES[dtype]}/{epilogue}/K={K}/N={N}/M={measured_size(rows, ROWS)}"
 
 
-def even(*sizes: int) -> bool:
-    """Whether rows of these sizes are whole vectors: loads of others spill beside an epilogue."""
-    return all(size % 16 == 0 for size in sizes)
-
-
 def default_product(
     kernel: str, dtype: torch.dtype, epilogue: str, *, evenly: bool = True, capability: int = 90
 ) -> ProductChoice:
     """The rule for `mlp_hidden`, `mlp_hidden_kept`, `mlp_output` or `mlp_d_hidden`.
 
-    `evenly` says that a product's sizes are `even`.
+    `evenly`: rows are whole vectors; loads of others spill beside an epilogue.
     """
     if INTERPRETED:
         return ProductChoice(128, 128, 64, 8, 4, 1)
@@ -76,8 +71,9 @@ def _choice(
     kernel: str, dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int, device: torch.device
 ) -> ProductChoice:
     found = measured(kernel, bucket(dtype, epilogue, K, N, rows), device, ProductChoice)
+    evenly = K % 16 == N % 16 == 0
     return found or default_product(
-        kernel, dtype, epilogue, evenly=even(K, N), capability=capability_of(device)
+        kernel, dtype, epilogue, evenly=evenly, capability=capability_of(device)
     )
 
 
@@ -97,7 +93,6 @@ def hidden(
         kernel, x.dtype, activation, K, N, measured_size(M, ROWS), x.device
     )
     fused = product.fused == 2
-    pre = pre_gate = None
     if fused:
         out = x.new_empty(M, N)
         pre = x.new_empty(M, N) if kept else None
@@ -169,10 +164,8 @@ def d_hidden(
     d_pre = torch.empty_like(pre) if fused else torch.mm(dy, down)
     d_gate = None if pre_gate is None else torch.empty_like(pre)
     out = torch.empty_like(pre) if with_hidden else None
-    sums = None
-    if with_sums:
-        programs = cdiv(M, product.block_m if fused else PASS_ROWS)
-        sums = torch.empty(programs, N, dtype=torch.float32, device=device)
+    height = product.block_m if fused else PASS_ROWS
+    sums = dy.new_empty(cdiv(M, height), N, dtype=torch.float32) if with_sums else None
     if d_pre.numel() > 0:
         with on_device_of(dy):
             if fused:

@@ -89,12 +89,10 @@ def forward(
     dim = x.shape[-1]
     count = x.numel() // dim
     y = contiguous_like(x, dtype)
-    total = mean = rstd = None
-    if residual is not None:
-        total = contiguous_like(x, torch.promote_types(x.dtype, residual.dtype))
-    if with_statistics:
-        rstd = x.new_empty(count, dtype=torch.float32)
-        mean = torch.empty_like(rstd) if centred else None
+    promoted = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    total = None if residual is None else contiguous_like(x, promoted)
+    rstd = x.new_empty(count, dtype=torch.float32) if with_statistics else None
+    mean = torch.empty_like(rstd) if rstd is not None and centred else None
     if count == 0:
         return y, total, mean, rstd
     x, x_stride = as_rows(x)
@@ -178,8 +176,8 @@ def backward(
 
 
 def _launch_tiles(
-    tensors: tuple[Tensor | None, ...],
-    numbers: tuple[int, ...],
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None],
+    numbers: tuple[int, int, int, int],
     rows: Rows | None,
     dim: int,
     block: int,
@@ -189,15 +187,12 @@ def _launch_tiles(
 ) -> None:
     """Fill what is given, in tiles of `block` features; whole rows where dx is among it."""
     total, count = tensors[2], numbers[3]
-    assert total is not None
     device = total.device
     rows = rows or _backward_rows(total.dtype, block, device)
     programs = min(cdiv(count, rows.rows), multiprocessors(device, WITHOUT_GPU) * rows.programs)
-    of_weight = of_bias = None
-    if d_weight is not None:
-        of_weight = total.new_empty((programs, dim), dtype=torch.float32)
-    if d_bias is not None:
-        of_bias = total.new_empty((programs, dim), dtype=torch.float32)
+    shape, fp32 = (programs, dim), torch.float32
+    of_weight = None if d_weight is None else total.new_empty(shape, dtype=fp32)
+    of_bias = None if d_bias is None else total.new_empty(shape, dtype=fp32)
     backward_kernel[(programs, cdiv(dim, block))](
         *tensors, dx, of_weight, of_bias, *numbers,
         D=dim, BLOCK_M=rows.rows, BLOCK_D=block, STAGES=rows.num_stages,
