@@ -66,21 +66,17 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> str:
     kinds, wanted = ([(tuple(t.shape), t.dtype) for t in of] for of in (found, expected))
     if kinds != wanted:
         return f"{kinds} instead of {wanted}"
-    tolerance = _tolerance(wanted_dtype for _, wanted_dtype in wanted)
+    precisions = (
+        TF32_EPSILON if dot_precision(y.dtype) == "tf32" else torch.finfo(y.dtype).eps
+        for y in expected
+    )
+    tolerance = ROUNDINGS * max(precisions, default=0.0) + OF_SUMS
     said = []
     for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         off = _count_off(torch.atleast_1d(x), torch.atleast_1d(y), tolerance)
         if off:
             said.append(f"{off} of {y.numel()} elements of result {i}")
     return ", ".join(said)
-
-
-def _tolerance(dtypes: Iterator[torch.dtype]) -> float:
-    precisions = (
-        TF32_EPSILON if dot_precision(dtype) == "tf32" else torch.finfo(dtype).eps
-        for dtype in dtypes
-    )
-    return ROUNDINGS * max(precisions, default=0.0) + OF_SUMS
 
 
 def _count_off(x: Tensor, y: Tensor, tolerance: float) -> int:

@@ -91,8 +91,10 @@ class Tunable(Generic[C]):
             if not launches:
                 raise ValueError(f"{self.kernel} {self.bucket} launches other code here")
         found = [compile_launch(launch, self.capability) for launch in launches]
-        names = ("spills", "shared", "registers")
-        most = {name: max((getattr(x, name) for x in found), default=0) for name in names}
+        most = {
+            name: max((getattr(binary, name) for binary in found), default=0)
+            for name in ("spills", "shared", "registers")
+        }
         limit = shared_limit(self.capability)
         if most["shared"] > limit:
             raise ValueError(f"{most['shared']} bytes of shared memory, allowed {limit}")

@@ -140,9 +140,11 @@ def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C 
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if set(found) == set(names):
         return kind(**found)
-    expected = f"expected a configuration of {', '.join(names)}, got {found}"
-    where = f"{path_of(gpu)}: {kernel} {key}"
-    warnings.warn(f"tuning table {where} is ignored: {expected}", stacklevel=3)
+    warnings.warn(
+        f"tuning table {path_of(gpu)}: {kernel} {key} is ignored: "
+        f"expected a configuration of {', '.join(names)}, got {found}",
+        stacklevel=3,
+    )
     return None
 
 
@@ -163,8 +165,12 @@ def shipped(gpu: str) -> Table:
     import triton
 
     if not table.is_of_minor(triton.__version__):
-        measured_with = f"measured with triton {table.triton}, used with {triton.__version__}"
-        log.info("tuning table %s: %s", path.name, measured_with)
+        log.info(
+            "tuning table %s: measured with triton %s, used with %s",
+            path.name,
+            table.triton,
+            triton.__version__,
+        )
     return table
 
 
