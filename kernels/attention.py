@@ -135,8 +135,7 @@ def rotate(
     few = length <= MIN_ROWS and not with_norms
     block_t = MIN_ROWS if few else max(MIN_ROWS, 4096 // block_d)
     n_blocks = cdiv(length, block_t)
-    shape = (batch * heads, n_blocks)
-    norms = x.new_empty(shape, dtype=torch.float32) if with_norms else None
+    norms = x.new_empty((batch * heads, n_blocks), dtype=torch.float32) if with_norms else None
     if x.numel() == 0:
         return norms
     x = as_strided_rows(x)
@@ -152,11 +151,10 @@ def rotate(
 
 def empty_output(q: Tensor) -> Tensor:
     """[B, H, T, D] laid out as [B, T, H, D], which the output projection reads without a copy."""
-    batch, heads, length, dim = q.shape
+    _, heads, length, dim = q.shape
     # As torch counts them in tensors without elements, too.
     of_token = max(heads, 1) * dim
-    strides = (max(length, 1) * of_token, dim, of_token, 1)
-    return q.new_empty_strided((batch, heads, length, dim), strides)
+    return q.new_empty_strided(q.shape, (max(length, 1) * of_token, dim, of_token, 1))
 
 
 def _operands(
@@ -213,9 +211,8 @@ def forward(
     tiles = tiles or _tiles("attention_forward", dtype, dim, _length(call), q.device)
     told = _TAKES_MORE and norms is not None and tiles == TILES["attention_forward", "half", 32]
     limit = _THREE_PROGRAMS if told and capability_of(q.device) == 90 else {}
-    grid = (cdiv(queries, tiles.block_m) * batch * heads,)
     with on_device_of(q):
-        forward_kernel[grid](
+        forward_kernel[(cdiv(queries, tiles.block_m) * batch * heads,)](
             q, k, v, out, lse, norms, *rotation, *ranges,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             heads, heads // kv_heads, queries, keys, 0 if norms is None else norms.shape[1],

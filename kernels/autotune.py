@@ -24,7 +24,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton
@@ -41,7 +41,6 @@ WARM_UP, ROUNDS = 3, 20
 # longer than its kernel takes the device.
 SPIN_CYCLES = 500_000
 
-C = TypeVar("C")
 Configuration = dict[str, int]
 
 log = logging.getLogger("fastgrow.kernels")
@@ -52,7 +51,7 @@ _this_thread = threading.local()
 _chosen: dict[tuple[str, str, str], Configuration | None] = {}
 
 
-def choose(gpu: str, kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
+def choose(gpu: str, kernel: str, key: str, device: torch.device) -> Configuration | None:
     """The fastest configuration of a kernel under a launcher's key.
 
     Returns:
@@ -65,8 +64,7 @@ def choose(gpu: str, kernel: str, key: str, device: torch.device, kind: type[C])
         with _one_at_a_time:
             if name not in _chosen:
                 _find(*name, device)
-    found = _chosen.get(name)
-    return None if found is None else kind(**found)
+    return _chosen.get(name)
 
 
 def may_measure() -> bool:

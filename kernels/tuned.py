@@ -59,14 +59,13 @@ class Table:
     """What such a file says.
 
     Args:
-        entries: configurations of each kernel, by the launcher's key.
+        entries: of each kernel, by the launcher's key; each with a `configuration` and, where the
+            file has one, the `source`.
         triton: the version that it was measured with.
-        sources: digests of what was measured; None where the file has none.
     """
 
-    entries: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     triton: str | None = None
-    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
     def is_of_minor(self, version: str) -> bool:
         """Whether it was measured with this version of Triton or another patch of it."""
@@ -77,8 +76,8 @@ class Table:
         """Kernels whose source is known to be another one than when they were measured."""
         return [
             kernel
-            for kernel, of_keys in sorted(self.sources.items())
-            if {*of_keys.values()} - {None, current.get(kernel)}
+            for kernel, of_keys in sorted(self.entries.items())
+            if {entry.get("source") for entry in of_keys.values()} - {None, current.get(kernel)}
         ]
 
 
@@ -109,7 +108,8 @@ def measured(kernel: str, key: str | None, device: torch.device, kind: type[C]) 
         # Only here: it is what the tuning modules need Triton's compiler for.
         from fastgrow.kernels.autotune import choose
 
-        found = choose(gpu, kernel, key, device, kind)
+        chosen = choose(gpu, kernel, key, device)
+        found = None if chosen is None else kind(**chosen)
     return found
 
 
@@ -134,9 +134,10 @@ def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
 
 @functools.cache
 def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
-    found = shipped(gpu).entries.get(kernel, {}).get(key)
-    if found is None:
+    entry = shipped(gpu).entries.get(kernel, {}).get(key)
+    if entry is None:
         return None
+    found = entry["configuration"]
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if set(found) == set(names):
         return kind(**found)
@@ -204,18 +205,14 @@ def table_of(tree: Any) -> Table:
     found = tree.get("entries")
     if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
         raise ValueError("entries: expected an object of objects")
-    entries = {
-        kernel: {name: _numbers(f"{kernel} {name}", entry) for name, entry in buckets.items()}
-        for kernel, buckets in found.items()
-    }
-    sources = {
-        kernel: {name: _source(f"{kernel} {name}", entry) for name, entry in buckets.items()}
-        for kernel, buckets in found.items()
-    }
-    return Table(entries, tree.get("triton"), sources)
+    for kernel, of_keys in found.items():
+        for key, entry in of_keys.items():
+            _check(f"{kernel} {key}", entry)
+    return Table(found, tree.get("triton"))
 
 
-def _numbers(where: str, entry: object) -> dict[str, int]:
+def _check(where: str, entry: Any) -> None:
+    """Raise an error unless it is an entry."""
     found = entry.get("configuration") if isinstance(entry, dict) else None
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{where}: expected a configuration, got {found}")
@@ -226,14 +223,8 @@ def _numbers(where: str, entry: object) -> dict[str, int]:
             raise ValueError(f"{where}: {name} must be a power of two, got {number}")
         if name.startswith("block_") and number < 16:
             raise ValueError(f"{where}: blocks must be at least 16, got {found}")
-    return found
-
-
-def _source(where: str, entry: dict[str, Any]) -> str | None:
-    found = entry.get("source")
-    if found is None or isinstance(found, str):
-        return found
-    raise ValueError(f"{where}: source must be a digest, got {found!r}")
+    if not isinstance(entry.get("source"), str | None):
+        raise ValueError(f"{where}: source must be a digest, got {entry['source']!r}")
 
 
 def tuning_modules() -> list[str]:

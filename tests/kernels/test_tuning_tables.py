@@ -128,7 +128,7 @@ def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason
 
 def test_a_table_just_measured_stands_in_for_the_shipped_one(file: Path) -> None:
     file.write_text(json.dumps(table()))
-    made = Table({"attention_forward": {"bf16/D=64/T=1024": OTHER}})
+    made = Table({"attention_forward": {"bf16/D=64/T=1024": {"configuration": OTHER}}})
     with tuned.standing_in("NVIDIA Abacus 9", made):
         assert forward(dim=64) == OTHER
         assert forward() == own("attention_forward")
@@ -167,7 +167,8 @@ def test_a_table_of_another_triton_is_told_once_and_used(
 def test_an_entry_of_another_source_is_used(file: Path) -> None:
     file.write_text(json.dumps(table(source="0123456789abcdef")))
     assert forward() == TILES
-    sources = read_table(file).sources["attention_forward"]
+    entries = read_table(file).entries["attention_forward"]
+    sources = {key: entry.get("source") for key, entry in entries.items()}
     assert sources == {"bf16/D=32/T=1024": "0123456789abcdef", "bf16/D=32/T=8192": None}
 
 
