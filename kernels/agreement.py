@@ -15,7 +15,6 @@ or read from beside its place is off by about the RMS itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -83,7 +82,7 @@ def _count_off(x: Tensor, y: Tensor, tolerance: float) -> int:
     """Elements beyond the tolerance; of those where y is not finite nothing is said."""
     if y.numel() == 0:
         return 0
-    of_all = torch.linalg.vector_norm(_finite(y), dtype=torch.float32) / math.sqrt(y.numel())
+    of_all = torch.linalg.vector_norm(_finite(y), dtype=torch.float32) / y.numel() ** 0.5
     length = max(1, PART // y[0].numel())
     counts = [
         _off(part, of_part, tolerance, of_all).sum()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fastgrow.kernels.common import INTERPRETED, block_of, cdiv
 from fastgrow.kernels.gpu import multiprocessors
@@ -98,7 +97,7 @@ class Split:
     num_stages: int
 
 
-def can_decode(q: Tensor, k: Tensor) -> bool:
+def can_decode(q: torch.Tensor, k: torch.Tensor) -> bool:
     """Few queries over more keys than one program should read."""
     queries, keys = q.shape[2], k.shape[2]
     rows = queries * (q.shape[1] // k.shape[1])

@@ -18,7 +18,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import statistics
 import threading
 import warnings
@@ -32,7 +31,7 @@ import triton
 from fastgrow.kernels.agreement import Reference
 from fastgrow.kernels.gpu import assumed, capability_of, multiprocessors
 from fastgrow.kernels.tunable import Tunable, all_tunables
-from fastgrow.kernels.tuned import forgetting
+from fastgrow.kernels.tuned import forgetting, log
 
 FILE = "fastgrow_autotune.json"
 WARM_UP, ROUNDS = 3, 20
@@ -42,8 +41,6 @@ WARM_UP, ROUNDS = 3, 20
 SPIN_CYCLES = 500_000
 
 Configuration = dict[str, int]
-
-log = logging.getLogger("fastgrow.kernels")
 
 _one_at_a_time = threading.Lock()
 _this_thread = threading.local()

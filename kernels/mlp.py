@@ -127,14 +127,14 @@ def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
     hidden, down, down_bias, residual = step
     (M, K), N = hidden.shape, down.shape[0]
     added = "plain" if residual is None else "residual"
-    rows, device = measured_size(M, ROWS), hidden.device
-    product = product or _choice("mlp_output", hidden.dtype, added, K, N, rows, device)
+    product = product or _choice(
+        "mlp_output", hidden.dtype, added, K, N, measured_size(M, ROWS), hidden.device
+    )
     if product.fused == 1:
         y = F.linear(hidden, down, down_bias)
         return y if residual is None else y + residual
     of = hidden if residual is None else residual
-    dtype = torch.promote_types(hidden.dtype, of.dtype)
-    y = torch.empty(M, N, dtype=dtype, device=device)
+    y = hidden.new_empty(M, N, dtype=torch.promote_types(hidden.dtype, of.dtype))
     if y.numel() > 0:
         strides = (0, 0) if residual is None else residual.stride()
         down_bias = None if down_bias is None else down_bias.contiguous()
@@ -158,8 +158,9 @@ def d_hidden(
     """
     dy, down, pre, pre_gate, activation, with_hidden, with_sums = step
     (M, K), N = dy.shape, down.shape[1]
-    rows, device = measured_size(M, ROWS), dy.device
-    product = product or _choice("mlp_d_hidden", dy.dtype, activation, K, N, rows, device)
+    product = product or _choice(
+        "mlp_d_hidden", dy.dtype, activation, K, N, measured_size(M, ROWS), dy.device
+    )
     fused = product.fused == 2
     d_pre = torch.empty_like(pre) if fused else torch.mm(dy, down)
     d_gate = None if pre_gate is None else torch.empty_like(pre)

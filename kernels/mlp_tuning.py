@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fastgrow.kernels.calls import MlpHidden, MlpHiddenGradient, MlpOutput
 from fastgrow.kernels.mlp import (
@@ -109,7 +108,7 @@ def _prepare(
 ) -> Callable[[ProductChoice], object]:
     """A product of random tensors, of the hidden gradient with all its results, as in training."""
 
-    def random(*shape: int) -> Tensor:
+    def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=DTYPE, device=device)
 
     K, N = SIZES[kernel]

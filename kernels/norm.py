@@ -67,9 +67,17 @@ def backward_rows(dim: int) -> Rows:
     return Rows(max(1, 256 // block), warps, 3 if block <= 4096 else 2, 16 // warps)
 
 
+RULES = {"norm_forward": forward_rows, "norm_backward": backward_rows}
+
+
 def bucket(dtype: torch.dtype, dim: int) -> str:
     """Under what name a table of measured configurations has an entry."""
     return f"{NAMES[dtype]}/D={next_power_of_2(dim)}"
+
+
+@chosen_once
+def _rows(kernel: str, dtype: torch.dtype, dim: int, device: torch.device) -> Rows:
+    return measured(kernel, bucket(dtype, dim), device, Rows) or RULES[kernel](dim)
 
 
 def forward(
@@ -99,7 +107,7 @@ def forward(
     residual, residual_stride = (None, 0) if residual is None else as_rows(residual)
     block = next_power_of_2(dim)
     wide = block > WIDEST_FORWARD
-    rows = rows or (Rows(1, 8, 1, 1) if wide else _forward_rows(x.dtype, dim, x.device))
+    rows = rows or (Rows(1, 8, 1, 1) if wide else _rows("norm_forward", x.dtype, dim, x.device))
     kernel = wide_forward_kernel if wide else forward_kernel
     with on_device_of(x):
         kernel[(cdiv(count, rows.rows),)](
@@ -109,11 +117,6 @@ def forward(
             num_warps=rows.num_warps,
         )  # fmt: skip
     return y, total, mean, rstd
-
-
-@chosen_once
-def _forward_rows(dtype: torch.dtype, dim: int, device: torch.device) -> Rows:
-    return measured("norm_forward", bucket(dtype, dim), device, Rows) or forward_rows(dim)
 
 
 def backward(
@@ -148,10 +151,12 @@ def backward(
     dim = total.shape[-1]
     count = total.numel() // dim
     dx = contiguous_like(total) if for_input else None
-    d_weight = total.new_empty(dim, dtype=parameter_dtype) if for_weight else None
-    d_bias = total.new_empty(dim, dtype=parameter_dtype) if for_bias else None
+    # Over no rows the sums are zeros.
+    new = total.new_empty if count > 0 else total.new_zeros
+    d_weight = new(dim, dtype=parameter_dtype) if for_weight else None
+    d_bias = new(dim, dtype=parameter_dtype) if for_bias else None
     if count == 0:
-        return dx, _zeroed(d_weight), _zeroed(d_bias)
+        return dx, d_weight, d_bias
     d_y, dy_stride = as_rows(d_y)
     d_total, d_total_stride = (None, 0) if d_total is None else as_rows(d_total)
     total, total_stride = as_rows(total)
@@ -188,7 +193,7 @@ def _launch_tiles(
     """Fill what is given, in tiles of `block` features; whole rows where dx is among it."""
     total, count = tensors[2], numbers[3]
     device = total.device
-    rows = rows or _backward_rows(total.dtype, block, device)
+    rows = rows or _rows("norm_backward", total.dtype, block, device)
     programs = min(cdiv(count, rows.rows), multiprocessors(device, WITHOUT_GPU) * rows.programs)
     shape, fp32 = (programs, dim), torch.float32
     of_weight = None if d_weight is None else total.new_empty(shape, dtype=fp32)
@@ -208,14 +213,5 @@ def _launch_tiles(
         )  # fmt: skip
 
 
-@chosen_once
-def _backward_rows(dtype: torch.dtype, block: int, device: torch.device) -> Rows:
-    return measured("norm_backward", bucket(dtype, block), device, Rows) or backward_rows(block)
-
-
 def _flat(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.contiguous()
-
-
-def _zeroed(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.zero_()

@@ -9,10 +9,9 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fastgrow.kernels.calls import NormCall
-from fastgrow.kernels.norm import Rows, backward, backward_rows, bucket, forward, forward_rows
+from fastgrow.kernels.norm import RULES, Rows, backward, bucket, forward
 from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
@@ -36,10 +35,7 @@ def _backward_candidates(dim: int) -> list[Rows]:
     return full + half
 
 
-KERNELS = {
-    "norm_forward": (forward_rows, _forward_candidates),
-    "norm_backward": (backward_rows, _backward_candidates),
-}
+CANDIDATES = {"norm_forward": _forward_candidates, "norm_backward": _backward_candidates}
 
 
 def tunables(capability: int) -> list[Tunable[Rows]]:
@@ -48,14 +44,14 @@ def tunables(capability: int) -> list[Tunable[Rows]]:
         Tunable(
             kernel=kernel,
             bucket=bucket(DTYPE, dim),
-            default=default(dim),
-            others=others(dim),
+            default=RULES[kernel](dim),
+            others=candidates(dim),
             function=f"{kernel.removeprefix('norm_')}_kernel",
             prepare=functools.partial(_prepare, kernel, dim),
             capability=capability,
             rank=0 if dim in HEADLINE_DIMS else 2,
         )
-        for kernel, (default, others) in KERNELS.items()
+        for kernel, candidates in CANDIDATES.items()
         for dim in DIMS
     ]
 
@@ -66,13 +62,13 @@ def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
     x, residual, d_y, d_total = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
     weight, bias = (torch.randn(dim, dtype=DTYPE, device=device) for _ in range(2))
 
-    def layer_norm(rows: Rows) -> tuple[Tensor | None, ...]:
+    def layer_norm(rows: Rows) -> tuple[torch.Tensor | None, ...]:
         call = NormCall(x, residual, weight, bias, 1e-5, True, DTYPE)
         return forward(call, with_statistics=True, rows=rows)
 
     if kernel == "norm_forward":
         return layer_norm
-    _, total, mean, rstd = layer_norm(forward_rows(dim))
+    _, total, mean, rstd = layer_norm(RULES["norm_forward"](dim))
     assert total is not None
     assert rstd is not None
     return lambda rows: backward(
