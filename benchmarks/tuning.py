@@ -188,14 +188,16 @@ def entrants(
 ) -> list[Entrant]:
     """All tunables that have no entry of their source yet, those first that matter most."""
     known = known or {}
-    found = [
-        Entrant(module, index, capability, tunable)
-        for module in modules
-        for index, tunable in enumerate(listed(module, capability))
-        if first_rank is None or tunable.rank <= first_rank
-        if known.get(tunable.kernel, {}).get(tunable.bucket, {}).get("source") != tunable.digest
-    ]
-    return sorted(found, key=lambda entrant: entrant.tunable.rank)
+    return sorted(
+        (
+            Entrant(module, index, capability, tunable)
+            for module in modules
+            for index, tunable in enumerate(listed(module, capability))
+            if first_rank is None or tunable.rank <= first_rank
+            if known.get(tunable.kernel, {}).get(tunable.bucket, {}).get("source") != tunable.digest
+        ),
+        key=lambda entrant: entrant.tunable.rank,
+    )
 
 
 def _next_ready(waiting: Sequence[Entrant], compilers: Compilers, seconds: float) -> Entrant | None:

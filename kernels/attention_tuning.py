@@ -220,9 +220,11 @@ def _train(
     tiles = own_tiles("attention_forward", dim, dtype, capability)
     out, lse = forward(call, with_lse=True, tiles=tiles)
     assert lse is not None
-    for_query = kernel == "attention_d_query"
     return lambda tiles: backward(
-        call, d_out, out, lse, for_query=for_query, for_key=not for_query, tiles=tiles
+        *(call, d_out, out, lse),
+        for_query=kernel == "attention_d_query",
+        for_key=kernel == "attention_d_key",
+        tiles=tiles,
     )
 
 

@@ -87,8 +87,9 @@ def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
             with _alone(device):
                 times = measure(tunable)
             _, found = min(times, key=lambda time: time[0])
-            entry = {"configuration": found, "milliseconds": times}
-            _cache(tunable, gpu).put(json.dumps(entry), FILE, binary=False)
+            _cache(tunable, gpu).put(
+                json.dumps({"configuration": found, "milliseconds": times}), FILE, binary=False
+            )
         except Exception as error:
             # Whatever it is, the launch that asked can do without.
             warnings.warn(f"autotuning {kernel} {key}: {error}", stacklevel=5)

@@ -20,8 +20,6 @@ from triton.runtime.jit import JITCallable
 
 from fastgrow.kernels.source import text_of
 
-LENGTH = 16  # characters
-
 
 @functools.cache
 def digest(kernel: JITCallable) -> str:
@@ -44,7 +42,7 @@ def digest(kernel: JITCallable) -> str:
             parts.append(f"{name}: {'itself' if value is kernel else digest(value)}")
         else:
             parts.append(f"{name}: {value!r}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _used(function: ast.AST, scope: dict[str, Any]) -> Iterator[tuple[str, object]]:

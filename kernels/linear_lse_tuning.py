@@ -17,7 +17,6 @@ DTYPE = torch.bfloat16
 WIDTH, VOCABULARY = 1024, 65536
 SLICE = 8192  # words of which the gradient is made at once
 
-FUNCTIONS = {"linear_lse": "lse_kernel", "linear_lse_gradient": "gradient_kernel"}
 # (block_m, block_n, block_k, group_m, num_warps, num_stages) that do not spill on sm_90.
 SHAPES = {
     ("linear_lse", 8192): [
@@ -52,7 +51,7 @@ def tunables(capability: int) -> list[Tunable[MatmulTiles]]:
             bucket=key(DTYPE, rows),
             default=default_tiles(kernel, DTYPE, rows, capability),
             others=[MatmulTiles(*shape) for shape in shapes],
-            function=FUNCTIONS[kernel],
+            function=kernel.rpartition("_")[2] + "_kernel",
             prepare=functools.partial(_prepare, kernel, rows),
             capability=capability,
             rank=0 if rows > SMALL else 2,

@@ -71,9 +71,8 @@ def _choice(
     kernel: str, dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int, device: torch.device
 ) -> ProductChoice:
     found = measured(kernel, bucket(dtype, epilogue, K, N, rows), device, ProductChoice)
-    evenly = K % 16 == N % 16 == 0
     return found or default_product(
-        kernel, dtype, epilogue, evenly=evenly, capability=capability_of(device)
+        kernel, dtype, epilogue, evenly=K % 16 == N % 16 == 0, capability=capability_of(device)
     )
 
 

@@ -117,11 +117,11 @@ def _prepare(
         residual = random(rows, N) if epilogue == "residual" else None
         last = MlpOutput(x, random(N, K), random(N), residual)
         return lambda product: output(last, product=product)
-    gated = epilogue == "swiglu"
     if kernel == "mlp_d_hidden":
-        pre, pre_gate = random(rows, N), random(rows, N) if gated else None
-        gradient = MlpHiddenGradient(x, random(K, N), pre, pre_gate, epilogue, True, True)
+        down, pre = random(K, N), random(rows, N)
+        pre_gate = random(rows, N) if epilogue == "swiglu" else None
+        gradient = MlpHiddenGradient(x, down, pre, pre_gate, epilogue, True, True)
         return lambda product: d_hidden(gradient, product=product)
-    up, gate = random(N, K), random(N, K) if gated else None
-    first = MlpHidden(x, up, gate, random(N), epilogue, kernel == "mlp_hidden_kept")
+    gate = random(N, K) if epilogue == "swiglu" else None
+    first = MlpHidden(x, random(N, K), gate, random(N), epilogue, kernel == "mlp_hidden_kept")
     return lambda product: hidden(first, product=product)

@@ -195,9 +195,8 @@ def _launch_tiles(
     device = total.device
     rows = rows or _rows("norm_backward", total.dtype, block, device)
     programs = min(cdiv(count, rows.rows), multiprocessors(device, WITHOUT_GPU) * rows.programs)
-    shape, fp32 = (programs, dim), torch.float32
-    of_weight = None if d_weight is None else total.new_empty(shape, dtype=fp32)
-    of_bias = None if d_bias is None else total.new_empty(shape, dtype=fp32)
+    of_weight = None if d_weight is None else total.new_empty(programs, dim, dtype=torch.float32)
+    of_bias = None if d_bias is None else total.new_empty(programs, dim, dtype=torch.float32)
     backward_kernel[(programs, cdiv(dim, block))](
         *tensors, dx, of_weight, of_bias, *numbers,
         D=dim, BLOCK_M=rows.rows, BLOCK_D=block, STAGES=rows.num_stages,

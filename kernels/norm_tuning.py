@@ -22,8 +22,12 @@ HEADLINE_DIMS = (1024, 2048)
 
 def _forward_candidates(dim: int) -> list[Rows]:
     """512 to 2,048 elements a warp."""
-    shapes = [(rows, warps) for rows in (1, 2, 4, 8) for warps in (1, 2, 4, 8, 16)]
-    return [Rows(r, w, 1, 1) for r, w in shapes if 512 <= r * dim // w <= 2048]
+    return [
+        Rows(rows, warps, 1, 1)
+        for rows in (1, 2, 4, 8)
+        for warps in (1, 2, 4, 8, 16)
+        if 512 <= rows * dim // warps <= 2048
+    ]
 
 
 def _backward_candidates(dim: int) -> list[Rows]:
