@@ -50,7 +50,7 @@ from benchmarks.candidates import Bench, Entry, Trial, Tunable, measured
 from benchmarks.clock import Clock
 from benchmarks.compiling import Compilers, Configuration, Job, Outcome, listed, told
 from benchmarks.faults import Fault
-from fastgrow.kernels.gpu import assumed, multiprocessors
+from fastgrow.kernels.tuned import assumed, multiprocessors
 
 CPU = torch.device("cpu")
 

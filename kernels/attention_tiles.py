@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastgrow.kernels.common import INTERPRETED, block_of, cdiv
-from fastgrow.kernels.gpu import multiprocessors
+from fastgrow.kernels.tuned import multiprocessors
 
 MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
 MAX_ROWS = 64  # of queries times heads that share a key head

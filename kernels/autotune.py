@@ -29,9 +29,8 @@ import torch
 import triton
 
 from fastgrow.kernels.agreement import Reference
-from fastgrow.kernels.gpu import assumed, capability_of, multiprocessors
 from fastgrow.kernels.tunable import Tunable, all_tunables
-from fastgrow.kernels.tuned import forgetting, log
+from fastgrow.kernels.tuned import assumed, capability_of, forgetting, log, multiprocessors
 
 FILE = "fastgrow_autotune.json"
 WARM_UP, ROUNDS = 3, 20

@@ -16,10 +16,9 @@ from fastgrow.kernels.common import (
     next_power_of_2,
     on_device_of,
 )
-from fastgrow.kernels.gpu import multiprocessors
 from fastgrow.kernels.norm_backward import backward_kernel, sum_kernel, wide_backward_kernel
 from fastgrow.kernels.norm_forward import forward_kernel, wide_forward_kernel
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured, multiprocessors
 
 # Features of a row that a program's registers hold: of two tensors forward, of three backward, and
 # of three with the sums of two parameters.

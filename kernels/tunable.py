@@ -15,8 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from fastgrow.kernels.compile_offline import Launch, code, compile_launch, recorded, shared_limit
 from fastgrow.kernels.digest import digest
-from fastgrow.kernels.gpu import assumed
-from fastgrow.kernels.tuned import tuning_modules
+from fastgrow.kernels.tuned import assumed, tuning_modules
 
 C = TypeVar("C")
 

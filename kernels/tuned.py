@@ -1,7 +1,9 @@
-"""The configuration of a launch, where one was measured on this GPU, and tables of them.
+"""What a launch goes by of its GPU: what was measured there, else its capability and size.
 
 A launcher asks `measured` under a key of its own; without an answer it takes what its own rule
-gives. The answers come from, in this order,
+gives, which may ask for the compute capability and the number of multiprocessors. Launches on other
+devices than CUDA's, such as `meta`, are those of a GPU that is assumed. What was measured comes
+from, in this order,
 
 1. the table that ships for this GPU, `tuning/<gpu>.json` beside this file, made by
    `python -m benchmarks gpu`; what such a run has just measured stands in its place for the rest
@@ -33,6 +35,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -254,3 +257,38 @@ def forget() -> None:
 def gpu_name(device: torch.device) -> str | None:
     """What the driver calls the GPU; None for another kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+# Capability and multiprocessors of the GPU that is assumed; None: launchers take numbers of theirs.
+_assumed: ContextVar[tuple[int, int | None]] = ContextVar("gpu", default=(90, None))
+
+
+def capability_of(device: torch.device) -> int:
+    """90 for compute capability 9.0; for other devices than CUDA's the one assumed, or 90."""
+    return (_of_gpu(device) if device.type == "cuda" else _assumed.get())[0]
+
+
+def multiprocessors(device: torch.device, otherwise: int) -> int:
+    """Those of a CUDA device; for any other, the number assumed, or `otherwise`."""
+    return (_of_gpu(device) if device.type == "cuda" else _assumed.get())[1] or otherwise
+
+
+@functools.cache
+def _of_gpu(device: torch.device) -> tuple[int, int]:
+    found = torch.cuda.get_device_properties(device)
+    return 10 * found.major + found.minor, found.multi_processor_count
+
+
+@contextlib.contextmanager
+def assumed(*, capability: int | None = None, multiprocessors: int | None = None) -> Iterator[None]:
+    """Let launches on `meta` be those of such a GPU, within a `with` and in this thread.
+
+    Into how many parts work is split may be a constant of a kernel: what is compiled for another
+    number of multiprocessors is not what that GPU launches. What is None stays as it was.
+    """
+    before = _assumed.get()
+    token = _assumed.set((capability or before[0], multiprocessors or before[1]))
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
