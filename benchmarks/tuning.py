@@ -63,7 +63,7 @@ def tune(
     *,
     device: torch.device = CPU,
     first_rank: int | None = None,
-    known: Mapping[str, Mapping[str, Entry]] | None = None,
+    known: Mapping[str, Mapping[str, Entry]] = {},
     faults: Sequence[Fault] = (),
     on_entry: Callable[[str, str, Entry], None] = lambda kernel, bucket, entry: None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -184,10 +184,9 @@ def entrants(
     modules: Sequence[str],
     capability: int,
     first_rank: int | None = None,
-    known: Mapping[str, Mapping[str, Entry]] | None = None,
+    known: Mapping[str, Mapping[str, Entry]] = {},
 ) -> list[Entrant]:
     """All tunables that have no entry of their source yet, those first that matter most."""
-    known = known or {}
     return sorted(
         (
             Entrant(module, index, capability, tunable)

@@ -49,7 +49,6 @@ NO_ROTATION: Rotation = (None, None, None, 0, 0, 0, 0)
 # at most 168 registers. Triton 3.6 takes five more unless told; 3.7 stays within them by itself,
 # and told so makes the loop 2 % longer. For sm_80 and sm_100 the code needs more, and would spill.
 _TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is None
-_THREE_PROGRAMS = {"maxnreg": 168}
 
 
 def number_of(batch_heads: int) -> int:
@@ -209,7 +208,7 @@ def forward(
         norms = None
     tiles = tiles or _tiles("attention_forward", dtype, dim, _length(call), q.device)
     told = _TAKES_MORE and norms is not None and tiles == TILES["attention_forward", "half", 32]
-    limit = _THREE_PROGRAMS if told and capability_of(q.device) == 90 else {}
+    limit = {"maxnreg": 168} if told and capability_of(q.device) == 90 else {}
     with on_device_of(q):
         forward_kernel[(cdiv(queries, tiles.block_m) * batch * heads,)](
             q, k, v, out, lse, norms, *rotation, *ranges,

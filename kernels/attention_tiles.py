@@ -129,8 +129,7 @@ def runs_of_keys(
 
     None has less than two blocks.
     """
-    programs = split.programs * multiprocessors(device, WITHOUT_GPU)
-    wanted = max(1, programs // batch_heads)
+    wanted = max(1, split.programs * multiprocessors(device, WITHOUT_GPU) // batch_heads)
     blocks = cdiv(keys, split.block_n)
     blocks_of_run = max(2, cdiv(blocks, min(wanted, MAX_RUNS)))
     return cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n

@@ -98,8 +98,9 @@ def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
 @functools.cache
 def _tunable(kernel: str, key: str, capability: int) -> Tunable[Any] | None:
     """Made once: where nothing may be measured every launch asks for it, and for its digest."""
-    tunables = {(t.kernel, t.bucket): t for t in all_tunables(capability)}
-    return tunables.get((kernel, key))
+    return next(
+        (t for t in all_tunables(capability) if (t.kernel, t.bucket) == (kernel, key)), None
+    )
 
 
 forgetting += [_chosen.clear, _tunable.cache_clear]

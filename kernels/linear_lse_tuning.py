@@ -70,8 +70,7 @@ def _prepare(kernel: str, rows: int, device: str) -> Callable[[MatmulTiles], obj
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=DTYPE, device=device)
 
-    weight = random(VOCABULARY, WIDTH) * WIDTH**-0.5
-    heads = [random(rows, WIDTH)], [weight], random(VOCABULARY)
+    heads = [random(rows, WIDTH)], [random(VOCABULARY, WIDTH) * WIDTH**-0.5], random(VOCABULARY)
     if kernel == "linear_lse":
         call = LseCall(*heads, torch.randint(VOCABULARY, (rows,), device=device))
         return lambda tiles: forward(call, tiles=tiles)

@@ -102,5 +102,7 @@ def _narrow(rank: int, device: str) -> Callable[[NarrowTiles], object]:
 
 def _layer(width: int, rank: int, device: str) -> list[torch.Tensor]:
     """x or dy, weight, a and b of a square layer."""
-    shapes = [(ROWS, width), (width, width), (rank, width), (width, rank)]
-    return [torch.randn(shape, dtype=DTYPE, device=device) for shape in shapes]
+    return [
+        torch.randn(shape, dtype=DTYPE, device=device)
+        for shape in ((ROWS, width), (width, width), (rank, width), (width, rank))
+    ]

@@ -134,12 +134,12 @@ def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
     of = hidden if residual is None else residual
     y = hidden.new_empty(M, N, dtype=torch.promote_types(hidden.dtype, of.dtype))
     if y.numel() > 0:
-        strides = (0, 0) if residual is None else residual.stride()
         down_bias = None if down_bias is None else down_bias.contiguous()
         with on_device_of(hidden):
             output_kernel[product.grid(M, N)](
                 hidden, down, down_bias, residual, y,
-                *hidden.stride(), *down.stride(), *strides, N, M, N, K,
+                *hidden.stride(), *down.stride(),
+                *((0, 0) if residual is None else residual.stride()), N, M, N, K,
                 **product.constants(hidden, K),
             )  # fmt: skip
     return y
