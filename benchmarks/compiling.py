@@ -154,7 +154,7 @@ class Worker:
 
 
 def _work(pipe: Connection, multiprocessors: int | None) -> None:
-    from fastgrow.kernels.gpu import assumed
+    from fastgrow.kernels.tuned import assumed
 
     # It compiles for a GPU and must not take memory or time of one.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

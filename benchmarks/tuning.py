@@ -50,7 +50,7 @@ from benchmarks.candidates import Bench, Entry, Trial, Tunable, measured
 from benchmarks.clock import Clock
 from benchmarks.compiling import Compilers, Configuration, Job, Outcome, listed, told
 from benchmarks.faults import Fault
-from fastgrow.kernels.gpu import assumed, multiprocessors
+from fastgrow.kernels.tuned import assumed, multiprocessors
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def tune(
     *,
     device: torch.device = CPU,
     first_rank: int | None = None,
-    known: Mapping[str, Mapping[str, Entry]] | None = None,
+    known: Mapping[str, Mapping[str, Entry]] = {},
     faults: Sequence[Fault] = (),
     on_entry: Callable[[str, str, Entry], None] = lambda kernel, bucket, entry: None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -184,18 +184,19 @@ def entrants(
     modules: Sequence[str],
     capability: int,
     first_rank: int | None = None,
-    known: Mapping[str, Mapping[str, Entry]] | None = None,
+    known: Mapping[str, Mapping[str, Entry]] = {},
 ) -> list[Entrant]:
     """All tunables that have no entry of their source yet, those first that matter most."""
-    known = known or {}
-    found = [
-        Entrant(module, index, capability, tunable)
-        for module in modules
-        for index, tunable in enumerate(listed(module, capability))
-        if first_rank is None or tunable.rank <= first_rank
-        if known.get(tunable.kernel, {}).get(tunable.bucket, {}).get("source") != tunable.digest
-    ]
-    return sorted(found, key=lambda entrant: entrant.tunable.rank)
+    return sorted(
+        (
+            Entrant(module, index, capability, tunable)
+            for module in modules
+            for index, tunable in enumerate(listed(module, capability))
+            if first_rank is None or tunable.rank <= first_rank
+            if known.get(tunable.kernel, {}).get(tunable.bucket, {}).get("source") != tunable.digest
+        ),
+        key=lambda entrant: entrant.tunable.rank,
+    )
 
 
 def _next_ready(waiting: Sequence[Entrant], compilers: Compilers, seconds: float) -> Entrant | None:

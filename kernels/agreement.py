@@ -15,7 +15,6 @@ or read from beside its place is off by about the RMS itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -66,7 +65,11 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> str:
     kinds, wanted = ([(tuple(t.shape), t.dtype) for t in of] for of in (found, expected))
     if kinds != wanted:
         return f"{kinds} instead of {wanted}"
-    tolerance = _tolerance(wanted_dtype for _, wanted_dtype in wanted)
+    precisions = (
+        TF32_EPSILON if dot_precision(y.dtype) == "tf32" else torch.finfo(y.dtype).eps
+        for y in expected
+    )
+    tolerance = ROUNDINGS * max(precisions, default=0.0) + OF_SUMS
     said = []
     for i, (x, y) in enumerate(zip(found, expected, strict=True)):
         off = _count_off(torch.atleast_1d(x), torch.atleast_1d(y), tolerance)
@@ -75,19 +78,11 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> str:
     return ", ".join(said)
 
 
-def _tolerance(dtypes: Iterator[torch.dtype]) -> float:
-    precisions = (
-        TF32_EPSILON if dot_precision(dtype) == "tf32" else torch.finfo(dtype).eps
-        for dtype in dtypes
-    )
-    return ROUNDINGS * max(precisions, default=0.0) + OF_SUMS
-
-
 def _count_off(x: Tensor, y: Tensor, tolerance: float) -> int:
     """Elements beyond the tolerance; of those where y is not finite nothing is said."""
     if y.numel() == 0:
         return 0
-    of_all = torch.linalg.vector_norm(_finite(y), dtype=torch.float32) / math.sqrt(y.numel())
+    of_all = torch.linalg.vector_norm(_finite(y), dtype=torch.float32) / y.numel() ** 0.5
     length = max(1, PART // y[0].numel())
     counts = [
         _off(part, of_part, tolerance, of_all).sum()

@@ -12,11 +12,11 @@ from fastgrow.kernels.attention_forward import forward_kernel
 from fastgrow.kernels.attention_tiles import (
     FEW_RUNS,
     MAX_RUNS,
-    OWN_RULES,
+    TILES,
     AttentionTiles,
     Split,
     can_decode,
-    forward_tiles,
+    own_tiles,
     runs_of_keys,
     split_of,
 )
@@ -32,10 +32,9 @@ from fastgrow.kernels.common import (
     next_power_of_2,
     on_device_of,
 )
-from fastgrow.kernels.gpu import capability_of
 from fastgrow.kernels.key_ranges import documents
 from fastgrow.kernels.rotation import rotate_kernel
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured, measured_size
 
 # Lengths whose tiles are measured. A key that follows the length more closely would compile a
 # kernel for every few sequences.
@@ -50,12 +49,6 @@ NO_ROTATION: Rotation = (None, None, None, 0, 0, 0, 0)
 # at most 168 registers. Triton 3.6 takes five more unless told; 3.7 stays within them by itself,
 # and told so makes the loop 2 % longer. For sm_80 and sm_100 the code needs more, and would spill.
 _TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is None
-_THREE_PROGRAMS = {"maxnreg": 168}
-
-
-def length_of(keys: int) -> int:
-    """The length that stands for this number of keys."""
-    return LENGTHS[0] if keys <= 2 * LENGTHS[0] else LENGTHS[1]
 
 
 def number_of(batch_heads: int) -> int:
@@ -65,7 +58,7 @@ def number_of(batch_heads: int) -> int:
 
 def bucket(dtype: torch.dtype, dim: int, keys: int) -> str:
     """The key of attention's measured tiles, such as `bf16/D=32/T=1024`."""
-    return f"{NAMES[dtype]}/D={dim}/T={length_of(keys)}"
+    return f"{NAMES[dtype]}/D={dim}/T={measured_size(keys, LENGTHS)}"
 
 
 def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> str:
@@ -81,29 +74,23 @@ def _tiles(
     kernel: str, dtype: torch.dtype, dim: int, length: int | None, device: torch.device
 ) -> AttentionTiles:
     """The table's tiles of this GPU for `length`, where it holds, or else those of the rule."""
-    if INTERPRETED:
-        return AttentionTiles(64, 64, 4, 1)
-    found = None
-    if length is not None:
-        found = measured(kernel, bucket(dtype, dim, length), device, AttentionTiles)
-    return found or OWN_RULES[kernel](dim, dtype, capability_of(device))
+    key = None if length is None else bucket(dtype, dim, length)
+    found = measured(kernel, key, device, AttentionTiles)
+    return found or own_tiles(kernel, dim, dtype, capability_of(device))
 
 
 @chosen_once
 def _split(
     dtype: torch.dtype, dim: int, length: int | None, batch_heads: int, device: torch.device
 ) -> Split:
-    found = None
-    if length is not None:
-        key = decode_bucket(dtype, dim, length, batch_heads)
-        found = measured("attention_decode", key, device, Split)
-    return found or split_of(dim, dtype)
+    key = None if length is None else decode_bucket(dtype, dim, length, batch_heads)
+    return measured("attention_decode", key, device, Split) or split_of(dim, dtype)
 
 
 def _length(call: AttentionCall) -> int | None:
     """Under what length a table has tiles: only for causal attention without any other rule."""
     others = call.window is call.cu_seqlens is call.lengths is call.starts is None
-    return length_of(call.k.shape[2]) if call.causal and others else None
+    return measured_size(call.k.shape[2], LENGTHS) if call.causal and others else None
 
 
 def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Rotation:
@@ -154,8 +141,7 @@ def rotate(
     few = length <= MIN_ROWS and not with_norms
     block_t = MIN_ROWS if few else max(MIN_ROWS, 4096 // block_d)
     n_blocks = cdiv(length, block_t)
-    shape = (batch * heads, n_blocks)
-    norms = x.new_empty(shape, dtype=torch.float32) if with_norms else None
+    norms = x.new_empty((batch * heads, n_blocks), dtype=torch.float32) if with_norms else None
     if x.numel() == 0:
         return norms
     x = as_strided_rows(x)
@@ -226,11 +212,10 @@ def forward(
         # more than the pivot does; and masked features leave no registers for a second loop.
         norms = None
     tiles = tiles or _tiles("attention_forward", dtype, dim, _length(call), q.device)
-    told = _TAKES_MORE and norms is not None and tiles == forward_tiles(dim, dtype)
-    limit = _THREE_PROGRAMS if told and capability_of(q.device) == 90 else {}
-    grid = (cdiv(queries, tiles.block_m) * batch * heads,)
+    told = _TAKES_MORE and norms is not None and tiles == TILES["attention_forward", "half", 32]
+    limit = {"maxnreg": 168} if told and capability_of(q.device) == 90 else {}
     with on_device_of(q):
-        forward_kernel[grid](
+        forward_kernel[(cdiv(queries, tiles.block_m) * batch * heads,)](
             q, k, v, out, lse, norms, *rotation, *ranges,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             heads, heads // kv_heads, queries, keys, 0 if norms is None else norms.shape[1],
@@ -319,7 +304,7 @@ def decode(call: AttentionCall, *, split: Split | None = None) -> Tensor:
     if split is None:
         # A table holds for a cache read from its first key on.
         measured_so = rows <= MIN_ROWS and call.window is call.cu_seqlens is call.starts is None
-        length = length_of(keys) if measured_so else None
+        length = measured_size(keys, LENGTHS) if measured_so else None
         split = _split(q.dtype, dim, length, number_of(batch_heads), q.device)
     runs, run = runs_of_keys(batch_heads, keys, split, q.device)
     out = empty_by_token(q)

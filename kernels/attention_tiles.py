@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fastgrow.kernels.common import INTERPRETED, block_of, cdiv
-from fastgrow.kernels.gpu import multiprocessors
+from fastgrow.kernels.tuned import multiprocessors
 
 MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
 MAX_ROWS = 64  # of queries times heads that share a key head
@@ -29,57 +27,64 @@ class AttentionTiles:
     num_stages: int
 
 
-def forward_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
-    """AttentionTiles of the forward pass, by head dimension and compute capability (90 for 9.0)."""
-    if dtype == torch.float32:
-        # Products outside the matrix units: the operands live in registers.
-        if dim <= 64:
-            return AttentionTiles(64, 32, 4 if dim <= 32 else 8, 2)
-        return AttentionTiles(32, 32, 8, 2) if dim <= 128 else AttentionTiles(16, 32, 8, 2)
-    if dim <= 32:
-        # Masks of features and of keys together need the registers of half of the keys.
-        return AttentionTiles(64, 128 if dim == block_of(dim) else 64, 4, 3)
-    if dim <= 64:
-        # Without Hopper's matrix units the operands lie in registers, which 64 keys do not leave.
-        return AttentionTiles(128, 64 if capability >= 90 else 32, 4, 3)
-    return AttentionTiles(128, 64, 8, 3) if dim <= 128 else AttentionTiles(64, 32, 8, 2)
-
-
-def d_query_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
-    """AttentionTiles of the kernel for dq."""
-    if dtype == torch.float32:
-        if dim <= 32:
-            return AttentionTiles(32, 32, 4, 2)
-        if dim <= 128:
-            # Blackwell's code for 32 queries of large heads spills.
-            return AttentionTiles(32 if capability < 100 or dim <= 64 else 16, 32, 8, 1)
-        return AttentionTiles(16, 16, 8, 2)
-    if dim <= 64:
-        # As in the forward pass; at head dimension 32 the operands are half as large.
-        return AttentionTiles(64, 64 if capability >= 90 or dim <= 32 else 32, 4, 3)
-    return AttentionTiles(64, 64, 8, 2) if dim <= 128 else AttentionTiles(32, 32, 8, 1)
-
-
-def d_key_tiles(dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
-    """AttentionTiles of the kernel for dk and dv; block_m queries at a time meet block_n keys."""
-    if dtype == torch.float32:
-        if dim <= 64:
-            return AttentionTiles(32, 32, 4 if dim <= 32 else 8, 1)
-        return AttentionTiles(16, 32, 8, 1) if dim <= 128 else AttentionTiles(16, 16, 8, 1)
-    if dim <= 32:
-        # Blackwell's code for four warps needs more registers than they have.
-        return AttentionTiles(64, 64, 4 if capability < 100 else 8, 2)
-    if dim <= 64:
-        return AttentionTiles(32, 64, 4, 2)
-    return AttentionTiles(64, 64, 8, 2) if dim <= 128 else AttentionTiles(32, 32, 8, 1)
-
-
-# By head dimension, dtype and compute capability.
-OWN_RULES: dict[str, Callable[[int, torch.dtype, int], AttentionTiles]] = {
-    "attention_forward": forward_tiles,
-    "attention_d_query": d_query_tiles,
-    "attention_d_key": d_key_tiles,
+# Of each kernel, in half precision or in fp32, for heads of up to so many features.
+TILES = {
+    ("attention_forward", "half", 32): AttentionTiles(64, 128, 4, 3),
+    ("attention_forward", "half", 64): AttentionTiles(128, 64, 4, 3),
+    ("attention_forward", "half", 128): AttentionTiles(128, 64, 8, 3),
+    ("attention_forward", "half", 256): AttentionTiles(64, 32, 8, 2),
+    ("attention_d_query", "half", 32): AttentionTiles(64, 64, 4, 3),
+    ("attention_d_query", "half", 64): AttentionTiles(64, 64, 4, 3),
+    ("attention_d_query", "half", 128): AttentionTiles(64, 64, 8, 2),
+    ("attention_d_query", "half", 256): AttentionTiles(32, 32, 8, 1),
+    ("attention_d_key", "half", 32): AttentionTiles(64, 64, 4, 2),
+    ("attention_d_key", "half", 64): AttentionTiles(32, 64, 4, 2),
+    ("attention_d_key", "half", 128): AttentionTiles(64, 64, 8, 2),
+    ("attention_d_key", "half", 256): AttentionTiles(32, 32, 8, 1),
+    # Products outside the matrix units: the operands live in registers.
+    ("attention_forward", "fp32", 32): AttentionTiles(64, 32, 4, 2),
+    ("attention_forward", "fp32", 64): AttentionTiles(64, 32, 8, 2),
+    ("attention_forward", "fp32", 128): AttentionTiles(32, 32, 8, 2),
+    ("attention_forward", "fp32", 256): AttentionTiles(16, 32, 8, 2),
+    ("attention_d_query", "fp32", 32): AttentionTiles(32, 32, 4, 2),
+    ("attention_d_query", "fp32", 64): AttentionTiles(32, 32, 8, 1),
+    ("attention_d_query", "fp32", 128): AttentionTiles(32, 32, 8, 1),
+    ("attention_d_query", "fp32", 256): AttentionTiles(16, 16, 8, 2),
+    ("attention_d_key", "fp32", 32): AttentionTiles(32, 32, 4, 1),
+    ("attention_d_key", "fp32", 64): AttentionTiles(32, 32, 8, 1),
+    ("attention_d_key", "fp32", 128): AttentionTiles(16, 32, 8, 1),
+    ("attention_d_key", "fp32", 256): AttentionTiles(16, 16, 8, 1),
 }
+# Without Hopper's matrix units the operands lie in registers, which 64 keys do not leave.
+BEFORE_HOPPER = {
+    ("attention_forward", "half", 64): AttentionTiles(128, 32, 4, 3),
+    ("attention_d_query", "half", 64): AttentionTiles(64, 32, 4, 3),
+}
+# Blackwell's code spills for 32 queries of large heads, and with four warps for dk and dv.
+BLACKWELL = {
+    ("attention_d_query", "fp32", 128): AttentionTiles(16, 32, 8, 1),
+    ("attention_d_key", "half", 32): AttentionTiles(64, 64, 8, 2),
+}
+
+
+def own_tiles(kernel: str, dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
+    """Those of `attention_forward`, `attention_d_query` (for dq) or `attention_d_key` (dk and dv).
+
+    Args:
+        dim: head dimension.
+        capability: 90 for compute capability 9.0.
+    """
+    if INTERPRETED:
+        return AttentionTiles(64, 64, 4, 1)
+    at = (kernel, "fp32" if dtype == torch.float32 else "half", max(32, block_of(dim)))
+    if capability < 90 and at in BEFORE_HOPPER:
+        return BEFORE_HOPPER[at]
+    if capability >= 100 and at in BLACKWELL:
+        return BLACKWELL[at]
+    if at == ("attention_forward", "half", 32) and dim != block_of(dim):
+        # Masks of features and of keys together need the registers of half of the keys.
+        return AttentionTiles(64, 64, 4, 3)
+    return TILES[at]
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Split:
     num_stages: int
 
 
-def can_decode(q: Tensor, k: Tensor) -> bool:
+def can_decode(q: torch.Tensor, k: torch.Tensor) -> bool:
     """Few queries over more keys than one program should read."""
     queries, keys = q.shape[2], k.shape[2]
     rows = queries * (q.shape[1] // k.shape[1])
@@ -124,8 +129,7 @@ def runs_of_keys(
 
     None has less than two blocks.
     """
-    programs = split.programs * multiprocessors(device, WITHOUT_GPU)
-    wanted = max(1, programs // batch_heads)
+    wanted = max(1, split.programs * multiprocessors(device, WITHOUT_GPU) // batch_heads)
     blocks = cdiv(keys, split.block_n)
     blocks_of_run = max(2, cdiv(blocks, min(wanted, MAX_RUNS)))
     return cdiv(blocks, blocks_of_run), blocks_of_run * split.block_n

@@ -25,10 +25,9 @@ from fastgrow.kernels.attention import (
     forward,
 )
 from fastgrow.kernels.attention_tiles import (
-    OWN_RULES,
     AttentionTiles,
     Split,
-    forward_tiles,
+    own_tiles,
     split_of,
 )
 from fastgrow.kernels.calls import AttentionCall
@@ -41,8 +40,15 @@ WIDTH = 1024  # of all heads together
 # which is most others', come first; by dtype.
 RANKS = {torch.bfloat16: {32: 0, 64: 1, 128: 0}, torch.float16: {32: 3, 64: 3, 128: 3}}
 LAST = 4
-# (head dimension, length, sequences times key heads) of decoding that come first in bf16.
-DECODE_FIRST = ((32, LENGTHS[1], MANY), (32, LENGTHS[1], FEW), (128, LENGTHS[1], FEW))
+# Rank 0 of decoding, by dtype, head dimension, length and sequences times key heads.
+DECODE_FIRST = dict.fromkeys(
+    [
+        (torch.bfloat16, 32, LENGTHS[1], MANY),
+        (torch.bfloat16, 32, LENGTHS[1], FEW),
+        (torch.bfloat16, 128, LENGTHS[1], FEW),
+    ],
+    0,
+)
 
 HALF = {
     ("attention_forward", 32): with_stages(
@@ -138,42 +144,60 @@ FULL = {
         *with_stages(AttentionTiles, [(16, 16, 4), (16, 32, 4), (32, 16, 4)], (1, 2)),
     ],
 }
-# (block_n, num_warps)
+# (block_n, programs, num_warps) by head dimension.
 SPLITS = {
-    32: [(64, 2), (128, 4), (256, 4), (256, 8)],
-    64: [(64, 2), (64, 4), (128, 4), (256, 8)],
-    128: [(32, 2), (64, 4), (128, 4), (128, 8)],
+    32: [
+        *[(64, 2, 2), (64, 4, 2), (128, 2, 4), (128, 4, 4)],
+        *[(256, 2, 4), (256, 4, 4), (256, 2, 8), (256, 4, 8)],
+    ],
+    64: [
+        *[(64, 2, 2), (64, 4, 2), (64, 2, 4), (64, 4, 4)],
+        *[(128, 2, 4), (128, 4, 4), (256, 2, 8), (256, 4, 8)],
+    ],
+    128: [
+        *[(32, 2, 2), (32, 4, 2), (64, 2, 4), (64, 4, 4)],
+        *[(128, 2, 4), (128, 4, 4), (128, 2, 8), (128, 4, 8)],
+    ],
 }
-PROGRAMS = (2, 4)
 
 
 def tunables(capability: int) -> list[Tunable[AttentionTiles] | Tunable[Split]]:
     """Every kernel in every bucket that may have an entry in a table."""
     halves = (torch.bfloat16, torch.float16)
+    training = [
+        *itertools.product(HALF.items(), halves, LENGTHS),
+        *itertools.product(FULL.items(), [torch.float32], LENGTHS),
+    ]
     return [
-        *(_tiles(*at, capability) for at in itertools.product(HALF, halves, LENGTHS)),
-        *(_tiles(*at, capability) for at in itertools.product(FULL, [torch.float32], LENGTHS)),
         *(
-            _split(*at, capability)
-            for at in itertools.product(SPLITS, halves, LENGTHS, (FEW, MANY))
+            Tunable(
+                kernel=kernel,
+                bucket=bucket(dtype, dim, length),
+                default=own_tiles(kernel, dim, dtype, capability),
+                others=others,
+                function=kernel.removeprefix("attention_") + "_kernel",
+                prepare=functools.partial(_train, kernel, dim, dtype, length, capability),
+                capability=capability,
+                rank=RANKS.get(dtype, {}).get(dim, LAST),
+            )
+            for ((kernel, dim), others), dtype, length in training
+        ),
+        *(
+            Tunable(
+                kernel="attention_decode",
+                bucket=decode_bucket(dtype, dim, length, heads),
+                default=split_of(dim, dtype),
+                others=with_stages(Split, splits, (2, 4)),
+                function="decode_kernel",
+                prepare=functools.partial(_generate, dim, dtype, length, heads),
+                capability=capability,
+                rank=DECODE_FIRST.get((dtype, dim, length, heads), max(1, RANKS[dtype][dim])),
+            )
+            for (dim, splits), dtype, length, heads in itertools.product(
+                SPLITS.items(), halves, LENGTHS, (FEW, MANY)
+            )
         ),
     ]
-
-
-def _tiles(
-    which: tuple[str, int], dtype: torch.dtype, length: int, capability: int
-) -> Tunable[AttentionTiles]:
-    kernel, dim = which
-    return Tunable(
-        kernel=kernel,
-        bucket=bucket(dtype, dim, length),
-        default=OWN_RULES[kernel](dim, dtype, capability),
-        others=(FULL if dtype == torch.float32 else HALF)[which],
-        function=kernel.removeprefix("attention_") + "_kernel",
-        prepare=functools.partial(_train, kernel, dim, dtype, length, capability),
-        capability=capability,
-        rank=RANKS.get(dtype, {}).get(dim, LAST),
-    )
 
 
 def _train(
@@ -192,29 +216,14 @@ def _train(
     if kernel == "attention_forward":
         return lambda tiles: forward(call, tiles=tiles)
     # By the rule, not by a table: so that what is compiled ahead is what is launched.
-    tiles = forward_tiles(dim, dtype, capability)
+    tiles = own_tiles("attention_forward", dim, dtype, capability)
     out, lse = forward(call, tiles=tiles)
     assert lse is not None
-    for_query = kernel == "attention_d_query"
     return lambda tiles: backward(
-        call, d_out, out, lse, for_query=for_query, for_key=not for_query, tiles=tiles
-    )
-
-
-def _split(
-    dim: int, dtype: torch.dtype, length: int, heads: int, capability: int
-) -> Tunable[Split]:
-    shapes = [(n, programs, warps) for n, warps in SPLITS[dim] for programs in PROGRAMS]
-    is_first = dtype == torch.bfloat16 and (dim, length, heads) in DECODE_FIRST
-    return Tunable(
-        kernel="attention_decode",
-        bucket=decode_bucket(dtype, dim, length, heads),
-        default=split_of(dim, dtype),
-        others=with_stages(Split, shapes, (2, 4)),
-        function="decode_kernel",
-        prepare=functools.partial(_generate, dim, dtype, length, heads),
-        capability=capability,
-        rank=0 if is_first else max(1, RANKS[dtype][dim]),
+        *(call, d_out, out, lse),
+        for_query=kernel == "attention_d_query",
+        for_key=kernel == "attention_d_key",
+        tiles=tiles,
     )
 
 

@@ -18,21 +18,19 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import statistics
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton
 
 from fastgrow.kernels.agreement import Reference
-from fastgrow.kernels.gpu import assumed, capability_of, multiprocessors
 from fastgrow.kernels.tunable import Tunable, all_tunables
-from fastgrow.kernels.tuned import forgetting
+from fastgrow.kernels.tuned import assumed, capability_of, forgetting, log, multiprocessors
 
 FILE = "fastgrow_autotune.json"
 WARM_UP, ROUNDS = 3, 20
@@ -41,10 +39,7 @@ WARM_UP, ROUNDS = 3, 20
 # longer than its kernel takes the device.
 SPIN_CYCLES = 500_000
 
-C = TypeVar("C")
 Configuration = dict[str, int]
-
-log = logging.getLogger("fastgrow.kernels")
 
 _one_at_a_time = threading.Lock()
 _this_thread = threading.local()
@@ -52,7 +47,7 @@ _this_thread = threading.local()
 _chosen: dict[tuple[str, str, str], Configuration | None] = {}
 
 
-def choose(gpu: str, kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
+def choose(gpu: str, kernel: str, key: str, device: torch.device) -> Configuration | None:
     """The fastest configuration of a kernel under a launcher's key.
 
     Returns:
@@ -65,8 +60,7 @@ def choose(gpu: str, kernel: str, key: str, device: torch.device, kind: type[C])
         with _one_at_a_time:
             if name not in _chosen:
                 _find(*name, device)
-    found = _chosen.get(name)
-    return None if found is None else kind(**found)
+    return _chosen.get(name)
 
 
 def may_measure() -> bool:
@@ -92,8 +86,9 @@ def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
             with _alone(device):
                 times = measure(tunable)
             _, found = min(times, key=lambda time: time[0])
-            entry = {"configuration": found, "milliseconds": times}
-            _cache(tunable, gpu).put(json.dumps(entry), FILE, binary=False)
+            _cache(tunable, gpu).put(
+                json.dumps({"configuration": found, "milliseconds": times}), FILE, binary=False
+            )
         except Exception as error:
             # Whatever it is, the launch that asked can do without.
             warnings.warn(f"autotuning {kernel} {key}: {error}", stacklevel=5)
@@ -103,8 +98,9 @@ def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
 @functools.cache
 def _tunable(kernel: str, key: str, capability: int) -> Tunable[Any] | None:
     """Made once: where nothing may be measured every launch asks for it, and for its digest."""
-    tunables = {(t.kernel, t.bucket): t for t in all_tunables(capability)}
-    return tunables.get((kernel, key))
+    return next(
+        (t for t in all_tunables(capability) if (t.kernel, t.bucket) == (kernel, key)), None
+    )
 
 
 forgetting += [_chosen.clear, _tunable.cache_clear]

@@ -263,8 +263,7 @@ class EmbeddingCall(NamedTuple):
 
 def empty_by_token(x: Tensor) -> Tensor:
     """A result [B, H, T, D] laid out as [B, T, H, D]: projections leave and read it so."""
-    batch, heads, length, dim = x.shape
+    _, heads, length, dim = x.shape
     # As torch counts them in tensors without elements, too.
     of_token = max(heads, 1) * dim
-    strides = (max(length, 1) * of_token, dim, of_token, 1)
-    return x.new_empty_strided((batch, heads, length, dim), strides)
+    return x.new_empty_strided(x.shape, (max(length, 1) * of_token, dim, of_token, 1))

@@ -114,15 +114,15 @@ def _as_pointer(value: object) -> object:
     return value
 
 
-def _target(capability: int) -> GPUTarget:
-    return GPUTarget("cuda", capability, 32)
+@functools.cache
+def _backend(capability: int) -> Any:
+    return make_backend(GPUTarget("cuda", capability, 32))
 
 
 @functools.cache
 def _binder(kernel: JITFunction[Any], capability: int) -> Callable[..., Any]:
     """What a launch calls to see types, constants and alignments in its arguments."""
-    backend = make_backend(_target(capability))
-    return create_function_from_signature(kernel.signature, kernel.params, backend)
+    return create_function_from_signature(kernel.signature, kernel.params, _backend(capability))
 
 
 def _source(launch: Launch, capability: int) -> tuple[ASTSource, Any]:
@@ -131,13 +131,15 @@ def _source(launch: Launch, capability: int) -> tuple[ASTSource, Any]:
     As in `JITFunction.run`, by the same functions. Not by that method itself: it asks Triton's
     current driver for the GPU, which all threads share, and keeps what it compiled as that GPU's.
     """
-    kernel, target = launch.kernel, _target(capability)
-    arguments = {name: _as_pointer(value) for name, value in launch.arguments.items()}
-    given = {**arguments, **launch.options}
-    given["debug"] = given.get("debug", kernel.debug) or knobs.runtime.debug
-    given["instrumentation_mode"] = knobs.compilation.instrumentation_mode
+    kernel, arguments = launch.kernel, launch.arguments
+    given = {
+        **{name: _as_pointer(value) for name, value in arguments.items()},
+        **launch.options,
+        "debug": arguments.get("debug", kernel.debug) or knobs.runtime.debug,
+        "instrumentation_mode": knobs.compilation.instrumentation_mode,
+    }
     bound, specialization, left = _binder(kernel, capability)(**given)
-    options, *packed = kernel._pack_args(make_backend(target), given, bound, specialization, left)
+    options, *packed = kernel._pack_args(_backend(capability), given, bound, specialization, left)
     return ASTSource(kernel, *packed), options
 
 
@@ -150,7 +152,7 @@ def code(launch: Launch, capability: int) -> str:
 def compile_launch(launch: Launch, capability: int) -> Binary:
     """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
     source, options = _source(launch, capability)
-    compiled = triton.compile(source, target=_target(capability), options=options.__dict__)
+    compiled = triton.compile(source, _backend(capability).target, options.__dict__)
     cubin = compiled.asm["cubin"]
     usage = inspect("cuobjdump", "-res-usage", cubin=cubin)
     registers, spills = (

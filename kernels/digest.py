@@ -20,8 +20,6 @@ from triton.runtime.jit import JITCallable
 
 from fastgrow.kernels.source import text_of
 
-LENGTH = 16  # characters
-
 
 @functools.cache
 def digest(kernel: JITCallable) -> str:
@@ -31,10 +29,12 @@ def digest(kernel: JITCallable) -> str:
         del function.body[0]
     # What the decorator was told about the compilation.
     params = getattr(kernel, "params", ())
-    general = [p.name for p in params if p.do_not_specialize]
-    aligned = [p.name for p in params if p.do_not_specialize_on_alignment]
-    settings = (general, aligned, bool(getattr(kernel, "noinline", False)))
-    parts = [text_of(function), *map(str, settings)]
+    parts = [
+        text_of(function),
+        str([p.name for p in params if p.do_not_specialize]),
+        str([p.name for p in params if p.do_not_specialize_on_alignment]),
+        str(bool(getattr(kernel, "noinline", False))),
+    ]
     scope = kernel.get_capture_scope()
     for name, value in sorted(set(_used(function, scope)), key=lambda used: used[0]):
         if isinstance(value, JITCallable):
@@ -42,15 +42,15 @@ def digest(kernel: JITCallable) -> str:
             parts.append(f"{name}: {'itself' if value is kernel else digest(value)}")
         else:
             parts.append(f"{name}: {value!r}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _used(function: ast.AST, scope: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """Functions and constants from outside that a function names."""
-    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-    local = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    local |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    for node in ast.walk(function):
+    nodes = list(ast.walk(function))
+    local = {x.id for x in nodes if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)}
+    local |= {x.arg for x in nodes if isinstance(x, ast.arg)}
+    for node in nodes:
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             value = _value(node, scope, local)
             if isinstance(value, tl.constexpr):

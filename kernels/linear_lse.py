@@ -18,11 +18,10 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
-from fastgrow.kernels.gpu import capability_of
 from fastgrow.kernels.linear_lse_backward import gradient_kernel
 from fastgrow.kernels.linear_lse_forward import lse_kernel, merge_kernel
 from fastgrow.kernels.matmul import MatmulTiles
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured
 
 SMALL = 64  # rows to which a launch counts as small
 # Tiles and rows that the merging kernel reads at a time.

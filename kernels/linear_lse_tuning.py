@@ -17,8 +17,6 @@ DTYPE = torch.bfloat16
 WIDTH, VOCABULARY = 1024, 65536
 SLICE = 8192  # words of which the gradient is made at once
 
-FUNCTIONS = {"linear_lse": "lse_kernel", "linear_lse_gradient": "gradient_kernel"}
-ROWS = (8192, SMALL)
 # (block_m, block_n, block_k, group_m, num_warps, num_stages) that do not spill on sm_90.
 SHAPES = {
     ("linear_lse", 8192): [
@@ -53,7 +51,7 @@ def tunables(capability: int) -> list[Tunable[MatmulTiles]]:
             bucket=key(DTYPE, rows),
             default=default_tiles(kernel, DTYPE, rows, capability),
             others=[MatmulTiles(*shape) for shape in shapes],
-            function=FUNCTIONS[kernel],
+            function=kernel.rpartition("_")[2] + "_kernel",
             prepare=functools.partial(_prepare, kernel, rows),
             capability=capability,
             rank=0 if rows > SMALL else 2,
@@ -72,8 +70,7 @@ def _prepare(kernel: str, rows: int, device: str) -> Callable[[MatmulTiles], obj
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=DTYPE, device=device)
 
-    weight = random(VOCABULARY, WIDTH) * WIDTH**-0.5
-    heads = [random(rows, WIDTH)], [weight], random(VOCABULARY)
+    heads = [random(rows, WIDTH)], [random(VOCABULARY, WIDTH) * WIDTH**-0.5], random(VOCABULARY)
     if kernel == "linear_lse":
         call = LseCall(*heads, torch.randint(VOCABULARY, (rows,), device=device))
         return lambda tiles: forward(call, tiles=tiles)
@@ -83,8 +80,4 @@ def _prepare(kernel: str, rows: int, device: str) -> Callable[[MatmulTiles], obj
     lse = (math.log(VOCABULARY) + 1) * row
     gradient = LseGradientCall(*heads, targets, lse, VOCABULARY * row, -row, None, [])
     out = torch.empty(rows, SLICE, dtype=DTYPE, device=device)
-
-    def launch(tiles: MatmulTiles) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return out, logits_gradient(gradient, 0, out, with_sums=True, tiles=tiles)
-
-    return launch
+    return lambda tiles: (out, logits_gradient(gradient, 0, out, with_sums=True, tiles=tiles))

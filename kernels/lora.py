@@ -27,7 +27,7 @@ from fastgrow.kernels.common import (
     operand,
 )
 from fastgrow.kernels.matmul import MatmulTiles, accumulate, tile_of
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured, measured_size
 
 
 # Both specialise on N, the rows: without that they spill on sm_80 and sm_100.
@@ -127,12 +127,7 @@ def narrow_tiles(dtype: torch.dtype) -> NarrowTiles:
 
 def product_key(dtype: torch.dtype, width: int) -> str:
     """The key of a product's measured tiles, such as `bf16/K=1024`."""
-    return f"{NAMES[dtype]}/K={width_of(width)}"
-
-
-def width_of(width: int) -> int:
-    """The width that stands for this one."""
-    return WIDTHS[0] if width <= 2 * WIDTHS[0] else WIDTHS[1]
+    return f"{NAMES[dtype]}/K={measured_size(width, WIDTHS)}"
 
 
 def narrow_key(dtype: torch.dtype, rank: int) -> str:
@@ -208,7 +203,7 @@ def low_rank_product(
     bias = None if bias is None else bias.contiguous()
     (n, width), (out, rank) = x.shape, b.shape
     ragged = width % 16 > 0 or out % 16 > 0
-    tiles = tiles or _product_tiles(name, x.dtype, width_of(width), ragged, x.device)
+    tiles = tiles or _product_tiles(name, x.dtype, measured_size(width, WIDTHS), ragged, x.device)
     with on_device_of(x):
         low_rank_kernel[tiles.grid(n, out)](
             x, weight, u, b, bias, y,
@@ -223,10 +218,8 @@ def low_rank_product(
 def _product_tiles(
     name: str, dtype: torch.dtype, width: int, ragged: bool, device: torch.device
 ) -> MatmulTiles:
-    if ragged:
-        return product_tiles(dtype, ragged=True)
-    found = measured(name, product_key(dtype, width), device, MatmulTiles)
-    return found or product_tiles(dtype)
+    key = None if ragged else product_key(dtype, width)
+    return measured(name, key, device, MatmulTiles) or product_tiles(dtype, ragged=ragged)
 
 
 def narrow_product(
@@ -264,5 +257,5 @@ def narrow_product(
 
 @chosen_once
 def _narrow_tiles(dtype: torch.dtype, rank: int, device: torch.device) -> NarrowTiles:
-    found = measured("lora_narrow", narrow_key(dtype, rank), device, NarrowTiles)
-    return found or narrow_tiles(dtype)
+    key = narrow_key(dtype, rank)
+    return measured("lora_narrow", key, device, NarrowTiles) or narrow_tiles(dtype)

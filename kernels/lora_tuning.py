@@ -54,34 +54,35 @@ NARROW = [
 
 def tunables(capability: int) -> list[Tunable[Any]]:
     """Every kernel in every bucket that may have an entry in a table."""
-    products = [
-        Tunable(
-            kernel=kernel,
-            bucket=product_key(DTYPE, width),
-            default=product_tiles(DTYPE),
-            others=PRODUCTS,
-            function="low_rank_kernel",
-            prepare=functools.partial(_product, kernel, width),
-            capability=capability,
-            rank=0 if width == HEADLINE[0] else 2,
-        )
-        for kernel in ("lora_forward", "lora_d_input")
-        for width in WIDTHS
+    return [
+        *(
+            Tunable(
+                kernel=kernel,
+                bucket=product_key(DTYPE, width),
+                default=product_tiles(DTYPE),
+                others=PRODUCTS,
+                function="low_rank_kernel",
+                prepare=functools.partial(_product, kernel, width),
+                capability=capability,
+                rank=0 if width == HEADLINE[0] else 2,
+            )
+            for kernel in ("lora_forward", "lora_d_input")
+            for width in WIDTHS
+        ),
+        *(
+            Tunable(
+                kernel="lora_narrow",
+                bucket=narrow_key(DTYPE, rank),
+                default=narrow_tiles(DTYPE),
+                others=NARROW,
+                function="narrow_kernel",
+                prepare=functools.partial(_narrow, rank),
+                capability=capability,
+                rank=0 if rank == HEADLINE[1] else 2,
+            )
+            for rank in RANKS
+        ),
     ]
-    narrow = [
-        Tunable(
-            kernel="lora_narrow",
-            bucket=narrow_key(DTYPE, rank),
-            default=narrow_tiles(DTYPE),
-            others=NARROW,
-            function="narrow_kernel",
-            prepare=functools.partial(_narrow, rank),
-            capability=capability,
-            rank=0 if rank == HEADLINE[1] else 2,
-        )
-        for rank in RANKS
-    ]
-    return [*products, *narrow]
 
 
 def _product(kernel: str, width: int, device: str) -> Callable[[MatmulTiles], object]:
@@ -101,5 +102,7 @@ def _narrow(rank: int, device: str) -> Callable[[NarrowTiles], object]:
 
 def _layer(width: int, rank: int, device: str) -> list[torch.Tensor]:
     """x or dy, weight, a and b of a square layer."""
-    shapes = [(ROWS, width), (width, width), (rank, width), (width, rank)]
-    return [torch.randn(shape, dtype=DTYPE, device=device) for shape in shapes]
+    return [
+        torch.randn(shape, dtype=DTYPE, device=device)
+        for shape in ((ROWS, width), (width, width), (rank, width), (width, rank))
+    ]

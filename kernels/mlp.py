@@ -14,12 +14,11 @@ from torch import Tensor
 
 from fastgrow.kernels.calls import MlpHidden, MlpHiddenGradient, MlpOutput
 from fastgrow.kernels.common import INTERPRETED, cdiv, on_device_of
-from fastgrow.kernels.gpu import capability_of
 from fastgrow.kernels.matmul import MatmulTiles
 from fastgrow.kernels.mlp_backward import d_hidden_kernel
 from fastgrow.kernels.mlp_elementwise import activate_kernel, d_activate_kernel
 from fastgrow.kernels.mlp_forward import hidden_kernel, output_kernel
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured, measured_size
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,7 @@ def bucket(dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int) -> str:
 
     `epilogue` is the activation, or for the second product `plain` or `residual`.
     """
-    return f"{NAMES[dtype]}/{epilogue}/K={K}/N={N}/M={_rows_of(rows)}"
-
-
-def _rows_of(rows: int) -> int:
-    """The number of rows that stands for this one."""
-    return ROWS[0] if rows <= 2 * ROWS[0] else ROWS[1]
-
-
-def even(*sizes: int) -> bool:
-    """Whether rows of these sizes are whole vectors: loads of others spill beside an epilogue."""
-    return all(size % 16 == 0 for size in sizes)
+    return f"{NAMES[dtype]}/{epilogue}/K={K}/N={N}/M={measured_size(rows, ROWS)}"
 
 
 def default_product(
@@ -62,7 +51,7 @@ def default_product(
 ) -> ProductChoice:
     """The rule for `mlp_hidden`, `mlp_hidden_kept`, `mlp_output` or `mlp_d_hidden`.
 
-    `evenly` says that a product's sizes are `even`.
+    `evenly`: rows are whole vectors; loads of others spill beside an epilogue.
     """
     if INTERPRETED:
         return ProductChoice(128, 128, 64, 8, 4, 1)
@@ -82,7 +71,7 @@ def _choice(
 ) -> ProductChoice:
     found = measured(kernel, bucket(dtype, epilogue, K, N, rows), device, ProductChoice)
     return found or default_product(
-        kernel, dtype, epilogue, evenly=even(K, N), capability=capability_of(device)
+        kernel, dtype, epilogue, evenly=K % 16 == N % 16 == 0, capability=capability_of(device)
     )
 
 
@@ -98,9 +87,10 @@ def hidden(
     x, up, gate, up_bias, activation, kept = step
     (M, K), N = x.shape, up.shape[0]
     kernel = "mlp_hidden_kept" if kept else "mlp_hidden"
-    product = product or _choice(kernel, x.dtype, activation, K, N, _rows_of(M), x.device)
+    product = product or _choice(
+        kernel, x.dtype, activation, K, N, measured_size(M, ROWS), x.device
+    )
     fused = product.fused == 2
-    pre = pre_gate = None
     if fused:
         out = x.new_empty(M, N)
         pre = x.new_empty(M, N) if kept else None
@@ -135,21 +125,21 @@ def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
     hidden, down, down_bias, residual = step
     (M, K), N = hidden.shape, down.shape[0]
     added = "plain" if residual is None else "residual"
-    rows, device = _rows_of(M), hidden.device
-    product = product or _choice("mlp_output", hidden.dtype, added, K, N, rows, device)
+    product = product or _choice(
+        "mlp_output", hidden.dtype, added, K, N, measured_size(M, ROWS), hidden.device
+    )
     if product.fused == 1:
         y = F.linear(hidden, down, down_bias)
         return y if residual is None else y + residual
     of = hidden if residual is None else residual
-    dtype = torch.promote_types(hidden.dtype, of.dtype)
-    y = torch.empty(M, N, dtype=dtype, device=device)
+    y = hidden.new_empty(M, N, dtype=torch.promote_types(hidden.dtype, of.dtype))
     if y.numel() > 0:
-        strides = (0, 0) if residual is None else residual.stride()
         down_bias = None if down_bias is None else down_bias.contiguous()
         with on_device_of(hidden):
             output_kernel[product.grid(M, N)](
                 hidden, down, down_bias, residual, y,
-                *hidden.stride(), *down.stride(), *strides, N, M, N, K,
+                *hidden.stride(), *down.stride(),
+                *((0, 0) if residual is None else residual.stride()), N, M, N, K,
                 **product.constants(hidden, K),
             )  # fmt: skip
     return y
@@ -166,16 +156,15 @@ def d_hidden(
     """
     dy, down, pre, pre_gate, activation, with_hidden, with_sums = step
     (M, K), N = dy.shape, down.shape[1]
-    rows, device = _rows_of(M), dy.device
-    product = product or _choice("mlp_d_hidden", dy.dtype, activation, K, N, rows, device)
+    product = product or _choice(
+        "mlp_d_hidden", dy.dtype, activation, K, N, measured_size(M, ROWS), dy.device
+    )
     fused = product.fused == 2
     d_pre = torch.empty_like(pre) if fused else torch.mm(dy, down)
     d_gate = None if pre_gate is None else torch.empty_like(pre)
     out = torch.empty_like(pre) if with_hidden else None
-    sums = None
-    if with_sums:
-        programs = cdiv(M, product.block_m if fused else PASS_ROWS)
-        sums = torch.empty(programs, N, dtype=torch.float32, device=device)
+    height = product.block_m if fused else PASS_ROWS
+    sums = dy.new_empty(cdiv(M, height), N, dtype=torch.float32) if with_sums else None
     if d_pre.numel() > 0:
         with on_device_of(dy):
             if fused:

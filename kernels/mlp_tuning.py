@@ -7,11 +7,9 @@ with the pass after it, so that a table decides that too.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fastgrow.kernels.calls import MlpHidden, MlpHiddenGradient, MlpOutput
 from fastgrow.kernels.mlp import (
@@ -26,8 +24,13 @@ from fastgrow.kernels.mlp import (
 from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
-# (d, hidden width)
-SIZES = {"gelu": (1024, 4096), "gelu_tanh": (1024, 4096), "swiglu": (1024, 4096)}
+# Terms and columns of each product.
+SIZES = {
+    "mlp_hidden": (1024, 4096),
+    "mlp_hidden_kept": (1024, 4096),
+    "mlp_d_hidden": (1024, 4096),
+    "mlp_output": (4096, 1024),
+}
 
 LIBRARY = ProductChoice(128, 128, 64, 8, 8, 3, fused=1)
 # (block_m, block_n, block_k, group_m, num_warps, num_stages) that do not spill on sm_90.
@@ -59,26 +62,38 @@ D_HIDDEN = [
 ]
 
 
+# By product and epilogue.
+TILES = {
+    ("mlp_hidden", "gelu"): HIDDEN,
+    ("mlp_hidden", "gelu_tanh"): HIDDEN,
+    ("mlp_hidden", "swiglu"): SWIGLU,
+    ("mlp_hidden_kept", "gelu"): HIDDEN_KEPT,
+    ("mlp_hidden_kept", "gelu_tanh"): HIDDEN_KEPT,
+    ("mlp_hidden_kept", "swiglu"): SWIGLU_KEPT,
+    ("mlp_d_hidden", "gelu"): D_HIDDEN,
+    ("mlp_d_hidden", "gelu_tanh"): D_HIDDEN,
+    ("mlp_d_hidden", "swiglu"): D_HIDDEN,
+    ("mlp_output", "plain"): OUTPUT,
+    ("mlp_output", "residual"): OUTPUT,
+}
+
+
 def tunables(capability: int) -> list[Tunable[ProductChoice]]:
     """Every product under every key that may have an entry in a table."""
-    found = []
-    for activation, rows in itertools.product(SIZES, ROWS):
-        at = (activation, *SIZES[activation], rows, capability)
-        frozen, kept = (SWIGLU, SWIGLU_KEPT) if activation == "swiglu" else (HIDDEN, HIDDEN_KEPT)
-        found += [
-            _tunable(
-                "mlp_hidden", *at, frozen, functools.partial(_hidden, activation, False, rows)
-            ),
-            _tunable(
-                "mlp_hidden_kept", *at, kept, functools.partial(_hidden, activation, True, rows)
-            ),
-            _tunable("mlp_d_hidden", *at, D_HIDDEN, functools.partial(_d_hidden, activation, rows)),
-        ]
-    d, m = SIZES["gelu"]
-    for added, rows in itertools.product(("plain", "residual"), ROWS):
-        prepare = functools.partial(_output, added == "residual", rows)
-        found.append(_tunable("mlp_output", added, m, d, rows, capability, OUTPUT, prepare))
-    return found
+    return [
+        Tunable[ProductChoice](
+            kernel=kernel,
+            bucket=bucket(DTYPE, epilogue, *SIZES[kernel], rows),
+            default=default_product(kernel, DTYPE, epilogue, capability=capability),
+            others=[LIBRARY, *(ProductChoice(*shape) for shape in tiles)],
+            function=kernel.removeprefix("mlp_").removesuffix("_kept") + "_kernel",
+            prepare=functools.partial(_prepare, kernel, epilogue, rows),
+            capability=capability,
+            rank=_rank(epilogue, rows),
+        )
+        for (kernel, epilogue), tiles in TILES.items()
+        for rows in ROWS
+    ]
 
 
 def _rank(epilogue: str, rows: int) -> int:
@@ -88,53 +103,25 @@ def _rank(epilogue: str, rows: int) -> int:
     return 0 if rows == max(ROWS) else 1
 
 
-def _tunable(
-    kernel: str,
-    epilogue: str,
-    K: int,
-    N: int,
-    rows: int,
-    capability: int,
-    tiles: Sequence[tuple[int, ...]],
-    prepare: Callable[[str], Callable[[ProductChoice], object]],
-) -> Tunable[ProductChoice]:
-    return Tunable[ProductChoice](
-        kernel=kernel,
-        bucket=bucket(DTYPE, epilogue, K, N, rows),
-        default=default_product(kernel, DTYPE, epilogue, capability=capability),
-        others=[LIBRARY, *(ProductChoice(*shape) for shape in tiles)],
-        function=kernel.removeprefix("mlp_").removesuffix("_kept") + "_kernel",
-        prepare=prepare,
-        capability=capability,
-        rank=_rank(epilogue, rows),
-    )
-
-
-def _random(device: str, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=DTYPE, device=device)
-
-
-def _hidden(
-    activation: str, kept: bool, rows: int, device: str
+def _prepare(
+    kernel: str, epilogue: str, rows: int, device: str
 ) -> Callable[[ProductChoice], object]:
-    d, m = SIZES[activation]
-    x, up, bias = _random(device, rows, d), _random(device, m, d), _random(device, m)
-    gate = _random(device, m, d) if activation == "swiglu" else None
-    return lambda product: hidden(MlpHidden(x, up, gate, bias, activation, kept), product=product)
+    """A product of random tensors, of the hidden gradient with all its results, as in training."""
 
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=DTYPE, device=device)
 
-def _output(residual: bool, rows: int, device: str) -> Callable[[ProductChoice], object]:
-    d, m = SIZES["gelu"]
-    x, down, bias = _random(device, rows, m), _random(device, d, m), _random(device, d)
-    added = _random(device, rows, d) if residual else None
-    return lambda product: output(MlpOutput(x, down, bias, added), product=product)
-
-
-def _d_hidden(activation: str, rows: int, device: str) -> Callable[[ProductChoice], object]:
-    """As in training: with the activation and the bias's gradient."""
-    d, m = SIZES[activation]
-    dy, down, pre = _random(device, rows, d), _random(device, d, m), _random(device, rows, m)
-    gate = _random(device, rows, m) if activation == "swiglu" else None
-    return lambda product: d_hidden(
-        MlpHiddenGradient(dy, down, pre, gate, activation, True, True), product=product
-    )
+    K, N = SIZES[kernel]
+    x = random(rows, K)
+    if kernel == "mlp_output":
+        residual = random(rows, N) if epilogue == "residual" else None
+        last = MlpOutput(x, random(N, K), random(N), residual)
+        return lambda product: output(last, product=product)
+    if kernel == "mlp_d_hidden":
+        down, pre = random(K, N), random(rows, N)
+        pre_gate = random(rows, N) if epilogue == "swiglu" else None
+        gradient = MlpHiddenGradient(x, down, pre, pre_gate, epilogue, True, True)
+        return lambda product: d_hidden(gradient, product=product)
+    gate = random(N, K) if epilogue == "swiglu" else None
+    first = MlpHidden(x, random(N, K), gate, random(N), epilogue, kernel == "mlp_hidden_kept")
+    return lambda product: hidden(first, product=product)

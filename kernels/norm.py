@@ -16,10 +16,9 @@ from fastgrow.kernels.common import (
     next_power_of_2,
     on_device_of,
 )
-from fastgrow.kernels.gpu import multiprocessors
 from fastgrow.kernels.norm_backward import backward_kernel, sum_kernel, wide_backward_kernel
 from fastgrow.kernels.norm_forward import forward_kernel, wide_forward_kernel
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured, multiprocessors
 
 # Features of a row that a program's registers hold: of two tensors forward, of three backward, and
 # of three with the sums of two parameters.
@@ -67,6 +66,9 @@ def backward_rows(dim: int) -> Rows:
     return Rows(max(1, 256 // block), warps, 3 if block <= 4096 else 2, 16 // warps)
 
 
+RULES = {"norm_forward": forward_rows, "norm_backward": backward_rows}
+
+
 def bucket(dtype: torch.dtype, dim: int) -> str:
     """Under what name a table of measured configurations has an entry."""
     return f"{NAMES[dtype]}/D={next_power_of_2(dim)}"
@@ -76,6 +78,11 @@ def inference(call: NormCall) -> tuple[Tensor, Tensor | None]:
     """The y and total of `forward`, whose statistics are not written."""
     y, total, _, _ = forward(call, with_statistics=False)
     return y, total
+
+
+@chosen_once
+def _rows(kernel: str, dtype: torch.dtype, dim: int, device: torch.device) -> Rows:
+    return measured(kernel, bucket(dtype, dim), device, Rows) or RULES[kernel](dim)
 
 
 def forward(
@@ -95,19 +102,17 @@ def forward(
     dim = x.shape[-1]
     count = x.numel() // dim
     y = contiguous_like(x, dtype)
-    total = mean = rstd = None
-    if residual is not None:
-        total = contiguous_like(x, torch.promote_types(x.dtype, residual.dtype))
-    if with_statistics:
-        rstd = x.new_empty(count, dtype=torch.float32)
-        mean = torch.empty_like(rstd) if centred else None
+    promoted = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    total = None if residual is None else contiguous_like(x, promoted)
+    rstd = x.new_empty(count, dtype=torch.float32) if with_statistics else None
+    mean = torch.empty_like(rstd) if rstd is not None and centred else None
     if count == 0:
         return y, total, mean, rstd
     x, x_stride = as_rows(x)
     residual, residual_stride = (None, 0) if residual is None else as_rows(residual)
     block = next_power_of_2(dim)
     wide = block > WIDEST_FORWARD
-    rows = rows or (Rows(1, 8, 1, 1) if wide else _forward_rows(x.dtype, dim, x.device))
+    rows = rows or (Rows(1, 8, 1, 1) if wide else _rows("norm_forward", x.dtype, dim, x.device))
     kernel = wide_forward_kernel if wide else forward_kernel
     with on_device_of(x):
         kernel[(cdiv(count, rows.rows),)](
@@ -117,11 +122,6 @@ def forward(
             num_warps=rows.num_warps,
         )  # fmt: skip
     return y, total, mean, rstd
-
-
-@chosen_once
-def _forward_rows(dtype: torch.dtype, dim: int, device: torch.device) -> Rows:
-    return measured("norm_forward", bucket(dtype, dim), device, Rows) or forward_rows(dim)
 
 
 def backward(
@@ -156,10 +156,12 @@ def backward(
     dim = total.shape[-1]
     count = total.numel() // dim
     dx = contiguous_like(total) if for_input else None
-    d_weight = total.new_empty(dim, dtype=parameter_dtype) if for_weight else None
-    d_bias = total.new_empty(dim, dtype=parameter_dtype) if for_bias else None
+    # Over no rows the sums are zeros.
+    new = total.new_empty if count > 0 else total.new_zeros
+    d_weight = new(dim, dtype=parameter_dtype) if for_weight else None
+    d_bias = new(dim, dtype=parameter_dtype) if for_bias else None
     if count == 0:
-        return dx, _zeroed(d_weight), _zeroed(d_bias)
+        return dx, d_weight, d_bias
     d_y, dy_stride = as_rows(d_y)
     d_total, d_total_stride = (None, 0) if d_total is None else as_rows(d_total)
     total, total_stride = as_rows(total)
@@ -184,8 +186,8 @@ def backward(
 
 
 def _launch_tiles(
-    tensors: tuple[Tensor | None, ...],
-    numbers: tuple[int, ...],
+    tensors: tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None],
+    numbers: tuple[int, int, int, int],
     rows: Rows | None,
     dim: int,
     block: int,
@@ -195,15 +197,11 @@ def _launch_tiles(
 ) -> None:
     """Fill what is given, in tiles of `block` features; whole rows where dx is among it."""
     total, count = tensors[2], numbers[3]
-    assert total is not None
     device = total.device
-    rows = rows or _backward_rows(total.dtype, block, device)
+    rows = rows or _rows("norm_backward", total.dtype, block, device)
     programs = min(cdiv(count, rows.rows), multiprocessors(device, WITHOUT_GPU) * rows.programs)
-    of_weight = of_bias = None
-    if d_weight is not None:
-        of_weight = total.new_empty((programs, dim), dtype=torch.float32)
-    if d_bias is not None:
-        of_bias = total.new_empty((programs, dim), dtype=torch.float32)
+    of_weight = None if d_weight is None else total.new_empty(programs, dim, dtype=torch.float32)
+    of_bias = None if d_bias is None else total.new_empty(programs, dim, dtype=torch.float32)
     backward_kernel[(programs, cdiv(dim, block))](
         *tensors, dx, of_weight, of_bias, *numbers,
         D=dim, BLOCK_M=rows.rows, BLOCK_D=block, STAGES=rows.num_stages,
@@ -219,14 +217,5 @@ def _launch_tiles(
         )  # fmt: skip
 
 
-@chosen_once
-def _backward_rows(dtype: torch.dtype, block: int, device: torch.device) -> Rows:
-    return measured("norm_backward", bucket(dtype, block), device, Rows) or backward_rows(block)
-
-
 def _flat(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.contiguous()
-
-
-def _zeroed(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.zero_()

@@ -9,10 +9,9 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fastgrow.kernels.calls import NormCall
-from fastgrow.kernels.norm import Rows, backward, backward_rows, bucket, forward, forward_rows
+from fastgrow.kernels.norm import RULES, Rows, backward, bucket, forward
 from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
@@ -21,15 +20,14 @@ DIMS = (256, 512, 1024, 2048, 4096)
 HEADLINE_DIMS = (1024, 2048)
 
 
-def tunables(capability: int) -> list[Tunable[Rows]]:
-    """Both kernels at every width that may have an entry in a table."""
-    return [_tunable(kernel, dim, capability) for kernel in KERNELS for dim in DIMS]
-
-
 def _forward_candidates(dim: int) -> list[Rows]:
     """512 to 2,048 elements a warp."""
-    shapes = [(rows, warps) for rows in (1, 2, 4, 8) for warps in (1, 2, 4, 8, 16)]
-    return [Rows(r, w, 1, 1) for r, w in shapes if 512 <= r * dim // w <= 2048]
+    return [
+        Rows(rows, warps, 1, 1)
+        for rows in (1, 2, 4, 8)
+        for warps in (1, 2, 4, 8, 16)
+        if 512 <= rows * dim // warps <= 2048
+    ]
 
 
 def _backward_candidates(dim: int) -> list[Rows]:
@@ -41,24 +39,25 @@ def _backward_candidates(dim: int) -> list[Rows]:
     return full + half
 
 
-KERNELS = {
-    "norm_forward": (forward_rows, _forward_candidates),
-    "norm_backward": (backward_rows, _backward_candidates),
-}
+CANDIDATES = {"norm_forward": _forward_candidates, "norm_backward": _backward_candidates}
 
 
-def _tunable(kernel: str, dim: int, capability: int) -> Tunable[Rows]:
-    default, others = KERNELS[kernel]
-    return Tunable(
-        kernel=kernel,
-        bucket=bucket(DTYPE, dim),
-        default=default(dim),
-        others=others(dim),
-        function=f"{kernel.removeprefix('norm_')}_kernel",
-        prepare=functools.partial(_prepare, kernel, dim),
-        capability=capability,
-        rank=0 if dim in HEADLINE_DIMS else 2,
-    )
+def tunables(capability: int) -> list[Tunable[Rows]]:
+    """Both kernels at every width that may have an entry in a table."""
+    return [
+        Tunable(
+            kernel=kernel,
+            bucket=bucket(DTYPE, dim),
+            default=RULES[kernel](dim),
+            others=candidates(dim),
+            function=f"{kernel.removeprefix('norm_')}_kernel",
+            prepare=functools.partial(_prepare, kernel, dim),
+            capability=capability,
+            rank=0 if dim in HEADLINE_DIMS else 2,
+        )
+        for kernel, candidates in CANDIDATES.items()
+        for dim in DIMS
+    ]
 
 
 def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
@@ -67,13 +66,13 @@ def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
     x, residual, d_y, d_total = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
     weight, bias = (torch.randn(dim, dtype=DTYPE, device=device) for _ in range(2))
 
-    def layer_norm(rows: Rows) -> tuple[Tensor | None, ...]:
+    def layer_norm(rows: Rows) -> tuple[torch.Tensor | None, ...]:
         call = NormCall(x, residual, weight, bias, 1e-5, True, DTYPE)
         return forward(call, rows=rows)
 
     if kernel == "norm_forward":
         return layer_norm
-    _, total, mean, rstd = layer_norm(forward_rows(dim))
+    _, total, mean, rstd = layer_norm(RULES["norm_forward"](dim))
     assert total is not None
     assert rstd is not None
     return lambda rows: backward(

@@ -6,18 +6,16 @@ each kernel and each key under which its launcher asks `tuned.measured`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from fastgrow.kernels.compile_offline import Launch, code, compile_launch, recorded, shared_limit
 from fastgrow.kernels.digest import digest
-from fastgrow.kernels.gpu import assumed
-from fastgrow.kernels.tuned import tuning_modules
+from fastgrow.kernels.tuned import assumed, tuning_modules
 
 C = TypeVar("C")
 
@@ -54,7 +52,7 @@ class Tunable(Generic[C]):
     def candidates(self) -> list[dict[str, int]]:
         """All configurations, the default first."""
         different = dict.fromkeys([self.default, *self.others])
-        return [dataclasses.asdict(c) for c in different]  # type: ignore[call-overload]
+        return [asdict(c) for c in different]  # type: ignore[call-overload]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -68,7 +66,7 @@ class Tunable(Generic[C]):
         if configuration is None:
             return preparing
         with assumed(capability=self.capability):
-            return recorded(functools.partial(launch, self._kind(configuration)))
+            return recorded(functools.partial(launch, type(self.default)(**configuration)))
 
     def codes(self, configuration: dict[str, int] | None) -> list[str]:
         """The same of `launches`, by what they compile to: see `compile_offline.code`."""
@@ -91,8 +89,10 @@ class Tunable(Generic[C]):
             if not launches:
                 raise ValueError(f"{self.kernel} {self.bucket} launches other code here")
         found = [compile_launch(launch, self.capability) for launch in launches]
-        names = ("spills", "shared", "registers")
-        most = {name: max((getattr(x, name) for x in found), default=0) for name in names}
+        most = {
+            name: max((getattr(binary, name) for binary in found), default=0)
+            for name in ("spills", "shared", "registers")
+        }
         limit = shared_limit(self.capability)
         if most["shared"] > limit:
             raise ValueError(f"{most['shared']} bytes of shared memory, allowed {limit}")
@@ -104,10 +104,7 @@ class Tunable(Generic[C]):
         It returns what the launch computes.
         """
         launch = self.prepare("cuda")
-        return lambda configuration: launch(self._kind(configuration))
-
-    def _kind(self, configuration: dict[str, int]) -> C:
-        return type(self.default)(**configuration)
+        return lambda configuration: launch(type(self.default)(**configuration))
 
     @functools.cached_property
     def _on_meta(self) -> tuple[Callable[[C], object], list[Launch]]:

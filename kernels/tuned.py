@@ -1,7 +1,9 @@
-"""The configuration of a launch, where one was measured on this GPU, and tables of them.
+"""What a launch goes by of its GPU: what was measured there, else its capability and size.
 
 A launcher asks `measured` under a key of its own; without an answer it takes what its own rule
-gives. The answers come from, in this order,
+gives, which may ask for the compute capability and the number of multiprocessors. Launches on other
+devices than CUDA's, such as `meta`, are those of a GPU that is assumed. What was measured comes
+from, in this order,
 
 1. the table that ships for this GPU, `tuning/<gpu>.json` beside this file, made by
    `python -m benchmarks gpu`; what such a run has just measured stands in its place for the rest
@@ -33,6 +35,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -59,14 +62,13 @@ class Table:
     """What such a file says.
 
     Args:
-        entries: configurations of each kernel, by the launcher's key.
+        entries: of each kernel, by the launcher's key; each with a `configuration` and, where the
+            file has one, the `source`.
         triton: the version that it was measured with.
-        sources: digests of what was measured; None where the file has none.
     """
 
-    entries: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     triton: str | None = None
-    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
     def is_of_minor(self, version: str) -> bool:
         """Whether it was measured with this version of Triton or another patch of it."""
@@ -77,8 +79,8 @@ class Table:
         """Kernels whose source is known to be another one than when they were measured."""
         return [
             kernel
-            for kernel, of_keys in sorted(self.sources.items())
-            if {*of_keys.values()} - {None, current.get(kernel)}
+            for kernel, of_keys in sorted(self.entries.items())
+            if {entry.get("source") for entry in of_keys.values()} - {None, current.get(kernel)}
         ]
 
 
@@ -89,10 +91,11 @@ forgetting: list[Callable[[], object]] = []
 _standing_in: dict[str, Table] = {}
 
 
-def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | None:
+def measured(kernel: str, key: str | None, device: torch.device, kind: type[C]) -> C | None:
     """The configuration of a kernel, such as `attention_forward`, under a launcher's key.
 
     Args:
+        key: None for a launch of which none is measured.
         kind: a frozen dataclass of integers.
 
     Returns:
@@ -100,7 +103,7 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
         nothing is to be measured.
     """
     gpu = gpu_name(device)
-    if gpu is None:
+    if gpu is None or key is None:
         return None
     asked.add((kernel, key))
     found = _shipped_configuration(gpu, kernel, key, kind)  # type: ignore[arg-type]
@@ -108,8 +111,14 @@ def measured(kernel: str, key: str, device: torch.device, kind: type[C]) -> C | 
         # Only here: it is what the tuning modules need Triton's compiler for.
         from fastgrow.kernels.autotune import choose
 
-        found = choose(gpu, kernel, key, device, kind)
+        chosen = choose(gpu, kernel, key, device)
+        found = None if chosen is None else kind(**chosen)
     return found
+
+
+def measured_size(size: int, sizes: tuple[int, int]) -> int:
+    """Which of the two sizes that are measured stands for this one."""
+    return sizes[0] if size <= 2 * sizes[0] else sizes[1]
 
 
 def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
@@ -128,15 +137,18 @@ def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
 
 @functools.cache
 def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
-    found = shipped(gpu).entries.get(kernel, {}).get(key)
-    if found is None:
+    entry = shipped(gpu).entries.get(kernel, {}).get(key)
+    if entry is None:
         return None
+    found = entry["configuration"]
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if set(found) == set(names):
         return kind(**found)
-    expected = f"expected a configuration of {', '.join(names)}, got {found}"
-    where = f"{path_of(gpu)}: {kernel} {key}"
-    warnings.warn(f"tuning table {where} is ignored: {expected}", stacklevel=3)
+    warnings.warn(
+        f"tuning table {path_of(gpu)}: {kernel} {key} is ignored: "
+        f"expected a configuration of {', '.join(names)}, got {found}",
+        stacklevel=3,
+    )
     return None
 
 
@@ -157,8 +169,12 @@ def shipped(gpu: str) -> Table:
     import triton
 
     if not table.is_of_minor(triton.__version__):
-        measured_with = f"measured with triton {table.triton}, used with {triton.__version__}"
-        log.info("tuning table %s: %s", path.name, measured_with)
+        log.info(
+            "tuning table %s: measured with triton %s, used with %s",
+            path.name,
+            table.triton,
+            triton.__version__,
+        )
     return table
 
 
@@ -192,18 +208,14 @@ def table_of(tree: Any) -> Table:
     found = tree.get("entries")
     if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
         raise ValueError("entries: expected an object of objects")
-    entries = {
-        kernel: {name: _numbers(f"{kernel} {name}", entry) for name, entry in buckets.items()}
-        for kernel, buckets in found.items()
-    }
-    sources = {
-        kernel: {name: _source(f"{kernel} {name}", entry) for name, entry in buckets.items()}
-        for kernel, buckets in found.items()
-    }
-    return Table(entries, tree.get("triton"), sources)
+    for kernel, of_keys in found.items():
+        for key, entry in of_keys.items():
+            _check(f"{kernel} {key}", entry)
+    return Table(found, tree.get("triton"))
 
 
-def _numbers(where: str, entry: object) -> dict[str, int]:
+def _check(where: str, entry: Any) -> None:
+    """Raise an error unless it is an entry."""
     found = entry.get("configuration") if isinstance(entry, dict) else None
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{where}: expected a configuration, got {found}")
@@ -214,14 +226,8 @@ def _numbers(where: str, entry: object) -> dict[str, int]:
             raise ValueError(f"{where}: {name} must be a power of two, got {number}")
         if name.startswith("block_") and number < 16:
             raise ValueError(f"{where}: blocks must be at least 16, got {found}")
-    return found
-
-
-def _source(where: str, entry: dict[str, Any]) -> str | None:
-    found = entry.get("source")
-    if found is None or isinstance(found, str):
-        return found
-    raise ValueError(f"{where}: source must be a digest, got {found!r}")
+    if not isinstance(entry.get("source"), str | None):
+        raise ValueError(f"{where}: source must be a digest, got {entry['source']!r}")
 
 
 def tuning_modules() -> list[str]:
@@ -251,3 +257,38 @@ def forget() -> None:
 def gpu_name(device: torch.device) -> str | None:
     """What the driver calls the GPU; None for another kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+# Capability and multiprocessors of the GPU that is assumed; None: launchers take numbers of theirs.
+_assumed: ContextVar[tuple[int, int | None]] = ContextVar("gpu", default=(90, None))
+
+
+def capability_of(device: torch.device) -> int:
+    """90 for compute capability 9.0; for other devices than CUDA's the one assumed, or 90."""
+    return (_of_gpu(device) if device.type == "cuda" else _assumed.get())[0]
+
+
+def multiprocessors(device: torch.device, otherwise: int) -> int:
+    """Those of a CUDA device; for any other, the number assumed, or `otherwise`."""
+    return (_of_gpu(device) if device.type == "cuda" else _assumed.get())[1] or otherwise
+
+
+@functools.cache
+def _of_gpu(device: torch.device) -> tuple[int, int]:
+    found = torch.cuda.get_device_properties(device)
+    return 10 * found.major + found.minor, found.multi_processor_count
+
+
+@contextlib.contextmanager
+def assumed(*, capability: int | None = None, multiprocessors: int | None = None) -> Iterator[None]:
+    """Let launches on `meta` be those of such a GPU, within a `with` and in this thread.
+
+    Into how many parts work is split may be a constant of a kernel: what is compiled for another
+    number of multiprocessors is not what that GPU launches. What is None stays as it was.
+    """
+    before = _assumed.get()
+    token = _assumed.set((capability or before[0], multiprocessors or before[1]))
+    try:
+        yield
+    finally:
+        _assumed.reset(token)

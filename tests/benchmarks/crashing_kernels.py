@@ -8,7 +8,7 @@ import signal
 import torch
 from tunable_kernels import CANDIDATES, FakeKernel
 
-from fastgrow.kernels.gpu import multiprocessors
+from fastgrow.kernels.tuned import multiprocessors
 
 
 class Crashing(FakeKernel):

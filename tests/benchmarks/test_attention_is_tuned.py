@@ -52,13 +52,13 @@ def test_a_table_of_every_kernel_is_made_and_read(
     file.write_text(json.dumps({"schema": SCHEMA, "entries": found["entries"]}))
     read = read_table(file).entries
     key = bucket(BF16, 64, 4096)
-    assert read["attention_forward"][key] == {
+    assert read["attention_forward"][key]["configuration"] == {
         "block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 2
     }  # fmt: skip
-    assert read["attention_d_key"][key] == {
+    assert read["attention_d_key"][key]["configuration"] == {
         "block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2
     }  # fmt: skip
-    assert read["attention_decode"][decode_bucket(BF16, 64, 4096, 512)] == {
+    assert read["attention_decode"][decode_bucket(BF16, 64, 4096, 512)]["configuration"] == {
         "block_n": 64, "programs": 2, "num_warps": 2, "num_stages": 2
     }  # fmt: skip
 

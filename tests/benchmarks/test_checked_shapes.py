@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from fastgrow.kernels import attention, compile_offline, linear_lse, mlp, norm
 from fastgrow.kernels.attention import bucket, decode_bucket
 from fastgrow.kernels.calls import AttentionCall
-from fastgrow.kernels.gpu import assumed
+from fastgrow.kernels.tuned import assumed
 
 BF16 = torch.bfloat16
 CASES = [

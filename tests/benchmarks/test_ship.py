@@ -53,8 +53,9 @@ def test_the_table_is_put_where_launches_look_for_it(
     assert path == tuned.path_of("Fake GPU 9000")
     assert json.loads(path.read_text()) == TREE
     table = read_table(path)
-    assert table.entries["attention_forward"]["bf16/D=32"] == {"block": 32}
-    assert (table.triton, table.sources["attention_forward"]["bf16/D=32"]) == ("3.99.1", "0123")
+    entry = table.entries["attention_forward"]["bf16/D=32"]
+    assert entry["configuration"] == {"block": 32}
+    assert (table.triton, entry["source"]) == ("3.99.1", "0123")
 
 
 def test_not_where_tests_failed(results: Path, tmp_path: Path) -> None:

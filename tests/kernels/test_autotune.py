@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.runtime.cache import FileCacheManager  # noqa: E402
 
 from fastgrow.kernels import autotune, tunable, tuned  # noqa: E402
-from fastgrow.kernels.gpu import multiprocessors  # noqa: E402
+from fastgrow.kernels.tuned import multiprocessors  # noqa: E402
 
 GPU, VERSION, SOURCE = "NVIDIA Abacus 9", "3.99", "0123456789abcdef"
 DEVICE = torch.device("meta")

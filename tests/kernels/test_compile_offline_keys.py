@@ -38,8 +38,8 @@ from fastgrow.kernels.calls import (  # noqa: E402
     MlpOutput,
 )
 from fastgrow.kernels.embedding import lookup  # noqa: E402
-from fastgrow.kernels.gpu import assumed  # noqa: E402
 from fastgrow.kernels.tunable import Tunable, all_tunables  # noqa: E402
+from fastgrow.kernels.tuned import assumed  # noqa: E402
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 H200 = 132  # multiprocessors

@@ -33,7 +33,7 @@ def test_candidates_are_many_different_and_begin_with_the_default() -> None:
         assert len({tuple(c.values()) for c in t.candidates}) == len(t.candidates)
         assert t.candidates[0] == dataclasses.asdict(t.default)
     forward = tunable("attention_forward", "bf16/D=64/T=8192")
-    assert forward.default == attention.forward_tiles(64, BF16)
+    assert forward.default == attention.own_tiles("attention_forward", 64, BF16)
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)

@@ -66,15 +66,15 @@ def backward(kernel: str) -> dict[str, int]:
     return tiles_of(lambda: attention.backward(AttentionCall(q, q, q), q, q, lse), kernel)
 
 
-def own(tiles: Any) -> dict[str, int]:
-    return dict(vars(tiles))
+def own(kernel: str, dim: int = 32, dtype: torch.dtype = BF16) -> dict[str, int]:
+    return dict(vars(attention_tiles.own_tiles(kernel, dim, dtype)))
 
 
 def test_an_entry_is_taken_before_the_launcher_s_own_rule(file: Path) -> None:
     file.write_text(json.dumps(table()))
     assert forward() == TILES
     assert backward("d_query_kernel") == OTHER
-    assert backward("d_key_kernel") == own(attention_tiles.d_key_tiles(32, BF16))
+    assert backward("d_key_kernel") == own("attention_d_key")
 
 
 def test_lengths_share_two_entries(file: Path) -> None:
@@ -85,14 +85,14 @@ def test_lengths_share_two_entries(file: Path) -> None:
 
 def test_what_was_not_measured_keeps_the_launcher_s_own_rule(file: Path) -> None:
     file.write_text(json.dumps(table()))
-    assert forward(dim=64) == own(attention_tiles.forward_tiles(64, BF16))
-    assert forward(dtype=torch.float32) == own(attention_tiles.forward_tiles(32, torch.float32))
+    assert forward(dim=64) == own("attention_forward", dim=64)
+    assert forward(dtype=torch.float32) == own("attention_forward", dtype=torch.float32)
     for rules in ({"window": 9}, {"causal": False}, {"starts": torch.zeros(1, dtype=torch.int32)}):
-        assert forward(**rules) == own(attention_tiles.forward_tiles(32, BF16))
+        assert forward(**rules) == own("attention_forward")
 
 
 def test_without_a_table_nothing_is_said(file: Path, recwarn: pytest.WarningsRecorder) -> None:
-    assert forward() == own(attention_tiles.forward_tiles(32, BF16))
+    assert forward() == own("attention_forward")
     assert not recwarn.list
 
 
@@ -120,18 +120,18 @@ def test_a_cpu_has_no_table() -> None:
 def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason: str) -> None:
     file.write_bytes(content.encode("latin-1"))
     with pytest.warns(UserWarning, match=reason) as said:
-        assert forward() == own(attention_tiles.forward_tiles(32, BF16))
+        assert forward() == own("attention_forward")
     assert str(file) in str(said[0].message)
-    assert forward() == own(attention_tiles.forward_tiles(32, BF16))
+    assert forward() == own("attention_forward")
     assert len(said) == 1
 
 
 def test_a_table_just_measured_stands_in_for_the_shipped_one(file: Path) -> None:
     file.write_text(json.dumps(table()))
-    made = Table({"attention_forward": {"bf16/D=64/T=1024": OTHER}})
+    made = Table({"attention_forward": {"bf16/D=64/T=1024": {"configuration": OTHER}}})
     with tuned.standing_in("NVIDIA Abacus 9", made):
         assert forward(dim=64) == OTHER
-        assert forward() == own(attention_tiles.forward_tiles(32, BF16))
+        assert forward() == own("attention_forward")
     assert forward() == TILES
 
 
@@ -167,7 +167,8 @@ def test_a_table_of_another_triton_is_told_once_and_used(
 def test_an_entry_of_another_source_is_used(file: Path) -> None:
     file.write_text(json.dumps(table(source="0123456789abcdef")))
     assert forward() == TILES
-    sources = read_table(file).sources["attention_forward"]
+    entries = read_table(file).entries["attention_forward"]
+    sources = {key: entry.get("source") for key, entry in entries.items()}
     assert sources == {"bf16/D=32/T=1024": "0123456789abcdef", "bf16/D=32/T=8192": None}
 
 

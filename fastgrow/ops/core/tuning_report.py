@@ -41,20 +41,21 @@ def _of_gpu(index: int) -> list[str]:
     gpu = torch.cuda.get_device_name(index)
     path = tuned.path_of(gpu)
     what = f"shipped table kernels/tuning/{path.name}"
-    rules = "" if tuned.AUTOTUNING else ": kernels follow their own rules"
-    without = f"{gpu} has no table in use{rules}"
+    without = f"{gpu} has no table in use" + (
+        "" if tuned.AUTOTUNING else ": kernels follow their own rules"
+    )
     try:
         table = tuned.read_table(path)
     except FileNotFoundError:
         return [without]
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        return [f"{what}: cannot be used: {reason}", without]
+        # Of what the system says no more than the reason: the path stands before it.
+        return [f"{what}: cannot be used: {getattr(error, 'strerror', error)}", without]
     kernels = ", ".join(f"{name} {len(keys)}" for name, keys in sorted(table.entries.items()))
-    count = sum(map(len, table.entries.values()))
     origin = f"measured with triton {table.triton}" if table.triton else "of an unknown triton"
     if not table.is_of_minor(triton.__version__):
         origin += f" (this is {triton.__version__})"
+    count = sum(map(len, table.entries.values()))
     line = f"{what}: used, {count} entries {origin}: {kernels or 'none'}"
     major, minor = torch.cuda.get_device_capability(index)
     changed = table.changed(digests(10 * major + minor))
