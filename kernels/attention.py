@@ -29,12 +29,13 @@ from fastgrow.kernels.common import (
     cdiv,
     contiguous_like,
     dot_precision,
+    measured_size,
     next_power_of_2,
     on_device_of,
 )
 from fastgrow.kernels.key_ranges import documents
 from fastgrow.kernels.rotation import rotate_kernel
-from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured, measured_size
+from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured
 
 # Lengths whose tiles are measured. A key that follows the length more closely would compile a
 # kernel for every few sequences.

@@ -50,6 +50,11 @@ def block_of(dim: int) -> int:
     return max(16, next_power_of_2(dim))
 
 
+def measured_size(size: int, sizes: tuple[int, int]) -> int:
+    """Which of the two sizes that are measured stands for this one."""
+    return sizes[0] if size <= 2 * sizes[0] else sizes[1]
+
+
 def contiguous_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """New memory of a tensor's shape; of the ways to ask for it the quickest."""
     return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)

@@ -22,12 +22,13 @@ from fastgrow.kernels.common import (
     as_strided_rows,
     cdiv,
     dot_precision,
+    measured_size,
     next_power_of_2,
     on_device_of,
     operand,
 )
 from fastgrow.kernels.matmul import MatmulTiles, accumulate, tile_of
-from fastgrow.kernels.tuned import NAMES, chosen_once, measured, measured_size
+from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 
 # Both specialise on N, the rows: without that they spill on sm_80 and sm_100.

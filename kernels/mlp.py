@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow.kernels.calls import MlpHidden, MlpHiddenGradient, MlpOutput
-from fastgrow.kernels.common import INTERPRETED, cdiv, on_device_of
+from fastgrow.kernels.common import INTERPRETED, cdiv, measured_size, on_device_of
 from fastgrow.kernels.matmul import MatmulTiles
 from fastgrow.kernels.mlp_backward import d_hidden_kernel
 from fastgrow.kernels.mlp_elementwise import activate_kernel, d_activate_kernel
 from fastgrow.kernels.mlp_forward import hidden_kernel, output_kernel
-from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured, measured_size
+from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured
 
 
 @dataclass(frozen=True)

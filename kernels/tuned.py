@@ -116,11 +116,6 @@ def measured(kernel: str, key: str | None, device: torch.device, kind: type[C]) 
     return found
 
 
-def measured_size(size: int, sizes: tuple[int, int]) -> int:
-    """Which of the two sizes that are measured stands for this one."""
-    return sizes[0] if size <= 2 * sizes[0] else sizes[1]
-
-
 def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
     """Decorator for a launcher's choice, which is then made once for the same arguments.
 
