@@ -1,5 +1,5 @@
 // Uniform numbers by counting: Philox 4x32 with ten rounds (Salmon et al., "Parallel random numbers:
-// as easy as 1, 2, 3", 2011). The same as fastgrow/ops/_philox.py, which runs on every device.
+// as easy as 1, 2, 3", 2011). The same as fastgrow/ops/experts/philox.py, which runs on every device.
 
 #include <array>
 #include <cstdint>
