@@ -41,8 +41,6 @@ def fill_losses(
         gradient: as the logits; may be `logits` itself.
     """
     n, vocabulary = logits.shape
-    if n == 0:
-        return
     bias = None if call.bias is None else call.bias.contiguous()
     block = min(BLOCK, next_power_of_2(vocabulary))
     with on_device_of(logits):
