@@ -9,8 +9,6 @@ products with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -20,21 +18,21 @@ from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads import logit_tiles
 from fastgrow.ops.heads.heads import (
     add_products,
+    beside_its_gradients,
     check_targets,
     differentiated,
     empty_gradients,
     empty_terms,
     fill_logits,
     finished,
-    fused_loss,
     like_loss,
+    loss_of,
     losses_of,
-    parts_of,
-    reduced,
     rounded,
     row_shares,
     targets_in,
     terms_call,
+    tiles_of,
 )
 
 # Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
@@ -56,9 +54,7 @@ def run(call: HeadLossCall) -> Tensor:
     is_half = call.h[0].dtype == torch.float16
     if (call.reduction == "none" or is_half) and differentiated(call):
         check_targets(call)
-        terms = logit_tiles.run(terms_call(call))
-        losses = losses_of(terms, call)
-        return reduced(losses, call.targets, call.ignore_index, call.reduction)
+        return loss_of(losses_of(logit_tiles.run(terms_call(call)), call), call)
     return _run(rounded(call))
 
 
@@ -70,20 +66,24 @@ def linear_cross_entropy_chunked(
     check_targets(call)
     targets, smoothing = call.targets, call.label_smoothing
     if not any(needs):
-        terms = logit_tiles.terms(terms_call(call))
+        terms = logit_tiles.linear_lse_chunked(*terms_call(call))
         return losses_of(terms, call), empty_gradients(call, needs)
-    vocabulary, wide = call.weight[0].shape[0], wide_dtype(call.h[0].dtype)
+    n, vocabulary, wide = len(targets), call.weight[0].shape[0], wide_dtype(call.h[0].dtype)
     gradients = empty_gradients(call, needs, of_others=wide)
     lse, target_logit, means = terms = empty_terms(terms_call(call))
-    everything = slice(0, vocabulary)
-    here, index = targets_in(targets, everything)
+    here, index = targets_in(targets, slice(0, vocabulary))
     share = row_shares(call, wide)
     on_target = torch.where(here, (smoothing - 1) * share, 0)[:, None]
-    for rows, z in _chunks(call, wide):
+    for rows, words, z in tiles_of(call, rows_at_a_time(n, vocabulary), vocabulary, wide):
+        fill_logits(z, call, rows, words, call.bias)
         target_logit[rows] = z.gather(1, index[rows]).squeeze(1)
         if smoothing > 0:
             torch.mean(z, 1, out=means[rows])
-        sums, lse[rows] = _exponentials(z)
+        pivot = z.amax(1)
+        # A row of infinities has no pivot that would leave numbers.
+        pivot = torch.where(pivot.isfinite(), pivot, 0)
+        sums = z.sub_(pivot[:, None]).exp_().sum(1)
+        lse[rows] = pivot + sums.log()
         # Of dz = factor · z; a row that counts nothing has none. In others a 0, which is a rounded
         # number as every other, would leave nothing to divide the target's part by.
         of_lse = 1 + 2 * call.z_loss * lse[rows]
@@ -93,28 +93,10 @@ def linear_cross_entropy_chunked(
         if smoothing > 0:
             z.sub_(inverse * (share[rows, None] * (smoothing / vocabulary)))
         z.scatter_add_(1, index[rows], inverse * on_target[rows])
-        add_products(call, gradients, needs, rows, everything, z, factor)
+        add_products(call, gradients, needs, rows, words, z, factor)
     return losses_of(terms, call), finished(call, gradients)
 
 
-_run = fused_loss(linear_cross_entropy_chunked)
-
-
-def _chunks(call: HeadLossCall, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows, and their logits in memory that the next ones take over."""
-    h, vocabulary = call.h[0], call.weight[0].shape[0]
-    size = rows_at_a_time(h.shape[0], vocabulary)
-    buffer = h.new_empty(size, vocabulary, dtype=dtype)
-    for rows in parts_of(h.shape[0], size):
-        z = buffer[: rows.stop - rows.start]
-        fill_logits(z, call, rows, slice(0, vocabulary), call.bias)
-        yield rows, z
-
-
-def _exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits to exp(z − pivot) in place; their sums, and the log-sum-exp of the logits."""
-    pivot = z.amax(1)
-    # A row of infinities has no pivot that would leave numbers.
-    pivot = torch.where(pivot.isfinite(), pivot, 0)
-    sums = z.sub_(pivot[:, None]).exp_().sum(1)
-    return sums, pivot + sums.log()
+_run = beside_its_gradients(
+    "linear_cross_entropy", HeadLossCall, linear_cross_entropy_chunked, loss_of
+)

@@ -15,15 +15,16 @@ from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads.heads import (
     accumulate,
     add_products,
+    beside_its_gradients,
     check_targets,
     empty_gradients,
     finished,
-    fused_loss,
     in_autocast,
     like_loss,
+    loss_of,
     part,
-    parts_of,
     row_shares,
+    tiles_of,
 )
 
 # Where no weight trains, this many bytes of logits stay in the L2 cache between their product, the
@@ -64,19 +65,18 @@ def linear_cross_entropy_cublas(
     # In half precision a sum over parts of the rows needs a wider place than the gradient's.
     gradients = empty_gradients(call, needs, of_others=torch.float32 if size < n else None)
     share = row_shares(call, torch.float32)
-    logits = h.new_empty(size, vocabulary, dtype=of_logits)
-    gradient = logits
-    if any(needs) and of_logits != dtype:
-        gradient = h.new_empty(size, vocabulary)
-    for rows in parts_of(n, size):
-        height = slice(0, rows.stop - rows.start)
-        z, dz = part(logits, height), part(gradient, height)
+    beside = any(needs) and of_logits != dtype
+    narrow = h.new_empty(size if beside else 0, vocabulary)
+    for rows, words, z in tiles_of(call, size, vocabulary, of_logits):
         for k, (x, weight) in enumerate(zip(call.h, call.weight, strict=True)):
             accumulate(z, part(x, rows), weight.T, first=k == 0)
+        dz = part(narrow, slice(0, len(z))) if beside else z
         fill_losses(call, rows, z, share, losses, dz if any(needs) else None)
         if any(needs):
-            add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
+            add_products(call, gradients, needs, rows, words, dz)
     return losses, finished(call, gradients)
 
 
-_run = fused_loss(linear_cross_entropy_cublas)
+_run = beside_its_gradients(
+    "linear_cross_entropy", HeadLossCall, linear_cross_entropy_cublas, loss_of
+)

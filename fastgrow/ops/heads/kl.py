@@ -30,7 +30,6 @@ from fastgrow.ops.heads.heads import (
     empty_gradients,
     in_autocast,
     parts_of,
-    tensors,
 )
 
 Head = tuple[Tensor, Tensor, Tensor | None]
@@ -118,27 +117,14 @@ def _in_chunks(call: KlCall) -> Tensor:
         teacher_weight=[w.to(dtype) for w in call.teacher_weight],
         teacher_bias=[in_dtype(b, dtype) for b in call.teacher_bias],
     )
-    if call.reduction == "none":
-        return _loss(call, [False] * len(tensors(call)))[0]
-    total = _sum(*call)
+    loss = _run(call)
     # Divided last: without a row that counts it is 0 / 0, as it is in the formula.
-    return total if call.reduction == "sum" else total / call.counts.sum()
-
-
-def _loss(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    losses, gradients = linear_kl_chunked(*call, needs)
-    # A row that does not count may hold anything.
-    losses = torch.where(call.counts, losses, 0)
-    return losses if call.reduction == "none" else losses.sum(), gradients
-
-
-_sum = beside_its_gradients("linear_kl", KlCall, _loss)
+    return loss / call.counts.sum() if call.reduction == "mean" else loss
 
 
 def _like_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    h = call.h[0]
-    wide = wide_dtype(h.dtype)
-    losses = h.new_empty(h.shape[0], dtype=wide)
+    wide = wide_dtype(call.h[0].dtype)
+    losses = call.h[0].new_empty(len(call.counts), dtype=wide)
     return losses, empty_gradients(call, needs, of_others=wide)
 
 
@@ -149,8 +135,6 @@ def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Ten
     dz_n = T · (q_n − p_n) is at hand when the loss is.
     """
     losses, gradients = _like_chunked(call, needs)
-    for gradient in gradients:
-        gradient.zero_()
     vocabulary, T = call.weight[0].shape[0], call.temperature
     size = max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary))
     for rows in parts_of(len(losses), size):
@@ -165,6 +149,15 @@ def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Ten
             dz = q.exp_().sub_(p).mul_(T * call.counts[rows, None].to(q.dtype))
             add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
     return losses, gradients
+
+
+def _rows_or_sum(losses: Tensor, call: KlCall) -> Tensor:
+    # A row that does not count may hold anything.
+    losses = torch.where(call.counts, losses, 0)
+    return losses if call.reduction == "none" else losses.sum()
+
+
+_run = beside_its_gradients("linear_kl", KlCall, linear_kl_chunked, _rows_or_sum)
 
 
 def _example(device: torch.device) -> KlCall:

@@ -20,10 +20,10 @@ from fastgrow.ops.heads.heads import (
     finished,
     in_autocast,
     like_gradients,
+    loss_of,
     losses_of,
-    parts_of,
-    reduced,
     terms_call,
+    tiles_of,
 )
 
 # Gradients of logits held at a time: 128 MB in half precision. Slices of fewer than some thousand
@@ -39,8 +39,7 @@ def run(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
 
 def linear_cross_entropy(call: HeadLossCall) -> Tensor:
     """From the log-sum-exp of each row and its target's logit."""
-    losses = losses_of(run(terms_call(call)), call)
-    return reduced(losses, call.targets, call.ignore_index, call.reduction)
+    return loss_of(losses_of(run(terms_call(call)), call), call)
 
 
 @operator(empty_terms)
@@ -64,13 +63,11 @@ def linear_lse_triton_backward(call: LseGradientCall) -> list[Tensor]:
     # In half precision a sum over slices needs a wider place than the gradient's.
     wide = torch.float32 if size < vocabulary else None
     gradients = empty_gradients(call, call.needs, of_h=wide)
-    workspace = call.h[0].new_empty(n * size)
     of_heads = readable(call)
-    everything, needs = slice(0, n), [*call.needs[:-1], False]
-    for words in parts_of(vocabulary if n else 0, size):
-        dz = workspace[: n * (words.stop - words.start)].view(n, -1)
+    needs = [*call.needs[:-1], False]
+    for rows, words, dz in tiles_of(call, n, size, call.h[0].dtype):
         sums = logits_gradient(of_heads, words.start, dz, with_sums=call.needs[-1])
-        add_products(call, gradients, needs, everything, words, dz)
+        add_products(call, gradients, needs, rows, words, dz)
         if sums is not None:
             gradients[-1][words] = sums
     return finished(call, gradients)
