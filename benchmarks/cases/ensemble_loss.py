@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Family, Inputs, Output, Run, Shape, Work, Yardstick
 from fastgrow.kernels.calls import LseCall
-from fastgrow.ops.heads import linear_cross_entropy, logit_tiles
+from fastgrow.ops.heads import chunked, linear_cross_entropy
 from fastgrow.ops.heads.heads import targets_in
 
 CHUNK_ELEMENTS = 1 << 23  # logits of a chunk of rows, 32 MB in float32
@@ -54,7 +54,7 @@ def _tile_loop(inputs: Inputs) -> Tensor:
     targets = inputs["targets"]
     parts, logit = [], torch.zeros_like(inputs["h"][0][:, 0])
     call = LseCall(_scaled(inputs), inputs["weight"], None, targets)
-    for rows, columns, z, _ in logit_tiles.tiles(call):
+    for rows, columns, z, _ in chunked.tiles(call):
         here, index = targets_in(targets[rows], columns)
         logit[rows] += torch.where(here, z.gather(1, index).squeeze(1), 0)
         parts.append((rows, z.logsumexp(1)))
@@ -65,7 +65,7 @@ def _tile_loop(inputs: Inputs) -> Tensor:
 
 def _products(inputs: Inputs) -> Output:
     call = LseCall(_scaled(inputs), inputs["weight"], None, inputs["targets"])
-    for _, _, z, _ in logit_tiles.tiles(call):
+    for _, _, z, _ in chunked.tiles(call):
         last = z
     return last
 

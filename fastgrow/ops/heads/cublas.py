@@ -42,7 +42,7 @@ def rows_at_a_time(rows: int, vocabulary: int, itemsize: int, needs_weight: bool
     return min(least, rows)
 
 
-def run(call: HeadLossCall) -> Tensor:
+def linear_cross_entropy(call: HeadLossCall) -> Tensor:
     """All in autocast's dtype where it is on."""
     return _run(in_autocast(call))
 

@@ -86,11 +86,9 @@ def terms_call(call: HeadLossCall) -> LseCall:
 
 def empty_terms(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """Room for lse, target logit, and mean logit where it is wanted."""
-    n, dtype = call.h[0].shape[0], wide_dtype(call.h[0].dtype)
-    lse, target, mean = (
-        call.h[0].new_empty(size, dtype=dtype) for size in (n, n, n if call.with_mean else 0)
-    )
-    return lse, target, mean
+    n = call.h[0].shape[0]
+    room = functools.partial(call.h[0].new_empty, dtype=wide_dtype(call.h[0].dtype))
+    return room(n), room(n), room(n if call.with_mean else 0)
 
 
 def empty_gradients(
@@ -142,10 +140,8 @@ def targets_in(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
 
 def check_targets(call: HeadLossCall) -> None:
     """On a CPU, where it costs no synchronisation, refuse targets out of range."""
-    targets = call.targets
-    if targets.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if bool(outside(targets, 0, call.weight[0].shape[0], call.ignore_index).any()):
+    is_read = call.targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_read and outside(call.targets, 0, call.weight[0].shape[0], call.ignore_index).any():
         raise IndexError("target out of range")
 
 
@@ -182,9 +178,9 @@ def tiles_of(
     for rows in parts_of(call.h[0].shape[0], height):
         for columns in parts_of(call.weight[0].shape[0], width):
             shape = rows.stop - rows.start, columns.stop - columns.start
-            # All of the memory costs the host nothing; less of it is as close together.
-            is_all = shape == memory.shape
-            z = memory if is_all else memory.view(-1)[: shape[0] * shape[1]].view(shape)
+            whole = shape == memory.shape
+            # A part of it, as close together; asking for all of it would cost the host a little.
+            z = memory if whole else memory.view(-1)[: shape[0] * shape[1]].view(shape)
             yield rows, columns, z
 
 
@@ -199,11 +195,9 @@ def fill_logits(
         a, b = part(h, rows), part(weight, columns).T
         if a.dtype == z.dtype or a.device.type == "cuda":
             accumulate(z, a, b, first=first)
-        elif first:
-            # Rounded as the formula's are: a wide copy of the weight would take more than `z`.
-            z.copy_(a @ b)
         else:
-            z += a @ b
+            # Rounded as the formula's are: a wide copy of the weight would take more than `z`.
+            (z.copy_ if first else z.add_)(a @ b)
 
 
 def add_products(
@@ -310,22 +304,16 @@ def beside_its_gradients(
 ) -> Callable[[Any], Tensor]:
     """A loss whose gradients are ready when it is; that of the loss itself is multiplied in later.
 
-    There are none of rows' losses.
-
     Args:
-        operator: `(*call, needs)` to the rows' losses and the gradients of `tensors(call)`, by the
-            loss that is asked for; empty ones for those not needed.
-        reduce: `(losses, call)` to that loss.
+        operator: gives, of `(*call, needs)`, the rows' losses, and the gradients of the loss that
+            is asked for by `tensors(call)`; empty ones for those not needed.
+        reduce: gives that loss, of `(losses, call)`. Single rows' losses get no gradients.
     """
 
-    def make(call: Any, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-        losses, gradients = operator(*call, needs)
-        return reduce(losses, call), gradients
-
     def forward(ctx: Any, call: Any) -> Tensor:
-        loss, gradients = make(call, list(ctx.needs_input_grad[: len(tensors(call))]))
+        losses, gradients = operator(*call, list(ctx.needs_input_grad[: len(tensors(call))]))
         ctx.save_for_backward(*gradients)
-        return loss
+        return reduce(losses, call)
 
     def backward(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         # Autograd rounds them to the dtypes of their tensors.
@@ -337,8 +325,8 @@ def beside_its_gradients(
     def run(call: Any) -> Tensor:
         with torch.autocast(call.h[0].device.type, enabled=False):
             if differentiated(call):
-                return with_gradients(*call)  # type: ignore[no-any-return]
-            return make(call, [False] * len(tensors(call)))[0]
+                return with_gradients(*call)
+            return reduce(operator(*call, [False] * len(tensors(call)))[0], call)
 
     return run
 
