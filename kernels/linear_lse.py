@@ -18,8 +18,7 @@ from fastgrow.kernels.common import (
     dot_precision,
     on_device_of,
 )
-from fastgrow.kernels.linear_lse_backward import gradient_kernel
-from fastgrow.kernels.linear_lse_forward import lse_kernel, merge_kernel
+from fastgrow.kernels.linear_lse_kernels import gradient_kernel, lse_kernel, merge_kernel
 from fastgrow.kernels.matmul import MatmulTiles
 from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured
 

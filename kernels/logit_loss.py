@@ -41,16 +41,14 @@ def fill_losses(
         gradient: as the logits; may be `logits` itself.
     """
     n, vocabulary = logits.shape
-    if n == 0:
-        return
     bias = None if call.bias is None else call.bias.contiguous()
-    block = min(BLOCK, next_power_of_2(vocabulary))
     with on_device_of(logits):
         loss_kernel[(n,)](
             logits, bias, call.targets[rows].contiguous(), share[rows], losses[rows], gradient,
             logits.stride(0), 0 if gradient is None else gradient.stride(0), vocabulary,
             call.ignore_index, call.label_smoothing, call.z_loss,
-            SMOOTH=call.label_smoothing > 0, BLOCK=block, num_warps=8,
+            SMOOTH=call.label_smoothing > 0, num_warps=8,
+            BLOCK=min(BLOCK, next_power_of_2(vocabulary)),
         )  # fmt: skip
 
 

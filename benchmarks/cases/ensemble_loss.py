@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Family, Inputs, Output, Run, Shape, Work, Yardstick
 from fastgrow.kernels.calls import LseCall
-from fastgrow.ops.heads import linear_cross_entropy, logit_tiles
+from fastgrow.ops.heads import chunked, linear_cross_entropy
 from fastgrow.ops.heads.heads import targets_in
 
 CHUNK_ELEMENTS = 1 << 23  # logits of a chunk of rows, 32 MB in float32
@@ -53,12 +53,11 @@ def _tile_loop(inputs: Inputs) -> Tensor:
     """The tiles of ours with torch's log-sum-exp."""
     targets = inputs["targets"]
     parts, logit = [], torch.zeros_like(inputs["h"][0][:, 0])
-    for tile in logit_tiles.tiles(
-        LseCall(_scaled(inputs), inputs["weight"], None, inputs["targets"])
-    ):
-        here, index = targets_in(targets[tile.rows], tile.columns)
-        logit[tile.rows] += torch.where(here, tile.z.gather(1, index).squeeze(1), 0)
-        parts.append((tile.rows, tile.z.logsumexp(1)))
+    call = LseCall(_scaled(inputs), inputs["weight"], None, targets)
+    for rows, columns, z, _ in chunked.tiles(call):
+        here, index = targets_in(targets[rows], columns)
+        logit[rows] += torch.where(here, z.gather(1, index).squeeze(1), 0)
+        parts.append((rows, z.logsumexp(1)))
     starts = sorted({rows.start for rows, _ in parts})
     lse = [torch.stack([x for rows, x in parts if rows.start == s]).logsumexp(0) for s in starts]
     return (torch.cat(lse) - logit).mean()
@@ -66,9 +65,9 @@ def _tile_loop(inputs: Inputs) -> Tensor:
 
 def _products(inputs: Inputs) -> Output:
     call = LseCall(_scaled(inputs), inputs["weight"], None, inputs["targets"])
-    for tile in logit_tiles.tiles(call):
-        z = tile.z
-    return z
+    for _, _, z, _ in chunked.tiles(call):
+        last = z
+    return last
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:

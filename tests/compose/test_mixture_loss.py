@@ -26,7 +26,7 @@ from fastgrow.compose import (
 from fastgrow.nn import Decoder, DecoderConfig
 from fastgrow.nn.sampling import Sampler
 from fastgrow.ops.heads import call as heads_call
-from fastgrow.ops.heads import chunked, logit_tiles
+from fastgrow.ops.heads import chunked
 from fastgrow.substrate import Substrate
 
 MIXTURES: list[Rule] = [ProbabilityMean({"a": 1, "b": 3}), Posterior(forgetting=0.9), TopK(1)]
@@ -46,7 +46,7 @@ def test_gradients_without_logits_are_those_of_the_formula(
     """Few logits would be made at once: here they are made in chunks, as many would be."""
     monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)
     monkeypatch.setattr(chunked, "MAX_ROWS", 20)
-    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 20)
+    monkeypatch.setattr(chunked, "TILE_ROWS", 20)
     ensemble = Ensemble(pair(substrate), rule)
     ids = random_text(substrate, 4)
     targets = ids.roll(-1, 1).masked_fill(ids == substrate.pad_id, -100)

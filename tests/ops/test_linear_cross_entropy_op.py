@@ -17,7 +17,7 @@ from fastgrow.ops import linear_cross_entropy as public
 from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import OPERATIONS
 from fastgrow.ops.heads import call as heads_call
-from fastgrow.ops.heads import chunked, logit_tiles, loss_workspace
+from fastgrow.ops.heads import chunked, loss_workspace
 
 
 def inputs(
@@ -38,8 +38,8 @@ def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     # Several chunks, the last of them shorter.
     monkeypatch.setattr(chunked, "MIN_ROWS", 1)
     monkeypatch.setattr(chunked, "MAX_ROWS", 7)
-    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 7)
-    monkeypatch.setattr(logit_tiles, "TILE_ELEMENTS", 35)
+    monkeypatch.setattr(chunked, "TILE_ROWS", 7)
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 35)
     return request.param
 
 
@@ -190,8 +190,8 @@ def test_half_precision_in_chunks_is_as_accurate_as_the_formula(
 ) -> None:
     monkeypatch.setattr(chunked, "MIN_ROWS", 1)
     monkeypatch.setattr(chunked, "MAX_ROWS", 64)
-    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 64)
-    monkeypatch.setattr(logit_tiles, "TILE_ELEMENTS", 64 * 67)
+    monkeypatch.setattr(chunked, "TILE_ROWS", 64)
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 64 * 67)
     h, weight, targets, bias = inputs(n=300, d=32, vocabulary=400, dtype=dtype)
     options: dict[str, Any] = {"reduction": reduction, "label_smoothing": 0.1, "z_loss": 1e-2}
     h, weight = h / 2, weight / 2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastgrow.errors import ArgumentError
 from fastgrow.ops import linear_kl
-from fastgrow.ops.heads import kl
+from fastgrow.ops.heads import chunked
 
 Head = tuple[Tensor, Tensor, Tensor | None]
 
@@ -46,8 +46,8 @@ def divergence(
 @pytest.fixture(params=["eager", "chunked"])
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # Several chunks, the last of them shorter.
-    monkeypatch.setattr(kl, "MIN_ROWS", 1)
-    monkeypatch.setattr(kl, "MAX_ROWS", 7)
+    monkeypatch.setattr(chunked, "MIN_ROWS", 1)
+    monkeypatch.setattr(chunked, "MAX_ROWS", 7)
     name: str = request.param
     return name
 

@@ -16,7 +16,7 @@ from fastgrow.ops import linear_cross_entropy, linear_lse_gather, merge_lse
 from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.dispatch import OPERATIONS, Explanation
 from fastgrow.ops.heads import call as heads_call
-from fastgrow.ops.heads import chunked, logit_tiles
+from fastgrow.ops.heads import chunked
 
 N, VOCABULARY = 15, 13
 WIDTHS = (6, 4, 6)
@@ -26,8 +26,8 @@ WIDTHS = (6, 4, 6)
 def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(chunked, "MIN_ROWS", 1)
     monkeypatch.setattr(chunked, "MAX_ROWS", 7)
-    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 7)
-    monkeypatch.setattr(logit_tiles, "TILE_ELEMENTS", 35)
+    monkeypatch.setattr(chunked, "TILE_ROWS", 7)
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 35)
     return request.param
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgrow import _native
 from fastgrow.kernels.calls import LseCall
-from fastgrow.ops.heads import logit_tiles
+from fastgrow.ops.heads import chunked
 
 pytestmark = needs_native
 
@@ -177,8 +177,8 @@ def test_tiles_of_a_head_bypass_the_extension_alike(
     bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With and without it: the same terms and gradients, within float32's roundings."""
-    monkeypatch.setattr(logit_tiles, "MAX_ROWS", 5)
-    monkeypatch.setattr(logit_tiles, "TILE_ELEMENTS", 5 * 67)
+    monkeypatch.setattr(chunked, "TILE_ROWS", 5)
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 5 * 67)
     h = [normal(13, 6, seed=k) for k in range(2)]
     weight = [normal(301, 6, seed=10 + k) for k in range(2)]
     b = normal(602, seed=20)[::2] if bias else None
@@ -188,7 +188,7 @@ def test_tiles_of_a_head_bypass_the_extension_alike(
         state = _native.Extension("_C", loaded, "turned off here")
         monkeypatch.setattr(_native, "CPU", state)
         leaves = [x.clone().requires_grad_() for x in h]
-        terms = logit_tiles.run(LseCall(leaves, weight, b, targets, True))
+        terms = chunked.linear_lse_gather(LseCall(leaves, weight, b, targets, True))
         gradient = torch.autograd.grad(sum(x.sum() * (i + 1) for i, x in enumerate(terms)), leaves)
         found.append((*terms, *gradient))
     for a, b_ in zip(*found, strict=True):

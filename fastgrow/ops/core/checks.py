@@ -115,7 +115,7 @@ def run_in_range(
     try:
         return run()
     except (IndexError, RuntimeError):
-        if values.device.type == "cpu" and bool(_outside(values, 0, limit, ignore).any()):
+        if values.device.type == "cpu" and bool(outside(values, 0, limit, ignore).any()):
             raise _out_of_range(operation, argument, values, 0, limit, ignore) from None
         raise
 
@@ -130,7 +130,7 @@ def check_range(
     ignore: int | None = None,
 ) -> None:
     """Under FASTGROW_DEBUG, refuse values outside [first, limit) that are not `ignore`."""
-    if debugging(values) and bool(_outside(values, first, limit, ignore).any()):
+    if debugging(values) and bool(outside(values, first, limit, ignore).any()):
         raise _out_of_range(operation, argument, values, first, limit, ignore)
 
 
@@ -157,12 +157,12 @@ def _out_of_range(
     operation: str, argument: str, values: Tensor, first: int, limit: int, ignore: int | None
 ) -> ArgumentError:
     """The error for the first value outside [first, limit) that is not `ignore`; there is one."""
-    where = tuple(_outside(values, first, limit, ignore).nonzero()[0].tolist())
+    where = tuple(outside(values, first, limit, ignore).nonzero()[0].tolist())
     got = f"{int(values[where])} at {list(where)}"
     return argument_error(operation, argument, f"in [{first}, {limit})", got)
 
 
-def _outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
+def outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
     """Which values are neither in [first, limit) nor `ignore`."""
     # A limit that an int32 does not hold would wrap around.
     wide = values.long()

@@ -1,10 +1,15 @@
 """Linear heads whose logits are never in memory together: losses, and what losses need of them."""
 
-from fastgrow.ops.heads.call import linear_cross_entropy, linear_lse_gather, merge_lse
+from fastgrow.ops.heads.call import (
+    Workspace,
+    linear_cross_entropy,
+    linear_lse_gather,
+    loss_workspace,
+    merge_lse,
+)
 from fastgrow.ops.heads.chunked import rows_at_a_time as rows_in_chunks
 from fastgrow.ops.heads.heads import REDUCTIONS, reduced
 from fastgrow.ops.heads.kl import linear_kl
-from fastgrow.ops.heads.workspace import Workspace, loss_workspace
 
 __all__ = [
     "REDUCTIONS",

@@ -21,8 +21,9 @@ with s the label smoothing. `mean` divides by the number of targets that are not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +32,13 @@ from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import HeadLossCall, LseCall
 from fastgrow.ops.core import dispatch
 from fastgrow.ops.core.checks import check_float, check_like, check_targets, run_in_range
-from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
-from fastgrow.ops.heads import chunked, cublas, logit_tiles, reference, triton
+from fastgrow.ops.core.dispatch import Answer, Implementation, Operation, triton_kernels
+from fastgrow.ops.heads import chunked, cublas, reference, triton
 from fastgrow.ops.heads.heads import HeadsCall, autocast_dtype, check_reduction, differentiated
-from fastgrow.ops.heads.mix import Heads, Mix, is_wider, mixed
 
 Tensors = Tensor | Sequence[Tensor]
+Mix = Tensor | Sequence[float]
+Heads = tuple[list[Tensor], list[Tensor], Tensor | None]  # h, weight and bias of a call
 MAX_HEADS = 8  # of the kernels
 FEW_ELEMENTS = 1 << 21  # logits that are sooner made at once on a CPU
 
@@ -185,7 +187,7 @@ def as_heads(
         like = (hidden[0], weights[0].shape[0]) if k else None
         check_head(name, names, *head, like=like, narrow=True)
     check_targets(name, targets, hidden[0])
-    return mixed(name, hidden, weights, biases, mix, targets)
+    return _mixed(name, hidden, weights, biases, mix, targets)
 
 
 def _listed(name: str, argument: str, given: object, count: int) -> list[Any]:
@@ -226,16 +228,80 @@ def check_head(
         raise argument_error(operation, of_weight, expected, describe(weight))
     if weight.shape[0] == 0:
         raise argument_error(operation, of_weight, "of at least one row", describe(weight))
-    if not (narrow and is_wider(h, weight)):
+    if not (narrow and _is_wider(h, weight)):
         check_like(operation, of_weight, weight, tuple(weight.shape), h)
     check_like(operation, of_bias, bias, (weight.shape[0],), weight)
 
 
+def _mixed(
+    name: str,
+    hidden: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    mix: Mix | None,
+    targets: Tensor,
+) -> Heads:
+    """h, weight and bias of the weighted sum of several heads, which have been checked.
+
+    Raises:
+        ArgumentError: `mix` is of another length, shape or device.
+    """
+    count = len(hidden)
+    shares: list[Any]
+    per_row = isinstance(mix, Tensor) and mix.dim() > 1
+    if isinstance(mix, Tensor):
+        of_rows = (*targets.shape, count)
+        if tuple(mix.shape) not in ((count,), of_rows) or mix.device != targets.device:
+            expected = f"of shape [{count}] or {list(of_rows)} on {targets.device}"
+            raise argument_error(name, "mix", expected, describe(mix))
+        shares = list(mix.reshape(-1, count).split(1, dim=1) if per_row else mix.unbind())
+    else:
+        shares = [1 / count] * count if mix is None else list(mix)
+        if len(shares) != count:
+            raise argument_error(name, "mix", f"of {count} numbers, one for each h", len(shares))
+    heads = [
+        head
+        for head in zip(hidden, weights, biases, shares, strict=True)
+        if isinstance(head[3], Tensor) or head[3] != 0
+    ] or [(hidden[0], weights[0], biases[0], 0.0)]
+    h = [_folded(x.reshape(-1, x.shape[-1]), share, w) for x, w, _, share in heads]
+    weights = [w for _, w, _, _ in heads]
+    given = [(b, share) for _, _, b, share in heads if b is not None]
+    if not given:
+        return h, weights, None
+    if not per_row:
+        scaled = [_scaled(b, share) for b, share in given]
+        return h, weights, functools.reduce(torch.add, scaled)
+    # Biases that each row weights in its own way are one more product, of their number's width.
+    of_bias = torch.stack([b for b, _ in given], dim=1)
+    columns = torch.cat([share for _, share in given], dim=1)
+    return [*h, columns.to(of_bias.dtype)], [*weights, of_bias], None
+
+
+def _is_wider(h: Tensor, weight: Tensor) -> bool:
+    """Whether h is float32 beside a weight of half precision."""
+    half = (torch.bfloat16, torch.float16)
+    return h.dtype == torch.float32 and weight.dtype in half and weight.device == h.device
+
+
+def _folded(h: Tensor, share: Tensor | float, weight: Tensor) -> Tensor:
+    """A head's input with its share, rounded once; to the weight's dtype where that is narrower."""
+    return _scaled(h, share).to(weight.dtype if _is_wider(h, weight) else h.dtype)
+
+
+def _scaled(x: Tensor, share: Tensor | float) -> Tensor:
+    if isinstance(share, Tensor):
+        # Numbers stay where the share is 0, for its gradient; 0 · inf would be NaN.
+        x = torch.where(share == 0, x.nan_to_num(0.0, 0.0, 0.0), x)
+    elif share == 1:
+        return x
+    return (x * share).to(x.dtype)
+
+
 def _kernels_can_serve(call: HeadsCall) -> Answer:
-    ok, reason = dispatch.triton_can_run(call.h[0])
-    if ok and len(call.h) > MAX_HEADS:
+    if len(call.h) > MAX_HEADS:
         return False, f"it takes at most {MAX_HEADS} products, got {len(call.h)}"
-    return ok, reason
+    return True, ""
 
 
 def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
@@ -243,20 +309,18 @@ def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
 
     Rows that load slowly, at no multiple of 16 elements, do so too: all logits are the alternative.
     """
-    ok, reason = dispatch.triton_pays_on(call.h[0])
-    if ok and autocast_dtype(call) == torch.float32:
+    if autocast_dtype(call) == torch.float32:
         return False, "the library's float32 products are faster"
-    return ok, reason
+    return True, ""
 
 
 def _kernels_pay_for_a_loss(call: HeadLossCall) -> Answer:
     """By counting products and passes over memory, not measured."""
     if call.reduction == "none" or not _gradients_fit(call)[0]:
-        return dispatch.triton_pays_on(call.h[0])
+        return True, ""
     if differentiated(call):
         return False, "gradients made beside the loss take three products, afterwards four"
-    loaded = (*call.h, *call.weight)
-    if any(x.stride(0) % 16 for x in loaded if x.shape[-1] > MAX_HEADS):
+    if any(x.stride(0) % 16 for x in (*call.h, *call.weight) if x.shape[-1] > MAX_HEADS):
         return False, "rows that start at no multiple of 16 elements load slowly"
     return _kernels_pay(call)
 
@@ -307,8 +371,8 @@ def _example(device: torch.device) -> HeadLossCall:
 _LSE_GATHER = Operation(
     "linear_lse_gather",
     (
-        Implementation("triton", triton.run, _kernels_can_serve, _kernels_pay),
-        Implementation("chunked", logit_tiles.run, pays=_chunks_pay),
+        triton_kernels(triton.linear_lse_gather, _kernels_can_serve, _kernels_pay),
+        Implementation("chunked", chunked.linear_lse_gather, pays=_chunks_pay),
         Implementation("eager", reference.linear_lse_gather),
     ),
     lambda device: LseCall(*_example(device)[:4]),
@@ -316,12 +380,49 @@ _LSE_GATHER = Operation(
 _CROSS_ENTROPY = Operation(
     "linear_cross_entropy",
     (
-        Implementation(
-            "triton", triton.linear_cross_entropy, _kernels_can_serve, _kernels_pay_for_a_loss
-        ),
-        Implementation("cublas", cublas.run, _library_can_serve, saves),
-        Implementation("chunked", chunked.run, pays=_chunks_pay),
+        triton_kernels(triton.linear_cross_entropy, _kernels_can_serve, _kernels_pay_for_a_loss),
+        Implementation("cublas", cublas.linear_cross_entropy, _library_can_serve, saves),
+        Implementation("chunked", chunked.linear_cross_entropy, pays=_chunks_pay),
         Implementation("eager", reference.linear_cross_entropy),
     ),
     _example,
 )
+
+
+class Workspace(NamedTuple):
+    """What `linear_cross_entropy` holds beside its inputs while it makes a loss and its gradients.
+
+    Args:
+        implementation: that serves.
+        rows: whose logits are in memory together.
+        nbytes: at the worst moment.
+    """
+
+    implementation: str
+    rows: int
+    nbytes: int
+
+
+def loss_workspace(
+    rows: int, width: int, vocabulary: int, *, itemsize: int, device: str, head_bytes: int
+) -> Workspace:
+    """Of `mean` or `sum`, with gradients, as it is chosen by itself.
+
+    Args:
+        rows: N.
+        width: d.
+        vocabulary: V.
+        itemsize: of a number that a product reads: 4 in float32, 2 under bf16 autocast.
+        device: its type, `cpu` or `cuda`.
+        head_bytes: of the gradients of weight and bias; 0 where they do not train.
+    """
+    if device != "cuda" and rows * vocabulary <= FEW_ELEMENTS:
+        # The logits' logarithms, the gradient by these and the gradient by the logits.
+        return Workspace("eager", rows, 3 * torch.float32.itemsize * rows * vocabulary)
+    gradients = itemsize * rows * width + head_bytes
+    if device == "cuda":
+        name, part = "cublas", cublas.rows_at_a_time(rows, vocabulary, itemsize, head_bytes > 0)
+    else:
+        name, part = "chunked", chunked.rows_at_a_time(rows, vocabulary)
+    # In the end the gradients are multiplied by that of the loss itself, into new memory.
+    return Workspace(name, part, gradients + max(itemsize * part * vocabulary, gradients))

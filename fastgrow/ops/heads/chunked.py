@@ -1,10 +1,17 @@
-"""`linear_cross_entropy` with its gradients made beside the loss, some rows of logits at a time.
+"""Operations on heads by the library's products alone, some of the logits at a time.
 
-The gradient of a row's logits is at hand when its loss is, so making the products with it there
-saves keeping the logits or making them again: three products, where recomputing takes four. The
-gradient of the loss, one number, is multiplied in afterwards. Torch alone is needed. In half
-precision logits and sums over rows are float32, and the gradient of the logits is rounded for the
-products with it.
+`linear_lse_gather` takes one tile of logits after the other: as many rows as make the products
+efficient, by as many columns of the vocabulary as keep it in the caches, where its exponentials are
+taken next. On a CPU the compiled extension takes them in one pass (csrc/cpu/logit_tile.cpp);
+without it, and elsewhere, torch's own passes do.
+
+`linear_cross_entropy` and `linear_kl` have their gradients made beside the loss, all columns of
+some rows at a time. The gradient of a row's logits is at hand when its loss is, so making the
+products with it there saves keeping the logits or making them again: three products, where
+recomputing takes four. The gradient of the loss, one number, is multiplied in afterwards.
+
+In half precision logits and sums over rows are float32, and the gradient of the logits is rounded
+for the products with it.
 """
 
 from __future__ import annotations
@@ -14,32 +21,152 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.calls import HeadLossCall
-from fastgrow.ops.core.dtypes import wide_dtype
+from fastgrow import _native
+from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall, LseGradientCall
+from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype, widened
 from fastgrow.ops.core.registration import operator
-from fastgrow.ops.heads import logit_tiles
+from fastgrow.ops.heads import reference
 from fastgrow.ops.heads.heads import (
+    HeadsCall,
     add_products,
-    check_targets,
+    beside_its_gradients,
+    check_targets_in_range,
+    differentiable_terms,
     differentiated,
     empty_gradients,
     empty_terms,
     fill_logits,
     finished,
-    fused_loss,
+    in_autocast,
+    like_gradients,
     like_loss,
+    loss_of,
     losses_of,
     parts_of,
-    reduced,
     rounded,
     row_shares,
     targets_in,
     terms_call,
+    tiles_of,
 )
 
-# Logits held at a time: 32 MB in float32. Fewer rows make the products inefficient, more leave the
-# caches without saving any.
+# Logits of a tile: 8 MB in float32 on a CPU. A GPU has no use for tiles that small.
+TILE_ELEMENTS, TILE_ELEMENTS_ON_GPU, TILE_ROWS = 1 << 21, 1 << 23, 2048
+# Logits of whole rows held at a time: 32 MB in float32. Fewer rows make the products inefficient,
+# more leave the caches without saving any.
 CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
+
+
+def linear_lse_gather(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of some rows and columns, their sums, and the next ones in the same memory.
+
+    Autocast rounds h and weight here as it does for the formula, but not the logits.
+    """
+    call = rounded(call)
+    with torch.autocast(call.h[0].device.type, enabled=False):
+        return (_differentiable if differentiated(call) else linear_lse_chunked)(*call)
+
+
+def tiles(call: HeadsCall) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+    """Rows, columns, their logits less the bias, and the bias of the columns where there is one."""
+    h = call.h[0]
+    height = max(1, min(TILE_ROWS, h.shape[0]))
+    elements = TILE_ELEMENTS if h.device.type == "cpu" else TILE_ELEMENTS_ON_GPU
+    width = max(1, min(call.weight[0].shape[0], elements // height))
+    bias = None if call.bias is None else widened(call.bias).contiguous()
+    for rows, columns, z in tiles_of(call, height, width, wide_dtype(h.dtype)):
+        fill_logits(z, call, rows, columns)
+        yield rows, columns, z, None if bias is None else bias[columns]
+
+
+@operator(empty_terms)
+def linear_lse_chunked(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+    """lse, target_logit and the mean logit or an empty tensor."""
+    targets = call.targets.long().contiguous()
+    return (_native_terms if _native_serves(call) else _torch_terms)(call, targets)
+
+
+def _native_serves(call: HeadsCall) -> bool:
+    h = call.h[0]
+    return _native.CPU.loaded and h.device.type == "cpu" and h.dtype != torch.float64
+
+
+def _native_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # The largest logit, the sum of exponentials relative to it, and the plain sum.
+    sums = torch.tensor([float("-inf"), 0.0, 0.0], dtype=torch.float64).repeat(len(targets), 1)
+    target_logit = torch.zeros(len(targets))
+    for rows, columns, z, bias in tiles(call):
+        torch.ops.fastgrow_native.logit_tile_add_log_sums(
+            z, bias, targets[rows], columns.start, sums[rows], target_logit[rows]
+        )
+    top, mass, total = sums.unbind(1)
+    lse = torch.where(top.isfinite(), top, 0) + mass.log()
+    mean = total / call.weight[0].shape[0] if call.with_mean else total[:0]
+    return lse.float(), target_logit, mean.float()
+
+
+def _torch_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    vocabulary = call.weight[0].shape[0]
+    lse, target_logit, mean = (x.zero_() for x in empty_terms(call))
+    parts: list[Tensor] = []
+    for rows, columns, z, bias in tiles(call):
+        z = _with_bias(z, bias)
+        here, index = targets_in(targets[rows], columns)
+        target_logit[rows] += torch.where(here, z.gather(1, index).squeeze(1), 0)
+        if call.with_mean:
+            mean[rows] += z.sum(1) / vocabulary
+        parts.append(z.logsumexp(1))
+        if columns.stop == vocabulary:
+            lse[rows] = torch.stack(parts).logsumexp(0)
+            parts.clear()
+    return lse, target_logit, mean
+
+
+@operator(like_gradients)
+def linear_lse_chunked_backward(call: LseGradientCall) -> list[Tensor]:
+    """Gradients in the order of `needs`: each h, each weight, the bias."""
+    wide = wide_dtype(call.h[0].dtype)
+    targets = call.targets.long().contiguous()
+    found = empty_gradients(call, call.needs, of_h=wide, of_others=wide)
+    of_each = None if call.dmean is None else call.dmean / call.weight[0].shape[0]
+    gradient_ = (
+        torch.ops.fastgrow_native.logit_tile_gradient_ if _native_serves(call) else _torch_gradient_
+    )
+    for rows, columns, z, bias in tiles(call):
+        each = None if of_each is None else of_each[rows]
+        gradient_(
+            *(z, bias, targets[rows], columns.start),
+            *(call.lse[rows], call.dlse[rows], call.dtarget[rows], each),
+        )
+        add_products(call, found, call.needs, rows, columns, z)
+    return finished(call, found)
+
+
+_differentiable = differentiable_terms(linear_lse_chunked, linear_lse_chunked_backward)
+
+
+def _with_bias(z: Tensor, bias: Tensor | None) -> Tensor:
+    return z if bias is None else z.add_(bias)
+
+
+def _torch_gradient_(
+    z: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    first_column: int,
+    lse: Tensor,
+    of_lse: Tensor,
+    of_target: Tensor,
+    of_each: Tensor | None,
+) -> None:
+    """What the extension's `logit_tile_gradient_` does."""
+    # A row without any mass has no gradient through it.
+    pivot = torch.where(lse == float("-inf"), 0, lse)[:, None]
+    dz = _with_bias(z, bias).sub_(pivot).exp_().mul_(of_lse[:, None])
+    if of_each is not None:
+        dz.add_(of_each[:, None])
+    here, index = targets_in(targets, slice(first_column, first_column + z.shape[1]))
+    dz.scatter_add_(1, index, torch.where(here, of_target, 0)[:, None])
 
 
 def rows_at_a_time(rows: int, vocabulary: int) -> int:
@@ -47,7 +174,7 @@ def rows_at_a_time(rows: int, vocabulary: int) -> int:
     return max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary, rows))
 
 
-def run(call: HeadLossCall) -> Tensor:
+def linear_cross_entropy(call: HeadLossCall) -> Tensor:
     """The library's products on some rows at a time.
 
     Losses of rows have gradients of their own, which are not known beside the loss; those of
@@ -55,11 +182,9 @@ def run(call: HeadLossCall) -> Tensor:
     """
     is_half = call.h[0].dtype == torch.float16
     if (call.reduction == "none" or is_half) and differentiated(call):
-        check_targets(call)
-        terms = logit_tiles.run(terms_call(call))
-        losses = losses_of(terms, call)
-        return reduced(losses, call.targets, call.ignore_index, call.reduction)
-    return _run(rounded(call))
+        check_targets_in_range(call)
+        return loss_of(losses_of(linear_lse_gather(terms_call(call)), call), call)
+    return _cross_entropy(rounded(call))
 
 
 @operator(like_loss)
@@ -67,23 +192,27 @@ def linear_cross_entropy_chunked(
     call: HeadLossCall, needs: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
     """Each row's loss, and the gradients of their sum or mean."""
-    check_targets(call)
+    check_targets_in_range(call)
     targets, smoothing = call.targets, call.label_smoothing
     if not any(needs):
-        terms = logit_tiles.terms(terms_call(call))
+        terms = linear_lse_chunked(*terms_call(call))
         return losses_of(terms, call), empty_gradients(call, needs)
-    vocabulary, wide = call.weight[0].shape[0], wide_dtype(call.h[0].dtype)
+    n, vocabulary, wide = len(targets), call.weight[0].shape[0], wide_dtype(call.h[0].dtype)
     gradients = empty_gradients(call, needs, of_others=wide)
     lse, target_logit, means = terms = empty_terms(terms_call(call))
-    everything = slice(0, vocabulary)
-    here, index = targets_in(targets, everything)
+    here, index = targets_in(targets, slice(0, vocabulary))
     share = row_shares(call, wide)
     on_target = torch.where(here, (smoothing - 1) * share, 0)[:, None]
-    for rows, z in _chunks(call, wide):
+    for rows, words, z in tiles_of(call, rows_at_a_time(n, vocabulary), vocabulary, wide):
+        fill_logits(z, call, rows, words, call.bias)
         target_logit[rows] = z.gather(1, index[rows]).squeeze(1)
         if smoothing > 0:
             torch.mean(z, 1, out=means[rows])
-        sums, lse[rows] = _exponentials(z)
+        pivot = z.amax(1)
+        # A row of infinities has no pivot that would leave numbers.
+        pivot = torch.where(pivot.isfinite(), pivot, 0)
+        sums = z.sub_(pivot[:, None]).exp_().sum(1)
+        lse[rows] = pivot + sums.log()
         # Of dz = factor · z; a row that counts nothing has none. In others a 0, which is a rounded
         # number as every other, would leave nothing to divide the target's part by.
         of_lse = 1 + 2 * call.z_loss * lse[rows]
@@ -93,28 +222,60 @@ def linear_cross_entropy_chunked(
         if smoothing > 0:
             z.sub_(inverse * (share[rows, None] * (smoothing / vocabulary)))
         z.scatter_add_(1, index[rows], inverse * on_target[rows])
-        add_products(call, gradients, needs, rows, everything, z, factor)
+        add_products(call, gradients, needs, rows, words, z, factor)
     return losses_of(terms, call), finished(call, gradients)
 
 
-_run = fused_loss(linear_cross_entropy_chunked)
+_cross_entropy = beside_its_gradients(
+    "linear_cross_entropy", HeadLossCall, linear_cross_entropy_chunked, loss_of
+)
 
 
-def _chunks(call: HeadLossCall, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows, and their logits in memory that the next ones take over."""
-    h, vocabulary = call.h[0], call.weight[0].shape[0]
-    size = rows_at_a_time(h.shape[0], vocabulary)
-    buffer = h.new_empty(size, vocabulary, dtype=dtype)
-    for rows in parts_of(h.shape[0], size):
-        z = buffer[: rows.stop - rows.start]
-        fill_logits(z, call, rows, slice(0, vocabulary), call.bias)
-        yield rows, z
+def linear_kl(call: KlCall) -> Tensor:
+    """The library's products on some rows at a time; no logits are ever in memory at once."""
+    dtype = compute_dtype(call.h[0])
+    call = in_autocast(call)._replace(
+        teacher_h=[t.to(dtype) for t in call.teacher_h],
+        teacher_weight=[w.to(dtype) for w in call.teacher_weight],
+        teacher_bias=[in_dtype(b, dtype) for b in call.teacher_bias],
+    )
+    loss = _kl(call)
+    # Divided last: without a row that counts it is 0 / 0, as it is in the formula.
+    return loss / call.counts.sum() if call.reduction == "mean" else loss
 
 
-def _exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits to exp(z − pivot) in place; their sums, and the log-sum-exp of the logits."""
-    pivot = z.amax(1)
-    # A row of infinities has no pivot that would leave numbers.
-    pivot = torch.where(pivot.isfinite(), pivot, 0)
-    sums = z.sub_(pivot[:, None]).exp_().sum(1)
-    return sums, pivot + sums.log()
+def _like_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+    wide = wide_dtype(call.h[0].dtype)
+    losses = call.h[0].new_empty(len(call.counts), dtype=wide)
+    return losses, empty_gradients(call, needs, of_others=wide)
+
+
+@operator(_like_kl)
+def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+    """Each row's loss, and the gradients of the sum of those that count, some rows at a time.
+
+    dz_n = T · (q_n − p_n) is at hand when the loss is.
+    """
+    losses, gradients = _like_kl(call, needs)
+    vocabulary, T = call.weight[0].shape[0], call.temperature
+    for rows in parts_of(len(losses), rows_at_a_time(len(losses), vocabulary)):
+        some = call._replace(
+            h=[x[rows] for x in call.h], teacher_h=[x[rows] for x in call.teacher_h]
+        )
+        q = reference.logits(some).div_(T).log_softmax(-1)
+        log_p = reference.teacher_logits(some).div_(T).log_softmax(-1)
+        p = log_p.exp()
+        losses[rows] = T**2 * torch.where(p > 0, log_p.sub_(q), 0).mul_(p).sum(-1)
+        if any(needs):
+            dz = q.exp_().sub_(p).mul_(T * call.counts[rows, None].to(q.dtype))
+            add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
+    return losses, gradients
+
+
+def _rows_or_sum(losses: Tensor, call: KlCall) -> Tensor:
+    # A row that does not count may hold anything.
+    losses = torch.where(call.counts, losses, 0)
+    return losses if call.reduction == "none" else losses.sum()
+
+
+_kl = beside_its_gradients("linear_kl", KlCall, linear_kl_chunked, _rows_or_sum)

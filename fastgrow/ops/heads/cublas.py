@@ -15,15 +15,16 @@ from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads.heads import (
     accumulate,
     add_products,
-    check_targets,
+    beside_its_gradients,
+    check_targets_in_range,
     empty_gradients,
     finished,
-    fused_loss,
     in_autocast,
     like_loss,
+    loss_of,
     part,
-    parts_of,
     row_shares,
+    tiles_of,
 )
 
 # Where no weight trains, this many bytes of logits stay in the L2 cache between their product, the
@@ -41,7 +42,7 @@ def rows_at_a_time(rows: int, vocabulary: int, itemsize: int, needs_weight: bool
     return min(least, rows)
 
 
-def run(call: HeadLossCall) -> Tensor:
+def linear_cross_entropy(call: HeadLossCall) -> Tensor:
     """All in autocast's dtype where it is on."""
     return _run(in_autocast(call))
 
@@ -53,7 +54,7 @@ def linear_cross_entropy_cublas(
     """Each row's loss, and the gradients of their sum or mean."""
     from fastgrow.kernels.logit_loss import fill_losses
 
-    check_targets(call)
+    check_targets_in_range(call)
     h, count = call.h[0], len(call.h)
     n, vocabulary, dtype = h.shape[0], call.weight[0].shape[0], h.dtype
     # A sum of several heads' products in half precision would be rounded with each of them.
@@ -64,19 +65,18 @@ def linear_cross_entropy_cublas(
     # In half precision a sum over parts of the rows needs a wider place than the gradient's.
     gradients = empty_gradients(call, needs, of_others=torch.float32 if size < n else None)
     share = row_shares(call, torch.float32)
-    logits = h.new_empty(size, vocabulary, dtype=of_logits)
-    gradient = logits
-    if any(needs) and of_logits != dtype:
-        gradient = h.new_empty(size, vocabulary)
-    for rows in parts_of(n, size):
-        height = slice(0, rows.stop - rows.start)
-        z, dz = part(logits, height), part(gradient, height)
+    beside = any(needs) and of_logits != dtype
+    narrow = h.new_empty(size if beside else 0, vocabulary)
+    for rows, words, z in tiles_of(call, size, vocabulary, of_logits):
         for k, (x, weight) in enumerate(zip(call.h, call.weight, strict=True)):
             accumulate(z, part(x, rows), weight.T, first=k == 0)
+        dz = part(narrow, slice(0, len(z))) if beside else z
         fill_losses(call, rows, z, share, losses, dz if any(needs) else None)
         if any(needs):
-            add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
+            add_products(call, gradients, needs, rows, words, dz)
     return losses, finished(call, gradients)
 
 
-_run = fused_loss(linear_cross_entropy_cublas)
+_run = beside_its_gradients(
+    "linear_cross_entropy", HeadLossCall, linear_cross_entropy_cublas, loss_of
+)

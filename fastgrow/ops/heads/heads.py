@@ -7,7 +7,7 @@ time, and so are the products with the logits' gradient.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastgrow.errors import argument_error
 from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall, LseGradientCall
+from fastgrow.ops.core.checks import outside
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
 from fastgrow.ops.core.registration import distinct, needs_gradient, refuse_double_backward
 
@@ -42,6 +43,11 @@ def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) 
     return total / (targets != ignore_index).sum() if reduction == "mean" else total
 
 
+def loss_of(losses: Tensor, call: HeadLossCall) -> Tensor:
+    """Losses of rows to the loss that a call asks for."""
+    return reduced(losses, call.targets, call.ignore_index, call.reduction)
+
+
 def tensors(call: HeadsCall) -> list[Tensor | None]:
     """Everything that may have a gradient: each h, each weight and the bias."""
     return [*call.h, *call.weight, call.bias]
@@ -62,8 +68,6 @@ def in_autocast(call: C) -> C:
 
 def rounded(call: C) -> C:
     """The call with heads as autocast rounds them, in the dtype they have."""
-    if not torch.is_autocast_enabled(call.h[0].device.type):
-        return call
     return _converted(in_autocast(call), call.h[0].dtype)
 
 
@@ -82,11 +86,9 @@ def terms_call(call: HeadLossCall) -> LseCall:
 
 def empty_terms(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """Room for lse, target logit, and mean logit where it is wanted."""
-    n, dtype = call.h[0].shape[0], wide_dtype(call.h[0].dtype)
-    lse, target, mean = (
-        call.h[0].new_empty(size, dtype=dtype) for size in (n, n, n if call.with_mean else 0)
-    )
-    return lse, target, mean
+    n = call.h[0].shape[0]
+    room = functools.partial(call.h[0].new_empty, dtype=wide_dtype(call.h[0].dtype))
+    return room(n), room(n), room(n if call.with_mean else 0)
 
 
 def empty_gradients(
@@ -98,22 +100,22 @@ def empty_gradients(
 ) -> list[Tensor]:
     """Room for each h, each weight and the bias, where needed; an operator returns as many always.
 
+    Without rows they are zeros: there will be nothing to write.
+
     Args:
         of_h, of_others: dtypes; those of the tensors without.
     """
+    room = Tensor.new_empty if call.h[0].shape[0] else Tensor.new_zeros
     found = []
     for k, (x, needed) in enumerate(zip(tensors(call), needs, strict=True)):
         like = call.h[0] if x is None else x
         dtype = of_h if k < len(call.h) else of_others
-        found.append(like.new_empty(like.shape if needed else (0,), dtype=dtype or like.dtype))
+        found.append(room(like, like.shape if needed else (0,), dtype=dtype or like.dtype))
     return found
 
 
 def finished(call: HeadsCall, gradients: list[Tensor]) -> list[Tensor]:
-    """Sums in the dtypes of what they are gradients of; 0 where there were no rows to add."""
-    if call.h[0].shape[0] == 0:
-        for gradient in gradients:
-            gradient.zero_()
+    """Sums in the dtypes of what they are gradients of."""
     pairs = zip(gradients, tensors(call), strict=True)
     return [g if x is None else g.to(x.dtype) for g, x in pairs]
 
@@ -126,8 +128,8 @@ def losses_of(terms: tuple[Tensor, Tensor, Tensor], call: HeadLossCall) -> Tenso
     losses = lse - expected
     if call.z_loss:
         losses = losses + call.z_loss * lse.square()
-    outside = (targets < 0) | (targets >= call.weight[0].shape[0])
-    return losses.masked_fill(outside, float("nan")).masked_fill(targets == call.ignore_index, 0.0)
+    wrong = (targets < 0) | (targets >= call.weight[0].shape[0])
+    return losses.masked_fill(wrong, float("nan")).masked_fill(targets == call.ignore_index, 0.0)
 
 
 def targets_in(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
@@ -136,13 +138,10 @@ def targets_in(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     return here, torch.where(here, targets - columns.start, 0).long()[:, None]
 
 
-def check_targets(call: HeadLossCall) -> None:
+def check_targets_in_range(call: HeadLossCall) -> None:
     """On a CPU, where it costs no synchronisation, refuse targets out of range."""
-    targets = call.targets
-    if targets.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    outside = (targets < 0) | (targets >= call.weight[0].shape[0])
-    if bool((outside & (targets != call.ignore_index)).any()):
+    is_read = call.targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_read and outside(call.targets, 0, call.weight[0].shape[0], call.ignore_index).any():
         raise IndexError("target out of range")
 
 
@@ -168,6 +167,23 @@ def part(x: Tensor, run: slice) -> Tensor:
     return x if run.stop - run.start == x.shape[0] else x[run]
 
 
+def tiles_of(
+    call: HeadsCall, height: int, width: int, dtype: torch.dtype
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Some rows and columns, and memory for their logits, which those of the next will take over.
+
+    All columns of the first rows come first, then those of the next rows.
+    """
+    memory = call.h[0].new_empty(height, width, dtype=dtype)
+    for rows in parts_of(call.h[0].shape[0], height):
+        for columns in parts_of(call.weight[0].shape[0], width):
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            whole = shape == memory.shape
+            # A part of it, as close together; asking for all of it would cost the host a little.
+            z = memory if whole else memory.view(-1)[: shape[0] * shape[1]].view(shape)
+            yield rows, columns, z
+
+
 def fill_logits(
     z: Tensor, call: HeadsCall, rows: slice, columns: slice, bias: Tensor | None = None
 ) -> None:
@@ -179,11 +195,9 @@ def fill_logits(
         a, b = part(h, rows), part(weight, columns).T
         if a.dtype == z.dtype or a.device.type == "cuda":
             accumulate(z, a, b, first=first)
-        elif first:
-            # Rounded as the formula's are: a wide copy of the weight would take more than `z`.
-            z.copy_(a @ b)
         else:
-            z += a @ b
+            # Rounded as the formula's are: a wide copy of the weight would take more than `z`.
+            (z.copy_ if first else z.add_)(a @ b)
 
 
 def add_products(
@@ -282,55 +296,44 @@ def differentiable_heads(
     return lambda h, weight, *rest: function.apply(*distinct((*h, *weight, *rest)), len(h))
 
 
-def wanted(ctx: Any, count: int) -> list[bool]:
-    """Which of the tensors of `count` heads need a gradient."""
-    return list(ctx.needs_input_grad[: 2 * count + 1])
-
-
 def beside_its_gradients(
-    operation: str, record: type[Any], make: Callable[..., tuple[Tensor, list[Tensor]]]
-) -> Callable[..., Tensor]:
+    operation: str,
+    record: type[Any],
+    operator: Callable[..., tuple[Tensor, list[Tensor]]],
+    reduce: Callable[[Tensor, Any], Tensor],
+) -> Callable[[Any], Tensor]:
     """A loss whose gradients are ready when it is; that of the loss itself is multiplied in later.
 
     Args:
-        make: `(call, needs)` to the loss and the gradients of `tensors(call)`; empty ones for those
-            not needed.
+        operator: gives, of `(*call, needs)`, the rows' losses, and the gradients of the loss that
+            is asked for by `tensors(call)`; empty ones for those not needed.
+        reduce: gives that loss, of `(losses, call)`. Single rows' losses get no gradients.
     """
 
     def forward(ctx: Any, call: Any) -> Tensor:
-        loss, gradients = make(call, wanted(ctx, len(call.h)))
+        losses, gradients = operator(*call, list(ctx.needs_input_grad[: len(tensors(call))]))
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if x is None else x.dtype for x in tensors(call)]
-        return loss
+        return reduce(losses, call)
 
     def backward(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-        ready = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
-        return [(g * grad).to(dtype) if needed else None for g, dtype, needed in ready]
+        # Autograd rounds them to the dtypes of their tensors.
+        ready = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+        return [g * grad if needed else None for g, needed in ready]
 
-    return differentiable_heads(operation, record, forward, backward)
+    with_gradients = differentiable_heads(operation, record, forward, backward)
+
+    def run(call: Any) -> Tensor:
+        with torch.autocast(call.h[0].device.type, enabled=False):
+            if differentiated(call):
+                return with_gradients(*call)
+            return reduce(operator(*call, [False] * len(tensors(call)))[0], call)
+
+    return run
 
 
 def like_loss(call: HeadLossCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     """What an operator gives that makes rows' losses, and the gradients of the loss asked for."""
     return empty_terms(terms_call(call))[0], empty_gradients(call, needs)
-
-
-def fused_loss(operator: Callable[..., Any]) -> Callable[[HeadLossCall], Tensor]:
-    """`linear_cross_entropy` by an operator as `like_loss`; no gradients of rows' losses."""
-
-    def make(call: HeadLossCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-        losses, gradients = operator(*call, needs)
-        return reduced(losses, call.targets, call.ignore_index, call.reduction), gradients
-
-    with_gradients = beside_its_gradients("linear_cross_entropy", HeadLossCall, make)
-
-    def run(call: HeadLossCall) -> Tensor:
-        with torch.autocast(call.h[0].device.type, enabled=False):
-            if differentiated(call):
-                return with_gradients(*call)
-            return make(call, [False] * len(tensors(call)))[0]
-
-    return run
 
 
 def like_gradients(call: LseGradientCall) -> list[Tensor]:
@@ -354,7 +357,7 @@ def differentiable_terms(forward: Callable[..., Any], backward: Callable[..., An
         return lse, target, mean
 
     def run_backward(ctx: Any, dlse: Tensor, dtarget: Tensor, dmean: Tensor) -> list[Tensor | None]:
-        needs, count = wanted(ctx, ctx.count), ctx.count
+        count, needs = ctx.count, list(ctx.needs_input_grad[: 2 * ctx.count + 1])
         *heads, bias, targets, lse = ctx.saved_tensors
         found = backward(
             *(heads[:count], heads[count:], bias, targets, lse),

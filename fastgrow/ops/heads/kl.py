@@ -18,24 +18,11 @@ from torch import Tensor
 from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import KlCall
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
-from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
-from fastgrow.ops.core.registration import operator
-from fastgrow.ops.heads import reference
+from fastgrow.ops.heads import chunked, reference
 from fastgrow.ops.heads.call import check_head
-from fastgrow.ops.heads.heads import (
-    add_products,
-    beside_its_gradients,
-    check_reduction,
-    differentiated,
-    empty_gradients,
-    in_autocast,
-    parts_of,
-    tensors,
-)
+from fastgrow.ops.heads.heads import check_reduction, differentiated
 
 Head = tuple[Tensor, Tensor, Tensor | None]
-# Logits held at a time, for student and teacher each: 32 MB in float32.
-CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
 
 
 def linear_kl(
@@ -110,63 +97,6 @@ def _can_chunk(call: KlCall) -> Answer:
     return True, ""
 
 
-def _in_chunks(call: KlCall) -> Tensor:
-    """The library's products on some rows at a time; no logits are ever in memory at once."""
-    dtype = compute_dtype(call.h[0])
-    call = in_autocast(call)._replace(
-        teacher_h=[t.to(dtype) for t in call.teacher_h],
-        teacher_weight=[w.to(dtype) for w in call.teacher_weight],
-        teacher_bias=[in_dtype(b, dtype) for b in call.teacher_bias],
-    )
-    if call.reduction == "none":
-        return _loss(call, [False] * len(tensors(call)))[0]
-    total = _sum(*call)
-    # Divided last: without a row that counts it is 0 / 0, as it is in the formula.
-    return total if call.reduction == "sum" else total / call.counts.sum()
-
-
-def _loss(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    losses, gradients = linear_kl_chunked(*call, needs)
-    # A row that does not count may hold anything.
-    losses = torch.where(call.counts, losses, 0)
-    return losses if call.reduction == "none" else losses.sum(), gradients
-
-
-_sum = beside_its_gradients("linear_kl", KlCall, _loss)
-
-
-def _like_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    h = call.h[0]
-    wide = wide_dtype(h.dtype)
-    losses = h.new_empty(h.shape[0], dtype=wide)
-    return losses, empty_gradients(call, needs, of_others=wide)
-
-
-@operator(_like_chunked)
-def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    """Each row's loss, and the gradients of the sum of those that count, some rows at a time.
-
-    dz_n = T · (q_n − p_n) is at hand when the loss is.
-    """
-    losses, gradients = _like_chunked(call, needs)
-    for gradient in gradients:
-        gradient.zero_()
-    vocabulary, T = call.weight[0].shape[0], call.temperature
-    size = max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary))
-    for rows in parts_of(len(losses), size):
-        some = call._replace(
-            h=[x[rows] for x in call.h], teacher_h=[x[rows] for x in call.teacher_h]
-        )
-        q = reference.logits(some).div_(T).log_softmax(-1)
-        log_p = reference.teacher_logits(some).div_(T).log_softmax(-1)
-        p = log_p.exp()
-        losses[rows] = T**2 * torch.where(p > 0, log_p.sub_(q), 0).mul_(p).sum(-1)
-        if any(needs):
-            dz = q.exp_().sub_(p).mul_(T * call.counts[rows, None].to(q.dtype))
-            add_products(call, gradients, needs, rows, slice(0, vocabulary), dz)
-    return losses, gradients
-
-
 def _example(device: torch.device) -> KlCall:
     h, weight = torch.zeros(2, 32, device=device), torch.zeros(64, 32, device=device)
     counts = torch.ones(2, dtype=torch.bool, device=device)
@@ -176,7 +106,7 @@ def _example(device: torch.device) -> KlCall:
 _OPERATION = Operation(
     "linear_kl",
     (
-        Implementation("chunked", _in_chunks, _can_chunk),
+        Implementation("chunked", chunked.linear_kl, _can_chunk),
         Implementation("eager", reference.linear_kl),
     ),
     _example,

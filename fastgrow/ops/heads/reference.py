@@ -11,14 +11,6 @@ from fastgrow.ops.core.dtypes import wide_dtype, widened
 from fastgrow.ops.heads.heads import HeadsCall, reduced, targets_in
 
 
-def workspace_bytes(rows: int, vocabulary: int) -> int:
-    """What the loss holds beside its inputs at its worst moment.
-
-    The logits' logarithms, the gradient by these and the gradient by the logits.
-    """
-    return 3 * torch.float32.itemsize * rows * vocabulary
-
-
 def logits(call: HeadsCall) -> Tensor:
     """All logits, [N, V]; float32 for half-precision inputs."""
     z = widened(F.linear(call.h[0], call.weight[0], call.bias))
@@ -31,9 +23,10 @@ def teacher_logits(call: KlCall) -> Tensor:
     """The weighted sum of the teachers' logits, [N, V]."""
     h, weight = call.teacher_h[0], call.teacher_weight[0]
     total = h.new_zeros(h.shape[0], weight.shape[0], dtype=wide_dtype(h.dtype))
-    heads = zip(call.teacher_h, call.teacher_weight, call.teacher_bias, strict=True)
-    for head, share in zip(heads, call.shares, strict=True):
-        total.add_(widened(F.linear(*head)), alpha=share)
+    for x, w, bias, share in zip(
+        call.teacher_h, call.teacher_weight, call.teacher_bias, call.shares, strict=True
+    ):
+        total.add_(widened(F.linear(x, w, bias)), alpha=share)
     return total
 
 

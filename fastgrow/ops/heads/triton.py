@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgrow.kernels.calls import HeadLossCall, LseCall, LseGradientCall
-from fastgrow.ops.core.registration import operator
+from fastgrow.ops.core.registration import launched_by, operator
 from fastgrow.ops.heads.heads import (
     add_products,
     differentiable_terms,
@@ -20,10 +20,10 @@ from fastgrow.ops.heads.heads import (
     finished,
     in_autocast,
     like_gradients,
+    loss_of,
     losses_of,
-    parts_of,
-    reduced,
     terms_call,
+    tiles_of,
 )
 
 # Gradients of logits held at a time: 128 MB in half precision. Slices of fewer than some thousand
@@ -31,7 +31,7 @@ from fastgrow.ops.heads.heads import (
 SLICE_ELEMENTS, MIN_WORDS = 1 << 26, 2048
 
 
-def run(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
+def linear_lse_gather(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """The kernels of fastgrow.kernels.linear_lse."""
     call = in_autocast(call)
     return (_differentiable if differentiated(call) else linear_lse_triton)(*call)
@@ -39,16 +39,13 @@ def run(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
 
 def linear_cross_entropy(call: HeadLossCall) -> Tensor:
     """From the log-sum-exp of each row and its target's logit."""
-    losses = losses_of(run(terms_call(call)), call)
-    return reduced(losses, call.targets, call.ignore_index, call.reduction)
+    return loss_of(losses_of(linear_lse_gather(terms_call(call)), call), call)
 
 
-@operator(empty_terms)
+@launched_by("linear_lse.forward")
 def linear_lse_triton(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """lse, target_logit and the mean logit or an empty tensor."""
-    from fastgrow.kernels.linear_lse import forward
-
-    return forward(call)
+    return empty_terms(call)
 
 
 @operator(like_gradients)
@@ -62,15 +59,12 @@ def linear_lse_triton_backward(call: LseGradientCall) -> list[Tensor]:
     n, vocabulary = call.h[0].shape[0], call.weight[0].shape[0]
     size = min(vocabulary, max(MIN_WORDS, SLICE_ELEMENTS // max(n, 1) // 256 * 256))
     # In half precision a sum over slices needs a wider place than the gradient's.
-    wide = torch.float32 if size < vocabulary else None
-    gradients = empty_gradients(call, call.needs, of_h=wide)
-    workspace = call.h[0].new_empty(n * size)
+    gradients = empty_gradients(call, call.needs, of_h=torch.float32 if size < vocabulary else None)
     of_heads = readable(call)
-    everything, needs = slice(0, n), [*call.needs[:-1], False]
-    for words in parts_of(vocabulary if n else 0, size):
-        dz = workspace[: n * (words.stop - words.start)].view(n, -1)
+    for rows, words, dz in tiles_of(call, n, size, call.h[0].dtype):
         sums = logits_gradient(of_heads, words.start, dz, with_sums=call.needs[-1])
-        add_products(call, gradients, needs, everything, words, dz)
+        # All but the bias's, which is the kernel's sums.
+        add_products(call, gradients, [*call.needs[:-1], False], rows, words, dz)
         if sums is not None:
             gradients[-1][words] = sums
     return finished(call, gradients)
