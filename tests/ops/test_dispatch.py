@@ -28,7 +28,7 @@ from fastgrow.ops.core.dispatch import (
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Operation]:
     """An operation whose implementations return who they are."""
     monkeypatch.setattr(dispatch, "_environment", None)
-    monkeypatch.setattr(dispatch, "_logged", set())
+    dispatch._log_once.cache_clear()
     operation = Operation(
         "double",
         [

@@ -129,8 +129,9 @@ class Operation:
 
     def __call__(self, call: Any, impl: str | None = None) -> Any:
         entry, reason, passed_over = self._choose(call, impl)
-        for name, why in passed_over:
-            _log_once(self.name, name, why)
+        if not torch.compiler.is_compiling():
+            for name, why in passed_over:
+                _log_once(self.name, name, why)
         if entry is None:
             raise ConfigError(reason)
         return entry.run(call)
@@ -182,8 +183,7 @@ class Operation:
         """The name of the implementation asked for, or None, and who asked."""
         if impl is not None:
             return impl, "impl="
-        overrides = _current()
-        found = self._named_by(overrides) if overrides else None
+        found = self._named_by(_current())
         if found is not None:
             return found, "use_impl"
         if _environment:
@@ -236,8 +236,7 @@ def use_impl(override: str) -> Iterator[None]:
     """
     overrides = parse_overrides(override, "use_impl")
     everything = any(operation == "*" for operation, _ in overrides)
-    before = _OVERRIDES.get()
-    token = _OVERRIDES.set(overrides if everything else overrides + before)
+    token = _OVERRIDES.set(overrides if everything else overrides + _OVERRIDES.get())
     _publish()
     try:
         yield
@@ -270,16 +269,9 @@ def _current() -> Overrides:
     return _published if torch.compiler.is_compiling() else _OVERRIDES.get()
 
 
-_logged: set[tuple[str, str, str]] = set()
-
-
+@functools.cache
 def _log_once(operation: str, name: str, reason: str) -> None:
-    if torch.compiler.is_compiling():
-        return
-    key = (operation, name, reason)
-    if key not in _logged:
-        _logged.add(key)
-        log.info("%s: %s is not used: %s", operation, name, reason)
+    log.info("%s: %s is not used: %s", operation, name, reason)
 
 
 def triton_can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Answer:

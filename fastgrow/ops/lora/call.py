@@ -57,13 +57,6 @@ def lora_linear(
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
     """
-    call = LoraCall(x, weight, a, b, bias, scale)
-    _check(call)
-    return _OPERATION(call, impl)
-
-
-def _check(call: LoraCall) -> None:
-    x, weight, a, b, bias, _ = call
     if x.dim() == 0:
         raise argument_error(NAME, "x", "of shape [..., in]", describe(x))
     check_float(NAME, "x", x)
@@ -81,6 +74,7 @@ def _check(call: LoraCall) -> None:
     if b.dtype != a.dtype:
         raise argument_error(NAME, "b", f"of dtype {a.dtype} as a", describe(b))
     check_like(NAME, "b", b, (weight.shape[0], a.shape[0]), a)
+    return _OPERATION(LoraCall(x, weight, a, b, bias, scale), impl)
 
 
 def _example(device: torch.device) -> LoraCall:

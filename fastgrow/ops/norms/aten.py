@@ -1,13 +1,20 @@
-"""torch's own kernels of both norms; on a CPU that of `rms_norm` with a faster gradient."""
+"""torch's own kernels of both norms, and of RMSNorm on a CPU a faster way through them.
+
+torch's own is a chain of elementwise operations there, and its gradient a longer one. Here the
+formula is computed in place and its gradient by the kernel for LayerNorm's: given a mean of 0 that
+differs from RMSNorm's by one term a row, which is put back.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow.kernels.calls import NormCall
 from fastgrow.ops.core.dtypes import in_dtype
-from fastgrow.ops.norms import rms_norm_cpu
 
 
 def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
@@ -17,9 +24,63 @@ def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
     weight, bias = in_dtype(call.weight, call.dtype), in_dtype(call.bias, call.dtype)
     if call.centred:
         y = F.layer_norm(total, total.shape[-1:], weight, bias, call.eps)
-    elif weight is not None and rms_norm_cpu.serves(total, weight):
-        y = rms_norm_cpu.rms_norm(total, weight, call.eps)
+    elif weight is not None and _has_faster_gradient(total, weight):
+        y = _rms_norm_on_cpu(total, weight, call.eps)
     else:
         # Autocast of torch 2.11 does not widen it.
         y = F.rms_norm(total.to(call.dtype), total.shape[-1:], weight, call.eps)
     return y if call.residual is None else (y, total)
+
+
+def _has_faster_gradient(total: Tensor, weight: Tensor) -> bool:
+    """Whether it is a call on a CPU in fp32 or fp64, weight alike."""
+    if total.device.type != "cpu" or total.numel() == 0:
+        return False
+    if total.dtype not in (torch.float32, torch.float64) or weight.dtype != total.dtype:
+        return False
+    # A compiler fuses the chain, and torch.func's transforms have to see it.
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
+def _rms_norm_on_cpu(total: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y of total [..., d] and weight [d], the bits of `torch.nn.functional.rms_norm`."""
+    if torch.is_grad_enabled() and (total.requires_grad or weight.requires_grad):
+        y: Tensor = _RMSNorm.apply(total, weight, eps)
+        return y
+    return _forward(total, weight, eps)[0]
+
+
+def _forward(total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rstd = total.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (total * rstd).mul_(weight), rstd
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps total, weight and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, rstd = _forward(total, weight, eps)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        total, weight, rstd = ctx.saved_tensors
+        for_total, for_weight, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            # To be differentiated again: rstd was made without a graph, so all is made anew.
+            wanted = [t for t, n in ((total, for_total), (weight, for_weight)) if n]
+            y = F.rms_norm(total, weight.shape, weight, ctx.eps)
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            return next(found) if for_total else None, next(found) if for_weight else None, None
+        d_total, d_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            dy, total, weight.shape, torch.zeros_like(rstd), rstd, weight, None,
+            [for_total, for_weight, False],
+        )  # fmt: skip
+        if for_total:
+            mean = torch.mv(dy.reshape(-1, weight.shape[0]), weight / weight.shape[0])
+            d_total.addcmul_(mean.view(rstd.shape), rstd)
+        return d_total, d_weight, None

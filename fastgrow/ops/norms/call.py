@@ -127,22 +127,18 @@ def _check(
         raise argument_error(operation, "x", "of shape [..., d]", describe(x))
     check_float(operation, "x", x)
     features = x.shape[-1:]
-    if weight is not None:
-        _check_beside(operation, "weight", weight, features, x)
-    if bias is not None:
-        _check_beside(operation, "bias", bias, features, x)
-    if residual is not None:
-        _check_beside(operation, "residual", residual, x.shape, x)
-
-
-def _check_beside(
-    operation: str, argument: str, tensor: Tensor, shape: torch.Size, x: Tensor
-) -> None:
-    check_float(operation, argument, tensor)
-    if tensor.shape != shape:
-        raise argument_error(operation, argument, f"of shape {list(shape)}", describe(tensor))
-    if tensor.device != x.device:
-        raise argument_error(operation, argument, f"on {x.device}", describe(tensor))
+    for argument, tensor, shape in (
+        ("weight", weight, features),
+        ("bias", bias, features),
+        ("residual", residual, x.shape),
+    ):
+        if tensor is None:
+            continue
+        check_float(operation, argument, tensor)
+        if tensor.shape != shape:
+            raise argument_error(operation, argument, f"of shape {list(shape)}", describe(tensor))
+        if tensor.device != x.device:
+            raise argument_error(operation, argument, f"on {x.device}", describe(tensor))
 
 
 def _dtype_of_y(x: Tensor, residual: Tensor | None) -> torch.dtype:

@@ -121,14 +121,13 @@ def _flash_first() -> Iterator[None]:
 def cudnn_comes_first() -> bool:
     """Does torch ask cuDNN before the other backends, of its own accord?"""
     ask = torch._C
-    everything = (
+    if not (
         ask._get_flash_sdp_enabled()
         and ask._get_mem_efficient_sdp_enabled()
         and ask._get_cudnn_sdp_enabled()
         and ask._get_math_sdp_enabled()
         and ask._get_overrideable_sdp_enabled()
-    )
-    if not everything:
+    ):
         return False
     _settle()
     return int(ask._get_sdp_priority_order()[0]) == _CUDNN
