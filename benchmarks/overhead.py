@@ -45,8 +45,8 @@ NOTE = (
 )
 # Where work passes from an operator to a launcher.
 LAUNCHERS = {
-    "norm": ("forward", "backward"),
-    "attention": ("forward", "backward"),
+    "norm": ("inference", "forward", "backward"),
+    "attention": ("inference", "forward", "backward", "rope"),
     "mlp": ("hidden", "output", "d_hidden"),
     "lora": ("forward", "backward"),
     "linear_lse": ("forward", "logits_gradient"),

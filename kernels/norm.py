@@ -76,8 +76,7 @@ def bucket(dtype: torch.dtype, dim: int) -> str:
 
 def inference(call: NormCall) -> tuple[Tensor, Tensor | None]:
     """The y and total of `forward`, whose statistics are not written."""
-    y, total, _, _ = forward(call, with_statistics=False)
-    return y, total
+    return forward(call, with_statistics=False)[:2]
 
 
 @chosen_once

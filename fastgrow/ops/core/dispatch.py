@@ -129,7 +129,7 @@ class Operation:
 
     def __call__(self, call: Any, impl: str | None = None) -> Any:
         entry, reason, passed_over = self._choose(call, impl)
-        if not torch.compiler.is_compiling():
+        if passed_over and not torch.compiler.is_compiling():
             for name, why in passed_over:
                 _log_once(self.name, name, why)
         if entry is None:
@@ -183,7 +183,8 @@ class Operation:
         """The name of the implementation asked for, or None, and who asked."""
         if impl is not None:
             return impl, "impl="
-        found = self._named_by(_current())
+        overrides = _published if torch.compiler.is_compiling() else _OVERRIDES.get()
+        found = self._named_by(overrides) if overrides else None
         if found is not None:
             return found, "use_impl"
         if _environment:
@@ -265,10 +266,6 @@ def _publish() -> None:
     _published = _OVERRIDES.get()
 
 
-def _current() -> Overrides:
-    return _published if torch.compiler.is_compiling() else _OVERRIDES.get()
-
-
 @functools.cache
 def _log_once(operation: str, name: str, reason: str) -> None:
     log.info("%s: %s is not used: %s", operation, name, reason)
@@ -276,7 +273,6 @@ def _log_once(operation: str, name: str, reason: str) -> None:
 
 def triton_can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Answer:
     """May a kernel read this tensor, by device and dtype? `dtype` replaces the tensor's."""
-    dtype = dtype or tensor.dtype
     device = tensor.device
     kind = device.type
     if not TRITON_INSTALLED:
@@ -289,8 +285,8 @@ def triton_can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Answer:
     # While torch.compile traces it cannot ask.
     elif not (torch.compiler.is_compiling() or is_new_enough(device)):
         return False, "it needs a GPU of compute capability 8.0 or newer"
-    if dtype not in TRITON_DTYPES:
-        return False, f"it takes float32, bfloat16 or float16, not {dtype}"
+    if (dtype or tensor.dtype) not in TRITON_DTYPES:
+        return False, f"it takes float32, bfloat16 or float16, not {dtype or tensor.dtype}"
     return True, ""
 
 
@@ -324,16 +320,13 @@ def triton_kernels(
     """
 
     def kernels_can_serve(call: Any) -> Answer:
-        answer = triton_can_run(_first_tensor(call))
+        first = call[0]
+        answer = triton_can_run(first[0] if isinstance(first, list) else first)
         return can_serve(call) if answer[0] else answer
 
     def kernels_pay(call: Any) -> Answer:
-        answer = triton_pays_on(_first_tensor(call))
+        first = call[0]
+        answer = triton_pays_on(first[0] if isinstance(first, list) else first)
         return pays(call) if answer[0] else answer
 
     return Implementation("triton", run, kernels_can_serve, kernels_pay)
-
-
-def _first_tensor(call: Any) -> Tensor:
-    first = call[0]
-    return first[0] if isinstance(first, list) else first

@@ -19,17 +19,18 @@ from fastgrow.ops.core.dtypes import in_dtype
 
 def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
     """y, or y and x + residual."""
-    total = call.x if call.residual is None else call.x + call.residual
+    x, residual, weight, bias, eps, centred, dtype = call
+    total = x if residual is None else x + residual
     # torch's kernels want parameters in the dtype of the rest.
-    weight, bias = in_dtype(call.weight, call.dtype), in_dtype(call.bias, call.dtype)
-    if call.centred:
-        y = F.layer_norm(total, total.shape[-1:], weight, bias, call.eps)
+    weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
+    if centred:
+        y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)
     elif weight is not None and _has_faster_gradient(total, weight):
-        y = _rms_norm_on_cpu(total, weight, call.eps)
+        y = _rms_norm_on_cpu(total, weight, eps)
     else:
         # Autocast of torch 2.11 does not widen it.
-        y = F.rms_norm(total.to(call.dtype), total.shape[-1:], weight, call.eps)
-    return y if call.residual is None else (y, total)
+        y = F.rms_norm(total.to(dtype), total.shape[-1:], weight, eps)
+    return y if residual is None else (y, total)
 
 
 def _has_faster_gradient(total: Tensor, weight: Tensor) -> bool:

@@ -9,7 +9,7 @@ All statistics are over the last axis.
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -67,9 +67,7 @@ def layer_norm(
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
     """
-    _check("layer_norm", x, weight, bias, residual)
-    call = NormCall(x, residual, weight, bias, eps, True, _dtype_of_y(x, residual))
-    return _LAYER_NORM(call, impl)
+    return _norm(_LAYER_NORM, x, residual, weight, bias, eps, True, impl)
 
 
 @overload
@@ -115,37 +113,44 @@ def rms_norm(
     Raises:
         ArgumentError: shapes, dtypes or devices do not go together.
     """
-    _check("rms_norm", x, weight, None, residual)
-    call = NormCall(x, residual, weight, None, eps, False, _dtype_of_y(x, residual))
-    return _RMS_NORM(call, impl)
+    return _norm(_RMS_NORM, x, residual, weight, None, eps, False, impl)
 
 
-def _check(
-    operation: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
-) -> None:
-    if x.dim() == 0:
-        raise argument_error(operation, "x", "of shape [..., d]", describe(x))
-    check_float(operation, "x", x)
-    features = x.shape[-1:]
-    for argument, tensor, shape in (
-        ("weight", weight, features),
-        ("bias", bias, features),
-        ("residual", residual, x.shape),
-    ):
-        if tensor is None:
-            continue
-        check_float(operation, argument, tensor)
-        if tensor.shape != shape:
-            raise argument_error(operation, argument, f"of shape {list(shape)}", describe(tensor))
-        if tensor.device != x.device:
-            raise argument_error(operation, argument, f"on {x.device}", describe(tensor))
-
-
-def _dtype_of_y(x: Tensor, residual: Tensor | None) -> torch.dtype:
-    """That of x + residual; float32 under autocast on a GPU, where torch lists norms for it."""
+def _norm(
+    operation: Operation,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    impl: str | None,
+) -> Any:
+    name, shape, dtype = operation.name, x.shape, x.dtype
+    if len(shape) == 0:
+        raise argument_error(name, "x", "of shape [..., d]", describe(x))
+    check_float(name, "x", x)
+    if weight is not None:
+        _check_beside(name, "weight", weight, shape[-1:], x)
+    if bias is not None:
+        _check_beside(name, "bias", bias, shape[-1:], x)
+    if residual is not None:
+        _check_beside(name, "residual", residual, shape, x)
+        dtype = torch.promote_types(dtype, residual.dtype)
+    # torch lists norms for float32 under autocast on a GPU.
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
-        return torch.float32
-    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+        dtype = torch.float32
+    return operation(NormCall(x, residual, weight, bias, eps, centred, dtype), impl)
+
+
+def _check_beside(
+    operation: str, argument: str, tensor: Tensor, shape: torch.Size, x: Tensor
+) -> None:
+    check_float(operation, argument, tensor)
+    if tensor.shape != shape:
+        raise argument_error(operation, argument, f"of shape {list(shape)}", describe(tensor))
+    if tensor.device != x.device:
+        raise argument_error(operation, argument, f"on {x.device}", describe(tensor))
 
 
 def _operation(name: str, centred: bool) -> Operation:

@@ -21,7 +21,7 @@ from fastgrow.ops.core.registration import differentiable, launched_by, needs_gr
 
 def can_serve(call: NormCall) -> Answer:
     """Whether the kernels take the other tensors' dtypes, too."""
-    for tensor in (call.residual, call.weight, call.bias):
+    for tensor in call[1:4]:
         # They are on the same device.
         if tensor is not None and tensor.dtype not in dispatch.TRITON_DTYPES:
             return dispatch.triton_can_run(tensor)
