@@ -88,7 +88,7 @@ def test_time_is_told_of_the_part_that_it_is_spent_in(
     monkeypatch.setattr(overhead.time, "perf_counter", clock)
     monkeypatch.setattr(overhead, "SAMPLE_SECONDS", 1e-12)
     monkeypatch.setattr(overhead, "ROUNDS", 2)
-    slow(sys.modules["fastgrow.ops.norms.call"], "_check", 1)
+    slow(sys.modules["fastgrow.ops.norms.call"], "_norm", 1)
     slow(Operation, "_override", 10)
     if pass_ == "full":
         slow(registration, "distinct", 100)
