@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from fastgrow import ops
 from fastgrow.errors import ArgumentError
+from fastgrow.ops.core.checks import run_in_range
 
 TOKENS = 8
 
@@ -152,3 +153,14 @@ def test_compiled_graphs_and_sketches_are_not_interrupted() -> None:
     compiled = torch.compile(f, fullgraph=True, backend="eager")
     assert torch.equal(compiled(ids, table), f(ids, table))
     assert f(ids.to("meta"), table.to("meta")).shape == (2, 4)
+
+
+@pytest.mark.parametrize("error", [IndexError, RuntimeError])
+def test_an_error_of_values_in_range_is_passed_on(error: type[Exception]) -> None:
+    def run() -> None:
+        raise error("something else")
+
+    with pytest.raises(error, match="something else"):
+        run_in_range(run, "lookup", "ids", torch.tensor([0, 3]), 4)
+    with pytest.raises(ArgumentError, match=r"lookup: ids must be in \[0, 3\), got 3 at \[1\]"):
+        run_in_range(run, "lookup", "ids", torch.tensor([0, 3]), 3)

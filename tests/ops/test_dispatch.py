@@ -20,6 +20,7 @@ from fastgrow.ops.core.dispatch import (
     Operation,
     explain_all,
     parse_overrides,
+    triton_kernels,
     use_impl,
 )
 
@@ -194,3 +195,21 @@ def test_a_gpu_too_old_for_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     reason = dispatch.triton_can_run(tensor)[1]  # type: ignore[arg-type]
     assert reason == "it needs a GPU of compute capability 8.0 or newer"
+
+
+@pytest.mark.parametrize("question", ["can_serve", "pays"])
+@pytest.mark.parametrize("call", [(ONES, 1), ([ONES, None], 1)], ids=["tensor", "list"])
+def test_kernels_are_asked_after_what_all_of_them_have_in_common(
+    monkeypatch: pytest.MonkeyPatch, question: str, call: tuple[object, int]
+) -> None:
+    asked: list[object] = []
+    of_tensor = {ONES: (False, "of the tensor")}
+    name = "triton_can_run" if question == "can_serve" else "triton_pays_on"
+    monkeypatch.setattr(dispatch, name, of_tensor.__getitem__)
+    entry = triton_kernels(print, **{question: lambda call: asked.append(call) or (False, "no")})
+    assert entry.name == "triton"
+    assert getattr(entry, question)(call) == (False, "of the tensor")
+    assert not asked
+    of_tensor[ONES] = (True, "")
+    assert getattr(entry, question)(call) == (False, "no")
+    assert asked == [call]

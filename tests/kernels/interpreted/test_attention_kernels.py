@@ -213,6 +213,17 @@ def test_frozen_inputs_get_no_gradient(needed: tuple[bool, ...]) -> None:
     assert [x.grad is not None for x in leaves] == list(needed)
 
 
+@pytest.mark.parametrize("queries", [5, 1])
+def test_results_lie_token_by_token(queries: int) -> None:
+    q = torch.randn(2, 3, queries, 16, device=DEVICE, requires_grad=True)
+    k, v = (torch.randn(2, 3, 70, 16, device=DEVICE, requires_grad=True) for _ in range(2))
+    out = attention(q, k, v, impl="triton")
+    gradients = torch.autograd.grad(out.sum(), (q, k, v))
+    with torch.no_grad():
+        alone = attention(q, k, v, impl="triton")
+    assert all(x.transpose(1, 2).is_contiguous() for x in (out, alone, *gradients))
+
+
 def test_saves_inputs_output_and_one_number_a_query() -> None:
     q = torch.randn(1, 2, 6, 16, device=DEVICE, requires_grad=True)
     k = torch.randn(1, 1, 6, 16, device=DEVICE)

@@ -72,6 +72,7 @@ def test_what_is_not_rotated_stays_as_it_is() -> None:
     x[..., 8] = float("inf")
     y = ops.rope(x, table(8), impl="triton")
     assert torch.equal(y[..., 8:], x[..., 8:])
+    assert y.transpose(1, 2).is_contiguous()
     assert y[..., :8].isfinite().all()
 
 
