@@ -56,7 +56,7 @@ def _digest(root: str) -> str:
 
 
 def closure(root: str) -> set[str]:
-    """The module and all that it imports of FOLLOWED, within functions too."""
+    """The module and all that it imports of FOLLOWED, within functions too, or launches by name."""
     found: set[str] = set()
     waiting = [root] if _file(root) is not None else []
     while waiting:
@@ -78,6 +78,10 @@ def _imports(module: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [_home(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "launched_by":
+            # Such as "norm.forward", imported when it is first called.
+            launcher: str = ast.literal_eval(node.args[0])
+            names.append(f"fastgrow.kernels.{launcher.rpartition('.')[0]}")
     return [n for n in names if n.startswith(FOLLOWED) and _file(n) is not None and n != module]
 
 

@@ -101,6 +101,13 @@ def test_an_operation_reaches_its_kernels_and_no_other_operation() -> None:
     assert not {name for name in norm if "attention" in name or "mlp" in name}
     assert "fastgrow.kernels.attention_backward" in code.closure("benchmarks.cases.attention")
     assert "fastgrow.kernels.norm_forward" in code.closure("benchmarks.cases.growth_step")
+    for case, kernel in (
+        ("mlp", "mlp_backward"),
+        ("lora_linear", "lora"),
+        ("embedding", "embedding"),
+        ("linear_cross_entropy", "linear_lse_kernels"),
+    ):
+        assert f"fastgrow.kernels.{kernel}" in code.closure(f"benchmarks.cases.{case}")
     named = {family.name: code.digest_of(family) for family in families()}
     assert named["attention"] != named["mlp"]
     assert named["attention"] != named["attention-decode"]
