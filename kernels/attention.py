@@ -20,7 +20,7 @@ from fastgrow.kernels.attention_tiles import (
     runs_of_keys,
     split_of,
 )
-from fastgrow.kernels.calls import AttentionCall, RopeCall, empty_by_token
+from fastgrow.kernels.calls import AttentionCall, RopeCall
 from fastgrow.kernels.common import (
     INTERPRETED,
     LOG2_E,
@@ -111,8 +111,11 @@ def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) ->
 def rope(call: RopeCall) -> Tensor:
     """x [B, H, T, D] rotated, contiguous as [B, T, H, D]."""
     out = empty_by_token(call.x)
-    rotation = rotation_arguments(call.cos, call.sin, call.position_ids)
-    rotate(call.x, rotation, out, offset=call.offset, inverse=call.inverse)
+    rotate(
+        *(call.x, rotation_arguments(call.cos, call.sin, call.position_ids), out),
+        offset=call.offset,
+        inverse=call.inverse,
+    )
     return out
 
 
@@ -154,6 +157,14 @@ def rotate(
             num_warps=4 if block_d <= 128 else 8,
         )  # fmt: skip
     return norms
+
+
+def empty_by_token(x: Tensor) -> Tensor:
+    """[B, H, T, D] laid out as [B, T, H, D]: projections leave and read it so."""
+    _, heads, length, dim = x.shape
+    # As torch counts them in tensors without elements, too.
+    of_token = max(heads, 1) * dim
+    return x.new_empty_strided(x.shape, (max(length, 1) * of_token, dim, of_token, 1))
 
 
 def _operands(

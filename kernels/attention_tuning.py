@@ -41,14 +41,11 @@ WIDTH = 1024  # of all heads together
 RANKS = {torch.bfloat16: {32: 0, 64: 1, 128: 0}, torch.float16: {32: 3, 64: 3, 128: 3}}
 LAST = 4
 # Rank 0 of decoding, by dtype, head dimension, length and sequences times key heads.
-DECODE_FIRST = dict.fromkeys(
-    [
-        (torch.bfloat16, 32, LENGTHS[1], MANY),
-        (torch.bfloat16, 32, LENGTHS[1], FEW),
-        (torch.bfloat16, 128, LENGTHS[1], FEW),
-    ],
-    0,
-)
+DECODE_FIRST = {
+    (torch.bfloat16, 32, LENGTHS[1], MANY),
+    (torch.bfloat16, 32, LENGTHS[1], FEW),
+    (torch.bfloat16, 128, LENGTHS[1], FEW),
+}
 
 HALF = {
     ("attention_forward", 32): with_stages(
@@ -191,7 +188,9 @@ def tunables(capability: int) -> list[Tunable[AttentionTiles] | Tunable[Split]]:
                 function="decode_kernel",
                 prepare=functools.partial(_generate, dim, dtype, length, heads),
                 capability=capability,
-                rank=DECODE_FIRST.get((dtype, dim, length, heads), max(1, RANKS[dtype][dim])),
+                rank=(
+                    0 if (dtype, dim, length, heads) in DECODE_FIRST else max(1, RANKS[dtype][dim])
+                ),
             )
             for (dim, splits), dtype, length, heads in itertools.product(
                 SPLITS.items(), halves, LENGTHS, (FEW, MANY)

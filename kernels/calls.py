@@ -1,7 +1,6 @@
 """The arguments of one call of an operation, as its implementations and kernels take them.
 
-Without Triton, so that operations can make them wherever torch runs; so are the layouts of results
-that both sides make.
+Without Triton, so that operations can make them wherever torch runs.
 """
 
 from __future__ import annotations
@@ -259,11 +258,3 @@ class EmbeddingCall(NamedTuple):
             return self.bits * self.repeat
         assert self.table is not None
         return self.table.shape[1] * self.repeat
-
-
-def empty_by_token(x: Tensor) -> Tensor:
-    """A result [B, H, T, D] laid out as [B, T, H, D]: projections leave and read it so."""
-    _, heads, length, dim = x.shape
-    # As torch counts them in tensors without elements, too.
-    of_token = max(heads, 1) * dim
-    return x.new_empty_strided(x.shape, (max(length, 1) * of_token, dim, of_token, 1))

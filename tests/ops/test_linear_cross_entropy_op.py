@@ -405,3 +405,50 @@ def test_peak_memory_is_a_fifth_of_the_formula_s() -> None:
     assert peak(None) <= allowed
     assert peak(None, reduction="none") <= allowed
     assert peak(None, label_smoothing=0.1, z_loss=1e-4) <= allowed
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_heads_of_different_dtypes_keep_their_own(narrow: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    h = [torch.randn(9, 6, generator=generator) for _ in range(2)]
+    # Of what the second head holds float16 has no numbers.
+    weight = [torch.randn(11, 6, generator=generator).to(narrow)]
+    weight.append(1e5 * torch.randn(11, 6, generator=generator))
+    targets = torch.arange(9)
+    results = [public(h, weight, targets, impl=impl) for impl in ("chunked", "eager")]
+    torch.testing.assert_close(*results, rtol=1e-3, atol=0)
+    assert results[0].isfinite()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_compiles_for_rows_that_are_picked_within(reduction: str, trained: bool) -> None:
+    h, weight, targets, bias = inputs(dtype=torch.float32)
+    weight.requires_grad_(trained)
+
+    def step(h: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        kept = (targets != -100).nonzero().squeeze(1)
+        options: dict[str, Any] = {"reduction": reduction, "impl": "chunked"}
+        loss = public(h[kept], weight, targets[kept], bias, **options)
+        lse, target_logit = ops.linear_lse_gather(
+            h[kept], weight, targets[kept], bias, impl="chunked"
+        )
+        return loss.sum() + (lse - target_logit).sum()
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        found, expected = compiled(h, targets), step(h, targets)
+    torch.testing.assert_close(found, expected)
+    if trained:
+        gradients = [torch.autograd.grad(x, weight)[0] for x in (found, expected)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_transform_that_is_not_served_says_so() -> None:
+    h, weight, targets, bias = inputs(dtype=torch.float32)
+
+    def loss(h: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return public(h, weight, targets, bias, reduction="sum", impl="chunked")
+
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        torch.func.vmap(loss)(h[None], targets[None])

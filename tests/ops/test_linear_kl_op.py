@@ -198,6 +198,24 @@ def test_compiles_whole() -> None:
         )
 
 
+def test_one_graph_serves_every_number_of_rows() -> None:
+    h, weight, bias, teacher = inputs()
+    graphs = 0
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    step = torch.compile(
+        lambda h, t: linear_kl(h, weight, [(t, *teacher[0][1:])], bias, impl="chunked"),
+        fullgraph=True, backend=counting, dynamic=True,
+    )  # fmt: skip
+    for rows in (19, 17, 13, 9):
+        step(h[:rows], teacher[0][0][:rows])
+    assert graphs == 1
+
+
 def test_its_gradient_has_no_gradient() -> None:
     h, weight, bias, teacher = inputs()
     h.requires_grad_()

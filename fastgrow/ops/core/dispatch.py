@@ -316,7 +316,7 @@ def triton_kernels(
         run: computes the operation from its call, whose first field is a tensor that the kernels
             read, or a list of them.
         can_serve: asked where `triton_can_run` says yes to that tensor.
-        pays: asked where `triton_pays_on` does.
+        pays: asked where `triton_pays_on` says yes to it.
     """
 
     def kernels_can_serve(call: Any) -> Answer:

@@ -117,7 +117,7 @@ def _without_none(results: Any) -> Any:
         return results
     some = results[0]
     if some is None:
-        some = next(result for result in results if result is not None)
+        some = next((result for result in results if result is not None), torch.empty(0))
     return tuple([some.new_empty(0) if result is None else result for result in results])
 
 

@@ -246,8 +246,11 @@ def linear_kl(call: KlCall) -> Tensor:
 
 def _like_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     wide = wide_dtype(call.h[0].dtype)
-    losses = call.h[0].new_empty(len(call.counts), dtype=wide)
-    return losses, empty_gradients(call, needs, of_others=wide)
+    return (
+        # `len` would make a symbolic number of rows a constant.
+        call.h[0].new_empty(call.h[0].shape[0], dtype=wide),
+        empty_gradients(call, needs, of_others=wide),
+    )
 
 
 @operator(_like_kl)

@@ -68,7 +68,8 @@ def in_autocast(call: C) -> C:
 
 def rounded(call: C) -> C:
     """The call with heads as autocast rounds them, in the dtype they have."""
-    return _converted(in_autocast(call), call.h[0].dtype)
+    narrow = in_autocast(call)
+    return call if narrow is call else _converted(narrow, call.h[0].dtype)
 
 
 def _converted(call: C, dtype: torch.dtype) -> C:
@@ -105,7 +106,9 @@ def empty_gradients(
     Args:
         of_h, of_others: dtypes; those of the tensors without.
     """
-    room = Tensor.new_empty if call.h[0].shape[0] else Tensor.new_zeros
+    rows = call.h[0].shape[0]
+    # A symbolic number of rows is not asked for its value.
+    room = Tensor.new_zeros if isinstance(rows, int) and rows == 0 else Tensor.new_empty
     found = []
     for k, (x, needed) in enumerate(zip(tensors(call), needs, strict=True)):
         like = call.h[0] if x is None else x

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.calls import RopeCall, empty_by_token
+from fastgrow.kernels.calls import RopeCall
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.registration import launched_by, needs_gradient
 
@@ -32,6 +32,13 @@ def pays(call: RopeCall) -> Answer:
 def run(call: RopeCall) -> Tensor:
     """The kernel of fastgrow.kernels.rotation."""
     return _Rope.apply(*call) if needs_gradient(call.x) else rope(*call)
+
+
+def empty_by_token(x: Tensor) -> Tensor:
+    """The kernels' results: [B, H, T, D] laid out as [B, T, H, D], of symbolic lengths too."""
+    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+        1, 2
+    )
 
 
 @launched_by("attention.rope")

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgrow.kernels.calls import AttentionCall, empty_by_token
+from fastgrow.kernels.calls import AttentionCall
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype
 from fastgrow.ops.core.registration import differentiable, launched_by, needs_gradient
+from fastgrow.ops.rotary.triton import empty_by_token
 
 MAX_HEAD_DIM = 256
 # What fastgrow.kernels.attention_tiles takes for it, and the keys from which splitting them counts.

@@ -15,7 +15,7 @@ from torch.library import opcheck
 
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.kernels.calls import AttentionCall
-from fastgrow.ops import attention, rope_table
+from fastgrow.ops import attention, rope, rope_table
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -345,3 +345,20 @@ def test_recomputes_under_checkpointing() -> None:
     again = torch.utils.checkpoint.checkpoint(Layer(), *inputs, use_reentrant=False)
     for expected, gradient in zip(plain, torch.autograd.grad(again.sum(), inputs), strict=True):
         assert torch.equal(gradient, expected)
+
+
+def test_compiles_for_tokens_that_are_picked_within() -> None:
+    x, table = torch.randn(1, 2, 9, 16, device=DEVICE), rope_table(9, 16, device=DEVICE)
+    kept = torch.arange(9, device=DEVICE) % 3 > 0
+
+    def step(x: Tensor, kept: Tensor) -> Tensor:
+        some = x[:, :, kept.nonzero().squeeze(1)]
+        return attention(some, some, rope(some, table, impl="triton"), rope=table, impl="triton")
+
+    x.requires_grad_()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        found, expected = compiled(x, kept), step(x, kept)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
