@@ -135,7 +135,7 @@ def _source(launch: Launch, capability: int) -> tuple[ASTSource, Any]:
     given = {
         **{name: _as_pointer(value) for name, value in arguments.items()},
         **launch.options,
-        "debug": launch.options.get("debug", kernel.debug) or knobs.runtime.debug,
+        "debug": (arguments | launch.options).get("debug", kernel.debug) or knobs.runtime.debug,
         "instrumentation_mode": knobs.compilation.instrumentation_mode,
     }
     bound, specialization, left = _binder(kernel, capability)(**given)
