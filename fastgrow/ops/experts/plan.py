@@ -1,0 +1,87 @@
+"""How a GPU's work on K experts' logits is cut up: rows, parts of rows, threads of a block.
+
+A block works on one part of one row, or, where rows are short, each of its warps on one row. Many
+rows are work enough for the whole chip; few rows are cut into parts until there are two blocks for
+each multiprocessor of the largest GPU that the extension is built for. What the parts leave behind
+is put together by a second kernel, in their order, so that the same input gives the same bits.
+
+The extension gets the plan with its arguments (csrc/cuda/launch.h); it has no rules of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+WARP = 32
+MOST_THREADS = 256
+# 16 bytes, which a thread loads at once; it has two such loads of each expert in flight.
+PACK_BYTES = 16
+IN_FLIGHT = 2
+# Rows of which a warp has no more than this many loads of an expert to make are a warp's work.
+LOADS_OF_A_WARP = 4
+# Two blocks for each of an H200's 132 multiprocessors.
+FEWEST_BLOCKS = 264
+# Enough to fill a GPU several times over: more parts would only be shorter.
+MANY_BLOCKS = 8192
+# The memory of an H200 moves about this much in a second.
+BYTES_PER_SECOND = 4e12
+
+
+class Plan(NamedTuple):
+    """One launch.
+
+    Args:
+        threads: of a block.
+        rows_per_block: rows that a block works on at the same time; where it is more than one, a
+            warp has a row to itself.
+        parts: of a row; each is a block's work.
+        length: columns of a part, a multiple of a load's; the last part may be shorter.
+    """
+
+    threads: int
+    rows_per_block: int
+    parts: int
+    length: int
+
+    def blocks(self, rows: int) -> int:
+        """How many blocks the rows are worked on by, if all are there at a time."""
+        return -(-rows // self.rows_per_block) * self.parts
+
+
+@functools.cache
+def launch_plan(
+    rows: int, columns: int, itemsize: int, *, shortest: int = 0, longest: int = 0
+) -> Plan:
+    """The plan for N rows of V logits.
+
+    Args:
+        rows, columns: N and V, at least 1.
+        itemsize: bytes of a logit.
+        shortest: columns that a part has at least, where a block's own work on a part is not small
+            beside reading it.
+        longest: columns that a part has at most, where one is read a second time; 0: any number.
+    """
+    pack = PACK_BYTES // itemsize
+    if columns <= LOADS_OF_A_WARP * WARP * pack and not shortest:
+        return Plan(MOST_THREADS, MOST_THREADS // WARP, 1, _up(columns, pack))
+    whole = MOST_THREADS * IN_FLIGHT * pack
+    parts = min(columns // whole, MANY_BLOCKS // rows)
+    if rows * parts < FEWEST_BLOCKS:
+        parts = min(-(-FEWEST_BLOCKS // rows), columns // max(shortest, WARP * pack))
+    length = _up(-(-columns // max(parts, 1)), pack)
+    if longest:
+        length = min(length, longest)
+    threads = WARP
+    while threads < MOST_THREADS and threads * IN_FLIGHT * pack < length:
+        threads *= 2
+    return Plan(MOST_THREADS if shortest else threads, 1, -(-columns // length), length)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def seconds(bytes_moved: int) -> float:
+    """What moving them takes at least, on an H200."""
+    return bytes_moved / BYTES_PER_SECOND
