@@ -257,7 +257,8 @@ class StableWheel(bdist_wheel):
 
 
 def native(name: str, folder: str, suffix: str) -> Extension:
-    files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / folder).glob("*"))
+    found = [*(ROOT / "csrc").glob("*.h"), *(ROOT / folder).glob("*")]
+    files = sorted(file.relative_to(ROOT).as_posix() for file in found)
     sources = [file for file in files if file.endswith(suffix)]
     headers = [file for file in files if file.endswith((".h", ".inl", ".cuh"))]
     return Extension(f"fastgrow.{name}", sources, depends=headers, optional=True)

@@ -4,127 +4,253 @@
 
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "device.h"
 
 namespace fastgrow::cuda {
 
 constexpr int kMaxExperts = 64;
-constexpr int kThreads = 256;
+constexpr int kMaxThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
+constexpr int kPackBytes = 16;  // what a thread loads at once
+
+// Logits of one load.
+template <class In>
+constexpr int kPack = kPackBytes / static_cast<int>(sizeof(In));
+
+// Where the rows of a tensor begin, in elements: rows may be evenly spaced within groups of
+// `n_inner` rows and the groups evenly spaced among themselves, as in logits[:, :-1].
+struct Rows {
+  int64_t n_inner;
+  int64_t inner;
+  int64_t outer;
+
+  __device__ int64_t operator()(int64_t row) const {
+    return n_inner == 1 ? row * outer : row / n_inner * outer + row % n_inner * inner;
+  }
+};
 
 template <class In>
 struct Experts {
   const In* logits[kMaxExperts];
-  int64_t strides[kMaxExperts];  // from row to row, in elements
-  const float* scale;            // [K], or [N, K] where `has_row_factors`
+  Rows rows[kMaxExperts];
+  const float* scale;  // [K], or [N, K] where `has_row_factors`
   int64_t n_rows;
   int64_t n_columns;
   int n_experts;
   bool has_row_factors;
+
+  __device__ const float* scale_of(int64_t row) const {
+    return scale + (has_row_factors ? row * n_experts : 0);
+  }
 };
 
-// The experts of one row, in shared memory. A factor of zero takes an expert out: it is not
-// multiplied by zero, so that its infinities and NaN stay out too.
+// How rows are cut up; fastgrow/ops/experts/plan.py decides.
+struct Cut {
+  int64_t length;  // columns of a part, a multiple of a pack
+  int64_t n_parts;
+  bool by_warps;  // a warp has a row to itself, and a row is one part
+};
+
+// The threads that work on a row: a block, or one of its warps. gridDim.x counts the parts of a row;
+// more rows follow at gridDim.y times the rows of a block.
+struct Team {
+  int rank;
+  int size;
+  int of_block;
+  int teams;
+
+  __device__ explicit Team(bool by_warps)
+      : rank(by_warps ? threadIdx.x % kWarp : threadIdx.x),
+        size(by_warps ? kWarp : blockDim.x),
+        of_block(by_warps ? threadIdx.x / kWarp : 0),
+        teams(by_warps ? blockDim.x / kWarp : 1) {}
+
+  __device__ void sync() const { teams == 1 ? __syncthreads() : __syncwarp(); }
+  __device__ int64_t first_row() const { return int64_t{blockIdx.y} * teams + of_block; }
+  __device__ int64_t next_row() const { return int64_t{gridDim.y} * teams; }
+};
+
+// The experts that take part in a row, their factors and where each of them stands in the list.
 template <class In>
 struct Row {
   const In* logits[kMaxExperts];
   float weights[kMaxExperts];
+  int places[kMaxExperts];
   int n_experts;
+  // The first column at which the rows of all experts have a multiple of 16 bytes; -1: none does.
+  int head;
 };
 
-template <class In>
-__device__ void read_row(const Experts<In>& experts, int64_t index, Row<In>& row) {
-  __syncthreads();
-  const float* scale = experts.scale + (experts.has_row_factors ? index * experts.n_experts : 0);
-  for (int k = threadIdx.x; k < experts.n_experts; k += blockDim.x) {
-    row.logits[k] = experts.logits[k] + index * experts.strides[k];
-    row.weights[k] = scale[k];
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int n = 0;
-    for (int k = 0; k < experts.n_experts; ++k) {
-      if (row.weights[k] == 0) continue;
-      row.logits[n] = row.logits[k];
-      row.weights[n++] = row.weights[k];
-    }
-    row.n_experts = n;
-  }
-  __syncthreads();
+// Columns up to the first that is at a multiple of 16 bytes.
+template <class T>
+__device__ int columns_to_alignment(const T* p) {
+  const auto beyond = static_cast<unsigned>(reinterpret_cast<uintptr_t>(p) % kPackBytes);
+  return static_cast<int>((kPackBytes - beyond) % kPackBytes / sizeof(T));
 }
 
-// `size` neighbouring elements, loaded and stored at once: 16 bytes, or one element where a row
-// does not begin at a multiple of that.
+// Fills in a row, in memory of the team's. A factor of zero takes an expert out: it is not
+// multiplied by zero, so that its infinities and NaN stay out too. `shares`, where given, are K
+// numbers that decide in the factors' place; `only`, where it is no -1, the one expert in question.
+template <class In>
+__device__ void read_row(const Experts<In>& experts, int64_t index, const Team& team, Row<In>& row,
+                         const float* shares = nullptr, int only = -1) {
+  team.sync();
+  if (team.rank < kWarp) {
+    const float* scale = experts.scale_of(index);
+    int n = 0;
+    int head = 0;
+    for (int base = 0; base < experts.n_experts; base += kWarp) {
+      const int k = base + team.rank;
+      const bool is_present = k < experts.n_experts && (shares ? shares : scale)[k] != 0 &&
+                              (only == -1 || only == k);
+      const unsigned present = __ballot_sync(kAllLanes, is_present);
+      const In* logits = nullptr;
+      if (is_present) {
+        const int place = n + __popc(present & ((1u << team.rank) - 1));
+        logits = experts.logits[k] + experts.rows[k](index);
+        row.logits[place] = logits;
+        row.weights[place] = scale[k];
+        row.places[place] = k;
+      }
+      const int own = columns_to_alignment(logits);
+      if (n == 0 && present != 0) head = __shfl_sync(kAllLanes, own, __ffs(present) - 1);
+      if (__ballot_sync(kAllLanes, is_present && own != head) != 0) head = -1;
+      n += __popc(present);
+    }
+    if (team.rank == 0) {
+      row.n_experts = n;
+      row.head = head;
+    }
+  }
+  team.sync();
+}
+
+// `size` neighbouring elements, loaded and stored at once where they begin at a multiple of that.
 template <class T, int size>
-struct alignas(sizeof(T) * size) Pack {
+struct alignas(sizeof(T) * size < kPackBytes ? sizeof(T) * size : kPackBytes) Pack {
   T element[size];
 };
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline float to_float(__half x) { return __half2float(x); }
+// Whether what is read or written at `p` is aligned where a row's logits are.
+template <class In, class T>
+__device__ bool goes_with(const Row<In>& row, const T* p) {
+  return reinterpret_cast<uintptr_t>(p + row.head) % alignof(Pack<T, kPack<In>>) == 0;
+}
 
-template <class T>
-__device__ T from_float(float x);
-template <>
-__device__ inline float from_float<float>(float x) { return x; }
-template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
-template <>
-__device__ inline __half from_float<__half>(float x) { return __float2half_rn(x); }
-
-// Each element is read once: it need not displace anything in the first-level cache.
-template <class T, int size>
+// Each element is read once, unless said otherwise: it need not displace anything in the caches.
+template <class T, int size, bool once = true>
 __device__ Pack<T, size> load(const T* p) {
   Pack<T, size> pack;
-  if constexpr (sizeof(pack) == 16) {
-    const int4 bits = __ldcs(reinterpret_cast<const int4*>(p));
+  if constexpr (sizeof(pack) == sizeof(int4)) {
+    const int4* from = reinterpret_cast<const int4*>(p);
+    const int4 bits = once ? __ldcs(from) : *from;
     memcpy(&pack, &bits, sizeof(pack));
   } else {
-    pack.element[0] = p[0];
+    static_assert(size == 1);
+    pack.element[0] = *p;
   }
   return pack;
 }
 
-template <int experts, class In, int size, int unroll>
+template <class T, int size>
+__device__ void store(T* p, const float (&x)[size]) {
+  Pack<T, size> pack;
+#pragma unroll
+  for (int i = 0; i < size; ++i) pack.element[i] = static_cast<T>(x[i]);
+  *reinterpret_cast<Pack<T, size>*>(p) = pack;
+}
+
+template <int experts, bool once, class In, int size, int n>
 __device__ void add_packs(const Row<In>& row, int first, int64_t column, int64_t step,
-                          float (&sum)[unroll][size]) {
-  Pack<In, size> pack[experts][unroll];
+                          float (&sum)[n][size]) {
+  Pack<In, size> pack[experts][n];
 #pragma unroll
   for (int k = 0; k < experts; ++k) {
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
-      pack[k][u] = load<In, size>(row.logits[first + k] + column + u * step);
+    for (int u = 0; u < n; ++u) {
+      pack[k][u] = load<In, size, once>(row.logits[first + k] + column + u * step);
     }
   }
 #pragma unroll
   for (int k = 0; k < experts; ++k) {
     const float weight = row.weights[first + k];
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) {
+    for (int u = 0; u < n; ++u) {
 #pragma unroll
       for (int i = 0; i < size; ++i) {
-        sum[u][i] = fmaf(weight, to_float(pack[k][u].element[i]), sum[u][i]);
+        sum[u][i] = fmaf(weight, static_cast<float>(pack[k][u].element[i]), sum[u][i]);
       }
     }
   }
 }
 
-// The mean of `unroll` packs, `step` elements from one to the next. The packs of up to four experts
-// are on their way at a time.
-template <class In, int size, int unroll>
+// The mean of `n` packs, `step` elements from one to the next. The packs of up to four experts are on
+// their way at a time.
+template <bool once = true, class In, int size, int n>
 __device__ void mean_packs(const Row<In>& row, int64_t column, int64_t step,
-                           float (&sum)[unroll][size]) {
+                           float (&sum)[n][size]) {
 #pragma unroll
-  for (int u = 0; u < unroll; ++u) {
+  for (int u = 0; u < n; ++u) {
 #pragma unroll
     for (int i = 0; i < size; ++i) sum[u][i] = 0;
   }
   int k = 0;
-  for (; k + 4 <= row.n_experts; k += 4) add_packs<4>(row, k, column, step, sum);
-  if (row.n_experts - k == 3) add_packs<3>(row, k, column, step, sum);
-  if (row.n_experts - k == 2) add_packs<2>(row, k, column, step, sum);
-  if (row.n_experts - k == 1) add_packs<1>(row, k, column, step, sum);
+  for (; k + 4 <= row.n_experts; k += 4) add_packs<4, once>(row, k, column, step, sum);
+  if (row.n_experts - k == 3) add_packs<3, once>(row, k, column, step, sum);
+  if (row.n_experts - k == 2) add_packs<2, once>(row, k, column, step, sum);
+  if (row.n_experts - k == 1) add_packs<1, once>(row, k, column, step, sum);
+}
+
+template <class In>
+__device__ float mean_at(const Row<In>& row, int64_t column) {
+  float mean[1][1];
+  mean_packs(row, column, 0, mean);
+  return mean[0][0];
+}
+
+// Some columns of a row: those of [first, last) in packs, those before and after one by one.
+struct Span {
+  int64_t begin, first, last, end;
+
+  // Of a part of a row. `in_packs`: whatever else is read or written is aligned where logits are.
+  template <class In>
+  __device__ Span(const Row<In>& row, int64_t begin, int64_t end, bool in_packs = true)
+      : begin(begin), first(end), last(end), end(end) {
+    if (!in_packs || row.head < 0 || begin + row.head > end) return;
+    first = begin + row.head;
+    last = first + (end - first) / kPack<In> * kPack<In>;
+  }
+};
+
+template <int size_, int n_>
+struct Visit {
+  static constexpr int size = size_;  // neighbouring columns
+  static constexpr int n = n_;        // of them, `step` apart
+  int64_t column;
+  int64_t step;
+  bool is_valid;  // false for threads for which nothing is left
+};
+
+// Calls visit(Visit) for all columns of a span, with ascending columns in each thread; all threads of
+// the team call it equally often. Up to `n` packs at a time.
+template <int size, int n, class F>
+__device__ void for_each_column(const Team& team, const Span& span, const F& visit) {
+  const int64_t step = int64_t{team.size} * size;
+  for (int64_t base = span.begin; base < span.first; base += team.size) {
+    visit(Visit<1, 1>{base + team.rank, 0, base + team.rank < span.first});
+  }
+  int64_t base = span.first;
+  for (; base + n * step <= span.last; base += n * step) {
+    visit(Visit<size, n>{base + team.rank * size, step, true});
+  }
+  for (; base < span.last; base += step) {
+    const int64_t column = base + team.rank * size;
+    visit(Visit<size, 1>{column, 0, column < span.last});
+  }
+  for (base = span.last; base < span.end; base += team.size) {
+    visit(Visit<1, 1>{base + team.rank, 0, base + team.rank < span.end});
+  }
 }
 
 }  // namespace fastgrow::cuda

@@ -6,28 +6,19 @@
 #include <cstdint>
 #include <vector>
 
-#include <cuda_runtime.h>
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
-#include <torch/headeronly/util/shim_utils.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
+#include "device.h"
 #include "experts.cuh"
 
 namespace fastgrow::cuda {
 
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-inline cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 inline int64_t count_rows(const Tensor& t) {
   int64_t rows = 1;
@@ -35,33 +26,27 @@ inline int64_t count_rows(const Tensor& t) {
   return rows;
 }
 
-// The one stride from row to row.
-inline int64_t row_stride(const Tensor& t) {
-  int64_t stride = 0;
-  int64_t rows = 1;
+inline int64_t count_columns(const Tensor& t) { return t.size(t.dim() - 1); }
+
+inline Rows rows_of(const char* operation, const Tensor& t) {
+  // Dimensions that have no gap between them are one.
+  struct Dimension {
+    int64_t size, stride;
+  };
+  std::vector<Dimension> dimensions;  // the innermost first
   for (int64_t d = t.dim() - 2; d >= 0; --d) {
     if (t.size(d) == 1) continue;
-    if (rows == 1) stride = t.stride(d);
-    STD_TORCH_CHECK(t.stride(d) == stride * rows, "the rows of a tensor have no common stride");
-    rows *= t.size(d);
+    if (!dimensions.empty() && t.stride(d) == dimensions.back().size * dimensions.back().stride) {
+      dimensions.back().size *= t.size(d);
+    } else {
+      dimensions.push_back({t.size(d), t.stride(d)});
+    }
   }
-  return stride;
-}
-
-template <class In>
-Experts<In> experts_of(const std::vector<Tensor>& logits, const Tensor& scale) {
-  Experts<In> experts{};
-  const Tensor& first = logits[0];
-  experts.n_experts = static_cast<int>(logits.size());
-  experts.n_columns = first.size(first.dim() - 1);
-  experts.n_rows = count_rows(first);
-  experts.scale = scale.const_data_ptr<float>();
-  experts.has_row_factors = scale.dim() == 2;
-  for (int k = 0; k < experts.n_experts; ++k) {
-    experts.logits[k] = static_cast<const In*>(logits[k].const_data_ptr());
-    experts.strides[k] = row_stride(logits[k]);
-  }
-  return experts;
+  STD_TORCH_CHECK(dimensions.size() <= 2, operation,
+                  ": the rows of a tensor are spaced in more than two ways");
+  if (dimensions.empty()) return {1, 0, 0};
+  if (dimensions.size() == 1) return {1, 0, dimensions[0].stride};
+  return {dimensions[0].size, dimensions[0].stride, dimensions[1].stride};
 }
 
 inline void check_experts(const char* operation, const std::vector<Tensor>& logits,
@@ -73,9 +58,9 @@ inline void check_experts(const char* operation, const std::vector<Tensor>& logi
   STD_TORCH_CHECK(first.dim() >= 1, operation, ": logits must have a last dimension");
   for (int64_t k = 0; k < n_experts; ++k) {
     const Tensor& t = logits[k];
-    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == first.get_device_index() &&
+    STD_TORCH_CHECK(is_on_device(t) && t.get_device_index() == first.get_device_index() &&
                         t.scalar_type() == first.scalar_type() && t.dim() == first.dim() &&
-                        (t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1),
+                        (count_columns(t) <= 1 || t.stride(t.dim() - 1) == 1),
                     operation, ": expert ", k, " differs in device, dtype, rank or layout");
     for (int64_t d = 0; d < t.dim(); ++d) {
       STD_TORCH_CHECK(t.size(d) == first.size(d), operation, ": expert ", k,
@@ -85,40 +70,96 @@ inline void check_experts(const char* operation, const std::vector<Tensor>& logi
   const bool one_row = scale.dim() == 1 && scale.size(0) == n_experts;
   const bool row_each =
       scale.dim() == 2 && scale.size(0) == count_rows(first) && scale.size(1) == n_experts;
-  STD_TORCH_CHECK(scale.is_cuda() && scale.get_device_index() == first.get_device_index() &&
+  STD_TORCH_CHECK(is_on_device(scale) && scale.get_device_index() == first.get_device_index() &&
                       scale.is_contiguous() && scale.scalar_type() == ScalarType::Float &&
                       (one_row || row_each),
                   operation, ": scale must be float32, one for each expert, or for each row and "
                   "expert");
 }
 
-inline void check_rows(const char* operation, const char* name, const Tensor& t,
-                       const Tensor& logits, int64_t n_rows, ScalarType dtype) {
-  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == logits.get_device_index() &&
-                      t.is_contiguous() && t.numel() == n_rows && t.scalar_type() == dtype,
-                  operation, ": ", name, " must be contiguous, of one value for each row");
-}
-
-// Whether every row begins at a multiple of 16 bytes.
-template <class T>
-bool is_aligned(const T* base, int64_t stride, int64_t n_rows) {
-  return reinterpret_cast<uintptr_t>(base) % 16 == 0 &&
-         (n_rows <= 1 || stride * static_cast<int64_t>(sizeof(T)) % 16 == 0);
+// A contiguous tensor of `count` numbers on the logits' device.
+inline void check_numbers(const char* operation, const char* name, const Tensor& t,
+                          const Tensor& logits, int64_t count, ScalarType dtype) {
+  STD_TORCH_CHECK(is_on_device(t) && t.get_device_index() == logits.get_device_index() &&
+                      t.is_contiguous() && t.numel() == count && t.scalar_type() == dtype,
+                  operation, ": ", name, " must be contiguous, ", count, " numbers of its dtype");
 }
 
 template <class In>
-bool is_aligned(const Experts<In>& experts) {
+Experts<In> experts_of(const char* operation, const std::vector<Tensor>& logits,
+                       const Tensor& scale) {
+  Experts<In> experts{};
+  const Tensor& first = logits[0];
+  experts.n_experts = static_cast<int>(logits.size());
+  experts.n_columns = count_columns(first);
+  experts.n_rows = count_rows(first);
+  experts.scale = scale.const_data_ptr<float>();
+  experts.has_row_factors = scale.dim() == 2;
   for (int k = 0; k < experts.n_experts; ++k) {
-    if (!is_aligned(experts.logits[k], experts.strides[k], experts.n_rows)) return false;
+    experts.logits[k] = static_cast<const In*>(logits[k].const_data_ptr());
+    experts.rows[k] = rows_of(operation, logits[k]);
   }
-  return true;
+  return experts;
 }
 
-// Rows that are worked on at a time, where a row is `parts` blocks: enough blocks to fill any device
-// several times over, and no more, so that a block is not over before its loads have arrived.
-inline unsigned rows_at_a_time(int64_t n_rows, int64_t parts) {
-  constexpr int64_t blocks = 8192;
-  return static_cast<unsigned>(std::min<int64_t>({n_rows, (blocks + parts - 1) / parts, 65535}));
+// A launch as fastgrow/ops/experts/plan.py plans it: threads of a block, rows of a block, parts of a
+// row, columns of a part.
+struct Plan {
+  Plan(const char* operation, const std::vector<int64_t>& numbers, const Tensor& logits)
+      : n_rows(count_rows(logits)) {
+    STD_TORCH_CHECK(numbers.size() == 4, operation, ": a plan has four numbers");
+    const int64_t threads = numbers[0];
+    const int64_t rows = numbers[1];
+    const int64_t pack = kPackBytes / static_cast<int64_t>(logits.element_size());
+    cut = {numbers[3], numbers[2], rows > 1};
+    const int64_t n_columns = count_columns(logits);
+    STD_TORCH_CHECK(
+        threads >= kWarp && threads <= kMaxThreads && threads % kWarp == 0 &&
+            (rows == 1 || (rows * kWarp == threads && cut.n_parts == 1)) && cut.n_parts >= 1 &&
+            cut.n_parts <= 0x7fffffff && cut.length >= 1 && cut.length % pack == 0 &&
+            (n_columns + cut.length - 1) / cut.length == cut.n_parts,
+        operation, ": this is no plan for ", n_columns, " columns");
+    block = dim3(static_cast<unsigned>(threads));
+    // Enough blocks to fill any device several times over; a block is not over before its loads have
+    // arrived.
+    constexpr int64_t kBlocks = 16384;
+    const int64_t at_a_time = std::max<int64_t>(kBlocks / cut.n_parts, 1);
+    const int64_t wanted = (n_rows + rows - 1) / rows;
+    grid = dim3(static_cast<unsigned>(cut.n_parts),
+                static_cast<unsigned>(std::min<int64_t>({wanted, at_a_time, 65535})));
+  }
+
+  // Bytes for a Part of each part of each row, `each` of them.
+  template <class Part>
+  Part* parts(const char* operation, const Tensor& memory, const Tensor& logits,
+              int64_t each = 1) const {
+    const int64_t bytes = n_rows * cut.n_parts * each * static_cast<int64_t>(sizeof(Part));
+    check_numbers(operation, "parts", memory, logits, bytes, ScalarType::Byte);
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(memory.const_data_ptr()) % alignof(Part) == 0,
+                    operation, ": parts must be aligned");
+    return static_cast<Part*>(memory.mutable_data_ptr());
+  }
+
+  int64_t n_rows;
+  Cut cut{};
+  dim3 grid{1};
+  dim3 block{1};
+};
+
+// A grid of blocks of kMaxThreads in which each row has a warp.
+inline dim3 warp_each(int64_t n_rows) {
+  constexpr int64_t rows = kMaxThreads / kWarp;
+  return dim3(static_cast<unsigned>(std::min<int64_t>((n_rows + rows - 1) / rows, 0x7fffffff)));
+}
+
+// A grid of blocks that go through the rows.
+inline dim3 block_each(int64_t n_rows) {
+  return dim3(static_cast<unsigned>(std::min<int64_t>(n_rows, 16384)));
+}
+
+// The row of this warp, of such a grid.
+__device__ inline int64_t row_of_warp() {
+  return int64_t{blockIdx.x} * (kMaxThreads / kWarp) + threadIdx.x / kWarp;
 }
 
 // Calls f with a zero of the type that a kernel reads.
@@ -128,9 +169,9 @@ void with_type_of(const char* operation, const Tensor& logits, const F& f) {
     case ScalarType::Float:
       return f(float{});
     case ScalarType::BFloat16:
-      return f(__nv_bfloat16{});
+      return f(BFloat16{});
     case ScalarType::Half:
-      return f(__half{});
+      return f(Half{});
     default:
       STD_TORCH_CHECK(false, operation, ": the device takes float32, bfloat16 or float16");
   }

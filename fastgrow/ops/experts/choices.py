@@ -23,8 +23,9 @@ from torch import Tensor
 
 from fastgrow.errors import argument_error
 from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.extension import on_gpu, plan_of, run_extension
 from fastgrow.ops.core.registration import operator
-from fastgrow.ops.experts.losses import log_sum_exp
+from fastgrow.ops.experts.losses import MASS_BYTES, log_sum_exp
 from fastgrow.ops.experts.mean import (
     MAX_K,
     MeanCall,
@@ -34,12 +35,15 @@ from fastgrow.ops.experts.mean import (
     example_call,
     mean_call,
     pays,
-    run_extension,
 )
 from fastgrow.ops.experts.philox import row_uniforms
 
 # How many of the most likely tokens are looked at for `top_p`; few rows need the second number.
-_NUCLEUS = (64, MAX_K)
+_NUCLEUS = (64, MAX_K["cpu"])
+# Of a GPU's parts of rows: what a block does of its own to find the largest of a part is much, so
+# that parts are not to be short; one in which a number is drawn is read again, and not to be long.
+_LONG_PART = 4096
+_CANDIDATE_BYTES = 8
 # Rows of which the nucleus is larger still are averaged and sorted, so many at a time.
 _ROWS_AT_A_TIME = 16
 
@@ -186,7 +190,7 @@ def _eager_top_k(call: TopKCall) -> tuple[Tensor, Tensor]:
 
 
 def _native_top_k(call: TopKCall) -> tuple[Tensor, Tensor]:
-    """One pass over the logits (csrc/cpu/top_k.cpp, csrc/cuda/reductions.cu)."""
+    """One pass over the logits (csrc/cpu/top_k.cpp, csrc/cuda/top_k.cu)."""
     return native_top_k(call.mean.logits, call.mean.scale, call.k)
 
 
@@ -197,10 +201,14 @@ def _like(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @operator(_like)
 def native_top_k(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and token ids; on a GPU for k = 1 alone."""
+    """Values and token ids."""
     values, ids = _like(logits, scale, k)
-    # A part's largest is a column (int64) and a value, padded to 16 bytes.
-    run_extension("mean_top_k_out", logits, scale, k, values, ids, part_bytes=16)
+    plan = plan_of(logits[0], shortest=_LONG_PART if k > 1 else 0) if on_gpu(scale) else None
+    run_extension(
+        *("mean_top_k_out", logits, scale, k, values, ids),
+        plan=plan,
+        part_bytes=(k * _CANDIDATE_BYTES,),
+    )
     return values, ids
 
 
@@ -244,30 +252,43 @@ def _eager_sample(call: SampleCall) -> Tensor:
 
 
 def _native_sample(call: SampleCall) -> Tensor:
-    """One pass over the logits and one block of each row again (csrc/cpu/sample.cpp).
+    """One pass over the logits and one block of each row again (sample.cpp and .cu).
 
-    A cut distribution takes the pass that finds its candidates; `top_p` alone takes a second one
-    for the whole mass, and averages the rows that are spread over more than 1,024 tokens.
+    A cut distribution takes the pass that finds its candidates. `top_p` alone looks among the 64
+    most likely tokens first. On a GPU rows that are spread over more are asked in passes of their
+    own; on a CPU 1,024 are looked at, and then such rows are averaged and sorted.
     """
     return native_sample(call.mean.logits, call.mean.scale, *call[1:])
 
 
-@operator(
-    lambda logits, scale, uniforms, *_: uniforms.new_empty(uniforms.shape, dtype=torch.int64),
-    devices=("CPU",),
-)
+@operator(lambda logits, scale, uniforms, *_: uniforms.new_empty(uniforms.shape, dtype=torch.int64))
 def native_sample(
     logits: list[Tensor], scale: Tensor, uniforms: Tensor, top_k: int | None, top_p: float | None
 ) -> Tensor:
     """A token id for each row."""
+    tokens = uniforms.new_empty(uniforms.shape, dtype=torch.int64)
+    if top_k is None and top_p is None:
+        plan = plan_of(logits[0], longest=_LONG_PART) if on_gpu(scale) else None
+        run_extension(
+            *("mean_sample_out", logits, scale, uniforms, tokens),
+            plan=plan,
+            part_bytes=(MASS_BYTES,),
+        )
+        return tokens
+    if on_gpu(scale):
+        k = min(top_k or MAX_K["cuda"], logits[0].shape[-1])
+        run_extension(
+            *("mean_sample_largest_out", logits, scale, uniforms, k, top_k is not None),
+            *(1.0 if top_p is None else top_p, tokens),
+            plan=plan_of(logits[0], shortest=_LONG_PART),
+            part_bytes=(k * _CANDIDATE_BYTES, MASS_BYTES),
+        )
+        return tokens
     if top_k is not None:
         values, ids = native_top_k(logits, scale, top_k)
         return _draw_sorted(values.double().softmax(-1), ids, uniforms, top_p)
-    if top_p is not None:
-        return _sample_nucleus(logits, scale, uniforms, top_p)
-    tokens = uniforms.new_empty(uniforms.shape, dtype=torch.int64)
-    run_extension("mean_sample_out", logits, scale, uniforms, tokens)
-    return tokens
+    assert top_p is not None
+    return _sample_nucleus(logits, scale, uniforms, top_p)
 
 
 def _sample_nucleus(logits: list[Tensor], scale: Tensor, uniforms: Tensor, p: float) -> Tensor:
@@ -299,7 +320,8 @@ _TOP_K = Operation(
         Implementation(
             "native",
             _native_top_k,
-            lambda call: can_serve(call, constant_on=("cpu",), k=call.k),
+            lambda call: can_serve(call, constant=True, k=call.k),
+            pays,
         ),
         Implementation("eager", _eager_top_k),
     ),
@@ -311,7 +333,7 @@ _ARGMAX = Operation(
         Implementation(
             "native",
             lambda call: _native_top_k(call)[1].squeeze(-1),
-            lambda call: can_serve(call, ("cpu", "cuda")),
+            can_serve,
             pays,
         ),
         Implementation("eager", lambda call: averaged(call.mean).argmax(-1)),
@@ -321,7 +343,7 @@ _ARGMAX = Operation(
 _SAMPLE = Operation(
     "mean_sample",
     (
-        Implementation("native", _native_sample, lambda call: can_serve(call, k=call.top_k)),
+        Implementation("native", _native_sample, lambda call: can_serve(call, k=call.top_k), pays),
         Implementation("eager", _eager_sample),
     ),
     lambda device: SampleCall(

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrow.ops.core.checks import check_targets, run_in_range
-from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
+from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.extension import on_gpu, plan_of, run_extension
 from fastgrow.ops.core.registration import operator, refuse_double_backward
 from fastgrow.ops.experts.mean import (
     MeanCall,
@@ -28,12 +29,14 @@ from fastgrow.ops.experts.mean import (
     example_call,
     mean_call,
     pays,
-    run_extension,
 )
 from fastgrow.ops.heads.heads import check_reduction, reduced
 
 # No target has this number; where no target is to be ignored, it is the number that would be.
 NO_TARGET = torch.iinfo(torch.int64).min
+# What a GPU's block leaves of a part of a row: its largest logit and the sum of exponentials
+# relative to it, in float32.
+MASS_BYTES = 8
 
 
 class LossCall(NamedTuple):
@@ -149,19 +152,15 @@ def eager_gather(call: LossCall) -> Tensor:
 
 
 def _native_losses(call: LossCall) -> Tensor:
-    """One pass over the logits, one more for the gradients (csrc/cpu/log_probability.cpp)."""
+    """One pass over the logits, one more for the gradients (log_probability.cpp and .cu)."""
     return reduced(-native_gather(call), call.targets, call.ignore_index, call.reduction)
 
 
 def native_gather(call: LossCall) -> Tensor:
-    """`eager_gather` by the extension, which makes gradients on a CPU."""
+    """`eager_gather` by the extension."""
     logits, scale, _ = call.mean
     targets = call.targets.long().contiguous()
     return _LogProbability.apply(call.operation, call.ignore_index, scale, targets, *logits)
-
-
-def _can_serve(call: LossCall) -> Answer:
-    return can_serve(call, ("cpu", "cuda"), constant_on=("cuda",))
 
 
 class GatherCall(NamedTuple):
@@ -181,15 +180,19 @@ def _like_forward(call: GatherCall) -> tuple[Tensor, Tensor]:
 def mean_log_probability(call: GatherCall) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and log-sum-exps of the rows."""
     log_probabilities, log_sums = _like_forward(call)
-    # A part's log-sum-exp is its largest logit and the sum beside it, float32 both.
-    run_extension("mean_log_probability_out", *call, log_sums, log_probabilities, part_bytes=8)
+    run_extension(
+        "mean_log_probability_out", *call, log_sums, log_probabilities, part_bytes=(MASS_BYTES,)
+    )
     return log_probabilities, log_sums
 
 
 def log_sum_exp(logits: list[Tensor], scale: Tensor) -> Tensor:
-    """The log-sum-exp of each row of the mean, by the extension on a CPU."""
+    """The log-sum-exp of each row of the mean, by the extension."""
     log_sums = scale.new_empty(logits[0].shape[:-1])
-    run_extension("mean_log_probability_out", logits, scale, None, NO_TARGET, log_sums, None)
+    run_extension(
+        *("mean_log_probability_out", logits, scale, None, NO_TARGET, log_sums, None),
+        part_bytes=(MASS_BYTES,),
+    )
     return log_sums
 
 
@@ -201,7 +204,7 @@ def _like_backward(
     return d_scale, [x.new_empty(x.shape) for x, needed in wanted if needed]
 
 
-@operator(_like_backward, devices=("CPU",))
+@operator(_like_backward)
 def mean_log_probability_backward(
     call: GatherCall, log_sums: Tensor, gradient: Tensor, for_scale: bool, for_logits: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
@@ -209,8 +212,9 @@ def mean_log_probability_backward(
     _, scale, targets, _ = call
     d_scale, d_logits = _like_backward(call, log_sums, gradient, for_scale, for_logits)
     places = [k for k, needed in enumerate(for_logits) if needed]
-    # By row always; factors that all rows share get the sum.
-    d_rows = scale.new_empty(targets.numel(), len(for_logits)) if for_scale else None
+    # By row always, and on a GPU by part of a row; factors that all rows share get the sum.
+    parts = plan_of(call.logits[0]).parts if on_gpu(scale) else 1
+    d_rows = scale.new_empty(targets.numel(), parts, len(for_logits)) if for_scale else None
     run_extension(
         "mean_log_probability_backward_out",
         *call,
@@ -221,7 +225,7 @@ def mean_log_probability_backward(
         d_rows,
     )
     if d_rows is not None:
-        d_scale.copy_(d_rows.sum(0) if scale.dim() == 1 else d_rows.view(scale.shape))
+        d_scale.copy_(d_rows.sum((0, 1)) if scale.dim() == 1 else d_rows.sum(1).view(scale.shape))
     return d_scale, d_logits
 
 
@@ -265,7 +269,7 @@ def _example(device: torch.device) -> LossCall:
 _LOSS = Operation(
     "mean_cross_entropy",
     (
-        Implementation("native", _native_losses, _can_serve, pays),
+        Implementation("native", _native_losses, can_serve, pays),
         Implementation("eager", _eager_losses),
     ),
     _example,
@@ -273,7 +277,7 @@ _LOSS = Operation(
 _GATHER = Operation(
     "mean_log_softmax_gather",
     (
-        Implementation("native", native_gather, _can_serve, pays),
+        Implementation("native", native_gather, can_serve, pays),
         Implementation("eager", eager_gather),
     ),
     _example,

@@ -23,16 +23,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrow import _native
 from fastgrow.errors import argument_error, describe
 from fastgrow.ops.core.checks import check_float
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.dtypes import FLOATS, wide_dtype
+from fastgrow.ops.core.extension import extension_of, on_gpu, run_extension
 from fastgrow.ops.core.registration import needs_gradient, operator
 
 MAX_EXPERTS = 64
-# The extension has each row's candidates in a heap: small, or sorting would be the better way.
-MAX_K = 1024
+# The extension has each row's candidates in a heap on a CPU and in a buffer on a GPU. With more of
+# them, sorting would be the better way.
+MAX_K = {"cpu": 1024, "cuda": 64}
 # The quotient of its reciprocal and itself is not yet zero in float32.
 _LARGE = 2.0**63
 
@@ -270,32 +271,26 @@ def taken_out(logits: Tensor, factor: Tensor) -> Tensor:
 
 
 def can_serve(
-    call: Any,
-    devices: tuple[str, ...] = ("cpu",),
-    *,
-    constant_on: tuple[str, ...] = (),
-    k: int | None = None,
-    out: Tensor | None = None,
+    call: Any, *, constant: bool = False, k: int | None = None, out: Tensor | None = None
 ) -> Answer:
     """Whether the extension can serve a call.
 
     Args:
-        devices: types of the devices that it has a kernel of the operation for.
-        constant_on: those of them on which it gives no gradients.
+        constant: it gives no gradients.
         k: how many candidates of each row are asked for.
         out: what it is to write to, if that is given, of the logits' shape.
     """
     logits, scale, _ = call.mean
-    device = logits[0].device.type
-    if device not in devices:
+    device = "cuda" if on_gpu(logits[0]) else logits[0].device.type
+    if device not in ("cpu", "cuda"):
         return False, f"it has no kernel for {device} tensors"
-    if device in constant_on and needs_gradient(
+    if constant and needs_gradient(
         *logits, scale, *[field for field in call if isinstance(field, Tensor)]
     ):
         return False, "it gives no gradients"
-    if k is not None and k > MAX_K:
-        return False, f"it finds at most {MAX_K} candidates, not {k}"
-    extension = _native.CPU if device == "cpu" else _native.CUDA
+    if k is not None and k > MAX_K[device]:
+        return False, f"it finds at most {MAX_K[device]} candidates, not {k}"
+    extension = extension_of(logits[0])
     if not extension.loaded:
         return False, extension.reason
     if len(logits) > MAX_EXPERTS:
@@ -305,43 +300,22 @@ def can_serve(
     for x in (*logits, out):
         if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
             return False, "a tensor's last dimension is not contiguous"
-        if x is not None and device == "cuda" and not _has_one_row_stride(x):
-            return False, "a tensor's rows are not evenly spaced"
+        if x is not None and device == "cuda" and _count_spacings(x) > 2:
+            return False, "a tensor's rows are spaced in more than two ways"
     return True, ""
 
 
-def _has_one_row_stride(x: Tensor) -> bool:
+def _count_spacings(x: Tensor) -> int:
+    """Dimensions before the last that no other one goes on without a gap."""
     leading = [(n, s) for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True) if n != 1]
-    return all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(leading))
+    gaps = sum(outer != size * inner for (_, outer), (size, inner) in itertools.pairwise(leading))
+    return gaps + bool(leading)
 
 
 def pays(call: Any) -> Answer:
     """The kernels for a GPU have been compiled and not yet measured: they run when asked for."""
-    on_cpu = call.mean.logits[0].device.type == "cpu"
+    on_cpu = not on_gpu(call.mean.logits[0])
     return on_cpu, "" if on_cpu else "it has not been measured on a GPU"
-
-
-def run_extension(
-    name: str, logits: list[Tensor], scale: Tensor, *others: Any, part_bytes: int = 0
-) -> None:
-    """Call an operator of the extension, which exists for a CPU, a GPU or both.
-
-    Args:
-        name: of the operator.
-        logits, scale, others: its arguments.
-        part_bytes: what a GPU's first kernel leaves to the second for a part of a row; 0 where
-            there is one kernel.
-    """
-    # Factors are [K], or [N, K] with the rows counted through.
-    scale = scale if scale.dim() == 1 else scale.reshape(-1, scale.shape[-1]).contiguous()
-    library = torch.ops.fastgrow_cuda if logits[0].is_cuda else torch.ops.fastgrow_native
-    if logits[0].is_cuda and part_bytes:
-        # Few rows are cut into parts, so that there are blocks enough, of 4,096 columns or more.
-        rows, columns = logits[0].shape[:-1].numel(), logits[0].shape[-1]
-        parts = max(1, min(1024 // max(rows, 1), columns // 4096))
-        memory = logits[0].new_empty(rows * parts * part_bytes, dtype=torch.uint8)
-        others = (memory, *others)
-    getattr(library, name)(logits, scale, *others)
 
 
 def example_call(device: torch.device) -> MeanCall:
@@ -356,7 +330,7 @@ _OPERATION = Operation(
         Implementation(
             "native",
             _native_mean,
-            lambda call: can_serve(call, ("cpu", "cuda"), out=call.out),
+            lambda call: can_serve(call, out=call.out),
             pays,
         ),
         Implementation("eager", _eager_mean),

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from fastgrow.errors import argument_error
 from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.core.extension import on_gpu, run_extension
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.experts.losses import (
+    MASS_BYTES,
     NO_TARGET,
     LossCall,
     eager_gather,
@@ -42,7 +44,7 @@ from fastgrow.ops.experts.mean import (
     example_call,
     factors,
     numbers,
-    run_extension,
+    pays,
     without_zero,
 )
 from fastgrow.ops.heads.heads import check_reduction, reduced
@@ -218,7 +220,7 @@ def _eager_mean(call: MixtureCall) -> Tensor:
 
 
 def _native_mean(call: MixtureCall) -> Tensor:
-    """Two passes over the logits (csrc/cpu/probability_mean.cpp)."""
+    """Two passes over the logits (probability_mean.cpp and .cu)."""
     mean = call.mean
     return native_probability_mean(mean.logits, mean.scale, call.weight, call.log_weight)
 
@@ -227,17 +229,23 @@ def _like(logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tenso
     return weight.new_empty(logits[0].shape)
 
 
-@operator(_like, devices=("CPU",))
+@operator(_like)
 def native_probability_mean(
     logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
 ) -> Tensor:
     """The log-probabilities of all tokens."""
+    out = _like(logits, scale, weight, log_weight)
+    if on_gpu(scale):
+        run_extension(
+            *("probability_mean_out", logits, scale, weight, log_weight, out),
+            part_bytes=(len(logits) * MASS_BYTES,),
+        )
+        return out
     log_sums = torch.stack(
         [log_sum_exp([x], factor) for x, factor in zip(logits, factors(scale), strict=True)], dim=-1
     )
     offsets = (weight.abs().log() if log_weight is None else log_weight) - log_sums
     signs = weight.sign().expand(offsets.shape).contiguous()
-    out = _like(logits, scale, weight, log_weight)
     run_extension("probability_mean_out", logits, scale, offsets.contiguous(), signs, out)
     return out
 
@@ -260,7 +268,7 @@ def _example(device: torch.device) -> MixtureCall:
 _MEAN = Operation(
     "probability_mean",
     (
-        Implementation("native", _native_mean, lambda call: can_serve(call, constant_on=("cpu",))),
+        Implementation("native", _native_mean, lambda call: can_serve(call, constant=True), pays),
         Implementation("eager", _eager_mean),
     ),
     _example,
@@ -268,7 +276,7 @@ _MEAN = Operation(
 _GATHER = Operation(
     "probability_mean_gather",
     (
-        Implementation("native", functools.partial(_gather, native_gather), can_serve),
+        Implementation("native", functools.partial(_gather, native_gather), can_serve, pays),
         Implementation("eager", functools.partial(_gather, eager_gather)),
     ),
     _example,

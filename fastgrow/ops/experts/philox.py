@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgrow import _native
+from fastgrow.ops.core.extension import extension_of, on_gpu
 from fastgrow.ops.core.registration import operator
 
 _WORD = 0xFFFFFFFF
@@ -50,8 +50,10 @@ def _like(logits: Tensor, seed: int, step: int) -> Tensor:
 @operator(_like, devices=("CompositeExplicitAutograd",))
 def row_uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
     """A number in [0, 1) for each row of logits [..., V]: [...] float64, a multiple of 2⁻²⁴."""
-    if logits.device.type != "cpu" or not _native.CPU.loaded:
+    is_served = logits.device.type in ("cpu", "cuda") and extension_of(logits).loaded
+    if not is_served:
         return uniforms_anywhere(logits, seed, step)
     numbers = _like(logits, seed, step)
-    torch.ops.fastgrow_native.philox_uniform_(seed, step, numbers)
+    library = torch.ops.fastgrow_cuda if on_gpu(logits) else torch.ops.fastgrow_native
+    library.philox_uniform_(seed, step, numbers)
     return numbers

@@ -5,7 +5,8 @@ rows are work enough for the whole chip; few rows are cut into parts until there
 each multiprocessor of the largest GPU that the extension is built for. What the parts leave behind
 is put together by a second kernel, in their order, so that the same input gives the same bits.
 
-The extension gets the plan with its arguments (csrc/cuda/launch.h); it has no rules of its own.
+The extension gets the plan with its arguments (extension.py, csrc/cuda/launch.h); it has no rules
+of its own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,140 @@
+// The logarithm of a weighted sum of the experts' probabilities: one pass over the logits for each
+// expert's log-sum-exp, one more for the sum.
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "launch.h"
+#include "reductions.cuh"
+
+namespace fastgrow::cuda {
+namespace {
+
+constexpr const char* kName = "probability_mean";
+
+// K numbers, or K for each row.
+struct Numbers {
+  const float* first;
+  bool by_row;
+
+  __device__ const float* of_row(int64_t row, int n_experts) const {
+    return first + (by_row ? row * n_experts : 0);
+  }
+};
+
+// What the experts of a row are multiplied by once their logits are exponentiated.
+struct Factors {
+  float offsets[kMaxExperts];  // the logarithm of |weight|, less the log-sum-exp
+  float signs[kMaxExperts];
+};
+
+// out = log sum_k weight[k] * exp(scale[k] * logits[k] - log_sum[k]), contiguous; `masses` are those
+// of each expert, [N, K, parts].
+template <class In>
+__global__ void __launch_bounds__(kMaxThreads, 3)
+    mixture_kernel(const __grid_constant__ Experts<In> experts, Cut cut, const Mass* masses,
+                   Numbers weights, Numbers log_weights, float* out) {
+  const Team team(cut.by_warps);
+  Row<In>& row = shared<Row<In>[kMaxThreads / kWarp]>()[team.of_block];
+  Factors& factors = shared<Factors[kMaxThreads / kWarp]>()[team.of_block];
+  const int lane = team.rank % kWarp;
+  const int64_t begin = blockIdx.x * cut.length;
+  const int64_t end = min(begin + cut.length, experts.n_columns);
+  for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
+    const float* weight = weights.of_row(index, experts.n_experts);
+    // By the weights: a factor is zero of an infinite temperature too.
+    read_row(experts, index, team, row, weight);
+    for (int place = team.rank / kWarp; place < row.n_experts; place += team.size / kWarp) {
+      const int k = row.places[place];
+      const Mass* parts = masses + (index * experts.n_experts + k) * cut.n_parts;
+      const Mass mass = of_parts(parts, cut.n_parts, lane);
+      if (lane != 0) continue;
+      const float share = log_weights.first == nullptr
+                              ? logf(fabsf(weight[k]))
+                              : log_weights.of_row(index, experts.n_experts)[k];
+      factors.offsets[place] = share - mass.log();
+      factors.signs[place] = weight[k] < 0 ? -1.0f : weight[k] > 0 ? 1.0f : weight[k];
+    }
+    team.sync();
+    float* to = out + index * experts.n_columns;
+    const Span span(row, begin, end, goes_with(row, to));
+    for_each_column<kPack<In>, 1>(team, span, [&](auto visit) {
+      if (!visit.is_valid) return;
+      constexpr int size = decltype(visit)::size;
+      const auto add_terms = [&](auto&& add) {
+#pragma unroll 4
+        for (int place = 0; place < row.n_experts; ++place) {
+          const auto pack = load<In, size, false>(row.logits[place] + visit.column);
+#pragma unroll
+          for (int i = 0; i < size; ++i) {
+            const float x = static_cast<float>(pack.element[i]);
+            add(i, fmaf(row.weights[place], x, factors.offsets[place]), factors.signs[place]);
+          }
+        }
+      };
+      // The largest term is divided out, so that nothing underflows. Where every term is zero,
+      // subtracting -inf would make NaN of it.
+      float top[size];
+      float sum[size] = {};
+#pragma unroll
+      for (int i = 0; i < size; ++i) top[i] = -FLT_MAX;
+      add_terms([&](int i, float term, float) { top[i] = fmaxf(top[i], term); });
+      add_terms([&](int i, float term, float sign) {
+        sum[i] = fmaf(sign, exponential(term - top[i]), sum[i]);
+      });
+#pragma unroll
+      for (int i = 0; i < size; ++i) sum[i] = logf(sum[i]) + top[i];
+      store(to + visit.column, sum);
+    });
+  }
+}
+
+Numbers numbers_of(const char* name, const Tensor& t, const std::vector<Tensor>& logits) {
+  const int64_t n_experts = static_cast<int64_t>(logits.size());
+  const bool by_row = t.dim() != 1;
+  check_numbers(kName, name, t, logits[0], by_row ? count_rows(logits[0]) * n_experts : n_experts,
+                ScalarType::Float);
+  return {t.const_data_ptr<float>(), by_row};
+}
+
+// `parts` are 8 bytes for each row, expert and part of a row. `log_weight` takes the place of the
+// weights' logarithms; a weight of zero takes its expert out all the same.
+void probability_mean(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan,
+                      Tensor parts, Tensor weight, std::optional<Tensor> log_weight, Tensor out) {
+  check_experts(kName, logits, scale);
+  const Tensor& first = logits[0];
+  check_numbers(kName, "out", out, first, first.numel(), ScalarType::Float);
+  const Numbers weights = numbers_of("weight", weight, logits);
+  const Numbers log_weights =
+      log_weight ? numbers_of("log_weight", *log_weight, logits) : Numbers{nullptr, false};
+  if (first.numel() == 0) return;
+  const Plan launch(kName, plan, first);
+  const int64_t n_experts = static_cast<int64_t>(logits.size());
+  Mass* masses = launch.parts<Mass>(kName, parts, first, n_experts);
+  dim3 grid = launch.grid;
+  grid.z = static_cast<unsigned>(n_experts);
+  const OnDeviceOf device(first);
+  with_type_of(kName, first, [&](auto in) {
+    using In = decltype(in);
+    const Experts<In> experts = experts_of<In>(kName, logits, scale);
+    device.launch(part_kernel<Mass, In>, grid, launch.block, experts, launch.cut, masses);
+    device.launch(mixture_kernel<In>, launch.grid, launch.block, experts, launch.cut, masses,
+                  weights, log_weights, out.mutable_data_ptr<float>());
+  });
+}
+
+}  // namespace
+}  // namespace fastgrow::cuda
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgrow_cuda, m) {
+  m.def(
+      "probability_mean_out(Tensor[] logits, Tensor scale, int[] plan, Tensor(a!) parts, "
+      "Tensor weight, Tensor? log_weight, Tensor(b!) out) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgrow_cuda, FASTGROW_DEVICE, m) {
+  m.impl("probability_mean_out", TORCH_BOX(&fastgrow::cuda::probability_mean));
+}

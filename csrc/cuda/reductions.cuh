@@ -1,0 +1,148 @@
+// What is put together from many columns: by a thread, then by the threads of a team, then from the
+// parts of a row, each time in the same order. No atomics: the same input gives the same bits.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "experts.cuh"
+
+namespace fastgrow::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ inline float exponential(float x) { return exp2f(x * kLog2E); }
+
+// The sum of exponentials of some logits, relative to the largest that is not NaN.
+struct Mass {
+  float top;
+  float sum;
+
+  static __device__ Mass none() { return {-INFINITY, 0.0f}; }
+
+  // Where every logit is -inf, x - top would be NaN and not -inf.
+  __device__ float shift() const { return top == -INFINITY ? 0.0f : top; }
+
+  template <int size>
+  __device__ void add(const float (&x)[size], int64_t) {
+    const float before = shift();
+    for (int i = 0; i < size; ++i) top = fmaxf(top, x[i]);
+    const float after = shift();
+    if (sum != 0) sum *= exponential(before - after);
+    for (int i = 0; i < size; ++i) sum += exponential(x[i] - after);
+  }
+
+  __device__ void add(const Mass& other) {
+    const float before = shift();
+    top = fmaxf(top, other.top);
+    const float after = shift();
+    // Nothing stays nothing, however far away.
+    if (sum != 0) sum *= exponential(before - after);
+    if (other.sum != 0) sum += other.sum * exponential(other.shift() - after);
+  }
+
+  __device__ Mass of_lane(int offset) const {
+    return {__shfl_xor_sync(kAllLanes, top, offset), __shfl_xor_sync(kAllLanes, sum, offset)};
+  }
+
+  // What this mass is relative to another shift.
+  __device__ double relative_to(float other) const {
+    return sum == 0 ? 0 : static_cast<double>(sum) * exp(static_cast<double>(shift() - other));
+  }
+
+  __device__ float log() const { return shift() + logf(sum); }
+};
+
+// The largest logit and its column, NaN before all numbers and the lower of equal columns first: the
+// order of `torch.topk`.
+struct Candidate {
+  float value;
+  int column;
+
+  static __device__ Candidate none() { return {-INFINITY, INT32_MAX}; }
+
+  __device__ bool is_before(const Candidate& other) const {
+    const bool is_nan = value != value;
+    const bool other_is_nan = other.value != other.value;
+    if (is_nan != other_is_nan) return is_nan;
+    if (!is_nan && value != other.value) return value > other.value;
+    return column < other.column;
+  }
+
+  __device__ void add(const Candidate& other) {
+    if (other.is_before(*this)) *this = other;
+  }
+
+  template <int size>
+  __device__ void add(const float (&x)[size], int64_t first) {
+    for (int i = 0; i < size; ++i) add(Candidate{x[i], static_cast<int>(first) + i});
+  }
+
+  __device__ Candidate of_lane(int offset) const {
+    return {__shfl_xor_sync(kAllLanes, value, offset), __shfl_xor_sync(kAllLanes, column, offset)};
+  }
+};
+
+struct Sum {
+  double value;
+
+  __device__ void add(const Sum& other) { value += other.value; }
+  __device__ Sum of_lane(int offset) const { return {__shfl_xor_sync(kAllLanes, value, offset)}; }
+};
+
+template <class Part>
+__device__ Part of_warp(Part part) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) part.add(part.of_lane(offset));
+  return part;
+}
+
+// For all threads of a team; they all have to call it.
+template <class Part>
+__device__ Part of_team(Part part, const Team& team) {
+  part = of_warp(part);
+  if (team.size == kWarp) return part;
+  auto& of_each_warp = shared<Part[kMaxThreads / kWarp]>();
+  team.sync();  // The numbers of the call before may still be read.
+  if (team.rank % kWarp == 0) of_each_warp[team.rank / kWarp] = part;
+  team.sync();
+  part = of_each_warp[0];
+  for (int warp = 1; warp < team.size / kWarp; ++warp) part.add(of_each_warp[warp]);
+  return part;
+}
+
+// From a row's parts, by one warp; the same in all lanes.
+template <class Part>
+__device__ Part of_parts(const Part* parts, int64_t n_parts, int lane) {
+  Part part = Part::none();
+  for (int64_t i = lane; i < n_parts; i += kWarp) part.add(parts[i]);
+  part = of_warp(part);
+  return part;
+}
+
+// Leaves Part of each part of each row in `parts`, [N, parts]; with blocks in the third dimension,
+// Part of each expert alone, [N, K, parts].
+template <class Part, class In>
+__global__ void __launch_bounds__(kMaxThreads, 3)
+    part_kernel(const __grid_constant__ Experts<In> experts, Cut cut, Part* parts) {
+  const Team team(cut.by_warps);
+  Row<In>& row = shared<Row<In>[kMaxThreads / kWarp]>()[team.of_block];
+  const int64_t begin = blockIdx.x * cut.length;
+  const int64_t end = min(begin + cut.length, experts.n_columns);
+  for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
+    read_row(experts, index, team, row, nullptr, gridDim.z == 1 ? -1 : blockIdx.z);
+    Part part = Part::none();
+    for_each_column<kPack<In>, 2>(team, Span(row, begin, end), [&](auto visit) {
+      if (!visit.is_valid) return;
+      constexpr int n = decltype(visit)::n;
+      float x[n][decltype(visit)::size];
+      mean_packs(row, visit.column, visit.step, x);
+#pragma unroll
+      for (int u = 0; u < n; ++u) part.add(x[u], visit.column + u * visit.step);
+    });
+    part = of_team(part, team);
+    const int64_t place = (index * gridDim.z + blockIdx.z) * cut.n_parts + blockIdx.x;
+    if (team.rank == 0) parts[place] = part;
+  }
+}
+
+}  // namespace fastgrow::cuda

@@ -1,0 +1,375 @@
+// One draw a row from the softmax of averaged logits, by inverting its distribution function: in the
+// order of the columns, or of falling probability where the distribution is cut to its most likely
+// columns. The uniform numbers are those of a CPU.
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "../philox.h"
+#include "launch.h"
+#include "top_k.cuh"
+
+namespace fastgrow::cuda {
+namespace {
+
+constexpr const char* kName = "mean_sample";
+
+__global__ void __launch_bounds__(kMaxThreads)
+    philox_kernel(int64_t seed, int64_t step, int64_t n, double* out) {
+  const int64_t row = int64_t{blockIdx.x} * kMaxThreads + threadIdx.x;
+  if (row < n) out[row] = philox_uniform(seed, step, row);
+}
+
+struct Top {
+  float value;
+
+  __device__ void add(const Top& other) { value = fmaxf(value, other.value); }
+  __device__ Top of_lane(int offset) const { return {__shfl_xor_sync(kAllLanes, value, offset)}; }
+};
+
+struct Found {
+  int index;
+  double rest;  // of what was wanted, beyond the indices before
+};
+
+// The first of n indices up to which weight(index) adds up to more than `wanted`. Rounding may leave
+// none; then the last that has a weight at all, and all of `wanted`. By all threads of a block.
+template <class Weight>
+__device__ Found find(int n, double wanted, const Weight& weight) {
+  constexpr int each = 8;  // neighbouring indices of a thread
+  struct State {
+    double of_warps[kMaxThreads / kWarp];
+    double rest;
+    int index, last;
+  };
+  State& state = shared<State>();
+  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    state.index = INT32_MAX;
+    state.last = 0;
+  }
+  int last = 0;
+  double before = 0;
+  for (int base = 0; base < n; base += blockDim.x * each) {
+    const int first = base + threadIdx.x * each;
+    double weights[each];
+    double sum = 0;
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      weights[i] = first + i < n ? weight(first + i) : 0;
+      if (weights[i] > 0) last = first + i;
+      sum += weights[i];
+    }
+    for (int step = 1; step < kWarp; step *= 2) {
+      const double other = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= step) sum += other;
+    }
+    double own_begin = __shfl_up_sync(kAllLanes, sum, 1);
+    if (lane == 0) own_begin = 0;
+    __syncthreads();
+    if (lane == kWarp - 1) state.of_warps[warp] = sum;
+    __syncthreads();
+    double warp_begin = before;
+    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) {
+      if (w == warp) warp_begin = before;
+      before += state.of_warps[w];
+    }
+    own_begin += warp_begin;
+    int found = INT32_MAX;
+    double rest = 0;
+    if (own_begin <= wanted && wanted < sum + warp_begin) {
+      double reached = own_begin;
+      for (int i = 0; i < each && reached <= wanted; ++i) {
+        if (weights[i] > 0) {
+          found = first + i;
+          rest = wanted - reached;
+        }
+        reached += weights[i];
+      }
+      atomicMin(&state.index, found);
+    }
+    __syncthreads();
+    if (found != INT32_MAX && found == state.index) state.rest = rest;
+    __syncthreads();
+    if (state.index != INT32_MAX) return {state.index, state.rest};
+  }
+  atomicMax(&state.last, last);
+  __syncthreads();
+  return {state.last, wanted};
+}
+
+// What a row's parts come to, relative to `shift`; by all threads of a block.
+__device__ double mass_of_parts(const Mass* parts, int64_t n_parts, float shift, const Team& team) {
+  Sum sum{0};
+  for (int64_t i = threadIdx.x; i < n_parts; i += blockDim.x) sum.value += parts[i].relative_to(shift);
+  return of_team(sum, team).value;
+}
+
+// In the order of the columns. A row without a distribution (NaN, +inf, nothing but -inf) gives -1.
+template <class In>
+__global__ void __launch_bounds__(kMaxThreads)
+    draw_kernel(const __grid_constant__ Experts<In> experts, Cut cut, const Mass* parts,
+                const double* uniforms, int64_t* columns) {
+  const Team team(false);
+  Row<In>& row = shared<Row<In>>();
+  for (int64_t index = blockIdx.x; index < experts.n_rows; index += gridDim.x) {
+    read_row(experts, index, team, row);
+    const Mass* masses = parts + index * cut.n_parts;
+    Top top{-INFINITY};
+    for (int64_t i = threadIdx.x; i < cut.n_parts; i += blockDim.x) top.add(Top{masses[i].top});
+    const float shift = Mass{of_team(top, team).value, 0}.shift();
+    const double total = mass_of_parts(masses, cut.n_parts, shift, team);
+    int64_t column = -1;
+    if (total > 0) {
+      const Found part = find(static_cast<int>(cut.n_parts), uniforms[index] * total,
+                              [&](int i) { return masses[i].relative_to(shift); });
+      const int64_t begin = part.index * cut.length;
+      const int64_t n = min(cut.length, experts.n_columns - begin);
+      const Found found = find(static_cast<int>(n), part.rest, [&](int i) -> double {
+        return exponential(mean_at(row, begin + i) - shift);
+      });
+      column = begin + found.index;
+    }
+    if (threadIdx.x == 0) columns[index] = column;
+  }
+}
+
+// Numbers in the order of floats: of -0 and 0, which are equal, it makes one.
+__device__ unsigned key_of(float x) {
+  const unsigned bits = __float_as_uint(x == 0 ? 0.0f : x);
+  return bits >> 31 ? ~bits : bits | 0x80000000;
+}
+__device__ float number_of(unsigned key) {
+  return __uint_as_float(key >> 31 ? key & 0x7fffffff : ~key);
+}
+
+// A row's distribution in the order of falling probability, for where its candidates do not suffice:
+// each question is a pass over the row. By all threads of a block.
+template <class In>
+class Falling {
+ public:
+  __device__ Falling(const Row<In>& row, int64_t n_columns, float top, const Team& team)
+      : row_(row), n_columns_(n_columns), top_(top), team_(team) {}
+
+  // The column that `uniform` draws from the smallest set of the most likely columns whose mass
+  // reaches the share `top_p`.
+  __device__ int draw(double uniform, double top_p) const {
+    const double enough = top_p * above<1>(0, 1).value[0];
+    const Level end = level_of(enough);
+    // Of columns that are as likely the first come first.
+    const double some = fmin(fmax(ceil((enough - end.above) / end.each), 1.0), end.count);
+    const double wanted = uniform * (end.above + some * end.each);
+    const Level level = level_of(wanted);
+    const double count = level.key == end.key ? some : level.count;
+    const double place = fmin(fmax(floor((wanted - level.above) / level.each), 0.0), count - 1);
+    const auto is_there = [&](int i) -> double { return key_of(mean_at(row_, i)) == level.key; };
+    return find(static_cast<int>(n_columns_), place, is_there).index;
+  }
+
+ private:
+  // The columns of one number.
+  struct Level {
+    unsigned key;
+    double above;  // mass of the columns before them
+    double each;   // mass of one
+    double count;
+  };
+
+  template <int n>
+  struct Sums {
+    double value[n];
+  };
+
+  // The masses of the columns whose key is key + i * step or more, for i = 0 to n - 1.
+  template <int n>
+  __device__ Sums<n> above(unsigned key, unsigned step) const {
+    float sum[n] = {};
+    for_each(row_, [&](float x) {
+      const unsigned own = key_of(x);
+      const float mass = exponential(x - top_);
+#pragma unroll
+      for (int i = 0; i < n; ++i) sum[i] += own >= key + i * step ? mass : 0.0f;
+    });
+    Sums<n> sums;
+    for (int i = 0; i < n; ++i) sums.value[i] = of_team(Sum{sum[i]}, team_).value;
+    return sums;
+  }
+
+  // That of the largest key at and above which there is more mass than `wanted`, two bits at a time.
+  __device__ Level level_of(double wanted) const {
+    unsigned key = 0;
+    for (int shift = 30; shift >= 0; shift -= 2) {
+      const unsigned step = 1u << shift;
+      const Sums<3> sums = above<3>(key + step, step);
+      int digit = 0;
+      for (int i = 0; i < 3; ++i) {
+        if (sums.value[i] > wanted) digit = i + 1;
+      }
+      key += digit * step;
+    }
+    Sum count{0};
+    for_each(row_, [&](float x) { count.value += key_of(x) == key; });
+    return {key, above<1>(key + 1, 1).value[0], exponential(number_of(key) - top_),
+            of_team(count, team_).value};
+  }
+
+  template <class F>
+  __device__ void for_each(const Row<In>& row, const F& f) const {
+    for_each_column<kPack<In>, 1>(team_, Span(row, 0, n_columns_), [&](auto visit) {
+      if (!visit.is_valid) return;
+      float x[1][decltype(visit)::size];
+      mean_packs<false>(row, visit.column, 0, x);
+      for (float one : x[0]) f(one);
+    });
+  }
+
+  const Row<In>& row_;
+  int64_t n_columns_;
+  float top_;
+  const Team& team_;
+};
+
+// From the k largest columns of each row: as they are (`is_cut`), or, where they reach `top_p` of the
+// whole mass, from the first of them that do. Where they do not the row is asked itself.
+template <class In>
+__global__ void __launch_bounds__(kMaxThreads)
+    draw_largest_kernel(const __grid_constant__ Experts<In> experts, int64_t n_parts, int k,
+                        bool is_cut, double top_p, const Candidate* parts, const Mass* masses,
+                        const double* uniforms, int64_t* columns) {
+  struct Drawn {
+    double shares[kMaxTopK];
+    int place;
+  };
+  const Team team(false);
+  Row<In>& row = shared<Row<In>>();
+  Drawn& drawn = shared<Drawn>();
+  Largest largest(k);
+  for (int64_t index = blockIdx.x; index < experts.n_rows; index += gridDim.x) {
+    largest.clear();
+    offer_parts(largest, parts + index * n_parts * k, n_parts * k);
+    const Candidate* best = largest.cut();
+    const float top = best[0].value;
+    double total = mass_of_parts(masses + index * n_parts, n_parts, top, team);
+    int64_t column = -1;
+    // Neither an infinity nor NaN is a top that leaves a distribution.
+    if (fabsf(top) < INFINITY && total > 0) {
+      if (static_cast<int>(threadIdx.x) < k) {
+        drawn.shares[threadIdx.x] = exp(static_cast<double>(best[threadIdx.x].value - top));
+      }
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        double sum = 0;
+        for (int i = 0; i < k; ++i) sum += drawn.shares[i];
+        if (is_cut || k == experts.n_columns) total = sum;
+        const double enough = top_p * total;
+        const bool suffices = sum >= enough || is_cut || k == experts.n_columns;
+        double kept = 0;
+        int n = 0;
+        for (; n < k && kept < enough; ++n) kept += drawn.shares[n];
+        double reached = drawn.shares[0];
+        int place = 0;
+        while (place + 1 < n && reached <= uniforms[index] * kept) {
+          reached += drawn.shares[++place];
+        }
+        drawn.place = suffices ? place : -1;
+      }
+      __syncthreads();
+      if (drawn.place >= 0) {
+        column = best[drawn.place].column;
+      } else {
+        read_row(experts, index, team, row);
+        column = Falling<In>(row, experts.n_columns, top, team).draw(uniforms[index], top_p);
+      }
+    }
+    if (threadIdx.x == 0) columns[index] = column;
+    __syncthreads();
+  }
+}
+
+void check_rows(const std::vector<Tensor>& logits, const Tensor& scale, const Tensor& uniforms,
+                const Tensor& columns) {
+  check_experts(kName, logits, scale);
+  const int64_t n_rows = count_rows(logits[0]);
+  check_numbers(kName, "uniforms", uniforms, logits[0], n_rows, ScalarType::Double);
+  check_numbers(kName, "columns", columns, logits[0], n_rows, ScalarType::Long);
+  STD_TORCH_CHECK(count_columns(logits[0]) < INT32_MAX, kName, ": a row is too long");
+}
+
+// `parts` are 8 bytes for each row and part of a row.
+void mean_sample(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, Tensor parts,
+                 Tensor uniforms, Tensor columns) {
+  check_rows(logits, scale, uniforms, columns);
+  const Tensor& first = logits[0];
+  if (first.numel() == 0) return;
+  const Plan launch(kName, plan, first);
+  Mass* masses = launch.parts<Mass>(kName, parts, first);
+  const OnDeviceOf device(first);
+  with_type_of(kName, first, [&](auto in) {
+    using In = decltype(in);
+    const Experts<In> experts = experts_of<In>(kName, logits, scale);
+    device.launch(part_kernel<Mass, In>, launch.grid, launch.block, experts, launch.cut, masses);
+    device.launch(draw_kernel<In>, block_each(launch.n_rows), kMaxThreads, experts, launch.cut,
+                  masses, uniforms.const_data_ptr<double>(), columns.mutable_data_ptr<int64_t>());
+  });
+}
+
+// `parts` are 8 bytes for each row, part of a row and k, `masses` as many without k. `is_cut`: from
+// the k most likely; then, or else of all, from those that reach `top_p`.
+void mean_sample_largest(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan,
+                         Tensor parts, Tensor masses, Tensor uniforms, int64_t k, bool is_cut,
+                         double top_p, Tensor columns) {
+  check_rows(logits, scale, uniforms, columns);
+  const Tensor& first = logits[0];
+  STD_TORCH_CHECK(k >= 1 && k <= std::min<int64_t>(count_columns(first), kMaxTopK), kName,
+                  ": k must be 1 to 64 and no more than there are columns, got ", k);
+  if (first.numel() == 0) return;
+  const Plan launch(kName, plan, first);
+  STD_TORCH_CHECK(launch.block.x == kMaxThreads && !launch.cut.by_warps, kName,
+                  ": blocks must have ", kMaxThreads, " threads for one row");
+  Candidate* candidates = launch.parts<Candidate>(kName, parts, first, k);
+  Mass* of_parts = launch.parts<Mass>(kName, masses, first);
+  const OnDeviceOf device(first);
+  with_type_of(kName, first, [&](auto in) {
+    using In = decltype(in);
+    const Experts<In> experts = experts_of<In>(kName, logits, scale);
+    device.launch(part_largest_kernel<true, In>, launch.grid, launch.block, experts, launch.cut,
+                  static_cast<int>(k), candidates, of_parts);
+    device.launch(draw_largest_kernel<In>, block_each(launch.n_rows), kMaxThreads, experts,
+                  launch.cut.n_parts, static_cast<int>(k), is_cut, top_p, candidates, of_parts,
+                  uniforms.const_data_ptr<double>(), columns.mutable_data_ptr<int64_t>());
+  });
+}
+
+void fill_uniform(int64_t seed, int64_t step, Tensor out) {
+  STD_TORCH_CHECK(is_on_device(out) && out.is_contiguous() &&
+                      out.scalar_type() == ScalarType::Double,
+                  "philox: out must be contiguous, float64");
+  const int64_t n = out.numel();
+  if (n == 0) return;
+  const OnDeviceOf device(out);
+  device.launch(philox_kernel, dim3(static_cast<unsigned>((n + kMaxThreads - 1) / kMaxThreads)),
+                kMaxThreads, seed, step, n, out.mutable_data_ptr<double>());
+}
+
+}  // namespace
+}  // namespace fastgrow::cuda
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgrow_cuda, m) {
+  m.def(
+      "mean_sample_out(Tensor[] logits, Tensor scale, int[] plan, Tensor(a!) parts, "
+      "Tensor uniforms, Tensor(b!) columns) -> ()");
+  m.def(
+      "mean_sample_largest_out(Tensor[] logits, Tensor scale, int[] plan, Tensor(a!) parts, "
+      "Tensor(b!) masses, Tensor uniforms, int k, bool is_cut, float top_p, Tensor(c!) columns) "
+      "-> ()");
+  m.def("philox_uniform_(int seed, int step, Tensor(a!) out) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgrow_cuda, FASTGROW_DEVICE, m) {
+  m.impl("mean_sample_out", TORCH_BOX(&fastgrow::cuda::mean_sample));
+  m.impl("mean_sample_largest_out", TORCH_BOX(&fastgrow::cuda::mean_sample_largest));
+  m.impl("philox_uniform_", TORCH_BOX(&fastgrow::cuda::fill_uniform));
+}

@@ -1,0 +1,183 @@
+// The k largest of the columns that a block is offered, k <= 64.
+//
+// Columns that may be among them go to a buffer; where it is full it is sorted and cut, and from
+// then on the k-th of it is the bound that a column has to reach. A block that is offered more than
+// there is room for finds a bound first: each thread's best column is one column, so that the k-th
+// best of them has k columns at it or above.
+#pragma once
+
+#include <cstdint>
+
+#include "reductions.cuh"
+
+namespace fastgrow::cuda {
+
+constexpr int kMaxTopK = 64;
+constexpr int kOffered = 8;  // columns of a thread at a time
+// Room for the bound's own columns, up to kOffered of each of k threads, and those from before.
+constexpr int kBuffer = 1024;
+static_assert(kMaxTopK * (kOffered + 1) <= kBuffer);
+
+// Sorts n (a power of two) in shared memory; called by all threads of a block.
+__device__ inline void sort(Candidate* all, int n) {
+  __syncthreads();
+  for (int size = 2; size <= n; size *= 2) {
+    for (int step = size / 2; step > 0; step /= 2) {
+      for (int i = threadIdx.x; i < n / 2; i += blockDim.x) {
+        const int low = i / step * 2 * step + i % step;
+        const int high = low + step;
+        const bool ascends = (low & size) == 0;
+        if (all[high].is_before(all[low]) == ascends) {
+          const Candidate other = all[low];
+          all[low] = all[high];
+          all[high] = other;
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// A block's; all its threads call its methods, with the same k.
+class Largest {
+ public:
+  __device__ explicit Largest(int k) : k_(k), state_(shared<State>()) { clear(); }
+
+  __device__ void clear() {
+    __syncthreads();
+    count_ = 0;
+    if (threadIdx.x == 0) state_.count = 0;
+    bound_ = Candidate::none();
+    __syncthreads();
+  }
+
+  // Neighbouring columns of this thread; `n_valid` of them, from the first on, are there.
+  template <int size>
+  __device__ void offer(const float (&x)[size], int64_t column, int n_valid) {
+    static_assert(size <= kOffered);
+    const auto candidate = [&](int i) { return Candidate{x[i], static_cast<int>(column) + i}; };
+    const auto wanted = [&] {
+      unsigned places = 0;
+#pragma unroll
+      for (int i = 0; i < size; ++i) {
+        if (i < n_valid && !bound_.is_before(candidate(i))) places |= 1u << i;
+      }
+      return places;
+    };
+    unsigned places = wanted();
+    int total = count_of_block(__popc(places));
+    if (total == 0) return;
+    if (count_ + total > kBuffer) {
+      cut();
+      places = wanted();
+      total = count_of_block(__popc(places));
+    }
+    if (count_ + total > kBuffer) {
+      Candidate best = Candidate::none();
+#pragma unroll
+      for (int i = 0; i < size; ++i) {
+        if (places >> i & 1) best.add(candidate(i));
+      }
+      state_.of_threads[threadIdx.x] = best;
+      sort(state_.of_threads, kMaxThreads);
+      bound_ = state_.of_threads[k_ - 1];
+      places = wanted();
+      total = count_of_block(__popc(places));
+    }
+#pragma unroll
+    for (int i = 0; i < size; ++i) {
+      // In any order: they are sorted before they are looked at.
+      if (places >> i & 1) state_.buffer[atomicAdd(&state_.count, 1)] = candidate(i);
+    }
+    count_ += total;
+    __syncthreads();
+  }
+
+  // Sorts, and forgets what is not among the k largest. They are at the beginning, `none()` in the
+  // places that are left.
+  __device__ const Candidate* cut() {
+    int n = 2;
+    while (n < count_ || n < k_) n *= 2;
+    for (int i = count_ + threadIdx.x; i < n; i += blockDim.x) state_.buffer[i] = Candidate::none();
+    sort(state_.buffer, n);
+    count_ = min(count_, k_);
+    if (threadIdx.x == 0) state_.count = count_;
+    bound_ = state_.buffer[k_ - 1];
+    __syncthreads();
+    return state_.buffer;
+  }
+
+ private:
+  struct State {
+    Candidate buffer[kBuffer];
+    Candidate of_threads[kMaxThreads];
+    int count;  // count_, while threads take places
+    int of_warps[kMaxThreads / kWarp];
+  };
+
+  __device__ int count_of_block(int count) {
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      count += __shfl_xor_sync(kAllLanes, count, step);
+    }
+    __syncthreads();  // The numbers of the call before may still be read.
+    if (threadIdx.x % kWarp == 0) state_.of_warps[threadIdx.x / kWarp] = count;
+    __syncthreads();
+    int total = 0;
+    for (int warp = 0; warp < kMaxThreads / kWarp; ++warp) total += state_.of_warps[warp];
+    return total;
+  }
+
+  int k_;
+  int count_ = 0;
+  Candidate bound_;
+  State& state_;
+};
+
+// Offers what the parts of a row have left: k each, `none()` where a part had fewer.
+__device__ inline void offer_parts(Largest& largest, const Candidate* parts, int64_t n) {
+  for (int64_t base = 0; base < n; base += blockDim.x) {
+    const int64_t i = base + threadIdx.x;
+    const Candidate candidate = i < n ? parts[i] : Candidate::none();
+    const float value[1] = {candidate.value};
+    largest.offer(value, candidate.column, candidate.column == INT32_MAX ? 0 : 1);
+  }
+}
+
+// Leaves the k largest of each part of each row in `parts`, [N, parts, k], and, where `with_mass`,
+// the part's mass in `masses`, [N, parts].
+template <bool with_mass, class In>
+__global__ void __launch_bounds__(kMaxThreads, 3)
+    part_largest_kernel(const __grid_constant__ Experts<In> experts, Cut cut, int k,
+                        Candidate* parts, Mass* masses) {
+  const Team team(false);
+  Row<In>& row = shared<Row<In>>();
+  const int64_t begin = blockIdx.x * cut.length;
+  const int64_t end = min(begin + cut.length, experts.n_columns);
+  Largest largest(k);
+  for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
+    read_row(experts, index, team, row);
+    largest.clear();
+    Mass mass = Mass::none();
+    for_each_column<kPack<In>, kOffered / kPack<In>>(team, Span(row, begin, end), [&](auto visit) {
+      constexpr int n = decltype(visit)::n;
+      constexpr int size = decltype(visit)::size;
+      float x[n][size];
+      if (visit.is_valid) mean_packs(row, visit.column, visit.step, x);
+#pragma unroll
+      for (int u = 0; u < n; ++u) {
+        const int64_t column = visit.column + u * visit.step;
+        if (with_mass && visit.is_valid) mass.add(x[u], column);
+        largest.offer(x[u], column, visit.is_valid ? size : 0);
+      }
+    });
+    const Candidate* best = largest.cut();
+    const int64_t part = index * cut.n_parts + blockIdx.x;
+    for (int i = threadIdx.x; i < k; i += blockDim.x) parts[part * k + i] = best[i];
+    if constexpr (with_mass) {
+      mass = of_team(mass, team);
+      if (threadIdx.x == 0) masses[part] = mass;
+    }
+  }
+}
+
+}  // namespace fastgrow::cuda
