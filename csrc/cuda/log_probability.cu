@@ -99,7 +99,7 @@ struct Gradients {
 // d logits[k] = scale[k] * g * (one-hot - softmax), d scale[k] = its product with logits[k]: summed
 // over the lanes of a warp at a time, then over what a warp has done, then over the warps.
 template <class In>
-__global__ void __launch_bounds__(kMaxThreads, 3)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     log_probability_backward_kernel(const __grid_constant__ Experts<In> experts, Cut cut,
                                     Targets targets, const __grid_constant__ Gradients<In> to) {
   const Team team(cut.by_warps);

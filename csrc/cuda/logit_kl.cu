@@ -70,15 +70,11 @@ struct Student {
   float factor;
 };
 
-template <int size, int n, class In>
-__device__ void read_student(const In* from, float factor, int64_t column, int64_t step,
-                             float (&z)[n][size]) {
+template <int size, class In>
+__device__ void read_student(const In* from, float factor, float (&z)[size]) {
+  const auto pack = load<In, size>(from);
 #pragma unroll
-  for (int u = 0; u < n; ++u) {
-    const auto pack = load<In, size>(from + column + u * step);
-#pragma unroll
-    for (int i = 0; i < size; ++i) z[u][i] = factor * static_cast<float>(pack.element[i]);
-  }
+  for (int i = 0; i < size; ++i) z[i] = factor * static_cast<float>(pack.element[i]);
 }
 
 template <class In>
@@ -97,10 +93,10 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
       if (!visit.is_valid) return;
       constexpr int size = decltype(visit)::size;
       float t[1][size];
-      float z[1][size];
-      read_student(from, student.factor, visit.column, 0, z);
+      float z[size];
+      read_student(from + visit.column, student.factor, z);
       mean_packs(row, visit.column, 0, t);
-      part.add(t[0], z[0], visit.column);
+      part.add(t[0], z, visit.column);
     });
     part = of_team(part, team);
     if (team.rank == 0) parts[index * cut.n_parts + blockIdx.x] = part;
@@ -135,22 +131,18 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
     const float of_teacher = log_sums[2 * index];
     const float of_student = log_sums[2 * index + 1];
     const float of_row = of_rows[index];
-    for_each_column<kPack<In>, 2>(team, Span(row, begin, end, goes_with(row, to)), [&](auto visit) {
+    for_each_column<kPack<In>, 1>(team, Span(row, begin, end, goes_with(row, to)), [&](auto visit) {
       if (!visit.is_valid) return;
-      constexpr int n = decltype(visit)::n;
       constexpr int size = decltype(visit)::size;
-      float t[n][size];
-      float z[n][size];
-      read_student(to, student.factor, visit.column, visit.step, z);
-      mean_packs(row, visit.column, visit.step, t);
+      float t[1][size];
+      float z[size];
+      read_student(to + visit.column, student.factor, z);
+      mean_packs(row, visit.column, 0, t);
 #pragma unroll
-      for (int u = 0; u < n; ++u) {
-#pragma unroll
-        for (int i = 0; i < size; ++i) {
-          z[u][i] = of_row * (exponential(z[u][i] - of_student) - exponential(t[u][i] - of_teacher));
-        }
-        store(to + visit.column + u * visit.step, z[u]);
+      for (int i = 0; i < size; ++i) {
+        z[i] = of_row * (exponential(z[i] - of_student) - exponential(t[0][i] - of_teacher));
       }
+      store(to + visit.column, z);
     });
   }
 }

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
   const int64_t begin = blockIdx.x * cut.length;
   const int64_t end = min(begin + cut.length, experts.n_columns);
   for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
-    read_row(experts, index, team, row, nullptr, gridDim.z == 1 ? -1 : blockIdx.z);
+    read_row(experts, index, team, row, nullptr, gridDim.z == 1 ? -1 : static_cast<int>(blockIdx.z));
     Part part = Part::none();
     for_each_column<kPack<In>, 2>(team, Span(row, begin, end), [&](auto visit) {
       if (!visit.is_valid) return;

@@ -28,16 +28,18 @@ struct Top {
   __device__ Top of_lane(int offset) const { return {__shfl_xor_sync(kAllLanes, value, offset)}; }
 };
 
+constexpr int kEach = 8;  // neighbouring indices of a thread
+
 struct Found {
   int index;
   double rest;  // of what was wanted, beyond the indices before
 };
 
-// The first of n indices up to which weight(index) adds up to more than `wanted`. Rounding may leave
-// none; then the last that has a weight at all, and all of `wanted`. By all threads of a block.
-template <class Weight>
-__device__ Found find(int n, double wanted, const Weight& weight) {
-  constexpr int each = 8;  // neighbouring indices of a thread
+// The first of n indices up to which weights add up to more than `wanted`. Rounding may leave none;
+// then the last that has a weight at all, and all of `wanted`. `fill(first, weights)` gives those of
+// kEach indices from `first` on, zero beyond n. By all threads of a block.
+template <class Fill>
+__device__ Found find(int n, double wanted, const Fill& fill) {
   struct State {
     double of_warps[kMaxThreads / kWarp];
     double rest;
@@ -53,13 +55,13 @@ __device__ Found find(int n, double wanted, const Weight& weight) {
   }
   int last = 0;
   double before = 0;
-  for (int base = 0; base < n; base += blockDim.x * each) {
-    const int first = base + threadIdx.x * each;
-    double weights[each];
+  for (int base = 0; base < n; base += blockDim.x * kEach) {
+    const int first = base + threadIdx.x * kEach;
+    double weights[kEach] = {};
+    if (first < n) fill(first, weights);
     double sum = 0;
 #pragma unroll
-    for (int i = 0; i < each; ++i) {
-      weights[i] = first + i < n ? weight(first + i) : 0;
+    for (int i = 0; i < kEach; ++i) {
       if (weights[i] > 0) last = first + i;
       sum += weights[i];
     }
@@ -67,27 +69,27 @@ __device__ Found find(int n, double wanted, const Weight& weight) {
       const double other = __shfl_up_sync(kAllLanes, sum, step);
       if (lane >= step) sum += other;
     }
-    double own_begin = __shfl_up_sync(kAllLanes, sum, 1);
-    if (lane == 0) own_begin = 0;
+    double begin = __shfl_up_sync(kAllLanes, sum, 1);
+    if (lane == 0) begin = 0;
     __syncthreads();
     if (lane == kWarp - 1) state.of_warps[warp] = sum;
     __syncthreads();
-    double warp_begin = before;
+    double of_warp = before;
     for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) {
-      if (w == warp) warp_begin = before;
+      if (w == warp) of_warp = before;
       before += state.of_warps[w];
     }
-    own_begin += warp_begin;
+    begin += of_warp;
     int found = INT32_MAX;
     double rest = 0;
-    if (own_begin <= wanted && wanted < sum + warp_begin) {
-      double reached = own_begin;
-      for (int i = 0; i < each && reached <= wanted; ++i) {
-        if (weights[i] > 0) {
+    if (begin <= wanted && wanted < sum + of_warp) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        if (begin <= wanted && weights[i] > 0) {
           found = first + i;
-          rest = wanted - reached;
+          rest = wanted - begin;
         }
-        reached += weights[i];
+        begin += weights[i];
       }
       atomicMin(&state.index, found);
     }
@@ -99,6 +101,23 @@ __device__ Found find(int n, double wanted, const Weight& weight) {
   atomicMax(&state.last, last);
   __syncthreads();
   return {state.last, wanted};
+}
+
+// The averages of up to kEach columns from `column` on; those from `end` on are left as they are.
+template <class In>
+__device__ void means_from(const Row<In>& row, int64_t column, int64_t end, float (&mean)[kEach]) {
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (column + i < end) mean[i] = 0;
+  }
+  for (int place = 0; place < row.n_experts; ++place) {
+    const In* logits = row.logits[place] + column;
+    const float weight = row.weights[place];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (column + i < end) mean[i] = fmaf(weight, static_cast<float>(logits[i]), mean[i]);
+    }
+  }
 }
 
 // What a row's parts come to, relative to `shift`; by all threads of a block.
@@ -124,13 +143,24 @@ __global__ void __launch_bounds__(kMaxThreads)
     const double total = mass_of_parts(masses, cut.n_parts, shift, team);
     int64_t column = -1;
     if (total > 0) {
-      const Found part = find(static_cast<int>(cut.n_parts), uniforms[index] * total,
-                              [&](int i) { return masses[i].relative_to(shift); });
+      const auto of_parts = [&](int first, double(&weights)[kEach]) {
+        for (int i = 0; i < kEach && first + i < cut.n_parts; ++i) {
+          weights[i] = masses[first + i].relative_to(shift);
+        }
+      };
+      const Found part =
+          find(static_cast<int>(cut.n_parts), uniforms[index] * total, of_parts);
       const int64_t begin = part.index * cut.length;
-      const int64_t n = min(cut.length, experts.n_columns - begin);
-      const Found found = find(static_cast<int>(n), part.rest, [&](int i) -> double {
-        return exponential(mean_at(row, begin + i) - shift);
-      });
+      const int64_t end = min(begin + cut.length, experts.n_columns);
+      const auto of_columns = [&](int first, double(&weights)[kEach]) {
+        float x[kEach];
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) x[i] = -INFINITY;
+        means_from(row, begin + first, end, x);
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) weights[i] = exponential(x[i] - shift);
+      };
+      const Found found = find(static_cast<int>(end - begin), part.rest, of_columns);
       column = begin + found.index;
     }
     if (threadIdx.x == 0) columns[index] = column;
@@ -152,82 +182,97 @@ template <class In>
 class Falling {
  public:
   __device__ Falling(const Row<In>& row, int64_t n_columns, float top, const Team& team)
-      : row_(row), n_columns_(n_columns), top_(top), team_(team) {}
+      : row_(row), n_columns_(static_cast<int>(n_columns)), top_(top), team_(team) {}
 
   // The column that `uniform` draws from the smallest set of the most likely columns whose mass
   // reaches the share `top_p`.
   __device__ int draw(double uniform, double top_p) const {
-    const double enough = top_p * above<1>(0, 1).value[0];
-    const Level end = level_of(enough);
-    // Of columns that are as likely the first come first.
-    const double some = fmin(fmax(ceil((enough - end.above) / end.each), 1.0), end.count);
-    const double wanted = uniform * (end.above + some * end.each);
-    const Level level = level_of(wanted);
-    const double count = level.key == end.key ? some : level.count;
-    const double place = fmin(fmax(floor((wanted - level.above) / level.each), 0.0), count - 1);
-    const auto is_there = [&](int i) -> double { return key_of(mean_at(row_, i)) == level.key; };
-    return find(static_cast<int>(n_columns_), place, is_there).index;
+    double share = top_p;
+    double some = 0;  // columns of the last level of that set
+    Level level{};
+    for (int search = 0; search < 2; ++search) {
+      const unsigned end = level.key;
+      level = level_at(share);
+      if (search == 0) {
+        // Of columns that are as likely the first come first.
+        const double missing = (share * level.total - level.above) / level.each;
+        some = fmin(fmax(ceil(missing), 1.0), level.count);
+        share = uniform * (level.above + some * level.each) / level.total;
+      } else if (level.key == end) {
+        level.count = some;
+      }
+    }
+    const double missing = (share * level.total - level.above) / level.each;
+    const double place = fmin(fmax(floor(missing), 0.0), level.count - 1);
+    const auto is_there = [&](int first, double(&weights)[kEach]) {
+      float x[kEach];
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) x[i] = NAN;
+      means_from(row_, first, n_columns_, x);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) weights[i] = key_of(x[i]) == level.key;
+    };
+    return find(n_columns_, place, is_there).index;
   }
 
  private:
-  // The columns of one number.
+  // The columns of one number, in the masses of which `total` is that of all columns.
   struct Level {
     unsigned key;
     double above;  // mass of the columns before them
     double each;   // mass of one
     double count;
+    double total;
   };
 
-  template <int n>
-  struct Sums {
-    double value[n];
-  };
-
-  // The masses of the columns whose key is key + i * step or more, for i = 0 to n - 1.
-  template <int n>
-  __device__ Sums<n> above(unsigned key, unsigned step) const {
-    float sum[n] = {};
-    for_each(row_, [&](float x) {
-      const unsigned own = key_of(x);
-      const float mass = exponential(x - top_);
-#pragma unroll
-      for (int i = 0; i < n; ++i) sum[i] += own >= key + i * step ? mass : 0.0f;
-    });
-    Sums<n> sums;
-    for (int i = 0; i < n; ++i) sums.value[i] = of_team(Sum{sum[i]}, team_).value;
-    return sums;
-  }
-
-  // That of the largest key at and above which there is more mass than `wanted`, two bits at a time.
-  __device__ Level level_of(double wanted) const {
+  // That of the largest key at and above which there is more than a share of the mass: two bits of it
+  // at a time.
+  __device__ Level level_at(double share) const {
     unsigned key = 0;
+    double total = 0;
+    double above = 0;  // mass above the keys that are still in question
     for (int shift = 30; shift >= 0; shift -= 2) {
-      const unsigned step = 1u << shift;
-      const Sums<3> sums = above<3>(key + step, step);
-      int digit = 0;
-      for (int i = 0; i < 3; ++i) {
-        if (sums.value[i] > wanted) digit = i + 1;
+      // Masses at and above four keys.
+      float sum[4] = {};
+      for_each([&](float x) {
+        const unsigned place = key_of(x);
+        const float mass = exponential(x - top_);
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) sum[i] += place >= key + (i << shift) ? mass : 0.0f;
+      });
+      double sums[5];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] = of_team(Sum{sum[i]}, team_).value;
+      sums[4] = above;
+      if (shift == 30) total = sums[0];
+      unsigned digit = 0;
+      above = sums[1];
+#pragma unroll
+      for (unsigned i = 1; i < 4; ++i) {
+        if (sums[i] > share * total) {
+          digit = i;
+          above = sums[i + 1];
+        }
       }
-      key += digit * step;
+      key += digit << shift;
     }
     Sum count{0};
-    for_each(row_, [&](float x) { count.value += key_of(x) == key; });
-    return {key, above<1>(key + 1, 1).value[0], exponential(number_of(key) - top_),
-            of_team(count, team_).value};
+    for_each([&](float x) { count.value += key_of(x) == key; });
+    return {key, above, exponential(number_of(key) - top_), of_team(count, team_).value, total};
   }
 
   template <class F>
-  __device__ void for_each(const Row<In>& row, const F& f) const {
-    for_each_column<kPack<In>, 1>(team_, Span(row, 0, n_columns_), [&](auto visit) {
+  __device__ void for_each(const F& f) const {
+    for_each_column<kPack<In>, 1>(team_, Span(row_, 0, n_columns_), [&](auto visit) {
       if (!visit.is_valid) return;
       float x[1][decltype(visit)::size];
-      mean_packs<false>(row, visit.column, 0, x);
+      mean_packs<false>(row_, visit.column, 0, x);
       for (float one : x[0]) f(one);
     });
   }
 
   const Row<In>& row_;
-  int64_t n_columns_;
+  int n_columns_;
   float top_;
   const Team& team_;
 };
@@ -235,7 +280,7 @@ class Falling {
 // From the k largest columns of each row: as they are (`is_cut`), or, where they reach `top_p` of the
 // whole mass, from the first of them that do. Where they do not the row is asked itself.
 template <class In>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     draw_largest_kernel(const __grid_constant__ Experts<In> experts, int64_t n_parts, int k,
                         bool is_cut, double top_p, const Candidate* parts, const Mass* masses,
                         const double* uniforms, int64_t* columns) {

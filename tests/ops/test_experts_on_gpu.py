@@ -1,6 +1,14 @@
-"""The CUDA extension on a device; nothing here has run where there is none."""
+"""The GPU half of the extension: on a device, or its kernels as a CPU runs them.
+
+`FASTGROW_EMULATED_CUDA` names a library of the same sources built for csrc/emulator, as
+csrc/sanitize.py builds it; the tests then run on CPU tensors, on smaller ones.
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,99 +16,500 @@ from random_logits import make
 from torch import Tensor
 
 from fastgrow import _native
-from fastgrow.ops import logit_mean, mean_argmax, mean_cross_entropy, mean_log_softmax_gather
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    pytest.mark.skipif(not _native.CUDA.loaded, reason=_native.CUDA.reason),
-]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SHAPES = [(1, 65_536), (3, 1001), (70_000, 8), (16, 50_257)]
-
-
-def on_gpu(k: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    return [x.cuda() for x in make(k, shape, dtype)]
-
-
-CASES = [(k, shape, dtype) for k in (1, 2, 3, 4, 7, 64) for shape in SHAPES for dtype in DTYPES]
-FIRST = (3, (3, 1001), torch.bfloat16)  # rows of no whole vectors, several experts
-
-
-@pytest.mark.parametrize(
-    ("k", "shape", "dtype"),
-    [pytest.param(*FIRST, marks=pytest.mark.gpu_smoke), *(c for c in CASES if c != FIRST)],
+from fastgrow.ops import (
+    linear_kl,
+    logit_mean,
+    mean_argmax,
+    mean_cross_entropy,
+    mean_log_softmax_gather,
+    mean_sample,
+    mean_top_k,
+    probability_mean,
+    probability_mean_gather,
 )
-def test_logit_mean_cross_entropy_and_argmax(
-    k: int, shape: tuple[int, int], dtype: torch.dtype
-) -> None:
-    logits = on_gpu(k, shape, dtype) if k < 64 else on_gpu(1, shape, dtype) * 64
-    exact = logit_mean([x.double() for x in logits], impl="eager")
-    mean = logit_mean(logits, dtype=torch.float32, impl="native")
-    torch.testing.assert_close(mean.double(), exact, rtol=1e-5, atol=1e-5)
-    targets = torch.arange(shape[0], device="cuda") % shape[1]
+from fastgrow.ops.core import extension
+from fastgrow.ops.experts import mean as experts_mean
+from fastgrow.ops.heads import native as heads_native
+
+EMULATED = os.environ.get("FASTGROW_EMULATED_CUDA")
+DEVICE = "cpu" if EMULATED else "cuda"
+needs_device = pytest.mark.skipif(bool(EMULATED), reason="this takes a device")
+pytestmark = [pytest.mark.gpu]
+if EMULATED:
+    torch.ops.load_library(EMULATED)
+else:
+    no_device, not_built = not torch.cuda.is_available(), not _native.CUDA.loaded
+    pytestmark += [
+        pytest.mark.skipif(no_device, reason="there is no CUDA device"),
+        pytest.mark.skipif(not_built, reason=_native.CUDA.reason),
+    ]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# A warp's rows, rows of several parts, odd lengths, and rows that are one part; on a device also
+# those of batch-1 decoding and of GPT-2.
+SHAPES = [(20, 8), (3, 1001), (1, 5003), (2, 4096)]
+SHAPES += [] if EMULATED else [(70_000, 8), (1, 65_536), (16, 50_257), (600, 16_384)]
+COUNTS = (1, 3, 4, 7, 64)
+# All experts counts at one shape, all shapes with one count.
+CASES = [(k, (3, 1001), dtype) for k in COUNTS for dtype in DTYPES]
+CASES += [(2, shape, dtype) for shape in SHAPES if shape != (3, 1001) for dtype in DTYPES]
+FIRST = (3, (3, 1001), torch.bfloat16)  # rows of no whole vectors, several experts
+WITH_FIRST = [pytest.param(*FIRST, marks=pytest.mark.gpu_smoke), *(c for c in CASES if c != FIRST)]
+
+Run = Callable[[], Any]
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let CPU tensors be a GPU's."""
+    if EMULATED:
+        monkeypatch.setattr(extension, "GPU", "cpu")
+        monkeypatch.setattr(_native, "CUDA", _native.Extension("_C_cuda", True, "emulated"))
+
+
+def experts(k: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Random logits of k experts, of which those beyond the eighth are one."""
+    some = [x.to(DEVICE) for x in make(min(k, 8), shape, dtype)]
+    return some + some[:1] * (k - len(some))
+
+
+def random(*shape: int, seed: int = 7) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def exact(logits: list[Tensor], weights: Tensor | None = None) -> Tensor:
+    wide = None if weights is None else weights.double()
+    return logit_mean([x.double() for x in logits], wide, impl="eager")
+
+
+def assert_near(result: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(
+        result.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(("k", "shape", "dtype"), WITH_FIRST)
+def test_mean_losses_and_choices(k: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    logits, weights = experts(k, shape, dtype), random(k)
+    truth = exact(logits, weights)
+    for out_dtype in DTYPES:
+        out = torch.full(shape, float("nan"), dtype=out_dtype, device=DEVICE)
+        logit_mean(logits, weights, out=out, impl="native")
+        assert_near(out, truth, max(1e-5, torch.finfo(out_dtype).eps))
+    targets = torch.arange(shape[0], device=DEVICE) % shape[1]
     targets[0] = -100
-    loss = mean_cross_entropy(logits, targets, reduction="none", impl="native")
-    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
-    best = mean_argmax(logits, impl="native")
-    torch.testing.assert_close(exact.gather(1, best[:, None])[:, 0], exact.max(1).values)
+    loss = mean_cross_entropy(logits, targets, weights, reduction="none", impl="native")
+    assert_near(loss, torch.nn.functional.cross_entropy(truth, targets, reduction="none"))
+    # As they are rounded before they are compared.
+    rounded = logit_mean(logits, weights, dtype=torch.float32, impl="native")
+    values = rounded.sort(dim=-1, descending=True).values
+    best = mean_argmax(logits, weights, impl="native")
+    assert torch.equal(rounded.gather(1, best[:, None]), values[:, :1])
+    for count in (1, 2, 40, 64):
+        found, columns = mean_top_k(logits, min(count, shape[1]), weights, impl="native")
+        assert_near(found, values[:, :count], 1e-6)
+        assert torch.equal(rounded.gather(1, columns), found)
+        assert (columns.sort(1).values.diff() > 0).all()
+    mixture = (weights[:, None, None] * torch.stack(logits).double().softmax(-1)).sum(0).log()
+    assert_near(probability_mean(logits, weights, impl="native"), mixture)
+    inside = targets.clamp(min=0)
+    gathered = probability_mean_gather(logits, inside, weights, impl="native")
+    assert_near(gathered, mixture.gather(1, inside[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize(("k", "shape", "dtype"), WITH_FIRST)
+def test_gradients(k: int, shape: tuple[int, int], dtype: torch.dtype, by_row: bool) -> None:
+    targets = torch.arange(shape[0], device=DEVICE) % shape[1]
+    targets[1:2] = -100
+    of_rows = random(shape[0], seed=3)
+
+    def gradients(impl: str, wide: bool, mixed: bool) -> list[Tensor]:
+        leaf = [x.double() if wide else x.clone() for x in experts(k, shape, dtype)]
+        weights = random(*(shape[:1] if by_row else ()), k)
+        temperatures = 0.5 + random(k, seed=5)
+        wanted = [x.to(leaf[0].dtype if wide else x.dtype) for x in (weights, temperatures)]
+        for x in (*leaf, *wanted):
+            x.requires_grad_()
+        if mixed:
+            inside = targets.clamp(min=0)
+            result = probability_mean_gather(
+                leaf, inside, wanted[0], temperatures=wanted[1], impl=impl
+            )
+        else:
+            options = {"temperatures": wanted[1], "reduction": "none", "impl": impl}
+            result = mean_cross_entropy(leaf, targets, wanted[0], **options)
+        result.backward(of_rows.to(result.dtype))
+        return [x.grad for x in (*leaf, *wanted) if x.grad is not None]
+
+    for mixed in (False, True):
+        expected = gradients("eager", True, mixed)
+        found = gradients("native", False, mixed)
+        assert len(found) == k + 2
+        *of_logits, of_weights, of_temperatures = zip(found, expected, strict=True)
+        # One rounding each, which for the smallest numbers of half precision is an absolute one.
+        number = torch.finfo(dtype)
+        smallest = number.smallest_normal * number.eps * (shape[0] * shape[1]) ** 0.5
+        for a, b in of_logits:
+            assert (a.double() - b).norm() <= max(1e-5, number.eps) * b.norm() + smallest
+        for a, b in (of_weights, of_temperatures):
+            assert_near(a, b, 1e-4)
+        again = gradients("native", False, mixed)
+        assert all(map(torch.equal, found, again))
+
+
+def test_what_is_frozen_gets_no_gradient() -> None:
+    logits = experts(3, (4, 300), torch.float32)
+    logits[1].requires_grad_()
+    targets = torch.arange(4, device=DEVICE)
+    mean_cross_entropy(logits, targets, impl="native").backward()
+    truth = logits[1].detach().double().requires_grad_()
+    wide = [logits[0].double(), truth, logits[2].double()]
+    mean_cross_entropy(wide, targets, impl="eager").backward()
+    assert_near(logits[1].grad, truth.grad)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_start_anywhere_and_experts_left_out(dtype: torch.dtype) -> None:
-    stored = [x[:, 1:1000] for x in on_gpu(3, (5, 1003), dtype)]
+    stored = [x[:, 1:1000] for x in experts(3, (5, 1003), dtype)]
     stored[1][2] = float("nan")
-    weights = torch.rand(5, 3, device="cuda")
+    weights = random(5, 3)
     weights[2, 1] = 0
-    exact = logit_mean([x.double() for x in stored], weights, impl="eager")
-    mean = logit_mean(stored, weights, dtype=torch.float32, impl="native")
-    torch.testing.assert_close(mean.double(), exact, rtol=1e-5, atol=1e-5)
-    assert mean.isfinite().all()
-    targets = torch.arange(5, device="cuda")
-    result = mean_log_softmax_gather(stored, targets, weights, impl="native")
-    assert result.isfinite().all()
+    truth = exact(stored, weights)
+    targets = torch.arange(5, device=DEVICE)
+    assert_near(logit_mean(stored, weights, dtype=torch.float32, impl="native"), truth)
+    expected = truth.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    assert_near(mean_log_softmax_gather(stored, targets, weights, impl="native"), expected)
+    # Everywhere, for all rows.
     stored[1][:] = float("inf")
-    for shared in ([0.5, 0.0, 0.25], torch.tensor([0.5, 0.0, 0.25], device="cuda")):
-        others = logit_mean([stored[0].double(), stored[2].double()], [0.5, 0.25], impl="eager")
-        for impl in ("native", "eager"):
-            mean = logit_mean(stored, shared, dtype=torch.float32, impl=impl)
-            torch.testing.assert_close(mean.double(), others, rtol=1e-5, atol=1e-5)
-            result = mean_log_softmax_gather(stored, targets, shared, impl=impl)
-            expected = others.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-            torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
-            best = mean_argmax(stored, shared, impl=impl)
-            torch.testing.assert_close(others.gather(1, best[:, None])[:, 0], others.max(1).values)
+    others = logit_mean([stored[0].double(), stored[2].double()], [0.5, 0.25], impl="eager")
+    without = [stored[0].double().softmax(-1), stored[2].double().softmax(-1)]
+    mixture = (0.5 * without[0] + 0.25 * without[1]).log()
+    for shared in ([0.5, 0.0, 0.25], torch.tensor([0.5, 0.0, 0.25], device=DEVICE)):
+        assert_near(logit_mean(stored, shared, dtype=torch.float32, impl="native"), others)
+        result = mean_log_softmax_gather(stored, targets, shared, impl="native")
+        assert_near(result, others.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+        best = mean_argmax(stored, shared, impl="native")
+        assert_near(others.gather(1, best[:, None])[:, 0], others.max(1).values)
+        assert_near(mean_top_k(stored, 5, shared, impl="native")[0], others.topk(5).values)
+        assert_near(probability_mean(stored, shared, impl="native"), mixture)
+        assert (mean_sample(stored, shared, top_p=0.5, impl="native") >= 0).all()
+    leaf = [x.detach().clone().requires_grad_() for x in stored]
+    factors = torch.tensor([0.5, 0.0, 0.25], device=DEVICE, requires_grad=True)
+    mean_cross_entropy(leaf, targets, factors, impl="native").backward()
+    assert (leaf[1].grad == 0).all()
+    assert factors.grad[1] == 0
+    assert factors.grad.isfinite().all()
 
 
-def test_special_values_are_as_on_the_cpu() -> None:
-    logits = torch.zeros(5, 9000)
-    logits[0, 4000], logits[1, 3] = float("nan"), float("inf")
+def spaced(name: str, dtype: torch.dtype) -> list[Tensor]:
+    """Three experts of three rows by two and 530 columns, spaced in different ways."""
+    a, b, c = experts(3, (4, 3, 530), dtype)
+    if name == "without the last":
+        return [x[:3, :2] for x in (a, b, c)]
+    if name == "each in its own way":
+        return [a[:3, :2].contiguous(), b[1:, 1:], c.transpose(0, 1)[:, :2]]
+    return [x[:1, :2].expand(3, 2, 530) for x in (a, b, c)]
+
+
+@pytest.mark.parametrize("name", ["without the last", "each in its own way", "expanded"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_spaced_in_two_ways(name: str, dtype: torch.dtype) -> None:
+    logits = spaced(name, dtype)
+    truth = exact(logits)
+    assert_near(logit_mean(logits, dtype=torch.float32, impl="native"), truth)
+    stored = torch.full((3, 3, 600), float("nan"), device=DEVICE)
+    out = stored[:, :2, :530]
+    logit_mean(logits, out=out, impl="native")
+    assert_near(out, truth)
+    assert stored[:, 2].isnan().all()
+    assert stored[..., 530:].isnan().all()
+    targets = torch.arange(6, device=DEVICE).view(3, 2)
+    leaf = [x.detach().requires_grad_() for x in logits]
+    loss = mean_cross_entropy(leaf, targets, impl="native")
+    assert_near(loss, torch.nn.functional.cross_entropy(truth.view(6, -1), targets.flatten()))
+    loss.backward()
+    wide = [x.detach().double().requires_grad_() for x in logits]
+    mean_cross_entropy(wide, targets, impl="eager").backward()
+    for x, y in zip(leaf, wide, strict=True):
+        assert_near(x.grad, y.grad, max(1e-6, torch.finfo(dtype).eps / 8))
+    assert_near(mean_top_k(logits, 3, impl="native")[0], truth.topk(3).values)
+
+
+def test_three_spacings_are_refused_with_the_reason() -> None:
+    x = torch.zeros(4, 4, 4, 8, device=DEVICE)[:3, :3, :3]
+    with pytest.raises(Exception, match="spaced in more than two ways"):
+        mean_argmax([x], impl="native")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_mean_may_be_written_over_an_expert(dtype: torch.dtype) -> None:
+    logits = experts(4, (6, 1003), dtype)
+    truth = exact(logits)
+    result = logit_mean(logits, out=logits[2], impl="native")
+    assert result is logits[2]
+    assert_near(result, truth, max(1e-5, torch.finfo(dtype).eps))
+    with pytest.raises(RuntimeError, match="overlaps expert 0"):
+        logit_mean([logits[0][1:]], out=logits[0][:-1], impl="native")
+
+
+@pytest.mark.parametrize("columns", [300, 9000])
+def test_special_values(columns: int) -> None:
+    logits = torch.zeros(6, columns, device=DEVICE)
+    logits[0, columns // 2], logits[1, 3] = float("nan"), float("inf")
     logits[2] = -float("inf")
     logits[3, 1:] = -float("inf")
-    targets = torch.zeros(5, dtype=torch.int64)
-    for operation in (mean_log_softmax_gather,):
-        expected = operation([logits], targets, impl="eager")
-        result = operation([logits.cuda()], targets.cuda(), impl="native")
-        torch.testing.assert_close(result.cpu(), expected, equal_nan=True)
-    assert mean_argmax([logits.cuda()], impl="native").tolist() == [4000, 3, 0, 0, 0]
+    logits[4, 7] = -0.0
+    targets = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+    for gather in (mean_log_softmax_gather, probability_mean_gather):
+        expected = gather([logits], targets, impl="eager")
+        assert_near(gather([logits], targets, impl="native"), expected)
+    assert_near(probability_mean([logits], impl="native"), probability_mean([logits], impl="eager"))
+    assert mean_argmax([logits], impl="native").tolist() == [columns // 2, 3, 0, 0, 0, 0]
+    values, ids = mean_top_k([logits], 3, impl="native")
+    assert values[0, 0].isnan()
+    assert ids.tolist() == [
+        [columns // 2, 0, 1], [3, 0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]
+    ]  # fmt: skip
+    for options in ({}, {"top_k": 5}, {"top_p": 0.5}, {"top_k": 5, "top_p": 0.5}):
+        tokens = mean_sample([logits], impl="native", **options)
+        assert tokens[:4].tolist() == [-1, -1, -1, 0]
+        assert (tokens[4:] >= 0).all()
 
 
-def test_is_deterministic_and_captured_in_a_graph() -> None:
-    logits = on_gpu(4, (8, 50_257), torch.bfloat16)
-    targets = torch.arange(8, device="cuda")
+def boundaries_of(logits: list[Tensor], options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Shares of the tokens in the order in which they are drawn, in fp64, and the tokens."""
+    mean = exact(logits) / options.get("temperature", 1)
+    order = torch.arange(mean.shape[1], device=DEVICE).expand(mean.shape)
+    if "top_k" not in options and "top_p" not in options:
+        return mean.softmax(-1), order
+    rounded = logit_mean(logits, dtype=torch.float32, impl="native")
+    rounded = rounded / options.get("temperature", 1)
+    order = rounded.sort(dim=-1, descending=True, stable=True).indices
+    shares = mean.gather(1, order)[:, : options.get("top_k")].softmax(-1)
+    before = shares.cumsum(-1) - shares
+    shares = shares.masked_fill(before >= options.get("top_p", 2), 0)
+    return shares / shares.sum(-1, keepdim=True), order[:, : shares.shape[1]]
 
-    def run() -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            logit_mean(logits, impl="native"),
-            mean_log_softmax_gather(logits, targets, impl="native"),
-            mean_argmax(logits, impl="native"),
-        )
 
-    expected = run()
+DRAWS: list[dict[str, Any]] = [
+    {}, {"temperature": 0.3}, {"top_k": 7}, {"top_k": 64, "top_p": 0.8}, {"top_p": 0.3},
+    {"top_p": 0.9}, {"top_p": 0.999}, {"top_p": 0.9, "temperature": 3.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", DRAWS, ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_draws_are_those_of_any_device(k: int, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """The same token, unless the number lies within 1e-5 of a boundary; bf16 has many ties."""
+    for shape in ((12, 300), (3, 9001)) if EMULATED else ((2000, 300), (500, 9001), (1, 65_536)):
+        logits = experts(k, shape, dtype)
+        tokens = mean_sample(logits, seed=11, step=5, impl="native", **options)
+        shares, order = boundaries_of(logits, options)
+        on_cpu = [x.cpu() for x in logits]
+        numbers = uniforms(on_cpu[0], 11, 5).to(DEVICE)
+        place = (order == tokens[:, None]).int().argmax(1)[:, None]
+        end = shares.cumsum(-1).gather(1, place)[:, 0]
+        begin = end - shares.gather(1, place)[:, 0]
+        assert (begin - 1e-5 <= numbers).all()
+        assert (numbers <= end + 1e-5).all()
+        assert (shares.gather(1, place) > 0).all()
+
+
+def uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
+    from fastgrow.ops.experts.philox import uniforms_anywhere
+
+    return uniforms_anywhere(logits, seed, step)
+
+
+def test_uniform_numbers_are_those_of_any_device() -> None:
+    from fastgrow.ops.experts.philox import row_uniforms
+
+    logits = torch.empty(1000, 2, device=DEVICE)
+    for seed, step in ((0, 0), (-5, 2**40), (2**63 - 1, 17)):
+        found = row_uniforms(logits, seed, step)
+        assert torch.equal(found.cpu(), uniforms(logits.cpu(), seed, step))
+
+
+def test_a_buffer_that_is_offered_too_much_finds_the_largest_all_the_same() -> None:
+    """Rising columns beat every bound; ties at it are kept by their columns."""
+    rising = torch.arange(9000.0, device=DEVICE).expand(2, -1)
+    ties = (rising.fmod(7) == 3).float()
+    for logits in (rising, ties, -rising):
+        for k in (5, 64):
+            values, ids = mean_top_k([logits], k, impl="native")
+            expected = logits.sort(dim=-1, descending=True, stable=True)
+            assert torch.equal(values, expected.values[:, :k])
+            assert torch.equal(ids, expected.indices[:, :k])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "vocabulary", "k"), [(5, 1000, 1), (9, 3001, 3), (3, 7, 2)])
+def test_linear_kl(
+    rows: int, vocabulary: int, k: int, dtype: torch.dtype, reduction: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # Two rows at a time.
+    monkeypatch.setattr(heads_native, "CHUNK_ELEMENTS", 2 * vocabulary)
+    generator = torch.Generator().manual_seed(1)
+
+    def head(width: int) -> list[Tensor]:
+        shapes = [(rows, width), (vocabulary, width), (vocabulary,)]
+        return [torch.randn(s, generator=generator).to(dtype).to(DEVICE) for s in shapes]
+
+    student, teachers = head(16), [head(8 + i) for i in range(k)]
+    counts = torch.arange(rows, device=DEVICE) != 1
+
+    def run(impl: str, wide: bool) -> list[Tensor]:
+        as_is = (lambda x: x.double()) if wide else (lambda x: x)
+        leaf = [as_is(x).detach().clone().requires_grad_() for x in student]
+        loss = linear_kl(
+            leaf[0], leaf[1], [tuple(map(as_is, teacher)) for teacher in teachers], leaf[2],
+            teacher_weights=[0.5 + i for i in range(k)], counts=counts, temperature=2.0,
+            reduction=reduction, impl=impl,
+        )  # fmt: skip
+        loss.backward()
+        return [loss.detach(), *[x.grad for x in leaf]]
+
+    eps = torch.finfo(dtype).eps
+    truth, eager = run("eager", True), run("eager", False)
+    for found, theirs, expected in zip(run("native", False), eager, truth, strict=True):
+        error, of_eager = ((x.double() - expected).norm() for x in (found, theirs))
+        assert error <= 2 * of_eager + 2 * eps * expected.norm()
+
+
+def test_a_teacher_that_rules_tokens_out_and_one_far_away() -> None:
+    h = torch.ones(2, 1, device=DEVICE)
+    student = torch.tensor([[1000.0], [1001.0], [999.0]], device=DEVICE)
+    teacher = torch.tensor([[-float("inf")], [3.0], [2.0]], device=DEVICE)
+    call = (h, student, [(h, teacher, None)])
+    assert_near(linear_kl(*call, impl="native"), linear_kl(*call, impl="eager"), 1e-6)
+
+
+@needs_device
+def test_more_than_two_to_the_31_logits() -> None:
+    rows, columns = 33_000, 65_552
+    x = torch.empty(rows, columns, dtype=torch.bfloat16, device=DEVICE).fill_(0)
+    x[-1, -1] = 5
+    assert mean_argmax([x, x], impl="native")[-2:].tolist() == [0, columns - 1]
+    targets = torch.full((rows,), columns - 1, device=DEVICE)
+    leaf = x.requires_grad_()
+    losses = mean_cross_entropy([leaf], targets, reduction="none", impl="native")
+    expected = torch.nn.functional.cross_entropy(x[-1:].double(), targets[-1:])
+    assert_near(losses[-1], expected)
+    losses.sum().backward()
+    row = leaf.grad[-1].float()
+    assert_near(row[-1], x[-1].double().softmax(-1)[-1] - 1, 5e-3)
+    assert mean_top_k([x.detach()], 2, impl="native")[1][-1, 0] == columns - 1
+
+
+def everything(logits: list[Tensor], targets: Tensor) -> list[Tensor]:
+    """Results of every operation, native."""
+    forced = {"impl": "native"}
+    leaf = [x.detach().requires_grad_() for x in logits]
+    weights = torch.ones(len(leaf), device=DEVICE, requires_grad=True)
+    loss = mean_cross_entropy(leaf, targets, weights, **forced)
+    gradients = torch.autograd.grad(loss, [*leaf, weights])
+    numbers = leaf[0].detach().flatten()
+    h, weight, teacher = numbers[:64], numbers[64:1088], numbers[1088:2112]
+    h, weight, teacher = h.view(4, 16), weight.view(64, 16), teacher.view(64, 16)
+    with torch.no_grad():
+        return [
+            *gradients,
+            loss.detach(),
+            logit_mean(logits, **forced),
+            mean_log_softmax_gather(logits, targets, **forced),
+            mean_argmax(logits, **forced),
+            *mean_top_k(logits, 40, **forced),
+            mean_sample(logits, seed=3, **forced),
+            mean_sample(logits, seed=3, top_k=20, **forced),
+            mean_sample(logits, seed=3, top_p=0.99, **forced),
+            probability_mean(logits, **forced),
+            probability_mean_gather(logits, targets, **forced),
+            linear_kl(h, weight, [(h, teacher, None)], **forced),
+        ]  # fmt: skip
+
+
+@needs_device
+def test_a_graph_holds_everything_and_replays_it_on_new_logits() -> None:
+    logits = experts(4, (128, 5003), torch.bfloat16)
+    targets = torch.arange(128, device=DEVICE)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        everything(logits, targets)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = run()
+        captured = everything(logits, targets)
+    for x in logits:
+        x.copy_(x.flip(1))
     graph.replay()
     torch.cuda.synchronize()
-    assert all(map(torch.equal, captured, expected))
+    assert all(map(torch.equal, captured, everything(logits, targets)))
+
+
+@needs_device
+def test_nothing_waits_for_the_device() -> None:
+    logits = experts(4, (128, 5003), torch.bfloat16)
+    targets = torch.arange(128, device=DEVICE)
+    everything(logits, targets)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        everything(logits, targets)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_device
+def test_the_current_stream_is_the_one() -> None:
+    """Logits that another stream is late to write are read after that."""
+    expected = experts(4, (128, 5003), torch.bfloat16)
+    targets = torch.arange(128, device=DEVICE)
+    truth = everything(expected, targets)
+    logits = [torch.zeros_like(x) for x in expected]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            own = [x.copy_(y) for x, y in zip(map(torch.clone, logits), expected, strict=True)]
+            results.append(everything(own, targets))
+    torch.cuda.synchronize()
+    for result in results:
+        assert all(map(torch.equal, result, truth))
+
+
+@needs_device
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_a_device_that_is_not_the_current_one() -> None:
+    here = experts(4, (128, 5003), torch.bfloat16)
+    there = [x.to("cuda:1") for x in here]
+    assert torch.equal(
+        mean_argmax(there, impl="native").cpu(), mean_argmax(here, impl="native").cpu()
+    )
+
+
+def test_automatic_choices_leave_it_alone_until_it_is_measured() -> None:
+    logits = experts(2, (2, 300), torch.float32)
+    call = experts_mean.LogitMeanCall(
+        experts_mean.mean_call("logit_mean", logits, None, None), torch.float32, None
+    )
+    said = experts_mean._OPERATION.explain(call)
+    assert said.active == "eager"
+    assert "not been measured" in said.reason
+
+
+@pytest.mark.skipif(not EMULATED, reason="a device's threads take no orders")
+@pytest.mark.parametrize("shape", [(8, 300), (1, 9000)])
+def test_no_result_depends_on_which_thread_goes_first(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = experts(3, shape, torch.bfloat16)
+    targets = torch.arange(shape[0])
+    forward = everything(logits, targets)
+    for order in ("backward", "shuffled"):
+        monkeypatch.setenv("FASTGROW_EMULATOR_ORDER", order)
+        assert all(map(torch.equal, everything(logits, targets), forward))

@@ -15,7 +15,6 @@ from torch import Tensor
 from fastgrow import _native
 from fastgrow.ops.core.launch_plan import Plan, launch_plan
 
-
 # The devices that the operators for a GPU are for; tests that emulate one put another here.
 GPU = "cuda"
 

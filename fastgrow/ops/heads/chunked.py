@@ -16,13 +16,14 @@ for the products with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from fastgrow import _native
 from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall, LseGradientCall
+from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype, widened
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads import reference
@@ -231,20 +232,31 @@ _cross_entropy = beside_its_gradients(
 )
 
 
-def linear_kl(call: KlCall) -> Tensor:
-    """The library's products on some rows at a time; no logits are ever in memory at once."""
+def can_differentiate(call: KlCall) -> Answer:
+    """Whether the gradients that a call wants can be made beside the loss."""
+    if call.reduction == "none" and differentiated(call):
+        return False, "gradients of single rows' losses are not served"
+    return True, ""
+
+
+def linear_kl(call: KlCall, kl: Callable[[KlCall], Tensor] | None = None) -> Tensor:
+    """The library's products on some rows at a time; no logits are ever in memory at once.
+
+    Args:
+        kl: makes the rows' losses, or their sum, and its gradients; this module's own by default.
+    """
     dtype = compute_dtype(call.h[0])
     call = in_autocast(call)._replace(
         teacher_h=[t.to(dtype) for t in call.teacher_h],
         teacher_weight=[w.to(dtype) for w in call.teacher_weight],
         teacher_bias=[in_dtype(b, dtype) for b in call.teacher_bias],
     )
-    loss = _kl(call)
+    loss = (kl or _kl)(call)
     # Divided last: without a row that counts it is 0 / 0, as it is in the formula.
     return loss / call.counts.sum() if call.reduction == "mean" else loss
 
 
-def _like_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
+def like_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     wide = wide_dtype(call.h[0].dtype)
     return (
         # `len` would make a symbolic number of rows a constant.
@@ -253,13 +265,13 @@ def _like_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     )
 
 
-@operator(_like_kl)
+@operator(like_kl)
 def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     """Each row's loss, and the gradients of the sum of those that count, some rows at a time.
 
     dz_n = T · (q_n − p_n) is at hand when the loss is.
     """
-    losses, gradients = _like_kl(call, needs)
+    losses, gradients = like_kl(call, needs)
     vocabulary, T = call.weight[0].shape[0], call.temperature
     for rows in parts_of(len(losses), rows_at_a_time(len(losses), vocabulary)):
         some = call._replace(
@@ -275,10 +287,10 @@ def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Ten
     return losses, gradients
 
 
-def _rows_or_sum(losses: Tensor, call: KlCall) -> Tensor:
+def rows_or_sum(losses: Tensor, call: KlCall) -> Tensor:
     # A row that does not count may hold anything.
     losses = torch.where(call.counts, losses, 0)
     return losses if call.reduction == "none" else losses.sum()
 
 
-_kl = beside_its_gradients("linear_kl", KlCall, linear_kl_chunked, _rows_or_sum)
+_kl = beside_its_gradients("linear_kl", KlCall, linear_kl_chunked, rows_or_sum)

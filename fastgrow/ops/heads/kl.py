@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fastgrow.errors import argument_error, describe
 from fastgrow.kernels.calls import KlCall
-from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
-from fastgrow.ops.heads import chunked, reference
+from fastgrow.ops.core.dispatch import Implementation, Operation
+from fastgrow.ops.heads import chunked, native, reference
 from fastgrow.ops.heads.call import check_head
-from fastgrow.ops.heads.heads import check_reduction, differentiated
+from fastgrow.ops.heads.heads import check_reduction
 
 Head = tuple[Tensor, Tensor, Tensor | None]
 
@@ -91,12 +91,6 @@ def linear_kl(
     return loss.view(leading) if reduction == "none" else loss
 
 
-def _can_chunk(call: KlCall) -> Answer:
-    if call.reduction == "none" and differentiated(call):
-        return False, "gradients of single rows' losses are not served"
-    return True, ""
-
-
 def _example(device: torch.device) -> KlCall:
     h, weight = torch.zeros(2, 32, device=device), torch.zeros(64, 32, device=device)
     counts = torch.ones(2, dtype=torch.bool, device=device)
@@ -106,7 +100,8 @@ def _example(device: torch.device) -> KlCall:
 _OPERATION = Operation(
     "linear_kl",
     (
-        Implementation("chunked", chunked.linear_kl, _can_chunk),
+        Implementation("native", native.linear_kl, native.can_serve, native.pays),
+        Implementation("chunked", chunked.linear_kl, chunked.can_differentiate),
         Implementation("eager", reference.linear_kl),
     ),
     _example,
