@@ -514,8 +514,8 @@ class _Run:
         """results.json, results.csv and tuning.json, of all that is known."""
         result = result_of(self.record, self.key, self.digests, self.of_everything)
         save(result, self.out)
-        table = self._table()
-        if table["entries"]:
+        table = table_from(self.record, self.key, result.rows)
+        if table["entries"] or table["native"]:
             _files.write_json(self.out / TABLE, table)
         return result
 
