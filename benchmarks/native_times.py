@@ -11,7 +11,7 @@ from benchmarks.contenders import OURS
 from benchmarks.results import Row
 from fastgrow.kernels import tuned
 from fastgrow.ops import OPERATIONS
-from fastgrow.ops.experts import measured
+from fastgrow.ops.core import measured
 
 NATIVE = f"{OURS} native"
 # Gradients alone are nothing that the automatic choice is asked for.

@@ -26,7 +26,7 @@ tells both, and a line of the log the former. A table:
 A configuration is an object of positive integers, such as tiles and the number of warps. `source`
 is the digest (digest.py) of the kernel that was measured. `native`, which may be missing, says how
 long the extension's operations took beside the best of what else there is, for the automatic choice
-(fastgrow.ops.experts.measured); `source` is there the digest of the extension's sources.
+(fastgrow.ops.core.measured); `source` is there the digest of the extension's sources.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastgrow.kernels import tuned
 from fastgrow.kernels.tuned import Table
-from fastgrow.ops.experts.measured import FEW, MANY, has_few, key, native_pays
+from fastgrow.ops.core.measured import FEW, MANY, has_few, key, native_pays
 
 GPU = "NVIDIA Abacus 9"
 BF16 = torch.bfloat16

@@ -25,7 +25,8 @@ def native_pays(operation: str, logits: list[Tensor], differentiated: bool) -> A
 
     Args:
         operation: its name in the dispatch.
-        logits: of the experts [..., V], of one shape, dtype and device.
+        logits: of the experts [..., V], of one shape, dtype and device; or the hidden states that
+            logits are made from.
         differentiated: whether gradients will be asked for.
     """
     first = logits[0]
