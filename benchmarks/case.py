@@ -61,8 +61,8 @@ class Case:
         generator = torch.Generator(self.device).manual_seed(seed)
         inputs = self.family.inputs(shape or self.shape, DTYPES[self.dtype], generator)
         if self.pass_ != "forward":
-            for name in self.family.differentiate:
-                inputs[name].requires_grad_()
+            for tensor in self.family.differentiated(inputs).values():
+                tensor.requires_grad_()
         return inputs
 
 
@@ -120,7 +120,8 @@ class Family:
             is the one that a quick run takes.
         inputs: `inputs(shape, dtype, generator)` makes random arguments on the generator's device.
         call: `call(inputs, impl)` runs our operation; impl None is the automatic choice.
-        differentiate: names of the inputs that get gradients; none means `forward` only.
+        differentiate: names of the inputs that get gradients, tensors or lists of them; none means
+            `forward` only.
         parameters: those of them whose gradient is a sum over the rows.
         rows: `rows(shape)`, how many terms such a sum has.
         sums: `sums(shape)`, how many terms the sums have that the other results are, where they are
@@ -160,6 +161,17 @@ class Family:
     @property
     def passes(self) -> tuple[str, ...]:
         return PASSES if self.differentiate else PASSES[:1]
+
+    def differentiated(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The tensors that get gradients, by name, such as `h` or `logits[0]`."""
+        found: dict[str, Tensor] = {}
+        for name in self.differentiate:
+            value = inputs[name]
+            if isinstance(value, list):
+                found |= {f"{name}[{k}]": tensor for k, tensor in enumerate(value)}
+            else:
+                found[name] = value
+        return found
 
 
 def tensors_of(output: Output) -> tuple[Tensor, ...]:

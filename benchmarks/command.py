@@ -12,10 +12,10 @@ from benchmarks import show
 from benchmarks.case import DTYPES, PASSES, Case, parse_shape, select
 from benchmarks.cases import FAMILIES, families
 from benchmarks.contenders import COMPILE_MODES, KINDS
-from benchmarks.machine import find_machine
+from benchmarks.machine import Machine, find_machine
 from benchmarks.measure import Budget, Settings
-from benchmarks.results import Ceilings, Result, Row, save
-from benchmarks.suite import run_suite
+from benchmarks.results import Result, save
+from benchmarks.suite import OnCase, run_suite
 from fastgrow import _files
 from fastgrow.errors import ConfigError, FastgrowError
 
@@ -73,7 +73,7 @@ def _measure(arguments: Sequence[str], program: str) -> int:
         print("compiling takes most of the time here; --against leaves it out", flush=True)
     budget = Budget(options.budget or (QUICK_SECONDS if options.quick else NO_BUDGET))
     command = " ".join([program, *_without_out(arguments)])
-    result = run_suite(cases, settings, machine, budget, command, on_case=_print_case)
+    result = run_suite(cases, settings, machine, budget, command, on_case=_printing(machine))
     print(show.overview_table(result.rows))
     print(f"ceilings: {show.ceilings_text(result.ceilings)}")
     print("\n".join([show.environment_text(result), *result.notes]))
@@ -124,8 +124,9 @@ def write(result: Result, folder: Path) -> None:
     print(f"{folder}: {names}" + ("" if drawn else " (no PNG: matplotlib is not installed)"))
 
 
-def _print_case(rows: list[Row], ceilings: Ceilings) -> None:
-    print(show.case_table(rows, ceilings), flush=True)
+def _printing(machine: Machine) -> OnCase:
+    on_gpu = machine.device.type == "cuda"
+    return lambda rows, ceilings: print(show.case_table(rows, ceilings, on_gpu=on_gpu), flush=True)
 
 
 def _gpu(arguments: Sequence[str], program: str) -> int:
@@ -198,7 +199,7 @@ def _experts(arguments: Sequence[str], program: str) -> int:
         grid=grid,
         against=kinds(options.against, quick=False),
         seconds=options.seconds,
-        on_case=_print_case,
+        on_case=_printing(machine),
     )
     print(scaling.table(scaled(result)))
     print(f"ceilings: {show.ceilings_text(result.ceilings)}")
@@ -262,6 +263,14 @@ def _report(arguments: Sequence[str], program: str) -> int:
     return 0
 
 
+def _plans(arguments: Sequence[str], program: str) -> int:
+    from benchmarks import plans
+
+    argparse.ArgumentParser(f"{program} plans", description=plans.__doc__).parse_args(arguments)
+    print(plans.markdown())
+    return 0
+
+
 def _growth(arguments: Sequence[str], program: str) -> int:
     # Growing needs what training needs, which a plain CUDA image may lack.
     from benchmarks.growth.command import growth
@@ -276,6 +285,7 @@ COMMANDS = {
     "overhead": _overhead,
     "growth": _growth,
     "report": _report,
+    "plans": _plans,
 }
 
 
@@ -289,6 +299,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         f"`{program} growth` (steps and runs on a frozen trunk), "
         f"`{program} overhead` (host time of a call), "
         f"`{program} report RESULTS.json` (Markdown tables), "
+        f"`{program} plans` (what a GPU's work on experts' logits comes to), "
         f"`{program} ship RESULTS` (puts a GPU's tuning table in place).",
     )
     add = parser.add_argument

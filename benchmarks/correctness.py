@@ -90,10 +90,10 @@ def results_of(
         outputs = tensors_of(run(inputs))
     results = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
     if case.pass_ != "forward":
-        names = case.family.differentiate
+        wanted = case.family.differentiated(inputs)
         given = [g.to(o.dtype) for g, o in zip(gradients, outputs, strict=True)]
-        found = torch.autograd.grad(outputs, [inputs[name] for name in names], given)
-        results |= {f"d {name}": g for name, g in zip(names, found, strict=True)}
+        found = torch.autograd.grad(outputs, list(wanted.values()), given)
+        results |= {f"d {name}": g for name, g in zip(wanted, found, strict=True)}
     return results
 
 

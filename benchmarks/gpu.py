@@ -338,7 +338,8 @@ class _Run:
             "kind": "cell", "cell": case.name, "code": self.digests[case.family.name],
             "launch": launch, "rows": rows,
         })  # fmt: skip
-        print(show.case_table([row_of(row) for row in rows], Ceilings()), flush=True)
+        found, on_gpu = [row_of(row) for row in rows], not self.options.rehearse
+        print(show.case_table(found, Ceilings(), on_gpu=on_gpu), flush=True)
         self.write()
 
     def _add_dead(self, case: Case, ended: str) -> None:
@@ -514,8 +515,8 @@ class _Run:
         """results.json, results.csv and tuning.json, of all that is known."""
         result = result_of(self.record, self.key, self.digests, self.of_everything)
         save(result, self.out)
-        table = self._table()
-        if table["entries"]:
+        table = table_from(self.record, self.key, result.rows)
+        if table["entries"] or table["native"]:
             _files.write_json(self.out / TABLE, table)
         return result
 

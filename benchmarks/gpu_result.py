@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import rehearsal
 from benchmarks.device_tests import COUNTED, outcome
+from benchmarks.native_times import native_times
 from benchmarks.record import Line, Record
 from benchmarks.results import Ceilings, Result, Row, row_of
 from benchmarks.ship import TESTED
@@ -116,28 +117,37 @@ def _notes_on(tests: dict[str, Any]) -> list[str]:
     return notes
 
 
-def table_from(record: Record, key: str) -> dict[str, Any]:
-    """What launchers are to read: the shipped table with what was measured here in its place."""
+def table_from(record: Record, key: str, rows: Sequence[Row] = ()) -> dict[str, Any]:
+    """What launchers are to read: the shipped table with what was measured here in its place.
+
+    Args:
+        rows: of the result; without them what is said of the extension is what is shipped.
+    """
     environment = _machine(record, key)["environment"]
     device = environment["device"]
-    entries = _shipped(tuned.path_of(device))
+    shipped = _shipped(tuned.path_of(device))
+    entries, native = shipped.get("entries", {}), shipped.get("native", {})
     for line in record.of("entry", key):
         entries.setdefault(line["kernel"], {})[line["bucket"]] = line["entry"]
+    for operation, of_keys in native_times(rows, environment.get("extension")).items():
+        now = native.get(operation, {}) | of_keys
+        native[operation] = {key: entry for key, entry in now.items() if entry is not None}
     return {
         "schema": tuned.SCHEMA,
         "device": device,
         "capability": int(environment["capability"].replace(".", "")),
         "triton": environment["triton"],
         "entries": entries,
+        "native": {operation: of_keys for operation, of_keys in native.items() if of_keys},
     }
 
 
-def _shipped(path: Path) -> dict[str, dict[str, Any]]:
+def _shipped(path: Path) -> dict[str, Any]:
     try:
-        entries: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
-    except (OSError, ValueError, KeyError):
+        tree = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
         return {}
-    return entries
+    return tree if isinstance(tree, dict) else {}
 
 
 def withheld_where_red(rows: Sequence[Row], tests: dict[str, Any]) -> list[Row]:

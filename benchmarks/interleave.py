@@ -108,10 +108,10 @@ def size_of(value: object) -> int:
 
 def step_of(case: Case, run: Run, sets: Sequence[Inputs], gradients: Sequence[Tensor]) -> Step:
     """How a contender does the case's pass; `gradients` are those of the outputs."""
-    names = case.family.differentiate
 
     def backward(output: Output, inputs: Inputs) -> object:
-        return torch.autograd.grad(tensors_of(output), [inputs[n] for n in names], gradients)
+        wanted = list(case.family.differentiated(inputs).values())
+        return torch.autograd.grad(tensors_of(output), wanted, gradients)
 
     def forward_only(i: int) -> Callable[[], object]:
         def timed() -> object:

@@ -19,6 +19,7 @@ from benchmarks import ROOT
 from benchmarks.clock import Clock, CpuClock, CudaClock
 from benchmarks.results import Ceilings
 from benchmarks.summary import quantile
+from fastgrow import _native
 from fastgrow._cpu import cpu_model
 from fastgrow.errors import ConfigError
 
@@ -112,6 +113,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
             "driver": _driver(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
+            "extension": _native.CUDA.source or None,
         }
     else:
         found |= {

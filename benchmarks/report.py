@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.plans import plan_text
 from benchmarks.results import Result, Row, load
 from benchmarks.show import (
     OVERVIEW_HEADER,
@@ -51,7 +52,8 @@ def _line(row: Row, result: Result) -> list[str]:
     spread = f"{milliseconds(row.p20_ms)}–{milliseconds(row.p80_ms)}"
     peak = "" if row.peak_mib is None else f"{row.peak_mib:.1f}"
     speed = reached(row, result.ceilings)
-    last = "; ".join(text for text in (ratio, uncovered_text(row)) if text)
+    plan = plan_text(row) if result.environment["kind"] == "cuda" else ""
+    last = "; ".join(text for text in (ratio, uncovered_text(row), plan) if text)
     return [*start, milliseconds(row.median_ms), spread, peak, speed, last]
 
 

@@ -26,8 +26,8 @@ def ship(results: Path, folder: Path | None = None) -> Path:
 
     Raises:
         CheckpointError: there is no table or no results, or they cannot be read.
-        ConfigError: tests failed on the device in that run, nothing was tuned, or it was a
-            rehearsal.
+        ConfigError: tests failed on the device in that run, nothing was measured for a table, or it
+            was a rehearsal.
     """
     if not results.is_dir():
         raise CheckpointError(f"{results}: expected a folder with results.json and {TABLE}")
@@ -43,7 +43,7 @@ def ship(results: Path, folder: Path | None = None) -> Path:
     red = [n for n in load(results / "results.json").notes if n.startswith(f"{TESTED}failed")]
     if red:
         raise ConfigError(f"{source} is not shipped: {red[0]}")
-    if not table.entries:
+    if not (table.entries or table.native):
         raise ConfigError(f"{source} is not shipped: it has no entry")
     path = tuned.path_of(gpu, folder)
     _files.write_json(path, tree)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.plans import plan_text
 from benchmarks.ratios import overviews, ratio_range
 from benchmarks.results import Ceilings, Result, Row
 
 HEADER = ("contender", "median ms", "p20", "p80", "runs", "peak MiB", "reached", "right", "ratio")
 
 
-def case_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
-    """The rows of one case under its name, for a terminal."""
+def case_table(rows: Sequence[Row], ceilings: Ceilings, *, on_gpu: bool = False) -> str:
+    """The rows of one case under its name, for a terminal.
+
+    Args:
+        on_gpu: tell beside the times what is counted of them, where it is.
+    """
     first = rows[0]
     measured = [
         [row.contender, *_numbers(row, rows, ceilings)] for row in rows if row.status == "ok"
@@ -26,6 +31,7 @@ def case_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
     lines += [f"  {row.contender}: WRONG: {row.problem}" for row in rows if row.correct is False]
     lines += [f"  {row.contender}: ratio withheld: {row.withheld}" for row in rows if row.withheld]
     lines += [f"  {row.contender}: {uncovered_text(row)}" for row in rows if uncovered_text(row)]
+    lines += [f"  {row.contender}: {plan_text(row)}" for row in rows if on_gpu and plan_text(row)]
     return "\n".join(lines)
 
 

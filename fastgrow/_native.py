@@ -19,27 +19,41 @@ PACKAGE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Extension:
-    """State of one compiled library: `fastgrow._C` (CPU) or `fastgrow._C_cuda`."""
+    """State of one compiled library: `fastgrow._C` (CPU) or `fastgrow._C_cuda`.
+
+    Args:
+        source: a digest of what it was, or would have been, made from; empty where no build says.
+    """
 
     name: str
     loaded: bool
     reason: str
+    source: str = ""
 
 
 def _load(name: str, package: Path) -> Extension:
     state = _build_state(name, package)
+    loaded, reason = _load_library(name, package, state)
+    digests = state.get("sources", {})
+    text = json.dumps(digests, sort_keys=True).encode()
+    source = hashlib.sha256(text).hexdigest()[:16] if digests else ""
+    return Extension(name, loaded, reason, source)
+
+
+def _load_library(name: str, package: Path, state: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the library could be loaded, and why not."""
     library = package / f"{name}.so"
     if not library.is_file():
         why = state.get("detail", "it has not been built")
-        return Extension(name, False, f"fastgrow.{name} is not there: {why}")
+        return False, f"fastgrow.{name} is not there: {why}"
     changed = _changed_source(state, package.parent)
     if changed is not None:
-        return Extension(name, False, f"fastgrow.{name} is older than {changed}: build it again")
+        return False, f"fastgrow.{name} is older than {changed}: build it again"
     try:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
-        return Extension(name, False, f"fastgrow.{name} cannot be loaded: {error}")
-    return Extension(name, True, str(state.get("detail", "built")))
+        return False, f"fastgrow.{name} cannot be loaded: {error}"
+    return True, str(state.get("detail", "built"))
 
 
 def _build_state(name: str, package: Path) -> dict[str, Any]:

@@ -19,10 +19,14 @@ tells both, and a line of the log the former. A table:
 
     {"schema": 1, "device": "NVIDIA H200", "capability": 90, "triton": "3.6.0", "entries": {
         "attention_forward": {"bf16/D=32/T=1024": {"configuration": {"block_m": 64, …},
-            "source": "a0197032889c8aee", …}}}}
+            "source": "a0197032889c8aee", …}}},
+     "native": {"mean_argmax": {"bf16/forward/N=64": {"native_ms": 0.16, "other_ms": 0.42,
+         "other": "compile", "source": "5d41402abc4b2a76"}}}}
 
 A configuration is an object of positive integers, such as tiles and the number of warps. `source`
-is the digest (digest.py) of the kernel that was measured.
+is the digest (digest.py) of the kernel that was measured. `native`, which may be missing, says how
+long the extension's operations took beside the best of what else there is, for the automatic choice
+(fastgrow.ops.core.measured); `source` is there the digest of the extension's sources.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -65,10 +70,12 @@ class Table:
         entries: of each kernel, by the launcher's key; each with a `configuration` and, where the
             file has one, the `source`.
         triton: the version that it was measured with.
+        native: of each operation of the extension, by the choice's key, the times of both sides.
     """
 
     entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     triton: str | None = None
+    native: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def is_of_minor(self, version: str) -> bool:
         """Whether it was measured with this version of Triton or another patch of it."""
@@ -132,6 +139,7 @@ def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
 
 @functools.cache
 def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
+    _tell_of_another_triton(gpu)
     entry = shipped(gpu).entries.get(kernel, {}).get(key)
     if entry is None:
         return None
@@ -154,26 +162,35 @@ def shipped(gpu: str) -> Table:
         return _standing_in[gpu]
     path = path_of(gpu)
     try:
-        table = read_table(path)
+        return read_table(path)
     except FileNotFoundError:
         return Table()
     except (OSError, ValueError) as error:
         warnings.warn(f"tuning table {path} is ignored: {error}", stacklevel=2)
         return Table()
-    # The launchers that ask have Triton; whoever ships a table need not.
+
+
+@functools.cache
+def _tell_of_another_triton(gpu: str) -> None:
+    """A line of the log where the kernels' entries are another version's."""
+    # The launchers that ask have Triton; whoever ships a table or asks for its other part need not.
     import triton
 
-    if not table.is_of_minor(triton.__version__):
+    table = shipped(gpu)
+    if table.entries and not table.is_of_minor(triton.__version__):
         log.info(
             "tuning table %s: measured with triton %s, used with %s",
-            path.name,
+            path_of(gpu).name,
             table.triton,
             triton.__version__,
         )
-    return table
 
 
-forgetting += [_shipped_configuration.cache_clear, shipped.cache_clear]
+forgetting += [
+    _shipped_configuration.cache_clear,
+    shipped.cache_clear,
+    _tell_of_another_triton.cache_clear,
+]
 
 
 def path_of(gpu: str, folder: Path | None = None) -> Path:
@@ -200,13 +217,19 @@ def table_of(tree: Any) -> Table:
     """
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
         raise ValueError(f"expected an object with schema {SCHEMA}")
-    found = tree.get("entries")
+    entries = _checked("entries", tree.get("entries"), _check)
+    native = _checked("native", tree.get("native", {}), _check_times)
+    return Table(entries, tree.get("triton"), native)
+
+
+def _checked(name: str, found: Any, check: Callable[[str, Any], None]) -> Any:
+    """One of a table's objects of objects of entries, each of which is checked."""
     if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
-        raise ValueError("entries: expected an object of objects")
+        raise ValueError(f"{name}: expected an object of objects")
     for kernel, of_keys in found.items():
         for key, entry in of_keys.items():
-            _check(f"{kernel} {key}", entry)
-    return Table(found, tree.get("triton"))
+            check(f"{kernel} {key}", entry)
+    return found
 
 
 def _check(where: str, entry: Any) -> None:
@@ -221,8 +244,30 @@ def _check(where: str, entry: Any) -> None:
             raise ValueError(f"{where}: {name} must be a power of two, got {number}")
         if name.startswith("block_") and number < 16:
             raise ValueError(f"{where}: blocks must be at least 16, got {found}")
+    _check_source(where, entry)
+
+
+def _check_times(where: str, entry: Any) -> None:
+    """Raise an error unless it says how long both sides took."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected an object, got {entry!r}")
+    for name in ("native_ms", "other_ms"):
+        time: Any = entry.get(name)
+        if type(time) not in (int, float) or not 0 < time < math.inf:
+            raise ValueError(f"{where}: {name} must be a positive number, got {time!r}")
+    if not isinstance(entry.get("other"), str):
+        raise ValueError(f"{where}: other must be a name, got {entry.get('other')!r}")
+    _check_source(where, entry)
+
+
+def _check_source(where: str, entry: dict[str, Any]) -> None:
     if not isinstance(entry.get("source"), str | None):
         raise ValueError(f"{where}: source must be a digest, got {entry['source']!r}")
+
+
+def is_taken(times: dict[str, Any]) -> bool:
+    """Whether an entry of `Table.native` says that the extension is no slower."""
+    return bool(times["native_ms"] <= times["other_ms"])
 
 
 def tuning_modules() -> list[str]:

@@ -25,14 +25,16 @@ from fastgrow.ops import (
 
 Grids = dict[str, list[Shape]]
 Call = Callable[[Inputs, str | None], Output]
-TOP = 40
+TOP, TOP_P = 40, 0.9
 
 GRIDS: Grids = {
     "tiny": [{"K": 2, "N": 8, "V": 64}],
     "cpu": [{"K": 4, "N": 64, "V": 65536}, {"K": 2, "N": 64, "V": 65536}],
-    "gpu": [{"K": K, "N": 4096, "V": 65536} for K in (4, 2, 8)],
+    "gpu": [{"K": K, "N": N, "V": 65536} for K, N in ((4, 4096), (4, 1), (2, 4096), (8, 4096))],
 }
-DECODE_GRIDS: Grids = {**GRIDS, "gpu": [{"K": 4, "N": N, "V": 65536} for N in (64, 1)]}
+# With gradients a shape takes three times as long.
+TRAINED_GRIDS: Grids = {**GRIDS, "cpu": GRIDS["cpu"][:1]}
+DECODE_GRIDS: Grids = {**GRIDS, "gpu": [{"K": 4, "N": N, "V": 65536} for N in (64, 1, 4096)]}
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -60,22 +62,45 @@ def _stacked(inputs: Inputs) -> Tensor:
 
 
 def _family(
-    op: str, grids: Grids, call: Call, libraries: dict[str, Run], passes: int = 1
+    op: str,
+    grids: Grids,
+    call: Call,
+    libraries: dict[str, Run],
+    *,
+    row: Callable[[int], int],
+    reads: int = 1,
+    differentiate: tuple[str, ...] = (),
+    variant: str = "",
 ) -> Family:
-    """One of the operations; `passes` is how often it reads the logits, at least."""
+    """One of the operations.
+
+    Args:
+        row: bytes of a row of V besides the logits': what is asked of it, and the result.
+        reads: how often the logits are read without gradients, at least.
+    """
 
     def work(shape: Shape, itemsize: int, pass_: str) -> Work:
-        return Work(bytes=passes * shape["K"] * shape["N"] * shape["V"] * itemsize)
+        K, N, V = (shape[name] for name in "KNV")
+        # Backward reads them once more, and writes the gradients.
+        passes, rows = {"forward": (reads, 1), "backward": (2, 1), "full": (reads + 2, 2)}[pass_]
+        return Work(bytes=passes * K * N * V * itemsize + rows * N * row(V))
 
     return Family(
         op=op,
+        variant=variant,
         grids=grids,
         inputs=_inputs,
         call=call,
+        differentiate=differentiate,
         libraries=lambda case: libraries,
         work=work,
         checked=lambda shape: {**shape, "N": min(shape["N"], 16)},
     )
+
+
+def _of_target(columns: int) -> int:
+    """The target, the row's log-sum-exp, and the log-probability or its gradient."""
+    return 8 + 4 + 4
 
 
 def _top_k(inputs: Inputs, impl: str | None) -> tuple[Tensor, Tensor]:
@@ -100,7 +125,7 @@ def _mixture(inputs: Inputs) -> Tensor:
 EXPERTS = (
     _family(
         "mean_cross_entropy",
-        GRIDS,
+        TRAINED_GRIDS,
         lambda inputs, impl: mean_cross_entropy(inputs["logits"], inputs["targets"], impl=impl),
         {
             "stack + mean + cross_entropy": lambda inputs: F.cross_entropy(
@@ -110,10 +135,12 @@ EXPERTS = (
                 _mean(inputs).float(), inputs["targets"]
             ),
         },
+        row=_of_target,
+        differentiate=("logits",),
     ),
     _family(
         "mean_log_softmax_gather",
-        GRIDS,
+        TRAINED_GRIDS,
         lambda inputs, impl: mean_log_softmax_gather(
             inputs["logits"], inputs["targets"], impl=impl
         ),
@@ -122,34 +149,57 @@ EXPERTS = (
                 _mean(inputs).float().log_softmax(-1), inputs
             )
         },
+        row=_of_target,
+        differentiate=("logits",),
     ),
     _family(
         "mean_argmax",
         DECODE_GRIDS,
         lambda inputs, impl: mean_argmax(inputs["logits"], impl=impl).double(),
         {"add in place + argmax": lambda inputs: _mean(inputs).argmax(-1).double()},
+        row=lambda columns: 8,
     ),
-    _family("mean_top_k", DECODE_GRIDS, _top_k, {"add in place + topk": _library_top_k}),
+    _family(
+        "mean_top_k",
+        DECODE_GRIDS,
+        _top_k,
+        {"add in place + topk": _library_top_k},
+        row=lambda columns: 12 * TOP,
+    ),
     # Another generator draws other tokens: only our own implementations can be compared.
     _family(
         "mean_sample",
         DECODE_GRIDS,
         lambda inputs, impl: mean_sample(inputs["logits"], impl=impl).double(),
         {},
+        row=lambda columns: 8 + 8,
+    ),
+    _family(
+        "mean_sample",
+        {**DECODE_GRIDS, "cpu": DECODE_GRIDS["cpu"][:1]},
+        lambda inputs, impl: mean_sample(
+            inputs["logits"], top_k=TOP, top_p=TOP_P, impl=impl
+        ).double(),
+        {},
+        row=lambda columns: 8 + 8,
+        variant="cut",
     ),
     _family(
         "probability_mean",
         GRIDS,
         lambda inputs, impl: probability_mean(inputs["logits"], impl=impl),
         {"log_softmax + stack + logsumexp": _mixture},
-        passes=2,
+        row=lambda columns: 4 * columns,
+        reads=2,
     ),
     _family(
         "probability_mean_gather",
-        GRIDS,
+        TRAINED_GRIDS,
         lambda inputs, impl: probability_mean_gather(
             inputs["logits"], inputs["targets"], impl=impl
         ),
         {"log_softmax + stack + logsumexp": lambda inputs: _at_targets(_mixture(inputs), inputs)},
+        row=_of_target,
+        differentiate=("logits",),
     ),
 )

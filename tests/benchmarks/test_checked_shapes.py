@@ -62,8 +62,8 @@ def choices_of(case: Case, shape: Shape, chosen: list[str]) -> list[str]:
     chosen.clear()
     inputs = case.family.inputs(shape, BF16, OnMeta())  # type: ignore[arg-type]
     with_gradients = case.pass_ != "forward"
-    for name in case.family.differentiate if with_gradients else ():
-        inputs[name].requires_grad_()
+    for tensor in case.family.differentiated(inputs).values() if with_gradients else ():
+        tensor.requires_grad_()
     with torch.set_grad_enabled(with_gradients):
         case.family.call(inputs, None)
     return chosen[:]

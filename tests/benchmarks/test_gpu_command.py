@@ -14,7 +14,7 @@ import pytest
 import torch
 from faulty_worker import FAMILIES
 
-from benchmarks import gpu, gpu_result, processes, rehearsal, worker
+from benchmarks import cases, gpu, gpu_result, processes, rehearsal, worker
 from benchmarks.case import Family, Inputs, Output
 from benchmarks.command import main
 from benchmarks.device_tests import BETWEEN_TESTS, TESTS
@@ -22,6 +22,7 @@ from benchmarks.gpu import Options, run_gpu
 from benchmarks.record import Record
 from benchmarks.results import Result, Row, load
 from benchmarks.ship import TABLE
+from fastgrow import _native
 from fastgrow.kernels import tuned
 from fastgrow.kernels.tuned import Table
 
@@ -233,6 +234,26 @@ def test_a_row_measured_before_its_kernel_was_tuned_is_measured_again(tmp_path: 
     table = json.loads((tmp_path / TABLE).read_text())
     assert table["entries"] == {"attention_forward": {bucket: entry}}
     assert (table["device"], table["capability"]) == (rehearsal.DEVICE, 90)
+
+
+@pytest.mark.skipif(not _native.CPU.loaded, reason="the extension is not built")
+def test_the_extension_is_timed_for_the_automatic_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (family,) = cases.families(["mean_argmax"])
+    monkeypatch.setitem(BY_NAME, family.name, family)
+    result = run(tmp_path, family.name, against=("implementation", "eager"))
+    table = json.loads((tmp_path / TABLE).read_text())
+    times = {row.contender: row.median_ms for row in result.rows}
+    assert table["native"] == {
+        "mean_argmax": {
+            "fp32/forward/N=64": {
+                "native_ms": times["fastgrow native"], "other_ms": times["eager"],
+                "other": "eager", "source": None,
+            }
+        }
+    }  # fmt: skip
+    assert table["entries"] == {}
 
 
 @pytest.mark.parametrize("default_ms", [1.0, 1.5])

@@ -32,6 +32,21 @@ def rows_of(family: Family, pass_: str = "full") -> dict[str, Row]:
     return {row.contender: row for row in rows}
 
 
+def test_each_tensor_of_a_list_has_a_gradient_that_is_checked() -> None:
+    (family,) = families(["mean_cross_entropy"])
+    case = Case(family, {"K": 3, "N": 8, "V": 64}, "fp32", "full")
+    logits = case.inputs(seed=0)["logits"]
+    assert len(logits) == 3
+    assert all(x.requires_grad for x in logits)
+    truth = truth_of(case)
+    gradients = {f"d logits[{k}]" for k in range(3)}
+    assert set(truth.results) == {"output 0", *gradients}
+    assert judge(case, formula(case), truth).ok
+    assert not any(
+        x.requires_grad for x in dataclasses.replace(case, pass_="forward").inputs(0)["logits"]
+    )
+
+
 @pytest.mark.parametrize("pass_", ["forward", "backward", "full"])
 def test_time_memory_and_correctness_stand_in_one_row(family: Family, pass_: str) -> None:
     rows = rows_of(family, pass_)

@@ -99,6 +99,13 @@ def test_not_an_empty_table(results: Path, tmp_path: Path) -> None:
         ship(results, tmp_path / "kernels")
 
 
+def test_a_table_of_the_extension_alone_is_shipped(results: Path, tmp_path: Path) -> None:
+    times = {"native_ms": 0.25, "other_ms": 0.5, "other": "compile", "source": "0123"}
+    native = {"mean_argmax": {"bf16/forward/N=64": times}}
+    (results / "tuning.json").write_text(json.dumps({**TREE, "entries": {}, "native": native}))
+    assert read_table(ship(results, tmp_path / "kernels")).native == native
+
+
 def test_not_of_a_rehearsal(results: Path, tmp_path: Path) -> None:
     (results / "tuning.json").write_text(json.dumps(TREE | {"device": rehearsal.DEVICE}))
     with pytest.raises(ConfigError, match="it is of a rehearsal"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,6 +36,14 @@ def table(configuration: object = TILES, schema: int = 1, source: object = None)
         "attention_d_query": {"bf16/D=32/T=1024": {"configuration": OTHER}},
     }
     return {"schema": schema, "device": "NVIDIA Abacus 9", "entries": entries}
+
+
+TIMES = {"native_ms": 1.5, "other_ms": 2, "other": "compile", "source": "0123"}
+
+
+def with_times(times: object) -> str:
+    """A file that says such a thing of the extension's operations, too."""
+    return json.dumps(table() | {"native": {"mean_argmax": {"bf16/full/N=64": times}}})
 
 
 @pytest.fixture
@@ -77,6 +86,14 @@ def test_an_entry_is_taken_before_the_launcher_s_own_rule(file: Path) -> None:
     assert backward("d_key_kernel") == own("attention_d_key")
 
 
+def test_a_table_may_say_how_long_the_extension_took(file: Path) -> None:
+    file.write_text(with_times(TIMES))
+    assert forward() == TILES
+    assert read_table(file).native == {"mean_argmax": {"bf16/full/N=64": TIMES}}
+    file.write_text(json.dumps(table()))
+    assert read_table(file).native == {}
+
+
 def test_lengths_share_two_entries(file: Path) -> None:
     file.write_text(json.dumps(table()))
     assert forward(1) == forward(17) == forward(2048) == TILES
@@ -115,6 +132,14 @@ def test_a_cpu_has_no_table() -> None:
         (json.dumps(table(TILES | {"num_warps": "4"})), "num_warps must be a positive integer"),
         (json.dumps(table(TILES | {"num_stages": 0})), "num_stages must be a positive integer"),
         (json.dumps(table(source=7)), "bf16/D=32/T=1024: source must be a digest, got 7"),
+        (json.dumps(table() | {"native": [1]}), "native: expected an object of objects"),
+        (with_times(7), "mean_argmax bf16/full/N=64: expected an object, got 7"),
+        (with_times(TIMES | {"native_ms": 0}), "native_ms must be a positive number, got 0"),
+        (with_times(TIMES | {"other_ms": True}), "other_ms must be a positive number, got True"),
+        (with_times(TIMES | {"other_ms": math.inf}), "other_ms must be a positive number, got inf"),
+        (with_times({"native_ms": 1}), "other_ms must be a positive number, got None"),
+        (with_times(TIMES | {"other": 7}), "bf16/full/N=64: other must be a name, got 7"),
+        (with_times(TIMES | {"source": 7}), "bf16/full/N=64: source must be a digest, got 7"),
     ],
 )
 def test_a_malformed_table_is_ignored_and_named(file: Path, content: str, reason: str) -> None:

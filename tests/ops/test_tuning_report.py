@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
+from fastgrow import _native  # noqa: E402
 from fastgrow.kernels import tuned  # noqa: E402
 from fastgrow.kernels.tunable import digests  # noqa: E402
 from fastgrow.ops import explain_tuning  # noqa: E402
+from fastgrow.ops.core import dispatch  # noqa: E402
 
 NAME = "nvidia-abacus-9.json"
 NOTHING = "cuda:0 NVIDIA Abacus 9 has no table in use: kernels follow their own rules"
@@ -63,6 +66,48 @@ def test_kernels_that_changed_since_are_named(shipped: Path) -> None:
     write(shipped, triton.__version__, current)
     (line,) = explain_tuning()
     assert line.endswith(f"{KERNELS}; changed since they were measured: attention_decode")
+
+
+def write_native(path: Path, **sources: str | None) -> None:
+    times = {"native_ms": 0.25, "other_ms": 0.5, "other": "compile"}
+    of_keys = {
+        "bf16/full/N=64": times | {"native_ms": 0.6125},
+        "bf16/forward/N=4096": times,
+        "bf16/forward/N=64": times,
+    }
+    native = {"mean_argmax": {key: entry | sources for key, entry in of_keys.items()}}
+    path.write_text(json.dumps({"schema": 1, "triton": "9.9", "entries": {}, "native": native}))
+
+
+TAKEN = (
+    "cuda:0 native is taken unasked: mean_argmax bf16/forward/N=4096 (0.25 ms, compile 0.5), "
+    "mean_argmax bf16/forward/N=64 (0.25 ms, compile 0.5)"
+)
+SLOWER = "cuda:0 native is slower: mean_argmax bf16/full/N=64 (0.613 ms, compile 0.5)"
+
+
+def test_what_the_extension_is_chosen_for_is_told_with_the_times(shipped: Path) -> None:
+    write_native(shipped, source=_native.CUDA.source)
+    assert explain_tuning()[1:] == [TAKEN, SLOWER]
+    write_native(shipped)
+    assert explain_tuning()[1:] == [TAKEN, SLOWER]
+
+
+def test_an_extension_that_changed_since_is_told(shipped: Path) -> None:
+    write_native(shipped, source="of other code")
+    changed = "cuda:0 fastgrow._C_cuda has changed since native was measured"
+    assert explain_tuning()[1:] == [TAKEN, SLOWER, changed]
+
+
+def test_without_triton_the_extension_is_told_alone(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    nothing = "triton is not installed: there is nothing to tune"
+    assert explain_tuning() == [nothing, "cuda:0 NVIDIA Abacus 9 has no table in use"]
+    write_native(shipped)
+    assert explain_tuning() == [nothing, TAKEN, SLOWER]
 
 
 def test_autotuning_is_told_with_the_place_of_what_it_measures(

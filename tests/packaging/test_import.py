@@ -77,3 +77,15 @@ def test_recorded_reason_is_shown(tmp_path: Path) -> None:
     state = {"_C": {"built": False, "detail": "the compiler is on strike"}}
     (tmp_path / "_build.json").write_text(json.dumps(state))
     assert _native._load("_C", tmp_path).reason.endswith("is not there: the compiler is on strike")
+
+
+def test_what_it_was_made_from_has_one_digest(tmp_path: Path) -> None:
+    def source(sources: dict[str, str]) -> str:
+        (tmp_path / "_build.json").write_text(json.dumps({"_C_cuda": {"sources": sources}}))
+        return _native._load("_C_cuda", tmp_path).source
+
+    digest = source({"a.cu": "12", "b.h": "34"})
+    assert len(digest) == 16
+    assert source({"b.h": "34", "a.cu": "12"}) == digest
+    assert source({"a.cu": "12", "b.h": "35"}) != digest
+    assert source({}) == ""

@@ -25,6 +25,12 @@ LOADS_OF_A_WARP = 4
 FEWEST_BLOCKS = 264
 # Enough to fill a GPU several times over: more parts would only be shorter.
 MANY_BLOCKS = 8192
+# Columns of a part that are enough to be worth a block's own work, and few enough to be read again.
+LONG_PART = 4096
+# Operations whose parts are not to be shorter, or not longer. A draw is meant without cuts; with
+# them the most likely tokens are looked for, as in `mean_top_k`.
+SHORTEST = {"mean_top_k": LONG_PART}
+LONGEST = {"mean_sample": LONG_PART}
 # The memory of an H200 moves about this much in a second.
 BYTES_PER_SECOND = 4e12
 
@@ -48,6 +54,12 @@ class Plan(NamedTuple):
     def blocks(self, rows: int) -> int:
         """How many blocks the rows are worked on by, if all are there at a time."""
         return -(-rows // self.rows_per_block) * self.parts
+
+
+def plan_for(operation: str, rows: int, columns: int, itemsize: int) -> Plan:
+    """`launch_plan` for an operation's kernels, of either direction."""
+    shortest, longest = SHORTEST.get(operation, 0), LONGEST.get(operation, 0)
+    return launch_plan(rows, columns, itemsize, shortest=shortest, longest=longest)
 
 
 @functools.cache

@@ -1,0 +1,89 @@
+"""Whether the extension is taken unasked on a GPU: where it was measured to be no slower.
+
+The table that ships for a GPU (fastgrow.kernels.tuned) says of an operation, for a dtype, a pass
+and few or many rows, how long its `native` implementation took and how long the best of what else
+there is; `python -m benchmarks gpu` measures both. Without such an entry they run when asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fastgrow.kernels import tuned
+from fastgrow.ops.core.dispatch import Answer
+
+# An entry is of so many rows: those of a step of decoding, or of training and of prompts.
+FEW, MANY = 64, 4096
+_YES: Answer = (True, "")
+
+
+def native_pays(operation: str, logits: list[Tensor], differentiated: bool) -> Answer:
+    """Whether the automatic choice should take `native`; reasons as in `dispatch.Implementation`.
+
+    Args:
+        operation: its name in the dispatch.
+        logits: of the experts [..., V], of one shape, dtype and device; or the hidden states that
+            logits are made from.
+        differentiated: whether gradients will be asked for.
+    """
+    first = logits[0]
+    if first.device.type == "cpu":
+        return _YES
+    few, many = _answers(operation, first.device, first.dtype, differentiated)
+    # A symbolic number of rows is compared only where it matters.
+    return few if few == many or has_few(first.shape[:-1].numel()) else many
+
+
+def has_few(rows: int) -> bool:
+    """Whether the entry of few rows is theirs."""
+    if torch.compiler.is_compiling():
+        # Of rows that are known at run time alone it is not asked: they count as many.
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        return guard_or_false(rows <= FEW)
+    return rows <= FEW
+
+
+def key(dtype: str, pass_: str, rows: int) -> str:
+    """What the entry is called, such as `bf16/forward/N=64`.
+
+    Args:
+        dtype: one of `tuned.NAMES`.
+        pass_: `forward` without gradients, `full` with them.
+        rows: of the logits.
+    """
+    return f"{dtype}/{pass_}/N={FEW if has_few(rows) else MANY}"
+
+
+# torch.compile neither reads a table nor asks for a GPU's name.
+@torch.compiler.assume_constant_result
+def _answers(
+    operation: str, device: torch.device, dtype: torch.dtype, differentiated: bool
+) -> tuple[Answer, Answer]:
+    """Those for few and for many rows."""
+    return _read(operation, device, dtype, differentiated)
+
+
+@functools.cache
+def _read(
+    operation: str, device: torch.device, dtype: torch.dtype, differentiated: bool
+) -> tuple[Answer, Answer]:
+    gpu = tuned.gpu_name(device) or device.type
+    entries = tuned.shipped(gpu).native.get(operation, {})
+    pass_ = "full" if differentiated else "forward"
+    found: list[Answer] = []
+    for rows in (FEW, MANY):
+        entry = entries.get(key(tuned.NAMES.get(dtype, ""), pass_, rows))
+        if entry is None:
+            found.append((False, f"it has not been measured on this GPU: {gpu}"))
+            continue
+        times = f"{entry['other_ms']:.3g} against {entry['native_ms']:.3g} ms"
+        slower = (False, f"{entry['other']} is faster there ({times})")
+        found.append(_YES if tuned.is_taken(entry) else slower)
+    return found[0], found[1]
+
+
+tuned.forgetting.append(_read.cache_clear)
