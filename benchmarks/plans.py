@@ -12,7 +12,7 @@ from benchmarks.case import DTYPES, Family, Shape, parse_shape
 from benchmarks.cases import experts, logit_mean
 from benchmarks.native_times import NATIVE
 from benchmarks.results import Row
-from fastgrow.ops.experts.plan import BYTES_PER_SECOND, Plan, plan_for, seconds
+from fastgrow.ops.core.launch_plan import BYTES_PER_SECOND, Plan, launch_plan, seconds
 
 FAMILIES = {f.name: f for f in (logit_mean.FAMILY, logit_mean.INTO, *experts.EXPERTS)}
 # Of a part of a row: a largest logit and the sum beside it, or a candidate and where it is.
@@ -53,7 +53,7 @@ def counted(family: Family, shape: Shape, dtype: str, pass_: str) -> Counted:
     K, N, V = (shape[name] for name in "KNV")
     itemsize = DTYPES[dtype].itemsize
     looks_for_most_likely = family.name in ("mean_top_k", "mean_sample-cut")
-    plan = plan_for("mean_top_k" if looks_for_most_likely else family.op, N, V, itemsize)
+    plan = launch_plan("mean_top_k" if looks_for_most_likely else family.op, N, V, itemsize)
     left = LEFT_BYTES
     if looks_for_most_likely:
         left *= min(experts.TOP, V)

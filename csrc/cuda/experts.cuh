@@ -45,7 +45,7 @@ struct Experts {
   }
 };
 
-// How rows are cut up; fastgrow/ops/experts/plan.py decides.
+// How rows are cut up; fastgrow/ops/core/launch_plan.py decides.
 struct Cut {
   int64_t length;  // columns of a part, a multiple of a pack
   int64_t n_parts;

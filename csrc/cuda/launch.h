@@ -102,7 +102,7 @@ Experts<In> experts_of(const char* operation, const std::vector<Tensor>& logits,
   return experts;
 }
 
-// A launch as fastgrow/ops/experts/plan.py plans it: threads of a block, rows of a block, parts of a
+// A launch as fastgrow/ops/core/launch_plan.py plans it: threads of a block, rows of a block, parts of a
 // row, columns of a part.
 struct Plan {
   Plan(const char* operation, const std::vector<int64_t>& numbers, const Tensor& logits)

@@ -14,7 +14,7 @@ from benchmarks.native_times import NATIVE
 from benchmarks.plans import counted, plan_text
 from benchmarks.report import markdown
 from benchmarks.results import Ceilings, Result, Row
-from fastgrow.ops.experts.plan import Plan, launch_plan, plan_for
+from fastgrow.ops.core.launch_plan import Plan, launch_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"K": 4, "N": 4096, "V": 65536}
@@ -34,12 +34,34 @@ def moved(name: str, pass_: str = "forward", **sizes: int) -> int:
     return counted(family, SHAPE | sizes, "bf16", pass_).bytes
 
 
+def test_few_rows_are_cut_until_the_chip_is_full() -> None:
+    """Batch-1 decoding: two blocks for each of an H200's 132 multiprocessors, as near as it goes."""
+    assert launch_plan("mean_argmax", 1, 65536, 2) == Plan(32, 1, 256, 256)
+    assert launch_plan("mean_argmax", 2, 65536, 2).blocks(2) == 262
+    assert launch_plan("mean_cross_entropy", 64, 65536, 2).blocks(64) == 1024
+    # Many rows are enough, and short ones a warp's work.
+    assert launch_plan("mean_cross_entropy", 8192, 65536, 2) == Plan(256, 1, 1, 65536)
+    assert launch_plan("mean_cross_entropy", 8192, 256, 2) == Plan(256, 8, 1, 256)
+
+
 def test_plans_go_by_the_operation() -> None:
-    assert plan_for("mean_argmax", 1, 65536, 2) == launch_plan(1, 65536, 2)
-    assert plan_for("mean_top_k", 1, 65536, 2) == launch_plan(1, 65536, 2, shortest=4096)
-    assert plan_for("mean_sample", 1, 65536, 2) == launch_plan(1, 65536, 2, longest=4096)
-    assert plan_for("mean_top_k", 1, 65536, 2) == Plan(256, 1, 16, 4096)
-    assert plan_for("mean_sample", 4096, 65536, 2).parts == 16
+    # A block's search for the largest is not to be about less, a part that is read again not more.
+    assert launch_plan("mean_top_k", 1, 65536, 2) == Plan(256, 1, 32, 2048)
+    assert launch_plan("mean_top_k", 8192, 256, 2) == Plan(256, 1, 1, 256)
+    assert launch_plan("mean_argmax", 8192, 65536, 2).parts == 1
+    assert launch_plan("mean_sample", 8192, 65536, 2) == Plan(256, 1, 16, 4096)
+
+
+@pytest.mark.parametrize("operation", ["mean_cross_entropy", "mean_top_k", "mean_sample"])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_parts_are_whole_loads_that_cover_the_row(operation: str, itemsize: int) -> None:
+    for rows in (1, 3, 100, 70_000):
+        for columns in (1, 7, 255, 1024, 1025, 5003, 50_257, 65_536, 1_000_003):
+            plan = launch_plan(operation, rows, columns, itemsize)
+            assert plan.length * itemsize % 16 == 0
+            assert (plan.parts - 1) * plan.length < columns <= plan.parts * plan.length
+            assert plan.threads in (32, 64, 128, 256)
+            assert plan.rows_per_block == 1 or (plan.rows_per_block, plan.parts) == (8, 1)
 
 
 def test_logits_results_gradients_and_parts_are_counted() -> None:

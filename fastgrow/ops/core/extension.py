@@ -29,12 +29,10 @@ def extension_of(x: Tensor) -> _native.Extension:
     return _native.CUDA if on_gpu(x) else _native.CPU
 
 
-def plan_of(logits: Tensor, *, shortest: int = 0, longest: int = 0) -> Plan:
+def plan_of(operation: str, logits: Tensor) -> Plan:
     """How a GPU's work on logits [..., V] is cut up; see `launch_plan`."""
     rows, columns = logits.shape[:-1].numel(), logits.shape[-1]
-    return launch_plan(
-        max(rows, 1), max(columns, 1), logits.element_size(), shortest=shortest, longest=longest
-    )
+    return launch_plan(operation, max(rows, 1), max(columns, 1), logits.element_size())
 
 
 def run_extension(
@@ -42,7 +40,7 @@ def run_extension(
     logits: list[Tensor],
     scale: Tensor,
     *others: Any,
-    plan: Plan | None = None,
+    plan: str = "",
     part_bytes: tuple[int, ...] = (),
 ) -> None:
     """Call an operator of the extension.
@@ -50,7 +48,7 @@ def run_extension(
     Args:
         name: of the operator.
         logits, scale, others: its arguments on every device.
-        plan: on a GPU, if it is not that of `plan_of(logits[0])`.
+        plan: an operation whose plan is wanted on a GPU, where it has one of its own.
         part_bytes: of each memory that it wants on a GPU, the bytes for a part of a row.
     """
     # Factors are [K], or [N, K] with the rows counted through.
@@ -59,7 +57,7 @@ def run_extension(
     if not on_gpu(first):
         getattr(torch.ops.fastgrow_native, name)(logits, scale, *others)
         return
-    plan = plan or plan_of(first)
-    parts = first.shape[:-1].numel() * plan.parts
+    cut = plan_of(plan, first)
+    parts = first.shape[:-1].numel() * cut.parts
     memory = [first.new_empty(parts * size, dtype=torch.uint8) for size in part_bytes]
-    getattr(torch.ops.fastgrow_cuda, name)(logits, scale, list(plan), *memory, *others)
+    getattr(torch.ops.fastgrow_cuda, name)(logits, scale, list(cut), *memory, *others)

@@ -25,12 +25,12 @@ LOADS_OF_A_WARP = 4
 FEWEST_BLOCKS = 264
 # Enough to fill a GPU several times over: more parts would only be shorter.
 MANY_BLOCKS = 8192
-# Columns of a part that are enough to be worth a block's own work, and few enough to be read again.
-LONG_PART = 4096
-# Operations whose parts are not to be shorter, or not longer. A draw is meant without cuts; with
-# them the most likely tokens are looked for, as in `mean_top_k`.
-SHORTEST = {"mean_top_k": LONG_PART}
-LONGEST = {"mean_sample": LONG_PART}
+# Columns that a part has at least, where a block's own work on a part is much beside reading it: a
+# block looks for the largest among so many at a time.
+SHORTEST = {"mean_top_k": 2048}
+# And at most, where a part is read a second time: the one in which a number is drawn. With cuts the
+# most likely tokens are looked for instead, as in `mean_top_k`.
+LONGEST = {"mean_sample": 4096}
 # The memory of an H200 moves about this much in a second.
 BYTES_PER_SECOND = 4e12
 
@@ -56,25 +56,16 @@ class Plan(NamedTuple):
         return -(-rows // self.rows_per_block) * self.parts
 
 
-def plan_for(operation: str, rows: int, columns: int, itemsize: int) -> Plan:
-    """`launch_plan` for an operation's kernels, of either direction."""
-    shortest, longest = SHORTEST.get(operation, 0), LONGEST.get(operation, 0)
-    return launch_plan(rows, columns, itemsize, shortest=shortest, longest=longest)
-
-
 @functools.cache
-def launch_plan(
-    rows: int, columns: int, itemsize: int, *, shortest: int = 0, longest: int = 0
-) -> Plan:
-    """The plan for N rows of V logits.
+def launch_plan(operation: str, rows: int, columns: int, itemsize: int) -> Plan:
+    """The plan of an operation's kernels, of either direction, for N rows of V logits.
 
     Args:
+        operation: its name in the dispatch.
         rows, columns: N and V, at least 1.
         itemsize: bytes of a logit.
-        shortest: columns that a part has at least, where a block's own work on a part is not small
-            beside reading it.
-        longest: columns that a part has at most, where one is read a second time; 0: any number.
     """
+    shortest, longest = SHORTEST.get(operation, 0), LONGEST.get(operation, 0)
     pack = PACK_BYTES // itemsize
     if columns <= LOADS_OF_A_WARP * WARP * pack and not shortest:
         return Plan(MOST_THREADS, MOST_THREADS // WARP, 1, _up(columns, pack))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastgrow.kernels import tuned
 from fastgrow.ops.core.dispatch import Answer
+from fastgrow.ops.core.extension import on_gpu
 
 # An entry is of so many rows: those of a step of decoding, or of training and of prompts.
 FEW, MANY = 64, 4096
@@ -30,7 +31,7 @@ def native_pays(operation: str, logits: list[Tensor], differentiated: bool) -> A
         differentiated: whether gradients will be asked for.
     """
     first = logits[0]
-    if first.device.type == "cpu":
+    if not on_gpu(first):
         return _YES
     few, many = _answers(operation, first.device, first.dtype, differentiated)
     # A symbolic number of rows is compared only where it matters.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastgrow.errors import argument_error
 from fastgrow.ops.core.dispatch import Implementation, Operation
-from fastgrow.ops.core.extension import on_gpu, plan_of, run_extension
+from fastgrow.ops.core.extension import on_gpu, run_extension
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.experts.losses import MASS_BYTES, log_sum_exp
 from fastgrow.ops.experts.mean import (
@@ -40,9 +40,7 @@ from fastgrow.ops.experts.philox import row_uniforms
 
 # How many of the most likely tokens are looked at for `top_p`; few rows need the second number.
 _NUCLEUS = (64, MAX_K["cpu"])
-# Of a GPU's parts of rows: what a block does of its own to find the largest of a part is much, so
-# that parts are not to be short; one in which a number is drawn is read again, and not to be long.
-_LONG_PART = 4096
+# What a GPU's block leaves of one of the largest of a part of a row: the logit and its column.
 _CANDIDATE_BYTES = 8
 # Rows of which the nucleus is larger still are averaged and sorted, so many at a time.
 _ROWS_AT_A_TIME = 16
@@ -203,10 +201,9 @@ def _like(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def native_top_k(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Values and token ids."""
     values, ids = _like(logits, scale, k)
-    plan = plan_of(logits[0], shortest=_LONG_PART if k > 1 else 0) if on_gpu(scale) else None
     run_extension(
         *("mean_top_k_out", logits, scale, k, values, ids),
-        plan=plan,
+        plan="mean_top_k" if k > 1 else "mean_argmax",
         part_bytes=(k * _CANDIDATE_BYTES,),
     )
     return values, ids
@@ -268,10 +265,9 @@ def native_sample(
     """A token id for each row."""
     tokens = uniforms.new_empty(uniforms.shape, dtype=torch.int64)
     if top_k is None and top_p is None:
-        plan = plan_of(logits[0], longest=_LONG_PART) if on_gpu(scale) else None
         run_extension(
             *("mean_sample_out", logits, scale, uniforms, tokens),
-            plan=plan,
+            plan="mean_sample",
             part_bytes=(MASS_BYTES,),
         )
         return tokens
@@ -280,7 +276,7 @@ def native_sample(
         run_extension(
             *("mean_sample_largest_out", logits, scale, uniforms, k, top_k is not None),
             *(1.0 if top_p is None else top_p, tokens),
-            plan=plan_of(logits[0], shortest=_LONG_PART),
+            plan="mean_top_k",
             part_bytes=(k * _CANDIDATE_BYTES, MASS_BYTES),
         )
         return tokens
@@ -321,7 +317,7 @@ _TOP_K = Operation(
             "native",
             _native_top_k,
             lambda call: can_serve(call, constant=True, k=call.k),
-            pays,
+            pays("mean_top_k"),
         ),
         Implementation("eager", _eager_top_k),
     ),
@@ -334,7 +330,7 @@ _ARGMAX = Operation(
             "native",
             lambda call: _native_top_k(call)[1].squeeze(-1),
             can_serve,
-            pays,
+            pays("mean_argmax"),
         ),
         Implementation("eager", lambda call: averaged(call.mean).argmax(-1)),
     ),
@@ -343,7 +339,12 @@ _ARGMAX = Operation(
 _SAMPLE = Operation(
     "mean_sample",
     (
-        Implementation("native", _native_sample, lambda call: can_serve(call, k=call.top_k), pays),
+        Implementation(
+            "native",
+            _native_sample,
+            lambda call: can_serve(call, k=call.top_k),
+            pays("mean_sample"),
+        ),
         Implementation("eager", _eager_sample),
     ),
     lambda device: SampleCall(

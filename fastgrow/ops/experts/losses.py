@@ -213,7 +213,7 @@ def mean_log_probability_backward(
     d_scale, d_logits = _like_backward(call, log_sums, gradient, for_scale, for_logits)
     places = [k for k, needed in enumerate(for_logits) if needed]
     # By row always, and on a GPU by part of a row; factors that all rows share get the sum.
-    parts = plan_of(call.logits[0]).parts if on_gpu(scale) else 1
+    parts = plan_of("", call.logits[0]).parts if on_gpu(scale) else 1
     d_rows = scale.new_empty(targets.numel(), parts, len(for_logits)) if for_scale else None
     run_extension(
         "mean_log_probability_backward_out",
@@ -269,7 +269,7 @@ def _example(device: torch.device) -> LossCall:
 _LOSS = Operation(
     "mean_cross_entropy",
     (
-        Implementation("native", _native_losses, can_serve, pays),
+        Implementation("native", _native_losses, can_serve, pays("mean_cross_entropy")),
         Implementation("eager", _eager_losses),
     ),
     _example,
@@ -277,7 +277,7 @@ _LOSS = Operation(
 _GATHER = Operation(
     "mean_log_softmax_gather",
     (
-        Implementation("native", native_gather, can_serve, pays),
+        Implementation("native", native_gather, can_serve, pays("mean_log_softmax_gather")),
         Implementation("eager", eager_gather),
     ),
     _example,

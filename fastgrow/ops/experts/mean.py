@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from fastgrow.ops.core.checks import check_float
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.dtypes import FLOATS, wide_dtype
 from fastgrow.ops.core.extension import extension_of, on_gpu, run_extension
+from fastgrow.ops.core.measured import native_pays
 from fastgrow.ops.core.registration import needs_gradient, operator
 
 MAX_EXPERTS = 64
@@ -312,10 +313,22 @@ def _count_spacings(x: Tensor) -> int:
     return gaps + bool(leading)
 
 
-def pays(call: Any) -> Answer:
-    """The kernels for a GPU have been compiled and not yet measured: they run when asked for."""
-    on_cpu = not on_gpu(call.mean.logits[0])
-    return on_cpu, "" if on_cpu else "it has not been measured on a GPU"
+# Their results have no gradients, whatever the logits have.
+_CHOICES = ("mean_argmax", "mean_sample")
+
+
+def pays(operation: str) -> Callable[[Any], Answer]:
+    """Whether an operation's automatic choice should take the extension: see `native_pays`."""
+
+    def answer(call: Any) -> Answer:
+        logits, scale, _ = call.mean
+        if not on_gpu(logits[0]):
+            return True, ""
+        tensors = [*logits, scale, *[field for field in call if isinstance(field, Tensor)]]
+        differentiated = operation not in _CHOICES and needs_gradient(*tensors)
+        return native_pays(operation, logits, differentiated)
+
+    return answer
 
 
 def example_call(device: torch.device) -> MeanCall:
@@ -331,7 +344,7 @@ _OPERATION = Operation(
             "native",
             _native_mean,
             lambda call: can_serve(call, out=call.out),
-            pays,
+            pays("logit_mean"),
         ),
         Implementation("eager", _eager_mean),
     ),

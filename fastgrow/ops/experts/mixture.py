@@ -268,7 +268,12 @@ def _example(device: torch.device) -> MixtureCall:
 _MEAN = Operation(
     "probability_mean",
     (
-        Implementation("native", _native_mean, lambda call: can_serve(call, constant=True), pays),
+        Implementation(
+            "native",
+            _native_mean,
+            lambda call: can_serve(call, constant=True),
+            pays("probability_mean"),
+        ),
         Implementation("eager", _eager_mean),
     ),
     _example,
@@ -276,7 +281,12 @@ _MEAN = Operation(
 _GATHER = Operation(
     "probability_mean_gather",
     (
-        Implementation("native", functools.partial(_gather, native_gather), can_serve, pays),
+        Implementation(
+            "native",
+            functools.partial(_gather, native_gather),
+            can_serve,
+            pays("probability_mean_gather"),
+        ),
         Implementation("eager", functools.partial(_gather, eager_gather)),
     ),
     _example,

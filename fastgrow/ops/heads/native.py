@@ -16,9 +16,16 @@ from torch import Tensor
 from fastgrow.kernels.calls import KlCall
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.extension import extension_of, on_gpu, run_extension
+from fastgrow.ops.core.measured import native_pays
 from fastgrow.ops.core.registration import operator
 from fastgrow.ops.heads import chunked
-from fastgrow.ops.heads.heads import add_products, autocast_dtype, beside_its_gradients, parts_of
+from fastgrow.ops.heads.heads import (
+    add_products,
+    autocast_dtype,
+    beside_its_gradients,
+    differentiated,
+    parts_of,
+)
 
 MAX_TEACHERS = 64
 # Logits of one model at a time: 128 MiB in half precision, of rows enough for efficient products.
@@ -42,8 +49,8 @@ def can_serve(call: KlCall) -> Answer:
 
 
 def pays(call: KlCall) -> Answer:
-    """The kernels have been compiled and not yet measured: they run when asked for."""
-    return False, "it has not been measured on a GPU"
+    """Whether the automatic choice should take it: see `native_pays`."""
+    return native_pays("linear_kl", call.h, differentiated(call))
 
 
 @operator(chunked.like_kl)
