@@ -43,8 +43,8 @@ class OnDeviceOf {
   cudaStream_t stream_;
 };
 
-// Memory of the block's. `which` tells apart what a kernel has of one type.
-template <class T, int which = 0>
+// Memory of the block's: one T in each kernel that asks for it.
+template <class T>
 __device__ T& shared() {
   __shared__ T memory;
   return memory;

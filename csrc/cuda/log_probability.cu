@@ -6,8 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "launch.h"
-#include "reductions.cuh"
+#include "parts.h"
 
 namespace fastgrow::cuda {
 namespace {
@@ -74,10 +73,10 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::vector<int64
   const Plan launch(kName, plan, first);
   Mass* masses = launch.parts<Mass>(kName, parts, first);
   const OnDeviceOf device(first);
+  leave_parts(kName, device, logits, scale, launch, masses);
   with_type_of(kName, first, [&](auto in) {
     using In = decltype(in);
     const Experts<In> experts = experts_of<In>(kName, logits, scale);
-    device.launch(part_kernel<Mass, In>, launch.grid, launch.block, experts, launch.cut, masses);
     const Targets of_rows{targets ? targets->const_data_ptr<int64_t>() : nullptr, ignore_index,
                           experts.n_columns};
     device.launch(log_probability_kernel<In>, warp_each(n_rows), kMaxThreads, experts, masses,

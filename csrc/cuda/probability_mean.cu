@@ -7,8 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "launch.h"
-#include "reductions.cuh"
+#include "parts.h"
 
 namespace fastgrow::cuda {
 namespace {
@@ -114,15 +113,13 @@ void probability_mean(std::vector<Tensor> logits, Tensor scale, std::vector<int6
   const Plan launch(kName, plan, first);
   const int64_t n_experts = static_cast<int64_t>(logits.size());
   Mass* masses = launch.parts<Mass>(kName, parts, first, n_experts);
-  dim3 grid = launch.grid;
-  grid.z = static_cast<unsigned>(n_experts);
   const OnDeviceOf device(first);
+  leave_parts(kName, device, logits, scale, launch, masses, true);
   with_type_of(kName, first, [&](auto in) {
     using In = decltype(in);
-    const Experts<In> experts = experts_of<In>(kName, logits, scale);
-    device.launch(part_kernel<Mass, In>, grid, launch.block, experts, launch.cut, masses);
-    device.launch(mixture_kernel<In>, launch.grid, launch.block, experts, launch.cut, masses,
-                  weights, log_weights, out.mutable_data_ptr<float>());
+    device.launch(mixture_kernel<In>, launch.grid, launch.block,
+                  experts_of<In>(kName, logits, scale), launch.cut, masses, weights, log_weights,
+                  out.mutable_data_ptr<float>());
   });
 }
 

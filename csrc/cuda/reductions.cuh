@@ -119,30 +119,4 @@ __device__ Part of_parts(const Part* parts, int64_t n_parts, int lane) {
   return part;
 }
 
-// Leaves Part of each part of each row in `parts`, [N, parts]; with blocks in the third dimension,
-// Part of each expert alone, [N, K, parts].
-template <class Part, class In>
-__global__ void __launch_bounds__(kMaxThreads, 3)
-    part_kernel(const __grid_constant__ Experts<In> experts, Cut cut, Part* parts) {
-  const Team team(cut.by_warps);
-  Row<In>& row = shared<Row<In>[kMaxThreads / kWarp]>()[team.of_block];
-  const int64_t begin = blockIdx.x * cut.length;
-  const int64_t end = min(begin + cut.length, experts.n_columns);
-  for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
-    read_row(experts, index, team, row, nullptr, gridDim.z == 1 ? -1 : static_cast<int>(blockIdx.z));
-    Part part = Part::none();
-    for_each_column<kPack<In>, 2>(team, Span(row, begin, end), [&](auto visit) {
-      if (!visit.is_valid) return;
-      constexpr int n = decltype(visit)::n;
-      float x[n][decltype(visit)::size];
-      mean_packs(row, visit.column, visit.step, x);
-#pragma unroll
-      for (int u = 0; u < n; ++u) part.add(x[u], visit.column + u * visit.step);
-    });
-    part = of_team(part, team);
-    const int64_t place = (index * gridDim.z + blockIdx.z) * cut.n_parts + blockIdx.x;
-    if (team.rank == 0) parts[place] = part;
-  }
-}
-
 }  // namespace fastgrow::cuda

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../philox.h"
-#include "launch.h"
+#include "parts.h"
 #include "top_k.cuh"
 
 namespace fastgrow::cuda {
@@ -352,12 +352,12 @@ void mean_sample(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> 
   const Plan launch(kName, plan, first);
   Mass* masses = launch.parts<Mass>(kName, parts, first);
   const OnDeviceOf device(first);
+  leave_parts(kName, device, logits, scale, launch, masses);
   with_type_of(kName, first, [&](auto in) {
     using In = decltype(in);
-    const Experts<In> experts = experts_of<In>(kName, logits, scale);
-    device.launch(part_kernel<Mass, In>, launch.grid, launch.block, experts, launch.cut, masses);
-    device.launch(draw_kernel<In>, block_each(launch.n_rows), kMaxThreads, experts, launch.cut,
-                  masses, uniforms.const_data_ptr<double>(), columns.mutable_data_ptr<int64_t>());
+    device.launch(draw_kernel<In>, block_each(launch.n_rows), kMaxThreads,
+                  experts_of<In>(kName, logits, scale), launch.cut, masses,
+                  uniforms.const_data_ptr<double>(), columns.mutable_data_ptr<int64_t>());
   });
 }
 

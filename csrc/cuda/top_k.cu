@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "launch.h"
+#include "parts.h"
 #include "top_k.cuh"
 
 namespace fastgrow::cuda {
@@ -57,23 +57,19 @@ void top_k(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, 
                   kMaxThreads, " threads");
   Candidate* candidates = launch.parts<Candidate>(kName, parts, first, k);
   const OnDeviceOf device(first);
-  with_type_of(kName, first, [&](auto in) {
-    using In = decltype(in);
-    const Experts<In> experts = experts_of<In>(kName, logits, scale);
-    if (k == 1) {
-      device.launch(part_kernel<Candidate, In>, launch.grid, launch.block, experts, launch.cut,
-                    candidates);
-    } else {
-      device.launch(part_largest_kernel<false, In>, launch.grid, launch.block, experts, launch.cut,
-                    static_cast<int>(k), candidates, static_cast<Mass*>(nullptr));
-    }
-  });
   float* to_values = values.mutable_data_ptr<float>();
   int64_t* to_columns = columns.mutable_data_ptr<int64_t>();
   if (k == 1) {
+    leave_parts(kName, device, logits, scale, launch, candidates);
     device.launch(argmax_kernel, warp_each(n_rows), kMaxThreads, candidates, launch.cut.n_parts,
                   n_rows, to_values, to_columns);
   } else {
+    with_type_of(kName, first, [&](auto in) {
+      using In = decltype(in);
+      device.launch(part_largest_kernel<false, In>, launch.grid, launch.block,
+                    experts_of<In>(kName, logits, scale), launch.cut, static_cast<int>(k),
+                    candidates, static_cast<Mass*>(nullptr));
+    });
     device.launch(top_k_kernel, block_each(n_rows), kMaxThreads, candidates, launch.cut.n_parts,
                   n_rows, static_cast<int>(k), to_values, to_columns);
   }

@@ -134,7 +134,7 @@ class OnDeviceOf {
   }
 };
 
-template <class T, int which = 0>
+template <class T>
 T& shared() {
   static T memory;
   static const bool is_known = (emulator::register_shared(&memory, sizeof(T)), true);
