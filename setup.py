@@ -103,7 +103,9 @@ def cpu_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) -> 
         output = folder / f"{source.stem}.o"
         # The dependency file tells ninja which headers the object was made from.
         depends = ("-MMD", "-MF", f"{output}.d")
-        command = (*compiler, *flags, *depends, "-c", str(source), "-o", str(output))
+        # Kernels for a GPU are C++ where they are emulated (csrc/sanitize.py).
+        language = ("-x", "c++", "-Wno-unknown-pragmas") if source.suffix == ".cu" else ()
+        command = (*compiler, *flags, *depends, *language, "-c", str(source), "-o", str(output))
         steps.append(Step(output, (source,), command))
     objects = tuple(step.output for step in steps)
     link = [

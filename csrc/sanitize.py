@@ -1,15 +1,17 @@
-"""Run the operations' tests on a copy of the CPU extension built with sanitizers.
+"""Run the operations' tests on a copy of the extension built with sanitizers.
 
     python csrc/sanitize.py [pytest arguments]
 
 AddressSanitizer and UndefinedBehaviorSanitizer stop the tests at the first read or write outside an
-array, misuse of memory or undefined arithmetic, in every instruction set. Exit status: pytest's; 77
-where the compiler has no sanitizers.
+array, misuse of memory or undefined arithmetic: of the CPU extension in every instruction set, and
+of the GPU's kernels as csrc/emulator runs them on a CPU. Exit status: pytest's; 77 where the
+compiler has no sanitizers.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -22,6 +24,8 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1"
 TESTS = ("test_logit_mean.py", "test_mean_cross_entropy.py", "test_mean_top_k.py")
 TESTS += ("test_mean_sample.py", "test_probability_mean.py", "test_vector_functions.py")
 TESTS += ("test_logit_tile.py",)
+# For a GPU: here all blocks and threads of it are a CPU's.
+TESTS_ON_GPU = ("test_experts_on_gpu.py",)
 # Compiling traces half of PyTorch, and the other processes that tests start are not sanitized.
 UNWANTED = "not (compiles or opcheck or instruction_sets or is_written or two_to_the_31)"
 # What the instruction sets below the best differ in.
@@ -57,13 +61,27 @@ def build(tree: Path) -> None:
     subprocess.run(command, cwd=tree, env=environment, check=True)
 
 
+def build_emulated(folder: Path) -> Path:
+    """A library of the GPU's kernels and the emulator, sanitized."""
+    # As a module it would build what it is asked on the command line.
+    before, sys.argv = sys.argv, ["setup.py", "-q", "--name"]
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    sys.argv = before
+    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+    sources += sorted((ROOT / "csrc/emulator").glob("*.cpp"))
+    library = folder / "_C_emulated.so"
+    os.environ["CXXFLAGS"] = FLAGS
+    setup["run_steps"](setup["cpu_steps"](setup["find_torch"](), sources, folder, library), folder)
+    return library
+
+
 def main(arguments: list[str]) -> int:
     preload = libraries()
     if preload is None:
         print("the compiler has no sanitizers", file=sys.stderr)
         return NO_SANITIZER
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
+        tree = Path(folder) / "tree"
         build(tree)
         status = 0
         for capability, chosen in (
@@ -71,12 +89,21 @@ def main(arguments: list[str]) -> int:
             ("avx2", DIFFERENT),
             ("portable", DIFFERENT),
         ):
-            status = status or run_tests(tree, preload, capability, chosen, arguments)
-    return status
+            variables = {"FASTGROW_CPU_CAPABILITY": capability}
+            options = ["-k", chosen, *arguments]
+            status = status or run_tests(tree, preload, TESTS, variables, options)
+        emulated = Path(folder) / "emulated"
+        emulated.mkdir()
+        variables = {"FASTGROW_EMULATED_CUDA": str(build_emulated(emulated))}
+        return status or run_tests(tree, preload, TESTS_ON_GPU, variables, arguments)
 
 
 def run_tests(
-    tree: Path, preload: list[str], capability: str, chosen: str, arguments: list[str]
+    tree: Path,
+    preload: list[str],
+    names: tuple[str, ...],
+    variables: dict[str, str],
+    arguments: list[str],
 ) -> int:
     environment = {
         **os.environ,
@@ -85,9 +112,9 @@ def run_tests(
         # Python and torch keep memory to the end, and torch throws through uninstrumented frames.
         "ASAN_OPTIONS": "detect_leaks=0:detect_container_overflow=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "FASTGROW_CPU_CAPABILITY": capability,
         "FASTGROW_IMPL": "",
         "OMP_NUM_THREADS": "2",
+        **variables,
     }
     check = "from fastgrow import _native as n; assert n.CPU.loaded, n.CPU.reason; print(n.PACKAGE)"
     said = subprocess.run(
@@ -96,8 +123,8 @@ def run_tests(
     if said.returncode != 0 or not said.stdout.startswith(str(tree)):
         print(f"the sanitized extension does not load: {said.stdout}{said.stderr}", file=sys.stderr)
         return 1
-    files = [str(ROOT / "tests" / "ops" / name) for name in TESTS]
-    options = ["-x", "-p", "no:cacheprovider", "-k", chosen, "--rootdir", str(ROOT)]
+    files = [str(ROOT / "tests" / "ops" / name) for name in names]
+    options = ["-x", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     command = [sys.executable, "-m", "pytest", *options, *files, *arguments]
     return subprocess.run(command, cwd=tree, env=environment, check=False).returncode
 

@@ -35,7 +35,7 @@ def moved(name: str, pass_: str = "forward", **sizes: int) -> int:
 
 
 def test_few_rows_are_cut_until_the_chip_is_full() -> None:
-    """Batch-1 decoding: two blocks for each of an H200's 132 multiprocessors, as near as it goes."""
+    """Batch-1 decoding: two blocks for each of an H200's 132 multiprocessors, or nearly so many."""
     assert launch_plan("mean_argmax", 1, 65536, 2) == Plan(32, 1, 256, 256)
     assert launch_plan("mean_argmax", 2, 65536, 2).blocks(2) == 262
     assert launch_plan("mean_cross_entropy", 64, 65536, 2).blocks(64) == 1024
