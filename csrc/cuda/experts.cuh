@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "device.h"
 
@@ -138,13 +139,15 @@ __device__ bool goes_with(const Row<In>& row, const T* p) {
   return reinterpret_cast<uintptr_t>(p + row.head) % alignof(Pack<T, kPack<In>>) == 0;
 }
 
-// Each element is read once, unless said otherwise: it need not displace anything in the caches.
+// Each element is read once, unless said otherwise: it need not displace anything in the caches. What
+// is read again must not be written by the same kernel. Plain loads would not know that the pointers,
+// which come out of shared memory, are to global memory.
 template <class T, int size, bool once = true>
 __device__ Pack<T, size> load(const T* p) {
   Pack<T, size> pack;
   if constexpr (sizeof(pack) == sizeof(int4)) {
     const int4* from = reinterpret_cast<const int4*>(p);
-    const int4 bits = once ? __ldcs(from) : *from;
+    const int4 bits = once ? __ldcs(from) : __ldg(from);
     memcpy(&pack, &bits, sizeof(pack));
   } else {
     static_assert(size == 1);
@@ -158,35 +161,31 @@ __device__ void store(T* p, const float (&x)[size]) {
   Pack<T, size> pack;
 #pragma unroll
   for (int i = 0; i < size; ++i) pack.element[i] = static_cast<T>(x[i]);
-  *reinterpret_cast<Pack<T, size>*>(p) = pack;
-}
-
-template <int experts, bool once, class In, int size, int n>
-__device__ void add_packs(const Row<In>& row, int first, int64_t column, int64_t step,
-                          float (&sum)[n][size]) {
-  Pack<In, size> pack[experts][n];
-#pragma unroll
-  for (int k = 0; k < experts; ++k) {
-#pragma unroll
-    for (int u = 0; u < n; ++u) {
-      pack[k][u] = load<In, size, once>(row.logits[first + k] + column + u * step);
+  if constexpr (sizeof(pack) % sizeof(int4) == 0) {
+    int4 bits[sizeof(pack) / sizeof(int4)];
+    memcpy(bits, &pack, sizeof(pack));
+    for (int i = 0; i < static_cast<int>(sizeof(pack) / sizeof(int4)); ++i) {
+      __stwb(reinterpret_cast<int4*>(p) + i, bits[i]);
     }
-  }
-#pragma unroll
-  for (int k = 0; k < experts; ++k) {
-    const float weight = row.weights[first + k];
-#pragma unroll
-    for (int u = 0; u < n; ++u) {
-#pragma unroll
-      for (int i = 0; i < size; ++i) {
-        sum[u][i] = fmaf(weight, static_cast<float>(pack[k][u].element[i]), sum[u][i]);
-      }
-    }
+  } else {
+    *reinterpret_cast<Pack<T, size>*>(p) = pack;
   }
 }
 
-// The mean of `n` packs, `step` elements from one to the next. The packs of up to four experts are on
-// their way at a time.
+// Calls f(Count, first) for the experts of a row, up to four at a time, so that their loads are on
+// their way together.
+template <class F>
+__device__ void for_each_four(int n_experts, const F& f) {
+  int k = 0;
+  // Unrolled, it would take more registers than there are.
+#pragma unroll 1
+  for (; k + 4 <= n_experts; k += 4) f(std::integral_constant<int, 4>{}, k);
+  if (n_experts - k == 3) f(std::integral_constant<int, 3>{}, k);
+  if (n_experts - k == 2) f(std::integral_constant<int, 2>{}, k);
+  if (n_experts - k == 1) f(std::integral_constant<int, 1>{}, k);
+}
+
+// The mean of `n` packs, `step` elements from one to the next.
 template <bool once = true, class In, int size, int n>
 __device__ void mean_packs(const Row<In>& row, int64_t column, int64_t step,
                            float (&sum)[n][size]) {
@@ -195,18 +194,28 @@ __device__ void mean_packs(const Row<In>& row, int64_t column, int64_t step,
 #pragma unroll
     for (int i = 0; i < size; ++i) sum[u][i] = 0;
   }
-  int k = 0;
-  for (; k + 4 <= row.n_experts; k += 4) add_packs<4, once>(row, k, column, step, sum);
-  if (row.n_experts - k == 3) add_packs<3, once>(row, k, column, step, sum);
-  if (row.n_experts - k == 2) add_packs<2, once>(row, k, column, step, sum);
-  if (row.n_experts - k == 1) add_packs<1, once>(row, k, column, step, sum);
-}
-
-template <class In>
-__device__ float mean_at(const Row<In>& row, int64_t column) {
-  float mean[1][1];
-  mean_packs(row, column, 0, mean);
-  return mean[0][0];
+  for_each_four(row.n_experts, [&](auto some, int first) {
+    constexpr int count = decltype(some)::value;
+    Pack<In, size> pack[count][n];
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+#pragma unroll
+      for (int u = 0; u < n; ++u) {
+        pack[k][u] = load<In, size, once>(row.logits[first + k] + column + u * step);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+      const float weight = row.weights[first + k];
+#pragma unroll
+      for (int u = 0; u < n; ++u) {
+#pragma unroll
+        for (int i = 0; i < size; ++i) {
+          sum[u][i] = fmaf(weight, static_cast<float>(pack[k][u].element[i]), sum[u][i]);
+        }
+      }
+    }
+  });
 }
 
 // Some columns of a row: those of [first, last) in packs, those before and after one by one.

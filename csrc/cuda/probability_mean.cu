@@ -63,26 +63,35 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
     for_each_column<kPack<In>, 1>(team, span, [&](auto visit) {
       if (!visit.is_valid) return;
       constexpr int size = decltype(visit)::size;
-      const auto add_terms = [&](auto&& add) {
-#pragma unroll 4
-        for (int place = 0; place < row.n_experts; ++place) {
-          const auto pack = load<In, size, false>(row.logits[place] + visit.column);
-#pragma unroll
-          for (int i = 0; i < size; ++i) {
-            const float x = static_cast<float>(pack.element[i]);
-            add(i, fmaf(row.weights[place], x, factors.offsets[place]), factors.signs[place]);
-          }
-        }
-      };
       // The largest term is divided out, so that nothing underflows. Where every term is zero,
       // subtracting -inf would make NaN of it.
       float top[size];
       float sum[size] = {};
 #pragma unroll
       for (int i = 0; i < size; ++i) top[i] = -FLT_MAX;
-      add_terms([&](int i, float term, float) { top[i] = fmaxf(top[i], term); });
-      add_terms([&](int i, float term, float sign) {
-        sum[i] = fmaf(sign, exponential(term - top[i]), sum[i]);
+      for_each_four(row.n_experts, [&](auto some, int first) {
+        constexpr int count = decltype(some)::value;
+        Pack<In, size> pack[count];
+#pragma unroll
+        for (int k = 0; k < count; ++k) {
+          pack[k] = load<In, size>(row.logits[first + k] + visit.column);
+        }
+#pragma unroll
+        for (int i = 0; i < size; ++i) {
+          const float before = top[i];
+          float term[count];
+#pragma unroll
+          for (int k = 0; k < count; ++k) {
+            const float x = static_cast<float>(pack[k].element[i]);
+            term[k] = fmaf(row.weights[first + k], x, factors.offsets[first + k]);
+            top[i] = fmaxf(top[i], term[k]);
+          }
+          sum[i] *= exponential(before - top[i]);
+#pragma unroll
+          for (int k = 0; k < count; ++k) {
+            sum[i] = fmaf(factors.signs[first + k], exponential(term[k] - top[i]), sum[i]);
+          }
+        }
       });
 #pragma unroll
       for (int i = 0; i < size; ++i) sum[i] = logf(sum[i]) + top[i];

@@ -105,6 +105,14 @@ template <class T>
 T __ldcs(const T* p) {
   return *p;
 }
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+void __stwb(T* p, T x) {
+  *p = x;
+}
 // Fibers take turns only where they wait, so that these are atomic as they are.
 inline int atomicAdd(int* p, int x) { return std::exchange(*p, *p + x); }
 inline int atomicMin(int* p, int x) { return std::exchange(*p, std::min(*p, x)); }
