@@ -14,6 +14,7 @@ import pytest
 import torch
 from random_logits import make
 from torch import Tensor
+from torch.library import opcheck
 
 from fastgrow import _native
 from fastgrow.ops import (
@@ -28,7 +29,7 @@ from fastgrow.ops import (
     probability_mean_gather,
 )
 from fastgrow.ops.core import extension
-from fastgrow.ops.experts import mean as experts_mean
+from fastgrow.ops.experts import choices, losses, mean, mixture
 from fastgrow.ops.heads import native as heads_native
 
 EMULATED = os.environ.get("FASTGROW_EMULATED_CUDA")
@@ -492,12 +493,30 @@ def test_a_device_that_is_not_the_current_one() -> None:
     )
 
 
+def test_operators_say_what_they_give() -> None:
+    """Schemas, fakes and the dispatch of the operators, as torch checks them."""
+    logits, scale = experts(2, (3, 300), torch.bfloat16), random(2)
+    targets, numbers = torch.arange(3, device=DEVICE), random(3).double()
+    gather = (logits, scale, targets, -100)
+    _, log_sums = losses.mean_log_probability(*gather)
+    h, weight = random(5, 8), random(40, 8)
+    kl = ([h], [weight], None, [h], [weight], [None], [1.0], torch.ones(5, device=DEVICE) > 0)
+    opcheck(mean.native_logit_mean, (logits, scale, torch.float32))
+    opcheck(losses.mean_log_probability, gather)
+    opcheck(
+        losses.mean_log_probability_backward, (*gather, log_sums, random(3), True, [True, False])
+    )
+    opcheck(choices.native_top_k, (logits, scale, 5))
+    for cuts in ((None, None), (7, None), (None, 0.9)):
+        opcheck(choices.native_sample, (logits, scale, numbers, *cuts))
+    opcheck(mixture.native_probability_mean, (logits, scale, scale, None))
+    opcheck(heads_native.native_linear_kl, (*kl, 2.0, "sum", [True, True, False]))
+
+
 def test_automatic_choices_leave_it_alone_until_it_is_measured() -> None:
     logits = experts(2, (2, 300), torch.float32)
-    call = experts_mean.LogitMeanCall(
-        experts_mean.mean_call("logit_mean", logits, None, None), torch.float32, None
-    )
-    said = experts_mean._OPERATION.explain(call)
+    call = mean.LogitMeanCall(mean.mean_call("logit_mean", logits, None, None), torch.float32, None)
+    said = mean._OPERATION.explain(call)
     assert said.active == "eager"
     assert "not been measured" in said.reason
 

@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,8 +28,73 @@ steps = setup["cuda_steps"](torch, sources, Path(FOLDER), Path(FOLDER) / "_C_cud
 print(json.dumps([step.command for step in steps]))
 """
 NVDISASM = "triton/backends/nvidia/bin/nvdisasm"
-# Three blocks of 256 threads on a multiprocessor.
-REGISTERS = {"logit_mean_kernel": 80, "part_kernel": 80, "": 40}
+
+
+class Kernel(NamedTuple):
+    """What is asked of a kernel's machine code.
+
+    Args:
+        count: how many of that name there are, one for each dtype or more.
+        registers: of a thread at most; 80 leave room for three blocks of 256 threads.
+        loads: of 16 bytes that are on their way before the first of them is used.
+    """
+
+    count: int
+    registers: int
+    loads: int = 0
+
+
+# Of four experts two packs each, where there are registers enough.
+KERNELS = {
+    "logit_mean_kernel": Kernel(9, 80, 8),
+    "part_kernel": Kernel(6, 80, 8),
+    "log_probability_kernel": Kernel(3, 48),
+    "log_probability_backward_kernel": Kernel(3, 128, 8),
+    "part_largest_kernel": Kernel(6, 80, 4),
+    "argmax_kernel": Kernel(1, 32),
+    "top_k_kernel": Kernel(1, 40),
+    "draw_kernel": Kernel(3, 80),
+    "draw_largest_kernel": Kernel(3, 128, 4),
+    "philox_kernel": Kernel(1, 32),
+    "mixture_kernel": Kernel(3, 80, 4),
+    "part_divergence_kernel": Kernel(3, 80, 4),
+    "divergence_kernel": Kernel(1, 32),
+    "divergence_gradient_kernel": Kernel(3, 80, 4),
+}
+OPERATORS = {
+    "logit_mean_out",
+    "mean_log_probability_out",
+    "mean_log_probability_backward_out",
+    "mean_top_k_out",
+    "mean_sample_out",
+    "mean_sample_largest_out",
+    "philox_uniform_",
+    "probability_mean_out",
+    "logit_kl_out",
+    "logit_kl_gradient_",
+}
+# Loads a library beside that for a CPU, and tells what is registered.
+REGISTERED = """
+import json, sys
+import torch
+from fastgrow import _native
+torch.ops.load_library(sys.argv[1])
+found = {"cuda": {}, "native": {}}
+for schema in torch._C._jit_get_all_schemas():
+    library, _, name = schema.name.partition("::")
+    if library in ("fastgrow_cuda", "fastgrow_native"):
+        found[library.removeprefix("fastgrow_")][name] = {
+            "arguments": [(a.name, str(a.type)) for a in schema.arguments],
+            "has_kernel": torch._C._dispatch_has_kernel_for_dispatch_key(schema.name, "CUDA"),
+        }
+print(json.dumps(found))
+"""
+# What a library for CUDA wants of libtorch_cuda.so, where torch has none.
+OF_CUDA = (
+    "aoti_torch_get_current_cuda_stream",
+    "torch_c10_cuda_check_msg",
+    "torch_c10_cuda_free_error_msg",
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 
@@ -38,12 +105,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports(folder: Path) -> list[str]:
-    """What ptxas says of every kernel on every architecture; the machine code is in `folder`."""
+def commands(folder: Path) -> list[list[str]]:
+    """Those that compile, and last the one that links."""
     code = STEPS.replace("FOLDER", repr(str(folder)))
     code = code.replace("TORCH", repr(str(Path(torch.__file__).parent)))
-    *compile_, link = json.loads(run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1])
-    assert {"-shared", "-ltorch_cuda"} <= set(link)
+    found: list[list[str]] = json.loads(run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def link(commands: list[list[str]]) -> list[str]:
+    assert {"-shared", "-ltorch_cuda"} <= {*commands[-1]}
+    return commands[-1]
+
+
+@pytest.fixture(scope="module")
+def reports(commands: list[list[str]], folder: Path) -> list[str]:
+    """What ptxas says of every kernel on every architecture; the machine code is in `folder`."""
     extra = ["-Xptxas=-v", "--keep", f"--keep-dir={folder}"]
 
     def compile_one(command: list[str]) -> str:
@@ -52,39 +130,72 @@ def reports(folder: Path) -> list[str]:
         return done.stderr
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(compile_one, compile_))
+        return list(pool.map(compile_one, commands[:-1]))
+
+
+def name_of(mangled: str) -> str:
+    """`part_kernel` of `_ZN8fastgrow4cuda…11part_kernelINS0_…`, whose length stands before it."""
+    found = [name for name in KERNELS if f"{len(name)}{name}" in mangled]
+    assert len(found) == 1, mangled
+    return found[0]
 
 
 @pytest.mark.slow
 def test_no_kernel_spills_or_takes_too_many_registers(reports: list[str]) -> None:
     pattern = r"entry function '(\w+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores.*?Used (\d+) reg"
     found = re.findall(pattern, "\n".join(reports), re.DOTALL)
-    assert {int(capability) for _, capability, _, _ in found} == {80, 90, 100}
-    for kernel, capability, spilled, registers in found:
-        limit = next(most for name, most in REGISTERS.items() if name in kernel)
-        assert int(spilled) == 0, (kernel, capability)
-        assert int(registers) <= limit, (kernel, capability, registers)
-    kernels = {kernel for kernel, *_ in found}
-    for name, count in (("logit_mean_kernel", 18), ("part_kernel", 12), ("argmax_kernel", 1)):
-        assert sum(name in kernel for kernel in kernels) == count
+    counts: Counter[tuple[str, str]] = Counter()
+    for mangled, capability, spilled, registers in found:
+        name = name_of(mangled)
+        counts[name, capability] += 1
+        assert int(spilled) == 0, (mangled, capability)
+        assert int(registers) <= KERNELS[name].registers, (mangled, capability, registers)
+    assert counts == {
+        (name, capability): kernel.count
+        for name, kernel in KERNELS.items()
+        for capability in ("80", "90", "100")
+    }
 
 
 @pytest.mark.slow
-def test_eight_loads_of_sixteen_bytes_are_in_flight(reports: list[str], folder: Path) -> None:
-    """Of four experts two packs each, before the first of them is used."""
+def test_loads_of_sixteen_bytes_are_in_flight(reports: list[str], folder: Path) -> None:
+    """And from global memory: a pointer that comes out of shared memory does not say so itself."""
     disassembler = Path(torch.__file__).parents[1] / NVDISASM
     if not disassembler.is_file():
         pytest.skip("triton's nvdisasm is not here")
+    seen = set()
     # What triton brings may not know the newest architecture.
-    for capability in (80, 90):
-        cubin = folder / f"logit_mean.compute_{capability}.cubin"
+    for cubin in (
+        c for capability in (80, 90) for c in folder.glob(f"*compute_{capability}.cubin")
+    ):
         code = subprocess.run(
             [disassembler, "-c", cubin], capture_output=True, text=True, check=True
         ).stdout
-        functions = code.split(".section\t.text.")[1:]
-        packed = [f for f in functions if re.search(r"LDG\.E[\w.]*128", f)]
-        assert len(packed) == 9
-        for function in packed:
+        for function in code.split(".section\t.text.")[1:]:
+            name = name_of(function.partition(",")[0])
             operations = re.findall(r"LDG\.E[\w.]*128|FFMA|FMUL|STG", function)
-            loads = re.findall("L+", "".join(name[0] for name in operations))
-            assert max(map(len, loads)) >= 8
+            runs = re.findall("L+", "".join(operation[0] for operation in operations))
+            assert max(map(len, runs), default=0) >= KERNELS[name].loads, (name, cubin.name)
+            assert not re.search(r"\b(LD|ST)\.E[\w.]*128", function), (name, cubin.name)
+            seen.add(name)
+    assert seen == {*KERNELS}
+
+
+@pytest.mark.slow
+def test_the_library_loads_and_its_operators_are_those_of_a_cpu(
+    reports: list[str], link: list[str], folder: Path
+) -> None:
+    """But for the plan and memory for parts of rows, which a GPU wants besides."""
+    assert reports
+    libraries = Path(torch.__file__).parent / "lib"
+    if not (libraries / "libtorch_cuda.so").is_file():
+        stub = folder / "stub.c"
+        stub.write_text("".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in OF_CUDA))
+        run("cc", "-shared", "-fPIC", stub, "-o", folder / "libtorch_cuda.so", cwd=folder)
+    run(*link, f"-L{folder}", f"-Xlinker=-rpath={folder}", cwd=folder)
+    said = run(sys.executable, "-c", REGISTERED, folder / "_C_cuda.so", cwd=ROOT)
+    found = json.loads(said.splitlines()[-1])
+    assert {name for name, operator in found["cuda"].items() if operator["has_kernel"]} == OPERATORS
+    for name in OPERATORS & {*found["native"]} - {"probability_mean_out"}:
+        of_gpu = [x for x in found["cuda"][name]["arguments"] if x[0] not in ("plan", "parts")]
+        assert of_gpu == found["native"][name]["arguments"], name
