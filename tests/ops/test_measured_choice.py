@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastgrow.kernels import tuned
 from fastgrow.kernels.tuned import Table
+from fastgrow.ops.core import extension
 from fastgrow.ops.core.measured import FEW, MANY, has_few, key, native_pays
 
 GPU = "NVIDIA Abacus 9"
@@ -42,6 +43,7 @@ TABLE = Table(
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors without content are on it."""
     monkeypatch.setattr(tuned, "gpu_name", lambda device: GPU)
+    monkeypatch.setattr(extension, "GPU", "meta")
     tuned.forget()
     yield
     tuned.forget()

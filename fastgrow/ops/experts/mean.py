@@ -26,7 +26,7 @@ from torch import Tensor
 from fastgrow.errors import argument_error, describe
 from fastgrow.ops.core.checks import check_float
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
-from fastgrow.ops.core.dtypes import FLOATS, wide_dtype
+from fastgrow.ops.core.dtypes import FLOATS
 from fastgrow.ops.core.extension import extension_of, on_gpu, run_extension
 from fastgrow.ops.core.measured import native_pays
 from fastgrow.ops.core.registration import needs_gradient, operator
@@ -223,7 +223,8 @@ def numbers(
 ) -> Tensor:
     """A number for each expert, [K], or for each row and expert, [..., K], as a tensor."""
     first, k = logits[0], len(logits)
-    dtype, device = wide_dtype(first.dtype), first.device
+    # Sums are in float32, or float64.
+    dtype, device = torch.promote_types(first.dtype, torch.float32), first.device
     if values is None:
         return torch.full((k,), default, dtype=dtype, device=device)
     shape = list(values.shape) if isinstance(values, Tensor) else [len(values)]
