@@ -406,9 +406,9 @@ def test_more_than_two_to_the_31_logits() -> None:
     assert mean_top_k([x.detach()], 2, impl="native")[1][-1, 0] == columns - 1
 
 
-def everything(logits: list[Tensor], targets: Tensor) -> list[Tensor]:
-    """Results of every operation, native."""
-    forced = {"impl": "native"}
+def everything(logits: list[Tensor], targets: Tensor, impl: str = "native") -> list[Tensor]:
+    """Results of every operation."""
+    forced = {"impl": impl}
     leaf = [x.detach().requires_grad_() for x in logits]
     weights = torch.ones(len(leaf), device=DEVICE, requires_grad=True)
     loss = mean_cross_entropy(leaf, targets, weights, **forced)
@@ -431,6 +431,15 @@ def everything(logits: list[Tensor], targets: Tensor) -> list[Tensor]:
             probability_mean_gather(logits, targets, **forced),
             linear_kl(h, weight, [(h, teacher, None)], **forced),
         ]  # fmt: skip
+
+
+@pytest.mark.gpu_smoke
+def test_everything_agrees_with_eager() -> None:
+    logits = experts(3, (4, 1001), torch.float32)
+    targets = torch.arange(4, device=DEVICE)
+    native, eager = everything(logits, targets), everything(logits, targets, "eager")
+    for a, b in zip(native, eager, strict=True):
+        assert_near(a, b)
 
 
 @needs_device
