@@ -101,6 +101,9 @@ def _extension() -> list[str]:
     if _native.CPU.loaded:
         used = INSTRUCTION_SETS[torch.ops.fastgrow_native.instruction_set()]
         lines.append(f"CPU operations run with {used}")
+    lines.append("what it has, built or not:")
+    for names, on_cpu, on_gpu in ops.native_support():
+        lines.append(f"  {', '.join(names)}: on a CPU {on_cpu}; on a GPU {on_gpu}")
     return lines
 
 

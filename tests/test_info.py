@@ -32,6 +32,11 @@ def test_every_operation_is_explained() -> None:
         assert [line for line in lines if line.startswith(f"  {name}: ")]
 
 
+def test_what_the_extension_has_is_told_of_both_devices() -> None:
+    (line,) = [line for line in info.report().splitlines() if line.startswith("    linear_kl: ")]
+    assert line == "    linear_kl: on a CPU –; on a GPU fp32, bf16, fp16"
+
+
 def test_the_backend_of_attention_is_told() -> None:
     lines = info.report().splitlines()
     at = lines.index("Attention by SDPA")

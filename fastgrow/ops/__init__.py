@@ -12,6 +12,7 @@ from fastgrow.ops.core.dispatch import (
     explain_all,
     use_impl,
 )
+from fastgrow.ops.core.support import native_support
 from fastgrow.ops.core.tuning_report import explain_tuning
 from fastgrow.ops.experts import (
     logit_mean,
@@ -54,6 +55,7 @@ __all__ = [
     "mean_top_k",
     "merge_lse",
     "mlp",
+    "native_support",
     "probability_mean",
     "probability_mean_cross_entropy",
     "probability_mean_gather",

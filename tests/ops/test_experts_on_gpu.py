@@ -389,6 +389,26 @@ def test_a_teacher_that_rules_tokens_out_and_one_far_away() -> None:
     assert_near(linear_kl(*call, impl="native"), linear_kl(*call, impl="eager"), 1e-6)
 
 
+def test_rows_further_apart_than_two_to_the_31() -> None:
+    """Memory that is never touched is none: three rows of 4.3 GB."""
+    apart = 2**30 + 8
+    stored = torch.empty(2 * apart + 1000, dtype=torch.bfloat16, device=DEVICE)
+    x = stored.as_strided((3, 300), (apart, 1))
+    (values,) = experts(1, (3, 300), torch.bfloat16)
+    x.copy_(values)
+    targets = torch.arange(3, device=DEVICE)
+    assert torch.equal(logit_mean([x], impl="native"), logit_mean([values], impl="native"))
+    out = stored.as_strided((3, 300), (apart, 1), 512)
+    assert_near(logit_mean([values], out=out, impl="native"), values)
+    x.copy_(values)
+    for run in (mean_argmax, mean_sample, probability_mean):
+        assert torch.equal(run([x], impl="native"), run([values], impl="native"))
+    losses_of = [
+        mean_cross_entropy([y], targets, reduction="none", impl="native") for y in (x, values)
+    ]
+    assert torch.equal(*losses_of)
+
+
 @needs_device
 def test_more_than_two_to_the_31_logits() -> None:
     rows, columns = 33_000, 65_552

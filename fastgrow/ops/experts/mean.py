@@ -292,9 +292,6 @@ def can_serve(
         return False, "it gives no gradients"
     if k is not None and k > MAX_K[device]:
         return False, f"it finds at most {MAX_K[device]} candidates, not {k}"
-    extension = extension_of(logits[0])
-    if not extension.loaded:
-        return False, extension.reason
     if len(logits) > MAX_EXPERTS:
         return False, f"it takes at most {MAX_EXPERTS} experts, got {len(logits)}"
     if device == "cuda" and logits[0].dtype == torch.float64:
@@ -304,7 +301,8 @@ def can_serve(
             return False, "a tensor's last dimension is not contiguous"
         if x is not None and device == "cuda" and _count_spacings(x) > 2:
             return False, "a tensor's rows are spaced in more than two ways"
-    return True, ""
+    extension = extension_of(logits[0])
+    return extension.loaded, "" if extension.loaded else extension.reason
 
 
 def _count_spacings(x: Tensor) -> int:

@@ -39,13 +39,12 @@ def can_serve(call: KlCall) -> Answer:
     h, extension = call.h[0], extension_of(call.h[0])
     if not on_gpu(h):
         return False, f"it has no kernel for {h.device.type} tensors"
-    if not extension.loaded:
-        return False, extension.reason
     if autocast_dtype(call) == torch.float64:
         return False, "it has no kernel for float64 on a GPU"
     if len(call.teacher_h) > MAX_TEACHERS:
         return False, f"it takes at most {MAX_TEACHERS} teachers, got {len(call.teacher_h)}"
-    return chunked.can_differentiate(call)
+    answer = chunked.can_differentiate(call)
+    return answer if extension.loaded or not answer[0] else (False, extension.reason)
 
 
 def pays(call: KlCall) -> Answer:
