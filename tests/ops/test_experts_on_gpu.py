@@ -679,3 +679,16 @@ def test_draws_at_the_end_of_rows_whose_last_tokens_are_ruled_out() -> None:
     tokens = native_sample([logits], torch.ones(1, device=DEVICE), numbers, None, None)
     assert (tokens > 190).all()
     assert (tokens < 200).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_rows_that_end_before_they_are_aligned(columns: int, dtype: torch.dtype) -> None:
+    logits = [x[:, 1 : 1 + columns] for x in experts(3, (9, 32), dtype)]
+    truth, targets = exact(logits), torch.zeros(9, dtype=torch.int64, device=DEVICE)
+    stored = torch.full((9, 32), 7.0, dtype=dtype, device=DEVICE)
+    logit_mean(logits, out=stored[:, 1 : 1 + columns], impl="native")
+    assert_near(stored[:, 1 : 1 + columns], truth, max(1e-5, torch.finfo(dtype).eps))
+    assert (stored[:, 1 + columns :] == 7).all()
+    expected = truth.log_softmax(-1)[:, 0]
+    assert_near(mean_log_softmax_gather(logits, targets, impl="native"), expected)
