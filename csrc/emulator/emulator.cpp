@@ -70,16 +70,34 @@ bool release(size_t begin, size_t end, State waiting) {
   return true;
 }
 
-void put_in_order(std::vector<size_t>& order) {
+void put_in_order(std::vector<size_t>& order, std::string_view wanted) {
   static std::minstd_rand random;
-  const char* variable = std::getenv("FASTGROW_EMULATOR_ORDER");
-  const std::string_view wanted = variable == nullptr ? "forward" : variable;
   if (wanted == "backward") std::sort(order.begin(), order.end(), std::greater<>());
   if (wanted == "shuffled") std::shuffle(order.begin(), order.end(), random);
 }
 
+void let_run(size_t i) {
+  if (block.threads[i].state != State::ready) return;
+  block.current = i;
+  here.thread_index = dim3(static_cast<unsigned>(i));
+  block.scheduler.switch_to(block.threads[i].fiber);
+}
+
+// One warp after the other, each as far as it gets without the rest of the block: what it does too
+// early it does here.
+void run_warps(size_t n, bool last_first) {
+  for (size_t i = 0; i < n; i += kWarp) {
+    const size_t warp = last_first ? n - kWarp - i : i;
+    do {
+      for (size_t lane = 0; lane < kWarp; ++lane) let_run(warp + lane);
+    } while (release(warp, warp + kWarp, State::waits_for_warp));
+  }
+}
+
 void run_block() {
   const size_t n = block.threads.size();
+  const char* variable = std::getenv("FASTGROW_EMULATOR_ORDER");
+  const std::string_view wanted = variable == nullptr ? "forward" : variable;
   for (auto [memory, bytes] : shared_memory()) std::memset(memory, 0xff, bytes);
   std::vector<size_t> order(n);
   for (size_t i = 0; i < n; ++i) {
@@ -89,12 +107,11 @@ void run_block() {
     order[i] = i;
   }
   while (true) {
-    put_in_order(order);
-    for (size_t i : order) {
-      if (block.threads[i].state != State::ready) continue;
-      block.current = i;
-      here.thread_index = dim3(static_cast<unsigned>(i));
-      block.scheduler.switch_to(block.threads[i].fiber);
+    if (wanted == "warps" || wanted == "warps backward") {
+      run_warps(n, wanted != "warps");
+    } else {
+      put_in_order(order, wanted);
+      for (size_t i : order) let_run(i);
     }
     bool goes_on = false;
     for (size_t warp = 0; warp < n; warp += kWarp) {

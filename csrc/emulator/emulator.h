@@ -4,7 +4,8 @@
 // A thread is a fiber that runs until it has to wait for others. Barriers and exchanges between lanes
 // are followed to the letter: one that some threads never reach is an error, as is a thread that is
 // over while others wait for it. Memory that a block shares begins as NaN. FASTGROW_EMULATOR_ORDER
-// says which thread goes first where several can: `forward`, `backward` or `shuffled`; a result that
+// says which thread goes first where several can: `forward`, `backward` or `shuffled`, or that a warp
+// goes as far as it can before the next one begins: `warps`, or `warps backward`. A result that
 // depends on it is a race.
 #pragma once
 
@@ -16,6 +17,7 @@
 #include <utility>
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 #define FASTGROW_DEVICE CPU
 #define __global__
@@ -103,6 +105,7 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 template <class T>
 T __ldcs(const T* p) {
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0, "emulator: a load that CUDA refuses");
   return *p;
 }
 template <class T>

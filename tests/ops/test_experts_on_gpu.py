@@ -29,6 +29,7 @@ from fastgrow.ops import (
     probability_mean_gather,
 )
 from fastgrow.ops.core import extension
+from fastgrow.ops.core.launch_plan import Plan
 from fastgrow.ops.experts import choices, losses, mean, mixture
 from fastgrow.ops.heads import native as heads_native
 
@@ -56,6 +57,9 @@ CASES += [(64, (2, 301), torch.bfloat16), (33, (2, 301), torch.float32)]
 CASES += [(2, shape, dtype) for shape in SHAPES if shape != (3, 1001) for dtype in DTYPES]
 FIRST = (3, (3, 1001), torch.bfloat16)  # rows of no whole vectors, several experts
 WITH_FIRST = [pytest.param(*FIRST, marks=pytest.mark.gpu_smoke), *(c for c in CASES if c != FIRST)]
+
+# In which the emulator can run a block's threads, beside `forward`.
+ORDERS = ("backward", "shuffled", "warps", "warps backward")
 
 Run = Callable[[], Any]
 
@@ -558,6 +562,180 @@ def test_no_result_depends_on_which_thread_goes_first(
     logits = experts(3, shape, torch.bfloat16)
     targets = torch.arange(shape[0])
     forward = everything(logits, targets)
-    for order in ("backward", "shuffled"):
+    for order in ORDERS:
         monkeypatch.setenv("FASTGROW_EMULATOR_ORDER", order)
         assert all(map(torch.equal, everything(logits, targets), forward))
+
+
+# Plans that `launch_plan` makes of shapes too large for the emulator, for shapes that are not.
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
+    def use(plan: Plan) -> None:
+        monkeypatch.setattr(extension, "launch_plan", lambda *_: plan)
+
+    return use
+
+
+def test_a_last_part_of_fewer_columns_than_are_asked_for(planned: Callable[[Plan], None]) -> None:
+    logits = experts(2, (2, 2051), torch.float32)
+    logits = [x.index_fill(1, torch.tensor([2049], device=DEVICE), 20.0) for x in logits]
+    expected = exact(logits).topk(40)
+    planned(Plan(256, 1, 2, 2048))
+    values, columns = mean_top_k(logits, 40, impl="native")
+    assert_near(values, expected.values)
+    assert torch.equal(columns, expected.indices)
+    assert mean_sample(logits, top_k=40, top_p=1e-6, impl="native").tolist() == [2049, 2049]
+
+
+def test_blocks_that_go_on_to_further_rows(planned: Callable[[Plan], None]) -> None:
+    """More parts than a grid has room for at a time: of three rows it has two."""
+    logits = experts(2, (3, 8 * 5462), torch.bfloat16)
+    weights, targets = random(3, 2), torch.arange(3, device=DEVICE)
+    truth = exact(logits, weights)
+    planned(Plan(32, 1, 5462, 8))
+    assert_near(logit_mean(logits, weights, dtype=torch.float32, impl="native"), truth)
+    leaf = [x.clone().requires_grad_() for x in logits]
+    factors = weights.clone().requires_grad_()
+    loss = mean_cross_entropy(leaf, targets, factors, impl="native")
+    assert_near(loss, torch.nn.functional.cross_entropy(truth, targets))
+    found = torch.autograd.grad(loss, [*leaf, factors])
+    wide = [x.double().requires_grad_() for x in (*logits, weights)]
+    loss = mean_cross_entropy(wide[:2], targets, wide[2], impl="eager")
+    for x, y in zip(found, torch.autograd.grad(loss, wide), strict=True):
+        assert_near(x, y, 1e-3)
+
+
+def test_weights_by_row_of_probabilities() -> None:
+    logits = experts(3, (4, 700), torch.float32)
+    weights = random(4, 3, seed=9) - 0.1
+    weights[1, 2], weights[2] = 0.0, torch.tensor([3.0, -0.01, 0.5])
+    weights[3, 1] = float("nan")
+    for k in (3, 20):
+        some = (logits * 7)[:k]
+        shares = torch.cat([weights, random(4, 18)], dim=1)[:, :k]
+        wide = [x.double() for x in some]
+        truth = probability_mean(wide, shares.double(), impl="eager")
+        assert_near(probability_mean(some, shares, impl="native"), truth)
+        # Out of the mixture by a logarithm of its own, whatever its temperature.
+        logs = shares.abs().log()
+        logs[3, 1] = -float("inf")
+        temperatures = random(4, k, seed=4) + 0.5
+        truth = probability_mean(
+            wide, log_weights=logs.double(), temperatures=temperatures.double(), impl="eager"
+        )
+        options = {"log_weights": logs, "temperatures": temperatures}
+        assert_near(probability_mean(some, impl="native", **options), truth)
+
+
+def test_probabilities_that_nobody_gives() -> None:
+    x = torch.full((2, 300), -float("inf"), device=DEVICE)
+    x[:, 5] = 1
+    expected = torch.full((2, 300), -float("inf"), device=DEVICE)
+    expected[:, 5] = 0
+    assert torch.equal(probability_mean([x, x], impl="native"), expected)
+
+
+def test_targets_that_are_ignored_or_out_of_range() -> None:
+    logits = experts(2, (3, 40), torch.float32)
+    targets = torch.tensor([7, 3, 7], device=DEVICE)
+    losses = mean_cross_entropy(logits, targets, ignore_index=7, reduction="none", impl="native")
+    assert losses[0] == 0
+    assert losses[1] > 0
+    # Whatever is read then, it is not outside of the logits.
+    last = torch.full_like(targets, 39)
+    far = mean_log_softmax_gather(logits, last + 100_000, impl="native")
+    assert torch.equal(far, mean_log_softmax_gather(logits, last, impl="native"))
+
+
+def test_small_losses_of_large_logits() -> None:
+    x = torch.full((1, 300), 1e6, device=DEVICE)
+    x[0, 3] += 4
+    loss = mean_cross_entropy([x], torch.tensor([3], device=DEVICE), impl="native")
+    expected = torch.nn.functional.cross_entropy(x.double(), torch.tensor([3], device=DEVICE))
+    assert_near(loss, expected)
+
+
+def test_an_output_spaced_like_no_expert_or_of_another_dtype_may_not_overlap() -> None:
+    memory = torch.zeros(4096, dtype=torch.bfloat16, device=DEVICE)
+    x = memory[:2048].view(4, 512)
+    with pytest.raises(RuntimeError, match="overlaps expert 0"):
+        logit_mean([x], out=memory.view(8, 512)[::2], impl="native")
+    with pytest.raises(RuntimeError, match="overlaps expert 0"):
+        logit_mean([x], out=memory.view(torch.float32).view(4, 512), impl="native")
+
+
+def test_draws_at_both_ends_and_between_tokens_that_are_ruled_out() -> None:
+    x = torch.full((4, 9001), -float("inf"), device=DEVICE)
+    x[:, 3000], x[:, 3001], x[:, 7000] = 1.0, 1.0, 1.0
+    numbers = torch.tensor([0.0, 0.301, 0.501, 1 - 2.0**-24], dtype=torch.float64, device=DEVICE)
+    scale = torch.ones(1, device=DEVICE)
+    for top_k, top_p in ((None, None), (3, None), (None, 0.999), (5, 0.999)):
+        tokens = choices.native_sample([x], scale, numbers, top_k, top_p)
+        assert tokens.tolist() == [3000, 3000, 3001, 7000]
+    # Of tokens as likely as each other the nucleus has the first.
+    equal = torch.zeros(4, 1000, device=DEVICE)
+    assert choices.native_sample([equal], scale, numbers, None, 0.5).tolist() == [0, 150, 250, 499]
+    half = torch.full((4,), 0.5, dtype=torch.float64, device=DEVICE)
+    assert choices.native_sample([equal], scale, half, 2, None).tolist() == [1] * 4
+    assert choices.native_sample([equal], scale, half, None, None).tolist() == [500] * 4
+
+
+def test_infinite_temperatures_keep_an_expert_in_the_mixture() -> None:
+    logits = experts(2, (2, 300), torch.float32)
+    given = torch.tensor([1.0, float("inf")], device=DEVICE)
+    truth = 0.5 * logits[0].double().softmax(-1) + 0.5 / 300
+    assert_near(probability_mean(logits, temperatures=given, impl="native"), truth.log())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_experts_of_which_the_last_are_aligned_differently(dtype: torch.dtype) -> None:
+    logits = experts(40, (2, 304), dtype)
+    logits = [x[:, :-1] if k < 32 else x[:, 1:] for k, x in enumerate(logits)]
+    found = mean_top_k(logits, 3, impl="native")[0]
+    assert_near(found, exact(logits).topk(3).values)
+
+
+@pytest.mark.skipif(not EMULATED, reason="a device's threads take no orders")
+@pytest.mark.parametrize("order", ["forward", *ORDERS])
+def test_columns_without_candidates_before_some_with_many(
+    order: str, planned: Callable[[Plan], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.zeros(1, 9000)
+    logits[0, 7000:] = torch.arange(2000.0)
+    planned(Plan(256, 1, 1, 9000))
+    monkeypatch.setenv("FASTGROW_EMULATOR_ORDER", order)
+    assert mean_top_k([logits], 3, impl="native")[1].tolist() == [[8999, 8998, 8997]]
+
+
+@pytest.mark.skipif(not EMULATED, reason="a device's threads take no orders")
+def test_a_warp_that_is_ahead_leaves_the_others_their_row(
+    planned: Callable[[Plan], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = experts(2, (3, 512 * 5462), torch.bfloat16)
+    planned(Plan(64, 1, 5462, 512))
+    forward = logit_mean(logits, impl="native")
+    monkeypatch.setenv("FASTGROW_EMULATOR_ORDER", "warps")
+    assert torch.equal(logit_mean(logits, impl="native"), forward)
+
+
+def test_draws_at_the_end_of_rows_whose_last_tokens_are_ruled_out() -> None:
+    """What a part is said to have may be more, by rounding, than its columns add up to."""
+    logits = experts(1, (60, 300), torch.float32)[0] / 8
+    logits[:, -100:] = -float("inf")
+    numbers = torch.full((60,), 1 - 2.0**-24, dtype=torch.float64, device=DEVICE)
+    tokens = choices.native_sample([logits], torch.ones(1, device=DEVICE), numbers, None, None)
+    assert (tokens > 190).all()
+    assert (tokens < 200).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_rows_that_end_before_they_are_aligned(columns: int, dtype: torch.dtype) -> None:
+    logits = [x[:, 1 : 1 + columns] for x in experts(3, (9, 32), dtype)]
+    truth, targets = exact(logits), torch.zeros(9, dtype=torch.int64, device=DEVICE)
+    stored = torch.full((9, 32), 7.0, dtype=dtype, device=DEVICE)
+    logit_mean(logits, out=stored[:, 1 : 1 + columns], impl="native")
+    assert_near(stored[:, 1 : 1 + columns], truth, max(1e-5, torch.finfo(dtype).eps))
+    assert (stored[:, 1 + columns :] == 7).all()
+    expected = truth.log_softmax(-1)[:, 0]
+    assert_near(mean_log_softmax_gather(logits, targets, impl="native"), expected)
