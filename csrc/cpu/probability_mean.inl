@@ -1,5 +1,15 @@
 #include "mean_block.inl"
 
+// scale[k] * logits[k][i] + offset[k]. At a factor of zero, which an infinite temperature makes, all
+// columns are alike, whatever the logits are.
+template <class In>
+FASTGROW_TARGET inline Vector<Accumulator<In>> term_of(const Row<In>& row, int64_t k, int64_t i,
+                                                       Accumulator<In> offset) {
+  using Acc = Accumulator<In>;
+  if (row.weights[k] == 0) return broadcast(offset);
+  return multiply_add(broadcast(row.weights[k]), load<Acc>(row.logits[k] + i), broadcast(offset));
+}
+
 // log of sum over k of sign[k] * exp(scale[k] * logits[k][i] + offset[k]), for columns [begin, end).
 // The largest term is divided out, so that nothing underflows.
 template <class In, class Out>
@@ -14,14 +24,12 @@ FASTGROW_TARGET void log_mixture(const Row<In>& row, const Accumulator<In>* offs
     // Where every term is zero, subtracting -inf would make NaN of it.
     Vector<Acc> top = broadcast(lowest);
     for (int64_t k = 0; k < row.n_experts; ++k) {
-      const Vector<Acc> x = load<Acc>(row.logits[k] + i);
-      top = maximum(multiply_add(broadcast(row.weights[k]), x, broadcast(offset[k])), top);
+      top = maximum(term_of(row, k, i, offset[k]), top);
     }
     const Vector<Acc> minus_top = multiply(broadcast(Acc{-1}), top);
     Vector<Acc> sum = broadcast(Acc{0});
     for (int64_t k = 0; k < row.n_experts; ++k) {
-      const Vector<Acc> x = load<Acc>(row.logits[k] + i);
-      const Vector<Acc> term = multiply_add(broadcast(row.weights[k]), x, broadcast(offset[k]));
+      const Vector<Acc> term = term_of(row, k, i, offset[k]);
       sum = multiply_add(broadcast(sign[k]), exponential(add(term, minus_top)), sum);
     }
     store<false>(out + i, add(logarithm(sum), top));
@@ -30,7 +38,8 @@ FASTGROW_TARGET void log_mixture(const Row<In>& row, const Accumulator<In>* offs
     std::array<Acc, kMaxExperts> term;
     Acc top = lowest;
     for (int64_t k = 0; k < row.n_experts; ++k) {
-      term[k] = multiply_add(row.weights[k], static_cast<Acc>(row.logits[k][i]), offset[k]);
+      const Acc x = row.weights[k] == 0 ? Acc{0} : static_cast<Acc>(row.logits[k][i]);
+      term[k] = multiply_add(row.weights[k], x, offset[k]);
       if (term[k] > top) top = term[k];
     }
     Acc sum = 0;

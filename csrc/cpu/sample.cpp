@@ -31,7 +31,8 @@ int64_t draw(const Row<In>& row, const Mass* masses, int64_t n_columns, double u
   int64_t chosen = 0;
   for (int64_t b = 0; b < n_blocks; ++b) {
     const double mass = masses[b].relative_to(total.shift());
-    if (mass <= 0) continue;
+    // Less than any uniform number but 0 can ask for; its columns' would be 0 in float.
+    if (mass < 0x1p-53 * total.sum) continue;
     chosen = b;
     if (mass > wanted) break;
     wanted -= mass;

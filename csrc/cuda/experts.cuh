@@ -185,32 +185,44 @@ __device__ void for_each_four(int n_experts, const F& f) {
   if (n_experts - k == 1) f(std::integral_constant<int, 1>{}, k);
 }
 
-// The mean of `n` packs, `step` elements from one to the next.
-template <bool once = true, class In, int size, int n>
-__device__ void mean_packs(const Row<In>& row, int64_t column, int64_t step,
-                           float (&sum)[n][size]) {
+// Of the columns of a row, what a thread does at a time.
+template <int size_, int n_>
+struct Visit {
+  static constexpr int size = size_;  // neighbouring columns
+  static constexpr int n = n_;        // times them at most, `step` columns apart
+  int64_t column;
+  int64_t step;
+  int n_valid;  // that many times; 0 for threads for which nothing is left
+
+  // Where the u-th time is; the first once more for what is not there, so that loads need no branch.
+  __device__ int64_t offset(int u) const { return column + (u < n_valid ? u * step : 0); }
+};
+
+// The means of the columns of a visit that is not empty.
+template <bool once = true, class In, class V>
+__device__ void mean_packs(const Row<In>& row, const V& visit, float (&sum)[V::n][V::size]) {
 #pragma unroll
-  for (int u = 0; u < n; ++u) {
+  for (int u = 0; u < V::n; ++u) {
 #pragma unroll
-    for (int i = 0; i < size; ++i) sum[u][i] = 0;
+    for (int i = 0; i < V::size; ++i) sum[u][i] = 0;
   }
   for_each_four(row.n_experts, [&](auto some, int first) {
     constexpr int count = decltype(some)::value;
-    Pack<In, size> pack[count][n];
+    Pack<In, V::size> pack[count][V::n];
 #pragma unroll
     for (int k = 0; k < count; ++k) {
 #pragma unroll
-      for (int u = 0; u < n; ++u) {
-        pack[k][u] = load<In, size, once>(row.logits[first + k] + column + u * step);
+      for (int u = 0; u < V::n; ++u) {
+        pack[k][u] = load<In, V::size, once>(row.logits[first + k] + visit.offset(u));
       }
     }
 #pragma unroll
     for (int k = 0; k < count; ++k) {
       const float weight = row.weights[first + k];
 #pragma unroll
-      for (int u = 0; u < n; ++u) {
+      for (int u = 0; u < V::n; ++u) {
 #pragma unroll
-        for (int i = 0; i < size; ++i) {
+        for (int i = 0; i < V::size; ++i) {
           sum[u][i] = fmaf(weight, static_cast<float>(pack[k][u].element[i]), sum[u][i]);
         }
       }
@@ -232,34 +244,26 @@ struct Span {
   }
 };
 
-template <int size_, int n_>
-struct Visit {
-  static constexpr int size = size_;  // neighbouring columns
-  static constexpr int n = n_;        // of them, `step` apart
-  int64_t column;
-  int64_t step;
-  bool is_valid;  // false for threads for which nothing is left
-};
-
-// Calls visit(Visit) for all columns of a span, with ascending columns in each thread; all threads of
-// the team call it equally often. Up to `n` packs at a time.
-template <int size, int n, class F>
+// Calls visit(Visit) for all columns of a span; all threads of the team call it equally often. Up to
+// `n` packs at a time; single columns four at a time.
+template <class In, int n, class F>
 __device__ void for_each_column(const Team& team, const Span& span, const F& visit) {
-  const int64_t step = int64_t{team.size} * size;
-  for (int64_t base = span.begin; base < span.first; base += team.size) {
-    visit(Visit<1, 1>{base + team.rank, 0, base + team.rank < span.first});
+  const auto visit_all = [&](auto kind, int64_t begin, int64_t end) {
+    using V = decltype(kind);
+    const int64_t step = int64_t{team.size} * V::size;
+    for (int64_t base = begin; base < end; base += V::n * step) {
+      V next{base + team.rank * V::size, step, 0};
+#pragma unroll
+      for (int u = 0; u < V::n; ++u) next.n_valid += next.column + u * step < end;
+      visit(next);
+    }
+  };
+  // In one loop, so that there is one copy of what is done with single columns.
+#pragma unroll 1
+  for (int side = 0; side < 2; ++side) {
+    visit_all(Visit<1, 4>{}, side == 0 ? span.begin : span.last, side == 0 ? span.first : span.end);
   }
-  int64_t base = span.first;
-  for (; base + n * step <= span.last; base += n * step) {
-    visit(Visit<size, n>{base + team.rank * size, step, true});
-  }
-  for (; base < span.last; base += step) {
-    const int64_t column = base + team.rank * size;
-    visit(Visit<size, 1>{column, 0, column < span.last});
-  }
-  for (base = span.last; base < span.end; base += team.size) {
-    visit(Visit<1, 1>{base + team.rank, 0, base + team.rank < span.end});
-  }
+  visit_all(Visit<kPack<In>, n>{}, span.first, span.last);
 }
 
 }  // namespace fastgrow::cuda

@@ -102,14 +102,15 @@ Experts<In> experts_of(const char* operation, const std::vector<Tensor>& logits,
   return experts;
 }
 
-// A launch as fastgrow/ops/core/launch_plan.py plans it: threads of a block, rows of a block, parts of a
-// row, columns of a part.
+// A launch as fastgrow/ops/core/launch_plan.py plans it: threads of a block, rows of a block, parts of
+// a row, columns of a part, rows at a time.
 struct Plan {
   Plan(const char* operation, const std::vector<int64_t>& numbers, const Tensor& logits)
       : n_rows(count_rows(logits)) {
-    STD_TORCH_CHECK(numbers.size() == 4, operation, ": a plan has four numbers");
+    STD_TORCH_CHECK(numbers.size() == 5, operation, ": a plan has five numbers");
     const int64_t threads = numbers[0];
     const int64_t rows = numbers[1];
+    const int64_t at_a_time = numbers[4];
     const int64_t pack = kPackBytes / static_cast<int64_t>(logits.element_size());
     cut = {numbers[3], numbers[2], rows > 1};
     const int64_t n_columns = count_columns(logits);
@@ -117,16 +118,12 @@ struct Plan {
         threads >= kWarp && threads <= kMaxThreads && threads % kWarp == 0 &&
             (rows == 1 || (rows * kWarp == threads && cut.n_parts == 1)) && cut.n_parts >= 1 &&
             cut.n_parts <= 0x7fffffff && cut.length >= 1 && cut.length % pack == 0 &&
-            (n_columns + cut.length - 1) / cut.length == cut.n_parts,
+            (n_columns + cut.length - 1) / cut.length == cut.n_parts && at_a_time >= 1 &&
+            at_a_time <= 65535,
         operation, ": this is no plan for ", n_columns, " columns");
     block = dim3(static_cast<unsigned>(threads));
-    // Enough blocks to fill any device several times over; a block is not over before its loads have
-    // arrived.
-    constexpr int64_t kBlocks = 16384;
-    const int64_t at_a_time = std::max<int64_t>(kBlocks / cut.n_parts, 1);
-    const int64_t wanted = (n_rows + rows - 1) / rows;
-    grid = dim3(static_cast<unsigned>(cut.n_parts),
-                static_cast<unsigned>(std::min<int64_t>({wanted, at_a_time, 65535})));
+    grid = dim3(static_cast<unsigned>(cut.n_parts), static_cast<unsigned>(at_a_time));
+    rows_grid = dim3(static_cast<unsigned>(std::min(n_rows, at_a_time * rows)));
   }
 
   // Bytes for a Part of each part of each row, `each` of them.
@@ -144,17 +141,13 @@ struct Plan {
   Cut cut{};
   dim3 grid{1};
   dim3 block{1};
+  dim3 rows_grid{1};  // for kernels in which a block has whole rows
 };
 
 // A grid of blocks of kMaxThreads in which each row has a warp.
 inline dim3 warp_each(int64_t n_rows) {
   constexpr int64_t rows = kMaxThreads / kWarp;
   return dim3(static_cast<unsigned>(std::min<int64_t>((n_rows + rows - 1) / rows, 0x7fffffff)));
-}
-
-// A grid of blocks that go through the rows.
-inline dim3 block_each(int64_t n_rows) {
-  return dim3(static_cast<unsigned>(std::min<int64_t>(n_rows, 16384)));
 }
 
 // The row of this warp, of such a grid.

@@ -35,23 +35,30 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (index >= experts.n_rows) return;
   const int lane = threadIdx.x % kWarp;
   const Mass mass = of_parts(parts + index * n_parts, n_parts, lane);
-  if (lane != 0) return;
   const bool is_ignored = targets.is_ignored(index);
-  log_sums[index] = is_ignored ? 0.0f : mass.log();
+  if (lane == 0) log_sums[index] = is_ignored ? 0.0f : mass.log();
   if (targets.of_rows == nullptr) return;
-  float log_probability = 0;
+  float mean = 0;
   if (!is_ignored) {
+    // Each lane reads an expert, and all add them up in their order.
     const float* scale = experts.scale_of(index);
-    float mean = 0;
-    for (int k = 0; k < experts.n_experts; ++k) {
-      if (scale[k] == 0) continue;
-      const In* logits = experts.logits[k] + experts.rows[k](index);
-      mean = fmaf(scale[k], static_cast<float>(logits[targets.column(index)]), mean);
+    for (int base = 0; base < experts.n_experts; base += kWarp) {
+      const int own = base + lane;
+      const float factor = own < experts.n_experts ? scale[own] : 0.0f;
+      float logit = 0;
+      if (factor != 0) {
+        const In* logits = experts.logits[own] + experts.rows[own](index);
+        logit = static_cast<float>(logits[targets.column(index)]);
+      }
+      for (int k = 0; k < min(kWarp, experts.n_experts - base); ++k) {
+        const float of_expert = __shfl_sync(kAllLanes, factor, k);
+        mean = fmaf(of_expert, __shfl_sync(kAllLanes, logit, k), mean);
+      }
     }
-    // In this order a large logit's digits are not lost before the small logarithm is added.
-    log_probability = (mean - mass.top) - logf(mass.sum);
   }
-  log_probabilities[index] = log_probability;
+  // In this order a large logit's digits are not lost before the small logarithm is added.
+  const float log_probability = is_ignored ? 0.0f : (mean - mass.top) - logf(mass.sum);
+  if (lane == 0) log_probabilities[index] = log_probability;
 }
 
 // A row whose target is `ignore_index` is left out: both its numbers are zero. `parts` are bytes on the
@@ -119,17 +126,16 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     for (int k = lane; k < experts.n_experts; k += kWarp) of_scale[k] = 0;
     __syncwarp();
     const bool in_packs = to.in_packs && (offset + row.head) % kPack<In> == 0;
-    for_each_column<kPack<In>, 2>(team, Span(row, begin, end, in_packs), [&](auto visit) {
-      constexpr int n = decltype(visit)::n;
-      constexpr int size = decltype(visit)::size;
-      float d[n][size];
-      if (visit.is_valid && n_experts > 0) {
+    for_each_column<In, 2>(team, Span(row, begin, end, in_packs), [&](auto visit) {
+      using V = decltype(visit);
+      float d[V::n][V::size];
+      if (visit.n_valid > 0 && n_experts > 0) {
         // Not `once`: the factors' gradients read it again.
-        mean_packs<false>(row, visit.column, visit.step, d);
+        mean_packs<false>(row, visit, d);
 #pragma unroll
-        for (int u = 0; u < n; ++u) {
+        for (int u = 0; u < V::n; ++u) {
 #pragma unroll
-          for (int i = 0; i < size; ++i) {
+          for (int i = 0; i < V::size; ++i) {
             const int64_t column = visit.column + u * visit.step + i;
             const float is_target = column == target ? 1.0f : 0.0f;
             d[u][i] = gradient * (is_target - exponential(d[u][i] - log_sum));
@@ -141,20 +147,20 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
         const float weight = row.weights[place];
         float dot = 0;
 #pragma unroll
-        for (int u = 0; u < n; ++u) {
-          if (!visit.is_valid) break;
+        for (int u = 0; u < V::n; ++u) {
+          if (u >= visit.n_valid) break;
           const int64_t column = visit.column + u * visit.step;
           if (to.scale != nullptr) {
-            const auto pack = load<In, size, false>(row.logits[place] + column);
+            const auto pack = load<In, V::size, false>(row.logits[place] + column);
 #pragma unroll
-            for (int i = 0; i < size; ++i) {
+            for (int i = 0; i < V::size; ++i) {
               dot = fmaf(d[u][i], static_cast<float>(pack.element[i]), dot);
             }
           }
           if (to.logits[k] != nullptr) {
-            float x[size];
+            float x[V::size];
 #pragma unroll
-            for (int i = 0; i < size; ++i) x[i] = weight * d[u][i];
+            for (int i = 0; i < V::size; ++i) x[i] = weight * d[u][i];
             store(to.logits[k] + offset + column, x);
           }
         }
@@ -167,7 +173,8 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
       }
     });
     // Those that take no part.
-    for (int k = 0; k < experts.n_experts; ++k) {
+    const bool all_take_part = n_experts == experts.n_experts;
+    for (int k = 0; k < (all_take_part ? 0 : experts.n_experts); ++k) {
       if (to.logits[k] == nullptr || (!is_ignored && experts.scale_of(index)[k] != 0)) continue;
       for (int64_t column = begin + team.rank; column < end; column += team.size) {
         to.logits[k][offset + column] = static_cast<In>(0.0f);

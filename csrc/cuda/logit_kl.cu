@@ -29,8 +29,11 @@ struct Divergence {
   __device__ float cross_under(float teacher_shift, float student_shift) const {
     if (teacher.sum == 0) return 0;
     const float up = teacher.shift() - teacher_shift;
+    const float factor = exponential(up);
+    // Nothing, however far away the student is there.
+    if (factor == 0) return 0;
     const float moved = up - (student.shift() - student_shift);
-    return exponential(up) * fmaf(moved, teacher.sum, cross);
+    return factor * fmaf(moved, teacher.sum, cross);
   }
 
   template <int size>
@@ -70,11 +73,15 @@ struct Student {
   float factor;
 };
 
-template <int size, class In>
-__device__ void read_student(const In* from, float factor, float (&z)[size]) {
-  const auto pack = load<In, size>(from);
+template <class In, class V>
+__device__ void read_student(const In* from, float factor, const V& visit,
+                             float (&z)[V::n][V::size]) {
 #pragma unroll
-  for (int i = 0; i < size; ++i) z[i] = factor * static_cast<float>(pack.element[i]);
+  for (int u = 0; u < V::n; ++u) {
+    const auto pack = load<In, V::size>(from + visit.offset(u));
+#pragma unroll
+    for (int i = 0; i < V::size; ++i) z[u][i] = factor * static_cast<float>(pack.element[i]);
+  }
 }
 
 template <class In>
@@ -89,14 +96,17 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
     read_row(experts, index, team, row);
     const In* from = student.logits + index * student.stride;
     Divergence part = Divergence::none();
-    for_each_column<kPack<In>, 1>(team, Span(row, begin, end, goes_with(row, from)), [&](auto visit) {
-      if (!visit.is_valid) return;
-      constexpr int size = decltype(visit)::size;
-      float t[1][size];
-      float z[size];
-      read_student(from + visit.column, student.factor, z);
-      mean_packs(row, visit.column, 0, t);
-      part.add(t[0], z, visit.column);
+    for_each_column<In, 1>(team, Span(row, begin, end, goes_with(row, from)), [&](auto visit) {
+      using V = decltype(visit);
+      if (visit.n_valid == 0) return;
+      float t[V::n][V::size];
+      float z[V::n][V::size];
+      read_student(from, student.factor, visit, z);
+      mean_packs(row, visit, t);
+#pragma unroll
+      for (int u = 0; u < V::n; ++u) {
+        if (u < visit.n_valid) part.add(t[u], z[u], visit.column + u * visit.step);
+      }
     });
     part = of_team(part, team);
     if (team.rank == 0) parts[index * cut.n_parts + blockIdx.x] = part;
@@ -131,18 +141,21 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
     const float of_teacher = log_sums[2 * index];
     const float of_student = log_sums[2 * index + 1];
     const float of_row = of_rows[index];
-    for_each_column<kPack<In>, 1>(team, Span(row, begin, end, goes_with(row, to)), [&](auto visit) {
-      if (!visit.is_valid) return;
-      constexpr int size = decltype(visit)::size;
-      float t[1][size];
-      float z[size];
-      read_student(to + visit.column, student.factor, z);
-      mean_packs(row, visit.column, 0, t);
+    for_each_column<In, 1>(team, Span(row, begin, end, goes_with(row, to)), [&](auto visit) {
+      using V = decltype(visit);
+      if (visit.n_valid == 0) return;
+      float t[V::n][V::size];
+      float z[V::n][V::size];
+      read_student(to, student.factor, visit, z);
+      mean_packs(row, visit, t);
 #pragma unroll
-      for (int i = 0; i < size; ++i) {
-        z[i] = of_row * (exponential(z[i] - of_student) - exponential(t[0][i] - of_teacher));
+      for (int u = 0; u < V::n; ++u) {
+#pragma unroll
+        for (int i = 0; i < V::size; ++i) {
+          z[u][i] = of_row * (exponential(z[u][i] - of_student) - exponential(t[u][i] - of_teacher));
+        }
+        if (u < visit.n_valid) store(to + visit.column + u * visit.step, z[u]);
       }
-      store(to + visit.column, z);
     });
   }
 }
@@ -159,7 +172,7 @@ void check(const std::vector<Tensor>& logits, const Tensor& scale, const Tensor&
                   kName, ": the student's logits must be like the teachers', rows apart");
 }
 
-// `parts` are 20 bytes for each row and part of a row; `log_sums` are those of t and z, [N, 2].
+// `parts` are 24 bytes for each row and part of a row; `log_sums` are those of t and z, [N, 2].
 void logit_kl(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, Tensor parts,
               Tensor student, double factor, Tensor losses, Tensor log_sums) {
   check(logits, scale, student);

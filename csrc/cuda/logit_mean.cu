@@ -21,13 +21,15 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
     read_row(experts, index, team, row);
     Out* to = out + rows(index);
     const Span span(row, begin, end, goes_with(row, to));
-    for_each_column<kPack<In>, 2>(team, span, [&](auto visit) {
-      if (!visit.is_valid) return;
-      constexpr int n = decltype(visit)::n;
-      float sum[n][decltype(visit)::size];
-      mean_packs(row, visit.column, visit.step, sum);
+    for_each_column<In, 2>(team, span, [&](auto visit) {
+      using V = decltype(visit);
+      if (visit.n_valid == 0) return;
+      float sum[V::n][V::size];
+      mean_packs(row, visit, sum);
 #pragma unroll
-      for (int u = 0; u < n; ++u) store(to + visit.column + u * visit.step, sum[u]);
+      for (int u = 0; u < V::n; ++u) {
+        if (u < visit.n_valid) store(to + visit.column + u * visit.step, sum[u]);
+      }
     });
   }
 }

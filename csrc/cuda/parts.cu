@@ -15,13 +15,15 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
   for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
     read_row(experts, index, team, row, nullptr, only);
     Part part = Part::none();
-    for_each_column<kPack<In>, 2>(team, Span(row, begin, end), [&](auto visit) {
-      if (!visit.is_valid) return;
-      constexpr int n = decltype(visit)::n;
-      float x[n][decltype(visit)::size];
-      mean_packs(row, visit.column, visit.step, x);
+    for_each_column<In, 2>(team, Span(row, begin, end), [&](auto visit) {
+      using V = decltype(visit);
+      if (visit.n_valid == 0) return;
+      float x[V::n][V::size];
+      mean_packs(row, visit, x);
 #pragma unroll
-      for (int u = 0; u < n; ++u) part.add(x[u], visit.column + u * visit.step);
+      for (int u = 0; u < V::n; ++u) {
+        if (u < visit.n_valid) part.add(x[u], visit.column + u * visit.step);
+      }
     });
     part = of_team(part, team);
     const int64_t place = (index * gridDim.z + blockIdx.z) * cut.n_parts + blockIdx.x;

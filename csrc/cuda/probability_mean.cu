@@ -30,8 +30,55 @@ struct Factors {
   float signs[kMaxExperts];
 };
 
-// out = log sum_k weight[k] * exp(scale[k] * logits[k] - log_sum[k]), contiguous; `masses` are those
-// of each expert, [N, K, parts].
+// log sum_k weight[k] * exp(scale[k] * logits[k] - log_sum[k]) of neighbouring columns.
+template <class In, int size>
+__device__ void mixture(const Row<In>& row, const Factors& factors, int64_t column,
+                        float (&result)[size]) {
+  // The largest term is divided out, so that nothing underflows. Where every term is zero,
+  // subtracting -inf would make NaN of it.
+  float top[size];
+  float sum[size] = {};
+#pragma unroll
+  for (int i = 0; i < size; ++i) top[i] = -FLT_MAX;
+  for_each_four(row.n_experts, [&](auto some, int first) {
+    constexpr int count = decltype(some)::value;
+    Pack<In, size> pack[count];
+#pragma unroll
+    for (int k = 0; k < count; ++k) pack[k] = load<In, size>(row.logits[first + k] + column);
+#pragma unroll
+    for (int i = 0; i < size; ++i) {
+      const float before = top[i];
+      float term[count];
+#pragma unroll
+      for (int k = 0; k < count; ++k) {
+        // At an infinite temperature all columns are alike, whatever the logits are.
+        const float weight = row.weights[first + k];
+        const float x = weight == 0 ? 0.0f : static_cast<float>(pack[k].element[i]);
+        term[k] = fmaf(weight, x, factors.offsets[first + k]);
+        top[i] = fmaxf(top[i], term[k]);
+      }
+      sum[i] *= exponential(before - top[i]);
+#pragma unroll
+      for (int k = 0; k < count; ++k) {
+        sum[i] = fmaf(factors.signs[first + k], exponential(term[k] - top[i]), sum[i]);
+      }
+    }
+  });
+#pragma unroll
+  for (int i = 0; i < size; ++i) result[i] = logf(sum[i]) + top[i];
+}
+
+// Puts the parts of each row and expert together, in the place of the first.
+__global__ void __launch_bounds__(kMaxThreads)
+    masses_kernel(Mass* masses, int64_t n_parts, int64_t n_rows) {
+  const int64_t index = row_of_warp();
+  if (index >= n_rows) return;
+  const int lane = threadIdx.x % kWarp;
+  const Mass mass = of_parts(masses + index * n_parts, n_parts, lane);
+  if (lane == 0) masses[index * n_parts] = mass;
+}
+
+// `out` is contiguous; `masses` are those of each expert, [N, K, parts], whole in the first part.
 template <class In>
 __global__ void __launch_bounds__(kMaxThreads, 3)
     mixture_kernel(const __grid_constant__ Experts<In> experts, Cut cut, const Mass* masses,
@@ -39,18 +86,15 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
   const Team team(cut.by_warps);
   Row<In>& row = shared<Row<In>[kMaxThreads / kWarp]>()[team.of_block];
   Factors& factors = shared<Factors[kMaxThreads / kWarp]>()[team.of_block];
-  const int lane = team.rank % kWarp;
   const int64_t begin = blockIdx.x * cut.length;
   const int64_t end = min(begin + cut.length, experts.n_columns);
   for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
     const float* weight = weights.of_row(index, experts.n_experts);
     // By the weights: a factor is zero of an infinite temperature too.
     read_row(experts, index, team, row, weight);
-    for (int place = team.rank / kWarp; place < row.n_experts; place += team.size / kWarp) {
+    for (int place = team.rank; place < row.n_experts; place += team.size) {
       const int k = row.places[place];
-      const Mass* parts = masses + (index * experts.n_experts + k) * cut.n_parts;
-      const Mass mass = of_parts(parts, cut.n_parts, lane);
-      if (lane != 0) continue;
+      const Mass mass = masses[(index * experts.n_experts + k) * cut.n_parts];
       const float share = log_weights.first == nullptr
                               ? logf(fabsf(weight[k]))
                               : log_weights.of_row(index, experts.n_experts)[k];
@@ -60,42 +104,15 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
     team.sync();
     float* to = out + index * experts.n_columns;
     const Span span(row, begin, end, goes_with(row, to));
-    for_each_column<kPack<In>, 1>(team, span, [&](auto visit) {
-      if (!visit.is_valid) return;
-      constexpr int size = decltype(visit)::size;
-      // The largest term is divided out, so that nothing underflows. Where every term is zero,
-      // subtracting -inf would make NaN of it.
-      float top[size];
-      float sum[size] = {};
+    for_each_column<In, 1>(team, span, [&](auto visit) {
+      using V = decltype(visit);
 #pragma unroll
-      for (int i = 0; i < size; ++i) top[i] = -FLT_MAX;
-      for_each_four(row.n_experts, [&](auto some, int first) {
-        constexpr int count = decltype(some)::value;
-        Pack<In, size> pack[count];
-#pragma unroll
-        for (int k = 0; k < count; ++k) {
-          pack[k] = load<In, size>(row.logits[first + k] + visit.column);
-        }
-#pragma unroll
-        for (int i = 0; i < size; ++i) {
-          const float before = top[i];
-          float term[count];
-#pragma unroll
-          for (int k = 0; k < count; ++k) {
-            const float x = static_cast<float>(pack[k].element[i]);
-            term[k] = fmaf(row.weights[first + k], x, factors.offsets[first + k]);
-            top[i] = fmaxf(top[i], term[k]);
-          }
-          sum[i] *= exponential(before - top[i]);
-#pragma unroll
-          for (int k = 0; k < count; ++k) {
-            sum[i] = fmaf(factors.signs[first + k], exponential(term[k] - top[i]), sum[i]);
-          }
-        }
-      });
-#pragma unroll
-      for (int i = 0; i < size; ++i) sum[i] = logf(sum[i]) + top[i];
-      store(to + visit.column, sum);
+      for (int u = 0; u < V::n; ++u) {
+        if (u >= visit.n_valid) break;
+        float result[V::size];
+        mixture(row, factors, visit.column + u * visit.step, result);
+        store(to + visit.column + u * visit.step, result);
+      }
     });
   }
 }
@@ -124,6 +141,10 @@ void probability_mean(std::vector<Tensor> logits, Tensor scale, std::vector<int6
   Mass* masses = launch.parts<Mass>(kName, parts, first, n_experts);
   const OnDeviceOf device(first);
   leave_parts(kName, device, logits, scale, launch, masses, true);
+  if (launch.cut.n_parts > 1) {
+    device.launch(masses_kernel, warp_each(launch.n_rows * n_experts), kMaxThreads, masses,
+                  launch.cut.n_parts, launch.n_rows * n_experts);
+  }
   with_type_of(kName, first, [&](auto in) {
     using In = decltype(in);
     device.launch(mixture_kernel<In>, launch.grid, launch.block,

@@ -14,7 +14,7 @@ constexpr float kLog2E = 1.4426950408889634f;
 __device__ inline float exponential(float x) { return exp2f(x * kLog2E); }
 
 // The sum of exponentials of some logits, relative to the largest that is not NaN.
-struct Mass {
+struct alignas(8) Mass {
   float top;
   float sum;
 
@@ -55,7 +55,7 @@ struct Mass {
 
 // The largest logit and its column, NaN before all numbers and the lower of equal columns first: the
 // order of `torch.topk`.
-struct Candidate {
+struct alignas(8) Candidate {
   float value;
   int column;
 

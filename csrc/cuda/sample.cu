@@ -30,6 +30,19 @@ struct Top {
 
 constexpr int kEach = 8;  // neighbouring indices of a thread
 
+struct Sums {
+  double value[4];
+
+  __device__ void add(const Sums& other) {
+    for (int i = 0; i < 4; ++i) value[i] += other.value[i];
+  }
+  __device__ Sums of_lane(int offset) const {
+    Sums other;
+    for (int i = 0; i < 4; ++i) other.value[i] = __shfl_xor_sync(kAllLanes, value[i], offset);
+    return other;
+  }
+};
+
 struct Found {
   int index;
   double rest;  // of what was wanted, beyond the indices before
@@ -145,7 +158,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     if (total > 0) {
       const auto of_parts = [&](int first, double(&weights)[kEach]) {
         for (int i = 0; i < kEach && first + i < cut.n_parts; ++i) {
-          weights[i] = masses[first + i].relative_to(shift);
+          const double mass = masses[first + i].relative_to(shift);
+          // Less than any uniform number but 0 can ask for; its columns' would be 0 in float.
+          weights[i] = mass < 0x1p-53 * total ? 0 : mass;
         }
       };
       const Found part =
@@ -240,10 +255,8 @@ class Falling {
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) sum[i] += place >= key + (i << shift) ? mass : 0.0f;
       });
-      double sums[5];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i] = of_team(Sum{sum[i]}, team_).value;
-      sums[4] = above;
+      const Sums all = of_team(Sums{{sum[0], sum[1], sum[2], sum[3]}}, team_);
+      const double sums[5] = {all.value[0], all.value[1], all.value[2], all.value[3], above};
       if (shift == 30) total = sums[0];
       unsigned digit = 0;
       above = sums[1];
@@ -263,11 +276,18 @@ class Falling {
 
   template <class F>
   __device__ void for_each(const F& f) const {
-    for_each_column<kPack<In>, 1>(team_, Span(row_, 0, n_columns_), [&](auto visit) {
-      if (!visit.is_valid) return;
-      float x[1][decltype(visit)::size];
-      mean_packs<false>(row_, visit.column, 0, x);
-      for (float one : x[0]) f(one);
+    for_each_column<In, 1>(team_, Span(row_, 0, n_columns_), [&](auto visit) {
+      using V = decltype(visit);
+      if (visit.n_valid == 0) return;
+      float x[V::n][V::size];
+      mean_packs<false>(row_, visit, x);
+#pragma unroll
+      for (int u = 0; u < V::n; ++u) {
+#pragma unroll
+        for (int i = 0; i < V::size; ++i) {
+          if (u < visit.n_valid) f(x[u][i]);
+        }
+      }
     });
   }
 
@@ -340,7 +360,7 @@ void check_rows(const std::vector<Tensor>& logits, const Tensor& scale, const Te
   const int64_t n_rows = count_rows(logits[0]);
   check_numbers(kName, "uniforms", uniforms, logits[0], n_rows, ScalarType::Double);
   check_numbers(kName, "columns", columns, logits[0], n_rows, ScalarType::Long);
-  STD_TORCH_CHECK(count_columns(logits[0]) < INT32_MAX, kName, ": a row is too long");
+  STD_TORCH_CHECK(count_columns(logits[0]) <= kMaxColumns, kName, ": a row is too long");
 }
 
 // `parts` are 8 bytes for each row and part of a row.
@@ -355,7 +375,7 @@ void mean_sample(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> 
   leave_parts(kName, device, logits, scale, launch, masses);
   with_type_of(kName, first, [&](auto in) {
     using In = decltype(in);
-    device.launch(draw_kernel<In>, block_each(launch.n_rows), kMaxThreads,
+    device.launch(draw_kernel<In>, launch.rows_grid, kMaxThreads,
                   experts_of<In>(kName, logits, scale), launch.cut, masses,
                   uniforms.const_data_ptr<double>(), columns.mutable_data_ptr<int64_t>());
   });
@@ -382,7 +402,7 @@ void mean_sample_largest(std::vector<Tensor> logits, Tensor scale, std::vector<i
     const Experts<In> experts = experts_of<In>(kName, logits, scale);
     device.launch(part_largest_kernel<true, In>, launch.grid, launch.block, experts, launch.cut,
                   static_cast<int>(k), candidates, of_parts);
-    device.launch(draw_largest_kernel<In>, block_each(launch.n_rows), kMaxThreads, experts,
+    device.launch(draw_largest_kernel<In>, launch.rows_grid, kMaxThreads, experts,
                   launch.cut.n_parts, static_cast<int>(k), is_cut, top_p, candidates, of_parts,
                   uniforms.const_data_ptr<double>(), columns.mutable_data_ptr<int64_t>());
   });

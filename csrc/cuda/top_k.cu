@@ -48,7 +48,7 @@ void top_k(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, 
   const int64_t n_columns = count_columns(first);
   STD_TORCH_CHECK(k >= 1 && k <= std::min<int64_t>(n_columns, kMaxTopK), kName, ": k must be 1 to ",
                   std::min<int64_t>(n_columns, kMaxTopK), ", got ", k);
-  STD_TORCH_CHECK(n_columns < INT32_MAX, kName, ": a row is too long");
+  STD_TORCH_CHECK(n_columns <= kMaxColumns, kName, ": a row is too long");
   check_numbers(kName, "values", values, first, n_rows * k, ScalarType::Float);
   check_numbers(kName, "columns", columns, first, n_rows * k, ScalarType::Long);
   if (n_rows == 0) return;
@@ -70,7 +70,7 @@ void top_k(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, 
                     experts_of<In>(kName, logits, scale), launch.cut, static_cast<int>(k),
                     candidates, static_cast<Mass*>(nullptr));
     });
-    device.launch(top_k_kernel, block_each(n_rows), kMaxThreads, candidates, launch.cut.n_parts,
+    device.launch(top_k_kernel, launch.rows_grid, kMaxThreads, candidates, launch.cut.n_parts,
                   n_rows, static_cast<int>(k), to_values, to_columns);
   }
 }

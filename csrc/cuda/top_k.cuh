@@ -14,6 +14,8 @@ namespace fastgrow::cuda {
 
 constexpr int kMaxTopK = 64;
 constexpr int kOffered = 8;  // columns of a thread at a time
+// Columns are int, with room for those that a block looks at beyond the last.
+constexpr int64_t kMaxColumns = INT32_MAX - kMaxThreads * kOffered;
 // Room for the bound's own columns, up to kOffered of each of k threads, and those from before.
 constexpr int kBuffer = 1024;
 static_assert(kMaxTopK * (kOffered + 1) <= kBuffer);
@@ -158,16 +160,15 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
     read_row(experts, index, team, row);
     largest.clear();
     Mass mass = Mass::none();
-    for_each_column<kPack<In>, kOffered / kPack<In>>(team, Span(row, begin, end), [&](auto visit) {
-      constexpr int n = decltype(visit)::n;
-      constexpr int size = decltype(visit)::size;
-      float x[n][size];
-      if (visit.is_valid) mean_packs(row, visit.column, visit.step, x);
+    for_each_column<In, kOffered / kPack<In>>(team, Span(row, begin, end), [&](auto visit) {
+      using V = decltype(visit);
+      float x[V::n][V::size];
+      if (visit.n_valid > 0) mean_packs(row, visit, x);
 #pragma unroll
-      for (int u = 0; u < n; ++u) {
+      for (int u = 0; u < V::n; ++u) {
         const int64_t column = visit.column + u * visit.step;
-        if (with_mass && visit.is_valid) mass.add(x[u], column);
-        largest.offer(x[u], column, visit.is_valid ? size : 0);
+        if (with_mass && u < visit.n_valid) mass.add(x[u], column);
+        largest.offer(x[u], column, u < visit.n_valid ? V::size : 0);
       }
     });
     const Candidate* best = largest.cut();

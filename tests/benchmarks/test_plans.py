@@ -36,20 +36,20 @@ def moved(name: str, pass_: str = "forward", **sizes: int) -> int:
 
 def test_few_rows_are_cut_until_the_chip_is_full() -> None:
     """Batch-1 decoding: two blocks for each of an H200's 132 multiprocessors, or nearly so many."""
-    assert launch_plan("mean_argmax", 1, 65536, 2) == Plan(32, 1, 256, 256)
+    assert launch_plan("mean_argmax", 1, 65536, 2) == Plan(32, 1, 256, 256, 1)
     assert launch_plan("mean_argmax", 2, 65536, 2).blocks(2) == 262
     assert launch_plan("mean_cross_entropy", 64, 65536, 2).blocks(64) == 1024
     # Many rows are enough, and short ones a warp's work.
-    assert launch_plan("mean_cross_entropy", 8192, 65536, 2) == Plan(256, 1, 1, 65536)
-    assert launch_plan("mean_cross_entropy", 8192, 256, 2) == Plan(256, 8, 1, 256)
+    assert launch_plan("mean_cross_entropy", 8192, 65536, 2) == Plan(256, 1, 1, 65536, 8192)
+    assert launch_plan("mean_cross_entropy", 8192, 256, 2) == Plan(256, 8, 1, 256, 1024)
 
 
 def test_plans_go_by_the_operation() -> None:
     # A block's search for the largest is not to be about less, a part that is read again not more.
-    assert launch_plan("mean_top_k", 1, 65536, 2) == Plan(256, 1, 32, 2048)
-    assert launch_plan("mean_top_k", 8192, 256, 2) == Plan(256, 1, 1, 256)
+    assert launch_plan("mean_top_k", 1, 65536, 2) == Plan(256, 1, 32, 2048, 1)
+    assert launch_plan("mean_top_k", 8192, 256, 2) == Plan(256, 1, 1, 256, 8192)
     assert launch_plan("mean_argmax", 8192, 65536, 2).parts == 1
-    assert launch_plan("mean_sample", 8192, 65536, 2) == Plan(256, 1, 16, 4096)
+    assert launch_plan("mean_sample", 8192, 65536, 2) == Plan(256, 1, 16, 4096, 1024)
 
 
 @pytest.mark.parametrize("operation", ["mean_cross_entropy", "mean_top_k", "mean_sample"])
@@ -62,6 +62,7 @@ def test_parts_are_whole_loads_that_cover_the_row(operation: str, itemsize: int)
             assert (plan.parts - 1) * plan.length < columns <= plan.parts * plan.length
             assert plan.threads in (32, 64, 128, 256)
             assert plan.rows_per_block == 1 or (plan.rows_per_block, plan.parts) == (8, 1)
+            assert 1 <= plan.at_a_time <= min(rows, 65_535)
 
 
 def test_logits_results_gradients_and_parts_are_counted() -> None:

@@ -466,6 +466,43 @@ def test_everything_agrees_with_eager() -> None:
         assert_near(a, b)
 
 
+@pytest.mark.parametrize("shape", [(20, 300), (5, 5003)])
+def test_a_grid_of_one_row_goes_on_to_all_of_them(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, targets = experts(3, shape, torch.bfloat16), torch.arange(shape[0], device=DEVICE)
+    expected = everything(logits, targets)
+    plan = extension.launch_plan
+    monkeypatch.setattr(extension, "launch_plan", lambda *args: plan(*args)._replace(at_a_time=1))
+    assert all(map(torch.equal, everything(logits, targets), expected))
+
+
+def test_a_number_of_zero_draws_no_token_that_has_no_share() -> None:
+    """A part of next to no mass, of which the columns' are 0 in float32."""
+    z = torch.full((1, 20_000), -float("inf"), device=DEVICE)
+    z[0, 4000], z[0, 10_000] = -150, 0
+    zero = torch.zeros(1, dtype=torch.float64, device=DEVICE)
+    token = choices.native_sample([z], torch.ones(1, device=DEVICE), zero, None, None)
+    assert z[0, token].isfinite()
+
+
+def test_a_student_that_rules_out_what_the_teacher_hardly_gives() -> None:
+    h, none = torch.ones(1, 1, device=DEVICE), torch.zeros(2000, 1, device=DEVICE)
+    of_teacher = torch.full((2000,), -200.0, device=DEVICE)
+    of_student = torch.zeros(2000, device=DEVICE)
+    of_teacher[-1], of_student[3] = 0, -float("inf")
+    call = (h, none, [(h, none, of_teacher)], of_student)
+    assert_near(linear_kl(*call, impl="native"), linear_kl(*call, impl="chunked"))
+
+
+def test_at_an_infinite_temperature_logits_may_be_anything() -> None:
+    a, b = experts(2, (2, 700), torch.float32)
+    b[:, 3:] = -float("inf")
+    options = {"temperatures": [1.0, float("inf")]}
+    result = probability_mean([a, b], impl="native", **options)
+    assert_near(result, (a.double().softmax(-1) / 2 + 0.5 / 700).log())
+
+
 @needs_device
 def test_a_graph_holds_everything_and_replays_it_on_new_logits() -> None:
     logits = experts(4, (128, 5003), torch.bfloat16)
@@ -580,7 +617,7 @@ def test_a_last_part_of_fewer_columns_than_are_asked_for(planned: Callable[[Plan
     logits = experts(2, (2, 2051), torch.float32)
     logits = [x.index_fill(1, torch.tensor([2049], device=DEVICE), 20.0) for x in logits]
     expected = exact(logits).topk(40)
-    planned(Plan(256, 1, 2, 2048))
+    planned(Plan(256, 1, 2, 2048, 2))
     values, columns = mean_top_k(logits, 40, impl="native")
     assert_near(values, expected.values)
     assert torch.equal(columns, expected.indices)
@@ -592,7 +629,7 @@ def test_blocks_that_go_on_to_further_rows(planned: Callable[[Plan], None]) -> N
     logits = experts(2, (3, 8 * 5462), torch.bfloat16)
     weights, targets = random(3, 2), torch.arange(3, device=DEVICE)
     truth = exact(logits, weights)
-    planned(Plan(32, 1, 5462, 8))
+    planned(Plan(32, 1, 5462, 8, 2))
     assert_near(logit_mean(logits, weights, dtype=torch.float32, impl="native"), truth)
     leaf = [x.clone().requires_grad_() for x in logits]
     factors = weights.clone().requires_grad_()
@@ -702,7 +739,7 @@ def test_columns_without_candidates_before_some_with_many(
 ) -> None:
     logits = torch.zeros(1, 9000)
     logits[0, 7000:] = torch.arange(2000.0)
-    planned(Plan(256, 1, 1, 9000))
+    planned(Plan(256, 1, 1, 9000, 2))
     monkeypatch.setenv("FASTGROW_EMULATOR_ORDER", order)
     assert mean_top_k([logits], 3, impl="native")[1].tolist() == [[8999, 8998, 8997]]
 
@@ -712,7 +749,7 @@ def test_a_warp_that_is_ahead_leaves_the_others_their_row(
     planned: Callable[[Plan], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = experts(2, (3, 512 * 5462), torch.bfloat16)
-    planned(Plan(64, 1, 5462, 512))
+    planned(Plan(64, 1, 5462, 512, 2))
     forward = logit_mean(logits, impl="native")
     monkeypatch.setenv("FASTGROW_EMULATOR_ORDER", "warps")
     assert torch.equal(logit_mean(logits, impl="native"), forward)

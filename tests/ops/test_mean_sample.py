@@ -244,3 +244,13 @@ def test_errors_say_what_was_expected() -> None:
             mean_sample([a], **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"at most 1024 candidates|is not there"):
         mean_sample([torch.zeros(1, 3000)], top_k=2000, impl="native")
+
+
+@needs_native
+def test_a_number_of_zero_draws_no_token_that_has_no_share() -> None:
+    """A block of next to no mass, of which the columns' are 0 in float32."""
+    z = torch.full((1, 20_000), -float("inf"))
+    z[0, 4000], z[0, 10_000] = -150, 0
+    zero = torch.zeros(1, dtype=torch.float64)
+    token = torch.ops.fastgrow.native_sample.default([z], torch.ones(1), zero, None, None)
+    assert z[0, token].isfinite()

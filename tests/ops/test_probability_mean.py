@@ -256,3 +256,13 @@ def test_errors_say_what_was_expected(impl: str) -> None:
         probability_mean_gather([a], targets + 5, impl=impl)
     assert probability_mean([a[:0]], impl=impl).shape == (0, 5)
     assert probability_mean_gather([a[:0]], targets[:0], impl=impl).shape == (0,)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_at_an_infinite_temperature_logits_may_be_anything(impl: str, dtype: torch.dtype) -> None:
+    a, b = make(2, (2, 701), dtype)
+    b[:, 3:] = -float("inf")
+    result = probability_mean([a, b], temperatures=[1.0, float("inf")], impl=impl)
+    expected = (a.double().softmax(-1) / 2 + 0.5 / 701).log()
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)

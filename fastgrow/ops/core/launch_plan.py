@@ -25,6 +25,10 @@ LOADS_OF_A_WARP = 4
 FEWEST_BLOCKS = 264
 # Enough to fill a GPU several times over: more parts would only be shorter.
 MANY_BLOCKS = 8192
+# Blocks of a grid at a time, or about so many; each goes on to further rows. CUDA's own limit is
+# that of a grid's second dimension.
+MOST_BLOCKS = 16384
+CUDA_LIMIT = 65535
 # Columns that a part has at least, where a block's own work on a part is much beside reading it: a
 # block looks for the largest among so many at a time.
 SHORTEST = {"mean_top_k": 2048}
@@ -44,12 +48,14 @@ class Plan(NamedTuple):
             warp has a row to itself.
         parts: of a row; each is a block's work.
         length: columns of a part, a multiple of a load's; the last part may be shorter.
+        at_a_time: rows, or as many rows as a block works on, that a grid has blocks for.
     """
 
     threads: int
     rows_per_block: int
     parts: int
     length: int
+    at_a_time: int
 
     def blocks(self, rows: int) -> int:
         """How many blocks the rows are worked on by, if all are there at a time."""
@@ -68,7 +74,9 @@ def launch_plan(operation: str, rows: int, columns: int, itemsize: int) -> Plan:
     shortest, longest = SHORTEST.get(operation, 0), LONGEST.get(operation, 0)
     pack = PACK_BYTES // itemsize
     if columns <= LOADS_OF_A_WARP * WARP * pack and not shortest:
-        return Plan(MOST_THREADS, MOST_THREADS // WARP, 1, _up(columns, pack))
+        per_block = MOST_THREADS // WARP
+        at_a_time = min(-(-rows // per_block), MOST_BLOCKS)
+        return Plan(MOST_THREADS, per_block, 1, _up(columns, pack), at_a_time)
     whole = MOST_THREADS * IN_FLIGHT * pack
     parts = min(columns // whole, MANY_BLOCKS // rows)
     if rows * parts < FEWEST_BLOCKS:
@@ -76,10 +84,12 @@ def launch_plan(operation: str, rows: int, columns: int, itemsize: int) -> Plan:
     length = _up(-(-columns // max(parts, 1)), pack)
     if longest:
         length = min(length, longest)
+    parts = -(-columns // length)
     threads = WARP
     while threads < MOST_THREADS and threads * IN_FLIGHT * pack < length:
         threads *= 2
-    return Plan(MOST_THREADS if shortest else threads, 1, -(-columns // length), length)
+    at_a_time = min(rows, max(1, MOST_BLOCKS // parts), CUDA_LIMIT)
+    return Plan(MOST_THREADS if shortest else threads, 1, parts, length, at_a_time)
 
 
 def _up(number: int, multiple: int) -> int:

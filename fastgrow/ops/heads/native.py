@@ -31,7 +31,7 @@ MAX_TEACHERS = 64
 # Logits of one model at a time: 128 MiB in half precision, of rows enough for efficient products.
 CHUNK_ELEMENTS = 1 << 26
 # What a block leaves of a part of a row (`Divergence` in logit_kl.cu).
-_DIVERGENCE_BYTES = 20
+_DIVERGENCE_BYTES = 24
 
 
 def can_serve(call: KlCall) -> Answer:
