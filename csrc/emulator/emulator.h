@@ -103,18 +103,24 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
+// What CUDA refuses of an address, x86 would hide.
+template <class T>
+T* aligned(T* p) {
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0,
+                  "emulator: an access that is not aligned");
+  return p;
+}
 template <class T>
 T __ldcs(const T* p) {
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0, "emulator: a load that CUDA refuses");
-  return *p;
+  return *aligned(p);
 }
 template <class T>
 T __ldg(const T* p) {
-  return *p;
+  return *aligned(p);
 }
 template <class T>
 void __stwb(T* p, T x) {
-  *p = x;
+  *aligned(p) = x;
 }
 // Fibers take turns only where they wait, so that these are atomic as they are.
 inline int atomicAdd(int* p, int x) { return std::exchange(*p, *p + x); }

@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastgrow import _native
 from fastgrow.errors import argument_error, describe
 from fastgrow.ops.core.checks import check_float
 from fastgrow.ops.core.dispatch import Answer, Implementation, Operation
 from fastgrow.ops.core.dtypes import FLOATS
-from fastgrow.ops.core.extension import extension_of, on_gpu, run_extension
+from fastgrow.ops.core.extension import on_gpu, run_extension
 from fastgrow.ops.core.measured import native_pays
 from fastgrow.ops.core.registration import needs_gradient, operator
 
@@ -283,8 +284,9 @@ def can_serve(
         out: what it is to write to, if that is given, of the logits' shape.
     """
     logits, scale, _ = call.mean
-    device = "cuda" if on_gpu(logits[0]) else logits[0].device.type
-    if device not in ("cpu", "cuda"):
+    first = logits[0]
+    device = "cuda" if on_gpu(first) else first.device.type
+    if device not in MAX_K:
         return False, f"it has no kernel for {device} tensors"
     if constant and needs_gradient(
         *logits, scale, *[field for field in call if isinstance(field, Tensor)]
@@ -294,14 +296,14 @@ def can_serve(
         return False, f"it finds at most {MAX_K[device]} candidates, not {k}"
     if len(logits) > MAX_EXPERTS:
         return False, f"it takes at most {MAX_EXPERTS} experts, got {len(logits)}"
-    if device == "cuda" and logits[0].dtype == torch.float64:
+    if device == "cuda" and first.dtype == torch.float64:
         return False, "it has no kernel for float64 on a GPU"
     for x in (*logits, out):
         if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
             return False, "a tensor's last dimension is not contiguous"
         if x is not None and device == "cuda" and _count_spacings(x) > 2:
             return False, "a tensor's rows are spaced in more than two ways"
-    extension = extension_of(logits[0])
+    extension = _native.CUDA if device == "cuda" else _native.CPU
     return extension.loaded, "" if extension.loaded else extension.reason
 
 

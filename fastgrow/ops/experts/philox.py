@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgrow.ops.core.extension import extension_of, on_gpu
+from fastgrow import _native
+from fastgrow.ops.core.extension import on_gpu
 from fastgrow.ops.core.registration import operator
 
 _WORD = 0xFFFFFFFF
@@ -50,10 +51,12 @@ def _like(logits: Tensor, seed: int, step: int) -> Tensor:
 @operator(_like, devices=("CompositeExplicitAutograd",))
 def row_uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
     """A number in [0, 1) for each row of logits [..., V]: [...] float64, a multiple of 2⁻²⁴."""
-    is_served = logits.device.type in ("cpu", "cuda") and extension_of(logits).loaded
-    if not is_served:
+    if on_gpu(logits):
+        extension, library = _native.CUDA, torch.ops.fastgrow_cuda
+    else:
+        extension, library = _native.CPU, torch.ops.fastgrow_native
+    if not extension.loaded or logits.device.type not in ("cpu", "cuda"):
         return uniforms_anywhere(logits, seed, step)
     numbers = _like(logits, seed, step)
-    library = torch.ops.fastgrow_cuda if on_gpu(logits) else torch.ops.fastgrow_native
     library.philox_uniform_(seed, step, numbers)
     return numbers
