@@ -44,8 +44,8 @@ class Kernel(NamedTuple):
     loads: int = 0
 
 
-# Of four experts two packs each, where there are registers enough. One part_kernel, the argmax of fp16
-# on sm_90, uses the first of its eight loads before it makes the last.
+# Of four experts two packs each, where there are registers enough. One part_kernel, the argmax of
+# fp16 on sm_90, uses the first of its eight loads before it makes the last.
 KERNELS = {
     "logit_mean_kernel": Kernel(9, 80, 8),
     "part_kernel": Kernel(6, 80, 7),
