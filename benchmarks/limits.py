@@ -22,8 +22,8 @@ import fastgrow as fg
 from benchmarks.planned import Windows
 from fastgrow.report import table_text
 from fastgrow.training import TrainConfig, Trainer
-from fastgrow.training.optimizer import build_optimizer
-from fastgrow.training.schedule import learning_rate
+from fastgrow.training.optimizer import Optimizer
+from fastgrow.training.schedule import cosine
 
 OVERHEAD, PATCHED, BUILDING = 0.02, 1.05, 10.0  # what is allowed
 V, T = 64, 64
@@ -54,15 +54,15 @@ def bare_loop(model: fg.Decoder, steps: int) -> None:
     """Training in the fewest lines."""
     config, batches = TrainConfig(), Windows(V, 4, T)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = build_optimizer(parameters, config)
+    optimizer = Optimizer(parameters, config)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak=config.lr, warmup=0.05, min_ratio=0.1)
+            group["lr"] = cosine(step, steps, peak=config.lr, warmup=0.05, min_ratio=0.1)
         ids, targets = next(batches)
         model.loss(ids, targets).backward()
         nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
 
 def trainer_loop(model: fg.Decoder, steps: int) -> None:

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from fastgrow.growth import GrowthResult as GrowthResult
     from fastgrow.growth import GrowthSchedule as GrowthSchedule
     from fastgrow.growth import LoRA as LoRA
+    from fastgrow.growth import Moments as Moments
     from fastgrow.growth import Plateau as Plateau
+    from fastgrow.growth import Rate as Rate
+    from fastgrow.growth import Rates as Rates
     from fastgrow.growth import Stage as Stage
     from fastgrow.growth import Trunk as Trunk
     from fastgrow.growth import grow as grow
@@ -65,9 +68,12 @@ _HOME = {
     "LoRA": "fastgrow.growth",
     "Mean": "fastgrow.compose",
     "Mixture": "fastgrow.training",
+    "Moments": "fastgrow.growth",
     "Plateau": "fastgrow.growth",
     "Posterior": "fastgrow.compose",
     "ProbabilityMean": "fastgrow.compose",
+    "Rate": "fastgrow.growth",
+    "Rates": "fastgrow.growth",
     "Stage": "fastgrow.growth",
     "Substrate": "fastgrow.substrate",
     "Temperature": "fastgrow.compose",

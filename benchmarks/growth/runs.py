@@ -97,8 +97,10 @@ def _grow(
     data = make_text(shape)
     tokens = run.passes * shape.windows * shape.T
     # One active block in every stage: what the trunk saves is largest, and counted for it.
-    schedule = GrowthSchedule.blocks(run.stages, tokens=tokens, insertion="random", overlap=0)
-    train = TrainConfig(batch_size=shape.B, seq_len=shape.T, pick="last", precision="fp32")
+    schedule = GrowthSchedule.blocks(run.stages, tokens=tokens, recipe="published")
+    train = TrainConfig(
+        schedule="per-stage", batch_size=shape.B, seq_len=shape.T, pick="last", precision="fp32"
+    )
     trunk = Trunk(cache=cache, folder=str(folder))  # type: ignore[arg-type]
     wall, processor = time.perf_counter(), time.process_time()
     grow(model, data, schedule, train=train, quiet=True, trunk=trunk)

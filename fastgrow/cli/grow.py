@@ -27,10 +27,18 @@ def grow(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Refuse a folder that holds a run; else go on with it.")
     ] = False,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish", help="Let the run in the folder, running or stopped, decay now and end."
+        ),
+    ] = False,
 ) -> None:
     """Grow a model stage by stage. The same command again resumes where it stopped."""
     with resumable():
-        result = _grow(config, overrides or [], out, control, fresh)
+        result = _grow(config, overrides or [], out, control, fresh, finish)
+    if result is None:
+        return
     for stage in result.stages:
         bits = ", ".join(f"{name} {value:.3f}" for name, value in stage.bits.items())
         typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits a character: {bits}")
@@ -39,16 +47,29 @@ def grow(
 
 
 def _grow(
-    config: str, overrides: list[str], out: Path | None, control: str | None, fresh: bool
-) -> GrowthResult:
+    config: str,
+    overrides: list[str],
+    out: Path | None,
+    control: str | None,
+    fresh: bool,
+    finish: bool,
+) -> GrowthResult | None:
     import torch
 
     import fastgrow
     from fastgrow.cli import settings
     from fastgrow.errors import ConfigError
+    from fastgrow.growth.folder import ask_to_finish
     from fastgrow.info import device
 
     run = settings.read_growth(config, overrides)
+    folder = out or Path(run.out)
+    if finish:
+        if fresh:
+            raise ConfigError("--finish: goes on with a run, and --fresh refuses one; give one")
+        if ask_to_finish(folder):
+            typer.echo(f"{folder}: the running process begins the decay after its present step")
+            return None
     schedule = run.schedule
     if control == "monolith":
         schedule = schedule.as_monolith()
@@ -65,7 +86,7 @@ def _grow(
         data,
         schedule,
         train=run.train,
-        out=out or Path(run.out),
+        out=folder,
         resume="never" if fresh else "auto",
         trunk=run.trunk,
     )

@@ -8,7 +8,8 @@ from functools import lru_cache
 from torch import nn
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth.schedule import GrowthSchedule, LoRA, Stage
+from fastgrow.growth.schedule import GrowthSchedule
+from fastgrow.growth.stage import LoRA, Stage
 from fastgrow.nn import Block, DecoderConfig
 from fastgrow.nn.insertion import copied_blocks, insertion_indices
 from fastgrow.nn.norm import make_norm

@@ -6,8 +6,8 @@ import torch
 
 from fastgrow.growth.active import StageShape
 from fastgrow.growth.lora import attach_lora
-from fastgrow.growth.schedule import Stage
 from fastgrow.growth.sharing import share_copies
+from fastgrow.growth.stage import Stage
 from fastgrow.nn import Decoder
 from fastgrow.nn.block import initialise_linears
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fastgrow import _files
+from fastgrow.errors import ConfigError
 from fastgrow.growth.lora import adapters
 from fastgrow.growth.peft_format import save_adapters
 from fastgrow.growth.result import StageResult
@@ -15,8 +18,10 @@ from fastgrow.nn import Decoder
 from fastgrow.training import Checkpointer, Resume, RunLog, claim_folder
 from fastgrow.training.environment import describe_environment
 from fastgrow.training.run_folder import RECORD as RUN_RECORD
+from fastgrow.training.run_folder import FolderInUse, sole_user
 
 _RECORD, _MODEL, _STATE = "growth.json", "model", "growth"
+_MOMENTS, _FINISH = "moments", "finish"
 
 
 class RunFolder:
@@ -37,6 +42,26 @@ class RunFolder:
     def checkpoints(self) -> Path | None:
         """Where they stand; None where none are made."""
         return None if self._checkpointer is None else self._checkpointer.folder
+
+    @property
+    def moments(self) -> Path | None:
+        """Where the optimizer's state of what rests stands; None in a run without a folder."""
+        return None if self.out is None else self.out / _MOMENTS
+
+    def sole_user(self) -> contextlib.AbstractContextManager[None]:
+        """Be the one process at work on the run.
+
+        Raises:
+            FolderInUse: another one is.
+            CheckpointError: the folder cannot be written.
+        """
+        if self.out is None:
+            return contextlib.nullcontext()
+        return sole_user(self.out)
+
+    def finish_asked(self) -> bool:
+        """Whether the user wants the run to end (`ask_to_finish`)."""
+        return self.out is not None and (self.out / _FINISH).exists()
 
     def open(self, model: Decoder, identity: dict[str, Any], resume: Resume) -> Any:
         """Claim it for a run of these settings.
@@ -82,7 +107,37 @@ class RunFolder:
         if self.out is not None:
             _files.write_json(self.out / _RECORD, [asdict(result) for result in results])
             model.save(self.out / _MODEL)
+            shutil.rmtree(self.out / _MOMENTS, ignore_errors=True)
+            (self.out / _FINISH).unlink(missing_ok=True)
 
 
 def _adapters_of(index: int) -> str:
     return f"adapters/stage-{index + 1}"
+
+
+def ask_to_finish(out: Path) -> bool:
+    """Have the decay of the run in a folder begin at its next step; the run ends with it.
+
+    Returns:
+        Whether a process is at work on the run, and so will do it. Otherwise it is done by the next
+        one that goes on with the run.
+
+    Raises:
+        ConfigError: there is no run, it is finished, or its learning rate has no such decay.
+    """
+    if not (out / RUN_RECORD).is_file():
+        raise ConfigError(f"{out}: holds no run that could be finished")
+    schedule = _files.read_json(out / RUN_RECORD).get("train", {}).get("schedule", "per-stage")
+    if schedule != "wsd":
+        raise ConfigError(
+            f"{out}: only a run under train.schedule=wsd can be finished early, this one's is "
+            f"{schedule}; stop it, or let it go on"
+        )
+    if (out / _RECORD).is_file():
+        raise ConfigError(f"{out}: the run is finished; its model is {out / _MODEL}")
+    _files.write_text(out / _FINISH, "")
+    try:
+        with sole_user(out):
+            return False
+    except FolderInUse:
+        return True

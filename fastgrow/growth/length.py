@@ -8,7 +8,7 @@ from typing import Any
 from fastgrow.growth.active import StageShape
 from fastgrow.growth.flops import stack_flops
 from fastgrow.growth.roles import roles
-from fastgrow.growth.schedule import Stage
+from fastgrow.growth.stage import Stage
 from fastgrow.growth.when import Budget, Plateau, PlateauRule, SecondsRule
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import TrainConfig

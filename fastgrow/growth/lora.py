@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastgrow.growth.active import StageShape, qkv_parts
-from fastgrow.growth.schedule import LoRA
+from fastgrow.growth.stage import LoRA
 from fastgrow.nn import Decoder, DecoderConfig, LoRALinear
 
 

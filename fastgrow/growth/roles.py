@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastgrow.growth.active import StageShape
-from fastgrow.growth.schedule import LoRA
+from fastgrow.growth.stage import LoRA
 from fastgrow.nn import DecoderConfig
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastgrow.errors import Interrupted
 from fastgrow.growth.boundary import rebuild
+from fastgrow.growth.carried import Carried
 from fastgrow.growth.folder import RunFolder
 from fastgrow.growth.result import GrowthResult, StageResult
 from fastgrow.growth.schedule import GrowthSchedule
@@ -23,6 +24,7 @@ from fastgrow.growth.trunk import Trunk
 from fastgrow.growth.trunk.engine import TrunkEngine
 from fastgrow.nn import Decoder
 from fastgrow.training import InterruptGuard, Mixture, Resume, TextData, TrainConfig
+from fastgrow.training.pace import FINISH
 from fastgrow.training.precision import resolve_precision
 
 
@@ -42,12 +44,15 @@ def grow(
     """Grow `model` by `schedule`: stack blocks, train them with the final norm and head, freeze.
 
     Blocks that `model` has already are the first frozen ones. Within a stage the optimizer holds
-    the active parameters and nothing else, and its learning rate warms up and decays anew. LoRA is
-    merged into the weights when its stage ends, so that the next one sees a plain model.
+    the active parameters and nothing else. Learning rate, data and the optimizer's state of what
+    trains on go through all stages as through one training, unless `train.schedule` is "per-stage",
+    where each stage begins anew. LoRA is merged into the weights when its stage ends, so that the
+    next one sees a plain model.
 
     Args:
         model: grown in place, on the device where it stands.
-        data: `TextData` or `Mixture`; its validation text picks the best weights of each stage.
+        data: `TextData` or `Mixture`; its validation text picks the best weights of the run, or of
+            each stage where they have schedules of their own.
         schedule: the stages.
         train: how to train; its defaults suit small models.
         out: folder for checkpoints, logs, the record (`growth.json`), the model (`model/`) and,
@@ -66,9 +71,10 @@ def grow(
         bits as one that was not, on a CPU with the same libraries and threads.
 
     Raises:
-        ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`; or
-            a stage does not fit the model (`stage_shape`), or waits for a plateau and there is no
-            validation text.
+        ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`, or
+            another process is at work there; or a stage does not fit the model (`stage_shape`) or
+            the schedule of the learning rate, or waits for a plateau and there is no validation
+            text.
         Interrupted: the user stopped the run (SIGINT or SIGTERM); its state is saved. A second
             signal stops at once, by KeyboardInterrupt, and leaves the last checkpoint.
         FastgrowError: a frozen tensor changed during a stage.
@@ -84,11 +90,12 @@ def grow(
         name or ("grow" if out is None else out.name),
     )
     run = _Run(setup, RunFolder(out, quiet=quiet))
-    run.open(resume)
-    with run.folder.log, run.interrupt, run.open_trunk():
-        while not run.finished:
-            run.one_stage()
-    return run.finish()
+    with run.folder.sole_user():
+        run.open(resume)
+        with run.folder.log, run.interrupt, run.open_trunk():
+            while not run.finished:
+                run.one_stage()
+        return run.finish()
 
 
 class _Run:
@@ -101,6 +108,7 @@ class _Run:
         self.results: list[StageResult] = []
         # Within a stage the trainer has a guard of its own; this one is for what lies between.
         self.interrupt = InterruptGuard()
+        self._carried = Carried(setup.moments, setup.schedule.stages, setup.shapes, folder.moments)
         self._engine: TrunkEngine | None = None
         self._trunk_state: dict[str, Any] | None = None
         self._stage: StageRun | None = None
@@ -129,12 +137,21 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        return len(self.results) == self.setup.n_stages
+        return len(self.results) == self.setup.n_stages or self._was_finished
+
+    @property
+    def _was_finished(self) -> bool:
+        """Whether the user had the run end with the last stage made."""
+        decision = self.results[-1].decision if self.results else None
+        return decision is not None and decision["reason"] == FINISH
 
     def one_stage(self) -> None:
         """Train the stage that is due, from its beginning or from where it was stopped."""
         assert self._engine is not None
-        self._stage = StageRun(self.setup, len(self.results), self.folder, self._engine)
+        steps_before = self.setup.steps_of(self.results)
+        self._stage = StageRun(
+            self.setup, len(self.results), steps_before, self.folder, self._engine, self._carried
+        )
         resumed, self._unfinished = self._unfinished, None
         if resumed is not None:
             self._stage.seconds = resumed.seconds
@@ -184,6 +201,7 @@ class _Run:
             "model": self.model.state_dict(),
             "trainer": None if trainer is None else trainer.state_dict(),
             "trunk": None if self._engine is None else self._engine.state_dict(),
+            "carried": self._carried.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,6 +209,7 @@ class _Run:
         progress = state["progress"]
         self.results = [StageResult(**result) for result in progress["results"]]
         self._trunk_state = state.get("trunk")
+        self._carried.load_state_dict(state.get("carried"))
         last, begun = len(self.results) - 1, None
         if state["trainer"] is not None:
             self._unfinished = _Unfinished(

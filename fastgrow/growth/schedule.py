@@ -9,191 +9,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth.when import Budget, Until
+from fastgrow.growth.moments import Moments
+from fastgrow.growth.stage import Insertion, Stage
+from fastgrow.growth.when import Budget
 
-Insertion = Literal["random", "identity", "copy"]
-Head = Literal["keep", "reset", "frozen", "tied"]
-PROJECTIONS = ("attention.qkv", "attention.out", "mlp.up", "mlp.gate", "mlp.down")
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank corrections that train in a stage and are merged into plain weights at its end.
-
-    Args:
-        rank: of every correction; or
-        budget: numbers that train in the whole stage; the rank is the largest that stays within.
-        alpha: the correction is α / r · B · A; None takes the rank, for a factor of 1.
-        targets: projections of a block, by their names in the state dict. `attention.qkv` stands
-            for three, each with a correction of its own (so that all six cost 18 · d · r numbers a
-            block); `mlp.gate` is passed over where the activation has none.
-        blocks: `"frozen"` adapts every block whose own weights don't train, `"new"` the new ones,
-            or the blocks of these indices in the stage's stack.
-
-    Raises:
-        ConfigError: a value is out of range or does not go with another.
-    """
-
-    rank: int | None = None
-    budget: int | None = None
-    alpha: float | None = None
-    targets: tuple[str, ...] = PROJECTIONS
-    blocks: Literal["frozen", "new"] | tuple[int, ...] = "frozen"
-
-    def __post_init__(self) -> None:
-        if (self.rank is None) == (self.budget is None):
-            raise ConfigError("LoRA: expected exactly one of rank and budget")
-        for name in ("rank", "budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"LoRA.{name}: expected at least 1, got {value}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ConfigError(f"LoRA.alpha: expected a positive number, got {self.alpha}")
-        object.__setattr__(self, "targets", tuple(self.targets))
-        unknown = [name for name in self.targets if name not in PROJECTIONS]
-        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ConfigError(
-                f"LoRA.targets: expected some of {', '.join(PROJECTIONS)}, each once, "
-                f"got {self.targets}"
-            )
-        if not isinstance(self.blocks, str):
-            object.__setattr__(self, "blocks", _indices("LoRA.blocks", self.blocks))
-            _require_ascending("LoRA.blocks", self.blocks, strictly=True)
-            if not self.blocks:
-                raise ConfigError("LoRA.blocks: expected at least one index, got none")
-        elif self.blocks not in ("frozen", "new"):
-            raise ConfigError(
-                f"LoRA.blocks: expected 'frozen', 'new' or indices, got {self.blocks!r}"
-            )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of growth: put in new blocks, then train them with the final norm and the head.
-
-    The token table trains only where the model's configuration says `embedding="trainable"`, and
-    then while block 0 does.
-
-    Args:
-        blocks: new blocks. 0 where `lora`, `train="all"` or `window` gives something to train.
-        tokens: training tokens of the stage (targets seen by the optimizer), at least 1. Rounded up
-            to whole optimizer steps. The most that are used where `until` is given.
-        insertion: `"random"` as in the paper (Growing Transformers §3); `"identity"`: the new
-            blocks' output projections start at zero, so the model computes what it did before; or
-            `"copy"`: copies of blocks that are there (depth up-scaling, arXiv 2312.15166; a stack
-            copied whole, G_stack, arXiv 2405.15319).
-        lr: peak learning rate of this stage; None takes the run's.
-        at: for each new block the index of the old block it goes before, ascending; None is on top.
-        copy_of: for `"copy"`, the old block that each new one copies; None takes those below its
-            place, in order and from the start again where there are too few.
-        train: whose own block weights train: the `"new"` ones', `"all"` or `"none"`. With LoRA on
-            the new ones alone, copies that do not train are relaxed recursion (arXiv 2410.20672);
-            they take no memory of their own while the stage lasts.
-        window: the topmost `window` blocks train, beside the new ones: windows that overlap from
-            stage to stage. None trains the new ones alone.
-        lora: corrections that train in this stage.
-        head: trains on (`"keep"`), starts again from random weights (`"reset"`), rests (`"frozen"`)
-            or becomes the token table and rests (`"tied"`: logits = h · lift(table)ᵀ, its bias 0).
-            A later stage that keeps the head trains on from the table.
-        final_norm: whether it trains.
-        until: ends the stage earlier (`fastgrow.growth.Plateau`, `fastgrow.growth.Budget`). A share
-            of the steps, as the warm-up is, is then one of `tokens`.
-
-    Raises:
-        ConfigError: a value is out of range or does not go with another.
-    """
-
-    blocks: int = 1
-    tokens: int = 1_000_000
-    insertion: Insertion = "random"
-    lr: float | None = None
-    at: tuple[int, ...] | None = None
-    copy_of: tuple[int, ...] | None = None
-    train: Literal["new", "all", "none"] = "new"
-    window: int | None = None
-    lora: LoRA | None = None
-    head: Head = "keep"
-    final_norm: bool = True
-    until: Until | None = None
-
-    def __post_init__(self) -> None:
-        self._check_values()
-        self._check_places()
-        self._check_something_trains()
-
-    def _check_values(self) -> None:
-        if self.blocks < 0:
-            raise ConfigError(f"Stage.blocks: expected at least 0, got {self.blocks}")
-        if self.tokens < 1:
-            raise ConfigError(f"Stage.tokens: expected at least 1, got {self.tokens}")
-        for name, choices in (
-            ("insertion", ("random", "identity", "copy")),
-            ("train", ("new", "all", "none")),
-            ("head", ("keep", "reset", "frozen", "tied")),
-        ):
-            if getattr(self, name) not in choices:
-                expected = " or ".join(map(repr, choices))
-                raise ConfigError(f"Stage.{name}: expected {expected}, got {getattr(self, name)!r}")
-        if self.lr is not None and not self.lr > 0:
-            raise ConfigError(f"Stage.lr: expected a positive number, got {self.lr}")
-
-    def _check_places(self) -> None:
-        for name in ("at", "copy_of"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            value = _indices(f"Stage.{name}", value)
-            object.__setattr__(self, name, value)
-            if len(value) != self.blocks or min(value, default=0) < 0:
-                raise ConfigError(
-                    f"Stage.{name}: expected {self.blocks} indices of old blocks, got {value}"
-                )
-        if self.at is not None:
-            _require_ascending("Stage.at", self.at, strictly=False)
-        if self.copy_of is not None and self.insertion != "copy":
-            raise ConfigError(
-                f"Stage.copy_of: goes with insertion='copy', got insertion={self.insertion!r}"
-            )
-        if self.window is None:
-            return
-        on_top = self.blocks if self.at is None else 0
-        if self.train != "new" or self.window < max(on_top, 1):
-            raise ConfigError(
-                f"Stage.window: expected train='new' and at least {max(on_top, 1)} blocks, "
-                f"got train={self.train!r} and {self.window}"
-            )
-
-    def _check_something_trains(self) -> None:
-        if not self.blocks and self.lora is None and self.train != "all" and self.window is None:
-            raise ConfigError(
-                "Stage.blocks: 0 goes with lora, train='all' or window, which give something to "
-                "train; expected at least 1 without"
-            )
-        rests = self.head in ("frozen", "tied") and not self.final_norm
-        if self.train == "none" and self.lora is None and rests:
-            raise ConfigError("Stage: nothing trains: no block, no LoRA, no norm and no head")
-        if self.lora is not None and self.lora.blocks == "new":
-            if not self.blocks:
-                raise ConfigError("LoRA.blocks: 'new' expects a stage with new blocks, got 0")
-            if self.train != "none":
-                raise ConfigError(
-                    "LoRA.blocks: 'new' expects train='none': a block has corrections or trains "
-                    f"its own weights, got train={self.train!r}"
-                )
+Recipe = Literal["doubling", "windows", "published"]
 
 
 @dataclass(frozen=True)
 class GrowthSchedule:
     """The stages of a run, in order.
 
+    Args:
+        stages: at least one.
+        moments: what becomes of the optimizer's state between them; None keeps it where the run has
+            one schedule of the learning rate (`TrainConfig.schedule`), and begins it afresh where
+            each stage has its own.
+
     Raises:
         ConfigError: there is no stage.
     """
 
     stages: Sequence[Stage]
+    moments: Moments | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -207,27 +48,48 @@ class GrowthSchedule:
         *,
         tokens: int,
         blocks_per_stage: int = 1,
-        insertion: Insertion = "copy",
-        overlap: int = 2,
+        recipe: Recipe = "doubling",
+        insertion: Insertion | None = None,
+        overlap: int | None = None,
     ) -> GrowthSchedule:
-        """Equal stages of growth, by the recipe that did best in our study (docs/study.md).
+        """Growth to `n_stages * blocks_per_stage` blocks on `n_stages * tokens` tokens.
 
-        New blocks start as copies of those below them, and the topmost `overlap` of the old blocks
-        train on beside them; a block rests once so many are above it. The paper's stages (Growing
-        Transformers §3) are `blocks(…, insertion="random", overlap=0)`.
+        The default is the recipe that did best in our study (docs/study.md): `doubling`. The others
+        grow in equal stages: in `"windows"` new blocks start as copies of those below them and the
+        topmost `overlap` of the old blocks train on beside them, so that few blocks train at a
+        time; in `"published"` they start from random weights and train alone (Growing Transformers
+        §3).
 
         Args:
-            n_stages: how many.
+            n_stages: how many stages of equal length, or as many tokens as they would read.
             tokens: of each.
             blocks_per_stage: new blocks of each.
-            insertion: how blocks are put in; where there is nothing to copy, at random.
-            overlap: old blocks that train beside the new ones.
+            recipe: of the growth.
+            insertion: of "windows": how blocks are put in, "copy" without; where there is nothing
+                to copy, at random.
+            overlap: of "windows": old blocks that train beside the new ones, 2 without.
 
         Raises:
-            ConfigError: a value is out of range.
+            ConfigError: a value is out of range, or does not go with the recipe.
         """
         if n_stages < 1:
             raise ConfigError(f"GrowthSchedule.blocks: expected at least 1 stage, got {n_stages}")
+        if recipe not in get_args(Recipe):
+            raise ConfigError(
+                "GrowthSchedule.blocks: recipe: expected "
+                f"{' or '.join(map(repr, get_args(Recipe)))}, got {recipe!r}"
+            )
+        if recipe != "windows" and (insertion is not None or overlap is not None):
+            raise ConfigError(
+                "GrowthSchedule.blocks: insertion and overlap go with recipe='windows', "
+                f"got recipe={recipe!r}"
+            )
+        if recipe == "doubling":
+            return cls.doubling(n_stages * blocks_per_stage, tokens=n_stages * tokens)
+        if recipe == "published":
+            return cls([Stage(blocks_per_stage, tokens)] * n_stages)
+        insertion = "copy" if insertion is None else insertion
+        overlap = 2 if overlap is None else overlap
         if overlap < 0:
             raise ConfigError(f"GrowthSchedule.blocks: expected overlap ≥ 0, got {overlap}")
         stages = [Stage(blocks_per_stage, tokens, "random" if insertion == "copy" else insertion)]
@@ -235,6 +97,114 @@ class GrowthSchedule:
             window = blocks_per_stage + min(overlap, depth) if overlap else None
             stages.append(Stage(blocks_per_stage, tokens, insertion, window=window))
         return cls(stages)
+
+    @classmethod
+    def doubling(
+        cls,
+        n_blocks: int,
+        *,
+        tokens: int,
+        at: float | Sequence[float] = 0.5,
+        place: Literal["top", "middle"] = "top",
+        train: Literal["all", "new"] = "all",
+    ) -> GrowthSchedule:
+        """Growth by copying the whole stack (G_stack, arXiv 2405.15319), once or several times.
+
+        Args:
+            n_blocks: at the end. With one share in `at`, training begins with half of them, with
+                two with a quarter; an odd number is halved upwards, and its last copy is a part of
+                the stack.
+            tokens: of the whole run.
+            at: the shares of the tokens after which the stack is doubled, ascending.
+            place: copies go on top of the stack, or each behind the block that it copies, which
+                keeps the order of what the blocks do (arXiv 2512.08819).
+            train: everything from then on, or the copies alone while the older half rests, which
+                saves memory and the backward pass of that half.
+
+        Raises:
+            ConfigError: a value is out of range, or there are too few blocks to halve.
+        """
+        shares = [at] if isinstance(at, int | float) else list(at)
+        depths = [n_blocks]
+        for _ in shares:
+            depths.insert(0, -(-depths[0] // 2))
+        if n_blocks == 1:
+            return cls([Stage(1, tokens)])
+        if len(set(depths)) < len(depths):
+            raise ConfigError(
+                f"GrowthSchedule.doubling: {n_blocks} blocks cannot be halved {len(shares)} times"
+            )
+        return cls._jumps(depths, shares, tokens, place=place, train=train, what="doubling")
+
+    @classmethod
+    def jump(cls, n_blocks: int, *, tokens: int, start: int = 1, at: float = 0.5) -> GrowthSchedule:
+        """One jump from `start` blocks to all: copies of the stack, repeated, on top; all train.
+
+        Args:
+            n_blocks: at the end.
+            tokens: of the whole run.
+            start: blocks until then.
+            at: share of the tokens after which the others come.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if not 1 <= start < n_blocks:
+            raise ConfigError(
+                f"GrowthSchedule.jump: expected a start from 1 to {n_blocks - 1} blocks, "
+                f"got {start}"
+            )
+        return cls._jumps([start, n_blocks], [at], tokens, place="top", train="all", what="jump")
+
+    @classmethod
+    def _jumps(
+        cls,
+        depths: Sequence[int],
+        shares: Sequence[float],
+        tokens: int,
+        *,
+        place: str,
+        train: Literal["all", "new"],
+        what: str,
+    ) -> GrowthSchedule:
+        """Stages that end at shares of the tokens, each of one depth."""
+        where = f"GrowthSchedule.{what}"
+        if list(shares) != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+            raise ConfigError(
+                f"{where}: at: expected ascending shares between 0 and 1, got {shares}"
+            )
+        if place not in ("top", "middle") or train not in ("all", "new"):
+            raise ConfigError(
+                f"{where}: expected place 'top' or 'middle' and train 'all' or 'new', "
+                f"got {place!r} and {train!r}"
+            )
+        ends = [round(share * tokens) for share in [*shares, 1.0]]
+        lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        if min(lengths) < 1:
+            raise ConfigError(f"{where}: tokens: expected some for each stage, got {tokens}")
+        stages = [Stage(depths[0], lengths[0])]
+        for old, depth, length in zip(depths, depths[1:], lengths[1:], strict=False):
+            at = tuple(range(old - (depth - old) + 1, old + 1)) if place == "middle" else None
+            copied = None if at is None else tuple(index - 1 for index in at)
+            stages.append(Stage(depth - old, length, "copy", at=at, copy_of=copied, train=train))
+        return cls(stages)
+
+    def with_polish(self, share: float = 0.2) -> GrowthSchedule:
+        """The same with everything training in the last `share` of the tokens of every stage.
+
+        Raises:
+            ConfigError: the share is not between 0 and 1.
+        """
+        if not 0 < share < 1:
+            raise ConfigError(
+                f"GrowthSchedule.with_polish: expected a share between 0 and 1, got {share}"
+            )
+        kept = [max(1, round(stage.tokens * share)) for stage in self.stages]
+        stages = [
+            replace(stage, tokens=max(1, stage.tokens - tokens))
+            for stage, tokens in zip(self.stages, kept, strict=True)
+        ]
+        return replace(self, stages=[*stages, Stage(0, sum(kept), train="all")])
 
     @property
     def n_blocks(self) -> int:
@@ -287,15 +257,3 @@ class GrowthSchedule:
         if flops and seconds:
             return None
         return Budget(math.fsum(flops)) if flops else Budget(seconds=math.fsum(seconds))
-
-
-def _indices(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or not all(isinstance(index, int) for index in value):
-        raise ConfigError(f"{name}: expected a sequence of indices, got {value!r}")
-    return tuple(value)
-
-
-def _require_ascending(name: str, indices: tuple[int, ...], *, strictly: bool) -> None:
-    expected = sorted(set(indices) if strictly else indices)
-    if list(indices) != expected or min(indices, default=0) < 0:
-        raise ConfigError(f"{name}: expected indices from 0 on, ascending, got {indices}")

@@ -8,13 +8,18 @@ from typing import Any
 
 from fastgrow.errors import ConfigError
 from fastgrow.growth.active import StageShape, stage_shape
+from fastgrow.growth.length import stage_length
+from fastgrow.growth.moments import FRESH, Moments
 from fastgrow.growth.result import StageResult
-from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.growth.schedule import GrowthSchedule
+from fastgrow.growth.stage import Stage
 from fastgrow.growth.trunk import Trunk
-from fastgrow.growth.when import Plateau
+from fastgrow.growth.when import Budget, Plateau
 from fastgrow.nn import Decoder
 from fastgrow.nn.tensor_digest import tensor_digest
-from fastgrow.training import MixedStream, Mixture, TextData, TokenStream, TrainConfig
+from fastgrow.training import Batches, MixedStream, Mixture, TextData, TokenStream, TrainConfig
+from fastgrow.training.pace import Place
+from fastgrow.training.schedule import decay_begins
 
 Text = TokenStream | MixedStream
 
@@ -31,6 +36,7 @@ class Setup:
         name: what progress and log call the run.
         first_depth: blocks that were there before the first stage.
         shapes: of every stage.
+        steps: of every stage, as planned; the most of them where it has `until`.
     """
 
     model: Decoder
@@ -43,6 +49,7 @@ class Setup:
     name: str
     first_depth: int
     shapes: list[StageShape]
+    steps: list[int]
 
     @classmethod
     def of(
@@ -58,8 +65,8 @@ class Setup:
         """Put together and checked: a late stage that cannot be is better refused now.
 
         Raises:
-            ConfigError: a stage does not fit the model, or waits for a plateau and there is no
-                validation text.
+            ConfigError: a stage does not fit the model, waits for a plateau and there is no
+                validation text, or does not fit into the run's schedule of the learning rate.
         """
         first_depth = model.n_layer
         shapes = [
@@ -71,8 +78,24 @@ class Setup:
             raise ConfigError("Stage.until: a plateau needs validation text, and the data has none")
         if validation is not None:
             evaluate_on = {"validation": validation, **evaluate_on}
+        seq_len = train.seq_len or model.max_seq_len
+        steps = [
+            stage_length(stage, shape, model.config, train, seq_len).steps
+            for stage, shape in zip(schedule.stages, shapes, strict=True)
+        ]
+        check_fits(schedule, steps, train)
         return cls(
-            model, data, schedule, train, trunk, evaluate_on, validation, name, first_depth, shapes
+            model=model,
+            data=data,
+            schedule=schedule,
+            train=train,
+            trunk=trunk,
+            evaluate_on=evaluate_on,
+            validation=validation,
+            name=name,
+            first_depth=first_depth,
+            shapes=shapes,
+            steps=steps,
         )
 
     @property
@@ -83,6 +106,29 @@ class Setup:
     def seq_len(self) -> int:
         """Tokens in a window."""
         return self.train.seq_len or self.model.max_seq_len
+
+    @property
+    def shares_schedule(self) -> bool:
+        """Whether all stages are parts of one training: of its learning rate and its data."""
+        return self.train.schedule != "per-stage"
+
+    @property
+    def moments(self) -> Moments:
+        """What becomes of the optimizer's state between stages."""
+        return self.schedule.moments or (Moments() if self.shares_schedule else FRESH)
+
+    def batches(self, index: int, steps_before: int) -> Batches:
+        """The batches of stage `index` (from 0), which begins after so many steps of the run."""
+        train, stage = self.train, 0 if self.shares_schedule else index
+        seed = self.seed_of(stage)
+        batches = Batches(self.data.train, train.batch_size, self.seq_len, seed=seed)
+        if self.shares_schedule:
+            batches.skip(steps_before * train.accumulate)
+        return batches
+
+    def place(self, index: int, steps_before: int) -> Place:
+        """Where stage `index` (from 0), which begins after so many steps, stands in the run."""
+        return Place(steps_before, sum(self.steps[index + 1 :]))
 
     def seed_of(self, index: int) -> int:
         """What all that is drawn in stage `index` (from 0) depends on."""
@@ -105,6 +151,9 @@ class Setup:
             "model": config,
             "substrate": None if substrate is None else substrate.fingerprint,
             "schedule": [_stage_settings(stage) for stage in self.schedule.stages],
+            # Left out where it follows from the schedule of the learning rate, as records do from
+            # before there was a choice.
+            **({} if self.schedule.moments is None else {"moments": asdict(self.schedule.moments)}),
             "train": self.train.identity(),
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
@@ -113,6 +162,38 @@ class Setup:
             # A frozen table that no substrate accounts for.
             "table": None if self.model.own_table is None else tensor_digest(self.model.own_table),
         }
+
+
+def check_fits(schedule: GrowthSchedule, steps: list[int], train: TrainConfig) -> None:
+    """Refuse stages that may end at any time where the run's schedule cannot be kept with them.
+
+    Args:
+        schedule: the stages.
+        steps: of each, or the most of them.
+        train: its schedule of the learning rate.
+
+    Raises:
+        ConfigError: it is a cosine, or the decay would have to begin in the middle of such a stage.
+    """
+    if train.schedule == "per-stage":
+        return
+    begins, end = decay_begins(sum(steps), train.decay), 0
+    for index, (stage, length) in enumerate(zip(schedule.stages, steps, strict=True)):
+        end += length
+        if stage.until is None or (isinstance(stage.until, Budget) and stage.until.flops):
+            continue
+        if train.schedule == "cosine":
+            raise ConfigError(
+                f"stage {index + 1}: Stage.until: a cosine over the run has to know its length; "
+                'take train.schedule "wsd" or "per-stage", or a stage without until'
+            )
+        if end > begins and index + 1 < len(steps):
+            raise ConfigError(
+                f"stage {index + 1}: Stage.until may not have ended the stage when the run's decay "
+                f"has to begin: that is at step {begins} of {sum(steps)}, and the stage may last "
+                f"to step {end}. Give it fewer tokens or the later stages more, take a smaller "
+                "train.decay, or leave until to the last stage"
+            )
 
 
 def _stage_settings(stage: Stage) -> dict[str, Any]:

@@ -7,7 +7,7 @@ apart by the low-rank corrections of each.
 from __future__ import annotations
 
 from fastgrow.growth.active import StageShape
-from fastgrow.growth.schedule import Stage
+from fastgrow.growth.stage import Stage
 from fastgrow.nn import Decoder
 from fastgrow.nn.insertion import copied_blocks
 

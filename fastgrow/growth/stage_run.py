@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from fastgrow.errors import FastgrowError
 from fastgrow.evaluation import bits_per_character
 from fastgrow.growth.boundary import begin_stage
+from fastgrow.growth.carried import Carried, block_of
 from fastgrow.growth.folder import RunFolder
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.growth.length import Length, stage_length
@@ -22,8 +23,9 @@ from fastgrow.growth.setup import Setup, Text
 from fastgrow.growth.sharing import separate_blocks
 from fastgrow.growth.trunk.engine import StageTrunk, TrunkEngine
 from fastgrow.growth.trunk.load import stage_loads
-from fastgrow.training import Batches, Trainer, TrainResult
+from fastgrow.training import Trainer, TrainResult
 from fastgrow.training.activations import block_forwards, training_mode
+from fastgrow.training.optimizer import Rate
 
 
 class StageRun:
@@ -32,8 +34,10 @@ class StageRun:
     Args:
         setup: the run's.
         index: of the stage, from 0.
+        steps_before: of the optimizer, in the stages before it.
         folder: of the run.
         engine: runs the frozen trunk.
+        carried: the optimizer's state from the stages before.
 
     Attributes:
         trainer: None until training begins.
@@ -41,15 +45,25 @@ class StageRun:
         bits_at_start: of the validation text before any training; None without one.
     """
 
-    def __init__(self, setup: Setup, index: int, folder: RunFolder, engine: TrunkEngine) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        index: int,
+        steps_before: int,
+        folder: RunFolder,
+        engine: TrunkEngine,
+        carried: Carried,
+    ) -> None:
         self.setup = setup
         self.index = index
+        self.steps_before = steps_before
         self.stage, self.shape = setup.schedule.stages[index], setup.shapes[index]
         self.trainer: Trainer | None = None
         self.seconds = 0.0
         self.bits_at_start: float | None = None
         self._folder = folder
         self._engine = engine
+        self._carried = carried
         self._trunk: StageTrunk | None = None
 
     def run(
@@ -94,7 +108,9 @@ class StageRun:
             self.stage, self.shape, model.config, self.setup.train, self.setup.seq_len
         )
         self.trainer = self._new_trainer(active, length)
-        if resumed is not None:
+        if resumed is None:
+            self.trainer.optimizer.adopt(self._carried.begin(self.index, list(active)))
+        else:
             self.trainer.load_state_dict(resumed)
         stop_if_asked()
         started = time.perf_counter() - preparing - self.seconds
@@ -110,6 +126,7 @@ class StageRun:
                 f"stage {self.index + 1}: a frozen tensor changed during training; "
                 "the model in memory is not to be trusted, the last checkpoint is"
             )
+        self._carried.end(self.index, self.trainer.optimizer.state_dict())
         drift = self._merge()
         numbers = sum(parameter.numel() for parameter in active.values())
         result = self._result(trained, length, drift, numbers, started)
@@ -121,8 +138,7 @@ class StageRun:
     def _begin_trunk(self) -> StageTrunk:
         setup, index = self.setup, self.index
         train = setup.train
-        seed = setup.seed_of(index)
-        batches = Batches(setup.data.train, train.batch_size, setup.seq_len, seed=seed)
+        batches = setup.batches(index, self.steps_before)
         loads = stage_loads(
             setup.schedule.stages[index:],
             setup.shapes[index:],
@@ -147,6 +163,9 @@ class StageRun:
             setup.train if stage.lr is None else replace(setup.train, lr=stage.lr),
             steps=length.steps,
             until=length.rule,
+            place=setup.place(self.index, self.steps_before),
+            finish=self._folder.finish_asked,
+            rates=self._rates(active),
             objective=self._trunk.objective,
             validation=setup.validation,
             log=self._folder.log,
@@ -159,6 +178,17 @@ class StageRun:
                 **({} if rank is None else {"lora_rank": rank}),
             },
         )
+
+    def _rates(self, active: Mapping[str, nn.Parameter]) -> dict[str, Rate]:
+        rates, new = self.stage.rates, self.shape.new
+
+        def of(name: str) -> Rate:
+            if name.startswith(("lm_head.", "final_norm.")):
+                return rates.head
+            is_new = block_of(name) in new or name.endswith((".lora_A", ".lora_B"))
+            return rates.new if is_new else rates.old
+
+        return {name: of(name) for name in active}
 
     # -- ending --------------------------------------------------------------------------------
 

@@ -17,15 +17,17 @@ class Until:
 
 @dataclass(frozen=True)
 class Plateau(Until):
-    """End once the validation loss stands still, after a short cooldown of the learning rate.
+    """End once the validation loss stands still.
 
     The learning rate is constant after its warm-up, for a decaying one would make its own plateau.
+    Where stages share one schedule (`TrainConfig.schedule` "wsd"), the next stage goes on at that
+    rate, and the last one ends with the run's decay. Under "per-stage" a short cooldown follows.
 
     Args:
         patience: evaluations without an improvement, at least 1.
         min_delta: nats a token by which a loss has to fall below the best one to improve on it.
-        cooldown: steps that follow the decision, as a share of those made, over which the learning
-            rate falls in a line to its minimum; at least one step.
+        cooldown: of "per-stage": steps that follow the decision, as a share of those made, over
+            which the learning rate falls in a line to its minimum; at least one step.
 
     Raises:
         ConfigError: a value is out of range.
@@ -87,7 +89,9 @@ class PlateauRule:
         self._best = math.inf
         self._since_best: list[list[float]] = []
 
-    def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
+    def observe(
+        self, step: int, validation_loss: float | None, cooldown: int = 0
+    ) -> dict[str, Any] | None:
         """The best loss and the steps and losses since, once they are `patience` many."""
         if validation_loss is None:
             return None
@@ -127,10 +131,12 @@ class SecondsRule:
         """Share of the seconds that are spent."""
         return (self._clock() - self._began) / self._seconds
 
-    def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
+    def observe(
+        self, step: int, validation_loss: float | None, cooldown: int
+    ) -> dict[str, Any] | None:
         """The time spent, once the steps of the cooldown take what is left."""
         spent = self._clock() - self._began
-        if spent * (1 + self.cooldown) < self._seconds:
+        if spent * (1 + cooldown / step) < self._seconds:
             return None
         return {"reason": "seconds", "seconds": spent, "budget": self._seconds}
 

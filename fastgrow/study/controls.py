@@ -16,8 +16,6 @@ from fastgrow.growth import GrowthSchedule, LoRA, Stage, stage_shape
 from fastgrow.growth.active import active_parameters
 from fastgrow.nn import DecoderConfig
 
-_POLISH = 0.2
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -63,7 +61,7 @@ def _copies(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
     tokens = sum(stage.tokens for stage in rest)
     blocks = schedule.n_blocks - first.blocks
     stacked = Stage(blocks, tokens, insertion="copy", train="all", lr=rest[0].lr)
-    return Plan(GrowthSchedule([first, stacked]))
+    return Plan(replace(schedule, stages=[first, stacked]))
 
 
 def _lora_phases(schedule: GrowthSchedule, config: DecoderConfig) -> Plan:
@@ -79,17 +77,12 @@ def _lora_phases(schedule: GrowthSchedule, config: DecoderConfig) -> Plan:
         half = max(1, stage.tokens // 2)
         stages.append(replace(stage, tokens=max(1, stage.tokens - half)))
         stages.append(Stage(0, half, train="none", lora=LoRA(budget=budget), lr=stage.lr))
-    return Plan(GrowthSchedule(stages))
+    return Plan(replace(schedule, stages=stages))
 
 
 def _joint_polish(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
     """A fifth of the tokens of every stage is kept for the end, where all blocks train together."""
-    kept = [max(1, round(stage.tokens * _POLISH)) for stage in schedule.stages]
-    stages = [
-        replace(stage, tokens=max(1, stage.tokens - tokens))
-        for stage, tokens in zip(schedule.stages, kept, strict=True)
-    ]
-    return Plan(GrowthSchedule([*stages, Stage(0, sum(kept), train="all")]))
+    return Plan(schedule.with_polish())
 
 
 def _windows(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
@@ -97,7 +90,7 @@ def _windows(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
     stages = [schedule.stages[0]]
     for before, stage in zip(schedule.stages, schedule.stages[1:], strict=False):
         stages.append(replace(stage, window=stage.blocks + before.blocks))
-    return Plan(GrowthSchedule(stages))
+    return Plan(replace(schedule, stages=stages))
 
 
 CONTROLS: dict[str, Control] = {

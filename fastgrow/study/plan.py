@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fastgrow._records import left_out
 from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule
 from fastgrow.nn import DecoderConfig
@@ -189,11 +190,11 @@ def _scaled(schedule: GrowthSchedule, factor: float) -> GrowthSchedule:
     stages = [
         replace(stage, tokens=max(1, round(stage.tokens * factor))) for stage in schedule.stages
     ]
-    return GrowthSchedule(stages)
+    return replace(schedule, stages=stages)
 
 
 def stated(value: Any) -> Any:
-    """JSON values of dataclasses, without the fields that have their defaults.
+    """JSON values of dataclasses, without the fields that records leave out: mostly defaults.
 
     So a hash and a record stay what they were when a class gets a new field that changes nothing.
     """
@@ -201,7 +202,7 @@ def stated(value: Any) -> Any:
         return {
             field.name: stated(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.default is dataclasses.MISSING or getattr(value, field.name) != field.default
+            if getattr(value, field.name) != left_out(field)
         }
     if isinstance(value, Mapping):
         return {name: stated(item) for name, item in value.items()}

@@ -90,10 +90,13 @@ def plan_jobs(study: Study, only: Collection[str] | None = None) -> list[Job]:
             corpus.text(text)
         if ensembles_named:
             corpus.tuning(settings.evaluate)
-    for seed in settings.seeds:
+    for number, seed in enumerate(settings.seeds):
         ensembles = [study.composition(name, seed) for name in ensembles_named]
         planned = set[str]()
         for name in trainings:
+            limit = settings.trainings[name].seeds
+            if limit is not None and number >= limit:
+                continue
             run = study.run(name, seed)
             planned.add(name)
             if not run.result.exists():

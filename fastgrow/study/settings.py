@@ -82,6 +82,7 @@ class TrainingSettings:
         tokens: factor on the tokens of every stage.
         equal_flops_to: another training; the tokens of every stage are scaled so that both cost
             the same number of floating-point operations.
+        seeds: how many of the study's seeds it is run for, the first ones; None for all.
         model, train, substrate: changes to the study's.
     """
 
@@ -91,6 +92,7 @@ class TrainingSettings:
     part: tuple[int, int] | None = None
     tokens: float = 1.0
     equal_flops_to: str | None = None
+    seeds: int | None = None
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     substrate: dict[str, Any] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class TrainingSettings:
             )
         if self.part is not None and not 0 <= self.part[0] < self.part[1]:
             raise ConfigError(f"part: expected [i, n] with 0 ≤ i < n, got {list(self.part)}")
+        if self.seeds is not None and self.seeds < 1:
+            raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
         if not self.tokens > 0:
             raise ConfigError(f"tokens: expected a factor above 0, got {self.tokens}")
         if not self.texts or not all(weight > 0 for weight in self.texts.values()):
@@ -199,6 +203,11 @@ class StudySettings:
             self._refer(f"ensembles.{name}.experts", ensemble.experts, self.trainings)
             if not ensemble.experts or not ensemble.rules:
                 raise ConfigError(f"ensembles.{name}: expected experts and rules")
+            for expert in ensemble.experts:
+                if self.trainings[expert].seeds is not None:
+                    raise ConfigError(
+                        f"trainings.{expert}.seeds: the ensemble {name!r} needs it for every seed"
+                    )
 
     @staticmethod
     def _refer(where: str, names: Any, known: Mapping[str, Any]) -> None:

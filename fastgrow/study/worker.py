@@ -5,7 +5,6 @@ python -m fastgrow.study.worker STUDY_FOLDER training|ensemble NAME SEED
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
 import time
@@ -16,12 +15,13 @@ from pathlib import Path
 import torch
 
 from fastgrow import _files
-from fastgrow.errors import ConfigError, FastgrowError, Interrupted
+from fastgrow.errors import FastgrowError, Interrupted
 from fastgrow.growth import grow
 from fastgrow.nn import Decoder
 from fastgrow.study.compose import compose
 from fastgrow.study.plan import Run, Study
 from fastgrow.study.record import read_record
+from fastgrow.training.run_folder import sole_user
 
 
 def train(study: Study, run: Run, *, quiet: bool = False) -> None:
@@ -34,7 +34,7 @@ def train(study: Study, run: Run, *, quiet: bool = False) -> None:
     if run.result.exists():
         return
     corpus = study.corpus(run.training)
-    with _sole(run.folder / "lock"), _process_seconds(run.folder / "seconds.json"):
+    with sole_user(run.folder, "study.lock"), _process_seconds(run.folder / "seconds.json"):
         torch.manual_seed(run.seed)
         result = grow(
             Decoder(run.model, corpus.substrate),
@@ -77,20 +77,6 @@ def _curve(run: Run) -> list[list[float]]:
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if key in row]
     return [[row["global_step"] * per_step, row[key]] for row in rows]
-
-
-@contextmanager
-def _sole(path: Path) -> Iterator[None]:
-    """Hold a lock; it is gone with this process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{path.parent}: another process is at work on this run; wait until it ends"
-            ) from None
-        yield
 
 
 @contextmanager

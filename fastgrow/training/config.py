@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastgrow._records import before
 from fastgrow.errors import ConfigError
+
+Schedule = Literal["wsd", "cosine", "per-stage"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,17 @@ class TrainConfig:
         batch_size: windows in a micro-batch.
         accumulate: micro-batches whose gradients make one step.
         seq_len: tokens in a window; None takes the model's `max_seq_len`.
+        schedule: of the learning rate. "wsd" warms up, stays at lr and decays in a line, and
+            "cosine" warms up and decays by half a cosine, both once over a whole run, however many
+            stages it has; "per-stage" is a cosine for each stage, as in the papers.
         lr: peak learning rate.
-        min_lr_ratio: the cosine ends at lr * min_lr_ratio.
+        min_lr_ratio: the decay ends at lr * min_lr_ratio.
         warmup: share of the steps over which the learning rate rises from 0 to lr.
-        betas: of AdamW.
+        decay: of "wsd", share of the steps over which the learning rate falls.
+        optimizer: "adamw", or "muon" for the matrices of blocks beside AdamW for all else.
+        betas: of AdamW; the first is Muon's momentum too.
         eps: of AdamW.
-        weight_decay: of AdamW; matrices only, never biases or norms.
+        weight_decay: of both; matrices only, never biases or norms.
         grad_clip: largest global gradient norm; None does not clip.
         precision: "auto" is bf16 autocast on a GPU that has it and fp32 elsewhere.
         eval_every: steps between evaluations; None evaluates ten times in a run.
@@ -40,9 +49,12 @@ class TrainConfig:
     batch_size: int = 16
     accumulate: int = 1
     seq_len: int | None = None
+    schedule: Schedule = field(default="wsd", metadata=before("per-stage"))
     lr: float = 1e-3
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: float = field(default=0.0, metadata=before(0.1))
     warmup: float = 0.05
+    decay: float = 0.4
+    optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -64,9 +76,18 @@ class TrainConfig:
             value = getattr(self, name)
             self._require(name, value is None or _is_count(value), "None or at least 1")
         self._require("lr", _is_number(self.lr) and self.lr > 0, "a positive number")
-        for name in ("min_lr_ratio", "warmup"):
+        schedules = typing.get_args(Schedule)
+        self._require("schedule", self.schedule in schedules, " or ".join(schedules))
+        optimizers = ("adamw", "muon")
+        self._require("optimizer", self.optimizer in optimizers, " or ".join(optimizers))
+        for name in ("min_lr_ratio", "warmup", "decay"):
             value = getattr(self, name)
             self._require(name, _is_number(value) and 0 <= value <= 1, "between 0 and 1")
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ConfigError(
+                f"decay: warmup and decay are shares of one run, expected at most "
+                f"{1 - self.warmup:g} beside warmup={self.warmup:g}, got {self.decay:g}"
+            )
         betas_fit = len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas)
         self._require("betas", betas_fit, "two numbers in [0, 1)")
         self._require("eps", _is_number(self.eps) and self.eps > 0, "a positive number")
@@ -86,9 +107,16 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What decides a run's numbers, in JSON values: not when to log, nor what to save."""
         free = {"log_every", "checkpoint_every", "checkpoint_activations"}
-        if not self.compile:
-            # As in the records of runs from before there was a choice.
-            free.add("compile")
+        if self.schedule != "wsd":
+            free.add("decay")
+        # As in the records of runs from before there was a choice.
+        for name, value in (
+            ("compile", False),
+            ("schedule", "per-stage"),
+            ("optimizer", "adamw"),
+        ):
+            if getattr(self, name) == value:
+                free.add(name)
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()

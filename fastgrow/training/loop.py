@@ -20,8 +20,8 @@ from fastgrow.training.config import TrainConfig
 from fastgrow.training.data.batches import IGNORE_INDEX
 from fastgrow.training.interrupt import InterruptGuard
 from fastgrow.training.log import RunLog
-from fastgrow.training.optimizer import build_optimizer, load_optimizer_state, optimizer_state
-from fastgrow.training.pace import Pace, StopRule
+from fastgrow.training.optimizer import Optimizer, Rate
+from fastgrow.training.pace import Pace, Place, StopRule
 from fastgrow.training.precision import autocast, resolve_precision
 from fastgrow.training.rng import rng_state, set_rng_state
 
@@ -65,9 +65,9 @@ class Trainer:
     """Trains exactly the parameters in `active` for a number of steps.
 
     One step: `config.accumulate` micro-batches, whose gradients are weighted by their targets so
-    that the sum is the gradient of the mean loss over all of them; clipping; AdamW. On a CPU,
-    with the same libraries and threads, a run that was stopped at any step and resumed ends in the
-    same bits as one that was not.
+    that the sum is the gradient of the mean loss over all of them; clipping; the optimizer. On a
+    CPU, with the same libraries and threads, a run that was stopped at any step and resumed ends in
+    the same bits as one that was not.
 
     Args:
         model: has `loss(ids, targets, ignore_index=…, reduction="mean")`. Moved to `device`.
@@ -77,6 +77,9 @@ class Trainer:
         steps: length of the run; or
         tokens: length of the run in tokens, rounded up to whole steps.
         until: a rule that may end it earlier (`fastgrow.training.pace`).
+        place: where it stands in a run of several trainings that share one schedule; alone without.
+        finish: asked after each step whether the user wants the run to end (`Pace`).
+        rates: of parameters, by name, that do not take the learning rate as it is.
         validation: stream that is evaluated every `config.eval_every` steps and at the end.
         log: where progress goes; None is silent.
         device: None keeps the model where it is.
@@ -99,6 +102,9 @@ class Trainer:
         steps: int | None = None,
         tokens: int | None = None,
         until: StopRule | None = None,
+        place: Place | None = None,
+        finish: Callable[[], bool] | None = None,
+        rates: Mapping[str, Rate] | None = None,
         validation: EncodedText | None = None,
         log: RunLog | None = None,
         device: torch.device | str | None = None,
@@ -107,7 +113,7 @@ class Trainer:
     ) -> None:
         self._tokens_per_step = batches.tokens_per_batch * config.accumulate
         self._planned_steps = _run_length(steps, tokens, self._tokens_per_step)
-        self._pace = Pace(config, self._planned_steps, until)
+        self._pace = Pace(config, self._planned_steps, until, place, finish)
         _check_active(model, active)
         self.device = torch.device(device) if device is not None else _device_of(active)
         self.model = model.to(self.device)
@@ -127,7 +133,7 @@ class Trainer:
         self._best_weights: dict[str, torch.Tensor] = {}
         self._log = log if log is not None else RunLog(quiet=True)
         self._dtype = resolve_precision(config.precision, self.device)
-        self._optimizer = build_optimizer(self.active, config)
+        self._optimizer = Optimizer(self.active, config, rates)
         self._parameters = list(self.active.values())
         self._eval_every = config.eval_every or max(1, math.ceil(self._planned_steps / 10))
         # Reading a value of a CPU tensor costs nothing. Elsewhere it would wait for the device, so
@@ -137,6 +143,7 @@ class Trainer:
         self._norm_sum = torch.zeros((), device=self.device)
         self._summed_steps = 0
         self._last_loss = math.nan
+        self._rate = 0.0
         self._seconds = 0.0
 
     @property
@@ -195,9 +202,8 @@ class Trainer:
         )
 
     def _train_step(self, *, check_gradients: bool) -> None:
-        rate = self._pace.rate(self.step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        self._rate = self._pace.rate(self.step)
+        self._optimizer.set_rate(self._rate, self.step, self._planned_steps)
         loss = self._backward()
         if check_gradients:
             self._require_gradients()
@@ -208,7 +214,7 @@ class Trainer:
         if self._reads_every_step:
             self._require_finite(loss.item(), norm.item(), self.step + 1)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         self.step += 1
 
     def _backward(self) -> torch.Tensor:
@@ -253,7 +259,7 @@ class Trainer:
             if not math.isfinite(value):
                 raise DivergenceError(
                     f"the {what} became {value} at step {step} of {self.steps} (learning rate "
-                    f"{self._optimizer.param_groups[0]['lr']:.3g}); nothing was saved since. Go "
+                    f"{self._rate:.3g}); nothing was saved since. Go "
                     "back to the last checkpoint with a lower learning rate or stronger clipping"
                 )
 
@@ -277,10 +283,14 @@ class Trainer:
             with self._off_the_clock():
                 loss = self._evaluate()
         # Before anything is saved: a resumed run must not miss what this step showed.
+        was_last = self._pace.is_last
         if self._pace.observe(self.step, loss):
             decision = self._pace.decision or {}
             text = f"ends after step {decision['last_step']:,}: {decision['reason']}"
             self._log.event("cooldown", text, **decision)
+            if not was_last and self._pace.is_last:
+                # The weights to pick from are those that the decay leads to.
+                self.best_step, self.best_bits_per_character = None, math.inf
         if logs:
             self._log_training()
         if saves and on_checkpoint is not None:
@@ -304,7 +314,7 @@ class Trainer:
             "loss": loss,
             "bits_per_character": loss / math.log(2) * self.batches.stream.tokens_per_character,
             "gradient_norm": norm,
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "learning_rate": self._rate,
             "tokens": self.tokens,
             "tokens_per_second": steps * self._tokens_per_step / elapsed,
             "seconds": self._seconds,
@@ -336,7 +346,8 @@ class Trainer:
         self._log.note(values)
         if bits < self.best_bits_per_character:
             self.best_bits_per_character, self.best_step = bits, self.step
-            if self.config.pick == "best":
+            # Another part of the run goes on from the last weights, as its optimizer's state does.
+            if self.config.pick == "best" and self._pace.is_last:
                 self._best_weights = {
                     name: p.detach().to("cpu", copy=True) for name, p in self.active.items()
                 }
@@ -362,12 +373,17 @@ class Trainer:
             'command or with resume="auto", to go on from this step'
         )
 
+    @property
+    def optimizer(self) -> Optimizer:
+        """What moves the active parameters."""
+        return self._optimizer
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to go on but the model's weights, which are the model's state."""
         return {
             "step": self.step,
             "plan": self._plan(),
-            "optimizer": optimizer_state(self._optimizer, self.active),
+            "optimizer": self._optimizer.state_dict(),
             "rng": rng_state(),
             "data": self.batches.state_dict(),
             "pace": self._pace.state_dict(),
@@ -400,7 +416,7 @@ class Trainer:
                     f"the checkpoint was made with {name}={saved!r}, this run has "
                     f"{name}={expected!r}; resume with the same settings or start a new run"
                 )
-        load_optimizer_state(self._optimizer, self.active, state["optimizer"])
+        self._optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["data"])
         self._log.load_state_dict(state["log"])
         self._pace.load_state_dict(state.get("pace"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fastgrow.errors import ConfigError
 from fastgrow.training.config import TrainConfig
-from fastgrow.training.schedule import learning_rate
+from fastgrow.training.schedule import cosine, decay_begins, line, wsd
 
 
 class StopRule(Protocol):
@@ -15,18 +17,22 @@ class StopRule(Protocol):
 
     @property
     def cooldown(self) -> float:
-        """Steps that follow the decision, as a share of those made before it."""
+        """Steps that follow the decision, as a share of those made, where each stage has its own
+        schedule."""
 
     @property
     def used(self) -> float | None:
         """Share of its budget that is used up, where it has one of its own; else None."""
 
-    def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
+    def observe(
+        self, step: int, validation_loss: float | None, cooldown: int
+    ) -> dict[str, Any] | None:
         """Look at a finished step.
 
         Args:
             step: steps made.
             validation_loss: nats a token, at steps that end with an evaluation.
+            cooldown: steps that would follow a decision now.
 
         Returns:
             The evidence, as JSON values, if the training may end; None if it goes on.
@@ -36,86 +42,169 @@ class StopRule(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a training stands in a run of several that share one schedule of the learning rate.
+
+    Attributes:
+        before: steps that the run has made.
+        after: steps that it plans to make afterwards.
+    """
+
+    before: int = 0
+    after: int = 0
+
+
 class Pace:
     """Learning rate and end of a training.
 
-    Without a rule the rate warms up and falls by half a cosine over a known number of steps. With
-    one it is constant after its warm-up until the rule decides, and then falls in a line to its
-    minimum over the cooldown, at least one step. The warm-up is its share of the steps or of the
-    rule's budget, what ends sooner, for the steps may be no more than a bound. A rule that never
-    decides is cut short in time for its cooldown to fit.
+    What "wsd" and "cosine" count in is the run that the training is a part of. The run's length is
+    what is planned, so it is shorter from then on where an earlier part has ended early.
+
+    A rule may end the training before its steps are made. In the middle of a run that shares a
+    schedule it ends at once, at the rate that it has. In its last part, and under "per-stage", a
+    decay follows: the rate is constant after its warm-up until the rule decides, and then falls in
+    a line. A rule that never decides is cut short in time for the decay to fit. The warm-up is its
+    share of the steps or of the rule's budget, what ends sooner, for the steps may be no more than
+    a bound.
 
     Args:
         config: of the training.
         steps: its length, or the most it may take.
         rule: what may end it earlier.
+        place: in the run.
+        finish: asked after each step whether the user wants the run to end; then its decay begins.
 
     Attributes:
         steps: the step at which the training ends, as far as is known.
-        decision: what the rule said; None before that and without a rule.
+        decision: what the rule said, or that the user asked; None before that.
+
+    Raises:
+        ConfigError: `finish` or a rule that cannot tell its length does not go with the schedule.
     """
 
-    def __init__(self, config: TrainConfig, steps: int, rule: StopRule | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        steps: int,
+        rule: StopRule | None = None,
+        place: Place | None = None,
+        finish: Callable[[], bool] | None = None,
+    ) -> None:
+        if rule is not None and config.schedule == "cosine":
+            raise ConfigError(
+                "a cosine over the run has to know its length: a stage that ends by a plateau or "
+                'by seconds goes with schedule "wsd" or "per-stage"'
+            )
         self.steps = steps
         self.decision: dict[str, Any] | None = None
         self._planned = steps
         self._config = config
         self._rule = rule
+        self._place = Place() if place is None or config.schedule == "per-stage" else place
+        self._finish = finish
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of the run's schedule is left after this training."""
+        return not self._place.after or self._asked
+
+    @property
+    def _asked(self) -> bool:
+        return self.decision is not None and self.decision["reason"] == FINISH
+
+    @property
+    def _whole(self) -> int:
+        """Steps of the run, as planned."""
+        return self._place.before + self._planned + self._place.after
 
     def rate(self, step: int) -> float:
         """The learning rate of the step about to be made, 0 … steps - 1."""
-        config = self._config
-        if self._rule is None:
-            return learning_rate(
-                step,
-                self.steps,
-                peak=config.lr,
-                warmup=config.warmup,
-                min_ratio=config.min_lr_ratio,
-            )
-        if self.decision is None:
-            return self._plateau(step)
+        if self.decision is None or self.decision["last_step"] == self.decision["step"]:
+            return self._undecided(step)
         decided = self.decision["step"]
-        progress = (step - decided + 1) / (self.steps - decided)
-        return self._plateau(decided) * (1 - (1 - config.min_lr_ratio) * progress)
+        peak = self._undecided(decided)
+        if self._config.schedule == "per-stage":
+            # The last step lands on the minimum.
+            progress = (step - decided + 1) / (self.steps - decided)
+            return peak * (1 - (1 - self._config.min_lr_ratio) * progress)
+        return peak * line(step - decided, self.steps - decided, self._config.min_lr_ratio)
 
     def observe(self, step: int, validation_loss: float | None) -> bool:
-        """Look at a finished step; True if it brought the decision."""
+        """Look at a finished step; True if it brought a decision that changes what follows."""
+        if self._finish is not None and not self._asked and self._finish():
+            return self._decide({"reason": FINISH}, step)
         if self._rule is None or self.decision is not None:
             return False
+        cooldown = self._cooldown(step)
         if step >= self._planned:
             # The bound leaves no step for a cooldown, or none is wanted.
             self.decision = {"reason": "tokens", "step": step, "last_step": step}
             return False
-        evidence = self._rule.observe(step, validation_loss)
-        if evidence is None and step >= math.floor(self._planned / (1 + self._rule.cooldown)):
+        evidence = self._rule.observe(step, validation_loss, cooldown)
+        if evidence is None and not self._place.after and step >= self._latest_decision:
             evidence = {"reason": "tokens"}
-        if evidence is None:
-            return False
-        last = min(self._planned, step + max(1, math.ceil(step * self._rule.cooldown)))
+        return evidence is not None and self._decide(evidence, step)
+
+    def _decide(self, evidence: dict[str, Any], step: int) -> bool:
+        middle = self._place.after and evidence["reason"] != FINISH
+        last = step if middle else min(self._planned, step + max(1, self._cooldown(step)))
         self.decision = {**evidence, "step": step, "last_step": last}
         self.steps = last
         return True
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """What a resumed training needs; None without a rule."""
-        if self._rule is None:
-            return None
-        return {"decision": self.decision, "rule": self._rule.state_dict()}
+    def _cooldown(self, step: int) -> int:
+        """Steps of a decay that begins after `step` steps of this training."""
+        if self._config.schedule == "wsd":
+            decay = self._config.decay
+            if decay == 1:
+                return self._planned - step
+            return math.ceil((self._place.before + step) * decay / (1 - decay))
+        return 0 if self._rule is None else math.ceil(step * self._rule.cooldown)
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Put back what `state_dict` returned."""
-        if self._rule is None or state is None:
-            return
-        self._rule.load_state_dict(state["rule"])
-        self.decision = state["decision"]
-        if self.decision is not None:
-            self.steps = self.decision["last_step"]
+    @property
+    def _latest_decision(self) -> int:
+        """Steps after which the decay has to begin."""
+        if self._config.schedule == "wsd":
+            return decay_begins(self._whole, self._config.decay) - self._place.before
+        assert self._rule is not None
+        return math.floor(self._planned / (1 + self._rule.cooldown))
+
+    def _undecided(self, step: int) -> float:
+        """The rate as long as nothing ends the training early."""
+        config = self._config
+        if self._rule is not None and (not self._place.after or config.schedule == "per-stage"):
+            return self._plateau(step)
+        shape = {"peak": config.lr, "warmup": config.warmup, "min_ratio": config.min_lr_ratio}
+        at = self._place.before + step
+        if config.schedule == "wsd":
+            return wsd(at, self._whole, decay=config.decay, **shape)
+        return cosine(at, self._whole, **shape)
 
     def _plateau(self, step: int) -> float:
-        warmup = self._config.warmup
-        warmed = (step + 1) / max(round(warmup * self._planned), 1)
+        warmup, at = self._config.warmup, self._place.before + step
+        warmed = (at + 1) / max(round(warmup * self._whole), 1)
         used = None if self._rule is None else self._rule.used
         if used is not None and warmup > 0:
             warmed = max(warmed, used / warmup)
         return self._config.lr * min(1.0, warmed)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What a resumed training needs; None where there is nothing to decide."""
+        if self._rule is None and self.decision is None:
+            return None
+        rule = None if self._rule is None else self._rule.state_dict()
+        return {"decision": self.decision, "rule": rule}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Put back what `state_dict` returned."""
+        if state is None:
+            return
+        if self._rule is not None:
+            self._rule.load_state_dict(state["rule"])
+        self.decision = state["decision"]
+        if self.decision is not None:
+            self.steps = self.decision["last_step"]
+
+
+FINISH = "finish"

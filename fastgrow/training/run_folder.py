@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +15,40 @@ from fastgrow.errors import ConfigError
 
 Resume = Literal["auto", "never"]
 RECORD = "run.json"
+LOCK = "lock"
+
+
+class FolderInUse(ConfigError):
+    """Another process is at work in the folder."""
+
+
+@contextmanager
+def sole_user(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Be the one process at work in a folder; that is over with this process, however it ends.
+
+    Args:
+        folder: made where it is missing.
+        name: of the file that is locked.
+
+    Raises:
+        FolderInUse: another process is.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise FolderInUse(
+                f"{folder}: another process (number {holder}) is at work on this run; wait until "
+                "it ends, or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def claim_folder(
@@ -42,7 +80,21 @@ def claim_folder(
     there = _files.read_json(record)
     for key, value in settings.items():
         if there.get(key) != value:
+            place, was, now = _difference(key, there.get(key), value)
             raise ConfigError(
-                f"{out}: holds a run with another {key} ({there.get(key)!r}, now "
-                f"{value!r}); choose another folder, or go on with the old settings"
+                f"{out}: holds a run with another {place} ({was!r}, now {now!r}); choose another "
+                "folder, or go on with the old settings"
             )
+
+
+def _difference(place: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """The name and the values of the innermost setting in which two trees differ first."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*now, *was]:
+            if was.get(key) != now.get(key):
+                return _difference(f"{place}.{key}", was.get(key), now.get(key))
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for index, (old, new) in enumerate(zip(was, now, strict=True)):
+            if old != new:
+                return _difference(f"{place}.{index}", old, new)
+    return place, was, now

@@ -1,7 +1,8 @@
 """A process that has everything imported and starts growth runs by forking, to be killed.
 
-Protocol: a line on standard input names a folder; the answers are the run's process id, and once it
-is gone its return code. It never runs a backward pass itself: autograd does not survive a fork.
+Protocol: a line on standard input names a schedule of the learning rate and a folder; the answers
+are the run's process id, and once it is gone its return code. It never runs a backward pass itself:
+autograd does not survive a fork.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from growing import make_data, make_model, make_substrate, make_train
 from tensorboard.compat.proto import event_pb2  # noqa: F401
 from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: F401
 
-from fastgrow.growth import GrowthSchedule, LoRA, Plateau, Stage, grow
+from fastgrow.growth import GrowthSchedule, LoRA, Moments, Plateau, Stage, grow
 
+# A block trains, rests beside LoRA on it, and thaws; in the last stage the loss stands still.
 SCHEDULE = GrowthSchedule(
     [
         Stage(1, 1024),
         Stage(1, 1024, "copy", lora=LoRA(rank=2, alpha=4.0)),
-        Stage(1, 2048, "identity", window=2, until=Plateau(patience=2, min_delta=0.1)),
-    ]
+        Stage(1, 2048, "identity", train="all", until=Plateau(patience=2, min_delta=0.1)),
+    ],
+    moments=Moments(copied="copy", thawed="restore"),
 )
 
 
@@ -34,17 +37,20 @@ def main() -> None:
     for line in sys.stdin:
         process = os.fork()
         if process == 0:
-            run(Path(line.strip()), substrate, data)
+            schedule, _, out = line.strip().partition(" ")
+            run(schedule, Path(out), substrate, data)
         print(process, flush=True)
         _, status = os.waitpid(process, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def run(out: Path, substrate, data) -> None:
+def run(schedule: str, out: Path, substrate, data) -> None:
     """In the child: grow, and leave without the parent's clean-up."""
     code = 1
     try:
-        train = make_train(checkpoint_every=3, accumulate=2, eval_every=2)
+        train = make_train(
+            schedule=schedule, decay=0.2, checkpoint_every=3, accumulate=2, eval_every=2
+        )
         grow(make_model(substrate), data, SCHEDULE, train=train, out=out, name="run", quiet=True)
         code = 0
     except BaseException:

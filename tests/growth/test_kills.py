@@ -36,10 +36,10 @@ class KillServer:
         )
         assert self._answer() == "ready"
 
-    def run(self, out: Path, kill_after: float | None = None) -> bool:
+    def run(self, schedule: str, out: Path, kill_after: float | None = None) -> bool:
         """Run, or go on, in a folder; True if it was killed after so many seconds."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{out}\n")
+        self._process.stdin.write(f"{schedule} {out}\n")
         self._process.stdin.flush()
         process = int(self._answer())
         timer = None
@@ -91,12 +91,10 @@ def server(tmp_path_factory) -> Iterator[KillServer]:
     server.close()
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(server: KillServer, tmp_path_factory) -> tuple[dict[str, object], float]:
+def uninterrupted(server: KillServer, schedule: str, out: Path) -> tuple[dict[str, object], float]:
     """What the run leaves when nobody disturbs it, and the seconds that it takes."""
-    out = tmp_path_factory.mktemp("whole") / "run"
     began = time.monotonic()
-    assert not server.run(out)
+    assert not server.run(schedule, out)
     seconds = time.monotonic() - began
     left = left_behind(out)
     record = left["record"]
@@ -107,16 +105,23 @@ def uninterrupted(server: KillServer, tmp_path_factory) -> tuple[dict[str, objec
     return left, seconds
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("schedule", "kills"),
+    [
+        ("wsd", 5),
+        pytest.param("wsd", 50, marks=pytest.mark.slow),
+        pytest.param("per-stage", 20, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_random_moments_it_ends_in_the_same_bits(
-    server: KillServer, uninterrupted, tmp_path: Path, kills: int
+    server: KillServer, tmp_path: Path, schedule: str, kills: int
 ) -> None:
     """Each run is killed again and again until it gets through; then nothing tells it apart."""
-    left, seconds = uninterrupted
+    left, seconds = uninterrupted(server, schedule, tmp_path / "whole" / "run")
     moments, done, number = random.Random(kills), 0, 0
     while done < kills:
         out = tmp_path / f"run-{number}"
-        while server.run(out, moments.uniform(0, seconds) if done < kills else None):
+        while server.run(schedule, out, moments.uniform(0, seconds) if done < kills else None):
             done += 1
         assert left_behind(out) == left
         number += 1

@@ -25,7 +25,8 @@ def phase(substrate, data, tmp_path: Path):
     """A run of two stages, the second with LoRA, and a run of the first alone."""
 
     def run(*stages: Stage, out: Path | None):
-        train = make_train(pick="last")
+        # Stages of their own: the first is the same in both runs.
+        train = make_train(pick="last", schedule="per-stage")
         return grow(
             make_model(substrate), data, GrowthSchedule(stages), train=train, out=out, quiet=True
         )

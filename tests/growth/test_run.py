@@ -40,10 +40,10 @@ class Spy:
                     "before": before,
                     "after": {n: p.detach().clone() for n, p in model.named_parameters()},
                     "optimized": {
-                        id(p) for g in trainer._optimizer.param_groups for p in g["params"]
+                        id(p) for g in trainer.optimizer.param_groups for p in g["params"]
                     },
                     "active_ids": {id(p) for p in model.parameters() if p.requires_grad},
-                    "with_state": {id(p) for p in trainer._optimizer.state},
+                    "with_state": {id(p) for p in trainer.optimizer.held},
                 }
             )
             return result

@@ -47,14 +47,14 @@ def test_a_schedule_without_new_blocks_has_no_monolith() -> None:
 
 def test_equal_stages() -> None:
     """Copies that train beside the blocks below, unless the paper's stages are asked for."""
-    assert GrowthSchedule.blocks(3, tokens=7, blocks_per_stage=2).stages == (
+    assert GrowthSchedule.blocks(3, tokens=7, blocks_per_stage=2, recipe="windows").stages == (
         Stage(2, 7),
         Stage(2, 7, "copy", window=4),
         Stage(2, 7, "copy", window=4),
     )
-    paper = GrowthSchedule.blocks(2, tokens=7, insertion="random", overlap=0)
+    paper = GrowthSchedule.blocks(2, tokens=7, recipe="published")
     assert paper.stages == (Stage(1, 7), Stage(1, 7))
-    identity = GrowthSchedule.blocks(4, tokens=7, insertion="identity")
+    identity = GrowthSchedule.blocks(4, tokens=7, recipe="windows", insertion="identity")
     # There is one block below the second stage's, and two are asked for.
     assert [stage.window for stage in identity.stages] == [None, 2, 3, 3]
     assert {stage.insertion for stage in identity.stages} == {"identity"}
@@ -65,7 +65,10 @@ def test_equal_stages() -> None:
     [
         (lambda: GrowthSchedule([]), "at least one stage, got none"),
         (lambda: GrowthSchedule.blocks(0, tokens=5), "at least 1 stage, got 0"),
-        (lambda: GrowthSchedule.blocks(2, tokens=5, overlap=-1), "expected overlap ≥ 0, got -1"),
+        (
+            lambda: GrowthSchedule.blocks(2, tokens=5, recipe="windows", overlap=-1),
+            "expected overlap ≥ 0, got -1",
+        ),
         (lambda: Stage(blocks=0), r"Stage\.blocks: 0 goes with lora.*expected at least 1 without"),
         (lambda: Stage(blocks=-1), r"Stage\.blocks: expected at least 0, got -1"),
         (lambda: Stage(train="old"), r"Stage\.train: expected 'new' or 'all' or 'none', got 'old'"),  # type: ignore[arg-type]

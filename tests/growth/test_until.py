@@ -19,7 +19,7 @@ from fastgrow.growth.roles import roles
 from fastgrow.growth.when import PlateauRule, SecondsRule
 from fastgrow.training import TextData, Trainer
 
-SLOW = make_train(pick="last", checkpoint_every=3, eval_every=2)
+SLOW = make_train(pick="last", checkpoint_every=3, eval_every=2, schedule="per-stage")
 # The text is random letters, so nothing improves on the first losses by a tenth of a nat for long.
 PLATEAU = Stage(1, 64 * 64, until=Plateau(patience=2, min_delta=0.1, cooldown=0.5))
 
@@ -50,7 +50,7 @@ def test_seconds_spent_before_an_interruption_count() -> None:
     now = [100.0]
     rule = SecondsRule(11.0, lambda: now[0])
     now[0] = 106.0
-    assert rule.observe(1, None) is None
+    assert rule.observe(10, None, cooldown=1) is None
     state = rule.state_dict()
     assert state == {"spent": 6.0}
     # An hour later, in another process.
@@ -58,10 +58,10 @@ def test_seconds_spent_before_an_interruption_count() -> None:
     resumed = SecondsRule(11.0, lambda: now[0])
     resumed.load_state_dict(state)
     now[0] += 3.9
-    assert resumed.observe(2, None) is None
+    assert resumed.observe(20, None, cooldown=2) is None
     # A tenth of the steps follow: at 10 s they end at 11 s.
     now[0] += 0.2
-    decision = resumed.observe(3, None)
+    decision = resumed.observe(30, None, cooldown=3)
     assert decision is not None
     assert decision["seconds"] == pytest.approx(10.1)
 
@@ -164,9 +164,8 @@ def test_a_budget_in_seconds_ends_a_stage(substrate, data, monkeypatch: pytest.M
     rule = functools.partial(SecondsRule, clock=lambda: next(seconds) / 2)
     monkeypatch.setattr("fastgrow.growth.length.SecondsRule", rule)
     schedule = GrowthSchedule([Stage(1, 10**9, until=Budget(seconds=11.0))])
-    result = grow(
-        make_model(substrate), data, schedule, train=make_train(eval_every=10**6), quiet=True
-    )
+    train = make_train(eval_every=10**6, schedule="per-stage")
+    result = grow(make_model(substrate), data, schedule, train=train, quiet=True)
     (stage,) = result.stages
     assert stage.decision is not None
     assert stage.decision["reason"] == "seconds"

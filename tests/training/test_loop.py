@@ -30,7 +30,7 @@ from fastgrow.training import (
     TrainConfig,
     Trainer,
 )
-from fastgrow.training.schedule import learning_rate
+from fastgrow.training.schedule import cosine
 
 SUBSTRATE = LetterSubstrate()
 TRAIN = make_stream(random_text(60, 0), SUBSTRATE)
@@ -72,7 +72,7 @@ def make_trainer(
 
 
 def test_a_step_is_the_textbook_step() -> None:
-    trainer = make_trainer(pick="last", validation=None, grad_clip=0.1)
+    trainer = make_trainer(pick="last", validation=None, grad_clip=0.1, schedule="cosine")
     trainer.run()
     torch.manual_seed(0)
     model = TinyModel(len(SUBSTRATE))
@@ -83,7 +83,7 @@ def test_a_step_is_the_textbook_step() -> None:
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, STEPS, peak=1e-2, warmup=0.05, min_ratio=0.1)
+            group["lr"] = cosine(step, STEPS, peak=1e-2, warmup=0.05, min_ratio=0.0)
         ids, targets = next(batches)
         model.loss(ids, targets).backward()
         norm = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters()))
@@ -124,7 +124,7 @@ def test_only_the_active_parameters_move() -> None:
     before = weights_of(model)
     trainer = make_trainer(model=model, weight_decay=0.5)
     trainer.run()
-    held = {id(p) for group in trainer._optimizer.param_groups for p in group["params"]}
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in (*model.norm.parameters(), *model.head.parameters())}
     for name, value in model.state_dict().items():
         frozen = name.startswith(("embedding", "hidden"))
@@ -152,7 +152,13 @@ def test_weight_decay_touches_matrices_only() -> None:
 
 def test_the_end_is_the_best_of_validation() -> None:
     """A learning rate that rises until the model breaks: the last weights are not the best."""
-    settings: dict[str, Any] = {"lr": 3.0, "warmup": 1.0, "grad_clip": None, "steps": 40}
+    settings: dict[str, Any] = {
+        "lr": 3.0,
+        "warmup": 1.0,
+        "decay": 0.0,
+        "grad_clip": None,
+        "steps": 40,
+    }
     best, last = make_trainer(**settings), make_trainer(pick="last", **settings)
     result = best.run()
     last.run()
@@ -195,7 +201,7 @@ def mixture() -> MixedStream:
         {"accumulate": 3, "grad_clip": 0.2},
         {"stream": mixture(), "accumulate": 2, "pick": "last"},
         {"validation": None},
-        {"lr": 3.0, "warmup": 1.0, "grad_clip": None, "eval_every": 1},
+        {"lr": 3.0, "warmup": 1.0, "decay": 0.0, "grad_clip": None, "eval_every": 1},
     ],
     ids=["plain", "accumulated", "mixture", "without validation", "best in the middle"],
 )

@@ -9,9 +9,9 @@ import pytest
 
 from fastgrow.training import TrainConfig
 from fastgrow.training.pace import Pace
-from fastgrow.training.schedule import learning_rate
+from fastgrow.training.schedule import cosine
 
-CONFIG = TrainConfig(lr=1.0, warmup=0.1, min_lr_ratio=0.1)
+CONFIG = TrainConfig(schedule="per-stage", lr=1.0, warmup=0.1, min_lr_ratio=0.1)
 
 
 class At:
@@ -22,7 +22,9 @@ class At:
     def __init__(self, step: int | None, cooldown: float = 0.5) -> None:
         self.step, self.cooldown, self.seen = step, cooldown, 0
 
-    def observe(self, step: int, validation_loss: float | None) -> dict[str, Any] | None:
+    def observe(
+        self, step: int, validation_loss: float | None, cooldown: int
+    ) -> dict[str, Any] | None:
         self.seen += 1
         return {"reason": "test"} if step == self.step else None
 
@@ -43,7 +45,7 @@ def rates(pace: Pace) -> list[float]:
 
 
 def test_without_a_rule_it_is_the_cosine_over_all_steps() -> None:
-    expected = [learning_rate(s, 30, peak=1.0, warmup=0.1, min_ratio=0.1) for s in range(30)]
+    expected = [cosine(s, 30, peak=1.0, warmup=0.1, min_ratio=0.1) for s in range(30)]
     pace = Pace(CONFIG, 30)
     assert rates(pace) == expected
     assert pace.decision is None

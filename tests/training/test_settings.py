@@ -13,9 +13,9 @@ from torch import nn
 
 from fastgrow.errors import ConfigError
 from fastgrow.training import TrainConfig, precision
-from fastgrow.training.optimizer import build_optimizer
+from fastgrow.training.optimizer import Optimizer
 from fastgrow.training.precision import autocast, resolve_precision
-from fastgrow.training.schedule import learning_rate
+from fastgrow.training.schedule import cosine
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,7 @@ def test_tokens_to_steps_rounds_up() -> None:
 def test_learning_rate_by_hand() -> None:
     def rates(steps: int, warmup: float) -> list[float]:
         return [
-            learning_rate(step, steps, peak=2.0, warmup=warmup, min_ratio=0.1)
-            for step in range(steps)
+            cosine(step, steps, peak=2.0, warmup=warmup, min_ratio=0.1) for step in range(steps)
         ]
 
     # Two of nine steps warm up; the third is the peak, the last the minimum, the middle the mean.
@@ -87,15 +86,15 @@ def test_learning_rate_by_hand() -> None:
 
 def test_optimizer_groups() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    optimizer = build_optimizer(dict(model.named_parameters()), TrainConfig(weight_decay=0.3))
+    optimizer = Optimizer(dict(model.named_parameters()), TrainConfig(weight_decay=0.3))
     decayed, plain = optimizer.param_groups
     assert [id(p) for p in decayed["params"]] == [id(model[0].weight)]
     assert {id(p) for p in plain["params"]} == {
         id(p) for p in (model[0].bias, model[1].weight, model[1].bias)
     }
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
-    assert optimizer.defaults["fused"]
-    only_vectors = build_optimizer({"bias": model[0].bias}, TrainConfig())
+    assert all(group["fused"] for group in optimizer.param_groups)
+    only_vectors = Optimizer({"bias": model[0].bias}, TrainConfig())
     assert [group["weight_decay"] for group in only_vectors.param_groups] == [0.0]
 
 

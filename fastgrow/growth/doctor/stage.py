@@ -18,8 +18,8 @@ from fastgrow.growth.doctor.findings import CHECKS, Finding
 from fastgrow.growth.doctor.tensors import differing, digests, largest_difference, some
 from fastgrow.growth.freeze import select_active
 from fastgrow.growth.lora import adapters, merge_lora
-from fastgrow.growth.schedule import Stage
 from fastgrow.growth.sharing import separate_blocks
+from fastgrow.growth.stage import Stage
 from fastgrow.nn import Decoder
 from fastgrow.training import Batches, Checkpointer, TrainConfig, Trainer
 from fastgrow.training.data.batches import IGNORE_INDEX
@@ -209,9 +209,9 @@ class StageExam:
 
     def _optimizer(self, trainer: Trainer, active: dict[str, nn.Parameter]) -> None:
         names = {id(p): name for name, p in self.model.named_parameters()}
-        held = [id(p) for group in trainer._optimizer.param_groups for p in group["params"]]
+        held = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
         wanted = {id(p) for p in active.values()}
-        stated = {id(p) for p in trainer._optimizer.state}
+        stated = {id(p) for p in trainer.optimizer.held}
         problems = []
         foreign = (set(held) | stated) - wanted
         if foreign:

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.growth.schedule import GrowthSchedule
+from fastgrow.growth.stage import Stage
 from fastgrow.nn import DecoderConfig
 from fastgrow.substrate import Substrate
 from fastgrow.substrate.codes import Code
@@ -66,7 +67,8 @@ def narrow_config(config: DecoderConfig, substrate: Substrate) -> DecoderConfig:
 
 def narrow_schedule(schedule: GrowthSchedule) -> GrowthSchedule:
     """The same stages, with corrections that fit a narrow model."""
-    return GrowthSchedule([_narrow_stage(stage) for stage in schedule.stages])
+    stages = [_narrow_stage(stage) for stage in schedule.stages]
+    return dataclasses.replace(schedule, stages=stages)
 
 
 def _narrow_stage(stage: Stage) -> Stage:

@@ -44,12 +44,11 @@ def examine_run(
     """
     number = len(schedule.stages)
     per_step = setting.train.batch_size * setting.train.accumulate * setting.seq_len
-    short = GrowthSchedule(
-        [
-            dataclasses.replace(stage, tokens=setting.steps * per_step, until=None)
-            for stage in schedule.stages
-        ]
-    )
+    stages = [
+        dataclasses.replace(stage, tokens=setting.steps * per_step, until=None)
+        for stage in schedule.stages
+    ]
+    short = dataclasses.replace(schedule, stages=stages)
     run = _Run(model, data, short, setting, trunk)
     try:
         alone = run.go_on(setting.folder / "alone")

@@ -26,7 +26,7 @@ from fastgrow.ops import RopeTable
 from fastgrow.ops.heads import rows_in_chunks
 from fastgrow.training import TrainConfig
 from fastgrow.training.activations import block_forwards
-from fastgrow.training.optimizer import build_optimizer
+from fastgrow.training.optimizer import Optimizer
 from fastgrow.training.precision import autocast
 
 # A part that takes longer is timed on fewer rows; one that takes longer on a single window is not.
@@ -209,7 +209,7 @@ def _update_call(
         numbers += tensor.numel()
         if numbers >= MOST_PARAMETERS:
             break
-    optimizer, limit = build_optimizer(active, bench.train), bench.train.grad_clip
+    optimizer, limit = Optimizer(active, bench.train), bench.train.grad_clip
 
     def run() -> None:
         nn.utils.clip_grad_norm_(active.values(), float("inf") if limit is None else limit)

@@ -23,8 +23,9 @@ from fastgrow.growth.plan.trunk_cache import (
     probe_places,
 )
 from fastgrow.growth.roles import Role, roles
-from fastgrow.growth.schedule import GrowthSchedule, Stage
+from fastgrow.growth.schedule import GrowthSchedule
 from fastgrow.growth.sharing import resting_copies
+from fastgrow.growth.stage import Stage
 from fastgrow.growth.trunk import Trunk
 from fastgrow.growth.trunk.choice import StageLoad
 from fastgrow.growth.trunk.costs import Costs, free_bytes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastgrow.growth.active import StageShape
 from fastgrow.growth.length import stage_length
-from fastgrow.growth.schedule import Stage
+from fastgrow.growth.stage import Stage
 from fastgrow.growth.trunk.choice import StageLoad
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import TrainConfig

@@ -119,26 +119,38 @@ class Batches:
         targets[(targets == substrate.bos_id) | (targets == substrate.pad_id)] = IGNORE_INDEX
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(targets)
 
-    def windows_of(self, batches: int) -> np.ndarray:
-        """The windows that the first `batches` batches of the run read: each once, ascending."""
-        counts = self._counts(batches * self.batch_size)
-        seen = []
-        for part, (base, size) in enumerate(zip(self._bases, self._windows, strict=True)):
-            count = int(counts[part])
-            first = np.arange(size) if count >= size else np.sort(self._order(part, 0)[:count])
-            seen.append(base + first)
-        return np.concatenate(seen)
+    def skip(self, batches: int) -> None:
+        """Go on as if so many more batches had been taken."""
+        for taken in self._chosen(batches * self.batch_size):
+            self._taken = [old + int(new) for old, new in zip(self._taken, taken, strict=True)]
 
-    def _counts(self, total: int) -> np.ndarray:
-        """How many of the first `total` windows come from each part, counted until all are read."""
+    def windows_of(self, batches: int) -> np.ndarray:
+        """The windows that the next `batches` batches read: each once, ascending."""
         counts = np.zeros(len(self._streams), dtype=np.int64)
-        # A bound on a stage may be any number: what it would read beyond all windows is not drawn.
-        for first in range(0, total, _AT_ONCE):
-            choices = self._choose(first, min(_AT_ONCE, total - first))
-            counts += np.bincount(choices, minlength=len(counts))
+        for chosen in self._chosen(batches * self.batch_size):
+            counts += chosen
+            # A bound on a stage may be any number: what lies beyond all windows is not drawn.
             if (counts >= self._windows).all():
                 break
-        return counts
+        seen = []
+        for part, (base, size) in enumerate(zip(self._bases, self._windows, strict=True)):
+            count, first = int(counts[part]), self._taken[part]
+            if count >= size:
+                windows = np.arange(size)
+            else:
+                epochs = {index // size for index in (first, first + count - 1)} if count else set()
+                order = np.concatenate([self._order(part, e) for e in sorted(epochs)] or [[]])
+                begin = first % size
+                windows = np.unique(order[begin : begin + count].astype(np.int64))
+            seen.append(base + windows)
+        return np.concatenate(seen)
+
+    def _chosen(self, total: int) -> Iterator[np.ndarray]:
+        """How many of the next `total` windows come from each part, a stretch after the other."""
+        first = sum(self._taken)
+        for begin in range(first, first + total, _AT_ONCE):
+            choices = self._choose(begin, min(_AT_ONCE, first + total - begin))
+            yield np.bincount(choices, minlength=len(self._streams))
 
     def _choose(self, first: int, count: int) -> np.ndarray:
         """The parts that windows number first … first + count - 1 of the run come from."""

@@ -20,6 +20,7 @@ from fastgrow.nn import decoder as decoder_module
 from fastgrow.nn.lora import Merged
 from fastgrow.substrate import Substrate
 from fastgrow.training import Batches, loop
+from fastgrow.training.optimizer import Optimizer, Rate
 
 PLAIN = [Stage(1), Stage(1)]
 EVERY_KIND = [
@@ -113,25 +114,25 @@ def test_nothing_is_left_or_disturbed(substrate, tmp_path: Path, monkeypatch) ->
 
 
 def test_an_optimizer_that_holds_one_more(substrate, tmp_path: Path, monkeypatch) -> None:
-    def one_more(active, config):
-        optimizer = original(active, config)
-        first = next(iter(active.values()))
-        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros_like(first))]})
-        return optimizer
+    class OneMore(Optimizer):
+        def __init__(self, active, config, rates):
+            super().__init__(active, config, rates)
+            foreign = torch.nn.Parameter(torch.zeros_like(next(iter(active.values()))))
+            self._parts[0].add_param_group({"params": [foreign], "rate": Rate()})
 
-    original = loop.build_optimizer
-    monkeypatch.setattr(loop, "build_optimizer", one_more)
+    monkeypatch.setattr(loop, "Optimizer", OneMore)
     found = failures(examine(substrate, tmp_path))
     assert set(found) == {"optimizer 1", "optimizer 2"}
     assert "a tensor that is not the model's" in found["optimizer 1"]
 
 
 def test_an_optimizer_that_lacks_one(substrate, tmp_path: Path, monkeypatch) -> None:
-    def one_less(active, config):
-        return original({n: p for n, p in active.items() if n != "final_norm.bias"}, config)
+    class OneLess(Optimizer):
+        def __init__(self, active, config, rates):
+            rest = {n: p for n, p in active.items() if n != "final_norm.bias"}
+            super().__init__(rest, config, rates)
 
-    original = loop.build_optimizer
-    monkeypatch.setattr(loop, "build_optimizer", one_less)
+    monkeypatch.setattr(loop, "Optimizer", OneLess)
     found = failures(examine(substrate, tmp_path, PLAIN[:1]))
     assert "lacks final_norm.bias" in found["optimizer 1"]
     assert "final_norm.bias" in found["moves 1"]
@@ -178,7 +179,7 @@ def test_a_data_cursor_that_is_not_restored(substrate, tmp_path: Path, monkeypat
 
 
 def test_an_optimizer_state_that_is_not_restored(substrate, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "load_optimizer_state", lambda *arguments: None)
+    monkeypatch.setattr(Optimizer, "load_state_dict", lambda *arguments: None)
     found = failures(examine(substrate, tmp_path, PLAIN[:1]))
     assert set(found) == {"state 1", "resume 1", "run 1"}
     assert found["state 1"].startswith("not as it was saved: blocks.0.attention_norm.weight")

@@ -14,7 +14,7 @@ from fastgrow.growth.plan import make_plan
 from fastgrow.growth.plan import plan as planning
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import TrainConfig
-from fastgrow.training.optimizer import build_optimizer
+from fastgrow.training.optimizer import Optimizer
 from fastgrow.training.precision import cpu_has_bf16
 
 CONFIG = DecoderConfig(300, 64, n_head=4, n_embed=32, max_seq_len=32)
@@ -34,9 +34,9 @@ def test_what_stands_is_counted_exactly(kind: str) -> None:
     memory = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     assert stage.weights == sum(memory.values())
     step.loss().backward()
-    optimizer = build_optimizer(step.active, TRAIN)
+    optimizer = Optimizer(step.active, TRAIN)
     optimizer.step()
-    state = [t for values in optimizer.state.values() for t in values.values() if t.dim()]
+    state = [t for values in optimizer.state_dict().values() for t in values.values() if t.dim()]
     assert stage.optimizer == sum(t.nbytes for t in state)
 
 

@@ -290,7 +290,7 @@ def test_compiled_blocks_run_the_same_kept_or_not(
 
     torch._dynamo.reset()
     monkeypatch.setattr(activations, "BACKEND", backend)
-    schedule = GrowthSchedule.blocks(4, tokens=256, overlap=overlap)
+    schedule = GrowthSchedule.blocks(4, tokens=256, recipe="windows", overlap=overlap)
     recomputed = measured(grown(None, schedule, compile=True))
     assert len(graphs) == n_graphs
     assert_same(measured(grown(Trunk(cache="ram"), schedule, compile=True)), recomputed)

@@ -1,0 +1,42 @@
+"""What becomes of the optimizer's state at the boundaries of stages, as settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastgrow.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What becomes of the optimizer's state where one stage ends and the next begins.
+
+    Args:
+        trained_on: of parameters that train in both: kept, or begun afresh as in the papers.
+        copied: of new blocks that are copies: fresh, or a copy of what the original's is.
+        thawed: of parameters that rest and train again later: fresh, or restored to what it was
+            when they last trained. It is on disk meanwhile, in a run without a folder in memory.
+
+    Raises:
+        ConfigError: a value is none of these.
+    """
+
+    trained_on: Literal["keep", "fresh"] = "keep"
+    copied: Literal["fresh", "copy"] = "fresh"
+    thawed: Literal["fresh", "restore"] = "restore"
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("trained_on", ("keep", "fresh")),
+            ("copied", ("fresh", "copy")),
+            ("thawed", ("fresh", "restore")),
+        ):
+            if getattr(self, name) not in choices:
+                expected = " or ".join(map(repr, choices))
+                raise ConfigError(
+                    f"Moments.{name}: expected {expected}, got {getattr(self, name)!r}"
+                )
+
+
+FRESH = Moments(trained_on="fresh", copied="fresh", thawed="fresh")
