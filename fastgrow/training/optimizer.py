@@ -15,7 +15,7 @@ from fastgrow.training.config import TrainConfig
 # Muon is for matrices that map hidden states to hidden states; a table or a head is not one, and
 # neither is one of the two factors of a low-rank correction.
 _NOT_HIDDEN = ("embedding.", "lm_head.")
-_FACTORS = (".lora_A", ".lora_B")
+_FACTORS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)

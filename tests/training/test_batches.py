@@ -214,14 +214,30 @@ def test_counter_based_numbers_are_pinned() -> None:
     assert derive_key(1, "2") != derive_key(1, 2)
 
 
+@pytest.mark.parametrize("taken", [0, 5, 16, 40])
 @pytest.mark.parametrize("batches", [1, 7, 30])
-def test_the_windows_of_the_first_batches_are_known_beforehand(batches: int) -> None:
+def test_the_windows_of_the_next_batches_are_known_beforehand(batches: int, taken: int) -> None:
+    """From the beginning, within an epoch, and over its end."""
     for stream in (counting_stream(50 * 8 + 3), mixture()):
         reader = Batches(stream, 3, 8, seed=5)
+        reader.skip(taken)
         expected = reader.windows_of(batches)
         seen = [reader.next_windows() for _ in range(batches)]
         assert sorted({int(w) for windows in seen for w in windows}) == expected.tolist()
         assert expected.max() < reader.n_windows
+
+
+def test_skipping_is_taking(monkeypatch) -> None:
+    for stream in (counting_stream(50 * 8 + 3), mixture()):
+        taking, skipping = Batches(stream, 3, 8, seed=5), Batches(stream, 3, 8, seed=5)
+        for _ in range(40):
+            next(taking)
+        skipping.skip(7)
+        # In stretches, of which the last is not full.
+        with monkeypatch.context() as patch:
+            patch.setattr(batches_module, "_AT_ONCE", 10)
+            skipping.skip(33)
+        assert skipping.state_dict() == taking.state_dict()
 
 
 def test_a_window_is_the_same_in_every_batch() -> None:

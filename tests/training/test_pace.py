@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fastgrow.errors import ConfigError
 from fastgrow.training import TrainConfig
-from fastgrow.training.pace import Pace
-from fastgrow.training.schedule import cosine
+from fastgrow.training.pace import Pace, Place
+from fastgrow.training.schedule import cosine, wsd
 
 CONFIG = TrainConfig(schedule="per-stage", lr=1.0, warmup=0.1, min_lr_ratio=0.1)
 
@@ -50,6 +52,85 @@ def test_without_a_rule_it_is_the_cosine_over_all_steps() -> None:
     assert rates(pace) == expected
     assert pace.decision is None
     assert pace.state_dict() is None
+
+
+WSD = TrainConfig(schedule="wsd", lr=2.0, warmup=0.1, decay=0.2, min_lr_ratio=0.0)
+
+
+def test_warm_up_stable_decay() -> None:
+    made = rates(Pace(WSD, 50))
+    assert made[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert made[5:41] == [2.0] * 36
+    # A line from the peak at step 40 to nothing at step 50, which is not made.
+    assert made[40:] == pytest.approx([0.2 * n for n in range(10, 0, -1)])
+    least = rates(Pace(replace(WSD, min_lr_ratio=0.5), 50))
+    assert least[40:] == pytest.approx([2 - 0.1 * n for n in range(10)])
+
+
+def test_without_a_decay_the_rate_stays() -> None:
+    assert rates(Pace(replace(WSD, decay=0.0, warmup=0.0), 7)) == [2.0] * 7
+    only = rates(Pace(replace(WSD, decay=1.0, warmup=0.0), 4))
+    assert only == pytest.approx([2.0, 1.5, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_the_parts_of_a_run_share_its_schedule(schedule: str) -> None:
+    config = replace(WSD, schedule=schedule)
+    parts = [Pace(config, 9, place=Place(0, 41)), Pace(config, 34, place=Place(9, 7))]
+    parts.append(Pace(config, 7, place=Place(43, 0)))
+    assert [rate for part in parts for rate in rates(part)] == rates(Pace(config, 50))
+    assert [part.is_last for part in parts] == [False, False, True]
+
+
+def test_a_rule_in_the_middle_ends_its_part_at_once_and_the_run_is_shorter() -> None:
+    pace = Pace(WSD, 400, At(20), Place(5, 25))
+    assert rates(pace) == pytest.approx(
+        [wsd(5 + s, 430, peak=2.0, warmup=0.1, decay=0.2, min_ratio=0) for s in range(20)]
+    )
+    assert pace.decision == {"reason": "test", "step": 20, "last_step": 20}
+    assert not pace.is_last
+
+
+def test_a_rule_in_the_last_part_begins_the_decay() -> None:
+    pace = Pace(replace(WSD, warmup=0.0), 400, At(25), Place(15, 0))
+    made = rates(pace)
+    # Forty steps are made, so that ten are a fifth of all.
+    assert made[:25] == [2.0] * 25
+    assert made[25:] == pytest.approx([0.2 * n for n in range(10, 0, -1)])
+
+
+def test_a_rule_that_never_decides_leaves_the_decay_where_it_was_planned() -> None:
+    pace = Pace(WSD, 30, At(None), Place(20, 0))
+    assert rates(pace) == rates(Pace(WSD, 30, place=Place(20, 0)))
+    assert pace.decision == {"reason": "tokens", "step": 20, "last_step": 30}
+
+
+def test_who_asks_gets_the_decay_from_the_rate_of_then() -> None:
+    asked = False
+    pace = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda: asked)
+    made = []
+    while len(made) < pace.steps:
+        made.append(pace.rate(len(made)))
+        asked = len(made) >= 8
+        pace.observe(len(made), None)
+    assert made == pytest.approx([2.0] * 8 + [2.0, 1.0])
+    assert pace.decision == {"reason": "finish", "step": 8, "last_step": 10}
+    assert pace.is_last
+    resumed = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda: asked)
+    resumed.load_state_dict(pace.state_dict())
+    assert (resumed.steps, resumed.rate(9)) == (10, 1.0)
+
+
+def test_who_asks_in_the_decay_ends_sooner_and_never_later() -> None:
+    pace = Pace(WSD, 50, finish=lambda: True)
+    assert pace.observe(45, None)
+    assert pace.steps == 50
+    assert pace.rate(45) == pytest.approx(1.0)
+
+
+def test_a_cosine_over_the_run_has_no_rule() -> None:
+    with pytest.raises(ConfigError, match="has to know its length"):
+        Pace(replace(WSD, schedule="cosine"), 10, At(3))
 
 
 def test_a_decision_starts_the_cooldown() -> None:

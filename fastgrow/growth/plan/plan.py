@@ -22,7 +22,7 @@ from fastgrow.growth.plan.trunk_cache import (
     plan_caches,
     probe_places,
 )
-from fastgrow.growth.roles import Role, roles
+from fastgrow.growth.roles import Role, products, roles
 from fastgrow.growth.schedule import GrowthSchedule
 from fastgrow.growth.sharing import resting_copies
 from fastgrow.growth.stage import Stage
@@ -89,13 +89,15 @@ class _Case:
     stage: Stage
     shape: StageShape
     stack: tuple[Role, ...]
+    is_last: bool
 
 
 def _cases(config: DecoderConfig, schedule: GrowthSchedule) -> list[_Case]:
     cases = []
     for index, stage in enumerate(schedule.stages):
         shape = stage_shape(schedule, index, config, config.n_layer)
-        cases.append(_Case(stage, shape, tuple(roles(shape, stage.lora, config))))
+        is_last = index + 1 == len(schedule.stages)
+        cases.append(_Case(stage, shape, tuple(roles(shape, stage.lora, config)), is_last))
     return cases
 
 
@@ -104,7 +106,7 @@ def _monolith(config: DecoderConfig, schedule: GrowthSchedule) -> _Case:
     whole = schedule.as_monolith()
     stage = Stage(config.n_layer + schedule.n_blocks, whole.tokens)
     shape = stage_shape(GrowthSchedule([stage]), 0, config)
-    return _Case(stage, shape, tuple(roles(shape, None, config)))
+    return _Case(stage, shape, tuple(roles(shape, None, config)), is_last=True)
 
 
 class _Planner:
@@ -210,8 +212,10 @@ class _Planner:
         weights = WIDE * (total - config.vocab_size * config.embed_width + low_rank)
         weights += self.table_bytes + WIDE * config.max_seq_len * config.head_dim
         weights -= WIDE * len(resting_copies(case.stage, shape)) * block_parameters(config)
-        optimizer = 2 * WIDE * active
-        best = WIDE * active if train.pick == "best" else 0
+        optimizer = WIDE * (2 * active - self._by_muon(shape))
+        # Of stages that share a schedule only the last one picks.
+        picks = train.pick == "best" and (case.is_last or train.schedule == "per-stage")
+        best = WIDE * active if picks else 0
         peak = weights + optimizer + step.peak + (0 if self.rows.cuda else best)
         peak += self._on_device(cache)
         fits = peak <= self.memory
@@ -246,6 +250,13 @@ class _Planner:
     def _own(self, shape: StageShape) -> int:
         """Numbers that train and are not of low-rank corrections."""
         return active_parameters(Stage(), shape, self.config)
+
+    def _by_muon(self, shape: StageShape) -> int:
+        """Numbers for which the optimizer keeps one other and not two."""
+        if self.train.optimizer != "muon":
+            return 0
+        matrices = sum(layer.inputs * layer.outputs for layer in products(self.config))
+        return len(shape.trained) * matrices
 
     def _on_device(self, cache: CachePlan | None) -> int:
         """Bytes of kept rows that lie where the model does."""

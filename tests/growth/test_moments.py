@@ -1,0 +1,209 @@
+"""The optimizer's state at a boundary: kept, fresh, copied, or put by until a block thaws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from growing import digest, make_model, make_train
+
+from fastgrow.errors import CheckpointError, ConfigError
+from fastgrow.growth import GrowthSchedule, LoRA, Moments, Stage, grow
+from fastgrow.growth import stage_run as stage_run_module
+from fastgrow.training import Trainer
+
+TRAIN = make_train(pick="last")
+# The first block trains, rests for a stage beside LoRA on it, and thaws; a block comes below it.
+THAWING = GrowthSchedule(
+    [
+        Stage(1, 256),
+        Stage(1, 256, "copy", lora=LoRA(rank=2)),
+        Stage(1, 256, "copy", at=(1,), train="all"),
+    ]
+)
+
+States = dict[str, dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def states(monkeypatch):
+    """What the optimizer of each stage begins and ends with, by stage and parameter."""
+    begun: list[States] = []
+    ended: list[States] = []
+
+    class Watched(Trainer):
+        def run(self, *arguments: Any) -> Any:
+            begun.append(copied(self.optimizer.state_dict()))
+            result = super().run(*arguments)
+            ended.append(copied(self.optimizer.state_dict()))
+            return result
+
+    monkeypatch.setattr(stage_run_module, "Trainer", Watched)
+    return begun, ended
+
+
+def copied(states: States) -> States:
+    return {name: {k: v.clone() for k, v in state.items()} for name, state in states.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def run(substrate, data, stages: GrowthSchedule, out: Path | None = None, **settings: Any):
+    train = replace(TRAIN, **settings)
+    return grow(make_model(substrate), data, stages, train=train, out=out, quiet=True)
+
+
+def of_block(states: States, index: int) -> States:
+    prefix = f"blocks.{index}."
+    return {n.removeprefix(prefix): state for n, state in states.items() if n.startswith(prefix)}
+
+
+def test_what_trains_on_keeps_its_state_and_what_is_new_has_none(substrate, data, states) -> None:
+    begun, ended = states
+    # Block 0 of the first stage is block 1 of the second.
+    run(substrate, data, GrowthSchedule([Stage(1, 256), Stage(1, 256, at=(0,), train="all")]))
+    assert begun[0] == {}
+    assert of_block(begun[1], 0) == {}
+    old, now = of_block(ended[0], 0), of_block(begun[1], 1)
+    assert old.keys() == now.keys()
+    assert all(same(now[name], old[name]) for name in old)
+    assert same(begun[1]["lm_head.weight"], ended[0]["lm_head.weight"])
+    assert float(now["mlp.up.weight"]["step"]) == 4.0
+
+
+def test_begun_afresh_nothing_is_kept(substrate, data, states) -> None:
+    schedule = GrowthSchedule([Stage(1, 256), Stage(1, 256, train="all")])
+    run(substrate, data, replace(schedule, moments=Moments(trained_on="fresh")))
+    run(substrate, data, schedule, schedule="per-stage")
+    assert states[0] == [{}, {}, {}, {}]
+
+
+def test_stages_of_their_own_may_keep_it(substrate, data, states) -> None:
+    schedule = GrowthSchedule([Stage(1, 256), Stage(1, 256, train="all")], moments=Moments())
+    run(substrate, data, schedule, schedule="per-stage")
+    assert of_block(states[0][1], 0) != {}
+
+
+@pytest.mark.parametrize("train", ["all", "new"])
+def test_copies_begin_with_a_copy_where_that_is_wanted(substrate, data, states, train) -> None:
+    begun, ended = states
+    stages = [Stage(2, 256), Stage(2, 256, "copy", at=(1, 2), copy_of=(1, 0), train=train)]
+    run(substrate, data, GrowthSchedule(stages, moments=Moments(copied="copy")))
+    # The stack is old 0, copy of 1, old 1, copy of 0.
+    for copy, source in ((1, 1), (3, 0)):
+        old, now = of_block(ended[0], source), of_block(begun[1], copy)
+        assert old.keys() == now.keys()
+        assert all(same(now[name], old[name]) for name in old)
+    assert bool(of_block(begun[1], 0)) == (train == "all")
+
+
+def test_a_copy_and_its_original_part_ways(substrate, data, states) -> None:
+    """The copy's state is memory of its own."""
+    stages = [Stage(1, 256), Stage(1, 256, "copy", train="all")]
+    run(substrate, data, GrowthSchedule(stages, moments=Moments(copied="copy")))
+    end = states[1][1]
+    one, other = of_block(end, 0), of_block(end, 1)
+    assert not same(one["mlp.up.weight"], other["mlp.up.weight"])
+    # Four steps in the first stage and four in the second, and not eight in the second.
+    assert {float(state["step"]) for state in (*one.values(), *other.values())} == {8.0}
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_block_that_thaws_has_its_state_back(
+    substrate, data, states, tmp_path: Path, on_disk: bool
+) -> None:
+    begun, ended = states
+    run(substrate, data, THAWING, tmp_path if on_disk else None)
+    assert of_block(begun[1], 0) == {}, "the block rests, and LoRA is new"
+    old, thawed = of_block(ended[0], 0), of_block(begun[2], 0)
+    assert old.keys() == thawed.keys()
+    assert all(same(thawed[name], old[name]) for name in old)
+    # Index 1 before the new block came below it; the new one's is fresh.
+    trained_on = of_block(ended[1], 1)
+    assert all(same(of_block(begun[2], 2)[name], trained_on[name]) for name in trained_on)
+    assert of_block(begun[2], 1) == {}
+    assert not (tmp_path / "moments").exists(), "a finished run needs it no longer"
+
+
+def test_a_block_that_thaws_begins_afresh_where_that_is_wanted(substrate, data, states) -> None:
+    run(substrate, data, replace(THAWING, moments=Moments(thawed="fresh")))
+    assert of_block(states[0][2], 0) == {}
+
+
+def test_only_what_thaws_later_is_put_by(substrate, data, tmp_path: Path, monkeypatch) -> None:
+    """A run in which blocks never thaw writes no file."""
+    written = []
+    monkeypatch.setattr("fastgrow.growth.carried.save_file", lambda *a: written.append(a))
+    run(substrate, data, GrowthSchedule([Stage(1, 256), Stage(1, 256)]), tmp_path)
+    assert written == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_damaged_file_is_told(substrate, data, tmp_path, monkeypatch, damage: str) -> None:
+    trainings = []
+
+    class Stopping(Trainer):
+        def run(self, *arguments: Any) -> Any:
+            trainings.append(self)
+            if len(trainings) == 2:
+                raise KeyboardInterrupt
+            return super().run(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_run_module, "Trainer", Stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(substrate, data, THAWING, tmp_path)
+    (file,) = (tmp_path / "moments").iterdir()
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    found = "missing" if damage == "missing" else "damaged"
+    with pytest.raises(CheckpointError, match=rf"stage-1\.safetensors: .* rested is {found}; put"):
+        run(substrate, data, THAWING, tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_killed_at_every_boundary_it_ends_the_same(
+    substrate, data, tmp_path, monkeypatch, optimizer: str
+) -> None:
+    """Between the end of a stage and its checkpoint, and right after that."""
+    schedule = replace(THAWING, moments=Moments(copied="copy"))
+    whole = digest(run(substrate, data, schedule, optimizer=optimizer).model)
+    from fastgrow.growth.folder import RunFolder
+
+    save, done = RunFolder.save, []
+    for moment in ("before", "after"):
+        out = tmp_path / moment
+
+        def killed(folder: RunFolder, step: int, state: Any, moment: str = moment) -> Any:
+            if (moment, step) in done:
+                return save(folder, step, state)
+            done.append((moment, step))
+            if moment == "after":
+                save(folder, step, state)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "save", killed)
+            for _ in range(20):
+                try:
+                    end = run(substrate, data, schedule, out, optimizer=optimizer)
+                    break
+                except KeyboardInterrupt:
+                    continue
+        assert digest(end.model) == whole
+    assert len(done) == 2 * 3
+
+
+@pytest.mark.parametrize("name", ["trained_on", "copied", "thawed"])
+def test_an_unknown_choice_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Moments\.{name}: expected '.*' or '.*', got 'lost'"):
+        Moments(**{name: "lost"})

@@ -1,0 +1,329 @@
+"""One schedule over all stages: a run that is cut into stages is the run that is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from growing import digest, make_data, make_model, make_train
+
+from fastgrow.errors import ConfigError
+from fastgrow.growth import Budget, GrowthSchedule, Moments, Plateau, Rate, Rates, Stage, grow
+from fastgrow.growth.folder import ask_to_finish
+from fastgrow.training import Mixture, Trainer
+from fastgrow.training.run_folder import FolderInUse, sole_user
+
+WHOLE = GrowthSchedule([Stage(2, 64 * 24)])
+CUT = GrowthSchedule(
+    [Stage(2, 64 * 5), Stage(0, 64 * 12, train="all"), Stage(0, 64 * 7, train="all")]
+)
+
+
+def rates_of(out: Path) -> list[float]:
+    """The learning rate of every step of a run that logs each."""
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["learning_rate"] for row in rows if "learning_rate" in row]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"schedule": "cosine", "min_lr_ratio": 0.1},
+        {"optimizer": "muon"},
+        {"batch_size": 2, "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_cut_into_stages_it_is_the_same_training(
+    substrate, data, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    """Rate, data and the optimizer's state go through a boundary at which nothing else changes."""
+    train = make_train(pick="last", log_every=1, **settings)
+
+    def run(name: str, schedule: GrowthSchedule) -> str:
+        out = tmp_path / name
+        return digest(
+            grow(make_model(substrate), data, schedule, train=train, out=out, quiet=True).model
+        )
+
+    assert run("cut", CUT) == run("whole", WHOLE)
+    rates = rates_of(tmp_path / "cut")
+    assert rates == rates_of(tmp_path / "whole")
+    assert len(rates) == 24
+    assert max(rates) == train.lr
+    assert rates[-1] < rates[-2] < 0.3 * train.lr
+
+
+def test_a_mixture_goes_through_a_boundary_too(substrate, tmp_path: Path) -> None:
+    one, two = make_data(substrate, tmp_path / "one"), make_data(substrate, tmp_path / "two")
+    data, train = Mixture([(one, 0.7), (two, 0.3)]), make_train(pick="last")
+    cut, whole = (
+        digest(grow(make_model(substrate), data, schedule, train=train, quiet=True).model)
+        for schedule in (CUT, WHOLE)
+    )
+    assert cut == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"moments": Moments(trained_on="fresh")},
+        {"stages": [*CUT.stages[:2], replace(CUT.stages[2], rates=Rates(old=Rate(0.5)))]},
+        {"stages": [*CUT.stages[:2], replace(CUT.stages[2], rates=Rates(head=Rate(warmup=0.9)))]},
+        {"stages": [*CUT.stages[:2], replace(CUT.stages[2], lr=1e-4)]},
+    ],
+    ids=["state begun afresh", "old blocks slower", "head warmed up again", "another peak"],
+)
+def test_what_may_change_at_a_boundary_does(substrate, data, change) -> None:
+    train = make_train(pick="last")
+    ends = [
+        digest(grow(make_model(substrate), data, schedule, train=train, quiet=True).model)
+        for schedule in (CUT, replace(CUT, **change))
+    ]
+    assert ends[0] != ends[1]
+
+
+def test_stages_of_their_own_begin_anew(substrate, data, tmp_path: Path) -> None:
+    train = make_train(log_every=1, schedule="per-stage", warmup=0.0)
+    grow(make_model(substrate), data, CUT, train=train, out=tmp_path, quiet=True)
+    rates = rates_of(tmp_path)
+    assert [rates[step] for step in (0, 5, 17)] == [train.lr] * 3
+
+
+def test_the_last_stage_alone_picks_the_best_weights(substrate, data, monkeypatch) -> None:
+    """Another stage goes on from the weights that the optimizer's state belongs to."""
+    kept = []
+    restore = Trainer._restore_best
+
+    def counting(trainer: Trainer) -> None:
+        kept.append(bool(trainer._best_weights))
+        restore(trainer)
+
+    monkeypatch.setattr(Trainer, "_restore_best", counting)
+    for schedule, expected in (
+        ("wsd", [False, False, True]),
+        ("per-stage", [True, True, True]),
+    ):
+        kept.clear()
+        grow(make_model(substrate), data, CUT, train=make_train(schedule=schedule), quiet=True)
+        assert kept == expected
+
+
+# -- stages that end early ------------------------------------------------------------------------
+
+
+def test_a_plateau_in_the_stable_part_hands_on_at_the_same_rate(
+    substrate, data, tmp_path: Path
+) -> None:
+    """The text is random letters: nothing improves by a whole nat after the first evaluation."""
+    stages = [
+        Stage(1, 64 * 20, until=Plateau(patience=2, min_delta=1.0)),
+        Stage(1, 64 * 20, "copy", train="all"),
+    ]
+    train = make_train(log_every=1, eval_every=2, decay=0.25, warmup=0.0)
+    out = tmp_path / "run"
+    result = grow(
+        make_model(substrate), data, GrowthSchedule(stages), train=train, out=out, quiet=True
+    )
+    decision = result.stages[0].decision
+    assert decision is not None
+    assert decision["reason"] == "plateau"
+    assert decision["last_step"] == decision["step"], "no decay in the middle of the run"
+    first = decision["step"]
+    rates = rates_of(out)
+    assert len(rates) == first + 20
+    # The decay is a quarter of the run as long as it came to be.
+    begins = first + 20 - round((first + 20) / 4)
+    assert rates[:begins] == [train.lr] * begins
+    assert rates[begins] == train.lr > rates[begins + 1]
+
+
+def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path: Path) -> None:
+    stages = [Stage(1, 64 * 4), Stage(1, 64 * 400, until=Plateau(patience=2, min_delta=1.0))]
+    train = make_train(log_every=1, eval_every=2, decay=0.25, warmup=0.0)
+    out = tmp_path / "run"
+    result = grow(
+        make_model(substrate), data, GrowthSchedule(stages), train=train, out=out, quiet=True
+    )
+    decision = result.stages[1].decision
+    assert decision is not None
+    assert decision["reason"] == "plateau"
+    whole = 4 + decision["last_step"]
+    # A quarter of all steps, rounded up.
+    assert decision["last_step"] - decision["step"] == -(-(4 + decision["step"]) // 3)
+    rates = rates_of(out)
+    assert len(rates) == whole
+    begins = 4 + decision["step"]
+    assert rates[:begins] == [train.lr] * begins
+    steps = [a - b for a, b in zip(rates[begins:], rates[begins + 1 :], strict=False)]
+    assert steps == pytest.approx([train.lr / (whole - begins)] * len(steps))
+
+
+@pytest.mark.parametrize(
+    ("stages", "settings", "message"),
+    [
+        (
+            [Stage(1, 640, until=Plateau()), Stage(1, 64)],
+            {"decay": 0.5},
+            r"stage 1: Stage\.until may not have ended .* at step 5 of 11, .* last to step 10\. ",
+        ),
+        (
+            [Stage(1, 640, until=Budget(seconds=9)), Stage(1, 64)],
+            {"decay": 0.5},
+            r"stage 1: Stage\.until may not have ended",
+        ),
+        (
+            [Stage(1, 640, until=Plateau())],
+            {"schedule": "cosine"},
+            r"stage 1: Stage\.until: a cosine over the run has to know its length; take",
+        ),
+    ],
+)
+def test_stages_that_cannot_keep_the_schedule_are_refused(
+    substrate, data, monkeypatch, stages, settings, message: str
+) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained before checking"))
+    with pytest.raises(ConfigError, match=message) as error:
+        grow(make_model(substrate), data, GrowthSchedule(stages), train=make_train(**settings))
+    assert "\n" not in str(error.value)
+
+
+def test_a_budget_that_is_known_beforehand_goes_with_a_cosine(substrate, data) -> None:
+    stages = [Stage(1, 640, until=Budget(flops=1e6)), Stage(1, 64)]
+    result = grow(
+        make_model(substrate),
+        data,
+        GrowthSchedule(stages),
+        train=make_train(schedule="cosine"),
+        quiet=True,
+    )
+    assert result.stages[0].decision is not None
+    assert result.stages[0].decision["reason"] == "flops"
+
+
+def test_another_schedule_at_a_resume_is_told_in_a_line(substrate, data, tmp_path: Path) -> None:
+    grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
+    for change, message in (
+        ({"schedule": "cosine"}, r"another train\.schedule \('wsd', now 'cosine'\); choose"),
+        ({"decay": 0.1}, r"another train\.decay \(0\.4, now 0\.1\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            grow(
+                make_model(substrate),
+                data,
+                WHOLE,
+                train=make_train(**change),
+                out=tmp_path,
+                quiet=True,
+            )
+    schedule = replace(WHOLE, moments=Moments(trained_on="fresh"))
+    with pytest.raises(ConfigError, match=r"another moments \(None, now \{'trained_on': 'fresh'"):
+        grow(make_model(substrate), data, schedule, train=make_train(), out=tmp_path, quiet=True)
+
+
+# -- finishing early ------------------------------------------------------------------------------
+
+LONG = GrowthSchedule([Stage(1, 64 * 40), Stage(1, 64 * 400, "copy", train="all"), Stage(1, 6400)])
+FINISHED = make_train(log_every=1, checkpoint_every=1, decay=0.25, warmup=0.0, eval_every=10**6)
+
+
+def finish_at(step: int, out: Path, monkeypatch) -> None:
+    """Have the user ask after so many steps of stage 2."""
+    train_step = Trainer._train_step
+
+    def asking(trainer: Trainer, **options: bool) -> None:
+        train_step(trainer, **options)
+        if trainer.labels["stage"] == "2/3" and trainer.step == step:
+            assert ask_to_finish(out), "a process is at work there"
+
+    monkeypatch.setattr(Trainer, "_train_step", asking)
+
+
+def test_a_running_run_decays_and_ends_when_it_is_asked(
+    substrate, data, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    finish_at(20, out, monkeypatch)
+    result = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
+    assert [stage.depth for stage in result.stages] == [1, 2]
+    # A third of the sixty steps made is a quarter of all.
+    assert result.stages[1].decision == {"reason": "finish", "step": 20, "last_step": 40}
+    rates = rates_of(out)
+    assert rates[:61] == [FINISHED.lr] * 61
+    assert rates[61:] == pytest.approx([FINISHED.lr * (1 - n / 20) for n in range(1, 20)])
+    with pytest.raises(ConfigError, match="the run is finished; its model is"):
+        ask_to_finish(out)
+    # The same command again finds it finished.
+    again = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
+    assert digest(again.model) == digest(result.model)
+    assert not (out / "finish").exists()
+
+
+@pytest.mark.parametrize("killed_at", [20, 30])
+def test_a_run_that_was_asked_and_killed_ends_the_same(
+    substrate, data, tmp_path: Path, monkeypatch, killed_at: int
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        finish_at(20, tmp_path / "whole", patch)
+        whole = grow(
+            make_model(substrate), data, LONG, train=FINISHED, out=tmp_path / "whole", quiet=True
+        )
+    with monkeypatch.context() as patch:
+        finish_at(20, out, patch)
+        asking = Trainer._train_step
+
+        def killing(trainer: Trainer, **options: bool) -> None:
+            if trainer.labels["stage"] == "2/3" and trainer.step == killed_at:
+                raise KeyboardInterrupt
+            asking(trainer, **options)
+
+        patch.setattr(Trainer, "_train_step", killing)
+        with pytest.raises(KeyboardInterrupt):
+            grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
+    resumed = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
+    assert resumed.stages[1].decision == whole.stages[1].decision
+    assert digest(resumed.model) == digest(whole.model)
+
+
+def test_a_stopped_run_finishes_from_where_it_stopped(
+    substrate, data, tmp_path: Path, monkeypatch
+) -> None:
+    train_step = Trainer._train_step
+
+    def stopping(trainer: Trainer, **options: bool) -> None:
+        if trainer.labels["stage"] == "2/3" and trainer.step == 8:
+            raise KeyboardInterrupt
+        train_step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            grow(make_model(substrate), data, LONG, train=FINISHED, out=tmp_path, quiet=True)
+    assert not ask_to_finish(tmp_path), "nobody is at work there"
+    result = grow(make_model(substrate), data, LONG, train=FINISHED, out=tmp_path, quiet=True)
+    decision = result.stages[-1].decision
+    assert decision is not None
+    # At the first step that the resumed run makes; 49 were made by then.
+    assert (decision["reason"], decision["step"], decision["last_step"]) == ("finish", 9, 9 + 17)
+
+
+def test_what_cannot_be_finished_is_told(substrate, data, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run that could be finished"):
+        ask_to_finish(tmp_path)
+    train = make_train(schedule="per-stage")
+    grow(make_model(substrate), data, WHOLE, train=train, out=tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match=r"only a run under train\.schedule=wsd .* is per-stage"):
+        ask_to_finish(tmp_path)
+
+
+def test_one_process_at_a_time(substrate, data, tmp_path: Path) -> None:
+    """`flock` belongs to the open file, so that a second one here is like another process."""
+    with sole_user(tmp_path), pytest.raises(FolderInUse, match=r"another process \(number \d+\)"):
+        grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
+    # A lock that was left behind is no obstacle.
+    assert (tmp_path / "lock").exists()
+    grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
