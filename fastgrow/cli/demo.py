@@ -13,7 +13,7 @@ from fastgrow.cli import resumable
 def demo(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings to change, such as tokens_per_stage=50_000."),
+        typer.Argument(help="Settings to change, such as tokens=50_000."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, model and report.")] = Path(
         "runs/demo"

@@ -76,7 +76,7 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
 def is_demo(name: str) -> bool:
     """Whether a file holds the settings of the demo: only a growth run's names its data."""
     tree = read_config(find_config(name))
-    return "data" not in tree and "stages" in tree
+    return "data" not in tree and "blocks" in tree
 
 
 def table_bytes(substrate: Substrate) -> int:

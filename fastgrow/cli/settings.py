@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastgrow.cli.config import apply_overrides, read_config, typed
 from fastgrow.demo import DemoSettings
@@ -17,6 +18,8 @@ from fastgrow.study.settings import StudySettings
 from fastgrow.substrate import Substrate
 from fastgrow.training import HubDataset, Mixture, TextData, TrainConfig
 
+# Schedules that are made and not written out; class methods of `GrowthSchedule`.
+RECIPES = ("blocks", "doubling", "jump")
 # Stands for a vocabulary size that the file leaves to the substrate; no vocabulary has one token.
 _FROM_SUBSTRATE = 1
 
@@ -178,7 +181,38 @@ def read_growth(name: str, overrides: Sequence[str]) -> GrowthSettings:
     if isinstance(trunk, dict) and trunk.get("cache") is False:
         # YAML reads a bare `off` as false.
         trunk["cache"] = "off"
+    if isinstance(tree.get("schedule"), dict):
+        tree["schedule"] = _stages_of(tree["schedule"], str(path))
     return typed(tree, GrowthSettings, str(path))
+
+
+def _stages_of(schedule: dict[str, Any], origin: str) -> dict[str, Any]:
+    """A schedule that names a recipe, such as `{doubling: {n_blocks: 6, …}}`, as its stages.
+
+    Raises:
+        ConfigError: it names several, or the recipe does not take what it is given.
+    """
+    named = [name for name in RECIPES if name in schedule]
+    if not named:
+        return schedule
+    (name, *more), recipe = named, getattr(GrowthSchedule, named[0])
+    rest = {key: value for key, value in schedule.items() if key != name}
+    if more or "stages" in rest:
+        raise ConfigError(
+            f"{origin}: schedule: expected either stages or one of {', '.join(RECIPES)}, "
+            f"got {', '.join(schedule)}"
+        )
+    arguments = schedule[name]
+    known = list(inspect.signature(recipe).parameters)
+    if not isinstance(arguments, dict) or not set(arguments) <= set(known):
+        raise ConfigError(
+            f"{origin}: schedule.{name}: expected some of {', '.join(known)} with their values, "
+            f"got {arguments!r}"
+        )
+    try:
+        return {**asdict(recipe(**arguments)), **rest}
+    except (TypeError, ConfigError) as error:
+        raise ConfigError(f"{origin}: schedule.{name}: {error}") from None
 
 
 def read_demo(name: str, overrides: Sequence[str]) -> DemoSettings:

@@ -38,7 +38,7 @@ def study(
     table: Annotated[
         str | None,
         typer.Option(
-            help="Print a table of results: bits, rules, depth, difference, cost, fitted."
+            help="Print a table of results: bits, rules, depth, difference, cost, budget, fitted."
         ),
     ] = None,
     rules: Annotated[

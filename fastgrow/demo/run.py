@@ -170,19 +170,19 @@ def _write(result: DemoResult, texts: DemoTexts, settings: DemoSettings, out: Pa
     page = report.Report("fastgrow demo: grow three specialists, compose them")
     page.paragraph(
         f"Three specialists, {', '.join(SCRIPTS)}, were grown on one frozen substrate of "
-        f"{len(texts.substrate)} glyphs in {settings.stages} one-block stages of "
-        f"{settings.tokens_per_stage:,} tokens (width {settings.d_model}, seed {settings.seed}), "
-        "and composed without further training. Text: the Universal Declaration of Human Rights, "
-        "and Chinese poems. Lower is better everywhere; results of one seed at this size are an "
-        "illustration, not evidence."
+        f"{len(texts.substrate)} glyphs to {settings.blocks} blocks: half of them trained first, "
+        f"and were copied at half of {settings.tokens:,} tokens (width {settings.d_model}, seed "
+        f"{settings.seed}). They were composed without further training. Text: the Universal "
+        "Declaration of Human Rights, and Chinese poems. Lower is better everywhere; results of one "
+        "seed at this size are an illustration, not evidence."
     )
     page.heading("What held and what did not")
     page.points(result.findings)
     page.heading("Depth")
     page.paragraph(
         "Bits per character on each specialist's own test text after every stage, beside two "
-        "controls at equal tokens: one block that was never grown, and a monolith of the full "
-        "depth with everything active."
+        "controls at equal tokens: the first blocks never grown, and a monolith of the full depth "
+        "from the beginning."
     )
     page.table(*depth_table(result.growth))
     page.figure("growth.png", "Validation curves; stage boundaries dashed")

@@ -17,20 +17,20 @@ class DemoSettings:
     """What one run of the demo does; configs/demo.yaml and configs/demo-quick.yaml ship.
 
     Attributes:
-        stages: one-block stages of each specialist.
-        tokens_per_stage: training tokens of a stage, rounded up to whole steps.
+        blocks: of each specialist at the end; it begins with half of them.
+        tokens: training tokens of each, rounded up to whole steps.
         d_model, n_head, seq_len: shape of the models; the frozen table is d_model wide.
         batch_size: windows in a step.
-        lr: peak learning rate of a stage.
-        eval_tokens: validation tokens that pick the checkpoint, read six times a stage.
+        lr: peak learning rate.
+        eval_tokens: validation tokens that pick the checkpoint, read eighteen times.
         test_tokens: of each test text; None reads all.
         seed: of weights, data order and samples.
         own_share: share of a specialist's windows from its own script. As in the paper the experts
             share some text: the rest comes from the mix of all scripts.
     """
 
-    stages: int
-    tokens_per_stage: int
+    blocks: int
+    tokens: int
     d_model: int
     n_head: int
     seq_len: int
@@ -42,7 +42,7 @@ class DemoSettings:
     own_share: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_stage", "batch_size", "seq_len"):
+        for name in ("tokens", "batch_size", "seq_len"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.own_share < 1:
@@ -55,17 +55,15 @@ class DemoSettings:
         return self.batch_size * self.seq_len
 
     @property
-    def steps_per_stage(self) -> int:
-        return math.ceil(self.tokens_per_stage / self.tokens_per_step)
+    def steps(self) -> int:
+        return math.ceil(self.tokens / self.tokens_per_step)
 
     @property
     def schedule(self) -> GrowthSchedule:
-        # In whole steps: rounding up each stage would give the grown models more than their
-        # controls, which have one long stage.
-        tokens = self.steps_per_stage * self.tokens_per_step
-        # Two blocks in place of the three that train by default: in so small a stack three are all
-        # of it, and nothing would rest.
-        return GrowthSchedule.blocks(self.stages, tokens=tokens, overlap=1)
+        # In whole steps, an even number: rounding up each stage would give the grown models more
+        # than their controls, which have one long stage.
+        tokens = 2 * math.ceil(self.steps / 2) * self.tokens_per_step
+        return GrowthSchedule.doubling(self.blocks, tokens=tokens)
 
     @property
     def train(self) -> TrainConfig:
@@ -73,9 +71,9 @@ class DemoSettings:
             batch_size=self.batch_size,
             seq_len=self.seq_len,
             lr=self.lr,
-            eval_every=max(1, self.steps_per_stage // 6),
+            eval_every=max(1, self.steps // 18),
             eval_tokens=self.eval_tokens,
-            checkpoint_every=max(1, self.steps_per_stage // 2),
+            checkpoint_every=max(1, self.steps // 6),
             seed=self.seed,
             pick="best",
         )

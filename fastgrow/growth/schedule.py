@@ -124,6 +124,8 @@ class GrowthSchedule:
         Raises:
             ConfigError: a value is out of range, or there are too few blocks to halve.
         """
+        if n_blocks < 1:
+            raise ConfigError(f"GrowthSchedule.doubling: expected at least 1 block, got {n_blocks}")
         shares = [at] if isinstance(at, int | float) else list(at)
         depths = [n_blocks]
         for _ in shares:

@@ -3,7 +3,7 @@
 from fastgrow.report.heat_strip import write_heat_strip
 from fastgrow.report.inside import FolderKind, Wishes, write_page
 from fastgrow.report.page import Report, table_text
-from fastgrow.report.plots import Curve, Unit, growth_curves, matrix, study_curves
+from fastgrow.report.plots import Curve, Unit, growth_curves, matrix, study_curves, study_lines
 
 __all__ = [
     "Curve",
@@ -14,6 +14,7 @@ __all__ = [
     "growth_curves",
     "matrix",
     "study_curves",
+    "study_lines",
     "table_text",
     "write_heat_strip",
     "write_page",

@@ -51,6 +51,27 @@ def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None
     save_figure(figure, path)
 
 
+def study_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> None:
+    """Bits per character when training ends against what training cost, a line for each recipe.
+
+    Args:
+        lines: name → (operations, bits per character), ascending.
+        path: the PNG to write.
+    """
+    figure = new_figure(5.6, 3.8)
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(lines.items()):
+        at, bits = zip(*points, strict=True)
+        marker = "os^Dv<>"[number % 7]
+        axis.plot(np.asarray(at) / 1e12, bits, marker=marker, linewidth=1.2, label=name)
+    axis.set_xscale("log")
+    axis.set_xlabel("TFLOP of training")
+    axis.set_ylabel("test, bits per character")
+    axis.grid(alpha=0.25, which="both")
+    axis.legend(frameon=False, fontsize="small")
+    save_figure(figure, path)
+
+
 def study_curves(
     panels: Mapping[str, Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]],
     unit: Unit,

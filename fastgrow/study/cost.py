@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastgrow.growth import stage_shape
 from fastgrow.growth.flops import stack_flops
+from fastgrow.growth.plan import make_plan
 from fastgrow.growth.roles import Role, roles
 from fastgrow.nn import DecoderConfig
 from fastgrow.study.controls import Plan
+from fastgrow.training import TrainConfig
 
 
 def forward_flops(config: DecoderConfig, depth: int, seq_len: int) -> int:
@@ -28,3 +30,8 @@ def plan_flops(config: DecoderConfig, plan: Plan, seq_len: int) -> int:
     """Operations of a whole plan, where no stage ends before its tokens are used up."""
     each = stage_flops(config, plan, seq_len)
     return sum(f * stage.tokens for f, stage in zip(each, plan.schedule.stages, strict=True))
+
+
+def peak_bytes(config: DecoderConfig, plan: Plan, train: TrainConfig) -> int:
+    """Memory of a plan's training at its worst moment, counted as `fastgrow plan` does."""
+    return make_plan(config, plan.schedule, train, measure=False).peak

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastgrow import report
+from fastgrow.study.results import MIX
 from fastgrow.study.tables import (
     bits_table,
+    budget_table,
     cost_table,
     depth_table,
     difference_table,
@@ -46,9 +49,31 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
         name = f"curves-{axis}.png"
         report.study_curves(_curves(results, measure), axis, out / name)
         page.figure(name, f"Validation bits per character against {axis}; each line is a seed")
+    lines = _lines(results)
+    if lines:
+        page.heading("Bits against operations")
+        report.study_lines(lines, out / "lines.png")
+        page.figure("lines.png", "Test bits per character when training ends, against operations")
+        page.table(*budget_table(results))
     page.heading("Cost")
     page.table(*cost_table(results))
     page.write(out)
+
+
+def _lines(results: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Line → its points, (operations, bits per character): the mean of each training's seeds."""
+    lines = {}
+    for line, names in results["settings"].get("lines", {}).items():
+        points = []
+        for name in names:
+            runs = results["trainings"][name].values()
+            if runs:
+                flops = next(sum(stage["flops"] for stage in run["stages"]) for run in runs)
+                bits = statistics.fmean(run["stages"][-1]["bits"][MIX] for run in runs)
+                points.append((flops, bits))
+        if points:
+            lines[line] = sorted(points)
+    return lines
 
 
 def _curves(

@@ -13,8 +13,8 @@ from fastgrow.study.plan import Study, stated
 from fastgrow.study.settings import StudySettings, changed
 
 RECORD = "study.json"
-# More seeds are more of the same study, and the reference is for its readers.
-_FREE = ("seeds", "reference")
+# More seeds are more of the same study; reference and lines are for its readers.
+_FREE = ("seeds", "reference", "lines")
 
 
 def claim_study(

@@ -13,7 +13,7 @@ import torch
 
 from fastgrow import _files
 from fastgrow.study.compose import baseline_bits
-from fastgrow.study.cost import forward_flops, stage_flops
+from fastgrow.study.cost import forward_flops, peak_bytes, stage_flops
 from fastgrow.study.plan import Run, Study, stated
 from fastgrow.training.environment import describe_environment
 
@@ -85,6 +85,7 @@ def _training(run: Run, characters: Mapping[str, int]) -> dict[str, Any]:
         "stages": stages,
         "process_seconds": record["process_seconds"],
         "table_parameters": run.model.vocab_size * run.model.embed_width,
+        "peak_bytes": peak_bytes(run.model, run.plan, run.train),
         "forward_flops": forward_flops(run.model, stages[-1]["depth"], run.seq_len),
         # Tokens, operations, bits a character; a stage's operations grow in a line.
         "curve": [

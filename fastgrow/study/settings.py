@@ -158,6 +158,7 @@ class StudySettings:
     Attributes:
         evaluate: the texts that everything is measured on, each and all together.
         reference: the training that all else is compared with in the report.
+        lines: names of lines in a figure of bits against operations, and the trainings on each.
 
     Raises:
         ConfigError: a name that is none, or one that refers to nothing.
@@ -175,6 +176,7 @@ class StudySettings:
     documents: DocumentSettings = field(default_factory=DocumentSettings)
     ensembles: dict[str, EnsembleSettings] = field(default_factory=dict)
     reference: str | None = None
+    lines: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in ("texts", "trainings", "ensembles"):
@@ -190,6 +192,8 @@ class StudySettings:
         self._refer("evaluate", self.evaluate, self.texts)
         if self.reference is not None:
             self._refer("reference", [self.reference], self.trainings)
+        for line, names in self.lines.items():
+            self._refer(f"lines.{line}", names, self.trainings)
         for name, training in self.trainings.items():
             self._refer(f"trainings.{name}.texts", training.texts, self.texts)
             if training.schedule is None and self.schedule is None:

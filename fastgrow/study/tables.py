@@ -84,24 +84,30 @@ def difference_table(results: Mapping[str, Any]) -> Table:
 
     A difference is taken within each seed, so that what all models of a seed share cancels out.
     Active are the most parameters that train at once, which is what gradients and an optimizer's
-    state are kept for.
+    state are kept for. Peak memory is that of training, counted; older records are without.
     """
     reference = results["settings"]["reference"]
     runs = results["trainings"][reference]
+    costs = dict(_COSTS)
+    if not all("peak_bytes" in run for run in _runs(results)):
+        del costs["peak memory"]
     base = {seed: run["stages"][-1]["bits"][MIX] for seed, run in runs.items()}
     rows = []
     for name, by_seed in results["trainings"].items():
         ends = {seed: run["stages"][-1]["bits"][MIX] for seed, run in by_seed.items()}
         more = "0" if name == reference else _paired(ends, base)
-        costs = [_ratio(runs, by_seed, cost) for cost in (_flops, _seconds, _active)]
-        rows.append([name, mean_sd(list(ends.values())), more, *costs])
+        ratios = [_ratio(runs, by_seed, cost) for cost in costs.values()]
+        rows.append([name, mean_sd(list(ends.values())), more, *ratios])
     for ensemble, rules in results["ensembles"].items():
         for rule, measured in rules.items():
             ends = {seed: m["bits"][MIX] for seed, m in measured.items()}
             bits = mean_sd(list(ends.values()))
-            rows.append([f"{ensemble}: {rule}", bits, _paired(ends, base), "—", "—", "—"])
-    costs = ["FLOP", "process seconds", "active"]
+            rows.append([f"{ensemble}: {rule}", bits, _paired(ends, base), *("—" for _ in costs)])
     return [f"against {reference}", "bits per character", "more", *costs], rows
+
+
+def _runs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [run for by_seed in results["trainings"].values() for run in by_seed.values()]
 
 
 def _active(run: Mapping[str, Any]) -> float:
@@ -122,6 +128,18 @@ def _seconds(run: Mapping[str, Any]) -> float:
     return run["process_seconds"]
 
 
+def _peak(run: Mapping[str, Any]) -> float:
+    return run["peak_bytes"]
+
+
+_COSTS = {
+    "FLOP": _flops,
+    "process seconds": _seconds,
+    "active": _active,
+    "peak memory": _peak,
+}
+
+
 def _ratio(
     base: Mapping[str, Any], other: Mapping[str, Any], cost: Callable[[Mapping[str, Any]], float]
 ) -> str:
@@ -130,6 +148,19 @@ def _ratio(
     if not seeds:
         return "—"
     return f"{sum(cost(other[s]) for s in seeds) / sum(cost(base[s]) for s in seeds):.2f} ×"
+
+
+def budget_table(results: Mapping[str, Any]) -> Table:
+    """The study's lines of bits against operations: a row for each training on one."""
+    rows = []
+    for line, names in results["settings"].get("lines", {}).items():
+        points = []
+        for name in names:
+            for seed, run in results["trainings"][name].items():
+                points.append((_flops(run), run["stages"][-1]["bits"][MIX], name, seed))
+        for flops, bits, name, seed in sorted(points):
+            rows.append([line, name, seed, f"{flops / 1e12:.2f}", f"{bits:.3f}"])
+    return ["line", "training", "seed", "TFLOP", "bits per character"], rows
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
@@ -208,6 +239,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], Table]] = {
     "depth": depth_table,
     "difference": difference_table,
     "cost": cost_table,
+    "budget": budget_table,
     "fitted": taken_table,
 }
 

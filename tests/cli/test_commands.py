@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from interrupting import interrupted
 import fastgrow
 from fastgrow.cli import main
 from fastgrow.cli.settings import read_growth
-from fastgrow.errors import DataError
+from fastgrow.errors import DataError, Interrupted
+from fastgrow.growth import GrowthSchedule, Moments
 from fastgrow.substrate import Substrate
-from fastgrow.training import HubDataset
+from fastgrow.training import HubDataset, Trainer
+from fastgrow.training.run_folder import sole_user
 
 TEXT = "the cat sat on the mat and the dog sat on the cat\n"
 
@@ -76,6 +79,49 @@ def test_grow_prints_stages_and_resumes(capsys, config: Path, tmp_path: Path) ->
     fresh, _, error = run(capsys, "grow", config, "--out", tmp_path, "--fresh")
     assert fresh == 1
     assert "holds a run already" in error
+
+
+def test_a_stopped_run_is_finished_and_a_running_one_is_asked(
+    capsys, config: Path, tmp_path: Path, monkeypatch
+) -> None:
+    arguments = ["grow", config, "train.checkpoint_every=1", "--out", tmp_path / "run"]
+    step = Trainer._train_step
+
+    def stopping(trainer: Trainer, **options: bool) -> None:
+        if trainer.step == 3:
+            raise Interrupted("stopped")
+        step(trainer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stopping)
+        assert run(capsys, *arguments)[0] != 0
+    with sole_user(tmp_path / "run"):
+        status, out, _ = run(capsys, *arguments, "--finish")
+    assert status == 0
+    assert out.startswith(f"{tmp_path / 'run'}: the running process begins the decay after")
+    status, out, _ = run(capsys, *arguments, "--finish")
+    assert status == 0
+    (stage,) = json.loads((tmp_path / "run" / "growth.json").read_text())
+    assert stage["decision"]["reason"] == "finish"
+    assert out.startswith("stage 1: depth 1,")
+    status, _, error = run(capsys, *arguments, "--finish")
+    assert status == 1
+    assert "the run is finished; its model is" in error
+    status, _, error = run(capsys, "grow", config, "--out", tmp_path / "none", "--finish")
+    assert status == 1
+    assert "none: holds no run that could be finished" in error
+
+
+def test_a_schedule_may_be_named_by_its_recipe(config: Path) -> None:
+    for text, expected in (
+        ("{doubling: {n_blocks: 6, tokens: 6000}}", GrowthSchedule.doubling(6, tokens=6000)),
+        ("{blocks: {n_stages: 3, tokens: 10}}", GrowthSchedule.blocks(3, tokens=10)),
+        (
+            "{jump: {n_blocks: 4, tokens: 100, at: 0.25}, moments: {copied: copy}}",
+            replace(GrowthSchedule.jump(4, tokens=100, at=0.25), moments=Moments(copied="copy")),
+        ),
+    ):
+        assert read_growth(str(config), [f"schedule={text}"]).schedule == expected
 
 
 def test_sources_say_how_they_are_read(capsys, config: Path, tmp_path: Path) -> None:
@@ -313,11 +359,33 @@ def test_help_lists_the_commands(capsys) -> None:
         (["grow", "absent.yaml"], 1, "absent.yaml: no such file; shipped configurations: abs-bvv"),
         (["grow", "{config}", "train.lr=fast"], 1, "train.lr: expected float, got str"),
         (["grow", "{config}", "schedule.stages=[]"], 1, "expected at least one stage, got none"),
+        (
+            ["grow", "{config}", "schedule={{doubling: {{blocks: 4}}}}"],
+            1,
+            "schedule.doubling: expected some of n_blocks, tokens, at, place, train with",
+        ),
+        (
+            ["grow", "{config}", "schedule={{doubling: {{n_blocks: 4}}}}"],
+            1,
+            "schedule.doubling: GrowthSchedule.doubling() missing 1 required",
+        ),
+        (
+            ["grow", "{config}", "schedule={{jump: {{n_blocks: 4, tokens: 9, at: 2}}}}"],
+            1,
+            "schedule.jump: GrowthSchedule.jump: at: expected ascending shares between 0 and 1",
+        ),
+        (
+            ["grow", "{config}", "schedule.doubling={{n_blocks: 4, tokens: 9}}"],
+            1,
+            "schedule: expected either stages or one of blocks, doubling, jump, got stages, dou",
+        ),
+        (["grow", "{config}", "train.decay=1"], 1, "decay: warmup and decay are shares of one run"),
+        (["grow", "{config}", "--finish", "--fresh"], 1, "--finish: goes on with a run, and --fr"),
         (["grow", "{config}", "model.vocab_size=7"], 1, "model.vocab_size: 7 is stated"),
         (["grow", "{config}", "data.0.source=/absent"], 1, "/absent"),
         (["grow", "{config}", "--control", "twice"], 1, "--control: expected monolith or"),
         (["grow", "{config}", "--out", "{corpus}"], 1, "text.txt"),
-        (["demo", "stages=0"], 1, "expected at least 1 stage, got 0"),
+        (["demo", "blocks=0"], 1, "expected at least 1 block, got 0"),
         (["demo", "batch_size=0"], 1, "batch_size: expected at least 1, got 0"),
         (["demo", "own_share=1"], 1, "own_share: expected between 0 and 1"),
         (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected one of"),
@@ -426,8 +494,8 @@ def test_grow_stopped_by_ctrl_c_says_how_to_go_on_and_does(config, tmp_path) -> 
 
 @pytest.mark.slow
 def test_demo_stopped_by_ctrl_c_says_how_to_go_on_and_does(tmp_path) -> None:
-    arguments = ["demo", "tokens_per_stage=4_096", "d_model=16", "n_head=2", "seq_len=32",
-                 "batch_size=4", "test_tokens=256", "eval_tokens=256", "stages=2",
+    arguments = ["demo", "tokens=8_192", "d_model=16", "n_head=2", "seq_len=32",
+                 "batch_size=4", "test_tokens=256", "eval_tokens=256", "blocks=2",
                  "--out", tmp_path]  # fmt: skip
     done = interrupted(FASTGROW, "*/latin-monolith/run.json", arguments)
     error = done.stderr

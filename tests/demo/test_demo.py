@@ -21,8 +21,8 @@ from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthResult, StageResult
 
 TINY = DemoSettings(
-    stages=2,
-    tokens_per_stage=512,
+    blocks=2,
+    tokens=1024,
     d_model=16,
     n_head=2,
     seq_len=32,
@@ -116,11 +116,13 @@ def test_findings_say_what_the_numbers_say() -> None:
     assert "0.30 worse than never grown (4.20)" in behind
     assert "Training took grown 2 s, never grown 1 s, monolith 1 s." in behind
     assert "0.50 worse than the monolith (4.00)" in behind
-    assert "beat one block trained for as long in 0 of 1" in verdict
+    assert "growing beat what was never grown in 0 of 1" in verdict
+    assert "level with the monolith or ahead of it in 0." in verdict
     (ahead, verdict) = growth_findings(growth(4.00, 4.20, 4.01))
     assert "0.20 better than never grown" in ahead
     assert "level with the monolith" in ahead
-    assert "paid for every specialist" in verdict
+    assert "growing beat what was never grown in 1 of 1" in verdict
+    assert "level with the monolith or ahead of it in 1." in verdict
 
     def matrix(mean: float) -> Matrix:
         rows = {"expert Latin": [4.0, 6.0], "expert Han": [8.0, 7.0], MEAN: [4.5, mean]}
