@@ -54,8 +54,8 @@ class Carried:
         for name in active:
             block = block_of(name)
             if block in copied:
-                if self._moments.copied == "copy":
-                    original = live.get(_in_block(name, copied[block]), {})
+                original = live.get(_in_block(name, copied[block]))
+                if self._moments.copied == "copy" and original is not None:
                     begun[name] = {key: value.clone() for key, value in original.items()}
             elif self._moments.trained_on == "keep" and (block is None or block in origin):
                 before = name if block is None else _in_block(name, origin[block])

@@ -14,7 +14,7 @@ class Moments:
 
     Args:
         trained_on: of parameters that train in both: kept, or begun afresh as in the papers.
-        copied: of new blocks that are copies: fresh, or a copy of what the original's is.
+        copied: of new blocks that are copies: a copy of what the original's is, or fresh.
         thawed: of parameters that rest and train again later: fresh, or restored to what it was
             when they last trained. It is on disk meanwhile, in a run without a folder in memory.
 
@@ -23,13 +23,13 @@ class Moments:
     """
 
     trained_on: Literal["keep", "fresh"] = "keep"
-    copied: Literal["fresh", "copy"] = "fresh"
+    copied: Literal["copy", "fresh"] = "copy"
     thawed: Literal["fresh", "restore"] = "restore"
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("trained_on", ("keep", "fresh")),
-            ("copied", ("fresh", "copy")),
+            ("copied", ("copy", "fresh")),
             ("thawed", ("fresh", "restore")),
         ):
             if getattr(self, name) not in choices:

@@ -139,6 +139,44 @@ class GrowthSchedule:
         return cls._jumps(depths, shares, tokens, place=place, train=train, what="doubling")
 
     @classmethod
+    def windows(
+        cls, n_blocks: int, *, tokens: int, window: int | None = None, grown_by: float = 0.75
+    ) -> GrowthSchedule:
+        """Growth block by block in which few blocks train at a time, and the rest are frozen.
+
+        Each new block is a copy of the one below it, and the topmost `window` blocks train: less
+        memory for gradients, the optimizer and activations than training all takes, and no backward
+        pass through the rest. The first stages are equally long, and the last one takes what is
+        left of the tokens, so that the whole depth trains for a while.
+
+        Args:
+            n_blocks: at the end; training begins with one.
+            tokens: of the whole run.
+            window: blocks that train at a time; None for half of them all, rounded up.
+            grown_by: share of the tokens after which the last block comes.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        where = "GrowthSchedule.windows"
+        if n_blocks < 1:
+            raise ConfigError(f"{where}: expected at least 1 block, got {n_blocks}")
+        if not 0 < grown_by < 1:
+            raise ConfigError(f"{where}: expected grown_by between 0 and 1, got {grown_by}")
+        window = -(-n_blocks // 2) if window is None else window
+        if window < 1:
+            raise ConfigError(f"{where}: expected a window of at least 1 block, got {window}")
+        ends = [round(grown_by * tokens * done / max(n_blocks - 1, 1)) for done in range(n_blocks)]
+        lengths = [end - begin for begin, end in zip(ends, [*ends[1:], tokens], strict=True)]
+        if min(lengths) < 1:
+            raise ConfigError(f"{where}: tokens: expected some for each stage, got {tokens}")
+        stages = [Stage(1, lengths[0])]
+        for depth, length in enumerate(lengths[1:], start=2):
+            wide = min(window, depth)
+            stages.append(Stage(1, length, "copy", window=wide if wide > 1 else None))
+        return cls(stages)
+
+    @classmethod
     def jump(cls, n_blocks: int, *, tokens: int, start: int = 1, at: float = 0.5) -> GrowthSchedule:
         """One jump from `start` blocks to all: copies of the stack, repeated, on top; all train.
 

@@ -40,10 +40,11 @@ def sole_user(folder: Path, name: str = LOCK) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().strip()
             raise FolderInUse(
-                f"{folder}: another process (number {holder}) is at work on this run; wait until "
-                "it ends, or choose another folder"
+                f"{folder}: another process is at work on this run"
+                f"{f' (number {holder})' if holder else ''}; wait until it ends, or choose another "
+                "folder"
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -322,7 +322,10 @@ def test_what_cannot_be_finished_is_told(substrate, data, tmp_path: Path) -> Non
 
 def test_one_process_at_a_time(substrate, data, tmp_path: Path) -> None:
     """`flock` belongs to the open file, so that a second one here is like another process."""
-    with sole_user(tmp_path), pytest.raises(FolderInUse, match=r"another process \(number \d+\)"):
+    with (
+        sole_user(tmp_path),
+        pytest.raises(FolderInUse, match=r"another process is at work on this run \(number \d+\)"),
+    ):
         grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
     # A lock that was left behind is no obstacle.
     assert (tmp_path / "lock").exists()

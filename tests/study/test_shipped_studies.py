@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from fastgrow.cli.settings import read_study, shipped_configs
 from fastgrow.compose import Rule
 from fastgrow.errors import ConfigError
-from fastgrow.growth import GrowthSchedule
+from fastgrow.growth import GrowthSchedule, Moments
 from fastgrow.nn import Block, DecoderConfig
 from fastgrow.study.compose import make_rule
 from fastgrow.study.controls import CONTROLS
 from fastgrow.study.settings import StudySettings, changed
+from fastgrow.training import TrainConfig
 
 STUDIES = shipped_configs("studies")
 
@@ -46,7 +48,10 @@ def test_the_composition_study_has_every_rule() -> None:
 
 def size(settings: StudySettings, training: str) -> int:
     """Numbers in a training's model, the frozen table left out."""
-    width: dict[str, Any] = {"vocab_size": settings.substrate.max_size, "n_embed": 128}
+    width: dict[str, Any] = {
+        "vocab_size": settings.substrate.max_size,
+        "n_embed": settings.substrate.n_components,
+    }
     model = settings.trainings[training].model
     config = changed(DecoderConfig, training, settings.model, model, width)
     assert settings.schedule is not None
@@ -79,8 +84,8 @@ def test_the_union_reads_what_the_experts_read() -> None:
     assert parts == [(0, 3), (1, 3), (2, 3)]
 
 
-def test_the_growth_study_has_every_control_at_equal_tokens_or_operations() -> None:
-    settings = study("growth")
+def test_the_first_growth_study_has_every_control_at_equal_tokens_or_operations() -> None:
+    settings = study("growth-per-stage")
     assert {training.control for training in settings.trainings.values()} == set(CONTROLS)
     assert settings.schedule is not None
     for name, training in settings.trainings.items():
@@ -94,9 +99,55 @@ def test_the_growth_study_has_every_control_at_equal_tokens_or_operations() -> N
         assert schedule.tokens == pytest.approx(depth * 524_288, rel=1e-4), name
 
 
+def test_the_first_growth_study_grows_in_the_librarys_windows() -> None:
+    schedule = study("growth-per-stage").schedule
+    assert schedule == GrowthSchedule.blocks(6, tokens=524_288, recipe="windows")
+
+
+def test_the_growth_study_reads_ten_tokens_a_parameter_wherever_it_does_not_say_otherwise() -> None:
+    settings = study("growth")
+    tokens = 6 * 524_288
+    assert tokens / size(settings, "grown") == pytest.approx(10, rel=0.05)
+    for name, training in settings.trainings.items():
+        schedule = training.schedule or settings.schedule
+        assert schedule is not None
+        assert schedule.n_blocks == 6, name
+        assert schedule.tokens == tokens, name
+        scaled = training.tokens != 1 or training.equal_flops_to is not None
+        assert scaled == (name.endswith(("flops", "-60", "half", "quarter")) and "old" not in name)
+    assert {name for names in settings.lines.values() for name in names} < set(settings.trainings)
+
+
 def test_the_growth_study_grows_by_the_librarys_recipe() -> None:
-    schedule = study("growth").schedule
-    assert schedule == GrowthSchedule.blocks(6, tokens=524_288)
+    settings, ours = study("growth"), GrowthSchedule.blocks(6, tokens=524_288)
+    assert settings.schedule is not None
+    assert settings.schedule.stages == ours.stages
+    assert settings.schedule.moments == (ours.moments or Moments())
+    # And by the library's schedule of the learning rate.
+    stated, usual = changed(TrainConfig, "train", settings.train), TrainConfig()
+    for name in ("schedule", "warmup", "decay", "min_lr_ratio", "optimizer"):
+        assert getattr(stated, name) == getattr(usual, name)
+
+
+def test_the_arms_of_the_growth_study_are_recipes_by_name() -> None:
+    trainings = study("growth").trainings
+    tokens = 6 * 524_288
+    for name, recipe in (
+        ("jump-25", GrowthSchedule.jump(6, tokens=tokens, at=0.25)),
+        ("jump-75", GrowthSchedule.jump(6, tokens=tokens, at=0.75)),
+        ("grown-middle", GrowthSchedule.doubling(6, tokens=tokens, place="middle")),
+        ("grown-old-half-rests", GrowthSchedule.doubling(6, tokens=tokens, train="new")),
+        ("window-3", GrowthSchedule.blocks(6, tokens=524_288, recipe="windows")),
+    ):
+        schedule = trainings[name].schedule
+        assert schedule is not None
+        assert schedule.stages == recipe.stages, name
+    early, recipe = trainings["window-3-early"].schedule, GrowthSchedule.windows(6, tokens=tokens)
+    assert early is not None
+    for ours, theirs in zip(recipe.stages, early.stages, strict=True):
+        # The study's stages are whole steps.
+        assert replace(ours, tokens=1) == replace(theirs, tokens=1)
+        assert ours.tokens == pytest.approx(theirs.tokens, rel=0.003)
 
 
 def test_a_study_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:

@@ -69,7 +69,10 @@ def test_stated_leaves_defaults_out_at_every_depth() -> None:
     assert stated({"x": [schedule]}) == {
         "x": [{"stages": [{"tokens": 5}, {"blocks": 2, "tokens": 7, "lr": 0.1}]}]
     }
-    assert stated(TrainConfig(betas=(0.9, 0.99))) == {"betas": [0.9, 0.99]}
+    # What records from before there was a schedule over the run stand for.
+    before = TrainConfig(schedule="per-stage", min_lr_ratio=0.1, betas=(0.9, 0.99))
+    assert stated(before) == {"betas": [0.9, 0.99]}
+    assert stated(TrainConfig()) == {"schedule": "wsd", "min_lr_ratio": 0.0}
 
 
 def test_equal_flops_are_equal(make_study: MakeStudy) -> None:
