@@ -224,9 +224,14 @@ class GrowthSchedule:
             raise ConfigError(f"{where}: tokens: expected some for each stage, got {tokens}")
         stages = [Stage(depths[0], lengths[0])]
         for old, depth, length in zip(depths, depths[1:], lengths[1:], strict=False):
-            at = tuple(range(old - (depth - old) + 1, old + 1)) if place == "middle" else None
-            copied = None if at is None else tuple(index - 1 for index in at)
-            stages.append(Stage(depth - old, length, "copy", at=at, copy_of=copied, train=train))
+            new, at, copied = depth - old, None, None
+            if place == "middle":
+                at = tuple(range(old - new + 1, old + 1))
+                copied = tuple(index - 1 for index in at)
+            elif new > old > 1:
+                # Whole stacks from the lowest block on; the last one may be a part.
+                copied = tuple(index % old for index in range(new))
+            stages.append(Stage(new, length, "copy", at=at, copy_of=copied, train=train))
         return cls(stages)
 
     def with_polish(self, share: float = 0.2) -> GrowthSchedule:

@@ -124,7 +124,7 @@ class Optimizer:
         return [group for part in self._parts for group in part.param_groups]
 
     @property
-    def held(self) -> dict[nn.Parameter, dict[str, Any]]:
+    def held(self) -> dict[torch.Tensor, dict[str, Any]]:
         """Every parameter that has a state, and that state."""
         return {p: state for part in self._parts for p, state in part.state.items()}
 

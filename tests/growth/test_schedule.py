@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth import Budget, GrowthSchedule, LoRA, Plateau, Stage
+from fastgrow.growth import (
+    Budget,
+    GrowthSchedule,
+    LoRA,
+    Moments,
+    Plateau,
+    Stage,
+    stage_shape,
+)
+from fastgrow.nn import DecoderConfig
+from fastgrow.nn.insertion import copied_blocks, insertion_indices
 
 
 def test_controls_have_equal_tokens() -> None:
@@ -99,5 +109,106 @@ def test_equal_stages() -> None:
     ],
 )
 def test_senseless_schedules_are_refused(make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+# -- recipes --------------------------------------------------------------------------------------
+
+
+def test_doubling_copies_the_whole_stack() -> None:
+    assert GrowthSchedule.doubling(6, tokens=100).stages == (
+        Stage(3, 50),
+        Stage(3, 50, "copy", train="all"),
+    )
+    # Twice, at other shares; the tokens add up whatever they are rounded to.
+    twice = GrowthSchedule.doubling(8, tokens=1001, at=(0.1, 1 / 3))
+    assert [stage.blocks for stage in twice.stages] == [2, 2, 4]
+    assert [stage.tokens for stage in twice.stages] == [100, 234, 667]
+    # An odd stack is halved upwards: the copies are of its top.
+    odd = GrowthSchedule.doubling(5, tokens=10)
+    assert [stage.blocks for stage in odd.stages] == [3, 2]
+    assert copied_blocks(3, 2) == (1, 2)
+    assert GrowthSchedule.doubling(1, tokens=10).stages == (Stage(1, 10),)
+
+
+def test_doubling_in_the_middle_puts_each_copy_behind_its_original() -> None:
+    for n_blocks, stack in ((6, [0, 0, 1, 1, 2, 2]), (5, [0, 1, 1, 2, 2])):
+        first, second = GrowthSchedule.doubling(n_blocks, tokens=10, place="middle").stages
+        assert second.at is not None
+        new = insertion_indices(first.blocks, second.blocks, second.at)
+        copies = iter(copied_blocks(first.blocks, second.blocks, second.at, second.copy_of))
+        old = iter(range(first.blocks))
+        assert [next(copies if i in new else old) for i in range(n_blocks)] == stack
+
+
+def test_the_older_half_may_rest() -> None:
+    schedule = GrowthSchedule.doubling(6, tokens=100, train="new")
+    config = DecoderConfig(vocab_size=16, d_model=8, n_layer=0, n_head=2, max_seq_len=8)
+    shape = stage_shape(schedule, 1, config)
+    assert (shape.trained, shape.n_trunk) == ((3, 4, 5), 3)
+
+
+def test_a_jump_repeats_what_is_there() -> None:
+    assert GrowthSchedule.jump(6, tokens=100, at=0.25).stages == (
+        Stage(1, 25),
+        Stage(5, 75, "copy", train="all"),
+    )
+    first, second = GrowthSchedule.jump(7, tokens=10, start=2).stages
+    assert (first.blocks, second.blocks, second.copy_of) == (2, 5, (0, 1, 0, 1, 0))
+
+
+def test_windows_train_few_blocks_and_the_whole_depth_for_a_while() -> None:
+    schedule = GrowthSchedule.windows(6, tokens=1000)
+    assert [stage.tokens for stage in schedule.stages] == [150] * 5 + [250]
+    assert [stage.window for stage in schedule.stages] == [None, 2, 3, 3, 3, 3]
+    assert [stage.insertion for stage in schedule.stages] == ["random"] + ["copy"] * 5
+    config = DecoderConfig(vocab_size=16, d_model=8, n_layer=0, n_head=2, max_seq_len=8)
+    trained = [stage_shape(schedule, index, config).trained for index in range(6)]
+    assert trained == [(0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5)]
+    alone = GrowthSchedule.windows(3, tokens=300, window=1, grown_by=0.5)
+    assert [stage.window for stage in alone.stages] == [None, None, None]
+    assert [stage.tokens for stage in alone.stages] == [75, 75, 150]
+    assert GrowthSchedule.windows(1, tokens=7).stages == (Stage(1, 7),)
+
+
+def test_a_polish_takes_its_tokens_from_every_stage() -> None:
+    moments = Moments(copied="fresh")
+    schedule = GrowthSchedule([Stage(1, 100), Stage(2, 50, "copy")], moments=moments)
+    assert schedule.with_polish(0.1) == GrowthSchedule(
+        [Stage(1, 90), Stage(2, 45, "copy"), Stage(0, 15, train="all")], moments=moments
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GrowthSchedule.blocks(2, tokens=5, recipe="lost"), "recipe: expected 'doubling'"),  # type: ignore[arg-type]
+        (
+            lambda: GrowthSchedule.blocks(2, tokens=5, overlap=1),
+            "insertion and overlap go with recipe='windows', got recipe='doubling'",
+        ),
+        (lambda: GrowthSchedule.doubling(0, tokens=5), "expected at least 1 block, got 0"),
+        (
+            lambda: GrowthSchedule.doubling(2, tokens=5, at=(0.2, 0.4)),
+            "2 blocks cannot be halved 2 times",
+        ),
+        (
+            lambda: GrowthSchedule.doubling(8, tokens=5, at=(0.5, 0.2)),
+            r"at: expected ascending shares between 0 and 1, got \[0\.5, 0\.2\]",
+        ),
+        (lambda: GrowthSchedule.doubling(2, tokens=9, at=1.0), "at: expected ascending shares"),
+        (lambda: GrowthSchedule.doubling(2, tokens=1), "tokens: expected some for each stage"),
+        (lambda: GrowthSchedule.doubling(2, tokens=9, place="side"), "place 'top' or 'middle'"),  # type: ignore[arg-type]
+        (lambda: GrowthSchedule.doubling(2, tokens=9, train="old"), "train 'all' or 'new'"),  # type: ignore[arg-type]
+        (lambda: GrowthSchedule.jump(3, tokens=9, start=3), "a start from 1 to 2 blocks, got 3"),
+        (lambda: GrowthSchedule.windows(0, tokens=9), "expected at least 1 block, got 0"),
+        (lambda: GrowthSchedule.windows(3, tokens=9, window=0), "a window of at least 1 block"),
+        (lambda: GrowthSchedule.windows(3, tokens=9, grown_by=1), "grown_by between 0 and 1"),
+        (lambda: GrowthSchedule.windows(3, tokens=2), "tokens: expected some for each stage"),
+        (lambda: GrowthSchedule.blocks(2, tokens=9).with_polish(1.0), "a share between 0 and 1"),
+    ],
+)
+def test_senseless_recipes_are_refused(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()

@@ -14,6 +14,7 @@ from fastgrow.study.page import write_page
 from fastgrow.study.results import compact_json
 from fastgrow.study.tables import (
     bits_table,
+    budget_table,
     cost_table,
     depth_table,
     difference_table,
@@ -141,6 +142,41 @@ def test_differences_are_taken_within_a_seed() -> None:
         ["duo: mean", "1.25 ± 0.35", "-2.12 ± 0.18", "—", "—", "—"],
         ["duo: fitted", "0.90", "-2.10", "—", "—", "—"],
     ]
+
+
+def test_peak_memory_is_told_where_every_run_has_it() -> None:
+    grown = {
+        seed: {**run, "peak_bytes": 300} for seed, run in RESULTS["trainings"]["grown"].items()
+    }
+    other = {"1": {**training([9.0, 9.0, 1.0], 5), "peak_bytes": 150}}
+    results = {
+        **RESULTS,
+        "settings": {**RESULTS["settings"], "reference": "grown"},
+        "trainings": {"grown": grown, "other": other},
+        "ensembles": {},
+    }
+    header, rows = difference_table(results)
+    assert header[-2:] == ["active", "peak memory"]
+    assert [row[-1] for row in rows] == ["1.00 ×", "0.50 ×"]
+
+
+def test_lines_of_bits_against_operations(tmp_path: Path) -> None:
+    lines = {"growing": ["grown", "missing"], "none": ["missing"]}
+    results = {
+        **RESULTS,
+        "environment": {},
+        "settings": {**RESULTS["settings"], "lines": lines},
+    }
+    assert budget_table(results) == (
+        ["line", "training", "seed", "TFLOP", "bits per character"],
+        [
+            ["growing", "grown", "1", "6.00", "3.000"],
+            ["growing", "grown", "2", "6.00", "3.750"],
+        ],
+    )
+    write_page(results, tmp_path)
+    assert (tmp_path / "lines.png").read_bytes().startswith(b"\x89PNG")
+    assert "| growing | grown | 1 | 6.00 | 3.000 |" in (tmp_path / "report.md").read_text()
 
 
 def test_cost_is_of_all_stages() -> None:

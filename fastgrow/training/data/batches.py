@@ -138,10 +138,12 @@ class Batches:
             if count >= size:
                 windows = np.arange(size)
             else:
-                epochs = {index // size for index in (first, first + count - 1)} if count else set()
-                order = np.concatenate([self._order(part, e) for e in sorted(epochs)] or [[]])
-                begin = first % size
-                windows = np.unique(order[begin : begin + count].astype(np.int64))
+                # Fewer than all: they lie in this epoch and perhaps in the next one.
+                epoch, begin = divmod(first, size)
+                order = self._order(part, epoch)
+                if begin + count > size:
+                    order = np.concatenate([order, self._order(part, epoch + 1)])
+                windows = np.unique(order[begin : begin + count])
             seen.append(base + windows)
         return np.concatenate(seen)
 

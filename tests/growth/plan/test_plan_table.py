@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 
@@ -34,10 +35,19 @@ def test_what_stands_is_counted_exactly(kind: str) -> None:
     memory = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     assert stage.weights == sum(memory.values())
     step.loss().backward()
-    optimizer = Optimizer(step.active, TRAIN)
-    optimizer.step()
-    state = [t for values in optimizer.state_dict().values() for t in values.values() if t.dim()]
-    assert stage.optimizer == sum(t.nbytes for t in state)
+    for train in (TRAIN, dataclasses.replace(TRAIN, optimizer="muon")):
+        optimizer = Optimizer(step.active, train)
+        optimizer.step()
+        held = [t for values in optimizer.state_dict().values() for t in values.values() if t.dim()]
+        planned = make_plan(step.config, step.schedule, train, measure=False).stages[-1]
+        assert planned.optimizer == sum(t.nbytes for t in held)
+
+
+def test_the_best_weights_are_kept_where_they_are_picked() -> None:
+    """By the last stage of a run that shares a schedule, and by each stage that has its own."""
+    for schedule, kept in (("wsd", [False, False, True]), ("per-stage", [True] * 3)):
+        plan = make_plan(CONFIG, THREE, TrainConfig(schedule=schedule), measure=False)
+        assert [stage.best > 0 for stage in plan.stages] == kept
 
 
 def test_tokens_are_whole_steps() -> None:
