@@ -40,6 +40,19 @@ class StageShape:
     table: bool
     n_trunk: int
 
+    @property
+    def old(self) -> list[int]:
+        """For each block of the stack before the stage its index in the stage's stack."""
+        return [index for index in range(self.depth) if index not in self.new]
+
+
+def copied_from(stage: Stage, shape: StageShape) -> dict[int, int]:
+    """Index of a new block that is a copy → index, in the stack before, of what it copies."""
+    if stage.insertion != "copy":
+        return {}
+    sources = copied_blocks(len(shape.old), stage.blocks, stage.at, stage.copy_of)
+    return dict(zip(shape.new, sources, strict=True))
+
 
 def stage_shape(
     schedule: GrowthSchedule, index: int, config: DecoderConfig, first_depth: int = 0

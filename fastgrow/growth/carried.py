@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from fastgrow import _files
 from fastgrow.errors import CheckpointError
-from fastgrow.growth.active import StageShape
+from fastgrow.growth.active import StageShape, copied_from
 from fastgrow.growth.moments import Moments
 from fastgrow.growth.stage import Stage
-from fastgrow.nn.insertion import copied_blocks
 
 State = dict[str, dict[str, Any]]
+_HEAD = "lm_head."
 
 
 class Carried:
@@ -47,9 +47,14 @@ class Carried:
         What is given out is not kept here: from then on it is the trainer's.
         """
         stage, shape = self._stages[index], self._shapes[index]
-        origin, copied = old_indices(shape), sources_of(stage, shape)
+        moved, copied = shape.old, copied_from(stage, shape)
+        origin = {new: old for old, new in enumerate(moved)}
         live, self._live = self._live, {}
-        self._resting.rename({old: new for new, old in origin.items()})
+        self._resting.rename(moved)
+        if stage.head in ("reset", "tied"):
+            # Its weights are other ones now.
+            live = {name: state for name, state in live.items() if not name.startswith(_HEAD)}
+            self._resting.forget(_HEAD)
         begun = self._resting.take([name for name in active if name in self._resting])
         for name in active:
             block = block_of(name)
@@ -81,7 +86,7 @@ class Carried:
             return False
         if self._moments.trained_on == "keep" and self._trains_in(index + 1, name):
             return True
-        copied = sources_of(self._stages[index + 1], self._shapes[index + 1])
+        copied = copied_from(self._stages[index + 1], self._shapes[index + 1])
         return self._moments.copied == "copy" and block_of(name) in copied.values()
 
     def _trains_in(self, index: int, name: str) -> bool:
@@ -91,7 +96,7 @@ class Carried:
         shape = self._shapes[index]
         block = block_of(name)
         if block is not None:
-            return {old: new for new, old in old_indices(shape).items()}[block] in shape.trained
+            return shape.old[block] in shape.trained
         part = name.partition(".")[0]
         return {"embedding": shape.table, "final_norm": shape.final_norm}.get(part, shape.head)
 
@@ -101,8 +106,7 @@ class Carried:
                 return True
             block = block_of(name)
             if block is not None:
-                moved = {old: new for new, old in old_indices(self._shapes[later]).items()}
-                name = _in_block(name, moved[block])
+                name = _in_block(name, self._shapes[later].old[block])
         return False
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,8 +182,12 @@ class Resting:
             state.setdefault(name, {})[part] = value
         return state
 
-    def rename(self, moved: Mapping[int, int]) -> None:
-        """Follow blocks to their indices in a stack that has grown."""
+    def forget(self, prefix: str) -> None:
+        """Drop the state of parameters whose names begin so."""
+        self._places = {n: place for n, place in self._places.items() if not n.startswith(prefix)}
+
+    def rename(self, moved: Sequence[int]) -> None:
+        """Follow blocks to their indices, by the old ones, in a stack that has grown."""
         self._places = {
             name if (block := block_of(name)) is None else _in_block(name, moved[block]): place
             for name, place in self._places.items()
@@ -198,20 +206,6 @@ class Resting:
     def _path(self, file: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{file}.safetensors"
-
-
-def old_indices(shape: StageShape) -> dict[int, int]:
-    """Index in a stage's stack → index in the stack before it, of the blocks that were there."""
-    there = [index for index in range(shape.depth) if index not in shape.new]
-    return {new: old for old, new in enumerate(there)}
-
-
-def sources_of(stage: Stage, shape: StageShape) -> dict[int, int]:
-    """Index of a new block that is a copy → index, in the stack before, of what it copies."""
-    if stage.insertion != "copy":
-        return {}
-    sources = copied_blocks(shape.depth - stage.blocks, stage.blocks, stage.at, stage.copy_of)
-    return dict(zip(shape.new, sources, strict=True))
 
 
 def block_of(name: str) -> int | None:

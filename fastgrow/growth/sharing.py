@@ -6,10 +6,9 @@ apart by the low-rank corrections of each.
 
 from __future__ import annotations
 
-from fastgrow.growth.active import StageShape
+from fastgrow.growth.active import StageShape, copied_from
 from fastgrow.growth.stage import Stage
 from fastgrow.nn import Decoder
-from fastgrow.nn.insertion import copied_blocks
 
 
 def resting_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
@@ -17,14 +16,11 @@ def resting_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
 
     Both are indices in the stage's stack. What is adapted rests: its corrections train beside it.
     """
-    if stage.insertion != "copy":
-        return {}
-    old = [index for index in range(shape.depth) if index not in shape.new]
-    sources = copied_blocks(len(old), stage.blocks, stage.at, stage.copy_of)
+    originals = {copy: shape.old[source] for copy, source in copied_from(stage, shape).items()}
     return {
-        copy: old[source]
-        for copy, source in zip(shape.new, sources, strict=True)
-        if copy not in shape.trained and old[source] not in shape.trained
+        copy: original
+        for copy, original in originals.items()
+        if copy not in shape.trained and original not in shape.trained
     }
 
 

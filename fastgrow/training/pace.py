@@ -11,6 +11,9 @@ from fastgrow.errors import ConfigError
 from fastgrow.training.config import TrainConfig
 from fastgrow.training.schedule import cosine, decay_begins, line, wsd
 
+# The reason of a decision that the user has made.
+FINISH = "finish"
+
 
 class StopRule(Protocol):
     """Decides from what a training has seen that it may end; part of the trainer's state."""
@@ -49,10 +52,13 @@ class Place:
     Attributes:
         before: steps that the run has made.
         after: steps that it plans to make afterwards.
+        warmup_of: steps that the warm-up is a share of; None for all of the run. Where a part is
+            bounded by seconds its steps are no more than a bound, which says nothing of its length.
     """
 
     before: int = 0
     after: int = 0
+    warmup_of: int | None = None
 
 
 class Pace:
@@ -66,7 +72,8 @@ class Pace:
     decay follows: the rate is constant after its warm-up until the rule decides, and then falls in
     a line. A rule that never decides is cut short in time for the decay to fit. The warm-up is its
     share of the steps or of the rule's budget, what ends sooner, for the steps may be no more than
-    a bound.
+    a bound. Where the user wants the run to end, the decay follows in any part, and may take more
+    steps than the part was planned for.
 
     Args:
         config: of the training.
@@ -80,7 +87,7 @@ class Pace:
         decision: what the rule said, or that the user asked; None before that.
 
     Raises:
-        ConfigError: `finish` or a rule that cannot tell its length does not go with the schedule.
+        ConfigError: there is a rule, and a cosine that has to know the run's length.
     """
 
     def __init__(
@@ -120,11 +127,12 @@ class Pace:
 
     def rate(self, step: int) -> float:
         """The learning rate of the step about to be made, 0 … steps - 1."""
-        if self.decision is None or self.decision["last_step"] == self.decision["step"]:
+        decision, per_stage = self.decision, self._config.schedule == "per-stage"
+        if decision is None or (decision["reason"] == "tokens" and not per_stage):
             return self._undecided(step)
-        decided = self.decision["step"]
+        decided = decision["step"]
         peak = self._undecided(decided)
-        if self._config.schedule == "per-stage":
+        if per_stage:
             # The last step lands on the minimum.
             progress = (step - decided + 1) / (self.steps - decided)
             return peak * (1 - (1 - self._config.min_lr_ratio) * progress)
@@ -132,23 +140,30 @@ class Pace:
 
     def observe(self, step: int, validation_loss: float | None) -> bool:
         """Look at a finished step; True if it brought a decision that changes what follows."""
-        if self._finish is not None and not self._asked and self._finish():
-            return self._decide({"reason": FINISH}, step)
-        if self._rule is None or self.decision is not None:
+        if self.decision is not None:
             return False
-        cooldown = self._cooldown(step)
+        if self._finish is not None and self._finish():
+            return self._decide({"reason": FINISH}, step)
+        if self._rule is None:
+            return False
         if step >= self._planned:
             # The bound leaves no step for a cooldown, or none is wanted.
             self.decision = {"reason": "tokens", "step": step, "last_step": step}
             return False
+        cooldown = 0 if self._place.after else self._cooldown(step)
         evidence = self._rule.observe(step, validation_loss, cooldown)
         if evidence is None and not self._place.after and step >= self._latest_decision:
             evidence = {"reason": "tokens"}
         return evidence is not None and self._decide(evidence, step)
 
     def _decide(self, evidence: dict[str, Any], step: int) -> bool:
-        middle = self._place.after and evidence["reason"] != FINISH
-        last = step if middle else min(self._planned, step + max(1, self._cooldown(step)))
+        last = step + max(1, self._cooldown(step))
+        if evidence["reason"] == FINISH:
+            last = min(last, self._planned + self._place.after)
+        elif self._place.after:
+            last = step
+        else:
+            last = min(last, self._planned)
         self.decision = {**evidence, "step": step, "last_step": last}
         self.steps = last
         return True
@@ -170,23 +185,31 @@ class Pace:
         assert self._rule is not None
         return math.floor(self._planned / (1 + self._rule.cooldown))
 
+    @property
+    def _warmup(self) -> float:
+        """Share of the run's steps, as planned, that warm up."""
+        of = self._place.warmup_of
+        return self._config.warmup * (1 if of is None else of / self._whole)
+
     def _undecided(self, step: int) -> float:
         """The rate as long as nothing ends the training early."""
         config = self._config
-        if self._rule is not None and (not self._place.after or config.schedule == "per-stage"):
-            return self._plateau(step)
-        shape = {"peak": config.lr, "warmup": config.warmup, "min_ratio": config.min_lr_ratio}
+        if self._rule is not None:
+            waits = not self._place.after and step < self._latest_decision
+            if waits or config.schedule == "per-stage":
+                return self._plateau(step)
+        shape = {"peak": config.lr, "warmup": self._warmup, "min_ratio": config.min_lr_ratio}
         at = self._place.before + step
         if config.schedule == "wsd":
             return wsd(at, self._whole, decay=config.decay, **shape)
         return cosine(at, self._whole, **shape)
 
     def _plateau(self, step: int) -> float:
-        warmup, at = self._config.warmup, self._place.before + step
-        warmed = (at + 1) / max(round(warmup * self._whole), 1)
+        at = self._place.before + step
+        warmed = (at + 1) / max(round(self._warmup * self._whole), 1)
         used = None if self._rule is None else self._rule.used
-        if used is not None and warmup > 0:
-            warmed = max(warmed, used / warmup)
+        if used is not None and self._config.warmup > 0:
+            warmed = max(warmed, used / self._config.warmup)
         return self._config.lr * min(1.0, warmed)
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -205,6 +228,3 @@ class Pace:
         self.decision = state["decision"]
         if self.decision is not None:
             self.steps = self.decision["last_step"]
-
-
-FINISH = "finish"

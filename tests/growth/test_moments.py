@@ -203,6 +203,23 @@ def test_killed_at_every_boundary_it_ends_the_same(
     assert len(done) == 2 * 3
 
 
+@pytest.mark.parametrize("between", [[], [Stage(1, 256, head="tied")]])
+def test_a_head_that_begins_again_has_no_state(substrate, data, states, between) -> None:
+    head = "keep" if between else "reset"
+    last = Stage(1, 256, head=head)
+    run(substrate, data, GrowthSchedule([Stage(1, 256), *between, last]))
+    assert "lm_head.weight" in states[1][0]
+    assert "lm_head.weight" not in states[0][-1]
+    assert "final_norm.weight" in states[0][-1]
+
+
+def test_a_head_that_only_rested_goes_on(substrate, data, states) -> None:
+    stages = [Stage(1, 256), Stage(1, 256, head="frozen"), Stage(1, 256)]
+    run(substrate, data, GrowthSchedule(stages))
+    begun, ended = states
+    assert same(begun[2]["lm_head.weight"], ended[0]["lm_head.weight"])
+
+
 @pytest.mark.parametrize("name", ["trained_on", "copied", "thawed"])
 def test_an_unknown_choice_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"Moments\.{name}: expected '.*' or '.*', got 'lost'"):

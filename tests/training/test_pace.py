@@ -121,11 +121,35 @@ def test_who_asks_gets_the_decay_from_the_rate_of_then() -> None:
     assert (resumed.steps, resumed.rate(9)) == (10, 1.0)
 
 
-def test_who_asks_in_the_decay_ends_sooner_and_never_later() -> None:
+def test_who_asks_in_the_decay_gets_what_was_planned() -> None:
     pace = Pace(WSD, 50, finish=lambda: True)
+    planned = [pace.rate(step) for step in range(50)]
     assert pace.observe(45, None)
     assert pace.steps == 50
-    assert pace.rate(45) == pytest.approx(1.0)
+    assert [pace.rate(step) for step in range(45, 50)] == pytest.approx(planned[45:])
+
+
+def test_who_asks_at_the_end_of_a_part_gets_a_whole_decay() -> None:
+    """It takes steps that later parts were to have, and never more than the run was to have."""
+    for after, last in ((100, 50), (6, 46)):
+        pace = Pace(replace(WSD, warmup=0.0), 40, place=Place(0, after), finish=lambda: True)
+        assert pace.observe(40, None)
+        assert pace.steps == last
+        assert pace.rate(40) == 2.0
+
+
+def test_a_rule_in_a_part_that_lies_in_the_decay_keeps_to_the_decay() -> None:
+    pace = Pace(WSD, 5, At(None), Place(45, 0))
+    assert rates(pace) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    # Which it may still end sooner, in a line from where the rate is.
+    early = Pace(WSD, 5, At(1), Place(45, 0))
+    assert len(rates(early)) <= 5
+
+
+def test_the_warm_up_is_no_share_of_a_bound() -> None:
+    """Of what is bounded by seconds the steps say nothing."""
+    first = Pace(WSD, 50, place=Place(0, 10**9, warmup_of=50))
+    assert rates(first)[:6] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0])
 
 
 def test_a_cosine_over_the_run_has_no_rule() -> None:

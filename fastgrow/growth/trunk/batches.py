@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastgrow.growth.trunk.rows import TrunkRows
+from fastgrow.growth.trunk.rows import MissingRows, TrunkRows
 from fastgrow.growth.trunk.store import DamagedRows
 from fastgrow.training import Batches
 
@@ -29,6 +29,7 @@ class CachedBatches:
         rows: of every window that will come.
         repair: called with damaged slots; writes their rows anew.
         ahead: batches to read in advance; 0 reads each when it is asked for.
+        compute: gives the rows of windows that have none.
     """
 
     def __init__(
@@ -37,10 +38,13 @@ class CachedBatches:
         rows: TrunkRows,
         repair: Callable[[np.ndarray], None],
         ahead: int = 0,
+        *,
+        compute: Callable[[np.ndarray], torch.Tensor],
     ) -> None:
         self._batches = batches
         self._rows = rows
         self._repair = repair
+        self._compute = compute
         self._ahead = ahead
         self._state = batches.state_dict()
         self._waiting: deque[tuple[np.ndarray, dict[str, Any], Future[torch.Tensor]]] = deque()
@@ -73,7 +77,7 @@ class CachedBatches:
         windows, self._state, future = self._waiting.popleft()
         try:
             rows = future.result()
-        except DamagedRows:
+        except (DamagedRows, MissingRows):
             rows = self._read(windows)
         return rows, self._targets(windows)
 
@@ -88,6 +92,8 @@ class CachedBatches:
             return self._rows.read(windows)
         except DamagedRows as damaged:
             self._repair(damaged.slots)
+        except MissingRows:
+            return self._compute(windows)
         return self._rows.read(windows)
 
     def _targets(self, windows: np.ndarray) -> torch.Tensor:

@@ -121,7 +121,8 @@ class TrunkEngine:
 
         in_thread = rows.store.place == "disk" or self.model.device.type == "cuda"
         ahead = AHEAD if in_thread else 0
-        return StageTrunk(objective, CachedBatches(batches, rows, repair, ahead))
+        reader = CachedBatches(batches, rows, repair, ahead, compute=repairer.rows_of)
+        return StageTrunk(objective, reader)
 
     def __enter__(self) -> TrunkEngine:
         return self

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastgrow.errors import FastgrowError
@@ -13,6 +14,10 @@ from fastgrow.growth.trunk.frozen import FrozenTrunk
 from fastgrow.growth.trunk.key import Identity
 from fastgrow.growth.trunk.store import DamagedRows, RowStore
 from fastgrow.training import Batches
+
+
+class MissingRows(FastgrowError):
+    """A window has no row: it is read ahead or trained on beyond what the stage was planned for."""
 
 
 @dataclass
@@ -45,13 +50,13 @@ class TrunkRows:
 
         Raises:
             DamagedRows: some are not as they were written; its slots are in `self.windows`.
-            FastgrowError: one has no row. Batches that are read ahead go beyond the stage's last.
+            MissingRows: one has no row.
         """
         slots = np.searchsorted(self.windows, windows)
         there = slots < len(self.windows)
         there[there] = self.windows[slots[there]] == windows[there]
         if not there.all():
-            raise FastgrowError(f"window {windows[~there][0]} has no kept row of the trunk")
+            raise MissingRows(f"window {windows[~there][0]} has no kept row of the trunk")
         return self.store.read(slots)
 
 
@@ -78,6 +83,16 @@ class Filler:
     def compute(self, windows: np.ndarray) -> Tensor:
         """The rows of windows that have places of their own, from their ids."""
         return self.trunk(self.ids(self._placed(windows)))[self._places(windows)]
+
+    def rows_of(self, windows: np.ndarray) -> Tensor:
+        """The rows of any windows, from their ids."""
+        parts, left = [], np.arange(len(windows))
+        while len(left):
+            _, first = np.unique(self._places(windows[left]), return_index=True)
+            parts.append((left[first], self.compute(windows[left[first]])))
+            left = np.delete(left, first)
+        order = np.argsort(np.concatenate([slots for slots, _ in parts]))
+        return torch.cat([rows for _, rows in parts])[torch.from_numpy(order)]
 
     def advance(self, old: TrunkRows, windows: np.ndarray) -> Tensor:
         """The same from the rows of a shallower trunk; damaged ones are computed anew."""

@@ -148,7 +148,7 @@ def test_batches_come_in_order_and_go_on_where_they_were(filled, trunk, place, a
     def repair(slots: np.ndarray) -> None:
         filler.repair(rows, slots)
 
-    cached = CachedBatches(batches, rows, repair, ahead)
+    cached = CachedBatches(batches, rows, repair, ahead, compute=filler.rows_of)
     states = [cached.state_dict()]
     for x, targets, state in expected:
         got = next(cached)
@@ -173,17 +173,46 @@ def test_damaged_rows_are_computed_anew_and_not_handed_out(filled, trunk, ahead:
         filler.repair(rows, slots)
 
     plain = Batches(batches.stream, 4, 16, seed=3)
-    cached = CachedBatches(batches, rows, repair, ahead)
+    cached = CachedBatches(batches, rows, repair, ahead, compute=filler.rows_of)
     for _ in range(6):
         assert_rows(next(cached)[0], trunk(next(plain)[0]))
     assert sorted(repaired) == list(range(len(rows.windows)))
     cached.close()
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_windows_without_a_row_are_computed(filled, trunk, ahead: int) -> None:
+    """Of a stage that trains on beyond what it was planned for, as when its decay is asked for."""
+    rows, filler, batches = filled("ram")
+    plain = Batches(batches.stream, 4, 16, seed=3)
+    assert len(rows.windows) < batches.n_windows
+    cached = CachedBatches(
+        batches,
+        rows,
+        lambda slots: pytest.fail("nothing is damaged"),
+        ahead,
+        compute=filler.rows_of,
+    )
+    for _ in range(12):
+        x, targets = next(cached)
+        ids, expected = next(plain)
+        assert_rows(x, trunk(ids))
+        assert torch.equal(targets, expected)
+    cached.close()
+
+
+def test_rows_of_any_windows_have_the_bits_of_kept_ones(filled) -> None:
+    """Also where several have the same place in a micro-batch."""
+    rows, filler, _ = filled("ram")
+    windows = rows.windows[[9, 1, 5, 0, 13, 2, 17]]
+    assert len({int(w) % 4 for w in windows}) < len(windows)
+    assert torch.equal(filler.rows_of(windows), rows.read(windows))
+
+
 def test_rows_that_are_read_ahead_are_made_on_the_stream_of_the_caller(
     filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, _, batches = filled("ram")
+    rows, filler, batches = filled("ram")
     entered: list[tuple[object, bool]] = []
 
     @contextlib.contextmanager
@@ -194,7 +223,7 @@ def test_rows_that_are_read_ahead_are_made_on_the_stream_of_the_caller(
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the caller's")
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    cached = CachedBatches(batches, rows, lambda slots: None, ahead=2)
+    cached = CachedBatches(batches, rows, lambda slots: None, 2, compute=filler.rows_of)
     next(cached)
     cached.close()
     assert set(entered) == {("the caller's", False)}
