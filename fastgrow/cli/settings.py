@@ -19,7 +19,7 @@ from fastgrow.substrate import Substrate
 from fastgrow.training import HubDataset, Mixture, TextData, TrainConfig
 
 # Schedules that are made and not written out; class methods of `GrowthSchedule`.
-RECIPES = ("blocks", "doubling", "windows", "jump")
+RECIPES = ("blocks", "gradual", "doubling", "jump")
 # Stands for a vocabulary size that the file leaves to the substrate; no vocabulary has one token.
 _FROM_SUBSTRATE = 1
 

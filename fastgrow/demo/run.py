@@ -170,11 +170,11 @@ def _write(result: DemoResult, texts: DemoTexts, settings: DemoSettings, out: Pa
     page = report.Report("fastgrow demo: grow three specialists, compose them")
     page.paragraph(
         f"Three specialists, {', '.join(SCRIPTS)}, were grown on one frozen substrate of "
-        f"{len(texts.substrate)} glyphs to {settings.blocks} blocks: half of them trained first, "
-        f"and were copied at half of {settings.tokens:,} tokens (width {settings.d_model}, seed "
-        f"{settings.seed}). They were composed without further training. Text: the Universal "
-        "Declaration of Human Rights, and Chinese poems. Lower is better everywhere; results of "
-        "one seed at this size are an illustration, not evidence."
+        f"{len(texts.substrate)} glyphs to {settings.blocks} blocks, each a copy of the one below "
+        f"it, on {settings.tokens:,} tokens (width {settings.d_model}, seed {settings.seed}), and "
+        "composed without further training. Text: the Universal Declaration of Human Rights, and "
+        "Chinese poems. Lower is better everywhere; results of one seed at this size are an "
+        "illustration, not evidence."
     )
     page.heading("What held and what did not")
     page.points(result.findings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule
@@ -17,7 +17,7 @@ class DemoSettings:
     """What one run of the demo does; configs/demo.yaml and configs/demo-quick.yaml ship.
 
     Attributes:
-        blocks: of each specialist at the end; it begins with half of them.
+        blocks: of each specialist at the end.
         tokens: training tokens of each, rounded up to whole steps.
         d_model, n_head, seq_len: shape of the models; the frozen table is d_model wide.
         batch_size: windows in a step.
@@ -60,10 +60,13 @@ class DemoSettings:
 
     @property
     def schedule(self) -> GrowthSchedule:
-        # In whole steps, an even number: rounding up each stage would give the grown models more
-        # than their controls, which have one long stage.
-        tokens = 2 * math.ceil(self.steps / 2) * self.tokens_per_step
-        return GrowthSchedule.doubling(self.blocks, tokens=tokens)
+        # Made of whole steps: rounding up each stage would give the grown models more than their
+        # controls, which have one long stage.
+        steps = GrowthSchedule.gradual(self.blocks, tokens=self.steps)
+        stages = [
+            replace(stage, tokens=stage.tokens * self.tokens_per_step) for stage in steps.stages
+        ]
+        return replace(steps, stages=stages)
 
     @property
     def train(self) -> TrainConfig:

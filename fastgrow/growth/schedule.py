@@ -16,7 +16,7 @@ from fastgrow.growth.moments import Moments
 from fastgrow.growth.stage import Insertion, Stage
 from fastgrow.growth.when import Budget
 
-Recipe = Literal["doubling", "windows", "published"]
+Recipe = Literal["gradual", "windows", "published"]
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class GrowthSchedule:
         *,
         tokens: int,
         blocks_per_stage: int = 1,
-        recipe: Recipe = "doubling",
+        recipe: Recipe = "gradual",
         insertion: Insertion | None = None,
         overlap: int | None = None,
     ) -> GrowthSchedule:
         """Growth to `n_stages * blocks_per_stage` blocks on `n_stages * tokens` tokens.
 
-        The default is the recipe that did best in our study (docs/study.md): `doubling`. The others
+        The default is the recipe that did best in our study (docs/study.md): `gradual`. The others
         grow in equal stages: in `"windows"` new blocks start as copies of those below them and the
         topmost `overlap` of the old blocks train on beside them, so that few blocks train at a
         time; in `"published"` they start from random weights and train alone (Growing Transformers
@@ -84,8 +84,8 @@ class GrowthSchedule:
                 "GrowthSchedule.blocks: insertion and overlap go with recipe='windows', "
                 f"got recipe={recipe!r}"
             )
-        if recipe == "doubling":
-            return cls.doubling(n_stages * blocks_per_stage, tokens=n_stages * tokens)
+        if recipe == "gradual":
+            return cls.gradual(n_stages * blocks_per_stage, tokens=n_stages * tokens)
         if recipe == "published":
             return cls([Stage(blocks_per_stage, tokens)] * n_stages)
         insertion = "copy" if insertion is None else insertion
@@ -139,41 +139,55 @@ class GrowthSchedule:
         return cls._jumps(depths, shares, tokens, place=place, train=train, what="doubling")
 
     @classmethod
-    def windows(
-        cls, n_blocks: int, *, tokens: int, window: int | None = None, grown_by: float = 0.75
+    def gradual(
+        cls,
+        n_blocks: int,
+        *,
+        tokens: int,
+        start: int | None = None,
+        grown_by: float = 0.6,
+        window: int | None = None,
     ) -> GrowthSchedule:
-        """Growth block by block in which few blocks train at a time, and the rest are frozen.
+        """Growth block by block: each new one is a copy of the one below it.
 
-        Each new block is a copy of the one below it, and the topmost `window` blocks train: less
-        memory for gradients, the optimizer and activations than training all takes, and no backward
-        pass through the rest. The first stages are equally long, and the last one takes what is
-        left of the tokens, so that the whole depth trains for a while.
+        The first stages are equally long, and the last one takes what is left of the tokens, so
+        that the whole depth trains for a while.
 
         Args:
-            n_blocks: at the end; training begins with one.
+            n_blocks: at the end.
             tokens: of the whole run.
-            window: blocks that train at a time; None for half of them all, rounded up.
+            start: blocks at the beginning; None for a third of them all, rounded up.
             grown_by: share of the tokens after which the last block comes.
+            window: blocks, the topmost, that train at a time; the others are frozen, which takes
+                less memory and no backward pass through them. None trains everything.
 
         Raises:
             ConfigError: a value is out of range.
         """
-        where = "GrowthSchedule.windows"
+        where = "GrowthSchedule.gradual"
         if n_blocks < 1:
             raise ConfigError(f"{where}: expected at least 1 block, got {n_blocks}")
+        start = -(-n_blocks // 3) if start is None else start
+        if not 1 <= start <= n_blocks:
+            raise ConfigError(f"{where}: expected a start from 1 to {n_blocks} blocks, got {start}")
+        if window is not None and window < start:
+            raise ConfigError(
+                f"{where}: expected a window of at least the {start} blocks of the start, "
+                f"got {window}"
+            )
         if not 0 < grown_by < 1:
             raise ConfigError(f"{where}: expected grown_by between 0 and 1, got {grown_by}")
-        window = -(-n_blocks // 2) if window is None else window
-        if window < 1:
-            raise ConfigError(f"{where}: expected a window of at least 1 block, got {window}")
-        ends = [round(grown_by * tokens * done / max(n_blocks - 1, 1)) for done in range(n_blocks)]
+        steps = n_blocks - start
+        ends = [round(grown_by * tokens * step / max(steps, 1)) for step in range(steps + 1)]
         lengths = [end - begin for begin, end in zip(ends, [*ends[1:], tokens], strict=True)]
         if min(lengths) < 1:
             raise ConfigError(f"{where}: tokens: expected some for each stage, got {tokens}")
-        stages = [Stage(1, lengths[0])]
-        for depth, length in enumerate(lengths[1:], start=2):
-            wide = min(window, depth)
-            stages.append(Stage(1, length, "copy", window=wide if wide > 1 else None))
+        stages = [Stage(start, lengths[0])]
+        for depth, length in enumerate(lengths[1:], start=start + 1):
+            if window is None or window >= depth:
+                stages.append(Stage(1, length, "copy", train="all"))
+            else:
+                stages.append(Stage(1, length, "copy", window=window if window > 1 else None))
         return cls(stages)
 
     @classmethod

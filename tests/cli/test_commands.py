@@ -377,7 +377,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (
             ["grow", "{config}", "schedule.doubling={{n_blocks: 4, tokens: 9}}"],
             1,
-            "schedule: expected either stages or one of blocks, doubling, windows, jump",
+            "schedule: expected either stages or one of blocks, gradual, doubling, jump",
         ),
         (["grow", "{config}", "train.decay=1"], 1, "decay: warmup and decay are shares of one run"),
         (["grow", "{config}", "--finish", "--fresh"], 1, "--finish: goes on with a run, and --fr"),

@@ -158,18 +158,31 @@ def test_a_jump_repeats_what_is_there() -> None:
     assert (first.blocks, second.blocks, second.copy_of) == (2, 5, (0, 1, 0, 1, 0))
 
 
-def test_windows_train_few_blocks_and_the_whole_depth_for_a_while() -> None:
-    schedule = GrowthSchedule.windows(6, tokens=1000)
+def test_gradually_each_block_copies_the_one_below_it() -> None:
+    schedule = GrowthSchedule.gradual(6, tokens=1000)
+    assert [stage.blocks for stage in schedule.stages] == [2, 1, 1, 1, 1]
+    assert [stage.tokens for stage in schedule.stages] == [150, 150, 150, 150, 400]
+    assert {stage.train for stage in schedule.stages[1:]} == {"all"}
+    assert {stage.insertion for stage in schedule.stages[1:]} == {"copy"}
+    assert copied_blocks(4, 1) == (3,)
+    assert GrowthSchedule.gradual(1, tokens=7).stages == (Stage(1, 7),)
+    assert [s.tokens for s in GrowthSchedule.gradual(4, tokens=9, grown_by=0.5).stages] == [2, 2, 5]
+
+
+def test_gradually_in_windows_few_blocks_train() -> None:
+    schedule = GrowthSchedule.gradual(6, tokens=1000, start=1, window=3, grown_by=0.75)
     assert [stage.tokens for stage in schedule.stages] == [150] * 5 + [250]
-    assert [stage.window for stage in schedule.stages] == [None, 2, 3, 3, 3, 3]
-    assert [stage.insertion for stage in schedule.stages] == ["random"] + ["copy"] * 5
     config = DecoderConfig(vocab_size=16, d_model=8, n_layer=0, n_head=2, max_seq_len=8)
     trained = [stage_shape(schedule, index, config).trained for index in range(6)]
     assert trained == [(0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5)]
-    alone = GrowthSchedule.windows(3, tokens=300, window=1, grown_by=0.5)
-    assert [stage.window for stage in alone.stages] == [None, None, None]
-    assert [stage.tokens for stage in alone.stages] == [75, 75, 150]
-    assert GrowthSchedule.windows(1, tokens=7).stages == (Stage(1, 7),)
+    alone = GrowthSchedule.gradual(3, tokens=300, start=1, window=1)
+    assert [stage_shape(alone, i, config).trained for i in range(3)] == [(0,), (1,), (2,)]
+
+
+def test_by_default_growth_is_gradual() -> None:
+    assert GrowthSchedule.blocks(3, tokens=200, blocks_per_stage=2) == GrowthSchedule.gradual(
+        6, tokens=600
+    )
 
 
 def test_a_polish_takes_its_tokens_from_every_stage() -> None:
@@ -183,10 +196,10 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GrowthSchedule.blocks(2, tokens=5, recipe="lost"), "recipe: expected 'doubling'"),  # type: ignore[arg-type]
+        (lambda: GrowthSchedule.blocks(2, tokens=5, recipe="lost"), "recipe: expected 'gradual'"),  # type: ignore[arg-type]
         (
             lambda: GrowthSchedule.blocks(2, tokens=5, overlap=1),
-            "insertion and overlap go with recipe='windows', got recipe='doubling'",
+            "insertion and overlap go with recipe='windows', got recipe='gradual'",
         ),
         (lambda: GrowthSchedule.doubling(0, tokens=5), "expected at least 1 block, got 0"),
         (
@@ -202,10 +215,14 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
         (lambda: GrowthSchedule.doubling(2, tokens=9, place="side"), "place 'top' or 'middle'"),  # type: ignore[arg-type]
         (lambda: GrowthSchedule.doubling(2, tokens=9, train="old"), "train 'all' or 'new'"),  # type: ignore[arg-type]
         (lambda: GrowthSchedule.jump(3, tokens=9, start=3), "a start from 1 to 2 blocks, got 3"),
-        (lambda: GrowthSchedule.windows(0, tokens=9), "expected at least 1 block, got 0"),
-        (lambda: GrowthSchedule.windows(3, tokens=9, window=0), "a window of at least 1 block"),
-        (lambda: GrowthSchedule.windows(3, tokens=9, grown_by=1), "grown_by between 0 and 1"),
-        (lambda: GrowthSchedule.windows(3, tokens=2), "tokens: expected some for each stage"),
+        (lambda: GrowthSchedule.gradual(0, tokens=9), "expected at least 1 block, got 0"),
+        (lambda: GrowthSchedule.gradual(3, tokens=9, start=4), "a start from 1 to 3 blocks, got 4"),
+        (
+            lambda: GrowthSchedule.gradual(3, tokens=9, start=2, window=1),
+            "a window of at least the 2 blocks of the start, got 1",
+        ),
+        (lambda: GrowthSchedule.gradual(3, tokens=9, grown_by=1), "grown_by between 0 and 1"),
+        (lambda: GrowthSchedule.gradual(3, tokens=2), "tokens: expected some for each stage"),
         (lambda: GrowthSchedule.blocks(2, tokens=9).with_polish(1.0), "a share between 0 and 1"),
     ],
 )

@@ -22,7 +22,12 @@ NUMPY_BLAS = ("openblas Haswell", "openblas Zen", "openblas SkylakeX")
 @pytest.mark.slow
 @pytest.mark.acceptance
 @pytest.mark.parametrize(
-    ("study", "cell"), [("composition", "en-fortunes"), ("growth", "never-grown-2")]
+    ("study", "cell"),
+    [
+        ("composition", "en-fortunes"),
+        ("growth", "grown-quarter"),
+        ("growth-per-stage", "never-grown-2"),
+    ],
 )
 def test_a_cell_comes_again_to_the_printed_digits(
     development_data: Path, tmp_path: Path, study: str, cell: str
