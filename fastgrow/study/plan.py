@@ -126,17 +126,18 @@ class Study:
         substrate = self.corpus(training).substrate
         plan = self._plan(training)
         model = replace(self._model(training), n_layer=plan.random_blocks)
-        key = _hash(
-            {
-                "model": stated(model),
-                "substrate": substrate.fingerprint,
-                "stages": [stated(stage) for stage in plan.schedule.stages],
-                "train": {**stated(train), "log_every": None, "checkpoint_every": None},
-                "texts": {text: [w, self._digests[text]] for text, w in training.texts.items()},
-                "part": training.part,
-                "evaluate": self._evaluated,
-            }
-        )
+        decides = {
+            "model": stated(model),
+            "substrate": substrate.fingerprint,
+            "stages": [stated(stage) for stage in plan.schedule.stages],
+            "train": {**stated(train), "log_every": None, "checkpoint_every": None},
+            "texts": {text: [w, self._digests[text]] for text, w in training.texts.items()},
+            "part": training.part,
+            "evaluate": self._evaluated,
+        }
+        if plan.schedule.moments is not None:
+            decides["moments"] = dataclasses.asdict(plan.schedule.moments)
+        key = _hash(decides)
         folder = self.out / "runs" / f"{name}-{seed}-{key[:10]}"
         return Run(name, training, plan, model, train, key, folder)
 

@@ -64,6 +64,15 @@ def test_defaults_that_are_spelled_out_do_not_either(make_study: MakeStudy) -> N
     assert make_study(schedule=spelled).run("a", 1).key == make_study().run("a", 1).key
 
 
+def test_what_becomes_of_the_optimizers_state_is_part_of_a_key(make_study: MakeStudy) -> None:
+    stages = [{"tokens": 256}, {"tokens": 256, "train": "all"}]
+    keys = {
+        make_study(schedule={"stages": stages, **more}).run("a", 1).key
+        for more in ({}, {"moments": {}}, {"moments": {"trained_on": "fresh"}})
+    }
+    assert len(keys) == 3
+
+
 def test_stated_leaves_defaults_out_at_every_depth() -> None:
     schedule = GrowthSchedule([Stage(tokens=5), Stage(2, 7, lr=0.1)])
     assert stated({"x": [schedule]}) == {
