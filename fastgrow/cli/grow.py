@@ -68,7 +68,10 @@ def _grow(
         if fresh:
             raise ConfigError("--finish: goes on with a run, and --fresh refuses one; give one")
         if ask_to_finish(folder):
-            typer.echo(f"{folder}: the running process begins the decay after its present step")
+            typer.echo(
+                f"{folder}: the running process begins its decay after its present step, and ends "
+                "with it at the depth that it has"
+            )
             return None
     schedule = run.schedule
     if control == "monolith":
@@ -89,4 +92,5 @@ def _grow(
         out=folder,
         resume="never" if fresh else "auto",
         trunk=run.trunk,
+        finish=finish,
     )

@@ -200,7 +200,7 @@ def _stages_of(schedule: dict[str, Any], origin: str) -> dict[str, Any]:
     if more or "stages" in rest:
         raise ConfigError(
             f"{origin}: schedule: expected either stages or one of {', '.join(RECIPES)}, "
-            f"got {', '.join(schedule)}"
+            f"got {', '.join(schedule)}; to change a recipe's stages, write them out"
         )
     arguments = schedule[name]
     known = list(inspect.signature(recipe).parameters)
@@ -211,7 +211,7 @@ def _stages_of(schedule: dict[str, Any], origin: str) -> dict[str, Any]:
         )
     try:
         return {**asdict(recipe(**arguments)), **rest}
-    except (TypeError, ConfigError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{origin}: schedule.{name}: {error}") from None
 
 

@@ -59,9 +59,24 @@ class RunFolder:
             return contextlib.nullcontext()
         return sole_user(self.out)
 
-    def finish_asked(self) -> bool:
-        """Whether the user wants the run to end (`ask_to_finish`)."""
-        return self.out is not None and (self.out / _FINISH).exists()
+    def finish_asked(self, stage: int, step: int) -> bool:
+        """Whether the user wants the run to end by now, at a step of a stage (from 0).
+
+        The file that says so is given the place at which it was first seen, so that a run that is
+        killed after that, before its next checkpoint, begins its decay at the same step again.
+        """
+        if self.out is None or not (self.out / _FINISH).exists():
+            return False
+        seen = (self.out / _FINISH).read_text(encoding="utf-8").split()
+        if not seen:
+            _files.write_text(self.out / _FINISH, f"{stage} {step}\n")
+            return True
+        return (stage, step) >= (int(seen[0]), int(seen[1]))
+
+    def ask_to_finish(self) -> None:
+        """Have the decay of this run begin at its next step, unless it has been asked before."""
+        if self.out is not None and not (self.out / _FINISH).exists():
+            _files.write_text(self.out / _FINISH, "")
 
     def open(self, model: Decoder, identity: dict[str, Any], resume: Resume) -> Any:
         """Claim it for a run of these settings.
@@ -116,11 +131,11 @@ def _adapters_of(index: int) -> str:
 
 
 def ask_to_finish(out: Path) -> bool:
-    """Have the decay of the run in a folder begin at its next step; the run ends with it.
+    """Have a process that is at work on a run begin the decay at its next step, and end with it.
 
     Returns:
-        Whether a process is at work on the run, and so will do it. Otherwise it is done by the next
-        one that goes on with the run.
+        Whether there is one. Where there is none nothing is asked: `grow(…, finish=True)` goes on
+        with the run and does it.
 
     Raises:
         ConfigError: there is no run, it is finished, or its learning rate has no such decay.
@@ -135,9 +150,9 @@ def ask_to_finish(out: Path) -> bool:
         )
     if (out / _RECORD).is_file():
         raise ConfigError(f"{out}: the run is finished; its model is {out / _MODEL}")
-    _files.write_text(out / _FINISH, "")
     try:
         with sole_user(out):
             return False
     except FolderInUse:
+        RunFolder(out, quiet=True).ask_to_finish()
         return True

@@ -14,7 +14,8 @@ class Moments:
 
     Args:
         trained_on: of parameters that train in both: kept, or begun afresh as in the papers.
-        copied: of new blocks that are copies: a copy of what the original's is, or fresh.
+        copied: of new blocks that are copies: a copy of what the original's is, where that has
+            trained in the stage before; or fresh.
         thawed: of parameters that rest and train again later: fresh, or restored to what it was
             when they last trained. It is on disk meanwhile, in a run without a folder in memory.
 

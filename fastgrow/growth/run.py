@@ -40,6 +40,7 @@ def grow(
     name: str | None = None,
     quiet: bool = False,
     trunk: Trunk | None = None,
+    finish: bool = False,
 ) -> GrowthResult:
     """Grow `model` by `schedule`: stack blocks, train them with the final norm and head, freeze.
 
@@ -65,6 +66,8 @@ def grow(
         quiet: print nothing.
         trunk: how the frozen blocks below all that trains are run, and whether their output is kept
             (`fastgrow.growth.Trunk`); None computes it in every step.
+        finish: begin the decay of the run that stands in `out` now, and end with it: its stages
+            after the present one are left out.
 
     Returns:
         The model and one `StageResult` a stage. A run that was stopped and resumed gives the same
@@ -92,6 +95,8 @@ def grow(
     run = _Run(setup, RunFolder(out, quiet=quiet))
     with run.folder.sole_user():
         run.open(resume)
+        if finish:
+            run.folder.ask_to_finish()
         with run.folder.log, run.interrupt, run.open_trunk():
             while not run.finished:
                 run.one_stage()

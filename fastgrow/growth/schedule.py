@@ -124,14 +124,11 @@ class GrowthSchedule:
         Raises:
             ConfigError: a value is out of range, or there are too few blocks to halve.
         """
-        if n_blocks < 1:
-            raise ConfigError(f"GrowthSchedule.doubling: expected at least 1 block, got {n_blocks}")
-        shares = [at] if isinstance(at, int | float) else list(at)
+        _require_counts("GrowthSchedule.doubling", n_blocks=n_blocks, tokens=tokens)
+        shares = list(at) if isinstance(at, list | tuple) else [at]
         depths = [n_blocks]
-        for _ in shares:
+        for _ in shares if n_blocks > 1 else ():
             depths.insert(0, -(-depths[0] // 2))
-        if n_blocks == 1:
-            return cls([Stage(1, tokens)])
         if len(set(depths)) < len(depths):
             raise ConfigError(
                 f"GrowthSchedule.doubling: {n_blocks} blocks cannot be halved {len(shares)} times"
@@ -165,10 +162,9 @@ class GrowthSchedule:
             ConfigError: a value is out of range.
         """
         where = "GrowthSchedule.gradual"
-        if n_blocks < 1:
-            raise ConfigError(f"{where}: expected at least 1 block, got {n_blocks}")
+        _require_counts(where, n_blocks=n_blocks, tokens=tokens, start=start, window=window)
         start = -(-n_blocks // 3) if start is None else start
-        if not 1 <= start <= n_blocks:
+        if start > n_blocks:
             raise ConfigError(f"{where}: expected a start from 1 to {n_blocks} blocks, got {start}")
         if window is not None and window < start:
             raise ConfigError(
@@ -203,7 +199,8 @@ class GrowthSchedule:
         Raises:
             ConfigError: a value is out of range.
         """
-        if not 1 <= start < n_blocks:
+        _require_counts("GrowthSchedule.jump", n_blocks=n_blocks, tokens=tokens, start=start)
+        if start >= n_blocks:
             raise ConfigError(
                 f"GrowthSchedule.jump: expected a start from 1 to {n_blocks - 1} blocks, "
                 f"got {start}"
@@ -223,7 +220,10 @@ class GrowthSchedule:
     ) -> GrowthSchedule:
         """Stages that end at shares of the tokens, each of one depth."""
         where = f"GrowthSchedule.{what}"
-        if list(shares) != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+        numbers = all(isinstance(share, int | float) for share in shares)
+        if not (
+            numbers and list(shares) == sorted(set(shares)) and 0 < shares[0] <= shares[-1] < 1
+        ):
             raise ConfigError(
                 f"{where}: at: expected ascending shares between 0 and 1, got {shares}"
             )
@@ -232,6 +232,8 @@ class GrowthSchedule:
                 f"{where}: expected place 'top' or 'middle' and train 'all' or 'new', "
                 f"got {place!r} and {train!r}"
             )
+        if len(depths) == 1:
+            return cls([Stage(depths[0], tokens)])
         ends = [round(share * tokens) for share in [*shares, 1.0]]
         lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
         if min(lengths) < 1:
@@ -252,15 +254,22 @@ class GrowthSchedule:
         """The same with everything training in the last `share` of the tokens of every stage.
 
         Raises:
-            ConfigError: the share is not between 0 and 1.
+            ConfigError: the share is not between 0 and 1, or a stage has too few tokens or a
+                budget.
         """
         if not 0 < share < 1:
             raise ConfigError(
                 f"GrowthSchedule.with_polish: expected a share between 0 and 1, got {share}"
             )
-        kept = [max(1, round(stage.tokens * share)) for stage in self.stages]
+        kept = [round(stage.tokens * share) for stage in self.stages]
+        for number, (stage, tokens) in enumerate(zip(self.stages, kept, strict=True), 1):
+            if isinstance(stage.until, Budget) or not 0 < tokens < stage.tokens:
+                raise ConfigError(
+                    f"GrowthSchedule.with_polish: stage {number}: expected a length in tokens, "
+                    "and enough of them to share"
+                )
         stages = [
-            replace(stage, tokens=max(1, stage.tokens - tokens))
+            replace(stage, tokens=stage.tokens - tokens)
             for stage, tokens in zip(self.stages, kept, strict=True)
         ]
         return replace(self, stages=[*stages, Stage(0, sum(kept), train="all")])
@@ -279,8 +288,9 @@ class GrowthSchedule:
         """The control of equal depth and equal tokens: all blocks at once, and all of them train.
 
         Blocks that the model has before the first stage rest, as they do when it grows. Learning
-        rate, head and final norm are the first stage's, which starts from nothing too. Budgets of
-        every stage in one unit are added up; a plateau is not taken over.
+        rate, head and final norm are the first stage's, which starts from nothing too; factors of
+        groups on it, and what becomes of the optimizer's state between stages, are not taken over.
+        Budgets of every stage in one unit are added up; a plateau is not taken over.
 
         Raises:
             ConfigError: the schedule adds no block.
@@ -316,3 +326,12 @@ class GrowthSchedule:
         if flops and seconds:
             return None
         return Budget(math.fsum(flops)) if flops else Budget(seconds=math.fsum(seconds))
+
+
+def _require_counts(where: str, **values: int | None) -> None:
+    """Each a whole number of at least 1, or None."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{where}: {name}: expected at least 1, got {value!r}")

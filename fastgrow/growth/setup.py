@@ -128,13 +128,13 @@ class Setup:
 
     def place(self, index: int, steps_before: int) -> Place:
         """Where stage `index` (from 0), which begins after so many steps, stands in the run."""
-        ends_by_seconds = [
-            isinstance(stage.until, Budget) and stage.until.seconds is not None
-            for stage in self.schedule.stages
+        # Where a stage ends by seconds its steps are no more than a bound, and say nothing.
+        known = [
+            steps
+            for steps, stage in zip(self.steps, self.schedule.stages, strict=True)
+            if not (isinstance(stage.until, Budget) and stage.until.seconds is not None)
         ]
-        known = [n for n, bound in zip(self.steps, ends_by_seconds, strict=True) if not bound]
-        warmup_of = sum(known) if known and any(ends_by_seconds) else None
-        return Place(steps_before, sum(self.steps[index + 1 :]), warmup_of)
+        return Place(steps_before, sum(self.steps[index + 1 :]), sum(known) or None)
 
     def seed_of(self, index: int) -> int:
         """What all that is drawn in stage `index` (from 0) depends on."""

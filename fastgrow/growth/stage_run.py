@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ class StageRun:
             steps=length.steps,
             until=length.rule,
             place=setup.place(self.index, self.steps_before),
-            finish=self._folder.finish_asked,
+            finish=partial(self._folder.finish_asked, self.index),
             rates=self._rates(active),
             objective=self._trunk.objective,
             validation=setup.validation,

@@ -78,7 +78,8 @@ class Trainer:
         tokens: length of the run in tokens, rounded up to whole steps.
         until: a rule that may end it earlier (`fastgrow.training.pace`).
         place: where it stands in a run of several trainings that share one schedule; alone without.
-        finish: asked after each step whether the user wants the run to end (`Pace`).
+        finish: asked after each step, with its number, whether the user wants the run to end
+            (`Pace`).
         rates: of parameters, by name, that do not take the learning rate as it is.
         validation: stream that is evaluated every `config.eval_every` steps and at the end.
         log: where progress goes; None is silent.
@@ -103,7 +104,7 @@ class Trainer:
         tokens: int | None = None,
         until: StopRule | None = None,
         place: Place | None = None,
-        finish: Callable[[], bool] | None = None,
+        finish: Callable[[int], bool] | None = None,
         rates: Mapping[str, Rate] | None = None,
         validation: EncodedText | None = None,
         log: RunLog | None = None,
@@ -278,10 +279,7 @@ class Trainer:
         if logs or evaluates or saves:
             # A broken model must neither count as the best nor reach the disk.
             self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
-        loss = None
-        if evaluates:
-            with self._off_the_clock():
-                loss = self._evaluate()
+        loss = self._evaluate() if evaluates else None
         # Before anything is saved: a resumed run must not miss what this step showed.
         was_last = self._pace.is_last
         if self._pace.observe(self.step, loss):
@@ -291,6 +289,12 @@ class Trainer:
             if not was_last and self._pace.is_last:
                 # The weights to pick from are those that the decay leads to.
                 self.best_step, self.best_bits_per_character = None, math.inf
+            if self.step == self.steps and not last:
+                # It has ended here, which was not known before.
+                self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
+                logs, saves = True, False
+                if self.validation is not None and not evaluates:
+                    self._evaluate()
         if logs:
             self._log_training()
         if saves and on_checkpoint is not None:
@@ -329,6 +333,10 @@ class Trainer:
 
     def _evaluate(self) -> float:
         """Measure on the validation text, keep the weights if they are the best; the loss."""
+        with self._off_the_clock():
+            return self._measure()
+
+    def _measure(self) -> float:
         assert self.validation is not None
         with autocast(self._dtype, self.device):
             result = bits_per_character(

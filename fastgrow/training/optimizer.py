@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Rate:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
+        if not 0 < self.factor < math.inf:
             raise ConfigError(f"Rate.factor: expected a positive number, got {self.factor}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"Rate.warmup: expected between 0 and 1, got {self.warmup}")

@@ -52,8 +52,8 @@ class Place:
     Attributes:
         before: steps that the run has made.
         after: steps that it plans to make afterwards.
-        warmup_of: steps that the warm-up is a share of; None for all of the run. Where a part is
-            bounded by seconds its steps are no more than a bound, which says nothing of its length.
+        warmup_of: steps that the warm-up is a share of, the run's as it was planned at first; None
+            for all of the run.
     """
 
     before: int = 0
@@ -80,7 +80,8 @@ class Pace:
         steps: its length, or the most it may take.
         rule: what may end it earlier.
         place: in the run.
-        finish: asked after each step whether the user wants the run to end; then its decay begins.
+        finish: asked after each step, with its number, whether the user wants the run to end; then
+            its decay begins.
 
     Attributes:
         steps: the step at which the training ends, as far as is known.
@@ -96,7 +97,7 @@ class Pace:
         steps: int,
         rule: StopRule | None = None,
         place: Place | None = None,
-        finish: Callable[[], bool] | None = None,
+        finish: Callable[[int], bool] | None = None,
     ) -> None:
         if rule is not None and config.schedule == "cosine":
             raise ConfigError(
@@ -136,13 +137,14 @@ class Pace:
             # The last step lands on the minimum.
             progress = (step - decided + 1) / (self.steps - decided)
             return peak * (1 - (1 - self._config.min_lr_ratio) * progress)
-        return peak * line(step - decided, self.steps - decided, self._config.min_lr_ratio)
+        least = min(peak, self._config.lr * self._config.min_lr_ratio)
+        return least + (peak - least) * line(step - decided, self.steps - decided, 0.0)
 
     def observe(self, step: int, validation_loss: float | None) -> bool:
         """Look at a finished step; True if it brought a decision that changes what follows."""
         if self.decision is not None:
             return False
-        if self._finish is not None and self._finish():
+        if self._finish is not None and self._finish(step):
             return self._decide({"reason": FINISH}, step)
         if self._rule is None:
             return False
@@ -163,6 +165,10 @@ class Pace:
         elif self._place.after:
             last = step
         else:
+            used = None if self._rule is None else self._rule.used
+            if used:
+                # A decay that is a share of the whole run may be more than the budget has left.
+                last = min(last, step + max(1, math.floor(step * (1 - used) / used)))
             last = min(last, self._planned)
         self.decision = {**evidence, "step": step, "last_step": last}
         self.steps = last
@@ -189,7 +195,9 @@ class Pace:
     def _warmup(self) -> float:
         """Share of the run's steps, as planned, that warm up."""
         of = self._place.warmup_of
-        return self._config.warmup * (1 if of is None else of / self._whole)
+        if of is None or of == self._whole:
+            return self._config.warmup
+        return self._config.warmup * of / self._whole
 
     def _undecided(self, step: int) -> float:
         """The rate as long as nothing ends the training early."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastgrow import _files
-from fastgrow.errors import ConfigError
+from fastgrow.errors import CheckpointError, ConfigError
 
 Resume = Literal["auto", "never"]
 RECORD = "run.json"
@@ -32,10 +32,14 @@ def sole_user(folder: Path, name: str = LOCK) -> Iterator[None]:
 
     Raises:
         FolderInUse: another process is.
-        OSError: the folder cannot be written.
+        CheckpointError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("a+")
+    except OSError as error:
+        raise CheckpointError(f"{folder}: a run cannot be written there ({error})") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

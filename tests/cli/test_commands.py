@@ -385,7 +385,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (["grow", "{config}", "data.0.source=/absent"], 1, "/absent"),
         (["grow", "{config}", "--control", "twice"], 1, "--control: expected monolith or"),
         (["grow", "{config}", "--out", "{corpus}"], 1, "text.txt"),
-        (["demo", "blocks=0"], 1, "expected at least 1 block, got 0"),
+        (["demo", "blocks=0"], 1, "n_blocks: expected at least 1, got 0"),
         (["demo", "batch_size=0"], 1, "batch_size: expected at least 1, got 0"),
         (["demo", "own_share=1"], 1, "own_share: expected between 0 and 1"),
         (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected one of"),

@@ -130,6 +130,41 @@ def test_a_block_that_thaws_has_its_state_back(
     assert not (tmp_path / "moments").exists(), "a finished run needs it no longer"
 
 
+def test_a_resting_block_is_followed_through_every_insertion(
+    substrate, data, states, tmp_path: Path
+) -> None:
+    """It rests for three stages, is moved by blocks below it in two of them, and thaws."""
+    stages = [
+        Stage(1, 256),
+        Stage(1, 256, at=(0,)),
+        Stage(2, 256, at=(0, 2)),
+        Stage(1, 256),
+        Stage(0, 256, train="all"),
+    ]
+    run(substrate, data, GrowthSchedule(stages), tmp_path)
+    begun, ended = states
+    # The stacks are [a], [b a], [c b a d], [c b a d e].
+    for block, stage, index, then in (
+        ("a", 0, 0, 2),
+        ("b", 1, 0, 1),
+        ("c", 2, 0, 0),
+        ("d", 2, 3, 3),
+    ):
+        old, thawed = of_block(ended[stage], index), of_block(begun[4], then)
+        assert old, block
+        assert old.keys() == thawed.keys(), block
+        assert all(same(thawed[name], old[name]) for name in old), block
+
+
+def test_a_table_that_trains_keeps_its_state(substrate, data, states) -> None:
+    stages = [Stage(1, 256), Stage(1, 256, train="all")]
+    model = make_model(substrate, embedding="trainable")
+    grow(model, data, GrowthSchedule(stages), train=TRAIN, quiet=True)
+    begun, ended = states
+    (name,) = (name for name in ended[0] if name.startswith("embedding."))
+    assert same(begun[1][name], ended[0][name])
+
+
 def test_a_block_that_thaws_begins_afresh_where_that_is_wanted(substrate, data, states) -> None:
     run(substrate, data, replace(THAWING, moments=Moments(thawed="fresh")))
     assert of_block(states[0][2], 0) == {}

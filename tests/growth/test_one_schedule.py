@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,20 @@ import pytest
 from growing import digest, make_data, make_model, make_train
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth import Budget, GrowthSchedule, Moments, Plateau, Rate, Rates, Stage, grow
+from fastgrow.growth import (
+    Budget,
+    GrowthSchedule,
+    LoRA,
+    Moments,
+    Plateau,
+    Rate,
+    Rates,
+    Stage,
+    grow,
+)
 from fastgrow.growth.folder import ask_to_finish
+from fastgrow.growth.setup import check_fits
+from fastgrow.growth.when import SecondsRule
 from fastgrow.training import Mixture, Trainer
 from fastgrow.training.run_folder import FolderInUse, sole_user
 
@@ -224,6 +238,100 @@ def test_another_schedule_at_a_resume_is_told_in_a_line(substrate, data, tmp_pat
         grow(make_model(substrate), data, schedule, train=make_train(), out=tmp_path, quiet=True)
 
 
+class Clock:
+    """Each look at it takes a quarter of a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.25
+        return self.now
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_seconds_are_kept(substrate, data, monkeypatch, tmp_path: Path, last: bool) -> None:
+    """In the middle no time is kept for a decay; in the end a decay takes no more than is left."""
+    rule = functools.partial(SecondsRule, clock=Clock())
+    monkeypatch.setattr("fastgrow.growth.length.SecondsRule", rule)
+    bounded = Stage(1, 64 * 60, "copy", train="all", until=Budget(seconds=10))
+    stages = [Stage(1, 64 * 40), bounded, *([] if last else [Stage(1, 64 * 300)])]
+    train = make_train(log_every=1, eval_every=10**6, warmup=0.0, decay=0.4)
+    result = grow(
+        make_model(substrate), data, GrowthSchedule(stages), train=train, out=tmp_path, quiet=True
+    )
+    decision = result.stages[1].decision
+    assert decision is not None
+    assert decision["reason"] == "seconds"
+    # A step looks at the clock up to three times; a decay of the run would be 27 steps or more.
+    assert 5 <= decision["last_step"] <= 40
+    assert (decision["last_step"] > decision["step"]) == last
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    ended = [row for row in rows if row.get("stage", "").startswith("2/")]
+    assert "validation_loss" in ended[-2] or "validation_loss" in ended[-1]
+    assert max(row["step"] for row in ended) == decision["last_step"]
+
+
+def test_a_plateau_may_last_until_the_decay_begins(substrate, data) -> None:
+    stages = [Stage(1, 64 * 5, until=Plateau()), Stage(1, 64 * 5)]
+    for decay, fits in ((0.5, True), (0.6, False)):
+        steps, train = [5, 5], make_train(decay=decay)
+        with contextlib.nullcontext() if fits else pytest.raises(ConfigError):
+            check_fits(GrowthSchedule(stages), steps, train)
+
+
+def test_the_best_weights_of_a_finished_run_are_of_its_decay(
+    substrate, data, tmp_path: Path, monkeypatch
+) -> None:
+    """What was best before, in a stage that was not to be the last, was not kept."""
+    out, bests = tmp_path / "run", []
+    finish_at(20, out, monkeypatch)
+    restore = Trainer._restore_best
+
+    def noted(trainer: Trainer) -> None:
+        bests.append((trainer.best_step, set(trainer._best_weights) == set(trainer.active)))
+        restore(trainer)
+
+    monkeypatch.setattr(Trainer, "_restore_best", noted)
+    train = replace(FINISHED, eval_every=4)
+    grow(make_model(substrate), data, LONG, train=train, out=out, quiet=True)
+    assert bests[-1][0] > 20
+    assert bests[-1][1]
+
+
+def test_groups_are_the_new_blocks_the_old_ones_and_the_head(substrate, data, monkeypatch) -> None:
+    seen: list[dict[str, float]] = []
+    run = Trainer.run
+
+    def noted(trainer: Trainer, *arguments: object) -> object:
+        names = {id(p): name for name, p in trainer.active.items()}
+        seen.append(
+            {
+                names[id(p)]: g["rate"].factor
+                for g in trainer.optimizer.param_groups
+                for p in g["params"]
+            }
+        )
+        return run(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "run", noted)
+    rates = Rates(new=Rate(2.0), old=Rate(3.0), head=Rate(5.0))
+    stages = [
+        Stage(1, 64, rates=rates),
+        Stage(1, 64, at=(0,), train="all", rates=rates),
+        Stage(0, 64, lora=LoRA(rank=1), rates=rates),
+    ]
+    grow(make_model(substrate), data, GrowthSchedule(stages), train=make_train(), quiet=True)
+
+    def factors(stage: int, prefix: str) -> set[float]:
+        return {factor for name, factor in seen[stage].items() if name.startswith(prefix)}
+
+    assert factors(0, "blocks.0.") == {2.0}
+    assert (factors(1, "blocks.0."), factors(1, "blocks.1.")) == ({2.0}, {3.0})
+    assert factors(2, "blocks.") == {2.0}, "LoRA is new"
+    assert factors(2, "lm_head.") == factors(1, "final_norm.") == {5.0}
+
+
 # -- finishing early ------------------------------------------------------------------------------
 
 LONG = GrowthSchedule([Stage(1, 64 * 40), Stage(1, 64 * 400, "copy", train="all"), Stage(1, 6400)])
@@ -262,15 +370,17 @@ def test_a_running_run_decays_and_ends_when_it_is_asked(
     assert not (out / "finish").exists()
 
 
-@pytest.mark.parametrize("killed_at", [20, 30])
+@pytest.mark.parametrize("killed_at", [21, 30])
 def test_a_run_that_was_asked_and_killed_ends_the_same(
     substrate, data, tmp_path: Path, monkeypatch, killed_at: int
 ) -> None:
     out = tmp_path / "run"
+    # Of the last checkpoint before the kill nothing tells that it was asked since.
+    train = replace(FINISHED, checkpoint_every=16)
     with monkeypatch.context() as patch:
         finish_at(20, tmp_path / "whole", patch)
         whole = grow(
-            make_model(substrate), data, LONG, train=FINISHED, out=tmp_path / "whole", quiet=True
+            make_model(substrate), data, LONG, train=train, out=tmp_path / "whole", quiet=True
         )
     with monkeypatch.context() as patch:
         finish_at(20, out, patch)
@@ -283,8 +393,8 @@ def test_a_run_that_was_asked_and_killed_ends_the_same(
 
         patch.setattr(Trainer, "_train_step", killing)
         with pytest.raises(KeyboardInterrupt):
-            grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
-    resumed = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
+            grow(make_model(substrate), data, LONG, train=train, out=out, quiet=True)
+    resumed = grow(make_model(substrate), data, LONG, train=train, out=out, quiet=True)
     assert resumed.stages[1].decision == whole.stages[1].decision
     assert digest(resumed.model) == digest(whole.model)
 
@@ -304,7 +414,13 @@ def test_a_stopped_run_finishes_from_where_it_stopped(
         with pytest.raises(KeyboardInterrupt):
             grow(make_model(substrate), data, LONG, train=FINISHED, out=tmp_path, quiet=True)
     assert not ask_to_finish(tmp_path), "nobody is at work there"
-    result = grow(make_model(substrate), data, LONG, train=FINISHED, out=tmp_path, quiet=True)
+    other = replace(FINISHED, lr=0.5)
+    with pytest.raises(ConfigError, match=r"another train\.lr"):
+        grow(make_model(substrate), data, LONG, train=other, out=tmp_path, quiet=True, finish=True)
+    assert not (tmp_path / "finish").exists(), "what is refused asks for nothing"
+    result = grow(
+        make_model(substrate), data, LONG, train=FINISHED, out=tmp_path, quiet=True, finish=True
+    )
     decision = result.stages[-1].decision
     assert decision is not None
     # At the first step that the resumed run makes; 49 were made by then.

@@ -201,7 +201,7 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
             lambda: GrowthSchedule.blocks(2, tokens=5, overlap=1),
             "insertion and overlap go with recipe='windows', got recipe='gradual'",
         ),
-        (lambda: GrowthSchedule.doubling(0, tokens=5), "expected at least 1 block, got 0"),
+        (lambda: GrowthSchedule.doubling(0, tokens=5), "n_blocks: expected at least 1, got 0"),
         (
             lambda: GrowthSchedule.doubling(2, tokens=5, at=(0.2, 0.4)),
             "2 blocks cannot be halved 2 times",
@@ -215,7 +215,7 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
         (lambda: GrowthSchedule.doubling(2, tokens=9, place="side"), "place 'top' or 'middle'"),  # type: ignore[arg-type]
         (lambda: GrowthSchedule.doubling(2, tokens=9, train="old"), "train 'all' or 'new'"),  # type: ignore[arg-type]
         (lambda: GrowthSchedule.jump(3, tokens=9, start=3), "a start from 1 to 2 blocks, got 3"),
-        (lambda: GrowthSchedule.gradual(0, tokens=9), "expected at least 1 block, got 0"),
+        (lambda: GrowthSchedule.gradual(0, tokens=9), "n_blocks: expected at least 1, got 0"),
         (lambda: GrowthSchedule.gradual(3, tokens=9, start=4), "a start from 1 to 3 blocks, got 4"),
         (
             lambda: GrowthSchedule.gradual(3, tokens=9, start=2, window=1),
@@ -224,6 +224,19 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
         (lambda: GrowthSchedule.gradual(3, tokens=9, grown_by=1), "grown_by between 0 and 1"),
         (lambda: GrowthSchedule.gradual(3, tokens=2), "tokens: expected some for each stage"),
         (lambda: GrowthSchedule.blocks(2, tokens=9).with_polish(1.0), "a share between 0 and 1"),
+        (
+            lambda: GrowthSchedule([Stage(1, 9), Stage(1, 1)]).with_polish(),
+            "stage 2: expected a length in tokens, and enough of them to share",
+        ),
+        (
+            lambda: GrowthSchedule([Stage(1, 900, until=Budget(flops=9))]).with_polish(),
+            "stage 1: expected a length in tokens",
+        ),
+        (lambda: GrowthSchedule.doubling(True, tokens=9), "n_blocks: expected at least 1, got Tr"),
+        (lambda: GrowthSchedule.doubling("4", tokens=9), "n_blocks: expected at least 1, got '4'"),  # type: ignore[arg-type]
+        (lambda: GrowthSchedule.doubling(4, tokens=9, at="0.5"), "at: expected ascending shares"),  # type: ignore[arg-type]
+        (lambda: GrowthSchedule.doubling(1, tokens=9, at=7), "at: expected ascending shares"),
+        (lambda: GrowthSchedule.gradual(4, tokens=float("inf")), "tokens: expected at least 1"),  # type: ignore[arg-type]
     ],
 )
 def test_senseless_recipes_are_refused(make, message: str) -> None:

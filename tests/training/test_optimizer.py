@@ -126,10 +126,22 @@ def test_a_state_of_other_parameters_or_shapes_is_refused() -> None:
         optimizer.load_state_dict({"weight": {}})
 
 
+def test_a_loaded_state_replaces_what_was_there() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = Optimizer(active(layer), TrainConfig())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert optimizer.state_dict()
+    # That of an optimizer that has made no step.
+    optimizer.load_state_dict({})
+    assert optimizer.state_dict() == {}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Rate(factor=0.0), r"Rate\.factor: expected a positive number, got 0\.0"),
+        (lambda: Rate(factor=float("inf")), r"Rate\.factor: expected a positive number, got inf"),
         (lambda: Rate(warmup=1.5), r"Rate\.warmup: expected between 0 and 1, got 1\.5"),
         (lambda: TrainConfig(optimizer="sgd"), r"optimizer must be adamw or muon, got 'sgd'"),  # type: ignore[arg-type]
         (lambda: TrainConfig(schedule="linear"), r"schedule must be wsd or cosine or per-stage"),  # type: ignore[arg-type]

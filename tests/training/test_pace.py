@@ -107,7 +107,7 @@ def test_a_rule_that_never_decides_leaves_the_decay_where_it_was_planned() -> No
 
 def test_who_asks_gets_the_decay_from_the_rate_of_then() -> None:
     asked = False
-    pace = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda: asked)
+    pace = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda step: asked)
     made = []
     while len(made) < pace.steps:
         made.append(pace.rate(len(made)))
@@ -116,13 +116,13 @@ def test_who_asks_gets_the_decay_from_the_rate_of_then() -> None:
     assert made == pytest.approx([2.0] * 8 + [2.0, 1.0])
     assert pace.decision == {"reason": "finish", "step": 8, "last_step": 10}
     assert pace.is_last
-    resumed = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda: asked)
+    resumed = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda step: asked)
     resumed.load_state_dict(pace.state_dict())
     assert (resumed.steps, resumed.rate(9)) == (10, 1.0)
 
 
 def test_who_asks_in_the_decay_gets_what_was_planned() -> None:
-    pace = Pace(WSD, 50, finish=lambda: True)
+    pace = Pace(WSD, 50, finish=lambda step: True)
     planned = [pace.rate(step) for step in range(50)]
     assert pace.observe(45, None)
     assert pace.steps == 50
@@ -133,7 +133,7 @@ def test_who_asks_at_the_end_of_a_part_gets_a_whole_decay() -> None:
     """It takes steps that later parts were to have, and never more than the run was to have."""
     # In a run of 46 steps the decay has begun at step 37.
     for after, last, rate in ((100, 50, 2.0), (6, 46, 2 * 6 / 9)):
-        pace = Pace(replace(WSD, warmup=0.0), 40, place=Place(0, after), finish=lambda: True)
+        pace = Pace(replace(WSD, warmup=0.0), 40, place=Place(0, after), finish=lambda step: True)
         assert pace.observe(40, None)
         assert pace.steps == last
         assert pace.rate(40) == pytest.approx(rate)
@@ -145,6 +145,35 @@ def test_a_rule_in_a_part_that_lies_in_the_decay_keeps_to_the_decay() -> None:
     # Which it may still end sooner, in a line from where the rate is.
     early = Pace(WSD, 5, At(1), Place(45, 0))
     assert len(rates(early)) <= 5
+
+
+def test_a_decay_of_the_whole_run_goes_on_where_it_is_asked_to_end() -> None:
+    config = replace(WSD, decay=1.0, warmup=0.0)
+    pace = Pace(config, 10, finish=lambda step: step >= 4)
+    assert rates(pace) == pytest.approx(rates(Pace(config, 10)))
+
+
+def test_a_decay_takes_no_more_of_a_budget_than_is_left() -> None:
+    class Half(At):
+        used = 0.5
+
+    pace = Pace(replace(WSD, warmup=0.0), 10**6, Half(4), Place(1000, 0))
+    assert len(rates(pace)) == 4 + 4
+
+
+def test_the_rate_falls_to_its_minimum_and_not_below() -> None:
+    config = replace(WSD, warmup=0.0, decay=0.5, min_lr_ratio=0.5)
+    made = rates(Pace(config, 20, finish=lambda step: step >= 15))
+    assert min(made) >= 1.0
+    assert made == sorted(made, reverse=True)
+
+
+def test_a_part_that_ends_in_the_warm_up_does_not_change_it() -> None:
+    """The run is shorter than was planned then, and the warm-up is not."""
+    first = Pace(replace(WSD, warmup=0.2), 100, At(10), Place(0, 100, warmup_of=200))
+    second = Pace(replace(WSD, warmup=0.2), 100, None, Place(10, 0, warmup_of=200))
+    made = [*rates(first), *rates(second)]
+    assert made[:40] == pytest.approx([0.05 * n for n in range(1, 41)])
 
 
 def test_the_warm_up_is_no_share_of_a_bound() -> None:
