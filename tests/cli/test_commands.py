@@ -98,7 +98,7 @@ def test_a_stopped_run_is_finished_and_a_running_one_is_asked(
     with sole_user(tmp_path / "run"):
         status, out, _ = run(capsys, *arguments, "--finish")
     assert status == 0
-    assert out.startswith(f"{tmp_path / 'run'}: the running process begins the decay after")
+    assert out.startswith(f"{tmp_path / 'run'}: the running process begins its decay after")
     status, out, _ = run(capsys, *arguments, "--finish")
     assert status == 0
     (stage,) = json.loads((tmp_path / "run" / "growth.json").read_text())

@@ -14,7 +14,7 @@ import torch
 from growing import digest, make_data, make_model, make_train
 
 from fastgrow import growth
-from fastgrow.errors import ConfigError, FastgrowError, Interrupted
+from fastgrow.errors import CheckpointError, ConfigError, FastgrowError, Interrupted
 from fastgrow.growth import GrowthSchedule, Stage, grow, stage_run, stage_shape
 from fastgrow.growth.freeze import frozen_digest, select_active
 from fastgrow.nn import Decoder
@@ -270,7 +270,7 @@ def test_an_unwritable_folder_is_found_at_the_start(substrate, data, tmp_path, m
     monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained before checking"))
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(CheckpointError, match="file/run: a run cannot be written there"):
         grow(make_model(substrate), data, SCHEDULE, out=blocked / "run", quiet=True)
     assert blocked.read_text() == "not a folder"
 

@@ -185,7 +185,7 @@ def test_a_loss_that_is_a_function_is_called(substrate, data) -> None:
         return loss(*arguments, **options)
 
     model.loss = counted  # type: ignore[method-assign]
-    grow(model, data, GrowthSchedule.blocks(2, tokens=256), train=make_train(), quiet=True)
+    grow(model, data, GrowthSchedule.doubling(2, tokens=512), train=make_train(), quiet=True)
     assert sum(called) == 8
 
 
