@@ -125,7 +125,8 @@ class GrowthSchedule:
             ConfigError: a value is out of range, or there are too few blocks to halve.
         """
         _require_counts("GrowthSchedule.doubling", n_blocks=n_blocks, tokens=tokens)
-        shares = list(at) if isinstance(at, list | tuple) else [at]
+        shares = [at] if isinstance(at, int | float) else list(at)
+        _require_shares("GrowthSchedule.doubling", shares)
         depths = [n_blocks]
         for _ in shares if n_blocks > 1 else ():
             depths.insert(0, -(-depths[0] // 2))
@@ -200,6 +201,7 @@ class GrowthSchedule:
             ConfigError: a value is out of range.
         """
         _require_counts("GrowthSchedule.jump", n_blocks=n_blocks, tokens=tokens, start=start)
+        _require_shares("GrowthSchedule.jump", [at])
         if start >= n_blocks:
             raise ConfigError(
                 f"GrowthSchedule.jump: expected a start from 1 to {n_blocks - 1} blocks, "
@@ -220,13 +222,6 @@ class GrowthSchedule:
     ) -> GrowthSchedule:
         """Stages that end at shares of the tokens, each of one depth."""
         where = f"GrowthSchedule.{what}"
-        numbers = all(isinstance(share, int | float) for share in shares)
-        if not (
-            numbers and list(shares) == sorted(set(shares)) and 0 < shares[0] <= shares[-1] < 1
-        ):
-            raise ConfigError(
-                f"{where}: at: expected ascending shares between 0 and 1, got {shares}"
-            )
         if place not in ("top", "middle") or train not in ("all", "new"):
             raise ConfigError(
                 f"{where}: expected place 'top' or 'middle' and train 'all' or 'new', "
@@ -326,6 +321,15 @@ class GrowthSchedule:
         if flops and seconds:
             return None
         return Budget(math.fsum(flops)) if flops else Budget(seconds=math.fsum(seconds))
+
+
+def _require_shares(where: str, shares: Sequence[float]) -> None:
+    """Numbers between 0 and 1, ascending."""
+    numbers = all(isinstance(share, int | float) for share in shares)
+    if not (numbers and list(shares) == sorted(set(shares)) and all(0 < s < 1 for s in shares)):
+        raise ConfigError(
+            f"{where}: at: expected ascending shares between 0 and 1, got {list(shares)}"
+        )
 
 
 def _require_counts(where: str, **values: int | None) -> None:

@@ -65,6 +65,8 @@ def study_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path) 
         marker = "os^Dv<>"[number % 7]
         axis.plot(np.asarray(at) / 1e12, bits, marker=marker, linewidth=1.2, label=name)
     axis.set_xscale("log")
+    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        ticks("{x:g}")
     axis.set_xlabel("TFLOP of training")
     axis.set_ylabel("test, bits per character")
     axis.grid(alpha=0.25, which="both")
