@@ -8,7 +8,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastgrow._records import before
+from fastgrow._records import before, left_out
 from fastgrow.errors import ConfigError
 
 Schedule = Literal["wsd", "cosine", "per-stage"]
@@ -43,7 +43,8 @@ class TrainConfig:
         checkpoint_activations: the blocks that train save their inputs alone, and run again in the
             backward pass: less memory, a forward pass more, the same gradients.
         compile: run blocks through torch.compile while training.
-        pick: "best" ends with the weights that were best on validation, "last" with the last ones.
+        pick: "best" ends with the weights that were best on validation, "last" with the last ones;
+            of stages that share a schedule only the last one picks.
     """
 
     batch_size: int = 16
@@ -110,13 +111,12 @@ class TrainConfig:
         if self.schedule != "wsd":
             free.add("decay")
         # As in the records of runs from before there was a choice.
-        for name, value in (
-            ("compile", False),
-            ("schedule", "per-stage"),
-            ("optimizer", "adamw"),
-        ):
-            if getattr(self, name) == value:
-                free.add(name)
+        free |= {
+            choice.name
+            for choice in dataclasses.fields(self)
+            if choice.name in ("compile", "schedule", "optimizer")
+            and getattr(self, choice.name) == left_out(choice)
+        }
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
