@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 OLDEST := $(abspath .venv-oldest)/bin/python
 
-.PHONY: setup demo test test-slow test-portable acceptance sanitize lint types contracts clean oldest gpu-bundle
+.PHONY: setup demo test docs test-slow test-portable acceptance sanitize lint types contracts clean oldest gpu-bundle
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,11 @@ demo: setup
 
 test: lint types contracts
 	$(PYTEST) -m "not slow and not acceptance"
+
+# The documentation site, in build/site; any warning, such as a broken link, is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 # The tests that compute, under other machines' instructions and threads: a quarter of an hour on two
 # cores; with PORTABLE=--few three minutes.
