@@ -93,9 +93,9 @@ class CallableExpert(GenerationMixin, nn.Module):
         self._device = None if device is None else _with_index(torch.device(device))
 
     @property
-    def beyond_state(self) -> tuple[str, ...]:
+    def not_in_state_dict(self) -> tuple[str, ...]:
         """What affects the output but is not in the state dict; see `evaluation.identity`."""
-        return () if isinstance(self.call, nn.Module) else ("an expert's bare function",)
+        return () if isinstance(self.call, nn.Module) else ("the function of a CallableExpert",)
 
     @property
     def device(self) -> torch.device:

@@ -44,7 +44,7 @@ class Experts(nn.Module):
         return len(self.names)
 
     @property
-    def beyond_state(self) -> tuple[str, ...]:
+    def not_in_state_dict(self) -> tuple[str, ...]:
         """The models that are not in the state dict; see `evaluation.identity`."""
         others = self._others.items()
         return tuple(f"the expert {name!r}, a {type(model).__name__}," for name, model in others)
