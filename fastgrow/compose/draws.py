@@ -16,7 +16,7 @@ from torch import Tensor
 from fastgrow.compose.adapter import LowRank
 from fastgrow.compose.cache import EnsembleCache
 from fastgrow.compose.mixing import in_one_dtype
-from fastgrow.compose.predictions import ALL_ROWS, Prediction, read, read_last
+from fastgrow.compose.predictions import ALL_ROWS, Prediction, predict, predict_last
 from fastgrow.compose.rules import LogitRule, ProbabilityRule, Rule, Tokens
 from fastgrow.errors import ArgumentError
 from fastgrow.nn.sampling import Sampler
@@ -53,7 +53,7 @@ def draw_from_experts(
     if isinstance(rule, LogitRule):
         return _from_sum(rule, experts, tokens.ids, cache, sampler, adapter)
     assert isinstance(rule, ProbabilityRule)
-    log_weights, predictions = read_last(rule, experts, tokens, cache.caches, cache.state)
+    log_weights, predictions = predict_last(rule, experts, tokens, cache.caches, cache.state)
     weights = log_weights.exp().expand(len(tokens.ids), -1)
     return _from_mixture(predictions, weights, sampler)
 
@@ -72,7 +72,7 @@ def _from_sum(
         hidden = [model.hidden(ids, cache.caches[name])[:, -1] for name, model in experts]
         logits = [model.lm_head(h) for h, (_, model) in zip(hidden, experts, strict=True)]
         return sampler.of_sum([*logits, adapter(hidden)], [*mix, 1.0])
-    predictions = [read(model, ids, cache.caches[name]) for name, model in experts]
+    predictions = [predict(model, ids, cache.caches[name]) for name, model in experts]
     if isinstance(mix, Tensor):
         return sampler.of_sum(in_one_dtype([z(ALL_ROWS) for z in predictions]), mix[:, -1])
     used = [(z(ALL_ROWS), c) for z, c in zip(predictions, mix, strict=True) if c != 0]

@@ -48,7 +48,7 @@ def ensemble_prediction(
     """
     names, ids = [name for name, _ in experts], tokens.ids
     if last_only and isinstance(rule, ProbabilityRule):
-        log_weights, predictions = read_last(rule, experts, tokens, caches, state)
+        log_weights, predictions = predict_last(rule, experts, tokens, caches, state)
         last = in_one_dtype([prediction(ALL_ROWS) for prediction in predictions])
         return ops.probability_mean(last, log_weights=log_weights)[:, None]
     if adapter is None:
@@ -63,7 +63,7 @@ def ensemble_prediction(
     return merged + adapter(hidden)
 
 
-def read_last(
+def predict_last(
     rule: ProbabilityRule,
     experts: Sequence[tuple[str, Any]],
     tokens: Tokens,
@@ -78,15 +78,15 @@ def read_last(
     names, ids = [name for name, _ in experts], tokens.ids
     if not rule.reads_text:
         log_weights = rule.log_weights(names, tokens)
-        predictions = [read(model, ids, caches[name]) for name, model in experts]
+        predictions = [predict(model, ids, caches[name]) for name, model in experts]
         return log_weights if log_weights.dim() == 1 else log_weights[:, -1], predictions
-    texts = [_read_text(model, ids, caches[name]) for name, model in experts]
+    texts = [_score_text(model, ids, caches[name]) for name, model in experts]
     following, last = torch.stack([f for f, _ in texts], dim=-1), [z for _, z in texts]
     log_weights = rule.weigh_text(names, tokens, following, last, state)
     return log_weights[:, -1], [_rows_of(z) for z in last]
 
 
-def read(model: Any, ids: Tensor, cache: Any) -> Prediction:
+def predict(model: Any, ids: Tensor, cache: Any) -> Prediction:
     """Run an expert; the head of a decoder is applied only when the prediction is called."""
     if type(model) is not Decoder:
         return _rows_of(model(ids, cache, last_only=True)[:, -1])
@@ -94,7 +94,7 @@ def read(model: Any, ids: Tensor, cache: Any) -> Prediction:
     return lambda rows: model.lm_head(hidden[rows])
 
 
-def _read_text(model: Any, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+def _score_text(model: Any, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
     """Return log p of each token but the first, [B, T − 1], and the next token's logits [B, V]."""
     if not have_plain_heads([model]):
         logits = model(ids, cache)
