@@ -1,4 +1,4 @@
-"""A small GPT that learns to continue a text: `python examples/nanogpt.py [file] [steps]`."""
+"""Train a small GPT on a text file: `python examples/nanogpt.py [file] [steps]`."""
 
 import sys
 import time
@@ -49,7 +49,7 @@ class GPT(nn.Module):
 
 
 def train(text, steps, device="cpu", seed=0):
-    """The model and its losses; the text's bytes are its tokens."""
+    """Train a model whose tokens are the bytes of `text`; return the model and the losses."""
     torch.manual_seed(seed)
     data = torch.tensor(list(text.encode()), device=device)
     model = GPT(256).to(device)

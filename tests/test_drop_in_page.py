@@ -1,4 +1,4 @@
-"""The code on docs/drop_in.md runs and does what the page says."""
+"""The code in docs/drop_in.md runs and gives the documented results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PAGE = (ROOT / "docs" / "drop_in.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
-    """A section of the page, without those after it."""
+    """Return a section of the page."""
     return re.split(r"^## ", PAGE.split(f"\n## {title}\n")[1], flags=re.MULTILINE)[0]
 
 
 def block(title: str, language: str) -> str:
-    """The one fenced block of a language in a section."""
+    """Return the only fenced block of a language in a section."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL)
     return str(found)
 
@@ -66,9 +66,9 @@ def test_the_diff_is_that_of_the_examples() -> None:
     )
     lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
     changed = [line for line in lines if not line.startswith("@@")]
-    assert block("Ten lines for a model of your own", "diff").splitlines() == changed
+    assert block("Example: a small GPT", "diff").splitlines() == changed
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
         assert target.startswith("https://") or (ROOT / "docs" / target).exists(), target

@@ -1,4 +1,4 @@
-"""Several models that speak as one: rules, ensembles, and `load` for whatever was saved."""
+"""Combining models: ensembles, the rules that merge their predictions, and `load`."""
 
 from fastgrow.compose.adapter import Adapter
 from fastgrow.compose.cache import EnsembleCache

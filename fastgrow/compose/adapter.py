@@ -1,4 +1,4 @@
-"""`Adapter`: a small trained correction of the merged logits, while every expert stays frozen."""
+"""`Adapter`: a trained low-rank correction of the merged logits; all experts stay frozen."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from fastgrow.nn import Decoder, LMHead
 
 @dataclass(frozen=True)
 class Adapter(LogitRule):
-    """A mean of logits and a low-rank term in all hidden states.
+    """Mean of the logits plus a low-rank function of all experts' hidden states.
 
     z = Σ_k w_k · z_k + U · D · [h₁ … h_K]
 
-    The ensemble makes D [rank, Σ d_k] and U [V, rank] (zeros) when it takes the rule, so that it
-    begins as the mean; `tune(…, what="adapter")` trains them. The paper's "minimal fine-tuning of
-    the output layer" (arXiv 2507.07129) with the experts untouched.
+    The ensemble creates D [rank, Σ d_k] and U [V, rank] when the rule is set. U is initialised to
+    zero, so that the rule starts as the mean. `tune(…, what="adapter")` trains both. This is the
+    paper's "minimal fine-tuning of the output layer" (arXiv 2507.07129) with frozen experts.
 
     Args:
-        rank: of the term, at least 1.
+        rank: rank of the low-rank term, at least 1.
         weights: w_k by expert name, each at least 0, divided by their sum; equal if not given.
-        experts: whom the term reads, in order; the ensemble fills it in.
+        experts: names of the experts whose hidden states are the input of the low-rank term, in
+            order; set by the ensemble.
 
     Raises:
         ConfigError: the rank is below 1, or a weight is negative.
@@ -50,8 +51,8 @@ class Adapter(LogitRule):
     def coefficients(self, names: Sequence[str]) -> list[float]:
         if self.experts and tuple(names) != self.experts:
             raise ConfigError(
-                f"Adapter: it reads the experts {listed(self.experts)}, not {listed(names)}; "
-                f"go on with another rule, or a new Adapter({self.rank}) to be tuned"
+                f"Adapter: it was made for the experts {listed(self.experts)}, "
+                f"not {listed(names)}; pass another rule, or a new Adapter({self.rank}) and tune it"
             )
         if self.weights is None:
             return [1 / len(names)] * len(names)
@@ -69,12 +70,12 @@ class Adapter(LogitRule):
 
 
 class LowRank(nn.Module):
-    """The adapter's parameters.
+    """Trainable parameters of the rule `Adapter`.
 
     Args:
-        widths: d_k of each expert's hidden states.
-        rank: width between the two products.
-        vocab_size: V.
+        widths: d_k, the width of each expert's hidden states.
+        rank: rank of the term.
+        vocab_size: V, the number of token ids.
 
     Shapes:
         hidden states [..., d_k] of K experts → logits [..., V].
@@ -95,7 +96,7 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def features(self, hidden: Sequence[Tensor]) -> Tensor:
-        """What the second product reads, [..., rank], in the dtype of the hidden states."""
+        """Return D · [h₁ … h_K], [..., rank], in the dtype of the hidden states."""
         together = torch.cat(list(hidden), dim=-1)
         low: Tensor = self.down(together.to(self.down.weight.dtype))
         return low.to(together.dtype)
@@ -106,17 +107,17 @@ class LowRank(nn.Module):
 
 
 def check_adapted(experts: Sequence[tuple[str, Any]]) -> None:
-    """Refuse experts whose hidden states cannot be read.
+    """Check that all experts provide hidden states of one dtype.
 
     Raises:
-        ConfigError: one is not a decoder with a plain head, or their dtypes differ.
+        ConfigError: an expert is not a decoder with a plain head, or the dtypes differ.
     """
     dtypes = set()
     for name, model in experts:
         if type(model) is not Decoder or type(model.lm_head) is not LMHead:
             raise ConfigError(
-                f"Adapter: it reads hidden states, which expert {name!r}, a "
-                f"{type(model).__name__}, does not show; expected a Decoder"
+                f"Adapter: it needs the hidden states of every expert, but expert {name!r} is a "
+                f"{type(model).__name__}; expected a Decoder"
             )
         dtypes.add(model.lm_head.weight.dtype)
     if len(dtypes) > 1:
@@ -124,7 +125,7 @@ def check_adapted(experts: Sequence[tuple[str, Any]]) -> None:
 
 
 def make_low_rank(models: Sequence[Decoder], rank: int) -> LowRank:
-    """A new term over these experts' hidden states."""
+    """Return a new low-rank term over the hidden states of these models."""
     like = models[0].lm_head.weight
     widths = [model.lm_head.weight.shape[1] for model in models]
     return LowRank(widths, rank, like.shape[0], device=like.device, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""What an ensemble remembers of the tokens it has read."""
+"""The cache of an ensemble for incremental decoding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fastgrow.nn import repeat_cache
 
 
 class EnsembleCache:
-    """Each expert's cache and the rule's memory, filling up together.
+    """The experts' caches and the state of the rule.
 
     Args:
-        caches: one cache for each expert's name.
-        rule: the rule in force.
+        caches: one cache per expert, by name.
+        rule: the current rule of the ensemble.
         batch_size: number of sequences.
-        max_len: tokens that fit.
+        max_len: maximum number of tokens per sequence.
     """
 
     def __init__(self, caches: dict[str, Any], rule: Rule, batch_size: int, max_len: int) -> None:
@@ -32,7 +32,7 @@ class EnsembleCache:
         self.length = 0
 
     def repeated(self, times: int) -> EnsembleCache | None:
-        """A copy with each sequence `times` times; None if an expert's cache cannot be copied."""
+        """Repeat each sequence `times` times; None if an expert's cache cannot be copied."""
         caches = {name: repeat_cache(cache, times) for name, cache in self.caches.items()}
         if None in caches.values():
             return None
@@ -42,11 +42,11 @@ class EnsembleCache:
         return copy
 
     def begin(self, ids: Tensor, names: Sequence[str], rule: Rule) -> None:
-        """Check that ids [B, T] can be read, before any expert has read them.
+        """Check that ids [B, T] fit, before they are passed to any expert.
 
         Raises:
-            ArgumentError: another batch size, more tokens than fit, or an ensemble whose experts
-                or kind of rule have changed since the cache was made.
+            ArgumentError: the batch size differs, there are more tokens than fit, or the experts
+                or the kind of rule of the ensemble have changed since the cache was made.
         """
         if tuple(self.caches) != tuple(names):
             raise ArgumentError(

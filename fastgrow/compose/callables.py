@@ -1,4 +1,4 @@
-"""Anything that gives logits as an expert."""
+"""`CallableExpert`: any function that returns logits, as an expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastgrow.nn.generate import GenerationMixin
 
 
 class ReadTokens:
-    """The cache of a function that has none: the tokens themselves, to be read again."""
+    """Cache for a function without a cache: stores the tokens, which are processed again."""
 
     def __init__(self, batch_size: int, max_len: int) -> None:
         self.batch_size = batch_size
@@ -24,14 +24,14 @@ class ReadTokens:
 
     @property
     def length(self) -> int:
-        """Tokens read so far."""
+        """Number of tokens so far."""
         return 0 if self.ids is None else self.ids.shape[1]
 
     def append(self, ids: Tensor) -> Tensor:
-        """All tokens, with these at the end.
+        """Append ids and return all tokens.
 
         Raises:
-            ArgumentError: they don't fit.
+            ArgumentError: they do not fit.
         """
         if self.length + ids.shape[1] > self.max_len:
             raise ArgumentError(
@@ -42,29 +42,30 @@ class ReadTokens:
         return self.ids
 
     def repeated(self, times: int) -> ReadTokens:
-        """A copy with each sequence `times` times."""
+        """Return a copy in which each sequence is repeated `times` times."""
         copy = ReadTokens(self.batch_size * times, self.max_len)
         copy.ids = None if self.ids is None else self.ids.repeat_interleave(times, dim=0)
         return copy
 
 
 class CallableExpert(GenerationMixin, nn.Module):
-    """A function from ids to logits as a `LanguageModel`, which an `Ensemble` takes as an expert.
+    """Wraps a function from ids to logits as a `LanguageModel` that can be an expert.
 
-    A module among the functions trains and moves with the expert. When text is generated, each
-    token reads all tokens before it again, because a bare function has no cache.
+    If `call` is a module, it is a submodule of the expert: it is trained and moved with it. During
+    generation each new token processes all tokens before it again, because a function has no cache.
 
     Args:
-        call: ids [B, T] int64 to logits [B, T, V], or to an object that has them as `.logits`.
-        vocab_size: V.
+        call: function from ids [B, T] int64 to logits [B, T, V], or to an object with an attribute
+            `logits`.
+        vocab_size: V, the number of token ids.
         max_seq_len: longest context in tokens.
-        vocabulary: what the ids mean; experts whose vocabularies differ are refused. None where
-            that is not known: then V alone is compared.
-        device: where ids are expected; that of the function's first parameter, where it is a
-            module, or the CPU.
+        vocabulary: the vocabulary of the ids; an ensemble rejects experts whose vocabularies
+            differ. If None, only V is compared.
+        device: device of the ids; by default the device of the first parameter if `call` is a
+            module, else the CPU.
 
     Raises:
-        ConfigError: a size is below 1, or the vocabulary has more entries than V.
+        ConfigError: a size is below 1, or the vocabulary has more than V entries.
     """
 
     def __init__(
@@ -89,16 +90,16 @@ class CallableExpert(GenerationMixin, nn.Module):
         self.vocab_size = vocab_size
         self.max_seq_len = max_seq_len
         self.substrate = vocabulary
-        self._device = None if device is None else _with_number(torch.device(device))
+        self._device = None if device is None else _with_index(torch.device(device))
 
     @property
-    def beyond_state(self) -> tuple[str, ...]:
-        """What its answers depend on and its state dict lacks (`fastgrow.evaluation.identity`)."""
-        return () if isinstance(self.call, nn.Module) else ("an expert's bare function",)
+    def not_in_state_dict(self) -> tuple[str, ...]:
+        """What affects the output but is not in the state dict; see `evaluation.identity`."""
+        return () if isinstance(self.call, nn.Module) else ("the function of a CallableExpert",)
 
     @property
     def device(self) -> torch.device:
-        """Where ids are expected."""
+        """Device on which ids are expected."""
         if self._device is not None:
             return self._device
         parameter = next(self.parameters(), None)
@@ -107,18 +108,18 @@ class CallableExpert(GenerationMixin, nn.Module):
     def forward(
         self, ids: Tensor, cache: ReadTokens | None = None, *, last_only: bool = False
     ) -> Tensor:
-        """Logits [B, T, V], or [B, 1, V] for `last_only`, after each of ids [B, T].
+        """Return logits [B, T, V] for ids [B, T], or [B, 1, V] with `last_only`.
 
         Raises:
-            ArgumentError: more tokens than max_seq_len or than the cache holds, or the function
-                gives another shape.
+            ArgumentError: there are more tokens than max_seq_len or than the cache can hold, or
+                the function returns another shape.
         """
         new = ids.shape[1]
         if cache is not None:
             ids = cache.append(ids)
         if ids.shape[1] > self.max_seq_len:
             raise ArgumentError(
-                f"CallableExpert: reads at most {self.max_seq_len} tokens, got {ids.shape[1]}"
+                f"CallableExpert: accepts at most {self.max_seq_len} tokens, got {ids.shape[1]}"
             )
         output = self.call(ids)
         logits = getattr(output, "logits", output)
@@ -126,7 +127,7 @@ class CallableExpert(GenerationMixin, nn.Module):
         if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
             got = describe(logits) if isinstance(logits, Tensor) else type(logits).__name__
             raise ArgumentError(
-                f"CallableExpert: the function must give logits of shape {list(expected)}, "
+                f"CallableExpert: the function must return logits of shape {list(expected)}, "
                 f"got {got}"
             )
         return logits[:, -1:] if last_only else logits[:, -new:]
@@ -134,18 +135,18 @@ class CallableExpert(GenerationMixin, nn.Module):
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
-        """Cross-entropy in nats of `targets` [B, T]; see `LanguageModel.loss`."""
+        """Compute the cross-entropy in nats of `targets` [B, T]; see `LanguageModel.loss`."""
         return ops.mean_cross_entropy(
             [self(ids)], targets, ignore_index=ignore_index, reduction=reduction
         )
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> ReadTokens:
-        """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
+        """Return an empty cache for `batch_size` sequences of `max_len` (max_seq_len) tokens."""
         return ReadTokens(batch_size, max_len or self.max_seq_len)
 
 
-def _with_number(device: torch.device) -> torch.device:
-    """`cuda` is the current GPU; the tensors of other experts tell theirs with its number."""
+def _with_index(device: torch.device) -> torch.device:
+    """Replace `cuda` by the current GPU with its index, which `Tensor.device` also contains."""
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return device

@@ -1,4 +1,4 @@
-"""Distillation: one model learns to predict what an ensemble predicts."""
+"""Distillation of an ensemble into one model."""
 
 from __future__ import annotations
 
@@ -32,28 +32,29 @@ def distill(
     resume: Resume = "auto",
     quiet: bool = False,
 ) -> TrainResult:
-    """Train a model to predict what an ensemble predicts, on unlabelled text.
+    """Train a model to reproduce the predictions of an ensemble.
 
     Loss of a token: (1 − truth) · T² · KL(teacher ‖ student) at temperature T, plus truth · the
-    cross-entropy of the token itself (Hinton et al. 2015, arXiv 1503.02531, §2). Under a rule over
-    the logits of decoders neither side's logits are ever in memory at once.
+    cross-entropy of the token itself (Hinton et al. 2015, arXiv 1503.02531, §2). If the experts are
+    decoders under a rule over logits, the logits of neither teacher nor student are stored in full.
 
     Args:
-        teacher: not changed.
-        student: trained in place, in those of its parameters that require gradients; of the
-            teacher's vocabulary and device.
-        data: text; its validation text picks the best weights, by bits per character.
-        tokens: to read, rounded up to whole steps.
-        train: how to train; its defaults suit small models.
+        teacher: the ensemble; it is not changed.
+        student: the model to train, in place: all its parameters that require gradients. It has
+            the vocabulary and device of the teacher.
+        data: training text; the best weights are selected by bits per character on its validation
+            text.
+        tokens: number of training tokens, rounded up to whole steps.
+        train: training configuration; the defaults suit small models.
         temperature: T > 0.
-        truth: share of the text itself in the loss, from 0 to 1.
-        out: folder for checkpoints, the log and the model (`model/`); None keeps all in memory.
-        resume: `"auto"` goes on with the run that stands in `out`.
-        quiet: print nothing.
+        truth: weight of the cross-entropy in the loss, from 0 to 1.
+        out: folder for checkpoints, the log and the model (`model/`); None writes nothing.
+        resume: `"auto"` continues the run in `out` if there is one.
+        quiet: whether to print nothing.
 
     Raises:
-        ConfigError: an option out of range, a student of another vocabulary or without anything to
-            train, or `out` holds a run of other settings.
+        ConfigError: an option is out of range, the student has another vocabulary or no parameter
+            to train, or `out` holds a run with other settings.
         Interrupted: the user stopped the run; its state is saved.
     """
     if not 0 <= truth <= 1:
@@ -65,14 +66,14 @@ def distill(
             f"distill: the student has a vocabulary of {student.vocab_size:,} tokens, "
             f"the teacher one of {teacher.vocab_size:,}"
         )
-    pupil = _Pupil(student, teacher, temperature, truth)
-    active = {name: p for name, p in pupil.named_parameters() if p.requires_grad}
+    model = _Distillation(student, teacher, temperature, truth)
+    active = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not active:
         raise ConfigError("distill: no parameter of the student requires a gradient")
     folder = None if out is None else Path(out)
     settings = {"kind": "distillation", "temperature": temperature, "truth": truth}
     result = fit(
-        pupil,
+        model,
         active,
         data,
         tokens=tokens,
@@ -87,15 +88,16 @@ def distill(
     return result
 
 
-class _Pupil(nn.Module):
-    """The student, whose loss in training is what its teacher thinks of it."""
+class _Distillation(nn.Module):
+    """The student with the distillation loss as its training loss."""
 
     def __init__(
         self, student: Decoder, teacher: Ensemble, temperature: float, truth: float
     ) -> None:
         super().__init__()
         self.student = student
-        # Not a submodule: nothing of the teacher trains, moves or changes its mode here.
+        # In a tuple, so that it is no submodule: the teacher is not trained, moved or switched to
+        # training mode.
         self._teacher = (teacher,)
         self.temperature = temperature
         self.truth = truth
@@ -111,7 +113,7 @@ class _Pupil(nn.Module):
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
-        """The distillation loss in training mode, the student's own cross-entropy otherwise."""
+        """Return the distillation loss in training mode, else the student's cross-entropy."""
         options = {"ignore_index": ignore_index, "reduction": reduction}
         if not self.training:
             return self.student.loss(ids, targets, **options)  # type: ignore[arg-type]

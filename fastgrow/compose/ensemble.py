@@ -1,4 +1,4 @@
-"""An ensemble: several models of one vocabulary that speak as one model."""
+"""`Ensemble`: several models with one vocabulary, combined into one model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastgrow.compose.experts import (
     share_substrate,
 )
 from fastgrow.compose.losses import ensemble_loss
-from fastgrow.compose.parked import ParkedExpert, check_parkable
+from fastgrow.compose.offloaded import OffloadedExpert, check_offloadable
 from fastgrow.compose.predictions import ensemble_prediction
 from fastgrow.compose.rules import Mean, Rule, Tokens
 from fastgrow.errors import ArgumentError, ConfigError, describe
@@ -32,24 +32,24 @@ from fastgrow.nn.sampling import Sampler
 
 
 class Ensemble(GenerationMixin, nn.Module):
-    """Experts on one frozen substrate, merged by a rule; itself a `LanguageModel`.
+    """Experts with the same frozen substrate, merged by a rule; itself a `LanguageModel`.
 
-    No router and no training: every expert reads every token, so the cost is the sum of theirs
-    (arXiv 2507.07129, modular composition). Experts may differ in depth and width, and may be
-    ensembles themselves. They hold their common table once: one whose frozen table equals one that
-    is here already is made to use that memory.
+    There is no router and no training is needed: every expert processes every token, so the cost is
+    the sum of the experts' costs (arXiv 2507.07129, modular composition). Experts may differ in
+    depth and width, and may be ensembles themselves. Equal token tables are stored once: a new
+    expert whose frozen table equals one in the ensemble is made to share its memory.
 
     Args:
-        experts: models by name, at least one; names may have letters, digits, "_" and "-".
-        rule: how predictions are merged.
+        experts: models by name, at least one; a name may have letters, digits, "_" and "-".
+        rule: how predictions are merged; default: `Mean()`.
 
     Attributes:
         experts: the models by name, in order; change them with `add`, `remove` and `rename`.
 
     Raises:
-        ConfigError: a bad name, something that is not a language model, another vocabulary size or
-            device, a rule whose weights do not name exactly the experts.
-        SubstrateError: experts on different substrates; the message says what differs.
+        ConfigError: a name is invalid, a model is not a language model or has another vocabulary
+            size or device, or the rule does not have exactly one weight per expert.
+        SubstrateError: the experts have different substrates; the message names the difference.
     """
 
     def __init__(self, experts: Mapping[str, LanguageModel], rule: Rule | None = None) -> None:
@@ -61,25 +61,26 @@ class Ensemble(GenerationMixin, nn.Module):
             self._insert(check_name(name, self.experts), model)
         self.adapter: LowRank | None = None
         self._rule: Rule
-        self._take(Mean() if rule is None else rule)
+        self._set_rule(Mean() if rule is None else rule)
 
     def forward(
         self, ids: Tensor, cache: EnsembleCache | None = None, *, last_only: bool = False
     ) -> Tensor:
-        """Merged prediction of the next token after each token.
+        """Compute the merged prediction of the next token at each position.
 
         Args:
             ids: [B, T] int64.
-            cache: earlier tokens (`new_cache`); these are added to it.
-            last_only: give the last position alone.
+            cache: cache with the earlier tokens (`new_cache`); `ids` are added to it.
+            last_only: return the last position only.
 
         Returns:
-            [B, T, V], or [B, 1, V] for `last_only`: logits; under a rule that mixes probabilities,
-            log-probabilities, in float32 or better.
+            [B, T, V], or [B, 1, V] with `last_only`: logits, or log-probabilities if the rule mixes
+            probabilities, in float32 or higher precision.
 
         Raises:
-            ArgumentError: wrong shape, an id out of range, more tokens than max_seq_len or than
-                the cache holds, a cache from before the experts changed.
+            ArgumentError: the shape is wrong, an id is out of range, there are more tokens than
+                max_seq_len or than the cache can hold, or the experts have changed since the cache
+                was made.
         """
         self._check_ids(ids)
         if cache is not None:
@@ -99,18 +100,18 @@ class Ensemble(GenerationMixin, nn.Module):
         return merged
 
     def next_tokens(self, ids: Tensor, cache: EnsembleCache, sampler: Sampler) -> Tensor:
-        """Draw what comes after ids [B, T], without the merged prediction where that is possible.
+        """Draw the next token after ids [B, T], without the merged prediction where possible.
 
         Args:
             ids: [B, T] int64.
-            cache: earlier tokens; these are added to it.
+            cache: cache with the earlier tokens; `ids` are added to it.
             sampler: how to draw.
 
         Returns:
             [B] int64.
 
         Raises:
-            ArgumentError: as `forward`, or a row has no distribution.
+            ArgumentError: as for `forward`, or a row has no valid distribution.
         """
         if not is_drawn_from_experts(self._rule, sampler):
             return sampler(self(ids, cache, last_only=True)[:, -1])
@@ -125,18 +126,18 @@ class Ensemble(GenerationMixin, nn.Module):
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
-        """Cross-entropy in nats of `targets` [B, T] under what `forward` predicts after `ids`.
+        """Compute the cross-entropy in nats of `targets` [B, T] under the merged prediction.
 
-        Computed without the experts' logits where rule and experts allow it.
+        Computed without storing the experts' logits if the rule and the experts allow it.
 
         Args:
             ids: [B, T] int64.
             targets: [B, T] int64.
-            ignore_index: targets of this value count nothing.
-            reduction: `mean` over the targets that count, `sum`, or `none` for [B, T].
+            ignore_index: targets of this value are ignored.
+            reduction: `mean` over the targets that are not ignored, `sum`, or `none` for [B, T].
 
         Raises:
-            ArgumentError: as `forward`, or a target out of range.
+            ArgumentError: as for `forward`, or a target is out of range.
         """
         self._check_ids(ids)
         return ensemble_loss(
@@ -150,12 +151,12 @@ class Ensemble(GenerationMixin, nn.Module):
         )
 
     def evaluate(self, data: Any, *, split: str = "test", **options: Any) -> BitsPerCharacter:
-        """Bits per character on a text.
+        """Compute bits per character on a text.
 
         Args:
             data: a token stream, or data with splits such as `fastgrow.TextData`.
-            split: which of the splits, `train`, `validation` or `test`.
-            options: of `fastgrow.evaluation.bits_per_character`.
+            split: the split to use, `train`, `validation` or `test`.
+            options: options of `fastgrow.evaluation.bits_per_character`.
 
         Raises:
             ConfigError: there is no such split.
@@ -170,15 +171,15 @@ class Ensemble(GenerationMixin, nn.Module):
         return bits_per_character(self, stream, **options)
 
     def add(self, name: str, model: LanguageModel, rule: Rule | None = None) -> None:
-        """Add an expert; it takes part from the next call on.
+        """Add an expert.
 
         Args:
-            name: a new name.
-            model: any `LanguageModel` of the same vocabulary.
-            rule: a rule to go on with, needed where the present one has weights by name.
+            name: name of the expert, not yet in use.
+            model: any `LanguageModel` with the same vocabulary.
+            rule: the new rule; required if the current rule has weights by name.
 
         Raises:
-            ConfigError, SubstrateError: as for the constructor; the ensemble stays as it was.
+            ConfigError, SubstrateError: as for the constructor; the ensemble is not changed.
         """
         check_name(name, self.experts)
         new_rule = self._rule if rule is None else rule
@@ -188,94 +189,100 @@ class Ensemble(GenerationMixin, nn.Module):
             hint = "" if rule is not None else "; pass add(…, rule=…) with all weights"
             raise ConfigError(f"{error}{hint}") from None
         self._insert(name, model)
-        self._take(new_rule)
+        self._set_rule(new_rule)
 
     def remove(self, name: str, rule: Rule | None = None) -> Any:
-        """Take an expert out.
+        """Remove an expert.
 
         Args:
-            name: of the expert.
-            rule: a rule to go on with; the present one, without the expert's weight, if not given.
+            name: name of the expert.
+            rule: the new rule; default: the current rule without the weight of the expert.
 
         Returns:
-            The model.
+            The removed model.
 
         Raises:
-            ConfigError: there is no such expert, or no other one.
+            ConfigError: there is no such expert, or it is the only one.
         """
         model = self.experts[name]
-        rest = [expert for expert in self.experts.items() if expert[0] != name]
-        if not rest:
+        remaining = [expert for expert in self.experts.items() if expert[0] != name]
+        if not remaining:
             raise ConfigError(f"expert {name!r} is the last one; an ensemble needs at least one")
-        new_rule = _check_rule(self._rule.without(name) if rule is None else rule, rest)
+        new_rule = _check_rule(self._rule.without(name) if rule is None else rule, remaining)
         self.experts.pop(name)
-        self._take(new_rule)
+        self._set_rule(new_rule)
         return model
 
     def rename(self, old: str, new: str) -> None:
-        """Call an expert by another name; order and weights stay.
+        """Rename an expert; its position and weight stay the same.
 
         Raises:
-            ConfigError: there is no expert `old`, or there is a `new` already.
+            ConfigError: there is no expert `old`, or there already is an expert `new`.
         """
         check_name(new, self.experts)
         self.experts.rename(old, new)
         self._rule = self._rule.renamed(old, new)
 
     def offload(self, name: str, folder: Path | str | None = None) -> None:
-        """Keep an expert off the device; it comes for the length of each call.
+        """Move the weights of an expert to host memory or to disk.
+
+        Each call of the ensemble copies them to the device and releases them afterwards.
 
         Args:
-            name: of the expert, a `Decoder`.
-            folder: where to keep it on the disk; main memory without.
+            name: name of the expert, which has to be a `Decoder`.
+            folder: folder to save the weights in; default: host memory.
 
         Raises:
-            ConfigError: there is no such expert, it is no decoder, or the rule is an `Adapter`,
-                which reads hidden states.
-            FileExistsError: the folder holds something that is not a saved model's.
+            ConfigError: there is no such expert, it is not a decoder, or the rule is an `Adapter`,
+                which uses hidden states.
+            FileExistsError: the folder contains files that do not belong to a saved model.
         """
-        model = check_parkable(name, self.experts[name])
+        model = check_offloadable(name, self.experts[name])
         if self.adapter is not None:
-            raise ConfigError("Adapter: it reads hidden states; its experts stay on the device")
-        self.experts.replace(name, ParkedExpert(model, folder))
+            raise ConfigError(
+                "Adapter: it uses the experts' hidden states, so its experts cannot be offloaded; "
+                "set another rule first"
+            )
+        self.experts.replace(name, OffloadedExpert(model, folder))
 
     def recall(self, name: str) -> None:
-        """Bring an expert back to the device to stay.
+        """Move an offloaded expert back to the device.
 
         Raises:
-            ConfigError: there is no such expert, or it was not off the device.
+            ConfigError: there is no such expert, or it is not offloaded.
             CheckpointError: its files are missing or damaged.
         """
-        parked = self.experts[name]
-        if not isinstance(parked, ParkedExpert):
-            raise ConfigError(f"expert {name!r} is on the device already")
-        model = parked.recall()
+        offloaded = self.experts[name]
+        if not isinstance(offloaded, OffloadedExpert):
+            raise ConfigError(f"expert {name!r} is not offloaded; it is on the device already")
+        model = offloaded.recall()
         share_substrate(model, self.experts, self.substrate)
         self.experts.replace(name, model)
 
     def reweight(self, rule: Rule | Mapping[str, float]) -> None:
-        """Merge by another rule from the next call on.
+        """Set the rule, or the weights of the current rule.
 
         Args:
-            rule: a rule; or weights by name for the present one, `Mean` becoming `Weighted`.
+            rule: the new rule; or new weights by expert name for the current rule, where `Mean`
+                becomes `Weighted`.
 
         Raises:
-            ConfigError: the weights do not name exactly the experts; the rule stays as it was.
+            ConfigError: there is not exactly one weight per expert; the rule is not changed.
         """
-        self._take(rule if isinstance(rule, Rule) else self._rule.with_weights(rule))
+        self._set_rule(rule if isinstance(rule, Rule) else self._rule.with_weights(rule))
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> EnsembleCache:
-        """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
-        room = max_len or self.max_seq_len
-        caches = {name: m.new_cache(batch_size, room) for name, m in self.experts.items()}
-        return EnsembleCache(caches, self._rule, batch_size, room)
+        """Return an empty cache for `batch_size` sequences of `max_len` (max_seq_len) tokens."""
+        length = max_len or self.max_seq_len
+        caches = {name: m.new_cache(batch_size, length) for name, m in self.experts.items()}
+        return EnsembleCache(caches, self._rule, batch_size, length)
 
     def num_parameters(self, *, active: bool = False, include_table: bool = True) -> int:
-        """Count numbers; a tensor that several experts share counts once.
+        """Count the parameters; a tensor shared by several experts is counted once.
 
         Args:
-            active: only those that train.
-            include_table: embedding tables too, frozen or not.
+            active: count only parameters that require gradients.
+            include_table: count the token tables too, frozen or not.
         """
         embeddings = {m.address: m for m in self.modules() if isinstance(m, FrozenEmbedding)}
         tables = {p for embedding in embeddings.values() for p in embedding.parameters()}
@@ -291,7 +298,7 @@ class Ensemble(GenerationMixin, nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The experts' names, in order."""
+        """Names of the experts, in order."""
         return self.experts.names
 
     @property
@@ -301,40 +308,40 @@ class Ensemble(GenerationMixin, nn.Module):
 
     @property
     def substrate(self) -> SubstrateLike | None:
-        """The experts' common substrate."""
+        """Substrate of the experts; None if no expert has one."""
         substrates = (model.substrate for model in self.experts.values())
         return next((substrate for substrate in substrates if substrate is not None), None)
 
     @property
     def vocab_size(self) -> int:
-        """V, number of token ids."""
+        """V, the number of token ids."""
         return self.experts.values()[0].vocab_size
 
     @property
     def max_seq_len(self) -> int:
-        """Longest context in tokens: the shortest among the experts'."""
+        """Longest context in tokens: the minimum over the experts."""
         return min(model.max_seq_len for model in self.experts.values())
 
     @property
     def device(self) -> torch.device:
-        """Where the experts are and ids are expected."""
+        """Device of the experts, on which ids are expected."""
         return self.experts.values()[0].device
 
     def extra_repr(self) -> str:
         return f"rule={self._rule}"
 
     def save(self, path: Path | str, *, with_substrate: bool = True) -> None:
-        """Write the ensemble into a folder (`fastgrow.compose.files`).
+        """Save the ensemble in a folder (format: `fastgrow.compose.files`).
 
         Args:
             path: the folder.
-            with_substrate: False leaves the substrate's files out, for a folder of several models
-                that keeps them once; `load` then has to be given the substrate.
+            with_substrate: whether to save the substrate too. Use False if several models share
+                one saved substrate; `load` then requires its argument `substrate`.
 
         Raises:
-            ConfigError: an expert is not one of fastgrow's own models.
-            FileExistsError: the folder holds something that is not a saved model's.
-            OSError: the disk is full or not writable; what was there before still is.
+            ConfigError: an expert is neither a `Decoder` nor an `Ensemble`.
+            FileExistsError: the folder contains files that do not belong to a saved model.
+            OSError: the disk is full or not writable; existing files are not changed.
         """
         from fastgrow.compose.files import save_ensemble
 
@@ -349,13 +356,14 @@ class Ensemble(GenerationMixin, nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Ensemble:
-        """Read an ensemble from a folder.
+        """Load an ensemble from a folder.
 
         Args:
             path: the folder.
-            substrate: share this one instead of loading another of the same fingerprint.
-            device: where to put the experts; the CPU without.
-            dtype: cast the parameters.
+            substrate: substrate to share instead of loading it again; it has to have the same
+                fingerprint.
+            device: device of the experts; default: the CPU.
+            dtype: dtype of the parameters; default: as saved.
 
         Raises:
             CheckpointError: a file is missing, damaged or does not fit; the message names it.
@@ -364,17 +372,17 @@ class Ensemble(GenerationMixin, nn.Module):
 
         return load_ensemble(Path(path), substrate=substrate, device=device, dtype=dtype)
 
-    def _take(self, rule: Rule) -> None:
-        """Go on under a rule; a new adapter gets its parameters here."""
+    def _set_rule(self, rule: Rule) -> None:
+        """Set the rule; for a new `Adapter` this creates the parameters."""
         rule = _check_rule(rule, self.experts.items())
         if not isinstance(rule, Adapter):
             self.adapter = None
         else:
-            there = self._rule if self.adapter is not None else None
+            current = self._rule if self.adapter is not None else None
             if not (
-                isinstance(there, Adapter)
-                and rule.experts == there.experts
-                and rule.rank == there.rank
+                isinstance(current, Adapter)
+                and rule.experts == current.experts
+                and rule.rank == current.rank
             ):
                 rule = replace(rule, experts=self.names)
                 self.adapter = make_low_rank(self.experts.values(), rule.rank)
@@ -382,7 +390,7 @@ class Ensemble(GenerationMixin, nn.Module):
 
     def _insert(self, name: str, model: LanguageModel) -> None:
         if isinstance(model, nn.Module) and any(module is self for module in model.modules()):
-            raise ConfigError(f"expert {name!r} contains the ensemble that it is to join")
+            raise ConfigError(f"expert {name!r} contains the ensemble that it would be added to")
         check_model(name, model, self.experts)
         share_substrate(model, self.experts, self.substrate)
         self.experts.insert(name, model)

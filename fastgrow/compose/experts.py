@@ -1,4 +1,4 @@
-"""The models of an ensemble, by name."""
+"""The experts of an ensemble, by name, and the checks that new ones have to pass."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 from fastgrow.errors import ConfigError, SubstrateError
 from fastgrow.nn import Decoder, FrozenEmbedding, LanguageModel, SubstrateLike
 
-# What an ensemble asks of its experts.
-_NEEDED = ("vocab_size", "max_seq_len", "substrate", "device", "loss", "new_cache")
+# Attributes that an ensemble uses of its experts.
+_REQUIRED = ("vocab_size", "max_seq_len", "substrate", "device", "loss", "new_cache")
 
 
 class Experts(nn.Module):
     """An ordered mapping from names to models.
 
-    Modules among the models are children of this one, so that they move, train and are counted with
-    it; other objects with a language model's methods are kept beside them.
+    Models that are modules are registered as submodules, so that they are moved, trained and
+    counted with this one. Other objects with the methods of a language model are stored separately.
 
-    Not a `ModuleDict`: that one refuses names such as "type" and models that are no modules.
+    Not a `ModuleDict`, which rejects names such as "type" and values that are not modules.
     """
 
     def __init__(self) -> None:
@@ -44,25 +44,25 @@ class Experts(nn.Module):
         return len(self.names)
 
     @property
-    def beyond_state(self) -> tuple[str, ...]:
-        """The models that no state dict has (`fastgrow.evaluation.identity`)."""
+    def not_in_state_dict(self) -> tuple[str, ...]:
+        """The models that are not in the state dict; see `evaluation.identity`."""
         others = self._others.items()
         return tuple(f"the expert {name!r}, a {type(model).__name__}," for name, model in others)
 
     def items(self) -> list[tuple[str, Any]]:
-        """Names and models, in order."""
+        """Return names and models, in order."""
         return [(name, self[name]) for name in self.names]
 
     def values(self) -> list[Any]:
-        """Models, in order."""
+        """Return the models, in order."""
         return [self[name] for name in self.names]
 
     def listed(self) -> str:
-        """The names, for a message."""
+        """Return the names as text for a message."""
         return ", ".join(repr(name) for name in self.names) or "none"
 
     def insert(self, name: str, model: LanguageModel) -> None:
-        """Add a model at the end; it has been checked."""
+        """Append a model that has been checked."""
         self.names = (*self.names, name)
         if isinstance(model, nn.Module):
             self._modules[name] = model
@@ -70,7 +70,7 @@ class Experts(nn.Module):
             self._others[name] = model
 
     def pop(self, name: str) -> Any:
-        """Take a model out."""
+        """Remove and return a model."""
         model = self[name]
         self.names = tuple(other for other in self.names if other != name)
         self._modules.pop(name, None)
@@ -78,24 +78,24 @@ class Experts(nn.Module):
         return model
 
     def replace(self, name: str, model: LanguageModel) -> None:
-        """Put another model in the place of one."""
+        """Replace a model by another one of the same name."""
         order = self.names
         self.pop(name)
         self.insert(name, model)
         self.names = order
 
     def rename(self, old: str, new: str) -> None:
-        """Call a model otherwise; the order stays."""
+        """Rename a model; the order stays the same."""
         order = tuple(new if name == old else name for name in self.names)
         self.insert(new, self.pop(old))
         self.names = order
 
 
 def check_name(name: object, taken: Experts) -> str:
-    """A name that can be a folder and a part of a state dict's keys.
+    """Return the name if it can be a folder and a part of a state dict's keys.
 
     Raises:
-        ConfigError: it cannot, or another expert has it.
+        ConfigError: it cannot, or another expert has this name.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]{0,63}", name):
         raise ConfigError(
@@ -108,17 +108,18 @@ def check_name(name: object, taken: Experts) -> str:
 
 
 def check_model(name: str, model: Any, experts: Experts) -> None:
-    """Refuse a model that cannot speak with the experts there are.
+    """Check that a model can be combined with the given experts.
 
     Raises:
         ConfigError: it is not a language model, or has another vocabulary size or device.
-        SubstrateError: its substrate differs; the message says in what.
+        SubstrateError: its substrate differs; the message names the difference.
     """
-    lacking = [attribute for attribute in _NEEDED if not hasattr(model, attribute)]
-    if lacking or not callable(model):
-        what = f"{lacking[0]!r}" if lacking else "a call"
+    missing = [attribute for attribute in _REQUIRED if not hasattr(model, attribute)]
+    if missing or not callable(model):
+        what = f"attribute {missing[0]!r}" if missing else "__call__ method"
         raise ConfigError(
-            f"expert {name!r} is a {type(model).__name__} and not a language model: it lacks {what}"
+            f"expert {name!r} is a {type(model).__name__} and not a language model: "
+            f"it has no {what}"
         )
     for other_name, other in experts.items():
         if model.vocab_size != other.vocab_size:
@@ -137,10 +138,10 @@ def check_model(name: str, model: Any, experts: Experts) -> None:
 
 
 def check_substrate(name: str, substrate: Any | None, other_name: str, other: Any | None) -> None:
-    """Refuse two substrates that differ; where one is unknown there is nothing to compare.
+    """Check that two substrates are equal; if either is None, nothing is compared.
 
     Raises:
-        SubstrateError: they differ; the message says in what.
+        SubstrateError: they differ; the message names the difference.
     """
     if substrate is None or other is None or substrate.fingerprint == other.fingerprint:
         return
@@ -151,19 +152,19 @@ def check_substrate(name: str, substrate: Any | None, other_name: str, other: An
     else:
         difference = f"fingerprints {other.fingerprint[:16]}… against {substrate.fingerprint[:16]}…"
     raise SubstrateError(
-        f"{name} and {other_name} stand on different substrates (the latter's named first): "
+        f"{name} and {other_name} use different substrates ({other_name} against {name}): "
         f"{difference}"
     )
 
 
 def share_substrate(model: object, experts: Experts, substrate: SubstrateLike | None) -> None:
-    """Let a new expert use the tables and the substrate that the others hold, where equal."""
+    """Make a new expert share the token tables and the substrate of the others if equal."""
     if not isinstance(model, nn.Module):
         return
     held = [module for module in experts.modules() if isinstance(module, FrozenEmbedding)]
     for module in model.modules():
         if isinstance(module, FrozenEmbedding):
-            # `any` stops at the first table that is equal.
+            # `any` stops at the first equal table.
             any(module.share(embedding) for embedding in held)
         if isinstance(module, Decoder) and module.substrate is not None and substrate is not None:
             module.substrate = substrate

@@ -1,11 +1,12 @@
-"""An ensemble as a folder.
+"""Saving and loading ensembles. An ensemble is a folder:
 
     config.json            kind, format, rule, experts in order, substrate's fingerprint, SHA-256s
-    experts/<name>/        each expert's own folder, without the substrate
-    adapter.safetensors    what the rule `Adapter` has learned, where it is the rule
-    tokenizer.json, …      what the substrate saves, once for all
+    experts/<name>/        one folder per expert, without the substrate
+    adapter.safetensors    parameters of the rule `Adapter`, if that is the rule
+    tokenizer.json, …      files of the substrate, stored once for all experts
 
-Each expert's config.json vouches for the expert's files, and the ensemble's for those.
+Each expert's config.json has the checksums of the expert's files; the ensemble's config.json has
+the checksums of the experts' config.json files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from fastgrow._files import atomic_folder, read_json
 from fastgrow.compose.ensemble import Ensemble
-from fastgrow.compose.parked import ParkedExpert
+from fastgrow.compose.offloaded import OffloadedExpert
 from fastgrow.compose.rules import Rule
 from fastgrow.errors import CheckpointError, ConfigError, SubstrateError
 from fastgrow.nn import Decoder, SubstrateLike
@@ -47,20 +48,21 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Model:
-    """Read whatever model a folder holds.
+    """Load a model from a folder, whatever its kind.
 
     Args:
         path: the folder that `save` wrote.
-        substrate: share this one instead of loading another of the same fingerprint.
-        device: where to put the model; the CPU without.
-        dtype: cast the parameters.
+        substrate: substrate to share instead of loading it again; it has to have the same
+            fingerprint.
+        device: device of the model; default: the CPU.
+        dtype: dtype of the parameters; default: as saved.
 
     Returns:
         A `Decoder` or an `Ensemble`.
 
     Raises:
-        CheckpointError: the folder or a file is missing, damaged or does not fit, or holds a kind
-            of model that is unknown; the message names it.
+        CheckpointError: the folder or a file is missing, damaged or does not fit, or the kind of
+            model is unknown; the message names it.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -76,9 +78,9 @@ def load(
 
 
 def save_ensemble(ensemble: Ensemble, path: Path, *, with_substrate: bool = True) -> None:
-    """Write an ensemble; what stood at `path` is replaced only once everything is on the disk."""
+    """Save an ensemble; an existing folder is replaced only after all files are written."""
     for name, model in ensemble.experts.items():
-        if not isinstance(model, Model | ParkedExpert):
+        if not isinstance(model, Model | OffloadedExpert):
             raise ConfigError(
                 f"expert {name!r} is a {type(model).__name__}; only a Decoder or an Ensemble "
                 "can be saved"
@@ -88,9 +90,9 @@ def save_ensemble(ensemble: Ensemble, path: Path, *, with_substrate: bool = True
     fingerprint = None if substrate is None else substrate.fingerprint
     with atomic_folder(path, owned=owned_names(path)) as folder:
         for name, model in ensemble.experts.items():
-            present = model.present() if isinstance(model, ParkedExpert) else nullcontext(model)
-            with present as there:
-                there.save(folder / EXPERTS / name, with_substrate=False)
+            offloaded = isinstance(model, OffloadedExpert)
+            with model.on_device() if offloaded else nullcontext(model) as loaded:
+                loaded.save(folder / EXPERTS / name, with_substrate=False)
         files = [folder / EXPERTS / name / CONFIG for name in ensemble.names]
         if substrate is not None and with_substrate:
             substrate.save(folder)
@@ -108,7 +110,7 @@ def load_ensemble(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Ensemble:
-    """Read an ensemble; see `Ensemble.load`."""
+    """Load an ensemble; see `Ensemble.load`."""
     content = read_model_config(path, KIND)
     config_file, config = path / CONFIG, content["config"]
     names = config.get("experts")
@@ -118,7 +120,9 @@ def load_ensemble(
         if name in names[:position]:
             raise CheckpointError(f"{config_file}: lists the expert {name!r} twice")
         if f"{EXPERTS}/{name}/{CONFIG}" not in content["sha256"]:
-            raise CheckpointError(f"{config_file}: lists the expert {name!r}, but not its files")
+            raise CheckpointError(
+                f"{config_file}: lists the expert {name!r}, but not the checksum of its files"
+            )
     try:
         rule = Rule.from_config(config.get("rule"))
     except ConfigError as error:
@@ -147,8 +151,8 @@ def _substrate(
         given = Substrate.load(folder)
     if given.fingerprint != fingerprint:
         raise CheckpointError(
-            f"{folder}: its experts stand on a substrate of fingerprint {fingerprint[:16]}…, "
-            f"got one of {given.fingerprint[:16]}…"
+            f"{folder}: its experts use the substrate with fingerprint {fingerprint[:16]}…, "
+            f"got the one with {given.fingerprint[:16]}…"
         )
     return given
 

@@ -1,4 +1,4 @@
-"""`LearnedWeights`: a sum of logits whose weights were fitted to a text."""
+"""`LearnedWeights`: a weighted sum of logits whose weights are fitted to a text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from fastgrow.compose.weights import (
 
 @dataclass(frozen=True)
 class LearnedWeights(LogitRule):
-    """z = Σ_k w_k · z_k with free w_k: a weight and an inverse temperature in one number.
+    """A weighted sum of logits with unconstrained weights: z = Σ_k w_k · z_k.
 
-    `tune(…, what="weights")` fits them; they need not sum to 1 and may be negative (a log-linear
+    Each w_k is a weight times an inverse temperature.
+
+    `tune(…, what="weights")` fits them. They need not sum to 1 and may be negative (a log-linear
     pool with fitted exponents, Hinton 2002; Heskes 1998).
 
     Args:
-        weights: by expert name; 1/K each before they are fitted.
+        weights: w_k by expert name; None for 1/K each, before they are fitted.
 
     Raises:
         ConfigError: a weight is not a finite number, or all are zero.

@@ -1,4 +1,4 @@
-"""Rules over logits beyond the mean: experts of different sharpness, and one to move away from."""
+"""Further rules over logits: `Temperature` and `Contrast`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fastgrow.errors import ConfigError
 
 @dataclass(frozen=True)
 class Temperature(LogitRule):
-    """A weighted mean of logits, each expert's divided by a temperature: z = Σ_k w_k · z_k / T_k.
+    """Weighted mean of logits, each divided by a temperature: z = Σ_k w_k · z_k / T_k.
 
-    An expert that is surer than it is right outvotes the others under `Mean`; a temperature above 1
-    calms it (Guo et al. 2017, arXiv 1706.04599).
+    An overconfident expert dominates the others under `Mean`; a temperature above 1 reduces its
+    confidence (Guo et al. 2017, arXiv 1706.04599).
 
     Args:
-        temperatures: T_k > 0 by expert name; an expert that is not named has 1.
+        temperatures: T_k > 0 by expert name; 1 for an expert that is not named.
         weights: w_k by expert name, each at least 0, divided by their sum; equal if not given.
 
     Raises:
@@ -80,16 +80,16 @@ class Temperature(LogitRule):
 
 @dataclass(frozen=True)
 class Contrast(LogitRule):
-    """Away from one expert: z = (1 + β) · mean of the others' logits − β · z_against.
+    """Subtracts the logits of one expert: z = (1 + β) · mean of the others' logits − β · z_against.
 
-    What the others say and `against` doesn't is amplified. With a weaker model as `against` this is
-    contrastive decoding (Li et al. 2022, arXiv 2210.15097), with one of unwanted text DExperts (Liu
-    et al. 2021, arXiv 2105.03023), both without their cut of implausible tokens: sample with
-    `top_p`.
+    Tokens that the others predict and `against` does not become more likely. If `against` is a
+    weaker model, this is contrastive decoding (Li et al. 2022, arXiv 2210.15097); if it was trained
+    on unwanted text, DExperts (Liu et al. 2021, arXiv 2105.03023). Both papers also remove
+    implausible tokens, which this rule does not: sample with `top_p`.
 
     Args:
-        against: the expert's name.
-        strength: β ≥ 0; 0 leaves the mean of the others.
+        against: name of the expert whose logits are subtracted.
+        strength: β ≥ 0; with 0 the rule is the mean of the others.
 
     Raises:
         ConfigError: β is negative or not a finite number.
@@ -107,11 +107,13 @@ class Contrast(LogitRule):
     def coefficients(self, names: Sequence[str]) -> list[float]:
         if self.against not in names:
             raise ConfigError(
-                f"Contrast: there is no expert {self.against!r} to move away from; "
+                f"Contrast: 'against' names {self.against!r}, but there is no such expert; "
                 f"the experts are {listed(names)}"
             )
         if len(names) < 2:
-            raise ConfigError(f"Contrast: {self.against!r} is the only expert; expected others")
+            raise ConfigError(
+                f"Contrast: {self.against!r} is the only expert; expected at least two"
+            )
         share = (1 + self.strength) / (len(names) - 1)
         return [-self.strength if name == self.against else share for name in names]
 
@@ -119,4 +121,4 @@ class Contrast(LogitRule):
         return replace(self, against=new) if self.against == old else self
 
     def with_weights(self, weights: Mapping[str, float]) -> Rule:
-        raise ConfigError("Contrast: it has a strength and no weights; pass Contrast(…) instead")
+        raise ConfigError("Contrast: it has a strength instead of weights; pass a new Contrast(…)")

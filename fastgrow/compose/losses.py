@@ -1,8 +1,9 @@
-"""Cross-entropy of an ensemble, from no more of its experts than the rule needs.
+"""Cross-entropy of an ensemble, computed without the experts' logits where possible.
 
-A rule over logits needs one product of concatenated hidden states and heads where the experts are
-decoders, and their logits otherwise. A rule over probabilities needs the log-probability that each
-expert gave to the targets, and, if it reads the text, to the text.
+Under a rule over logits, if the experts are decoders, the merged logits are one matrix product of
+the concatenated hidden states and heads, which is fused with the loss; otherwise each expert's
+logits are computed. A rule over probabilities needs each expert's log-probability of the targets
+and, if its weights depend on the text, of the text.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ def ensemble_loss(
     reduction: str,
     adapter: LowRank | None = None,
 ) -> Tensor:
-    """Cross-entropy in nats of targets [B, T] under the merged prediction after each token.
+    """Compute the cross-entropy in nats of targets [B, T] under the merged prediction.
 
     Args:
         rule: how predictions are merged.
         experts: names and models.
         adapter: the parameters of the rule `Adapter`.
-        tokens: what is read, [B, T].
+        tokens: the input tokens, [B, T].
         targets: [B, T] int64.
-        ignore_index: targets of this value count nothing.
-        reduction: `mean` over the targets that count, `sum`, or `none` for [B, T].
+        ignore_index: targets of this value are ignored.
+        reduction: `mean` over the targets that are not ignored, `sum`, or `none` for [B, T].
 
     Raises:
-        ArgumentError: an unknown reduction, or targets of another shape than the ids.
+        ArgumentError: the reduction is unknown, or the targets and ids differ in shape.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ArgumentError(f"loss: reduction must be mean, sum or none, got {reduction!r}")
@@ -80,9 +81,9 @@ def _logit_loss(
     mix = rule.mix([name for name, _ in experts], ids)
     models = [model for _, model in experts]
     if not isinstance(mix, Tensor) and adapter is None:
-        # Nothing is remembered here, so an expert that has no say need not even run.
-        voices = [(model, c) for model, c in zip(models, mix, strict=True) if c != 0]
-        models, mix = [model for model, _ in voices], [c for _, c in voices]
+        # There is no cache to fill here, so experts with coefficient zero need not run.
+        used = [(model, c) for model, c in zip(models, mix, strict=True) if c != 0]
+        models, mix = [model for model, _ in used], [c for _, c in used]
     if have_plain_heads(models):
         return _fused_heads_loss(models, mix, ids, targets, reduction, adapter)
     return ops.mean_cross_entropy(
@@ -95,7 +96,7 @@ def _logit_loss(
 
 
 def have_plain_heads(models: Sequence[Any]) -> bool:
-    """Whether all logits are one linear layer away from hidden states, in one dtype."""
+    """Whether all models are decoders with a linear head, all of one dtype."""
     return (
         all(type(m) is Decoder and type(m.lm_head) is LMHead for m in models)
         and len({m.lm_head.weight.dtype for m in models}) == 1
@@ -110,7 +111,7 @@ def _fused_heads_loss(
     reduction: str,
     adapter: LowRank | None,
 ) -> Tensor:
-    """Σ_k c_k · (h_k · W_kᵀ + b_k), formed inside the loss; an adapter is one more head."""
+    """Compute Σ_k c_k · (h_k · W_kᵀ + b_k) inside the loss; an adapter is one more head."""
     hidden = [model.hidden(ids, in_float32=True) for model in models]
     weights = [model.lm_head.weight for model in models]
     biases: list[Tensor | None] = [model.lm_head.bias for model in models]
@@ -128,15 +129,15 @@ def _fused_heads_loss(
 def _mixture_nats(
     rule: ProbabilityRule, experts: Sequence[tuple[str, Any]], tokens: Tokens, targets: Tensor
 ) -> Tensor:
-    """−log Σ_k w_k · p_k(target), [B, T]; meaningless where there is no target."""
+    """Return −log Σ_k w_k · p_k(target), [B, T]; undefined where the target is ignored."""
     names = [name for name, _ in experts]
     if not rule.reads_text:
         log_weights = rule.log_weights(names, tokens)
-        has_a_say = ~log_weights.isneginf().reshape(-1, len(experts)).all(0)
-        voices = has_a_say.nonzero().flatten().tolist()
-        target_scores = _scores([experts[k] for k in voices], tokens.ids, targets)
-        return _mixed(log_weights[..., voices], target_scores)
-    # The token after the next is scored as a target and as text: once, if they are the same.
+        has_weight = ~log_weights.isneginf().reshape(-1, len(experts)).all(0)
+        used = has_weight.nonzero().flatten().tolist()
+        target_scores = _scores([experts[k] for k in used], tokens.ids, targets)
+        return _mixed(log_weights[..., used], target_scores)
+    # Each token is scored as a target and as text; if the two are the same, only once.
     following = torch.cat([tokens.ids[:, 1:], targets[:, -1:]], dim=1)
     following_scores = _scores(experts, tokens.ids, following)
     if bool(((targets == following) | (targets == _NO_TARGET)).all()):
@@ -149,13 +150,16 @@ def _mixture_nats(
 
 
 def _mixed(log_weights: Tensor, scores: Tensor) -> Tensor:
-    """By autograd, each expert's cross-entropy gets its share in the target as its row's weight."""
+    """Return −log Σ_k w_k · p_k(target).
+
+    Its gradient with respect to an expert's score is minus the expert's share of the probability.
+    """
     terms = (log_weights.to(scores.dtype) + scores).masked_fill(log_weights.isneginf(), -math.inf)
     return -terms.logsumexp(-1)
 
 
 def _scores(experts: Sequence[tuple[str, Any]], ids: Tensor, targets: Tensor) -> Tensor:
-    """log p_k(target) of each expert, [B, T, K]."""
+    """Return log p_k(target) of each expert, [B, T, K]."""
     return torch.stack(
         [
             -model.loss(ids, targets, ignore_index=_NO_TARGET, reduction="none")

@@ -1,7 +1,6 @@
-"""The arithmetic of composition on plain tensors; it knows no expert, no rule and no model.
+"""Operations on the experts' logits and scores, as functions of plain tensors.
 
-Shapes: logits [B, T, V], one tensor for each of K experts; what belongs to a token and an expert is
-[B, T, K].
+Shapes: logits [B, T, V], one tensor for each of K experts; values per token and expert [B, T, K].
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ from fastgrow import ops
 
 
 def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float] | Tensor) -> Tensor:
-    """Σ_k c_k · z_k.
+    """Compute Σ_k c_k · z_k.
 
-    An expert whose coefficient is zero is left out, as `ops.logit_mean` has it: its infinities
-    don't become NaN.
+    An expert whose coefficient is zero is left out, as in `ops.logit_mean`, so that its infinite
+    logits do not become NaN.
 
     Args:
         logits: K tensors of one shape.
-        coefficients: K numbers, not all zero; or a tensor [..., K] with a number for each row.
+        coefficients: K numbers, not all zero; or a tensor [..., K] with K numbers for each row.
 
     Returns:
-        A tensor of that shape, summed in float32 or better, in the widest of the dtypes.
+        A tensor of the same shape, summed in float32 or higher precision, in the widest dtype of
+        the logits.
     """
     if isinstance(coefficients, Tensor):
         return ops.logit_mean(in_one_dtype(logits), coefficients)
@@ -37,31 +37,31 @@ def logit_sum(logits: Sequence[Tensor], coefficients: Sequence[float] | Tensor) 
 
 
 def in_one_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors in the widest of their dtypes."""
+    """Convert the tensors to the widest of their dtypes."""
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     return [tensor.to(dtype) for tensor in tensors]
 
 
 def scores_within(logits: Tensor, ids: Tensor) -> Tensor:
-    """log p(ids_t | ids_<t) for every token but the first, [B, T − 1], in float32 or better."""
+    """Return log p(ids_t | ids_<t) of all tokens but the first, [B, T − 1], in at least float32."""
     return ops.mean_log_softmax_gather([logits[:, :-1]], ids[:, 1:])
 
 
 def cut(logits: Sequence[Tensor], last_only: bool) -> Sequence[Tensor]:
-    """All positions, or for `last_only` the last one."""
+    """Return the logits of all positions, or with `last_only` of the last one."""
     return [z[:, -1:] for z in logits] if last_only else logits
 
 
 def decayed_sums(values: Tensor, carry: Tensor, initial: Tensor) -> Tensor:
-    """s_t = carry_t · s_(t−1) + values_t for every t, in ⌈log₂ T⌉ parallel steps.
+    """Compute s_t = carry_t · s_(t−1) + values_t for every t, in ⌈log₂ T⌉ parallel steps.
 
-    Doubling (Hillis and Steele 1986): after step i, entry t holds the recurrence over the last 2ⁱ
-    tokens, and the product of their carries says how it continues. Nothing is subtracted or
-    divided, so a carry of zero starts the sum anew exactly.
+    Parallel prefix sum (Hillis and Steele 1986): after step i, entry t holds the recurrence over
+    the last 2ⁱ tokens, and the product of their carries is the factor on the sum before them. There
+    is no subtraction and no division, so a carry of zero restarts the sum exactly.
 
     Args:
         values: [B, T, K].
-        carry: [B, T], the factor on the sum before.
+        carry: [B, T], the factor on the previous sum.
         initial: s before the first token, [B, K].
 
     Returns:

@@ -1,4 +1,4 @@
-"""`PerRequest`: each sequence of a batch has weights of its own."""
+"""`PerRequest`: separate weights for each sequence of a batch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fastgrow.errors import ArgumentError, ConfigError
 
 @dataclass(frozen=True)
 class PerRequest(LogitRule):
-    """A weighted mean of logits whose weights differ between the rows of a batch.
+    """Weighted mean of logits with separate weights for each row of a batch.
 
     z_b = Σ_k w_k,b · z_k,b. An expert of weight zero is left out of the row.
 
     Args:
-        weights: by expert name, one number for each row, each at least 0; a row's are divided by
-            their sum.
+        weights: by expert name, one number for each row, each at least 0; the weights of a row are
+            divided by their sum.
 
     Raises:
-        ConfigError: rows of unequal number, a negative weight or one that is no finite number, or a
-            row without any weight.
+        ConfigError: the experts have different numbers of weights, a weight is negative or not
+            finite, or all weights of a row are zero.
     """
 
     kind = "per_request"
@@ -38,16 +38,16 @@ class PerRequest(LogitRule):
         lengths = {name: len(row) for name, row in rows.items()}
         if not rows or len(set(lengths.values())) != 1:
             raise ConfigError(
-                f"PerRequest: expected as many weights for each expert, got {lengths}"
+                f"PerRequest: expected the same number of weights for each expert, got {lengths}"
             )
         for name, row in rows.items():
             wrong = [x for x in row if not 0 <= x < math.inf]
             if wrong:
                 expected = "expected finite and at least 0"
                 raise ConfigError(f"PerRequest: {name!r} has the weight {wrong[0]}; {expected}")
-        for place, together in enumerate(zip(*rows.values(), strict=True)):
-            if not any(together):
-                raise ConfigError(f"PerRequest: in row {place} every weight is zero")
+        for index, row_weights in enumerate(zip(*rows.values(), strict=True)):
+            if not any(row_weights):
+                raise ConfigError(f"PerRequest: in row {index} every weight is zero")
         object.__setattr__(self, "weights", rows)
 
     def check(self, names: Sequence[str]) -> None:
@@ -58,7 +58,9 @@ class PerRequest(LogitRule):
             )
 
     def coefficients(self, names: Sequence[str]) -> list[float]:
-        raise ConfigError("PerRequest: its weights differ between rows, so there is no one of each")
+        raise ConfigError(
+            "PerRequest: its weights differ between rows, so an expert has no single coefficient"
+        )
 
     def mix(self, names: Sequence[str], ids: Tensor) -> Tensor:
         table = torch.tensor([list(self.weights[name]) for name in names], dtype=torch.float64)

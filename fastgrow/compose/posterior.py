@@ -1,4 +1,4 @@
-"""`Posterior`: a mixture of experts whose weights follow the text."""
+"""`Posterior`: a mixture of probabilities whose weights depend on the text so far."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from fastgrow.compose.mixing import decayed_sums
 from fastgrow.compose.rules import PriorRule, RuleState, Tokens
 from fastgrow.errors import ConfigError
 
-# An expert that called a token impossible has a log-probability of −inf there. This finite stand-in
-# rules it out just as well, and weights stay defined where every expert was wrong.
+# Replaces the log-probability −inf of a token whose probability under an expert is zero: the weight
+# of the expert becomes zero as well, and the weights stay defined if this is true of all experts.
 IMPOSSIBLE = -1e6
 
 
 @dataclass
 class PosteriorState(RuleState):
-    """The memory of `Posterior`.
+    """State of `Posterior` in incremental decoding.
 
-    evidence: the sum of past scores, [B, K] float64; None before the first token.
-    forecasts: each expert's logits of the coming token, K tensors [B, V].
+    Attributes:
+        evidence: sum of the past scores, [B, K] float64; None before the first token.
+        forecasts: each expert's logits of the next token, K tensors [B, V].
     """
 
     evidence: Tensor | None = None
@@ -41,30 +42,30 @@ class PosteriorState(RuleState):
 
 @dataclass(frozen=True)
 class Posterior(PriorRule):
-    """A mixture weighted by how well each expert predicted the document so far.
+    """Mixture of probabilities, weighted by how well each expert predicted the document so far.
 
     p(x) = Σ_k w_k(t) · p_k(x | x_<t), where by Bayes' rule
     w_k(t) ∝ prior_k · (Π_{s<t} p_k(x_s | x_<s)^(γ^(t−1−s)))^(1/τ)
 
     With γ = τ = 1 this is exact Bayesian averaging, and the probability of a document is
-    Σ_k prior_k · Π_t p_k(x_t | x_<t). The paper of cluster-branch-train-merge (Gururangan et al.
-    2023, "Scaling Expert Language Models with Unsupervised Domain Discovery") weights experts by
-    a posterior in the same way, theirs coming from clusters of text; the running posterior by the
-    experts' own likelihood is DEMix's (Gururangan et al. 2022).
+    Σ_k prior_k · Π_t p_k(x_t | x_<t). Cluster-branch-train-merge (Gururangan et al. 2023, "Scaling
+    Expert Language Models with Unsupervised Domain Discovery") also weights experts by a posterior,
+    which it computes from clusters of text; DEMix (Gururangan et al. 2022) updates the posterior by
+    the experts' likelihoods, as here.
 
-    The product runs over the present document: every `<s>` begins it anew, and `<s>` and padding
-    themselves count for nothing. A window that begins within a document begins with the prior.
+    The product is over the current document: it restarts at every `<s>`, and `<s>` and padding are
+    not part of it. For a window that starts inside a document, the first weights are the prior.
 
     Args:
-        weights: the prior by expert name, each at least 0; divided by their sum. Equal if not
+        weights: the prior by expert name, each at least 0, divided by their sum; equal if not
             given.
-        forgetting: γ in (0, 1]; below 1, old tokens lose weight, and the mixture follows a text
-            that changes language on its way. 1/(1 − γ) is its memory in tokens.
-        temperature: τ > 0; above 1, the weights move more slowly towards one expert.
+        forgetting: γ in (0, 1]; below 1, old tokens lose weight, so that the mixture adapts if the
+            text changes its language. The time constant is 1/(1 − γ) tokens.
+        temperature: τ > 0; above 1, the weights change more slowly.
 
     Raises:
-        ConfigError: a weight is negative or not a finite number, or all are zero; γ or τ is out
-            of range.
+        ConfigError: a weight is negative or not a finite number, all are zero, or γ or τ is out of
+            range.
     """
 
     kind = "posterior"
@@ -91,9 +92,9 @@ class Posterior(PriorRule):
         state: RuleState | None = None,
     ) -> Tensor:
         if scores is None:
-            raise ValueError("Posterior: weights follow from scores [B, T, K]; got none")
+            raise ValueError("Posterior: the weights depend on scores [B, T, K]; got none")
         log_prior = self.log_prior(names, tokens.ids.device)
-        # Sums over a long text of nats that cancel in the end: float64 costs nothing at this size.
+        # float64, since differences of sums over a long text matter; the tensors are small.
         values = scores.double().clamp(min=IMPOSSIBLE)
         values = values.masked_fill(tokens.silent[..., None] | log_prior.isneginf(), 0.0)
         carry = torch.full_like(values[..., 0], self.forgetting)
@@ -120,6 +121,6 @@ class Posterior(PriorRule):
                 ids = tokens.ids[:, 0]
                 scores = [ops.mean_log_softmax_gather([z], ids) for z in state.forecasts]
                 first = torch.stack(scores, dim=-1)[:, None]
-            # Copies, since a view would keep the logits of the whole text.
+            # Clones, because views would keep the logits of the whole text in memory.
             state.forecasts = tuple(z.clone() for z in last)
         return self.log_weights(names, tokens, torch.cat([first, following], dim=1), state)

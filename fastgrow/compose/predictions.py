@@ -1,7 +1,7 @@
-"""What an ensemble predicts, from no more of its experts than the rule needs.
+"""The prediction of an ensemble, computed from no more logits than the rule needs.
 
-Of a prompt, decoders make the logits of the last position alone, even for a rule that reads the
-text: what each gave to the tokens of the text is summed up as a loss is.
+For a prompt, decoders compute the logits of the last position only. If the weights of the rule
+depend on the text, the log-probabilities of its tokens are computed like a loss, without logits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastgrow.compose.mixing import in_one_dtype, scores_within
 from fastgrow.compose.rules import ProbabilityRule, Rule, RuleState, Tokens
 from fastgrow.nn import Decoder
 
-# An expert's logits of the next token in some rows [N], made when they are asked for: [N, V].
+# A function that computes an expert's logits of the next token, [N, V], in the given rows [N].
 Prediction = Callable[[Tensor | slice], Tensor]
 
 ALL_ROWS = slice(None)
@@ -35,24 +35,24 @@ def ensemble_prediction(
     last_only: bool,
     adapter: LowRank | None = None,
 ) -> Tensor:
-    """The merged prediction after each token [B, T, V], or after the last one [B, 1, V].
+    """Compute the merged prediction at each position, [B, T, V], or at the last one, [B, 1, V].
 
     Args:
         rule: how predictions are merged.
         experts: names and models.
-        tokens: what is read, [B, T].
-        caches: each expert's, or None, by name.
-        state: the rule's memory, brought up to date; None if the tokens are the whole text.
-        last_only: give the last position alone.
+        tokens: the new tokens, [B, T].
+        caches: cache of each expert, or None, by name.
+        state: state of the rule, updated in place; None if the tokens are the whole text.
+        last_only: return the last position only.
         adapter: the parameters of the rule `Adapter`.
     """
     names, ids = [name for name, _ in experts], tokens.ids
     if last_only and isinstance(rule, ProbabilityRule):
-        log_weights, predictions = read_last(rule, experts, tokens, caches, state)
+        log_weights, predictions = predict_last(rule, experts, tokens, caches, state)
         last = in_one_dtype([prediction(ALL_ROWS) for prediction in predictions])
         return ops.probability_mean(last, log_weights=log_weights)[:, None]
     if adapter is None:
-        # What the experts made of the whole text matters to a rule that reads it.
+        # A rule whose weights depend on the text needs the logits of all positions.
         last_logits = last_only and not rule.reads_text
         logits = [model(ids, caches[name], last_only=last_logits) for name, model in experts]
         return rule.merge(names, logits, tokens, state, last_only=last_only)
@@ -63,14 +63,14 @@ def ensemble_prediction(
     return merged + adapter(hidden)
 
 
-def read_last(
+def predict_last(
     rule: ProbabilityRule,
     experts: Sequence[tuple[str, Any]],
     tokens: Tokens,
     caches: Mapping[str, Any],
     state: RuleState | None = None,
 ) -> tuple[Tensor, list[Prediction]]:
-    """Let the experts read, and weigh what they say of the next token alone.
+    """Run the experts, and compute their weights and predictions for the next token only.
 
     Returns:
         log w_k, [K] or [B, K], and each expert's prediction.
@@ -78,24 +78,24 @@ def read_last(
     names, ids = [name for name, _ in experts], tokens.ids
     if not rule.reads_text:
         log_weights = rule.log_weights(names, tokens)
-        predictions = [read(model, ids, caches[name]) for name, model in experts]
+        predictions = [predict(model, ids, caches[name]) for name, model in experts]
         return log_weights if log_weights.dim() == 1 else log_weights[:, -1], predictions
-    texts = [_read_text(model, ids, caches[name]) for name, model in experts]
+    texts = [_score_text(model, ids, caches[name]) for name, model in experts]
     following, last = torch.stack([f for f, _ in texts], dim=-1), [z for _, z in texts]
     log_weights = rule.weigh_text(names, tokens, following, last, state)
     return log_weights[:, -1], [_rows_of(z) for z in last]
 
 
-def read(model: Any, ids: Tensor, cache: Any) -> Prediction:
-    """Let an expert read; a decoder's head waits until its logits are asked for."""
+def predict(model: Any, ids: Tensor, cache: Any) -> Prediction:
+    """Run an expert; the head of a decoder is applied only when the prediction is called."""
     if type(model) is not Decoder:
         return _rows_of(model(ids, cache, last_only=True)[:, -1])
     hidden = model.hidden(ids, cache)[:, -1]
     return lambda rows: model.lm_head(hidden[rows])
 
 
-def _read_text(model: Any, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-    """Scores of the text within itself [B, T − 1], and the logits of the next token [B, V]."""
+def _score_text(model: Any, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+    """Return log p of each token but the first, [B, T − 1], and the next token's logits [B, V]."""
     if not have_plain_heads([model]):
         logits = model(ids, cache)
         return scores_within(logits, ids), logits[:, -1]

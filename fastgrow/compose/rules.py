@@ -1,16 +1,16 @@
-"""Rules: how several experts' predictions of the next token become one.
+"""Rules: how the experts' predictions of the next token are merged into one.
 
-A rule is a small immutable value. It sees numbers only (each expert's logits, or the
-log-probabilities it gave to some tokens) and never a model; how those numbers are computed is the
-ensemble's business. There are two families:
+A rule is a small immutable dataclass. Its input is each expert's logits, or the log-probabilities
+of some tokens under each expert; the ensemble computes these, and a rule has no access to the
+models. There are two families:
 
-- `LogitRule`: merged logits are a weighted sum of the experts' logits. A linear head commutes with
-  that sum, so a loss never needs an expert's own logits.
-- `ProbabilityRule`: merged probabilities are a mixture of the experts' probabilities, with weights
-  that may depend on the text read so far. A loss needs only the log-probabilities that each expert
-  gave to the targets (and to the text).
+- `LogitRule`: the merged logits are a weighted sum of the experts' logits. Linear heads can be
+  applied to the concatenated hidden states, so that a loss needs no expert's logits.
+- `ProbabilityRule`: the merged probabilities are a mixture of the experts' probabilities, with
+  weights that may depend on the text so far. A loss needs only the log-probabilities of the targets
+  (and of the text) under each expert.
 
-Weights are keyed by the expert's name and live in the rule alone.
+Weights are stored in the rule, by expert name.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from fastgrow.errors import ConfigError
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens that the experts have just read.
+    """The input tokens of a call.
 
     Args:
         ids: [B, T] int64.
-        starts: [B, T] bool, where a new document begins (`<s>`).
-        silent: [B, T] bool, where a token says nothing about the text (`<s>` and padding).
+        starts: [B, T] bool, True where a new document starts (`<s>`).
+        silent: [B, T] bool, True for tokens that are not text (`<s>` and padding).
     """
 
     ids: Tensor
@@ -51,7 +51,7 @@ class Tokens:
 
     @classmethod
     def of(cls, ids: Tensor, bos_id: int | None = None, pad_id: int | None = None) -> Tokens:
-        """Mark starts and silent tokens; without special ids the whole text is one document."""
+        """Mark starts and special tokens; without special ids the whole text is one document."""
         nowhere = torch.zeros_like(ids, dtype=torch.bool)
         starts = nowhere if bos_id is None else ids == bos_id
         silent = starts if pad_id is None else starts | (ids == pad_id)
@@ -59,10 +59,10 @@ class Tokens:
 
 
 class RuleState:
-    """What a rule remembers between two calls of incremental decoding; most remember nothing."""
+    """State of a rule between two calls of incremental decoding; empty for most rules."""
 
     def repeated(self, times: int) -> RuleState:
-        """A copy with each sequence `times` times."""
+        """Return a copy in which each sequence is repeated `times` times."""
         return RuleState()
 
 
@@ -70,9 +70,9 @@ class Rule(ABC):
     """Base of all rules. Subclasses are frozen dataclasses."""
 
     kind: ClassVar[str]
-    """The rule's name in config.json."""
+    """Name of the rule in config.json."""
     reads_text: ClassVar[bool] = False
-    """Whether merging depends on how well each expert predicted the text so far."""
+    """Whether the weights depend on how well each expert predicted the text so far."""
     registry: ClassVar[dict[str, type[Rule]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -81,7 +81,7 @@ class Rule(ABC):
 
     @abstractmethod
     def check(self, names: Sequence[str]) -> None:
-        """Raise ConfigError unless the rule can serve exactly the experts `names`."""
+        """Raise ConfigError if the rule does not fit the experts `names`."""
 
     @abstractmethod
     def merge(
@@ -97,44 +97,44 @@ class Rule(ABC):
 
         Args:
             names: the experts' names, in the order of `logits`.
-            logits: what each expert predicts after each of `tokens`.
-            tokens: the tokens that were read.
-            state: what was remembered of the tokens before them, brought up to date here; None if
-                these tokens are the whole text.
-            last_only: merge the last position alone. A rule that does not read the text can do
-                with the last position's logits.
+            logits: each expert's logits at each position of `tokens`.
+            tokens: the input tokens.
+            state: state after the tokens before them, updated in place; None if these tokens are
+                the whole text.
+            last_only: merge the last position only. Unless `reads_text`, the logits of the last
+                position are then sufficient.
 
         Returns:
-            [B, T, V], or [B, 1, V] for `last_only`: logits, or log-probabilities where the rule
-            makes them.
+            [B, T, V], or [B, 1, V] with `last_only`: logits or log-probabilities, depending on the
+            rule.
         """
 
     @abstractmethod
     def with_weights(self, weights: Mapping[str, float]) -> Rule:
-        """A rule of this family with these weights."""
+        """Return a rule of this family with these weights."""
 
     def without(self, name: str) -> Rule:
-        """This rule once the expert `name` is gone."""
+        """Return this rule without the expert `name`."""
         return self
 
     def renamed(self, old: str, new: str) -> Rule:
-        """This rule once the expert `old` is called `new`."""
+        """Return this rule with the expert `old` renamed to `new`."""
         return self
 
     def new_state(self) -> RuleState:
-        """An empty memory for incremental decoding."""
+        """Return an empty state for incremental decoding."""
         return RuleState()
 
     def to_config(self) -> dict[str, Any]:
-        """JSON values from which `from_config` makes the rule again."""
+        """Return the rule as JSON values, for `from_config`."""
         return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
 
     @staticmethod
     def from_config(config: Any) -> Rule:
-        """The rule that `to_config` described.
+        """Create the rule from the values that `to_config` returned.
 
         Raises:
-            ConfigError: the rule is unknown, or its options are.
+            ConfigError: the rule or one of its options is unknown.
         """
         kind = config.get("kind") if isinstance(config, Mapping) else None
         if not isinstance(kind, str) or kind not in Rule.registry:
@@ -150,14 +150,14 @@ class Rule(ABC):
 
 
 class LogitRule(Rule):
-    """Merged logits z = Σ_k c_k · z_k."""
+    """Base of rules whose merged logits are z = Σ_k c_k · z_k."""
 
     @abstractmethod
     def coefficients(self, names: Sequence[str]) -> list[float]:
-        """c_k of each expert, in the order of `names`."""
+        """Return c_k of each expert, in the order of `names`."""
 
     def mix(self, names: Sequence[str], ids: Tensor) -> list[float] | Tensor:
-        """c_k for the predictions after ids [B, T]: K numbers, or [B, T, K] where rows differ."""
+        """Return c_k for ids [B, T]: K numbers, or [B, T, K] if the rows differ."""
         return self.coefficients(names)
 
     def check(self, names: Sequence[str]) -> None:
@@ -180,7 +180,7 @@ class LogitRule(Rule):
 
 
 class ProbabilityRule(Rule):
-    """Merged probabilities p = Σ_k w_k · p_k with w_k ≥ 0 and Σ_k w_k = 1."""
+    """Base of rules with p = Σ_k w_k · p_k, where w_k ≥ 0 and Σ_k w_k = 1."""
 
     @abstractmethod
     def log_weights(
@@ -190,14 +190,14 @@ class ProbabilityRule(Rule):
         scores: Tensor | None = None,
         state: RuleState | None = None,
     ) -> Tensor:
-        """log w_k for the prediction made after each token.
+        """Return log w_k for the prediction at each position.
 
         Args:
             names: the experts' names.
-            tokens: the tokens that were read.
-            scores: log p_k(token | the tokens before it) for each of them, [B, T, K]; zero where
-                nothing was predicted. Needed if the rule reads the text.
-            state: as in `merge`; of its memory only the weights are brought up to date.
+            tokens: the input tokens.
+            scores: log p_k(token | the tokens before it) of each token, [B, T, K]; zero for a token
+                that was not predicted. Required if `reads_text`.
+            state: as in `merge`; only its weights are updated.
 
         Returns:
             [K] or [B, T, K], on the device of `tokens`.
@@ -211,19 +211,19 @@ class ProbabilityRule(Rule):
         last: Sequence[Tensor],
         state: RuleState | None = None,
     ) -> Tensor:
-        """log w_k for a rule that reads the text; brings its whole memory up to date.
+        """Return log w_k for a rule with `reads_text`, and update its state.
 
         Args:
             names: the experts' names.
-            tokens: the tokens that were read.
+            tokens: the input tokens.
             following: log p_k of each token but the first, given those before it, [B, T − 1, K].
-            last: each expert's logits after the last token, K tensors [B, V].
+            last: each expert's logits at the last position, K tensors [B, V].
             state: as in `merge`.
 
         Returns:
             [B, T, K], on the device of `tokens`.
         """
-        raise TypeError(f"{type(self).__name__}: it does not read the text")
+        raise TypeError(f"{type(self).__name__}: its weights do not depend on the text")
 
     def merge(
         self,
@@ -235,7 +235,7 @@ class ProbabilityRule(Rule):
         last_only: bool = False,
     ) -> Tensor:
         if not tokens.ids.shape[1]:
-            # Nothing was read and nothing is predicted: no weights are needed.
+            # There are no positions, so no weights are needed.
             return ops.probability_mean(in_one_dtype(logits))
         if self.reads_text:
             following = torch.stack([scores_within(z, tokens.ids) for z in logits], dim=-1)
@@ -250,10 +250,10 @@ class ProbabilityRule(Rule):
 
 @dataclass(frozen=True)
 class Mean(LogitRule):
-    """The arithmetic mean of the experts' logits: z = (1/K) · Σ_k z_k.
+    """Arithmetic mean of the experts' logits: z = (1/K) · Σ_k z_k.
 
-    The paper's rule (arXiv 2507.07129, composition on a shared frozen substrate). As
-    probabilities it is the normalised geometric mean of the experts' probabilities.
+    The paper's rule (arXiv 2507.07129, composition on a shared frozen substrate). The merged
+    probabilities are the normalised geometric mean of the experts' probabilities.
     """
 
     kind = "mean"
@@ -264,15 +264,15 @@ class Mean(LogitRule):
 
 @dataclass(frozen=True)
 class Weighted(LogitRule):
-    """A weighted mean of the experts' logits: z = Σ_k w_k · z_k.
+    """Weighted mean of the experts' logits: z = Σ_k w_k · z_k.
 
     Args:
-        weights: a number for each expert's name; every expert needs one. A weight below zero
-            pushes away from what that expert says.
-        normalize: divide the weights by their sum, which makes z a mean: with weights that sum to
-            1 it changes nothing, and after an expert was removed the others take its share.
-            Without it the weights are taken as they are; their sum then sharpens (above 1) or
-            flattens the merged distribution as an inverse temperature.
+        weights: w_k by expert name, one for every expert. With a weight below zero, tokens that the
+            expert predicts become less likely.
+        normalize: whether to divide the weights by their sum, so that z is a mean; after an expert
+            is removed, the weights of the others then sum to 1 again. If False, the weights are
+            used unchanged; their sum is an inverse temperature of the merged distribution, which
+            becomes sharper above 1 and flatter below.
 
     Raises:
         ConfigError: a weight is not a finite number, or all are zero.
@@ -303,7 +303,7 @@ class Weighted(LogitRule):
 
 @dataclass(frozen=True)
 class PriorRule(ProbabilityRule):
-    """A probability rule with optional fixed weights; without them the experts share equally."""
+    """Base of probability rules with optional fixed weights; by default all are equal."""
 
     weights: Mapping[str, float] | None = field(default=None)
 
@@ -312,14 +312,14 @@ class PriorRule(ProbabilityRule):
             object.__setattr__(self, "weights", checked_weights(self.weights, type(self).__name__))
 
     def prior(self, names: Sequence[str]) -> list[float]:
-        """The weights of the experts `names`, summing to 1."""
+        """Return the weights of the experts `names`, which sum to 1."""
         if self.weights is None:
             return [1 / len(names)] * len(names)
         rule = type(self).__name__
         return normalized(weights_in_order(self.weights, names, rule), rule)
 
     def log_prior(self, names: Sequence[str], device: torch.device) -> Tensor:
-        """log of the prior, [K] in float64; −inf for an expert of weight zero."""
+        """Return the log of the prior, [K] in float64; −inf for an expert of weight zero."""
         return torch.tensor(self.prior(names), dtype=torch.float64, device=device).log()
 
     def check(self, names: Sequence[str]) -> None:
@@ -341,13 +341,13 @@ class PriorRule(ProbabilityRule):
 
 @dataclass(frozen=True)
 class ProbabilityMean(PriorRule):
-    """The arithmetic mean of the experts' probabilities: p = Σ_k w_k · softmax(z_k), w_k = 1/K.
+    """Arithmetic mean of the experts' probabilities: p = Σ_k w_k · softmax(z_k), w_k = 1/K.
 
-    The linear opinion pool (Stone 1961), the average that fairseq and Marian ensembles take. One
-    confident expert is enough to make a token likely, where `Mean` wants all of them to agree.
+    The linear opinion pool (Stone 1961), also used by ensembles in fairseq and Marian. A token is
+    likely if one expert is confident of it; under `Mean` all experts have to agree.
 
     Args:
-        weights: other weights than 1/K, by expert name, each at least 0; divided by their sum.
+        weights: w_k by expert name, each at least 0, divided by their sum; equal if not given.
 
     Raises:
         ConfigError: a weight is negative or not a finite number, or all are zero.

@@ -1,4 +1,4 @@
-"""Which expert supports which token of a text."""
+"""`token_support`: how likely each token of a text is under each expert."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fastgrow.errors import ConfigError
 
 @dataclass(frozen=True)
 class TokenSupport:
-    """What was said of one token.
+    """Probabilities of one token under the experts and the ensemble.
 
     Attributes:
         text: the token's characters.
-        bits: −log₂ of the probability that each expert gave to it, by name.
-        merged_bits: the same of the ensemble.
-        shares: each expert's probability over the sum of all experts', by name: how the token is
-            divided among them when nothing is known beforehand.
+        bits: −log₂ of the token's probability under each expert, by name.
+        merged_bits: −log₂ of the token's probability under the ensemble.
+        shares: each expert's probability of the token divided by the sum over all experts, by name:
+            the posterior probability of the expert under a uniform prior.
     """
 
     text: str
@@ -31,21 +31,21 @@ class TokenSupport:
 
 @torch.no_grad()
 def token_support(ensemble: Ensemble, text: str) -> list[TokenSupport]:
-    """Score each token of a text by each expert and by all together.
+    """Score each token of a text under each expert and under the ensemble.
 
-    A text longer than the context is read in windows that do not see each other.
+    A text longer than the context is split into windows that are scored independently.
 
     Args:
-        ensemble: on a substrate.
-        text: not empty.
+        ensemble: an ensemble with a substrate.
+        text: text to score, not empty.
 
     Raises:
-        ConfigError: the ensemble has no substrate, or the text no token.
-        SubstrateError: the text has characters that the substrate lacks.
+        ConfigError: the ensemble has no substrate, or the text has no token.
+        SubstrateError: the text has characters that are not in the substrate.
     """
     substrate = ensemble.substrate
     if substrate is None:
-        raise ConfigError("the ensemble has no substrate, so it cannot read text")
+        raise ConfigError("the ensemble has no substrate, so it cannot encode text")
     tokens = substrate.encode(text)
     if not tokens:
         raise ConfigError("the text has no token")
@@ -60,13 +60,13 @@ def token_support(ensemble: Ensemble, text: str) -> list[TokenSupport]:
         }
         merged = ensemble.loss(ids, targets, reduction="none")[0].double() / math.log(2)
         shares = torch.softmax(-torch.stack(list(nats.values())), dim=0)
-        for place, token in enumerate(window):
+        for index, token in enumerate(window):
             supports.append(
                 TokenSupport(
                     text=substrate.decode([token]),
-                    bits={name: float(x[place]) / math.log(2) for name, x in nats.items()},
-                    merged_bits=float(merged[place]),
-                    shares=dict(zip(nats, shares[:, place].tolist(), strict=True)),
+                    bits={name: float(x[index]) / math.log(2) for name, x in nats.items()},
+                    merged_bits=float(merged[index]),
+                    shares=dict(zip(nats, shares[:, index].tolist(), strict=True)),
                 )
             )
     return supports

@@ -1,4 +1,4 @@
-"""`TopK`: the experts that explain the text best, and nobody else."""
+"""`TopK`: a mixture of the k experts that predicted the text best."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from fastgrow.errors import ConfigError
 
 @dataclass(frozen=True, init=False)
 class TopK(Posterior):
-    """`Posterior`, at each token only over its k most probable experts, their weights renormalised.
+    """`Posterior` restricted to the k most probable experts at each token, weights renormalised.
 
-    Sparse mixtures of experts trained apart lose little and need not run the rest (Gururangan et
-    al. 2023, arXiv 2303.14177, §4). Every expert is still run here, since its evidence may turn.
+    Sparse mixtures of separately trained experts lose little quality, and the other experts need
+    not run (Gururangan et al. 2023, arXiv 2303.14177, §4). Here every expert is run, because the
+    weights of later tokens depend on its predictions.
 
     Args:
-        k: how many experts speak at a token, at least 1; all of them, where there are fewer.
-        weights, forgetting, temperature: of `Posterior`.
+        k: number of experts with a nonzero weight at a token, at least 1; if there are fewer
+            experts, all are used.
+        weights, forgetting, temperature: as for `Posterior`.
 
     Raises:
-        ConfigError: k is below 1, or as `Posterior`.
+        ConfigError: k is below 1, or as for `Posterior`.
     """
 
     kind = "top_k"
@@ -55,9 +57,7 @@ class TopK(Posterior):
         state: RuleState | None = None,
     ) -> Tensor:
         weights = super().log_weights(names, tokens, scores, state)
-        # Before anything has been read all may weigh the same: then the first named are taken.
+        # Before the first token all weights may be equal; the stable sort then selects the first.
         best = weights.sort(dim=-1, descending=True, stable=True).indices[..., : self.k]
-        silenced = torch.full_like(weights, float("-inf")).scatter(
-            -1, best, weights.gather(-1, best)
-        )
-        return torch.log_softmax(silenced, dim=-1)
+        masked = torch.full_like(weights, float("-inf")).scatter(-1, best, weights.gather(-1, best))
+        return torch.log_softmax(masked, dim=-1)

@@ -1,4 +1,4 @@
-"""Fitting what lies on top of frozen experts: weights, an adapter, or the heads."""
+"""Fitting an ensemble of frozen experts: its weights, an adapter, or the output heads."""
 
 from __future__ import annotations
 
@@ -35,39 +35,39 @@ def tune(
     resume: Resume = "auto",
     quiet: bool = False,
 ) -> TrainResult:
-    """Fit an ensemble to a text without training its experts' blocks.
+    """Fit an ensemble to a text while the experts' blocks stay frozen.
 
     Args:
-        ensemble: of decoders, under a rule over logits; changed in place.
-        data: text; its validation text picks the best parameters.
-        what: `weights`, one number for each expert, after which the rule is `LearnedWeights`;
-            `adapter`, the low-rank term of the rule `Adapter`; `head`, the experts' own output
-            layers (arXiv 2507.07129, "minimal fine-tuning of the output layer").
-        tokens: to read, rounded up to whole steps.
-        train: how to train; its defaults suit small models.
-        out: folder for checkpoints, the log and the ensemble (`model/`).
-        resume: `"auto"` goes on with the run that stands in `out`.
-        quiet: print nothing.
+        ensemble: ensemble of decoders with a rule over logits; changed in place.
+        data: training text; the best parameters are selected on its validation text.
+        what: parameters to fit. `weights`: one number for each expert; the rule is `LearnedWeights`
+            afterwards. `adapter`: the low-rank term of the rule `Adapter`. `head`: the experts'
+            output heads (arXiv 2507.07129, "minimal fine-tuning of the output layer").
+        tokens: number of training tokens, rounded up to whole steps.
+        train: training configuration; the defaults suit small models.
+        out: folder for checkpoints, the log and the ensemble (`model/`); None writes nothing.
+        resume: `"auto"` continues the run in `out` if there is one.
+        quiet: whether to print nothing.
 
     Raises:
-        ConfigError: experts that are no decoders of one dtype, a rule that does not go with `what`,
-            or `out` holds a run of other settings.
+        ConfigError: an expert is not a decoder, the experts' dtypes differ, the rule does not fit
+            `what`, or `out` holds a run with other settings.
         Interrupted: the user stopped the run; its state is saved.
     """
     rule, models = ensemble.rule, ensemble.experts.values()
     if what not in ("weights", "adapter", "head"):
         raise ConfigError(f"tune: what must be weights, adapter or head, got {what!r}")
     if not have_plain_heads(models):
-        raise ConfigError("tune: every expert must be a Decoder, and all of one dtype")
+        raise ConfigError("tune: all experts must be instances of Decoder with the same dtype")
     if not isinstance(rule, LogitRule) or isinstance(rule, PerRequest):
         raise ConfigError(
-            f"tune: expected a rule over logits, such as Mean(), that is the same for all rows, "
+            f"tune: expected a rule over logits that is the same for all rows, such as Mean(), "
             f"got {rule}"
         )
     if (what == "adapter") != isinstance(rule, Adapter):
         raise ConfigError(
             f"tune: what is {what!r}, but the rule is {rule}; "
-            "an adapter, and nothing else, is tuned under the rule Adapter(rank)"
+            "what='adapter' requires the rule Adapter(rank), and that rule requires what='adapter'"
         )
     tuning = _TUNINGS[what](ensemble)
     folder = None if out is None else Path(out)
@@ -91,7 +91,7 @@ def tune(
 
 @contextmanager
 def _training(tuning: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
-    """Let the parameters require gradients for a while."""
+    """Context manager: all parameters of `tuning` require gradients; yields them by name."""
     before = {name: p.requires_grad for name, p in tuning.named_parameters()}
     tuning.requires_grad_(True)
     try:
@@ -102,11 +102,12 @@ def _training(tuning: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
 
 
 class _Tuning(nn.Module):
-    """The ensemble's loss as a function of the parameters of this module alone."""
+    """The loss of the ensemble, with the parameters to fit as the parameters of this module."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
-        # Not a submodule: nothing of the experts trains or changes its mode here.
+        # In a tuple, so that it is no submodule: the experts are not trained or switched to
+        # training mode.
         self._ensemble = (ensemble,)
 
     @property
@@ -143,12 +144,12 @@ class _Tuning(nn.Module):
     def heads(
         self, hidden: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None], Tensor | Sequence[float]]:
-        """Hidden states, weights and biases of the heads, and how they are mixed."""
+        """Return hidden states, weights, biases and mixing coefficients of the heads."""
         linear = [model.lm_head for model in self.models]
         return hidden, [x.weight for x in linear], [x.bias for x in linear], self.coefficients()
 
     def finish(self) -> None:
-        """Hand what was fitted to the ensemble."""
+        """Set the fitted parameters in the ensemble."""
 
 
 class _WeightTuning(_Tuning):

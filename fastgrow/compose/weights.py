@@ -1,4 +1,4 @@
-"""Weights of experts, keyed by the expert's name."""
+"""Operations on the experts' weights, by expert name."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fastgrow.errors import ConfigError
 def checked_weights(
     weights: Mapping[str, float], rule: str, *, negative: bool = False
 ) -> dict[str, float]:
-    """A copy of `weights` as floats.
+    """Return a copy of `weights` as floats.
 
     Args:
         weights: one number for each expert's name.
         rule: the rule's name, for the message.
-        negative: whether weights below zero make sense.
+        negative: whether weights below zero are allowed.
 
     Raises:
-        ConfigError: there are no weights, one is not a finite number, or one is below zero where
-            that makes no sense; the message names the expert.
+        ConfigError: there are no weights, all are zero, or a weight is not a finite number or is
+            negative but must not be; the message names the expert.
     """
     if not isinstance(weights, Mapping) or not weights:
         raise ConfigError(
@@ -42,7 +42,7 @@ def checked_weights(
 
 
 def weights_in_order(weights: Mapping[str, float], names: Sequence[str], rule: str) -> list[float]:
-    """The weights of the experts `names`, in that order.
+    """Return the weights of the experts `names`, in that order.
 
     Raises:
         ConfigError: an expert has no weight, or a weight belongs to no expert.
@@ -53,19 +53,19 @@ def weights_in_order(weights: Mapping[str, float], names: Sequence[str], rule: s
             f"{rule}: there is a weight for {unknown[0]!r}, but no such expert; "
             f"the experts are {listed(names)}"
         )
-    lacking = [name for name in names if name not in weights]
-    if lacking:
+    missing = [name for name in names if name not in weights]
+    if missing:
         raise ConfigError(
-            f"{rule}: expert {lacking[0]!r} has no weight; weights are given for {listed(weights)}"
+            f"{rule}: expert {missing[0]!r} has no weight; weights are given for {listed(weights)}"
         )
     return [weights[name] for name in names]
 
 
 def normalized(weights: Sequence[float], rule: str) -> list[float]:
-    """The weights divided by their sum.
+    """Return the weights divided by their sum.
 
     Raises:
-        ConfigError: the sum is not above zero, so that no division makes them a mean.
+        ConfigError: the sum is not above zero.
     """
     total = math.fsum(weights)
     if total <= 0:
@@ -74,15 +74,15 @@ def normalized(weights: Sequence[float], rule: str) -> list[float]:
 
 
 def without_name(weights: Mapping[str, float], name: str) -> dict[str, float]:
-    """The weights of all other experts."""
+    """Return the weights of all other experts."""
     return {other: weight for other, weight in weights.items() if other != name}
 
 
 def with_new_name(weights: Mapping[str, float], old: str, new: str) -> dict[str, float]:
-    """The same weights, expert `old` being called `new`."""
+    """Return the weights with the expert `old` renamed to `new`."""
     return {new if name == old else name: weight for name, weight in weights.items()}
 
 
 def listed(names: Sequence[str] | Mapping[str, float]) -> str:
-    """Names for a message: 'ru', 'zh'."""
+    """Format names for a message: 'ru', 'zh'."""
     return ", ".join(repr(name) for name in names)

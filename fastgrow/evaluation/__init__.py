@@ -1,12 +1,12 @@
-"""Measuring models: bits per character, and the papers' tasks and protocol."""
+"""Evaluation: bits per character, and the papers' benchmark tasks and protocol."""
 
-from fastgrow.evaluation.ask import evaluate
 from fastgrow.evaluation.bits import (
     BitsPerCharacter,
     bits_per_character,
     uniform_bits,
     unigram_bits,
 )
+from fastgrow.evaluation.evaluator import evaluate
 from fastgrow.evaluation.published import PUBLISHED, Published
 from fastgrow.evaluation.reading import QuestionSet, read_questions
 from fastgrow.evaluation.scoring import TaskResult

@@ -1,4 +1,4 @@
-"""When an answer is right: the papers' rules and SQuAD's own."""
+"""Rules that decide whether an answer is correct: the papers' and SQuAD's."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def first_letter(answer: str) -> str:
-    """What the papers compare with the key: the first character but spaces, in upper case."""
+    """Return the first non-space character in upper case, which the papers compare with the key."""
     return answer.strip().upper()[:1]
 
 
-def holds_answer(answer: str, gold: str) -> bool:
-    """The papers' rule for SQuAD: the right answer stands somewhere in it, in any case."""
+def contains_answer(answer: str, gold: str) -> bool:
+    """Whether the answer contains the gold answer, ignoring case: the papers' rule for SQuAD."""
     return gold.upper() in answer.strip().upper()
 
 
 def exact_match(answer: str, golds: Iterable[str]) -> bool:
-    """SQuAD's exact match (Rajpurkar et al., arXiv 1606.05250): equal after normalisation."""
+    """Whether the normalised answer equals a gold answer (SQuAD; Rajpurkar et al., 1606.05250)."""
     normal = normalised(answer)
     return any(normal == normalised(gold) for gold in golds)
 
 
 def f1(answer: str, golds: Iterable[str]) -> float:
-    """SQuAD's F1, in [0, 1]: shared words of the best of the right answers."""
+    """Return SQuAD's F1 of the words, in [0, 1]: the maximum over the gold answers."""
     words = normalised(answer).split()
     return max(_f1(words, normalised(gold).split()) for gold in golds)
 
 
 def normalised(text: str) -> str:
-    """Lower case, without ASCII punctuation and English articles, with single spaces."""
+    """Lower-case the text, remove ASCII punctuation and English articles, use single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 

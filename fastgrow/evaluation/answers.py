@@ -1,4 +1,4 @@
-"""Sampled answers to prompts: all runs on a question share one reading of its prompt."""
+"""Sampling answers to prompts. A prompt is processed once for all its runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fastgrow.nn import LanguageModel, SubstrateLike, repeat_cache
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and how it is answered.
+    """A prompt and settings of its answers.
 
     Attributes:
         text: the prompt.
-        new_tokens: the most tokens of an answer.
-        seed_key: what, with the seed, its draws depend on; a question's own, so that the draws do
-            not depend on the questions around it.
+        new_tokens: maximum number of tokens of an answer.
+        seed_key: combined with the seed, seeds the draws of this prompt, so that they do not depend
+            on the other prompts.
     """
 
     text: str
@@ -34,12 +34,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered to one prompt.
+    """A model's answers to one prompt.
 
     Attributes:
-        texts: one for each run; each ends before the first special token such as `</s>`.
-        cut: how many of the prompt's tokens were cut on the left to fit the context.
-        unknown: how many of its characters the substrate lacks.
+        texts: one answer per run; each ends before the first special token such as `</s>`.
+        cut: number of tokens removed at the start of the prompt to fit the context.
+        unknown: number of the prompt's characters that are not in the substrate.
     """
 
     texts: tuple[str, ...]
@@ -57,30 +57,29 @@ def sample_answers(
     batch_size: int = 16,
     document_start: bool = True,
 ) -> list[Answers]:
-    """Answer each prompt `runs` times.
+    """Sample `runs` answers to each prompt.
 
-    Prompt and answer have to fit the model's context of max_seq_len tokens, of which an answer
-    takes at most half; of a longer prompt the last tokens are read. Prompts of equally many tokens
-    are read together.
+    Prompt and answer have to fit the model's context of max_seq_len tokens, of which an answer has
+    at most half; a longer prompt is cut on the left. Prompts of equal length form batches.
 
     Args:
         model: any `LanguageModel` with a substrate.
-        prompts: what to answer.
-        runs: answers to each.
-        temperature: divides the logits; 0 always takes the most likely token.
-        seed: of the draws.
-        batch_size: prompts read at once; their answers are `runs` times as many rows.
-        document_start: whether a prompt begins with `<s>`.
+        prompts: the prompts to answer.
+        runs: number of answers per prompt.
+        temperature: divisor of the logits; 0 for greedy decoding.
+        seed: random seed of the draws.
+        batch_size: prompts per batch; the batch of their answers is `runs` times as large.
+        document_start: whether to start each prompt with `<s>`.
 
     Raises:
         ConfigError: the model has no substrate.
-        ArgumentError: a prediction is no distribution, as that of a diverged model.
+        ArgumentError: the logits contain NaN or +inf, or are all -inf, e.g. of a diverged model.
     """
     substrate = require_substrate(model)
     encoded = encode_texts(substrate, [p.text for p in prompts], document_start=document_start)
     half = max(1, model.max_seq_len // 2)
     steps = [min(prompt.new_tokens, half) for prompt in prompts]
-    # The last token of an answer is never read.
+    # The last token of an answer is not an input of the model.
     kept = [cut_left(e.ids, model.max_seq_len - n + 1) for e, n in zip(encoded, steps, strict=True)]
     texts: dict[int, tuple[str, ...]] = {}
     for batch in _equal_lengths(kept, steps, batch_size):
@@ -94,7 +93,7 @@ def sample_answers(
 def _equal_lengths(
     kept: Sequence[list[int]], steps: Sequence[int], batch_size: int
 ) -> Iterator[list[int]]:
-    """Indices in batches that agree in the prompt's length and the answer's."""
+    """Yield batches of indices with equal prompt length and answer length."""
 
     def shape(i: int) -> tuple[int, int]:
         return len(kept[i]), steps[i]
@@ -106,14 +105,14 @@ def _equal_lengths(
 
 
 def _uniform(seed: int, key: str, runs: int, steps: int) -> np.ndarray:
-    """Numbers in [0, 1), float64 [runs, steps], that a question always gets."""
+    """Return random numbers in [0, 1) that depend on seed and key, float64 [runs, steps]."""
     return np.random.default_rng([seed, zlib.crc32(key.encode())]).random((runs, steps))
 
 
 def _continue(
     model: LanguageModel, rows: Sequence[list[int]], draws: np.ndarray, temperature: float
 ) -> Tensor:
-    """The next tokens of B rows, int64 [B, runs, steps], by numbers [B, runs, steps] in [0, 1)."""
+    """Continue B prompts: int64 [B, runs, steps], drawn by numbers [B, runs, steps] in [0, 1)."""
     batch, runs, steps = draws.shape
     numbers = torch.from_numpy(draws).to(model.device)
     ids = torch.tensor(rows, device=model.device)
@@ -125,44 +124,44 @@ def _continue(
         answer = [tokens]
         if cache is not None:
             cache = repeat_cache(cache, runs)
-            unread = tokens.reshape(-1, 1)
+            inputs = tokens.reshape(-1, 1)
             if cache is None:
-                # A cache that cannot be copied: the prompt is read anew for every run.
+                # The cache cannot be copied: the prompt is processed again for every run.
                 cache = model.new_cache(batch * runs, length + steps - 1)
-                unread = torch.cat([ids.repeat_interleave(runs, dim=0), unread], dim=1)
+                inputs = torch.cat([ids.repeat_interleave(runs, dim=0), inputs], dim=1)
             for step in range(1, steps):
-                logits = model(unread, cache, last_only=True)[:, -1]
-                unread = _draw(logits, numbers[:, :, step].reshape(-1, 1), temperature)
-                answer.append(unread.view(batch, runs))
+                logits = model(inputs, cache, last_only=True)[:, -1]
+                inputs = _draw(logits, numbers[:, :, step].reshape(-1, 1), temperature)
+                answer.append(inputs.view(batch, runs))
     return torch.stack(answer, dim=-1)
 
 
 def _draw(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor:
-    """Tokens [B, n] by inverting the distribution's cumulative sum at numbers [B, n].
+    """Draw tokens [B, n] by inverting the cumulative distribution at numbers [B, n] in [0, 1).
 
-    Unlike `torch.multinomial`, the same numbers give the same tokens on every device and in every
-    batch, unless a number lies within rounding of the boundary between two.
+    Unlike with `torch.multinomial`, equal numbers result in equal tokens on every device and in
+    every batch, unless a number is within a rounding error of the boundary between two tokens.
 
     Raises:
-        ArgumentError: a row has no distribution.
+        ArgumentError: the logits of a row contain NaN or +inf, or are all -inf.
     """
-    # NaN passes through the maximum, and a row of -inf alone has one of -inf.
+    # The maximum of a row is NaN if the row contains NaN, and -inf if all its logits are -inf.
     if not bool(logits.amax(-1).isfinite().all()):
         raise ArgumentError(
-            "evaluate: there is nothing to draw an answer from; the model's logits have NaN, "
-            "+inf or nothing but -inf"
+            "evaluate: cannot draw an answer: the model's logits contain NaN or +inf, or are all "
+            "-inf"
         )
     if temperature == 0:
         return logits.argmax(-1, keepdim=True).expand_as(numbers)
     sums = (logits.double() / temperature).softmax(-1).cumsum(-1)
     total = sums[:, -1:]
     tokens = torch.searchsorted(sums, numbers * total, right=True)
-    # Rounding may take a number up to the total, beyond the last token that has any probability.
+    # Rounding may increase a number to the total, beyond the last token of nonzero probability.
     return torch.minimum(tokens, (sums < total).sum(-1, keepdim=True))
 
 
 def _text(substrate: SubstrateLike, tokens: list[int]) -> str:
-    """The tokens' text up to the first special one, which has no text."""
-    # Twice, since some tokenizers drop the space that a text begins with.
+    """Decode the tokens before the first special token, whose text is empty."""
+    # Decoded twice in a row, since some tokenizers drop a space at the start of a text.
     special = (i for i, token in enumerate(tokens) if not substrate.decode([token, token]))
     return substrate.decode(tokens[: next(special, len(tokens))])

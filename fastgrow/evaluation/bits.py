@@ -1,14 +1,14 @@
-"""Bits per character: a loss that compares across vocabularies.
+"""Bits per character: a loss that is comparable between vocabularies.
 
-A token stream is a row of documents, each `<s> tokens … </s>`. What is predicted is every token but
-`<s>` and padding: the characters' tokens and `</s>`. With L the sum of -ln p over those targets and
-C the number of characters they stand for,
+A token stream is a sequence of documents, each `<s> tokens … </s>`. The targets are all tokens
+except `<s>` and padding, i.e. the tokens of the text and `</s>`. With L the sum of -ln p over the
+targets and C the number of characters in them,
 
     bits per character = L / (ln 2 * C).
 
-It is the bits per token times the tokens per character. The second factor is the tokenizer's: a
-vocabulary of longer tokens has a higher loss per token on the same text, which dividing by the
-characters takes out. `</s>` and `<unk>` are predicted and stand for no character.
+This equals bits per token times tokens per character. With a vocabulary of longer tokens the loss
+per token of the same text is higher; dividing by characters instead of tokens removes this effect.
+`</s>` and `<unk>` are targets and have no characters.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fastgrow.errors import ConfigError, DataError
 from fastgrow.evaluation.mode import evaluation_mode
 
 _IGNORE_INDEX = -100
-# Counting takes blocks of this many tokens, so that a memory-mapped stream stays on the disk.
+# Tokens are counted in blocks of this size, so that a memory-mapped stream is not loaded whole.
 _BLOCK = 1 << 20
 
 
 class EncodedText(Protocol):
-    """A stream: `ids` is a 1-D integer array, `substrate` the substrate they belong to."""
+    """A token stream: `ids` is a 1-D integer array, `substrate` the substrate of the ids."""
 
     @property
     def ids(self) -> np.ndarray: ...
@@ -40,7 +40,7 @@ class EncodedText(Protocol):
 
 
 class HasLoss(Protocol):
-    """A model, an ensemble, or anything else that scores targets."""
+    """A model, an ensemble, or any other object with a method `loss`."""
 
     def loss(
         self, ids: torch.Tensor, targets: torch.Tensor, *, ignore_index: int, reduction: str
@@ -49,14 +49,14 @@ class HasLoss(Protocol):
 
 @dataclass(frozen=True)
 class BitsPerCharacter:
-    """A measured loss.
+    """A loss in several units.
 
     Attributes:
-        bits_per_character: bits for each character of text.
-        bits_per_token: bits for each predicted token.
-        loss: nats for each predicted token.
-        tokens: predicted tokens, `</s>` included.
-        characters: characters that those tokens stand for.
+        bits_per_character: bits per character of text.
+        bits_per_token: bits per target.
+        loss: nats per target.
+        tokens: number of targets, including `</s>`.
+        characters: number of characters in the targets.
     """
 
     bits_per_character: float
@@ -67,13 +67,13 @@ class BitsPerCharacter:
 
     @classmethod
     def from_nats(cls, nats: float, tokens: int, characters: int) -> BitsPerCharacter:
-        """From the sum of -ln p over all targets."""
+        """Compute the units from the sum of -ln p over all targets."""
         bits = nats / math.log(2)
         return cls(bits / characters, bits / tokens, nats / tokens, tokens, characters)
 
     @classmethod
     def over_all(cls, parts: Iterable[BitsPerCharacter]) -> BitsPerCharacter:
-        """The measure of several texts taken together: each counts by its length."""
+        """Combine the losses of several texts into the loss of all of them together."""
         parts = list(parts)
         return cls.from_nats(
             math.fsum(part.loss * part.tokens for part in parts),
@@ -90,23 +90,23 @@ def bits_per_character(
     seq_len: int | None = None,
     max_tokens: int | None = None,
 ) -> BitsPerCharacter:
-    """Score a stream, each target exactly once.
+    """Compute bits per character of a token stream; each target is scored exactly once.
 
-    The stream is cut into windows of seq_len targets that do not overlap; the first token of a
-    window sees nothing of the window before it. The last window may be shorter. Module modes are
-    put back afterwards; no gradient is computed.
+    The stream is split into non-overlapping windows of seq_len targets, which are scored
+    independently; the last window may be shorter. Modules are in evaluation mode during the call,
+    and no gradient is computed.
 
     Args:
-        model: anything with `loss(ids, targets, ignore_index=…, reduction="sum")`; ids and targets
-            are int64 [B, T] on the model's device.
+        model: an object with `loss(ids, targets, ignore_index=…, reduction="sum")`, where ids and
+            targets are int64 [B, T] on the model's device.
         stream: ids and their substrate.
-        batch_size: windows scored at once.
-        seq_len: targets in a window; None takes the model's `max_seq_len`.
-        max_tokens: score the first targets only, at most this many positions.
+        batch_size: windows per batch.
+        seq_len: targets per window; None for the model's `max_seq_len`.
+        max_tokens: maximum number of positions to score, from the start of the stream.
 
     Raises:
         ConfigError: a size is not positive, or seq_len is None and the model has no max_seq_len.
-        DataError: the stream holds nothing to predict or not one character.
+        DataError: the stream has no target or no character.
     """
     if seq_len is None:
         seq_len = getattr(model, "max_seq_len", None)
@@ -132,7 +132,7 @@ def bits_per_character(
 
 
 def uniform_bits(test_stream: EncodedText, *, max_tokens: int | None = None) -> BitsPerCharacter:
-    """The loss of a predictor that gives every entry of the vocabulary the same probability."""
+    """Compute the loss of the uniform distribution over the vocabulary."""
     tokens, characters = _count_targets(test_stream, _positions(test_stream, max_tokens))
     vocab_size = len(test_stream.substrate)
     return BitsPerCharacter.from_nats(tokens * math.log(vocab_size), tokens, characters)
@@ -141,9 +141,9 @@ def uniform_bits(test_stream: EncodedText, *, max_tokens: int | None = None) -> 
 def unigram_bits(
     train_stream: EncodedText, test_stream: EncodedText, *, max_tokens: int | None = None
 ) -> BitsPerCharacter:
-    """The loss of the training set's token frequencies, smoothed by one count for each token.
+    """Compute the loss of a unigram model with add-one smoothing, fitted on the training stream.
 
-    p(v) = (count(v) + 1) / (N + V), with N the predicted tokens of the training stream and V the
+    p(v) = (count(v) + 1) / (N + V), with N the number of targets in the training stream and V the
     size of the vocabulary.
 
     Raises:
@@ -165,7 +165,7 @@ def unigram_bits(
 
 
 def _positions(stream: EncodedText, max_tokens: int | None) -> int:
-    """How many tokens after the first are looked at as targets."""
+    """Return the number of positions whose next token may be a target."""
     positions = max(len(stream.ids) - 1, 0)
     if max_tokens is None:
         return positions
@@ -177,7 +177,7 @@ def _positions(stream: EncodedText, max_tokens: int | None) -> int:
 def _windows(
     stream: EncodedText, positions: int, batch_size: int, seq_len: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, targets), int64 [B, seq_len]; at the end one window of what is left, [1, rest]."""
+    """Yield (ids, targets), int64 [B, seq_len]; at the end the remaining targets as [1, n]."""
     full = positions // seq_len
     for first in range(0, full, batch_size):
         windows = min(batch_size, full - first)
@@ -201,7 +201,7 @@ def _predicted(stream: EncodedText, targets: np.ndarray) -> np.ndarray:
 
 
 def _target_counts(stream: EncodedText, positions: int, vocab_size: int) -> np.ndarray:
-    """How often each token is a target, int64 [V]."""
+    """Count how often each token is a target, int64 [V]."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(1, positions + 1, _BLOCK):
         targets = np.asarray(stream.ids[start : min(start + _BLOCK, positions + 1)])
@@ -210,7 +210,7 @@ def _target_counts(stream: EncodedText, positions: int, vocab_size: int) -> np.n
 
 
 def _count_targets(stream: EncodedText, positions: int) -> tuple[int, int]:
-    """Predicted tokens and the characters they stand for."""
+    """Count the targets and their characters."""
     counts = _target_counts(stream, positions, len(stream.substrate))
     tokens = int(counts.sum())
     characters = int(counts @ stream.substrate.n_characters.astype(np.int64))
@@ -221,7 +221,10 @@ def _count_targets(stream: EncodedText, positions: int) -> tuple[int, int]:
 
 
 def _device(model: HasLoss) -> torch.device:
-    """Where ids are expected; an ensemble of parked experts has no tensor that tells it."""
+    """Return the device of the model's inputs.
+
+    An ensemble whose experts are all offloaded has no tensor on it, but an attribute `device`.
+    """
     device = getattr(model, "device", None)
     if isinstance(device, torch.device):
         return device

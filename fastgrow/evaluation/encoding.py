@@ -1,4 +1,4 @@
-"""Prompts as token ids that fit a model's context; what did not fit or was unknown is counted."""
+"""Encoding prompts to token ids, with a count of unknown characters, and cutting them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fastgrow.nn import LanguageModel, SubstrateLike
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text's ids.
+    """An encoded text.
 
     Attributes:
-        ids: the tokens.
-        unknown: how many of its characters the substrate lacks; each became `<unk>`.
+        ids: the token ids.
+        unknown: number of characters that are not in the substrate; each is encoded as `<unk>`.
     """
 
     ids: list[int]
@@ -23,25 +23,25 @@ class Encoded:
 
 
 def require_substrate(model: LanguageModel) -> SubstrateLike:
-    """The model's substrate.
+    """Return the model's substrate.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the model has none.
     """
     if model.substrate is None:
-        raise ConfigError("the model has no substrate, so it cannot read text")
+        raise ConfigError("the model has no substrate, so it cannot encode text")
     return model.substrate
 
 
 def encode_texts(
     substrate: SubstrateLike, texts: Sequence[str], *, document_start: bool
 ) -> list[Encoded]:
-    """The texts' ids; a character outside the vocabulary becomes `<unk>`.
+    """Encode texts; a character that is not in the substrate becomes `<unk>`.
 
     Args:
-        substrate: encodes them.
-        texts: what to encode.
-        document_start: begin each with `<s>`.
+        substrate: the substrate.
+        texts: the texts to encode.
+        document_start: whether to start each with `<s>`.
     """
     begin = [substrate.bos_id] if document_start else []
     unknown = getattr(substrate, "unk_id", None)
@@ -51,6 +51,6 @@ def encode_texts(
     ]
 
 
-def cut_left(ids: list[int], room: int) -> list[int]:
-    """The last `room` tokens, at least one."""
-    return ids[-max(1, room) :]
+def cut_left(ids: list[int], length: int) -> list[int]:
+    """Return the last `length` tokens, at least one."""
+    return ids[-max(1, length) :]

@@ -1,4 +1,4 @@
-"""The folder in which an evaluation keeps its answers, so that a stopped one goes on."""
+"""The folder that stores the answers of an evaluation, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _REQUEST = "request.json"
 
 
 class AnswerFolder:
-    """Answers to chunks of questions, one file a chunk, beside what they are answers to.
+    """A folder with one file of answers per chunk of questions, and a file with the request.
 
     Args:
-        path: the folder; made if it does not exist.
-        request: a JSON object that names model, questions and settings.
+        path: the folder; created if it does not exist.
+        request: a JSON object that identifies model, questions and settings.
 
     Raises:
-        ConfigError: the folder holds the answers to another request, or something else.
-        CheckpointError: the request in it is not valid JSON.
+        ConfigError: the folder contains the answers to another request, or other files.
+        CheckpointError: the request in the folder is not valid JSON.
     """
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
@@ -34,16 +34,16 @@ class AnswerFolder:
             return
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(
-                f"{path}: holds something else; an evaluation needs a folder of its own"
+                f"{path}: contains other files; pass a new or empty folder for the evaluation"
             )
         _files.write_json(path / _REQUEST, request)
 
     def read(self, chunk: int, questions: list[int]) -> list[dict[str, Any]] | None:
-        """The answers of a chunk; None if there are none yet.
+        """Read the answers of a chunk; None if there are none yet.
 
         Args:
-            chunk: its number.
-            questions: the indices of its questions.
+            chunk: number of the chunk.
+            questions: indices of its questions.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -55,13 +55,13 @@ class AnswerFolder:
         whole = isinstance(records, list) and all(isinstance(r, dict) for r in records)
         if not whole or [record.get("question") for record in records] != questions:
             raise CheckpointError(
-                f"{file}: does not hold the answers to its {len(questions)} questions; "
-                "delete it to have them asked again"
+                f"{file}: does not contain the answers to its {len(questions)} questions; "
+                "delete the file to compute them again"
             )
         return records
 
     def write(self, chunk: int, records: list[dict[str, Any]]) -> None:
-        """Keep the answers of a chunk."""
+        """Write the answers of a chunk."""
         _files.write_json(self._file(chunk), records)
 
     def _file(self, chunk: int) -> Path:
@@ -69,19 +69,19 @@ class AnswerFolder:
 
 
 def _difference(found: Any, wanted: dict[str, Any], inside: str = "") -> str:
-    """What sets two requests apart, in words."""
+    """Describe the first difference between two requests."""
     if not isinstance(found, dict):
         return "its request is not an object"
     for name, value in wanted.items():
-        there = found.get(name)
-        if isinstance(value, dict) and isinstance(there, dict) and there != value:
-            return _difference(there, value, f"{name}.")
-        if there != value:
-            return f"{inside}{name} is {_short(there)}, expected {_short(value)}"
-    return f"it also states {inside}{', '.join(sorted(set(found) - set(wanted)))}"
+        stored = found.get(name)
+        if isinstance(value, dict) and isinstance(stored, dict) and stored != value:
+            return _difference(stored, value, f"{name}.")
+        if stored != value:
+            return f"{inside}{name} is {_short(stored)}, expected {_short(value)}"
+    return f"it also has {inside}{', '.join(sorted(set(found) - set(wanted)))}"
 
 
 def _short(value: Any) -> str:
-    """Hashes are told apart by their beginning."""
+    """Shorten long values such as hashes."""
     text = str(value)
     return text if len(text) < 64 else text[:12] + "…"

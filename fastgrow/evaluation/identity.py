@@ -1,4 +1,4 @@
-"""Telling models apart by what they are made of."""
+"""`model_key`: a hash that identifies a model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fastgrow.nn.tensor_digest import add_tensor
 
 
 def model_key(model: Any) -> str:
-    """SHA-256 of a module's structure, configurations, weights and substrate.
+    """Return the SHA-256 of a module's structure, configurations, weights and substrate.
 
-    A module in it that depends on more than its state dict says so by an attribute `beyond_state`,
-    names in words.
+    A submodule whose output depends on more than its state dict has an attribute
+    `not_in_state_dict`: descriptions of the parts that are missing.
 
     Raises:
-        ConfigError: the model is no `torch.nn.Module`, or holds what no state dict has, such as a
-            bare function or an expert off the device.
+        ConfigError: the model is not a `torch.nn.Module`, or contains parts that are not in a state
+            dict, such as a function that is not a module or an offloaded expert.
     """
     if not isinstance(model, nn.Module):
-        raise _silent(f"a {type(model).__name__}")
+        raise _no_key(f"a {type(model).__name__}")
     digest = hashlib.sha256(repr(model).encode())
-    # The last digits of a substrate's table depend on the machine: its fingerprint stands for it.
+    # The last digits of a substrate's table depend on the machine: its fingerprint is used instead.
     of_substrates = {
         id(decoder.embedding)
         for decoder in model.modules()
@@ -34,13 +34,13 @@ def model_key(model: Any) -> str:
         and decoder.own_table is None
     }
     for module in model.modules():
-        for unsaid in getattr(module, "beyond_state", ()):
-            raise _silent(unsaid)
+        for part in getattr(module, "not_in_state_dict", ()):
+            raise _no_key(part)
         digest.update(repr(getattr(module, "config", None)).encode())
         substrate = getattr(module, "substrate", None)
         if substrate is not None:
             digest.update(substrate.fingerprint.encode())
-        # Any other frozen table is in no state dict.
+        # Other frozen tables are not in the state dict either.
         if (
             isinstance(module, FrozenEmbedding)
             and module.table is not None
@@ -52,8 +52,8 @@ def model_key(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _silent(what: str) -> ConfigError:
+def _no_key(what: str) -> ConfigError:
     return ConfigError(
-        f"{what} does not say what it is made of: pass model_key, which has to change whenever "
-        "the model's answers do"
+        f"cannot identify {what} by its weights: pass model_key, a name that has to be different "
+        "for every model with different answers"
     )

@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations of a text."""
+"""Log-likelihoods of given continuations of a text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Candidates:
-    """A text, not an empty one, and what might continue it."""
+    """A nonempty text and possible continuations."""
 
     context: str
     continuations: tuple[str, ...]
@@ -25,12 +25,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What a model makes of candidates.
+    """Log-likelihoods of the continuations of one text.
 
     Attributes:
-        log_likelihoods: ln p of each continuation, the sum over its tokens.
-        cut: how many tokens of the context were left unread for the longest continuation.
-        unknown: characters of context and continuations that the substrate lacks.
+        log_likelihoods: ln p of each continuation, summed over its tokens.
+        cut: number of tokens of the context that were cut for the longest continuation.
+        unknown: number of characters of context and continuations that are not in the substrate.
     """
 
     log_likelihoods: tuple[float, ...]
@@ -40,7 +40,7 @@ class Likelihoods:
 
 @dataclass(frozen=True)
 class _Window:
-    """A row to score: the last `targets` of its tokens, each after those before it."""
+    """A row to score: the last `targets` of its tokens, given the tokens before them."""
 
     index: tuple[int, int]
     tokens: list[int]
@@ -54,21 +54,21 @@ def log_likelihoods(
     batch_size: int = 16,
     document_start: bool = True,
 ) -> list[Likelihoods]:
-    """ln p of every continuation given its context.
+    """Compute ln p of every continuation given its context.
 
-    Context and continuation are encoded apart, so that no token spans both. A context that does
-    not fit is cut on the left. A continuation that alone does not fit is scored in pieces, each
-    after as many tokens as the context holds.
+    Context and continuation are encoded separately, so that no token spans both. A context that
+    does not fit is cut on the left. A continuation longer than the model's context is scored in
+    pieces, each given as many of the tokens before it as fit.
 
     Args:
         model: any `LanguageModel` with a substrate.
         questions: contexts and continuations.
-        batch_size: rows scored at once.
-        document_start: whether a context begins with `<s>`.
+        batch_size: rows per batch.
+        document_start: whether to start each context with `<s>`.
 
     Raises:
         ConfigError: the model has no substrate.
-        ArgumentError: a likelihood is NaN, as that of a diverged model.
+        ArgumentError: a likelihood is NaN, e.g. of a diverged model.
     """
     substrate = require_substrate(model)
     contexts = encode_texts(
@@ -96,19 +96,19 @@ def log_likelihoods(
 def _windows(
     index: tuple[int, int], context: list[int], continuation: list[int], limit: int
 ) -> Iterator[_Window]:
-    """One window where the continuation fits the model's context of `limit` tokens."""
+    """Yield the windows of a continuation: one if it fits the model's context of `limit` tokens."""
     tokens = context + continuation
     step = len(continuation) if len(continuation) <= limit else max(1, limit // 2)
     for start in range(len(context), len(tokens), max(1, step)):
         end = min(start + step, len(tokens))
-        # The last token is predicted, not read.
+        # The last token is only a target.
         yield _Window(index, tokens[max(0, end - limit - 1) : end], end - start)
 
 
 def _score(model: LanguageModel, windows: Sequence[_Window], batch_size: int) -> list[float]:
-    """The sum of ln p over each window's targets."""
+    """Compute the sum of ln p over the targets of each window."""
     pad_id = require_substrate(model).pad_id
-    # Equal windows are scored once: in two batches, rounding might prefer one of equal choices.
+    # Equal windows are scored once: in different batches rounding could make equal choices differ.
     same: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for i, window in enumerate(windows):
         same.setdefault((tuple(window.tokens), window.targets), []).append(i)

@@ -1,4 +1,4 @@
-"""Modules in evaluation mode for a while."""
+"""Context manager for evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Evaluation mode for all modules; each gets its own mode back."""
+    """Set all modules to evaluation mode, and restore each module's mode on exit."""
     training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
     for module in training:
         module.training = False

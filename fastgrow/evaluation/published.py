@@ -1,10 +1,10 @@
-"""The published scores, per cent, under the papers' generative protocol.
+"""The published scores in per cent, with the papers' generative protocol.
 
-Source: the result files in the author's repository (AVBochkov/PGT, `results/`), which belong to
-arXiv 2507.07129 and 2507.04886; the last row is from version 3 of arXiv 2507.07129. They are means
-of ten sampled runs of single models, with no seeds. Guessing scores 25 (CSQA 20); an answer that
-is no letter counts as wrong, so that lower scores measure failures of the format. SQuAD is version
-2.0.
+Source: the result files in the author's repository (AVBochkov/PGT, `results/`) for arXiv 2507.07129
+and 2507.04886; the last row is from version 3 of arXiv 2507.07129. Each score is the mean of ten
+sampled runs of one model, without seeds. Random guessing scores 25 (CSQA 20). An answer that does
+not start with the letter of an option counts as wrong, so scores below that reflect violations of
+the answer format. SQuAD is version 2.0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The questions of the tasks, and how a row of a file or a dataset becomes one."""
+"""The questions of the tasks, and how they are parsed from rows of files and datasets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SQUAD_QUERY = re.compile(
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """A question with one right choice, `choices[answer]`."""
+    """A multiple-choice question; the correct choice is `choices[answer]`."""
 
     id: str
     question: str
@@ -30,13 +30,13 @@ class ChoiceQuestion:
 
     @property
     def key(self) -> str:
-        """The right choice's letter."""
+        """Letter of the correct choice."""
         return LETTERS[self.answer]
 
 
 @dataclass(frozen=True)
 class ReadingQuestion:
-    """A question whose answer stands in a text; each of `answers` is right."""
+    """A question whose answer is part of a text; each of `answers` is correct."""
 
     id: str
     context: str
@@ -59,15 +59,16 @@ Question = ChoiceQuestion | ReadingQuestion | Translation
 
 
 def choice_question(row: Mapping[str, Any], where: str) -> ChoiceQuestion:
-    """A row of a multiple-choice task.
+    """Parse a row of a multiple-choice task.
 
-    Either `{question, choices: [text, …], answer: index}` with `id` and `subject` optional, or as
-    the Hub has ARC, OpenBookQA and CommonsenseQA: `{question or question_stem, choices: {text,
-    label}, answerKey}`. Choices are lettered anew from A, also where the source numbers them.
+    A row is either `{question, choices: [text, …], answer: index}` with `id` and `subject`
+    optional, or in the format of ARC, OpenBookQA and CommonsenseQA on the Hub: `{question or
+    question_stem, choices: {text, label}, answerKey}`. Choices are always labelled A, B, …, even if
+    the source has other labels such as numbers.
 
     Raises:
-        DataError: a field is missing or of another kind, there are fewer than two choices, or the
-            answer is none of them; the message has `where`, and what was expected.
+        DataError: a field is missing or of the wrong type, there are fewer than two choices, or the
+            answer is not one of them; the message contains `where` and the expected value.
     """
     if "answerKey" in row:
         stem = "question_stem" if "question_stem" in row else "question"
@@ -79,11 +80,11 @@ def choice_question(row: Mapping[str, Any], where: str) -> ChoiceQuestion:
         choices, answer = _texts(row, "choices", where), row["answer"]
         if not isinstance(answer, int) or isinstance(answer, bool):
             raise DataError(
-                f"{where}: the field 'answer' is {answer!r}, expected the right choice's index"
+                f"{where}: the field 'answer' is {answer!r}, expected the correct choice's index"
             )
     if not 2 <= len(choices) <= len(LETTERS):
         raise DataError(
-            f"{where}: the field 'choices' has {len(choices)} of them, expected 2 to {len(LETTERS)}"
+            f"{where}: the field 'choices' has {len(choices)} items, expected 2 to {len(LETTERS)}"
         )
     if not 0 <= answer < len(choices):
         raise DataError(
@@ -101,21 +102,22 @@ def choice_question(row: Mapping[str, Any], where: str) -> ChoiceQuestion:
 
 
 def reading_question(row: Mapping[str, Any], where: str) -> ReadingQuestion | None:
-    """A row of SQuAD; None for a question that has no answer (version 2).
+    """Parse a row of SQuAD; None for a question without an answer (version 2).
 
-    Either as the Hub has it, `{id, context, question, answers: {text: […]}}`, or `{id, query,
-    answers_text: […]}`, whose query holds title, background, question and "Answer:".
+    A row is either in the format of the Hub, `{id, context, question, answers: {text: […]}}`, or
+    `{id, query, answers_text: […]}`, where the query consists of title, background, question and
+    "Answer:".
 
     Raises:
-        DataError: a field is missing or of another kind; the message has `where`.
+        DataError: a field is missing or of the wrong type; the message contains `where`.
     """
     if "query" in row:
         query = _text(row, "query", where)
         parts = _SQUAD_QUERY.fullmatch(query)
         if parts is None:
             raise DataError(
-                f"{where}: the field 'query' does not read 'Title: …, Background: …, "
-                "Question: …, Answer:' on lines of their own"
+                f"{where}: the field 'query' has the wrong format; expected four lines "
+                "'Title: …', 'Background: …', 'Question: …' and 'Answer:'"
             )
         context, question = parts["context"], parts["question"]
         answers = _texts(row, "answers_text", where)
@@ -128,10 +130,10 @@ def reading_question(row: Mapping[str, Any], where: str) -> ReadingQuestion | No
 
 
 def translation(row: Mapping[str, Any], where: str, source: str, target: str) -> Translation:
-    """A row of OPUS-100, `{translation: {en: …, ru: …}}`, in one direction.
+    """Parse a row of OPUS-100, `{translation: {en: …, ru: …}}`, for one direction.
 
     Raises:
-        DataError: a language is missing or its text is not a string; the message has `where`.
+        DataError: a language is missing or its text is not a string; the message contains `where`.
     """
     texts = _mapping(row, "translation", where)
     inside = f"{where}: in 'translation'"
@@ -176,7 +178,7 @@ def _checked(value: Any, what: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(
             f"{what} holds a lone surrogate U+{ord(value[error.start]):04X} "
-            f"at position {error.start}, which is no character"
+            f"at position {error.start}, which is not a character"
         ) from None
     return value
 
@@ -203,6 +205,6 @@ def _mapping(row: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]
 
 
 def _id(row: Mapping[str, Any], where: str) -> str:
-    """The row's own id, or its place: files without ids are read in order."""
-    own = str(row.get("id", where.rsplit(":", 1)[-1].rsplit(" ", 1)[-1]))
-    return _checked(own, f"{where}: the field 'id'")
+    """Return the row's id; for rows without ids, their number in the file."""
+    value = str(row.get("id", where.rsplit(":", 1)[-1].rsplit(" ", 1)[-1]))
+    return _checked(value, f"{where}: the field 'id'")

@@ -1,4 +1,4 @@
-"""Reading a task's questions from a JSON-lines file or from the Hub."""
+"""`read_questions`: load the questions of a task from a JSON-lines file or from the Hub."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fastgrow.evaluation.tasks import Task
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions an evaluation asks.
+    """The questions of an evaluation.
 
     Attributes:
-        task: whose they are.
-        questions: in the order of their source.
-        source: where they are from, in words.
-        available: how many the source had before a sample was drawn.
-        note: what keeps scores on them from being compared with the published ones; often "".
+        task: the task.
+        questions: the questions, in the order of the source.
+        source: description of the source.
+        available: number of questions in the source, before sampling.
+        note: why scores are not comparable with the published ones; "" if they are.
     """
 
     task: Task
@@ -37,7 +37,7 @@ class QuestionSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the questions in their order."""
+        """SHA-256 of the questions, in order."""
         content = json.dumps([asdict(question) for question in self.questions], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -49,20 +49,20 @@ def read_questions(
     limit: int | None = None,
     seed: int = 0,
 ) -> QuestionSet:
-    """Read a task's questions.
+    """Load the questions of a task.
 
     Args:
         task: the task.
-        source: its JSON-lines file, a folder that holds it under its usual name, the "owner/name"
-            of a dataset on the Hub with the usual configurations and splits, or None for the
-            dataset that the task is known by.
-        limit: ask a random sample of so many. SQuAD and OPUS-100 are sampled anyway, as in the
-            papers: 256 questions, 128 pairs.
-        seed: of the sample; its questions keep their order.
+        source: a JSON-lines file; a folder that contains it under its default name (`Task.file`);
+            the "owner/name" of a dataset on the Hub with the default configuration and split; or
+            None for the default dataset on the Hub (`Task.hub`).
+        limit: size of a random sample of the questions. SQuAD and OPUS-100 are always sampled, as
+            in the papers: 256 questions, 128 pairs.
+        seed: random seed of the sample; the order of the questions is kept.
 
     Raises:
-        DataError: a missing file, a Hub out of reach, a row that is no question of this task, or
-            no question at all; the message has the file and line.
+        DataError: the file is missing, the Hub is not reachable, a row is not a question of this
+            task, or there is no question; the message contains the file and line.
         ConfigError: limit is not positive.
     """
     if limit is not None and limit < 1:
@@ -79,8 +79,8 @@ def read_questions(
     note = task.note
     if task.name == "squad" and in_file:
         note = (
-            "not comparable with the published scores: they are on SQuAD 2.0's validation set, "
-            "these questions are a local file's, such as 1.1's"
+            "not comparable with the published scores: those are for the validation set of SQuAD "
+            "2.0, these questions are from a local file, e.g. of SQuAD 1.1"
         )
     return QuestionSet(task, _sample(questions, wanted, seed), name, len(questions), note)
 
@@ -95,7 +95,7 @@ def _sample(questions: list[Question], size: int, seed: int) -> tuple[Question, 
 def _open(
     task: Task, source: Path | str | None
 ) -> tuple[str, Iterator[tuple[str, dict[str, Any]]], bool]:
-    """The source in words, (place, row) of all its rows, and whether it is a file."""
+    """Return a description of the source, (location, row) of its rows, and whether it is a file."""
     if source is None:
         return _open_hub(task, task.hub.name)
     path = Path(source)
@@ -105,7 +105,7 @@ def _open(
         return str(path), _file_rows(path), True
     if isinstance(source, str) and is_dataset_name(source) and not path.suffix:
         return _open_hub(task, source)
-    raise DataError(f"{path}: no such file; the questions of the task {task.name} were expected")
+    raise DataError(f"{path}: no such file; expected the questions of the task {task.name}")
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,7 +127,7 @@ def _hub_rows(rows: Any, title: str) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     iterator = iter(rows)
     while True:
-        # The library raises errors of its own, of its readers and of the network.
+        # The library raises various exceptions, e.g. of its readers and of the network.
         try:
             row = next(iterator)
         except StopIteration:

@@ -1,4 +1,4 @@
-"""From answers to scores."""
+"""Scoring the answers of a model."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ class TaskResult:
     """Scores of a model on a task.
 
     Attributes:
-        task: the task's name.
-        title: as in tables.
-        source: where the questions are from.
-        questions: how many were asked.
-        available: how many there were.
-        note: what keeps the scores from being compared with the published ones.
-        scores: by name, in per cent.
-        chance: the expected score of a guess, in per cent; None where nothing can be guessed.
-        keys: how many per cent of the right answers are A, B, …: the score of a model that always
-            says that letter.
-        no_letter: per cent of sampled answers that begin with none of the offered letters; None
-            where none were sampled.
-        cut: questions whose prompt was cut on the left, by protocol.
-        unknown_characters: characters of the prompts that the substrate lacks.
-        with_unknown: questions that have any.
+        task: name of the task.
+        title: title of the task in tables.
+        source: description of the source of the questions.
+        questions: number of questions answered.
+        available: number of questions in the source.
+        note: why the scores are not comparable with the published ones; "" if they are.
+        scores: scores by name, in per cent.
+        chance: expected score of random guessing, in per cent; None for tasks without choices.
+        keys: percentage of questions whose correct answer is A, B, …: the score of a model that
+            always answers with that letter.
+        no_letter: percentage of sampled answers that do not start with the letter of a choice; None
+            without sampled answers.
+        cut: number of questions whose prompt was cut on the left, by protocol.
+        unknown_characters: number of characters of the prompts that are not in the substrate.
+        with_unknown: number of questions with such characters.
         subjects: the papers' score by subject.
-        settings: how the questions were asked.
+        settings: settings of the evaluation.
     """
 
     task: str
@@ -76,25 +76,26 @@ class TaskResult:
 
     @property
     def papers(self) -> Score | None:
-        """The score that the papers report; None without the protocol `generate`."""
+        """The score reported in the papers; None without the protocol `generate`."""
         for name in (FIRST_LETTER, SUBSTRING, SENTENCE_BLEU):
             if name in self.scores:
                 return self.scores[name]
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return the result as a JSON object."""
         return asdict(self)
 
 
 def score(questions: QuestionSet, records: Records, settings: EvaluationSettings) -> TaskResult:
-    """Score what a model answered.
+    """Compute the scores of a model's answers.
 
     Args:
-        questions: what was asked.
-        records: for each question `answers` (texts of the runs) and `log_likelihoods` (of the
-            choices), either of which may be missing; `cut`, `cut_likelihood` and `unknown`.
-        settings: how they were asked.
+        questions: the questions.
+        records: one record per question, with `answers` (texts of the runs) and `log_likelihoods`
+            (of the choices), either of which may be missing, and `cut`, `cut_likelihood` and
+            `unknown`.
+        settings: settings of the evaluation.
     """
     scores: dict[str, Score] = {}
     extra: dict[str, Any] = {}
@@ -163,7 +164,7 @@ def _lengths(question: ChoiceQuestion) -> list[int]:
 
 
 def _right(letters: list[list[str]], questions: Sequence[ChoiceQuestion]) -> np.ndarray:
-    """100 where the letter is the key, 0 elsewhere: [questions, runs]."""
+    """Return 100 for a correct letter and 0 for others: [questions, runs]."""
     return np.array(
         [
             [100.0 * (letter == question.key) for letter in row]
@@ -184,7 +185,7 @@ def _score_reading(
     questions: Sequence[ReadingQuestion], records: Records, settings: EvaluationSettings
 ) -> dict[str, Score]:
     rules: dict[str, Callable[[str, ReadingQuestion], float]] = {
-        SUBSTRING: lambda text, q: answer_rules.holds_answer(text, q.answers[0]),
+        SUBSTRING: lambda text, q: answer_rules.contains_answer(text, q.answers[0]),
         EXACT_MATCH: lambda text, q: answer_rules.exact_match(text, q.answers),
         F1: lambda text, q: answer_rules.f1(text, q.answers),
     }
@@ -220,7 +221,7 @@ def _answers(records: Records) -> list[list[str]]:
 def _of_answers(
     records: Records, questions: Sequence[Any], rule: Callable[[str, Any], Any]
 ) -> list[list[Any]]:
-    """The rule's value for each question and run."""
+    """Return the rule's value for each question and run."""
     return [
         [rule(text, question) for text in texts]
         for texts, question in zip(_answers(records), questions, strict=True)

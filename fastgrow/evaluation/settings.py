@@ -1,4 +1,4 @@
-"""How tasks are asked."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Protocol = Literal["generate", "likelihood"]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Settings of an evaluation; the defaults are the papers' but for `document_start`.
+    """Settings of an evaluation; the defaults are the papers' except for `document_start`.
 
     Attributes:
-        protocols: `generate` samples answers, as the papers do; `likelihood` compares the choices'
-            probabilities, which a model can win without having learned the format.
-        runs: sampled answers to each question.
-        temperature: of the sampling; 0 always takes the most likely token.
-        seed: of the sampling and the bootstrap.
-        batch_size: prompts, or continuations, read at once.
-        document_start: whether prompts begin with `<s>`, as documents do in training here; the
-            papers' script gives none.
-        chunk: questions answered between two writes to the folder.
-        resamples: of the bootstrap.
+        protocols: `generate` samples answers, as in the papers; `likelihood` compares the
+            probabilities of the choices, for which a model need not know the answer format.
+        runs: number of sampled answers per question.
+        temperature: sampling temperature; 0 for greedy decoding.
+        seed: random seed of the sampling and the bootstrap.
+        batch_size: prompts or continuations per batch.
+        document_start: whether prompts start with `<s>`, as documents in training do; the papers'
+            script does not add it.
+        chunk: number of questions whose answers are saved together.
+        resamples: number of resamples of the bootstrap.
 
     Raises:
         ConfigError: a value is out of range; the message names it.
@@ -56,7 +56,7 @@ class EvaluationSettings:
             )
 
     def of_answers(self) -> dict[str, Any]:
-        """Those that the answers depend on, as a JSON object."""
+        """Return the settings that affect the answers, as a JSON object."""
         settings = asdict(self)
         del settings["resamples"]
         return settings | {"protocols": sorted(self.protocols)}

@@ -1,4 +1,4 @@
-"""Means with their uncertainty: over the papers' runs, and over the questions."""
+"""Means and their uncertainty, over runs as in the papers and over questions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Score:
     """A score in per cent.
 
     Attributes:
-        mean: over runs and questions.
-        sigma: population standard deviation of the runs' means; None where there are no runs.
-        ci: 1.96 σ / √runs, the papers' interval. It says how far sampling noise moves the mean and
-            nothing about the choice of questions.
-        low, high: the middle 95 % of bootstrap resamples of the questions; None for a score of the
-            whole set, such as corpus BLEU.
+        mean: mean over runs and questions.
+        sigma: population standard deviation of the runs' means; None if there are no runs.
+        ci: 1.96 σ / √runs, the papers' interval. It measures the uncertainty due to sampling, not
+            due to the choice of questions.
+        low, high: 95 % bootstrap interval over the questions; None for a score of the whole set,
+            such as corpus BLEU.
     """
 
     mean: float
@@ -35,25 +35,25 @@ class Score:
 
 
 def over_runs(values: np.ndarray, *, resamples: int, seed: int) -> Score:
-    """The score of values [questions, runs] in per cent."""
+    """Compute the score of values [questions, runs] in per cent."""
     low, high = bootstrap(values.mean(axis=1), resamples=resamples, seed=seed)
     return replace(of_set(values.mean(axis=0)), low=low, high=high)
 
 
 def of_set(values: np.ndarray) -> Score:
-    """The score of values [runs] in per cent, each of a whole set of answers."""
+    """Compute the score of values [runs] in per cent, each for a whole set of answers."""
     sigma = float(values.std())
     return Score(float(values.mean()), sigma, 1.96 * sigma / math.sqrt(len(values)), None, None)
 
 
 def over_questions(values: np.ndarray, *, resamples: int, seed: int) -> Score:
-    """The score of values [questions] in per cent, one for each question."""
+    """Compute the score of values [questions] in per cent, one for each question."""
     low, high = bootstrap(values, resamples=resamples, seed=seed)
     return Score(float(values.mean()), None, None, low, high)
 
 
 def bootstrap(values: np.ndarray, *, resamples: int, seed: int) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of the mean of resamples of values [questions]."""
+    """Return the 2.5 % and 97.5 % quantiles of the means of resamples of values [questions]."""
     generator = np.random.default_rng(seed)
     means = []
     for first in range(0, resamples, _BLOCK):

@@ -1,4 +1,4 @@
-"""The tasks: where their questions are, how they are asked, and how long an answer may be."""
+"""The benchmark tasks: source and prompt of their questions, and maximum length of answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastgrow.evaluation.questions import (
 
 Kind = Literal["choice", "reading", "translation"]
 
-# Of SQuAD the papers ask only questions whose first answer is this short, and so many of them.
+# The papers use only SQuAD questions whose first answer has at most this many characters.
 SQUAD_ANSWER_CHARACTERS = 8
 SQUAD_QUESTIONS = 256
 OPUS_PAIRS = 128
@@ -41,16 +41,17 @@ class Task:
     """One benchmark.
 
     Attributes:
-        name: as in `--tasks`.
-        title: as in tables.
-        kind: `choice`, `reading` or `translation`; decides the scores.
-        file: name of its JSON-lines file in a data folder.
-        hub: where the same questions are on the Hub.
-        prompt: a question's prompt.
-        parse: a question from a row and the words that say where it stands; None leaves it out.
-        new_tokens: the most tokens an answer to a question may have.
-        sample: how many questions the papers draw; None asks all.
-        note: what a reader has to know to compare scores with the published ones.
+        name: name for `--tasks`.
+        title: title in tables.
+        kind: `choice`, `reading` or `translation`; determines the scores.
+        file: default name of the JSON-lines file in a data folder.
+        hub: dataset with the same questions on the Hub.
+        prompt: function from a question to its prompt.
+        parse: function from a row and its location (for messages) to a question; None if the row is
+            to be left out.
+        new_tokens: function from a question to the maximum number of tokens of an answer.
+        sample: number of questions sampled, as in the papers; None for all.
+        note: remark on the comparison with the published scores.
     """
 
     name: str
@@ -70,7 +71,7 @@ def _letter_tokens(count: int) -> Callable[[Question], int]:
 
 
 def _answer_tokens(question: ReadingQuestion | Translation) -> int:
-    """The papers' limit: as many tokens as the answer has characters, at most 100."""
+    """Return the papers' limit: the number of characters of the gold answer, at most 100."""
     answer = question.answers[0] if isinstance(question, ReadingQuestion) else question.reference
     return max(1, min(len(answer), LONGEST_ANSWER))
 
@@ -168,13 +169,13 @@ _GROUPS = {"arc": ("arc-easy", "arc-challenge")}
 
 
 def find_tasks(name: str) -> list[Task]:
-    """The task of that name, or the tasks of a group ("arc").
+    """Return the task of that name, or the tasks of a group ("arc").
 
     Raises:
-        ConfigError: there is none; the message lists them.
+        ConfigError: the name is unknown; the message lists the names.
     """
     names = _GROUPS.get(name, (name,))
     if names[0] not in TASKS:
         known = ", ".join([*TASKS, *_GROUPS])
-        raise ConfigError(f"no task {name!r}; there are {known}")
+        raise ConfigError(f"no task {name!r}; the tasks are {known}")
     return [TASKS[one] for one in names]

@@ -1,4 +1,4 @@
-"""BLEU and chrF, as sacrebleu computes them."""
+"""BLEU and chrF, computed by sacrebleu."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastgrow.errors import ConfigError
 
 
 def require_sacrebleu() -> Any:
-    """The library.
+    """Import sacrebleu.
 
     Raises:
         ConfigError: it is not installed.
@@ -25,16 +25,16 @@ def require_sacrebleu() -> Any:
 
 
 def papers_bleu(answer: str, reference: str) -> float:
-    """The papers' BLEU of one sentence, 0 to 100: both sides in upper case, by itself a corpus."""
+    """Compute the papers' BLEU of a sentence, 0 to 100: upper case, corpus of one sentence."""
     library = require_sacrebleu()
     return float(library.corpus_bleu([answer.strip().upper()], [[reference.upper()]]).score)
 
 
 def corpus_bleu(answers: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU of a whole set, as commonly reported."""
+    """Compute the corpus BLEU of a set."""
     return float(require_sacrebleu().corpus_bleu(list(answers), [list(references)]).score)
 
 
 def corpus_chrf(answers: Sequence[str], references: Sequence[str]) -> float:
-    """chrF of a whole set, as commonly reported."""
+    """Compute the corpus chrF of a set."""
     return float(require_sacrebleu().corpus_chrf(list(answers), [list(references)]).score)

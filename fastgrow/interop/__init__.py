@@ -1,4 +1,4 @@
-"""Other people's models: as experts, and on our operations."""
+"""Interoperability with Hugging Face: models as experts, and models on fastgrow's operations."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from fastgrow.interop.hub_vocabulary import HubVocabulary
 from fastgrow.interop.patching import patch, unpatch
 from fastgrow.interop.report import PatchReport, Treated
 
-# Hugging Face's `kernels` loads our pure layers from here:
+# Folder from which Hugging Face's `kernels` loads the layers:
 # LocalLayerRepository(KERNEL_LAYERS, layer_name="RMSNorm").
 KERNEL_LAYERS = Path(__file__).resolve().parent / "kernel_layers"
 

@@ -1,4 +1,4 @@
-"""What patched modules and pure layers share."""
+"""Helper functions of the patched modules and of the layers for `kernels`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fastgrow import ops
 
 
 def cast_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm whose weight multiplies what has been rounded to the input's dtype.
+    """Compute RMS norm as Llama does: round to the input's dtype, then multiply by the weight.
 
-    With a weight of that dtype too, `ops.rms_norm` rounds once where this is defined to round
-    twice. With another (norms kept in float32 under half-precision layers) the result has the
-    wider dtype of the two.
+    If the weight has the dtype of the input, `ops.rms_norm` is called, which rounds once instead of
+    twice. Otherwise (e.g. norms kept in float32 in a half-precision model) the result has the wider
+    of the two dtypes.
 
     Args:
-        x: [..., d].
-        weight: [d].
+        x: input, [..., d].
+        weight: weight, [d].
         eps: added to the mean square.
     """
     if weight.dtype == x.dtype:
@@ -26,10 +26,10 @@ def cast_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is no more than its class makes it.
+    """Whether a layer is exactly of class `kind`, without hooks and without a replaced forward.
 
-    An adapter or a quantised layer in its place, a hook or a forward of its own would be passed by
-    if its weight were read, or its function computed, and the layer not called.
+    Only then can an operation use the layer's weight or compute its function without calling the
+    layer: adapters, quantized layers, hooks and a replaced forward would otherwise have no effect.
     """
     return type(layer) is kind and not (
         layer._forward_hooks

@@ -1,4 +1,4 @@
-"""Causal language models of Hugging Face's transformers as experts."""
+"""`HubExpert`: a causal language model of Hugging Face transformers as an expert."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastgrow.interop.hub_vocabulary import HubVocabulary
 
 
 class HubCache:
-    """transformers' cache, with the room that it may take."""
+    """A cache of transformers with a maximum length."""
 
     def __init__(self, keys_and_values: Any, max_len: int) -> None:
         self.keys_and_values = keys_and_values
@@ -22,31 +22,31 @@ class HubCache:
 
     @property
     def length(self) -> int:
-        """Tokens read so far."""
+        """Number of tokens so far."""
         return int(self.keys_and_values.get_seq_length())
 
     def repeated(self, times: int) -> HubCache:
-        """A copy with each sequence `times` times."""
+        """Return a copy in which each sequence is repeated `times` times."""
         keys_and_values = copy.copy(self.keys_and_values)
-        # Repeating gives a layer new tensors, so that the original keeps its own.
+        # batch_repeat_interleave assigns new tensors to a layer, so the layers are copied first.
         keys_and_values.layers = [copy.copy(layer) for layer in self.keys_and_values.layers]
         keys_and_values.batch_repeat_interleave(times)
         return HubCache(keys_and_values, self.max_len)
 
 
 class HubExpert(CallableExpert):
-    """A causal language model of transformers, such as `GPT2LMHeadModel`, as a `LanguageModel`.
+    """Wraps a causal language model of transformers, such as `GPT2LMHeadModel`, as an expert.
 
-    It reads on from transformers' own cache of keys and values.
+    Generation uses transformers' cache of keys and values.
 
     Args:
-        model: the model, as `AutoModelForCausalLM` gives it.
-        tokenizer: its tokenizer, so that text can be read and written, and experts whose
-            vocabularies differ are refused with what differs; without it V alone is compared.
+        model: the model, e.g. from `AutoModelForCausalLM`.
+        tokenizer: its tokenizer. It is required for text input and output, and lets an ensemble
+            compare vocabularies token by token; without it only V is compared.
 
     Raises:
-        ConfigError: the model has no head over a vocabulary, or doesn't say how long its context
-            is.
+        ConfigError: the model has no head over a vocabulary, or its configuration has no
+            max_position_embeddings.
     """
 
     def __init__(self, model: Any, tokenizer: Any | None = None) -> None:
@@ -65,30 +65,30 @@ class HubExpert(CallableExpert):
         size = head.weight.shape[0]
         vocabulary = None if tokenizer is None else HubVocabulary(tokenizer, size)
         super().__init__(model, vocab_size=size, max_seq_len=context, vocabulary=vocabulary)
-        self._cuts = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._has_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, ids: Tensor, cache: Any | None = None, *, last_only: bool = False) -> Tensor:
-        """Logits [B, T, V], or [B, 1, V] for `last_only`, after each of ids [B, T].
+        """Return logits [B, T, V] for ids [B, T], or [B, 1, V] with `last_only`.
 
         Raises:
-            ArgumentError: more tokens than max_seq_len or than the cache holds.
+            ArgumentError: there are more tokens than max_seq_len or than the cache can hold.
         """
-        before, room = (0, self.max_seq_len) if cache is None else (cache.length, cache.max_len)
-        if before + ids.shape[1] > min(room, self.max_seq_len):
+        before, limit = (0, self.max_seq_len) if cache is None else (cache.length, cache.max_len)
+        if before + ids.shape[1] > min(limit, self.max_seq_len):
             raise ArgumentError(
-                f"HubExpert: reads at most {min(room, self.max_seq_len)} tokens, "
+                f"HubExpert: accepts at most {min(limit, self.max_seq_len)} tokens, "
                 f"got {ids.shape[1]} after {before}"
             )
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             options["past_key_values"] = cache.keys_and_values
-        if last_only and self._cuts:
+        if last_only and self._has_logits_to_keep:
             options["logits_to_keep"] = 1
         logits: Tensor = self.call(ids, **options).logits
         return logits[:, -1:] if last_only else logits
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> Any:
-        """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
+        """Return an empty cache for `batch_size` sequences of `max_len` (max_seq_len) tokens."""
         from transformers import DynamicCache
 
         model: Any = self.call

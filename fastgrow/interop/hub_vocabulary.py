@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer of transformers, with what models ask of a substrate."""
+"""`HubVocabulary`: a tokenizer of transformers with the interface of a substrate."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class HubVocabulary:
-    """A tokenizer of transformers as a `SubstrateLike` without vectors.
+    """Wraps a tokenizer of transformers as a `SubstrateLike` without token vectors.
 
     Args:
-        tokenizer: as `AutoTokenizer` gives it.
+        tokenizer: the tokenizer, e.g. from `AutoTokenizer`.
         size: V, at least the tokenizer's number of entries; heads are often padded to a round
-            number. The tokenizer's own number without.
+            number. Default: the tokenizer's number of entries.
 
     Raises:
-        ConfigError: the tokenizer has ids beyond `size`, or no token that ends a text.
+        ConfigError: the tokenizer has an id of `size` or more, or no eos_token.
     """
 
     def __init__(self, tokenizer: Any, size: int | None = None) -> None:
@@ -39,11 +39,11 @@ class HubVocabulary:
                 f"{self._size:,} entries"
             )
         if tokenizer.eos_token_id is None:
-            raise ConfigError("the tokenizer has no token that ends a text (eos_token)")
+            raise ConfigError("the tokenizer has no token for the end of a text (eos_token)")
         self.tokens: list[str | None] = [None] * self._size
-        for token, place in ids.items():
-            self.tokens[place] = token
-        # What tokenizers lack, their end of text stands in for: GPT-2 has nothing else.
+        for token, index in ids.items():
+            self.tokens[index] = token
+        # GPT-2 has no other special token: eos_id replaces missing ids.
         self.eos_id = int(tokenizer.eos_token_id)
         self.bos_id = self.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -56,65 +56,67 @@ class HubVocabulary:
 
     @property
     def n_embed(self) -> int:
-        """There are no vectors."""
+        """0, since there are no token vectors."""
         return 0
 
     @property
     def table(self) -> np.ndarray[Any, Any]:
-        """There are no vectors, [V, 0]."""
+        """Empty array [V, 0], since there are no token vectors."""
         return np.zeros((self._size, 0), np.float32)
 
     @property
     def n_characters(self) -> np.ndarray[Any, Any]:
-        """Characters that begin in each token, int32 [V]; special tokens have none.
+        """Number of characters that start in each token, int32 [V]; 0 for special tokens.
 
-        A token of a byte-level vocabulary may end within a character: counting the first byte of
-        each makes the sum over a text exact.
+        A token of a byte-level vocabulary may end inside a character. Counting the first byte of
+        each character makes the sum over a text exact.
         """
         special = set(self.tokenizer.all_special_ids)
         byte_level = self._is_byte_level()
         return np.array(
             [
-                0 if token is None or place in special else _characters(token, byte_level)
-                for place, token in enumerate(self.tokens)
+                0 if token is None or index in special else _characters(token, byte_level)
+                for index, token in enumerate(self.tokens)
             ],
             np.int32,
         )
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids, without special tokens."""
+        """Encode a text, without special tokens."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     def encode_batch(self, texts: list[str], *, unknown: Any = "error") -> list[list[int]]:
-        """Texts to ids, without special tokens; the tokenizer decides about unknown text."""
+        """Encode texts, without special tokens; `unknown` is ignored."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text, special tokens left out."""
+        """Decode ids to text, without special tokens."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def difference(self, other: HubVocabulary) -> str:
-        """What differs between two vocabularies, "" if nothing does."""
+        """Describe the first difference between two vocabularies; "" if they are equal."""
         if len(self) != len(other):
             return f"{len(self):,} entries against {len(other):,}"
-        for place, (mine, theirs) in enumerate(zip(self.tokens, other.tokens, strict=True)):
-            if mine != theirs:
-                return f"id {place} is {mine!r} against {theirs!r}"
+        for index, (token, other_token) in enumerate(zip(self.tokens, other.tokens, strict=True)):
+            if token != other_token:
+                return f"id {index} is {token!r} against {other_token!r}"
         for name in ("bos_id", "eos_id"):
-            mine_id, their_id = getattr(self, name), getattr(other, name)
-            if mine_id != their_id:
-                return f"{name} is {mine_id} against {their_id}"
+            token_id, other_id = getattr(self, name), getattr(other, name)
+            if token_id != other_id:
+                return f"{name} is {token_id} against {other_id}"
         return ""
 
     def save(self, path: Path) -> object:
-        """Not here: such models are saved by transformers.
+        """Not supported: use the tokenizer's `save_pretrained`.
 
         Raises:
             ArgumentError: always.
         """
-        raise ArgumentError(f"{path}: save a tokenizer of transformers with its save_pretrained")
+        raise ArgumentError(
+            f"{path}: a HubVocabulary cannot be saved; use the tokenizer's save_pretrained"
+        )
 
     def _is_byte_level(self) -> bool:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -122,7 +124,7 @@ class HubVocabulary:
 
 
 def _characters(token: str, byte_level: bool) -> int:
-    """How many characters begin in a token."""
+    """Count the characters that start in a token."""
     byte = _BYTE.fullmatch(token)
     if byte:
         return int(_begins(int(byte[1], 16)))
@@ -132,16 +134,19 @@ def _characters(token: str, byte_level: bool) -> int:
 
 
 def _begins(byte: int) -> bool:
-    """Whether a character in UTF-8 begins with this byte."""
+    """Whether this byte is the first byte of a character in UTF-8."""
     return byte & 0xC0 != 0x80
 
 
 def _bytes_of_letters() -> dict[str, int]:
-    """Byte-level vocabularies write a byte that is no visible Latin-1 letter as one from U+0100."""
+    """Map the letters of byte-level vocabularies to bytes.
+
+    These write a byte that is not a visible Latin-1 character as a letter from U+0100 on.
+    """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     letters = {chr(byte): byte for byte in visible}
-    return letters | {chr(0x100 + place): byte for place, byte in enumerate(hidden)}
+    return letters | {chr(0x100 + index): byte for index, byte in enumerate(hidden)}
 
 
 _BYTE_OF = _bytes_of_letters()

@@ -1,9 +1,10 @@
-"""Other projects' models on our operations, in place.
+"""`patch` and `unpatch`: run Hugging Face models on `fastgrow.ops`, in place.
 
-A module is patched by giving it a subclass of its own class whose `forward` calls the operation:
-its parameters, buffers, hooks and name stay the objects they were, `isinstance` still holds, and
-copies and pickles work as before. Unpatching gives it its class back. Attention is not a module of
-its own there but a function that transformers looks up by name; the model is given ours.
+Patching a module changes its `__class__` to a subclass whose `forward` calls the operation. Its
+parameters, buffers, hooks and name are not changed, `isinstance` still holds, and copies and
+pickles work as before. Unpatching restores the original class. Attention is not a separate module
+in transformers but a function that is looked up by name; patching sets the name of fastgrow's
+function in the model's configuration.
 """
 
 from __future__ import annotations
@@ -21,32 +22,32 @@ from fastgrow.interop.report import PatchReport, State, Treated
 if TYPE_CHECKING:
     from fastgrow.interop.hf.family import Family
 
-# Base classes of the models we know, by their full names: transformers is not imported to look.
+# Base classes of the supported models, by full name so that transformers need not be imported.
 _FAMILIES = {
     "transformers.models.gpt2.modeling_gpt2.GPT2PreTrainedModel": "gpt2",
     "transformers.models.gpt_neox.modeling_gpt_neox.GPTNeoXPreTrainedModel": "gpt_neox",
     "transformers.models.llama.modeling_llama.LlamaPreTrainedModel": "llama",
 }
-# The oldest that is tested. Before 5.4 mask functions were told positions in the cache in place of
-# lengths, and models named their parts otherwise.
+# The oldest tested version. Before 5.4 mask functions were called with cache positions instead of
+# lengths, and the models' submodules had other names.
 _OLDEST_TRANSFORMERS = (5, 17)
 
 
 def patch(model: nn.Module, *, loss: bool = False) -> PatchReport:
-    """Let a Hugging Face GPT-2, GPT-NeoX or Llama model run on `fastgrow.ops`, in place.
+    """Make a Hugging Face GPT-2, GPT-NeoX or Llama model use `fastgrow.ops`, in place.
 
-    Attention, norms, feed-forward layers and, where asked for, the loss are swapped; parameters,
-    state dict and outputs stay. A module whose forward or children are not those that transformers
-    gave it (adapters, quantised weights) is skipped, also when they change after patching. Models
-    may be inside other modules. A model we do not know is left as it is.
+    Attention, norms, feed-forward layers and, with `loss=True`, the loss are replaced. Parameters,
+    state dict and outputs stay the same. A module whose forward or children are not the original
+    ones of transformers (adapters, quantized weights) is skipped, even if they change after
+    patching. The models may be submodules of `model`. Other models are not changed.
 
     Args:
-        model: the model, or a module that holds some.
-        loss: take the loss of a causal language model without its logits. With `labels` its output
-            has `logits=None` then; without, nothing changes.
+        model: the model, or a module that contains models.
+        loss: whether to compute the loss of a causal language model without its logits. A call with
+            `labels` then returns `logits=None`; calls without `labels` do not change.
 
     Returns:
-        What was swapped, what was skipped, and why.
+        The modules that were replaced or skipped, and the reasons.
 
     Raises:
         ArgumentError: `model` is not a module.
@@ -65,13 +66,13 @@ def patch(model: nn.Module, *, loss: bool = False) -> PatchReport:
 
 
 def unpatch(model: nn.Module) -> PatchReport:
-    """Undo `patch`: every module gets its own forward back.
+    """Undo `patch`: restore the original forward of every module.
 
     Args:
-        model: a model, patched or not, or a module that holds some.
+        model: a model, patched or not, or a module that contains models.
 
     Returns:
-        What was restored.
+        The modules that were restored.
 
     Raises:
         ArgumentError: `model` is not a module.
@@ -104,7 +105,7 @@ def _too_old() -> str:
 
 
 def _known_models(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Name, model and family of the outermost models in a module that we know."""
+    """Yield name, model and family of the outermost supported models in a module."""
     covered: set[int] = set()
     for name, module in model.named_modules():
         if id(module) in covered:
@@ -123,14 +124,14 @@ def _load(family: str) -> Family:
 
 
 def _patch_model(root: nn.Module, family: Family, loss: bool) -> Iterator[_Found]:
-    from fastgrow.interop.hf.attention import take_attention
+    from fastgrow.interop.hf.attention import patch_attention
     from fastgrow.interop.hf.family import original_of
 
-    attention_state, attention_note = take_attention(root, family)
+    attention_state, attention_note = patch_attention(root, family)
     for name, module in root.named_modules():
         if isinstance(module, family.attention):
             yield "attention", module, name, attention_state, attention_note
-        for part, layer, note in family.left_alone:
+        for part, layer, note in family.not_replaced:
             if isinstance(module, layer):
                 yield part, module, name, "skipped", note
         done = original_of(module)
@@ -142,7 +143,7 @@ def _patch_model(root: nn.Module, family: Family, loss: bool) -> Iterator[_Found
                 continue
             reason = replacement.obstacle_in(module)
             if not reason and replacement.part == "loss" and not loss:
-                reason = "only where asked for: patch(model, loss=True)"
+                reason = "only with patch(model, loss=True)"
             if reason:
                 yield replacement.part, module, name, "skipped", reason
             else:
@@ -174,7 +175,7 @@ def _report(model: nn.Module, found: Iterable[_Found]) -> PatchReport:
 
 
 def _class_name(module: nn.Module) -> str:
-    """The class's name as its own project knows it."""
+    """Return the name of the original class, also for a patched module."""
     return getattr(type(module), "original_name", type(module).__name__)
 
 

@@ -1,4 +1,4 @@
-"""What `patch` and `unpatch` did to a model."""
+"""The report of `patch` and `unpatch`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ State = Literal["swapped", "already swapped", "skipped", "restored"]
 
 @dataclass(frozen=True)
 class Treated:
-    """Modules of one class that were treated alike.
+    """Modules of one class with the same result.
 
     Args:
-        part: what they are in the model: `attention`, `norm`, `mlp`, `loss`, `rotary` or `model`.
-        layer: their class.
-        state: what was done.
-        note: which operation they run on now, or why they were left alone.
+        part: their role in the model: `attention`, `norm`, `mlp`, `loss`, `rotary` or `model`.
+        layer: name of their class.
+        state: what `patch` or `unpatch` did.
+        note: the operation that they use now, or the reason why they were skipped.
         names: their names in the model.
     """
 
@@ -29,11 +29,11 @@ class Treated:
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was done to each part of a model and why; `str()` of it is a table.
+    """What `patch` or `unpatch` did to each part of a model; `str()` returns a table.
 
     Args:
-        model: the model's class.
-        treated: in the order of the model's layers.
+        model: name of the model's class.
+        treated: results in the order of the model's modules.
     """
 
     model: str
@@ -41,17 +41,17 @@ class PatchReport:
 
     @property
     def swapped(self) -> int:
-        """Modules that run on our operations since this call."""
+        """Number of modules that this call replaced."""
         return self._count("swapped")
 
     @property
     def skipped(self) -> int:
-        """Modules that might have been swapped and were not."""
+        """Number of modules that were skipped."""
         return self._count("skipped")
 
     @property
     def restored(self) -> int:
-        """Modules that `unpatch` gave their own forward back."""
+        """Number of modules that `unpatch` restored."""
         return self._count("restored")
 
     def __str__(self) -> str:

@@ -209,7 +209,7 @@ def test_a_protocol_alone_and_a_source_of_ones_own(capsys, folder: Path) -> None
     ("arguments", "words"),
     [
         (["{deep}"], "nothing to evaluate on: give texts, or tasks by --tasks"),
-        (["{deep}", "--tasks", "mmul", "--data", "{data}"], "no task 'mmul'; there are mmlu"),
+        (["{deep}", "--tasks", "mmul", "--data", "{data}"], "no task 'mmul'; the tasks are mmlu"),
         (["{deep}", "--tasks", ","], "--tasks names no task"),
         (["{deep}", "--tasks", "mmlu", "--data", "/absent"], "/absent: no such folder"),
         (["{deep}", "--tasks", "openbookqa", "--data", "{data}"], "openbookqa_test.jsonl: no such"),

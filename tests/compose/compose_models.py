@@ -1,4 +1,4 @@
-"""Small decoders with opinions, for the tests of this folder."""
+"""Small decoders with distinct predictions, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def make_decoder(
     table: Tensor | None = None,
     **config: Any,
 ) -> Decoder:
-    """A decoder with random weights, its head enlarged so that it prefers some tokens."""
+    """Return a decoder with random weights and a scaled-up head, so that it prefers some tokens."""
     if substrate is not None:
         config.setdefault("vocab_size", len(substrate))
-    # The head is enlarged from small weights: from those that fit so narrow a model the opinions
-    # would be certainties, whose logarithms are lost in float32.
+    # The head is scaled up from small weights. From the usual initialization of so narrow a model
+    # the probabilities would be so close to 0 and 1 that float32 could not represent their logs.
     config = {"max_seq_len": 24, "init_std": 0.02, **config}
     shape = DecoderConfig(d_model=d_model, n_layer=n_layer, n_head=2, **config)
     generator = torch.Generator().manual_seed(seed)
@@ -38,7 +38,7 @@ def make_decoder(
 
 
 def random_text(substrate: Substrate, seed: int, *, batch: int = 3, length: int = 16) -> Tensor:
-    """Ids [B, T] with documents that end and begin in their midst."""
+    """Return ids [B, T] in which documents end and start within the rows."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, len(substrate), (batch, length), generator=generator)
     ids[:, 0] = substrate.bos_id

@@ -1,4 +1,4 @@
-"""Substrates that the tests of this folder share; building one takes seconds."""
+"""Shared substrates for the tests of this folder, since building one takes seconds."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def twin_substrate() -> Substrate:
 
 @pytest.fixture(scope="session")
 def other_substrate() -> Substrate:
-    """As many tokens, one of them another."""
+    """A substrate of the same size in which one token differs."""
     return Substrate.build(characters=CHARACTERS.replace("母", "好"), n_components=16, n_ngrams=0)

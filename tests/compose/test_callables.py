@@ -1,4 +1,4 @@
-"""Functions that give logits as experts."""
+"""Functions that return logits as experts."""
 
 from __future__ import annotations
 
@@ -96,18 +96,18 @@ def test_a_module_is_moved_and_trained_with_the_expert() -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 5), (3, 3, 5)])
 def test_wrong_logits_are_named(shape: tuple[int, ...]) -> None:
     guest = CallableExpert(lambda ids: torch.zeros(shape), vocab_size=5, max_seq_len=3)
-    with pytest.raises(ArgumentError, match=r"must give logits of shape \[2, 3, 5\], got"):
+    with pytest.raises(ArgumentError, match=r"must return logits of shape \[2, 3, 5\], got"):
         guest(torch.zeros(2, 3, dtype=torch.int64))
 
 
-def test_what_is_no_tensor_is_named() -> None:
+def test_a_result_that_is_no_tensor_is_named() -> None:
     guest = CallableExpert(lambda ids: [1.0], vocab_size=5, max_seq_len=3)
     with pytest.raises(ArgumentError, match="got list"):
         guest(torch.zeros(2, 3, dtype=torch.int64))
 
 
 def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ensemble compares it with where the tensors of other experts are."""
+    """An ensemble compares it with the devices of the other experts."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     places = {"cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu", "meta": "meta"}
@@ -118,7 +118,7 @@ def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPat
 
 def test_too_long_a_text_is_refused(pair) -> None:
     _, guest = pair
-    with pytest.raises(ArgumentError, match="reads at most 24 tokens, got 25"):
+    with pytest.raises(ArgumentError, match="accepts at most 24 tokens, got 25"):
         guest(torch.zeros(1, 25, dtype=torch.int64))
 
 

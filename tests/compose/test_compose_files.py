@@ -1,4 +1,4 @@
-"""Ensembles on disk: the same numbers come back, one table for all, and damage is named."""
+"""Saving and loading ensembles: equal results, one shared table, errors for damaged files."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_load_shares_a_substrate_and_casts(
     loaded = fg.load(tmp_path / "duo", substrate=substrate, dtype=torch.float64)
     assert loaded.substrate is substrate
     assert {p.dtype for p in loaded.parameters()} == {torch.float64}
-    with pytest.raises(CheckpointError, match="experts stand on a substrate of fingerprint"):
+    with pytest.raises(CheckpointError, match="experts use the substrate with fingerprint"):
         fg.load(tmp_path / "duo", substrate=other_substrate)
 
 
@@ -230,7 +230,7 @@ def test_missing_and_unknown_folders_are_named(duo: Ensemble, tmp_path: Path) ->
             "expert 'русский' has no weight",
         ),
         (lambda c: c["config"].update(experts="zh"), "'experts' is missing or not a list"),
-        (lambda c: c["config"].update(experts=["zh", "de"]), "expert 'de', but not its files"),
+        (lambda c: c["config"].update(experts=["zh", "de"]), "expert 'de', but not the checksum"),
         (lambda c: c["config"].update(experts=["zh", "zh"]), "the expert 'zh' twice"),
         (lambda c: c.update(format=99), "format 99"),
         (lambda c: c.pop("sha256"), "'sha256' is missing"),

@@ -1,4 +1,4 @@
-"""A student against what its teacher says, from the definition and over a training."""
+"""The distillation loss against its definition, and whole distillation runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compose_models import make_decoder, random_text
 from torch import Tensor
 
 from fastgrow.compose import Adapter, Ensemble, Mean, Posterior, Weighted, distill, load
-from fastgrow.compose.distill import _Pupil
+from fastgrow.compose.distill import _Distillation
 from fastgrow.errors import ConfigError
 from fastgrow.substrate import Substrate
 from fastgrow.training import TextData, TrainConfig, Trainer
@@ -52,7 +52,7 @@ def test_the_loss_is_the_definition_s(rule: Any, temperature: float, substrate: 
         torch.nn.init.normal_(teacher.adapter.up.weight)
     ids = random_text(substrate, 0)
     targets = ids.roll(-1, 1).masked_fill(ids == substrate.pad_id, -100)
-    pupil = _Pupil(student, teacher, temperature, truth=0.25).train()
+    pupil = _Distillation(student, teacher, temperature, truth=0.25).train()
     loss = pupil.loss(ids, targets)
     divergence = from_the_definition(teacher, student, ids, targets != -100, temperature)
     expected = 0.75 * divergence + 0.25 * student.loss(ids, targets)
@@ -60,11 +60,11 @@ def test_the_loss_is_the_definition_s(rule: Any, temperature: float, substrate: 
     gradient = torch.autograd.grad(loss, student.lm_head.weight)[0]
     wanted = torch.autograd.grad(expected, student.lm_head.weight)[0]
     torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
-    # Validation measures the student itself.
+    # In evaluation mode it is the student's cross-entropy.
     torch.testing.assert_close(pupil.eval().loss(ids, targets), student.loss(ids, targets))
 
 
-def test_a_student_comes_nearer_to_its_teacher(substrate: Substrate, data: TextData) -> None:
+def test_a_student_approaches_its_teacher(substrate: Substrate, data: TextData) -> None:
     teacher = make_teacher(substrate, dtype=torch.float32)
     student = make_decoder(substrate, 9, dtype=torch.float32)
     before = [p.detach().clone() for p in teacher.parameters()]
@@ -104,7 +104,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     saved = load(tmp_path / "killed" / "model", substrate=substrate)
     assert torch.equal(saved.lm_head.weight, whole["lm_head.weight"])  # type: ignore[union-attr]
-    # A finished run is taken as it is.
+    # A finished run is not repeated.
     assert all(torch.equal(whole[n], t) for n, t in run(tmp_path / "killed").items())
 
 

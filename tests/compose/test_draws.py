@@ -1,4 +1,4 @@
-"""Tokens drawn from the experts against the merged distribution that was not formed."""
+"""Tokens drawn without the merged distribution follow the merged distribution."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SETTINGS: list[tuple[dict[str, Any], Cut]] = [
 
 
 def make(substrate: Substrate, rule: Rule, *, foreign: bool = False) -> Ensemble:
-    """Three experts of different size who disagree without being sure."""
+    """Three experts of different size that disagree, none with high confidence."""
     models: dict[str, Any] = {
         "ru": make_decoder(substrate, 1, init_std=0.2),
         "zh": make_decoder(substrate, 2, d_model=16, n_layer=2, init_std=0.3),
@@ -86,7 +86,7 @@ def sampler(seed: int = 0, **settings: Any) -> Sampler:
 
 @torch.no_grad()
 def draws(ensemble: Ensemble, prompt: Tensor, *samplers: Sampler) -> list[Tensor]:
-    """The next token in ROWS copies of a prompt, as each sampler has it."""
+    """The next token in ROWS copies of a prompt, drawn by each sampler."""
     ids = prompt.expand(ROWS, -1)
     read = ensemble.new_cache(ROWS)
     ensemble(ids[:, :-1], read, last_only=True)
@@ -100,7 +100,7 @@ def draws(ensemble: Ensemble, prompt: Tensor, *samplers: Sampler) -> list[Tensor
 
 
 def surprise(drawn: Tensor, p: Tensor) -> float:
-    """Pearson's χ² in standard deviations above its mean; tokens expected rarely are one class."""
+    """Pearson's χ² in standard deviations above its mean; rare tokens are one class."""
     counts = torch.bincount(drawn, minlength=len(p)).double()
     expected = p.double() * len(drawn)
     common = expected >= 8
@@ -122,7 +122,7 @@ def prompt(substrate: Substrate) -> Tensor:
 
 @torch.no_grad()
 def predicted(ensemble: Ensemble, prompt: Tensor) -> Tensor:
-    """The merged logits [V] of the next token, formed."""
+    """The merged logits [V] of the next token."""
     rows = ROWS if isinstance(ensemble.rule, PerRequest) else 1
     merged: Tensor = ensemble(prompt.expand(rows, -1), last_only=True)[0, -1]
     return merged
@@ -130,14 +130,14 @@ def predicted(ensemble: Ensemble, prompt: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["decoders", "foreign"])
 @pytest.mark.parametrize("rule", MIXTURES, ids=str)
-def test_a_mixture_is_drawn_from_as_it_is(
+def test_a_mixture_is_sampled_without_changes(
     rule: Rule, foreign: bool, substrate: Substrate, prompt: Tensor
 ) -> None:
     ensemble = make(substrate, rule, foreign=foreign)
     p = predicted(ensemble, prompt).exp()
     drawn, again, otherwise = draws(ensemble, prompt, sampler(), sampler(), sampler(seed=1))
     assert surprise(drawn, p) < 4
-    # So many draws tell the mixture from its neighbours.
+    # This many draws distinguish the mixture from similar distributions.
     for name, model in ensemble.experts.items():
         assert surprise(drawn, model(prompt)[0, -1].detach().softmax(-1)) > 8, name
     assert surprise(drawn, predicted(make(substrate, Mean()), prompt).softmax(-1)) > 8
@@ -146,7 +146,7 @@ def test_a_mixture_is_drawn_from_as_it_is(
 
 
 @pytest.mark.parametrize("rule", SUMS, ids=lambda rule: rule.kind)
-def test_a_sum_is_drawn_from_as_it_is(rule: Rule, substrate: Substrate, prompt: Tensor) -> None:
+def test_a_sum_is_sampled_without_changes(rule: Rule, substrate: Substrate, prompt: Tensor) -> None:
     ensemble = make(substrate, rule, foreign=isinstance(rule, Weighted | PerRequest))
     logits = predicted(ensemble, prompt)
     ways = [sampler(**settings) for settings, _ in SETTINGS]
@@ -171,7 +171,7 @@ def test_a_mixture_is_formed_where_the_settings_change_it(
 
 
 def test_the_weights_are_those_of_each_text(substrate: Substrate) -> None:
-    """In one batch, a text that one expert explains and a text that the other does."""
+    """One batch with a text that one expert predicts well and a text that the other does."""
     ensemble = make(substrate, Posterior())
     texts = [substrate.encode(text) for text in ("абвгдаб", "hgfedch")]
     ids = torch.tensor([[substrate.bos_id, *text] for text in texts])
@@ -185,8 +185,8 @@ def test_the_weights_are_those_of_each_text(substrate: Substrate) -> None:
     assert surprise(first, merged[1]) > 8
 
 
-def test_rows_are_drawn_apart_whichever_expert_speaks(substrate: Substrate) -> None:
-    """Equal experts at equal places: tokens coincide by chance alone."""
+def test_rows_are_drawn_independently_whichever_expert_is_drawn(substrate: Substrate) -> None:
+    """With equal experts and equal rows, tokens coincide only by chance."""
     model = make_decoder(substrate, 1)
     with torch.no_grad():
         model.lm_head.weight.zero_()
@@ -245,7 +245,7 @@ def test_experts_of_two_dtypes(substrate: Substrate, prompt: Tensor) -> None:
         assert torch.equal(text, Ensemble(models, rule).generate(prompt, max_new_tokens=5, seed=2))
 
 
-def test_nothing_to_draw_from_is_an_error(substrate: Substrate, prompt: Tensor) -> None:
+def test_nan_in_all_experts_is_an_error(substrate: Substrate, prompt: Tensor) -> None:
     for rule, what in (
         (Mean(), "logits"),
         (ProbabilityMean(), "logits"),
@@ -254,6 +254,6 @@ def test_nothing_to_draw_from_is_an_error(substrate: Substrate, prompt: Tensor) 
         ensemble = make(substrate, rule)
         for model in ensemble.experts.values():
             torch.nn.init.constant_(model.lm_head.weight, math.nan)
-        expected = f"row 0 has no distribution to draw from; its {what}"
+        expected = f"row 0.* {what}"
         with pytest.raises(ArgumentError, match=expected):
             ensemble.generate(prompt, max_new_tokens=2)

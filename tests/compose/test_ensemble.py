@@ -50,7 +50,7 @@ each_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 
 
 class Guest:
-    """A language model that is no torch module."""
+    """A language model that is not a torch module."""
 
     def __init__(self, model: Decoder) -> None:
         self.model = model
@@ -112,7 +112,7 @@ def test_nothing_read_gives_nothing(
 
 
 def shifted(ids: Tensor, substrate: Substrate) -> Tensor:
-    """Each token's successor as evaluation makes targets of it; the last one is invented."""
+    """Each token's successor as its target, as in evaluation; the last one is arbitrary."""
     targets = torch.cat([ids[:, 1:], ids[:, 1:2]], dim=1)
     silent = (targets == substrate.bos_id) | (targets == substrate.pad_id)
     return targets.masked_fill(silent, -100)
@@ -204,7 +204,7 @@ def test_loss_under_a_rule_of_another_family(
     torch.testing.assert_close(Ensemble(experts, Loudest()).loss(ids, targets), expected, **EXACT)
 
 
-def test_an_expert_without_a_say_is_not_run_for_a_loss(
+def test_an_expert_of_weight_zero_is_not_run_for_a_loss(
     experts: dict[str, Decoder], ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ensemble = Ensemble(experts, Weighted({"ru": 1, "zh": 0, "en": 0}))
@@ -331,7 +331,7 @@ def test_a_cache_of_an_expert_that_cannot_repeat_is_not_repeated(
     assert repeat_cache(ensemble.new_cache(1), 2) is None
 
 
-def test_a_cache_knows_what_it_was_made_for(
+def test_a_cache_is_checked_against_the_ensemble(
     experts: dict[str, Decoder], ids: Tensor, substrate: Substrate
 ) -> None:
     ensemble = Ensemble(experts)
@@ -465,11 +465,11 @@ def test_experts_that_do_not_fit_are_refused(
     larger = make_decoder(None, 8, vocab_size=40, embedding="trainable")
     with pytest.raises(ConfigError, match=f"'de' has a vocabulary of 40.*one of {len(substrate)}"):
         ensemble.add("de", larger)
-    with pytest.raises(ConfigError, match="'de' is a Linear and not a language model: it lacks"):
+    with pytest.raises(ConfigError, match="'de' is a Linear and not a language model: it has"):
         ensemble.add("de", nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'de' is on meta, expert 'ru' on cpu"):
         ensemble.add("de", make_decoder(substrate, 8).to("meta"))
-    with pytest.raises(ConfigError, match="contains the ensemble that it is to join"):
+    with pytest.raises(ConfigError, match="contains the ensemble that it would be added to"):
         ensemble.add("de", Ensemble({"inner": ensemble}))
     assert ensemble.names == ("ru", "zh", "en")
 
@@ -541,7 +541,7 @@ def test_parameters_are_counted_once(experts: dict[str, Decoder], substrate: Sub
     assert ensemble.num_parameters(active=True, include_table=False) == parts[2] + parts[3]
 
 
-def test_gradients_reach_what_is_active(
+def test_gradients_reach_the_active_parameters(
     experts: dict[str, Decoder], ids: Tensor, substrate: Substrate
 ) -> None:
     experts["ru"].requires_grad_(False)
@@ -577,14 +577,14 @@ def test_state_dict_round_trip(experts: dict[str, Decoder], ids: Tensor) -> None
     assert torch.equal(duplicate(ids), ensemble(ids))
 
 
-def test_two_experts_alike_share_the_say_for_ever(experts: dict[str, Decoder], ids: Tensor) -> None:
+def test_the_weights_of_equal_experts_stay_equal(experts: dict[str, Decoder], ids: Tensor) -> None:
     twins = Ensemble({"a": experts["ru"], "b": experts["ru"]}, Posterior({"a": 1, "b": 9}))
     torch.testing.assert_close(twins(ids), experts["ru"](ids).log_softmax(-1), **EXACT)
 
 
 @pytest.fixture(scope="module")
 def specialists(substrate: Substrate) -> dict[str, Decoder]:
-    """One decoder that has seen Cyrillic alone, and one that has seen Latin."""
+    """One decoder trained on Cyrillic text only, and one trained on Latin text."""
     trained = {}
     for name, text in (("ru", "абвгд ежз абвгд ежз"), ("en", "abcd efgh. abcd efg")):
         model = make_decoder(substrate, 5, dtype=torch.float32)
@@ -614,7 +614,7 @@ def test_an_expert_wins_on_its_own_text(
     together = posterior.evaluate(both).bits_per_character
     for model in specialists.values():
         assert together < Ensemble({"one": model}).evaluate(both).bits_per_character
-    # Each document begins anew: the second costs no more for coming after the first.
+    # The weights restart at each document: the second costs no more after the first.
     apart = [posterior.evaluate(corpus(texts, substrate)) for texts in documents.values()]
     assert both.test.n_documents == 2
     expected = sum(part.loss * part.tokens for part in apart)

@@ -1,4 +1,4 @@
-"""Temperatures of experts, and an expert to move away from."""
+"""The rules `Temperature`, `Contrast` and `LearnedWeights`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_temperature_with_weights() -> None:
     torch.testing.assert_close(result, expected, rtol=1e-14, atol=1e-14)
 
 
-def test_contrast_moves_away_from_one_expert() -> None:
+def test_contrast_subtracts_one_expert() -> None:
     result, (ru, zh, en) = merged(Contrast("zh", strength=0.5))
     torch.testing.assert_close(result, 1.5 * (ru + en) / 2 - 0.5 * zh, rtol=1e-14, atol=1e-14)
 
@@ -41,7 +41,7 @@ def test_contrast_of_no_strength_is_the_mean_of_the_others() -> None:
     assert coefficients == [*Mean().coefficients(NAMES[:2]), 0.0]
 
 
-def test_contrast_sharpens_what_the_others_alone_say() -> None:
+def test_contrast_favours_tokens_that_only_the_others_predict() -> None:
     expert, amateur = torch.tensor([[[2.0, 2.0, 0.0]]]), torch.tensor([[[2.0, 0.0, 0.0]]])
     rule, tokens = Contrast("amateur", strength=1.0), Tokens.of(torch.tensor([[0]]))
     assert rule.merge(("expert", "amateur"), [expert, amateur], tokens).argmax() == 1
@@ -56,7 +56,7 @@ def test_a_temperature_is_a_number_above_zero(temperature: object) -> None:
 def test_names_have_to_be_experts() -> None:
     with pytest.raises(ConfigError, match=r"temperature for 'de', but no such expert.*'ru', 'zh'"):
         Temperature({"de": 2.0}).check(NAMES)
-    with pytest.raises(ConfigError, match="no expert 'de' to move away from; the experts are 'ru'"):
+    with pytest.raises(ConfigError, match="names 'de', but there is no such expert; the exp"):
         Contrast("de").check(NAMES)
     with pytest.raises(ConfigError, match="'ru' is the only expert"):
         Contrast("ru").check(("ru",))
@@ -92,9 +92,9 @@ def test_names_leave_and_change() -> None:
     )
     assert rule.with_weights({"ru": 1}) == Temperature({"ru": 2.0, "zh": 3.0}, {"ru": 1})
     assert Contrast("zh", 0.7).renamed("zh", "cn") == Contrast("cn", 0.7)
-    with pytest.raises(ConfigError, match="no expert 'zh' to move away from"):
+    with pytest.raises(ConfigError, match="names 'zh', but there is no such expert"):
         Contrast("zh").without("zh").check(("ru", "en"))
-    with pytest.raises(ConfigError, match="has a strength and no weights"):
+    with pytest.raises(ConfigError, match="has a strength instead of weights"):
         Contrast("zh").with_weights({"ru": 1})
 
 

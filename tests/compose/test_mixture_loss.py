@@ -1,4 +1,4 @@
-"""Losses of ensembles of decoders: no logits in memory, nothing rounded twice."""
+"""Losses of ensembles of decoders, without logits in memory and without double rounding."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pair(substrate: Substrate, dtype: torch.dtype = torch.float64) -> dict[str, 
 def test_gradients_without_logits_are_those_of_the_formula(
     rule: Rule, substrate: Substrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few logits would be made at once: here they are made in chunks, as many would be."""
+    """So few logits would be one chunk: the test forces several chunks, as for large sizes."""
     monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)
     monkeypatch.setattr(chunked, "MAX_ROWS", 20)
     monkeypatch.setattr(chunked, "TILE_ROWS", 20)
@@ -90,7 +90,7 @@ def test_no_expert_s_logits_are_in_memory(rule: Rule) -> None:
 def test_a_prompt_is_read_without_logits_of_it(
     rule: Rule, substrate: Substrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every head makes logits of one position; what was said of the others is summed up."""
+    """Every head computes the logits of one position; the others are scored like a loss."""
     ensemble = Ensemble(pair(substrate), rule)
     ids = random_text(substrate, 0)
     expected = ensemble(ids)[:, -1:]
@@ -104,7 +104,7 @@ def test_a_prompt_is_read_without_logits_of_it(
     assert max(shapes) == 3 * len(substrate)
 
 
-def test_an_expert_of_no_weight_is_not_run(
+def test_an_expert_of_weight_zero_is_not_run(
     substrate: Substrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experts = pair(substrate)
@@ -115,7 +115,7 @@ def test_an_expert_of_no_weight_is_not_run(
     torch.testing.assert_close(ensemble.loss(ids, ids), alone)
 
 
-def test_what_an_expert_of_no_weight_says_does_not_matter(substrate: Substrate) -> None:
+def test_an_expert_of_weight_zero_has_no_effect(substrate: Substrate) -> None:
     experts = pair(substrate)
     ids = random_text(substrate, 0)
     rules = [ProbabilityMean({"a": 1, "b": 0}), Posterior({"a": 1, "b": 0})]

@@ -1,4 +1,4 @@
-"""Weights that differ between the rows of a batch."""
+"""Separate weights for each row of a batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_each_row_is_its_own_ensemble(plain: bool, substrate: Substrate) -> None
         torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_an_expert_of_no_weight_is_left_out_of_its_row(substrate: Substrate) -> None:
+def test_an_expert_of_weight_zero_is_left_out_of_its_row(substrate: Substrate) -> None:
     logits = [torch.zeros(3, 2, 4), torch.ones(3, 2, 4)]
     logits[0][1] = math.nan
     from fastgrow.compose import Tokens
@@ -77,8 +77,8 @@ def test_another_batch_is_refused(substrate: Substrate) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({}, "expected as many weights for each expert, got {}"),
-        ({"a": [1], "b": [1, 2]}, r"expected as many weights .* got \{'a': 1, 'b': 2\}"),
+        ({}, "expected the same number of weights for each expert, got {}"),
+        ({"a": [1], "b": [1, 2]}, r"expected the same number .* got \{'a': 1, 'b': 2\}"),
         ({"a": [1, -1], "b": [1, 2]}, r"'a' has the weight -1\.0; expected finite and at least 0"),
         ({"a": [1, math.nan], "b": [1, 2]}, "'a' has the weight nan"),
         ({"a": [1, 0], "b": [1, 0]}, "in row 1 every weight is zero"),

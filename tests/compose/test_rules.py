@@ -1,4 +1,4 @@
-"""The rules against their formulas, written out naively in float64."""
+"""The rules against naive implementations of their formulas in float64."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_posterior_survives_tokens_that_every_expert_called_impossible() -> None
 
 
 def test_posterior_keeps_an_expert_that_no_float32_weight_could_hold() -> None:
-    """One that is e⁻³⁰⁰ as likely decides where the other sees nothing."""
+    """An expert of weight e⁻³⁰⁰ decides if the other gives the token probability zero."""
     logits = [torch.zeros(1, 2, 3) for _ in range(2)]
     logits[1][:, 0, 1] = -300.0
     logits[0][:, 1, 2] = -math.inf

@@ -1,4 +1,4 @@
-"""Which expert supports which token, by numbers and by colours."""
+"""`token_support`, and the page that shows it by colours."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_page_colours_tokens_by_their_winner(duo: Ensemble, tmp_path: Path) 
         assert f"<td>{mean:.2f}</td>" in page
 
 
-def test_what_cannot_be_read_is_named(duo: Ensemble) -> None:
+def test_texts_that_cannot_be_encoded_are_named(duo: Ensemble) -> None:
     with pytest.raises(ConfigError, match="the text has no token"):
         token_support(duo, "")
     with pytest.raises(SubstrateError, match=r"U\+0401"):

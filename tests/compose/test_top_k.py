@@ -1,4 +1,4 @@
-"""`TopK` against the posterior that it cuts."""
+"""`TopK` against `Posterior`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_mixture_is_over_the_best_experts() -> None:
     assert len({int(k) for k in agrees.int().argmax(0).flatten()}) > 1
 
 
-def test_gradients_pass_by_the_experts_that_are_silent() -> None:
+def test_gradients_are_finite_with_experts_outside_the_top_k() -> None:
     logits, ids = example()
     leaves = [z.requires_grad_() for z in logits]
     merged = TopK(1).merge(NAMES, leaves, Tokens.of(ids, BOS, PAD))
@@ -60,7 +60,7 @@ def test_gradients_pass_by_the_experts_that_are_silent() -> None:
     assert all(z.grad is not None and bool(z.grad.isfinite().all()) for z in leaves)
 
 
-def test_an_expert_that_is_silent_may_say_anything() -> None:
+def test_nan_of_an_expert_of_weight_zero_has_no_effect() -> None:
     logits, ids = example()
     tokens = Tokens.of(ids, BOS, PAD)
     expected = TopK(1, {"ru": 1, "zh": 1, "en": 0}).merge(NAMES, logits, tokens)
@@ -79,7 +79,7 @@ def test_all_experts_are_the_posterior() -> None:
 
 
 def test_in_pieces_as_in_one_pass() -> None:
-    """An expert that is silent now goes on gathering evidence."""
+    """The evidence of an expert outside the top k is still updated."""
     logits, ids = example()
     rule = TopK(1, forgetting=0.5)
     whole = rule.merge(NAMES, logits, Tokens.of(ids, BOS, PAD))

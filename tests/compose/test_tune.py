@@ -1,4 +1,4 @@
-"""Weights, adapters and heads over frozen experts."""
+"""Tuning weights, adapters and heads of ensembles with frozen experts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKENS = 2_000
 
 @pytest.fixture(scope="module")
 def taught(substrate: Substrate) -> tuple[TextData, Any, Any]:
-    """A text that the first of two decoders wrote."""
+    """A text that was sampled from the first of two decoders."""
     author, other = (make_decoder(substrate, seed, dtype=torch.float32) for seed in (1, 2))
     texts = [author.generate("", max_new_tokens=20, seed=seed) for seed in range(60)]
     texts = [text for text in texts if text]
@@ -83,7 +83,7 @@ def test_gradients_of_weights_are_those_of_the_formula(substrate: Substrate) -> 
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-7)
 
 
-def test_an_adapter_begins_as_the_mean(substrate: Substrate) -> None:
+def test_an_adapter_starts_as_the_mean(substrate: Substrate) -> None:
     experts = {"a": make_decoder(substrate, 1), "b": make_decoder(substrate, 2, d_model=48)}
     ids = random_text(substrate, 0)
     mean = Ensemble(experts, Mean())(ids)
@@ -153,9 +153,11 @@ def test_heads_learn_and_nothing_else(rule: Any, taught, substrate: Substrate) -
 def test_an_adapter_belongs_to_its_experts(substrate: Substrate) -> None:
     duo = with_random_adapter(substrate)
     low, other = duo.adapter, make_decoder(substrate, 3)
-    with pytest.raises(ConfigError, match=r"it reads the experts 'a', 'b', not 'a', 'b', 'c'; go"):
+    with pytest.raises(
+        ConfigError, match=r"made for the experts 'a', 'b', not 'a', 'b', 'c'; pass"
+    ):
         duo.add("c", other)
-    with pytest.raises(ConfigError, match="it reads the experts 'a', 'b', not 'a'"):
+    with pytest.raises(ConfigError, match="it was made for the experts 'a', 'b', not 'a'"):
         duo.remove("b")
     assert duo.names == ("a", "b")
     duo.rename("b", "z")
@@ -169,12 +171,12 @@ def test_an_adapter_belongs_to_its_experts(substrate: Substrate) -> None:
     assert not any(name.startswith("adapter") for name in duo.state_dict())
 
 
-def test_an_adapter_reads_decoders_alone(substrate: Substrate) -> None:
+def test_an_adapter_needs_decoders(substrate: Substrate) -> None:
     one, guest = (
         make_decoder(substrate, 1),
         CallableExpert(make_decoder(substrate, 2), vocab_size=len(substrate), max_seq_len=24),
     )
-    with pytest.raises(ConfigError, match="which expert 'two', a CallableExpert, does not show"):
+    with pytest.raises(ConfigError, match="but expert 'two' is a CallableExpert; expected a D"):
         Ensemble({"one": one, "two": guest}, Adapter(2))
     low = make_decoder(substrate, 2, dtype=torch.float32)
     with pytest.raises(ConfigError, match="the experts' dtypes differ: "):
@@ -199,5 +201,5 @@ def test_what_cannot_be_tuned_is_refused(taught, substrate: Substrate) -> None:
     with pytest.raises(ConfigError, match="expected a rule over logits"):
         tune(duo, data, what="weights", **options)  # type: ignore[arg-type]
     guest = CallableExpert(other, vocab_size=len(substrate), max_seq_len=24)
-    with pytest.raises(ConfigError, match="every expert must be a Decoder"):
+    with pytest.raises(ConfigError, match="all experts must be instances of Decoder"):
         tune(Ensemble({"a": author, "b": guest}), data, what="head", **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Where the tasks' files are."""
+"""The folder of the tasks' files."""
 
 from __future__ import annotations
 

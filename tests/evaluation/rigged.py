@@ -1,4 +1,4 @@
-"""A substrate of ASCII characters and models that say what a test wants them to say."""
+"""A substrate of ASCII characters, and models with prescribed answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CharacterSubstrate:
         return "".join(self.tokens[i] for i in ids if i >= 4)
 
     def shown(self, ids: Iterable[int]) -> str:
-        """As `decode`, special tokens and all."""
+        """Decode ids including special tokens."""
         return "".join(self.tokens[i] for i in ids)
 
 
@@ -67,11 +67,11 @@ class UnrepeatableCache(RiggedCache):
 
 
 class Rigged:
-    """A `LanguageModel` that continues a text as `say` tells.
+    """A `LanguageModel` whose predictions are given by the function `say`.
 
     Args:
-        say: from the text so far, `<s>` included, to the next character or special token; or to
-            several with their probabilities; None where every token is as likely.
+        say: maps the text so far, including `<s>`, to the next character or special token, or to
+            several with their probabilities; None if all tokens are equally likely.
     """
 
     device = torch.device("cpu")

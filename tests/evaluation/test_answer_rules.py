@@ -1,11 +1,17 @@
-"""When an answer is right, and what scores come of it."""
+"""Rules for correct answers, and the statistics of scores."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from fastgrow.evaluation.answer_rules import exact_match, f1, first_letter, holds_answer, normalised
+from fastgrow.evaluation.answer_rules import (
+    contains_answer,
+    exact_match,
+    f1,
+    first_letter,
+    normalised,
+)
 from fastgrow.evaluation.statistics import bootstrap, of_set, over_questions, over_runs
 
 
@@ -18,10 +24,10 @@ def test_first_letter(answer: str, letter: str) -> None:
 
 
 def test_the_papers_substring_rule() -> None:
-    assert holds_answer(" it was 1782, they say", "1782")
-    assert holds_answer("NORMANDY", "Normandy")
-    assert not holds_answer("178 2", "1782")
-    assert not holds_answer("", "1782")
+    assert contains_answer(" it was 1782, they say", "1782")
+    assert contains_answer("NORMANDY", "Normandy")
+    assert not contains_answer("178 2", "1782")
+    assert not contains_answer("", "1782")
 
 
 def test_squad_normalisation() -> None:
@@ -47,7 +53,7 @@ def test_runs_by_hand() -> None:
     assert score.mean == pytest.approx(50)
     assert score.sigma == pytest.approx((2 * 50**2 / 3) ** 0.5)
     assert score.ci == pytest.approx(1.96 * score.sigma / 3**0.5)
-    # The questions score 66.7 and 33.3: their resamples' means lie there or between.
+    # The questions score 66.7 and 33.3: the means of resamples are equal to these or between them.
     assert score.low == pytest.approx(100 / 3)
     assert score.high == pytest.approx(200 / 3)
     assert str(score) == f"50.00 ± {score.ci:.2f}"

@@ -1,4 +1,4 @@
-"""Bits per character against numbers worked out by hand."""
+"""Bits per character against values computed by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBSTRATE = LetterSubstrate("abc")  # 8 entries: 4 specials, a b c, and "th"
 
 
 class Rigged:
-    """Gives token v the probability p[v] whatever came before, and remembers what it was asked."""
+    """Predicts token v with probability p[v] in every context, and records the targets."""
 
     def __init__(self, p: list[float], max_seq_len: int = 4):
         self.log_p = torch.tensor(p, dtype=torch.float64).log()
@@ -96,7 +96,7 @@ def test_padding_is_never_scored() -> None:
     assert bits_per_character(model, padded) == bits_per_character(model, stream)
 
 
-def test_max_tokens_takes_the_beginning() -> None:
+def test_max_tokens_scores_the_start() -> None:
     stream = make_stream("abcabcabc", SUBSTRATE)
     model = Rigged([1 / 8] * 8)
     result = bits_per_character(model, stream, max_tokens=5)
@@ -116,15 +116,15 @@ def test_a_real_model_is_scored_as_by_one_pass_and_left_as_it_was() -> None:
     result = bits_per_character(model, stream, batch_size=3, seq_len=11)
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
-    # The stand-in looks at one token only, so windows change nothing.
+    # The test model uses only one token of context, so windows have no effect.
     ids = torch.from_numpy(stream.ids.astype(np.int64))
     targets = ids[1:].masked_fill(ids[1:] == substrate.bos_id, -100)
     expected = model.loss(ids[None, :-1], targets[None]).item()
     assert result.loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_ids_go_where_the_model_says_also_without_a_tensor_there() -> None:
-    """Such as an ensemble whose experts are all parked."""
+def test_ids_are_moved_to_the_device_attribute_of_the_model() -> None:
+    """Needed for an ensemble whose experts are all offloaded."""
 
     class Asked(Exception):
         pass
@@ -149,7 +149,7 @@ def test_unigram_by_hand() -> None:
     bits = -math.log2(3 / 12) - math.log2(1 / 12) - 3 * math.log2(2 / 12)
     assert (result.tokens, result.characters) == (5, 3)
     assert result.bits_per_character == pytest.approx(bits / 3, rel=1e-12)
-    # The model that knows these probabilities scores the same.
+    # A model with these probabilities has the same loss.
     p = [1 / 12, 1 / 12, 2 / 12, 1 / 12, 3 / 12, 2 / 12, 1 / 12, 1 / 12]
     assert bits_per_character(Rigged(p), test).loss == pytest.approx(result.loss, rel=1e-12)
 

@@ -1,4 +1,4 @@
-"""Likelihoods of continuations against sums worked out token by token."""
+"""Likelihoods of continuations against sums over their tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastgrow.evaluation.likelihood import Candidates, log_likelihoods
 
 
 def say(text: str) -> dict[str, float]:
-    """Depends on the last two characters, so that a token read at the wrong place shows."""
+    """Depends on the last two characters, so that a misplaced token changes the result."""
     number = 1 + (ord(text[-1]) * 7 + ord(text[-2:-1] or "0")) % 5
     total = sum(range(number, number + 4))
     return {letter: (number + i) / total for i, letter in enumerate("abcd")}
@@ -44,7 +44,7 @@ def test_each_continuation_is_the_sum_of_its_tokens() -> None:
 
 def test_equal_choices_are_equally_likely_to_the_last_digit() -> None:
     class ByPlace(Rigged):
-        """As a product may do, it rounds a row by its place in the batch."""
+        """The rounding of a row depends on its index in the batch, as in a matrix product."""
 
         def loss(self, *arguments: Any, **options: Any) -> torch.Tensor:
             nats = super().loss(*arguments, **options)
@@ -61,10 +61,10 @@ def test_equal_choices_are_equally_likely_to_the_last_digit() -> None:
 def test_a_long_context_is_cut_on_the_left() -> None:
     model = Rigged(say, max_seq_len=8)
     found = log_likelihoods(model, [Candidates("0123456789", ("ab", "abcd"))])[0]
-    # Two characters tell all that `say` looks at, and they are still there.
+    # `say` uses only the last two characters, which are not cut.
     expected = [by_hand("0123456789", "ab"), by_hand("0123456789", "abcd")]
     assert found.log_likelihoods == pytest.approx(expected, abs=1e-4)
-    # Of <s>, ten characters and the first three of the longest, eight are read.
+    # The input is the last eight of <s>, ten characters, and three of the longest choice.
     assert found.cut == 6
     assert max(map(len, model.texts_read)) == 8
 
@@ -98,7 +98,7 @@ def test_no_gradient_is_kept() -> None:
 
 
 def test_a_likelihood_that_is_nan_is_an_error() -> None:
-    """It would be scored as a choice: of NaN the largest is the first."""
+    """Otherwise it would be scored as a choice: the argmax of NaN is the first index."""
 
     class Diverged(Rigged):
         def _logits(self, ids: list[int]) -> torch.Tensor:

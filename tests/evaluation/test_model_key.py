@@ -1,4 +1,4 @@
-"""A model's key changes with everything that its answers depend on."""
+"""The key of a model changes with everything that affects its answers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_whatever_differs_changes_the_key() -> None:
 
 
 def test_a_substrates_last_digits_do_not_change_the_key() -> None:
-    """Another machine's linear algebra makes others; the fingerprint stands for the table."""
+    """They differ between machines, so the fingerprint is used instead of the table."""
     keys = []
     for error in (0.0, 1e-7):
         substrate = CharacterSubstrate()
@@ -69,7 +69,7 @@ def test_a_substrates_last_digits_do_not_change_the_key() -> None:
         keys.append(
             [model_key(models[0]), model_key(Ensemble(dict(zip("ab", models, strict=True))))]
         )
-        # A table of the model's own counts, with a substrate for the text too.
+        # A separate table changes the key, also if the model has a substrate.
         table = torch.from_numpy(substrate.table)
         keys[-1].append(
             model_key(
@@ -82,24 +82,27 @@ def test_a_substrates_last_digits_do_not_change_the_key() -> None:
     assert len({*first, *second}) == 4
 
 
-def test_what_no_state_dict_has_needs_a_key_of_ones_own() -> None:
+def test_models_with_parts_outside_the_state_dict_need_an_explicit_key() -> None:
     one, two = decoder(1), decoder(2)
 
     def bare(seed: int) -> CallableExpert:
         model = decoder(seed)
         return CallableExpert(lambda ids: model(ids), vocab_size=11, max_seq_len=8)
 
-    parked = Ensemble({"one": one, "two": two})
-    parked.offload("two")
-    for unsaid, what in (
-        (bare(1), "an expert's bare function does not say what it is made of: pass model_key"),
-        (Ensemble({"one": one, "guest": bare(2)}), "an expert's bare function does not say"),
-        (parked, "the expert 'two', a ParkedExpert, does not say what it is made of"),
-        (Ensemble({"duo": parked}), "the expert 'two', a ParkedExpert, does not say"),
+    offloaded = Ensemble({"one": one, "two": two})
+    offloaded.offload("two")
+    for model, what in (
+        (
+            bare(1),
+            "cannot identify the function of a CallableExpert by its weights: pass model_key",
+        ),
+        (Ensemble({"one": one, "guest": bare(2)}), "the function of a CallableExpert by"),
+        (offloaded, "cannot identify the expert 'two', a OffloadedExpert, by its weights"),
+        (Ensemble({"duo": offloaded}), "the expert 'two', a OffloadedExpert, by its"),
     ):
         with pytest.raises(ConfigError, match=what):
-            model_key(unsaid)
+            model_key(model)
     guests = [CallableExpert(decoder(seed), vocab_size=11, max_seq_len=8) for seed in (1, 2)]
     assert model_key(guests[0]) != model_key(guests[1])
-    parked.recall("two")
-    assert model_key(parked) == model_key(Ensemble({"one": one, "two": two}))
+    offloaded.recall("two")
+    assert model_key(offloaded) == model_key(Ensemble({"one": one, "two": two}))

@@ -1,4 +1,4 @@
-"""Sampled answers: what is read, how often, and what is drawn."""
+"""Sampled answers: the inputs of the model, and the drawn tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastgrow.nn import Decoder, DecoderConfig
 HALVES = {"A": 0.5, "b": 0.25, " ": 0.25}
 
 
-def test_ten_runs_share_one_reading_of_the_prompt() -> None:
+def test_the_prompt_is_processed_once_for_ten_runs() -> None:
     model = Rigged(lambda text: HALVES)
     answers = sample_answers(model, [Prompt("12345", 3, "q")])
     assert len(answers[0].texts) == 10
@@ -26,13 +26,13 @@ def test_ten_runs_share_one_reading_of_the_prompt() -> None:
     assert len(set(answers[0].texts)) > 1
 
 
-def test_one_token_is_drawn_from_the_prompts_reading_alone() -> None:
+def test_one_token_needs_no_further_step() -> None:
     model = Rigged(lambda text: HALVES)
     sample_answers(model, [Prompt("12345", 1, "q")], runs=50)
     assert model.tokens_read == 6
 
 
-def test_what_was_said_is_read_on() -> None:
+def test_drawn_tokens_are_the_next_inputs() -> None:
     model = Rigged(lambda text: {"A": 0.5, "B": 0.5} if text.endswith(":") else text[-1].lower())
     prompts = [Prompt("one:", 2, "1"), Prompt("two:", 2, "2"), Prompt("three:", 2, "3")]
     for answer in sample_answers(model, prompts, runs=8, batch_size=2):
@@ -110,7 +110,7 @@ def test_a_long_prompt_is_cut_on_the_left() -> None:
         [Prompt("0123456789", 1, "1"), Prompt("0123456789", 2, "2"), Prompt("012345", 2, "3")],
         runs=3,
     )
-    # Eight tokens are read in all, <s> being the first of eleven and the last answer never read.
+    # The input has eight tokens in all; <s> is the first of eleven, the last answer no input.
     assert (one.cut, two.cut, short.cut) == (3, 4, 0)
     assert "23456789" in model.texts_read
     assert {"3456789", "3456789A"} <= set(model.texts_read)
@@ -135,7 +135,7 @@ def test_a_special_token_ends_an_answer() -> None:
 
 def test_a_token_within_a_character_ends_nothing() -> None:
     class Bytes(CharacterSubstrate):
-        """Every second token of a pair stands for no character of its own, as in UTF-8."""
+        """The second token of a pair decodes to no character, as in UTF-8."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -147,7 +147,7 @@ def test_a_token_within_a_character_ends_nothing() -> None:
 
 def test_tokens_of_spaces_end_nothing_where_a_text_begins_without_them() -> None:
     class Stripping(CharacterSubstrate):
-        """Drops one space at a text's beginning, as the tokenizers of Llama do."""
+        """Removes one space at the start of a text, as the tokenizers of Llama do."""
 
         def decode(self, ids: Iterable[int]) -> str:
             return super().decode(ids).removeprefix(" ")
@@ -183,7 +183,7 @@ def test_no_token_without_probability_is_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]])
     numbers = torch.tensor([[0.0, 0.5 - 1e-12, 0.5, 1 - 2**-53]], dtype=torch.float64)
     assert _draw(logits, numbers, 1.0).tolist() == [[1, 1, 3, 3]]
-    # A number that rounding takes up to the total.
+    # A number that is rounded up to the total.
     assert _draw(logits, torch.ones(1, 1, dtype=torch.float64), 1.0).tolist() == [[3]]
 
 
@@ -193,9 +193,9 @@ def test_a_prediction_that_is_no_distribution_is_an_error(value: float, temperat
     class Diverged(Rigged):
         def _logits(self, ids: list[int]) -> torch.Tensor:
             logits = super()._logits(ids)
-            # Of -inf there may be many, but not all.
+            # Some logits may be -inf, but not all.
             logits[: len(logits) if value < 0 else 1] = value
             return logits
 
-    with pytest.raises(ArgumentError, match="nothing to draw an answer from; the model's logits"):
+    with pytest.raises(ArgumentError, match="cannot draw an answer: the model's logits"):
         sample_answers(Diverged(lambda text: "A"), [Prompt("x", 1, "q")], temperature=temperature)

@@ -1,4 +1,4 @@
-"""Prompts against files that were written by hand from the papers' formats."""
+"""Prompts against files written by hand in the papers' formats."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_choice_continues_the_question_alone() -> None:
     assert cloze_prompt(FLOATS).encode() == (GOLDEN / "cloze.txt").read_bytes()
 
 
-def test_answers_are_as_long_as_the_papers_let_them_be() -> None:
+def test_answers_have_the_papers_maximum_length() -> None:
     limits = {name: TASKS[name].new_tokens(FLOATS) for name in ("mmlu", "arc-easy", "csqa")}
     assert limits == {"mmlu": 1, "arc-easy": 2, "csqa": 2}
     assert TASKS["squad"].new_tokens(MILL) == 4

@@ -1,4 +1,4 @@
-"""Rows of files and datasets as questions, and what is wrong with those that are none."""
+"""Parsing questions from rows of files and datasets, and errors for invalid rows."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def test_a_translation_goes_both_ways(tmp_path: Path) -> None:
         (changed(question=3), "'question' is int, expected a string"),
         (changed(choices=None), "the field 'choices' is missing"),
         (changed(choices="yes"), "'choices' is str, expected a list of strings"),
-        (changed(choices=["yes"], answer=0), "'choices' has 1 of them, expected 2 to 26"),
+        (changed(choices=["yes"], answer=0), "'choices' has 1 items, expected 2 to 26"),
         (changed(choices=["yes", 2]), "'choices', item 1, is int, expected a string"),
         (changed(answer=None), "the field 'answer' is missing"),
-        (changed(answer="B"), "'answer' is 'B', expected the right choice's index"),
-        (changed(answer=True), "'answer' is True, expected the right choice's index"),
+        (changed(answer="B"), "'answer' is 'B', expected the correct choice's index"),
+        (changed(answer=True), "'answer' is True, expected the correct choice's index"),
         (changed(answer=2), "'answer' is 2, expected 0 to 1 for 2 choices"),
         (changed(answer=-1), "'answer' is -1, expected 0 to 1 for 2 choices"),
         (changed(question="a\ud800"), r"lone surrogate U\+D800 at position 1"),
@@ -112,11 +112,11 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"broken\.jsonl:2: not valid JSON"):
         read_questions(TASKS["csqa"], broken)
     squad = write(tmp_path / "squad.jsonl", {"id": "s", "query": "Who?", "answers_text": ["x"]})
-    with pytest.raises(DataError, match=r"squad\.jsonl:1: the field 'query' does not read"):
+    with pytest.raises(DataError, match=r"squad\.jsonl:1: the field 'query' has the wrong format"):
         read_questions(TASKS["squad"], squad)
     with pytest.raises(ConfigError, match="limit must be at least 1, got 0"):
         read_questions(TASKS["csqa"], empty, limit=0)
-    with pytest.raises(ConfigError, match="no task 'mmul'; there are mmlu, arc-easy"):
+    with pytest.raises(ConfigError, match="no task 'mmul'; the tasks are mmlu, arc-easy"):
         find_tasks("mmul")
 
 
@@ -138,7 +138,7 @@ def test_samples_are_drawn_by_seed_and_keep_their_order(tmp_path: Path) -> None:
     assert read_questions(TASKS["squad"], many).available == 300
 
 
-def test_the_hub_is_asked_for_the_papers_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_papers_split_is_loaded_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def open_dataset(*arguments: Any) -> tuple[list[dict[str, Any]], str]:

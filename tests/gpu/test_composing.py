@@ -99,7 +99,7 @@ def test_experts_come_and_go(substrate: Substrate, device: torch.device, tmp_pat
     ids = text(substrate)
     with torch.no_grad():
         expected = truth(ids)
-        for folder in (None, tmp_path / "parked"):
+        for folder in (None, tmp_path / "offloaded"):
             duo.offload("deep", folder)
             assert_close(duo(ids.to(device)), expected)
             duo.recall("deep")

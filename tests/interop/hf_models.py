@@ -1,4 +1,4 @@
-"""Tiny random models of the families that `patch` knows, and the batches they read."""
+"""Tiny random models of the families that `patch` supports, and input batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PADDED[1, :5] = 0
 
 
 def build(kind: str, **changes: Any) -> Any:
-    """A model without dropout, in evaluation; Llama has two key heads for four query heads."""
+    """A model without dropout, in evaluation mode; Llama has 2 key heads for 4 query heads."""
     torch.manual_seed(0)
     tokens = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if kind == "gpt2":
@@ -44,7 +44,7 @@ def build(kind: str, **changes: Any) -> Any:
         else:
             size["num_key_value_heads"] = 2
             model = LlamaForCausalLM(LlamaConfig(**tokens | size | changes))
-    # Biases and norms begin at zero and one, where a mistake would not show.
+    # Biases and norms are initialised to zero and one, where a mistake would have no effect.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -52,6 +52,6 @@ def build(kind: str, **changes: Any) -> Any:
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """64 units in the last place of the largest value: some ten roundings a layer."""
+    """Within 64 units in the last place of the largest value: some ten roundings per layer."""
     ulp = torch.finfo(expected.dtype).eps * expected.abs().max().item()
     torch.testing.assert_close(actual, expected, atol=64 * ulp, rtol=0)

@@ -1,4 +1,4 @@
-"""What transformers' masks become on their way to `ops.attention`."""
+"""Which masks of transformers are passed to `ops.attention` as what."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOLES[0, 4] = 0
 
 @pytest.fixture
 def rules(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The rules of each call of `ops.attention`, on a machine whose kernels take `starts`."""
+    """The arguments of each call of `ops.attention`, as on a device whose kernels take `starts`."""
     calls: list[dict[str, Any]] = []
     run = ops.attention
 
@@ -34,12 +34,12 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return run(q, k, v, **rules)
 
     monkeypatch.setattr(ops, "attention", record)
-    monkeypatch.setattr(attention, "takes_starts", lambda device: True)
+    monkeypatch.setattr(attention, "uses_starts", lambda device: True)
     return calls
 
 
 def said(rules: dict[str, Any]) -> str:
-    """Which rules a call was given, in short."""
+    """The mask arguments of a call, abbreviated."""
     parts = ["causal"] if rules["causal"] else []
     parts += [name for name in ("starts", "mask") if rules[name] is not None]
     return " ".join(parts)
@@ -72,7 +72,7 @@ def test_padding(rules: list[dict[str, Any]], mask: torch.Tensor | None, expecte
         assert rules[0]["starts"].tolist() == [0, 5]
 
 
-def test_a_captured_call_reads_no_mask(
+def test_a_captured_call_does_not_synchronize(
     rules: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build("llama")
@@ -85,7 +85,7 @@ def test_a_captured_call_reads_no_mask(
     assert {said(r) for r in rules} == {"mask"}
 
 
-def test_decoding_and_reading_in_parts(rules: list[dict[str, Any]]) -> None:
+def test_decoding_and_prefill_in_parts(rules: list[dict[str, Any]]) -> None:
     plain, model = build("llama"), build("llama")
     fg.patch(model)
     logits = []
@@ -105,7 +105,7 @@ def test_decoding_and_reading_in_parts(rules: list[dict[str, Any]]) -> None:
     ]
 
 
-def test_reading_in_parts_without_padding(rules: list[dict[str, Any]]) -> None:
+def test_prefill_in_parts_without_padding(rules: list[dict[str, Any]]) -> None:
     model = build("gpt2")
     whole = model(IDS).logits
     fg.patch(model)
@@ -127,13 +127,13 @@ def test_generation_with_starts(rules: list[dict[str, Any]], cache: str) -> None
     assert any(said(r) == ("causal starts" if cache == "dynamic" else "mask") for r in rules)
     rules.clear()
     assert torch.equal(model.generate(IDS, **settings), whole)
-    # A static cache is longer than what has been read; its prompt needs no mask all the same.
+    # A static cache is longer than the tokens so far; the prompt still needs no mask.
     assert said(rules[0]) == "causal"
     assert rules[0]["shape"] == (12, 12)
 
 
 @pytest.mark.parametrize("floating", [False, True], ids=["bool", "float"])
-def test_masks_of_the_callers_own(rules: list[dict[str, Any]], floating: bool) -> None:
+def test_masks_passed_by_the_user(rules: list[dict[str, Any]], floating: bool) -> None:
     generator = torch.Generator().manual_seed(4)
     mask = torch.rand(2, 1, 12, 12, generator=generator) < 0.5
     mask |= torch.eye(12, dtype=torch.bool)
@@ -149,7 +149,7 @@ def test_masks_of_the_callers_own(rules: list[dict[str, Any]], floating: bool) -
 def test_packed_documents(rules: list[dict[str, Any]]) -> None:
     model = build("llama")
     positions = torch.cat([torch.arange(7), torch.arange(5)]).expand(2, -1)
-    # transformers looks for documents in the positions only where there is no cache.
+    # transformers infers documents from the positions only if there is no cache.
     before = model(IDS, position_ids=positions, use_cache=False).logits
     fg.patch(model)
     after = model(IDS, position_ids=positions, use_cache=False).logits
@@ -159,8 +159,8 @@ def test_packed_documents(rules: list[dict[str, Any]]) -> None:
     assert_close(after[:, 7:], apart)
 
 
-def test_masks_that_are_asked_for_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "takes_starts", lambda device: True)
+def test_requested_masks_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "uses_starts", lambda device: True)
     arguments: dict[str, Any] = {"batch_size": 2, "q_length": 12, "kv_length": 12}
     arguments["attention_mask"] = PADDED.bool()
     causal = torch.ones(12, 12, dtype=torch.bool).tril() & PADDED.bool()[:, None, None, :]
@@ -177,11 +177,11 @@ def test_on_a_cpu_padding_stays_a_mask() -> None:
     on_cpu = attention.attention_mask(**arguments, attention_mask=padding, device="cpu")
     assert on_cpu is not None
     assert (on_cpu.dtype, on_cpu.shape) == (torch.bool, (2, 1, 12, 12))
-    assert attention.takes_starts("cuda")
+    assert attention.uses_starts("cuda")
 
 
 @pytest.mark.parametrize("rule", ["softcap", "position_bias", "s_aux", "cache"])
-def test_rules_of_other_models_are_refused(rule: str) -> None:
+def test_unsupported_arguments_are_rejected(rule: str) -> None:
     model = build("llama")
     fg.patch(model)
     q = torch.zeros(1, 4, 3, 8)

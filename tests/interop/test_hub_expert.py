@@ -24,7 +24,7 @@ TEXTS = ["the cat sat on the mat", "кот сидел на коврике", "the
 
 
 def make_tokenizer(texts: list[str] = TEXTS, **special: str) -> Any:
-    """Byte-level, as GPT-2's."""
+    """A byte-level tokenizer like GPT-2's."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -82,7 +82,7 @@ def test_it_is_a_language_model(kind: str) -> None:
     torch.testing.assert_close(expert.loss(ids[:, :-1], ids[:, 1:]), expected)
 
 
-def test_the_cache_spares_reading_again() -> None:
+def test_with_a_cache_each_token_is_processed_once() -> None:
     expert = HubExpert(make_model(0))
     lengths = []
     expert.call.register_forward_hook(  # type: ignore[operator]
@@ -127,7 +127,7 @@ def test_two_of_them_compose(rule: Any) -> None:
     assert measured.characters == sum(len(text) for text in TEXTS[:2])
 
 
-def test_other_tokens_are_refused_with_what_differs() -> None:
+def test_a_vocabulary_that_differs_is_rejected_with_the_difference() -> None:
     one = HubExpert(make_model(4), make_tokenizer())
     other = HubExpert(make_model(5), make_tokenizer([text[::-1] for text in TEXTS]))
     with pytest.raises(SubstrateError, match=r"id \d+ is '.+' against '.+'"):
@@ -150,7 +150,7 @@ def test_a_substrate_and_a_tokenizer_are_different_vocabularies() -> None:
         Ensemble({"one": expert, "two": guest})
 
 
-def test_characters_are_counted_where_they_begin() -> None:
+def test_characters_are_counted_by_their_first_bytes() -> None:
     vocabulary = HubVocabulary(make_tokenizer(["ab"]))
     counts = vocabulary.n_characters
     for text in ("the cat", "кот 中文 🐈 é", "naïve\n"):
@@ -160,7 +160,7 @@ def test_characters_are_counted_where_they_begin() -> None:
     assert counts[vocabulary.eos_id] == 0
 
 
-def test_models_that_cannot_serve_are_refused() -> None:
+def test_unsupported_models_are_rejected() -> None:
     with pytest.raises(ConfigError, match="Linear has no head over a vocabulary"):
         HubExpert(torch.nn.Linear(2, 2))
     config = transformers.GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, n_positions=8)
@@ -168,5 +168,5 @@ def test_models_that_cannot_serve_are_refused() -> None:
         HubExpert(transformers.GPT2Model(config))
     with pytest.raises(ConfigError, match="has the id 299, but the model's head has 200 entries"):
         HubExpert(make_model(0, 200), make_tokenizer())
-    with pytest.raises(ArgumentError, match="reads at most 32 tokens, got 33 after 0"):
+    with pytest.raises(ArgumentError, match="accepts at most 32 tokens, got 33 after 0"):
         HubExpert(make_model(0))(torch.zeros(1, 33, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Hugging Face's `kernels` loads our pure layers and binds them to other projects' modules."""
+"""Hugging Face's `kernels` loads the layers and binds them to modules of other projects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAYERS = ("LayerNorm", "RMSNorm", "SwiGLUMLP")
 
 
 class RMSNorm(nn.Module):
-    """As Llama's, written out."""
+    """The same computation as LlamaRMSNorm."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """As Llama's."""
+    """The same computation as LlamaMLP."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
 
 class Norm(nn.LayerNorm):
-    """A class of our own, so that torch's stays unmarked."""
+    """A separate class, so that torch's class stays unmarked."""
 
 
 for cls, name in ((RMSNorm, "RMSNorm"), (MLP, "SwiGLUMLP"), (Norm, "LayerNorm")):
@@ -97,7 +97,7 @@ def test_kernelize(calls: Counter[str]) -> None:
     assert calls == {"rms_norm": 2, "mlp": 1, "layer_norm": 1}
 
 
-def test_what_cannot_be_fused_is_computed_as_it_stands(calls: Counter[str]) -> None:
+def test_unsupported_layers_are_computed_without_fusion(calls: Counter[str]) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 16)
     other, hooked, watched = MLP(16), MLP(16), MLP(16)
@@ -115,7 +115,7 @@ def test_what_cannot_be_fused_is_computed_as_it_stands(calls: Counter[str]) -> N
         calls.clear()
         expected = norm(x)
         torch.testing.assert_close(kernelized(norm)(x), expected, atol=1e-6, rtol=0)
-        # The last one, whose bias alone is missing, is served.
+        # The last one, which only has no bias, uses the operation.
         assert calls["layer_norm"] == (norm.weight is not None and norm.weight.dim() == 1)
     calls.clear()
     wide = kernelized(RMSNorm(16))
@@ -132,7 +132,7 @@ def test_llama(calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     expected = model(IDS).logits
     for cls, name in ((llama.LlamaRMSNorm, "RMSNorm"), (llama.LlamaMLP, "SwiGLUMLP")):
-        # What `replace_kernel_forward_from_hub` sets, and undone after the test.
+        # Set by `replace_kernel_forward_from_hub`; undone after the test.
         monkeypatch.setattr(cls, "kernel_layer_name", name, raising=False)
         monkeypatch.setattr(cls, "kernel_condition", None, raising=False)
     assert_close(kernelized(model)(IDS).logits, expected)

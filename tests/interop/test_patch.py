@@ -1,4 +1,4 @@
-"""Patched models compute, train, generate and save as they did before."""
+"""Patched models compute, train, generate and save as unpatched ones do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NORM = {"gpt2": "layer_norm", "gpt_neox": "layer_norm", "llama": "rms_norm"}
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each operation is called."""
+    """Number of calls of each operation."""
     counted: Counter[str] = Counter()
 
     def counting(name: str) -> Any:
@@ -69,7 +69,7 @@ def test_every_part_runs_on_its_operation(kind: str, calls: Counter[str]) -> Non
 
 @each_kind
 @pytest.mark.parametrize("mask", [None, PADDED], ids=["whole", "left-padded"])
-def test_logits_stay(kind: str, mask: torch.Tensor | None) -> None:
+def test_logits_stay_the_same(kind: str, mask: torch.Tensor | None) -> None:
     model = build(kind)
     before = model(IDS, attention_mask=mask).logits
     fg.patch(model)
@@ -83,7 +83,7 @@ def test_training_takes_the_same_course(kind: str) -> None:
     plain, patched = build(kind), build(kind)
     fg.patch(patched, loss=True)
     losses: list[list[float]] = []
-    # Each row counts on from another number in threes.
+    # Each row counts up in steps of three from a different number.
     starts = 7 * torch.arange(30 * 4).view(30, 4, 1)
     batches = (starts + 3 * torch.arange(16)) % (VOCABULARY - 1) + 1
     for model in (plain.train(), patched.train()):
@@ -96,7 +96,7 @@ def test_training_takes_the_same_course(kind: str) -> None:
             optimizer.step()
             losses[-1].append(loss.item())
     assert losses[0][0] - losses[0][-1] > 1.5
-    # 20 units in the last place of a loss of four: 30 steps apart by a rounding each, at most.
+    # 20 units in the last place of a loss of four: at most about one rounding per step.
     torch.testing.assert_close(losses[1], losses[0], atol=20 * 2**-21, rtol=0)
 
 
@@ -144,7 +144,7 @@ def test_unpatch_restores_everything(kind: str) -> None:
     assert not fg.unpatch(model).treated
 
 
-def test_patching_twice_says_so() -> None:
+def test_patching_twice_is_reported() -> None:
     model = build("llama")
     first = fg.patch(model)
     classes = [type(m) for m in model.modules()]
@@ -167,7 +167,7 @@ def test_the_report_is_a_table() -> None:
     cells = {row.split()[0]: row.split(maxsplit=4) for row in rows}
     assert cells["norm"][1:] == ["LayerNorm", "5", "swapped", "runs on ops.layer_norm"]
     assert cells["attention"][4].endswith("with dropout 0.1 in training, on SDPA")
-    assert cells["loss"][3:] == ["skipped", "only where asked for: patch(model, loss=True)"]
+    assert cells["loss"][3:] == ["skipped", "only with patch(model, loss=True)"]
 
 
 def test_unknown_models_are_reported_and_untouched() -> None:
@@ -197,7 +197,7 @@ def test_models_inside_others_are_found() -> None:
 
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.16.1"])
-def test_old_transformers_are_left_alone(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_transformers_are_skipped(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     report = fg.patch(build("gpt2"))
     assert report.swapped == 0
@@ -231,7 +231,7 @@ def obstacle(report: Any, part: str) -> str:
     return note
 
 
-def test_layers_that_are_not_theirs_are_skipped() -> None:
+def test_layers_that_are_not_original_are_skipped() -> None:
     model = build("llama")
     mlp = first_mlp(model)
     mlp.up_proj.__class__ = Adapter
@@ -242,12 +242,12 @@ def test_layers_that_are_not_theirs_are_skipped() -> None:
 
     model = build("gpt2")
     first_mlp(model).c_fc.register_forward_hook(lambda *_: None)
-    assert obstacle(fg.patch(model), "mlp") == "its c_fc has hooks or a forward of its own"
+    assert obstacle(fg.patch(model), "mlp") == "its c_fc has hooks or a replaced forward"
 
     for kind, name in ACTIVATION.items():
         model = build(kind)
         first_mlp(model).get_submodule(name).register_forward_hook(lambda *_: None)
-        expected = f"its {name} has hooks or a forward of its own"
+        expected = f"its {name} has hooks or a replaced forward"
         assert obstacle(fg.patch(model), "mlp") == expected
 
     model = build("gpt_neox")
@@ -275,7 +275,7 @@ def another_forward(layer: nn.Module) -> None:
 @each_kind
 @pytest.mark.parametrize("change", [hook, hook_before, another_forward])
 @pytest.mark.parametrize("layer", ["linear", "activation"])
-def test_layers_changed_after_patching_are_heard(
+def test_layers_changed_after_patching_are_called(
     kind: str, layer: str, change: Callable[[nn.Module], None]
 ) -> None:
     model, plain = build(kind), build(kind)
@@ -304,12 +304,12 @@ def test_layers_changed_after_patching_are_heard(
             "llama",
             {"attn_implementation": "eager", "output_attentions": True},
             "attention",
-            "its weights are asked for",
+            "its configuration requests attention weights",
         ),
         ("llama", {"attn_implementation": "flex_attention"}, "attention", "runs on flex_attention"),
     ],
 )
-def test_what_cannot_be_served_is_skipped(
+def test_unsupported_models_are_skipped(
     kind: str, changes: dict[str, Any], part: str, reason: str
 ) -> None:
     model = build(kind, **changes)
@@ -321,7 +321,7 @@ def test_what_cannot_be_served_is_skipped(
 
 @each_kind
 @pytest.mark.parametrize("before", ["eager", "sdpa"])
-def test_weights_asked_for_at_the_call_are_refused(kind: str, before: str) -> None:
+def test_a_call_that_requests_weights_is_rejected(kind: str, before: str) -> None:
     model = build(kind, attn_implementation=before)
     fg.patch(model)
     with pytest.raises(ArgumentError, match="attention: output_attentions must be False"):
@@ -334,7 +334,7 @@ def test_weights_asked_for_at_the_call_are_refused(kind: str, before: str) -> No
 @pytest.mark.parametrize(
     "activation", ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu2"]
 )
-def test_activations_are_taken_for_what_they_are(activation: str, calls: Counter[str]) -> None:
+def test_activations_are_recognised(activation: str, calls: Counter[str]) -> None:
     model = build("gpt2", activation_function=activation)
     before = model(IDS).logits
     fg.patch(model)
@@ -365,7 +365,7 @@ def test_loss_without_logits(kind: str, extra: dict[str, Any]) -> None:
     assert as_tuple[0].shape == ()
 
 
-def test_loss_keeps_the_logits_where_it_must(calls: Counter[str]) -> None:
+def test_the_loss_keeps_the_logits_if_required(calls: Counter[str]) -> None:
     model = build("llama")
     signature = inspect.signature(model.forward)
     fg.patch(model, loss=True)
@@ -382,7 +382,7 @@ def test_loss_keeps_the_logits_where_it_must(calls: Counter[str]) -> None:
     assert not calls["linear_cross_entropy"]
 
 
-def test_saved_models_load_without_us(tmp_path: Path) -> None:
+def test_saved_models_load_without_fastgrow(tmp_path: Path) -> None:
     model = build("gpt2")
     before = model(IDS).logits
     fg.patch(model, loss=True)
@@ -412,7 +412,7 @@ def test_copies_and_pickles_are_patched_too(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_another_process_reads_a_pickled_model(tmp_path: Path) -> None:
+def test_another_process_loads_a_pickled_model(tmp_path: Path) -> None:
     model = build("gpt2")
     fg.patch(model)
     expected = model(IDS).logits
@@ -516,7 +516,7 @@ def test_autocast(kind: str) -> None:
         before, after = plain(IDS, labels=IDS), patched(IDS, labels=IDS)
         logits = patched(IDS).logits
     assert logits.dtype == before.logits.dtype
-    # Products round as they did: as far from the exact ones, give or take, and a rounding more.
+    # Matrix products round the same; the patched model may have one more rounding.
     size = exact.logits.abs().max()
     error = (logits - exact.logits).abs().max()
     assert 0 < error <= 2 * (before.logits - exact.logits).abs().max() + 2**-8 * size

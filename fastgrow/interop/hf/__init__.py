@@ -1,4 +1,4 @@
-"""Models of Hugging Face's transformers, which importing this package imports."""
+"""Replacements for modules of Hugging Face transformers; imports transformers."""
 
-# A patched model that is unpickled in another process finds its attention by name.
+# Registers the attention function, which a model unpickled in another process looks up by name.
 from fastgrow.interop.hf import attention as attention

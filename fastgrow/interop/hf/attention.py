@@ -1,15 +1,16 @@
-"""Our attention in transformers' registry of attention functions.
+"""fastgrow's attention in transformers' registry of attention functions.
 
-There a model looks two functions up by the name in its configuration: one builds the mask, once for
-all layers, the other attends. The first of ours says what it can by less than a mask of all scores:
+A model looks up two functions by the name in its configuration: one builds the mask, once for all
+layers, the other computes attention. fastgrow's mask function avoids a full mask where it can:
 
-- nothing, where its own SDPA needs no mask either: causal from the first query and key on;
-- where the kernels run, a first visible key for each row, int32 [B, 1, 1, 1]: left padding, and
-  queries that are the last of the keys. It has four axes because transformers takes those for a
-  finished mask and hands them on;
-- else a bool mask [B, 1, Tq, Tk], as its SDPA gets it.
+- None, where SDPA needs no mask either: causal attention from the first query and key on;
+- on devices with kernels, the index of the first visible key of each row, int32 [B, 1, 1, 1]: for
+  left padding, and for queries that are the last of the keys. It has four axes because transformers
+  treats a tensor with four axes as a finished mask and passes it on unchanged;
+- otherwise a bool mask [B, 1, Tq, Tk], the same as for SDPA.
 
-Keys come rotated, because the cache holds them so; the rotation stays transformers' own.
+Queries and keys are passed in rotated, because the cache stores rotated keys; transformers applies
+the rotation.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ from fastgrow.interop.report import State
 
 try:
     from transformers.utils.output_capturing import _active_collector
-except ImportError:  # releases that hand `output_attentions` on to every attention function
+except ImportError:  # releases that pass `output_attentions` to every attention function
     _active_collector = None
 
 if TYPE_CHECKING:
     from fastgrow.interop.hf.family import Family
 
 NAME = "fastgrow"
-# Rules of other models' attention that ours does not have.
-_REFUSED = ("softcap", "position_bias", "s_aux", "cache")
+# Features of other models' attention that `ops.attention` does not support.
+_UNSUPPORTED = ("softcap", "position_bias", "s_aux", "cache")
 _REPLACED = ("sdpa", "eager")
-# Plain attributes of the model remember what it ran on before.
-_BEFORE = "_fastgrow_attention_before"
+# Attribute of a patched model with the name of its previous attention function.
+_PREVIOUS = "_fastgrow_attention_before"
 
 
-def takes_starts(device: torch.device | str) -> bool:
-    """Whether rows' first keys are of more use than a mask: where the kernels run."""
+def uses_starts(device: torch.device | str) -> bool:
+    """Whether to pass the first key of each row instead of a mask: on devices with kernels."""
     return torch.device(device).type == "cuda"
 
 
@@ -64,23 +65,23 @@ def attention_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor | None:
-    """What `attend` gets as its mask; the arguments are those of transformers' mask functions.
+    """Build the mask for `attend`; the arguments are those of transformers' mask functions.
 
     Args:
         batch_size: B.
         q_length: Tq.
         kv_length: Tk.
-        q_offset: the first query's index among the keys; a tensor for a cache of fixed size.
-        kv_offset: the first key's index.
-        mask_function: the rule beside padding.
+        q_offset: index of the first query among the keys; a tensor if the cache has a fixed size.
+        kv_offset: index of the first key.
+        mask_function: visibility of keys to queries, apart from padding.
         attention_mask: [B, at most Tk] bool, False for padding.
-        allow_is_causal_skip: whether there may be no mask.
-        device: where the mask is wanted.
+        allow_is_causal_skip: whether the result may be None.
+        device: device of the mask.
     """
     causal = mask_function is causal_mask_function and allow_is_causal_skip
     if (
         causal
-        and takes_starts(device)
+        and uses_starts(device)
         and isinstance(q_offset, int)
         and (q_offset + q_length, kv_offset) == (kv_length, 0)
         and not is_tracing(attention_mask)
@@ -108,14 +109,14 @@ def attention_mask(
 
 
 def _left_padding(mask: Tensor, keys: int) -> tuple[Tensor, bool, bool]:
-    """Each row's first key, whether all padding is to the left of it, whether there is none.
+    """Return each row's first key, whether all padding is left of it, and whether there is none.
 
-    It waits for the device, so that no graph of a GPU can capture it: what is traced or captured
-    gets a mask instead.
+    Synchronizes with the device, so it cannot be captured in a CUDA graph: during tracing or
+    capture a mask is used instead.
     """
     starts = (~mask).sum(-1, dtype=torch.int32)
     grows = (mask[:, 1:] >= mask[:, :-1]).all()
-    # One wait for the device instead of two.
+    # One synchronization instead of two.
     left, none = torch.stack((grows, mask.all())).tolist()
     whole = mask.shape[1] == keys
     return starts, whole and left, whole and none
@@ -132,30 +133,31 @@ def attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`ops.attention` as transformers calls an attention function.
+    """Call `ops.attention` with the signature of transformers' attention functions.
 
     Args:
-        module: the attention module, which knows whether it is causal.
+        module: the attention module; its attribute `is_causal` is the default of `is_causal`.
         query: [B, H, Tq, D], rotated.
         key: [B, H_kv, Tk, D], rotated.
         value: [B, H_kv, Tk, D].
-        attention_mask: from the function above, or the caller's own: [B, 1 or H, Tq, Tk], bool or
-            float to be added.
+        attention_mask: result of `attention_mask`, or a mask passed by the user:
+            [B, 1 or H, Tq, Tk], bool, or float to be added to the scores.
         dropout: probability of dropping a weight.
         scaling: factor of the scores.
-        is_causal: the module's where it is None.
+        is_causal: whether attention is causal; None for the default of the module.
 
     Returns:
-        [B, Tq, H, D], and no weights.
+        The output [B, Tq, H, D], and None for the weights.
 
     Raises:
-        ArgumentError: a rule that `ops.attention` does not have, or the weights are asked for.
+        ArgumentError: `ops.attention` does not support an argument, or the attention weights are
+            requested.
     """
-    if _weights_are_wanted(kwargs):
+    if _weights_requested(kwargs):
         raise argument_error(
             "attention", "output_attentions", "False on a patched model (unpatch it first)", "True"
         )
-    for name in _REFUSED:
+    for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise argument_error(
                 "attention", name, "None (set_attn_implementation('sdpa') has it)", "a value"
@@ -165,14 +167,14 @@ def attend(
     starts = mask = None
     if attention_mask is None:
         if causal and 1 < queries < key.shape[2]:
-            # A cache of fixed size is being filled from its start: keys from here on are unwritten.
+            # Prefill of a cache of fixed size: the later keys are not written yet.
             key, value = key[:, :, :queries], value[:, :, :queries]
     elif attention_mask.dtype == torch.int32:
         starts = attention_mask.view(-1)
     else:
         mask, causal = attention_mask, False
     if key.shape[2] < queries:
-        # Cross-attention; `ops.attention` takes queries for the last of the keys.
+        # Cross-attention; in `ops.attention` the queries are the last of the keys.
         out, _ = sdpa_attention_forward(
             module, query, key, value, mask, dropout, scaling, is_causal=causal
         )
@@ -190,10 +192,11 @@ def attend(
     return out.transpose(1, 2), None
 
 
-def _weights_are_wanted(kwargs: dict[str, Any]) -> bool:
-    """Whether the call of the model asks for attention weights.
+def _weights_requested(kwargs: dict[str, Any]) -> bool:
+    """Whether the model is called with `output_attentions=True`.
 
-    GPT-2 keeps `output_attentions` from its attention functions; what is being collected tells.
+    GPT-2 does not pass `output_attentions` to its attention functions; the active collector of
+    transformers shows whether attention weights are collected.
     """
     if kwargs.get("output_attentions"):
         return True
@@ -202,8 +205,8 @@ def _weights_are_wanted(kwargs: dict[str, Any]) -> bool:
     return "attentions" in (_active_collector.get() or ())
 
 
-def take_attention(model: Any, family: Family) -> tuple[State, str]:
-    """Let a model's attention run on ours; what was done, and where it runs or why not."""
+def patch_attention(model: Any, family: Family) -> tuple[State, str]:
+    """Make a model use fastgrow's attention; return the state and the note for the report."""
     current = model.config._attn_implementation
     if current == NAME:
         return "already swapped", "runs on ops.attention"
@@ -211,23 +214,23 @@ def take_attention(model: Any, family: Family) -> tuple[State, str]:
     if not reason and current not in _REPLACED:
         reason = f"the model runs on {current}"
     if not reason and model.config.output_attentions:
-        reason = "its weights are asked for (output_attentions)"
+        reason = "its configuration requests attention weights (output_attentions)"
     if reason:
         return "skipped", reason
     model.set_attn_implementation(NAME)
-    setattr(model, _BEFORE, current)
+    setattr(model, _PREVIOUS, current)
     dropout = getattr(model.config, family.attention_dropout)
     training = f"; with dropout {dropout} in training, on SDPA" if dropout else ""
     return "swapped", f"runs on ops.attention{training}"
 
 
 def restore_attention(model: Any) -> str:
-    """Give a model its attention back; what it runs on then, empty where nothing was taken."""
-    before: str | None = vars(model).pop(_BEFORE, None)
-    if before is None or model.config._attn_implementation != NAME:
+    """Restore a model's attention; return its name, or "" if the model was not patched."""
+    previous: str | None = vars(model).pop(_PREVIOUS, None)
+    if previous is None or model.config._attn_implementation != NAME:
         return ""
-    model.set_attn_implementation(before)
-    return before
+    model.set_attn_implementation(previous)
+    return previous
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)

@@ -16,28 +16,28 @@ from fastgrow.interop.functions import is_plain
 
 
 def without_logits(original: Callable[..., Any], output: type[Any]) -> Callable[..., Any]:
-    """A forward like `original` that leaves the logits out where labels are given.
+    """Wrap a forward so that calls with labels compute the loss without logits.
 
     Args:
         original: the forward of a model with `base_model` and `lm_head`.
-        output: what it returns.
+        output: class of its return value.
     """
 
     @can_return_tuple
-    def loss_alone(model: Any, *args: Any, labels: Tensor, **kwargs: Any) -> Any:
+    def forward_without_logits(model: Any, *args: Any, labels: Tensor, **kwargs: Any) -> Any:
         outputs = model.base_model(*args, **kwargs)
         loss = causal_lm_loss(outputs.last_hidden_state, model.lm_head, labels, **kwargs)
         kept = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return output(loss=loss, **kept)
 
-    # The signature stays: generation and the Trainer read it.
+    # Keeps the signature, which generation and the Trainer inspect.
     @wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Labels given by position are rare and take the path with logits.
-        if kwargs.get("labels") is None or not _can_serve(self, kwargs):
+        # Labels passed by position are rare; such calls compute the logits.
+        if kwargs.get("labels") is None or not _supported(self, kwargs):
             return original(self, *args, **kwargs)
         kwargs.pop("logits_to_keep", None)
-        return loss_alone(self, *args, **kwargs)
+        return forward_without_logits(self, *args, **kwargs)
 
     return forward
 
@@ -52,15 +52,15 @@ def causal_lm_loss(
     shift_labels: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Their loss for causal language models, from hidden states instead of logits.
+    """Compute transformers' `ForCausalLMLoss` from hidden states instead of logits.
 
     Args:
-        hidden: [B, T, d].
-        head: to the vocabulary.
-        labels: [B, T]; the label of a position is what the position before it predicts.
-        num_items_in_batch: divides the sum; without it the mean is taken.
-        ignore_index: labels of this value count nothing.
-        shift_labels: [B, T], what each position predicts, instead of `labels`.
+        hidden: hidden states, [B, T, d].
+        head: output head.
+        labels: [B, T]; the label of a position is the target of the position before it.
+        num_items_in_batch: divisor of the sum; None for the mean.
+        ignore_index: labels of this value are ignored.
+        shift_labels: [B, T], the target of each position; used instead of `labels`.
     """
     if shift_labels is None:
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
@@ -79,7 +79,7 @@ def causal_lm_loss(
     return total / num_items_in_batch
 
 
-def _can_serve(model: Any, kwargs: dict[str, Any]) -> bool:
+def _supported(model: Any, kwargs: dict[str, Any]) -> bool:
     kept = kwargs.get("logits_to_keep", 0)
     all_logits = isinstance(kept, int) and kept == 0
     standard = model.loss_function is ForCausalLMLoss

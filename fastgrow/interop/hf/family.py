@@ -1,4 +1,4 @@
-"""What a family of models is made of, and which of our classes stand in for theirs."""
+"""Description of a model family: which classes are replaced, and by which classes."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from dataclasses import dataclass
 from torch import nn
 
 
-def nothing_in_the_way(module: nn.Module) -> str:
-    """The obstacle of a replacement that takes every module of its class."""
+def no_obstacle(module: nn.Module) -> str:
+    """Return "": every module of the class can be replaced."""
     return ""
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Our subclass for a class of theirs.
+    """A class of transformers and the subclass that replaces it.
 
     Args:
-        part: what such a module is in a model.
-        original: their class.
-        fast: our subclass of it, which adds no attributes.
-        operation: what its forward calls.
-        obstacle: why a module of that class cannot be swapped; empty where it can.
+        part: role of such a module in a model.
+        original: the class of transformers.
+        fast: the subclass, which adds no attributes.
+        operation: name of the operation that its forward calls.
+        obstacle: function that returns why a module cannot be replaced; "" if it can.
     """
 
     part: str
     original: type[nn.Module]
     fast: type[nn.Module]
     operation: str
-    obstacle: Callable[[nn.Module], str] = nothing_in_the_way
+    obstacle: Callable[[nn.Module], str] = no_obstacle
 
     def __post_init__(self) -> None:
         _BY_FAST_CLASS[self.fast] = self
 
     def obstacle_in(self, module: nn.Module) -> str:
-        """Why this module cannot be swapped; empty where it can."""
+        """Return why this module cannot be replaced; "" if it can."""
         if type(module) is not self.original:
-            return f"a subclass of {self.original.__name__}, whose forward may be another"
+            return f"a subclass of {self.original.__name__}, whose forward may differ"
         if "forward" in vars(module):
             return "its forward has been replaced already"
         return self.obstacle(module)
@@ -45,26 +45,27 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Family:
-    """Models that share their layers.
+    """Models with the same layer classes.
 
     Args:
-        attention: their attention module, which looks its function up by name.
-        attention_dropout: the configuration's name for its dropout.
-        replacements: our classes for theirs.
-        left_alone: part, class and reason for what we do not swap.
-        attention_obstacle: why a model's attention cannot be ours; empty where it can.
+        attention: class of the attention module, which looks up its function by name.
+        attention_dropout: name of the dropout probability in the configuration.
+        replacements: the classes to replace.
+        not_replaced: part, class and reason for classes that are not replaced.
+        attention_obstacle: function that returns why a model's attention cannot be replaced; "" if
+            it can.
     """
 
     attention: type[nn.Module]
     attention_dropout: str
     replacements: tuple[Replacement, ...]
-    left_alone: tuple[tuple[str, type[nn.Module], str], ...] = ()
-    attention_obstacle: Callable[[nn.Module], str] = nothing_in_the_way
+    not_replaced: tuple[tuple[str, type[nn.Module], str], ...] = ()
+    attention_obstacle: Callable[[nn.Module], str] = no_obstacle
 
 
 _BY_FAST_CLASS: dict[type[nn.Module], Replacement] = {}
 
 
 def original_of(module: nn.Module) -> Replacement | None:
-    """The replacement that a patched module went through; None where it is not patched."""
+    """Return the replacement of a patched module; None if the module is not patched."""
     return _BY_FAST_CLASS.get(type(module))

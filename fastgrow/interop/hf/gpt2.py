@@ -1,4 +1,4 @@
-"""GPT-2, whose linear layers (Conv1D) hold their weights as [in, out]."""
+"""GPT-2, whose linear layers (Conv1D) store their weights as [in, out]."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
-from transformers.models.gpt2 import modeling_gpt2 as theirs
+from transformers.models.gpt2 import modeling_gpt2
 from transformers.pytorch_utils import Conv1D
 
 from fastgrow import ops
@@ -16,8 +16,8 @@ from fastgrow.interop.hf.family import Family, Replacement
 from fastgrow.interop.hf.parts import LAYER_NORM, activation_name, obstacle_in_layers
 
 
-class FastGPT2MLP(theirs.GPT2MLP):
-    """On `ops.mlp`, which gets transposed views of the weights."""
+class FastGPT2MLP(modeling_gpt2.GPT2MLP):
+    """GPT2MLP that calls `ops.mlp` with transposed views of the weights."""
 
     original_name = "GPT2MLP"
 
@@ -37,16 +37,18 @@ class FastGPT2MLP(theirs.GPT2MLP):
         return self.dropout(y)
 
 
-class GPT2LMHeadModel(theirs.GPT2LMHeadModel):
-    """Theirs, with a loss that needs no logits; saved models carry the class's name."""
+class GPT2LMHeadModel(modeling_gpt2.GPT2LMHeadModel):
+    """The original with a loss without logits. Same name, since models are saved with it."""
 
-    forward = without_logits(theirs.GPT2LMHeadModel.forward, CausalLMOutputWithCrossAttentions)
+    forward = without_logits(
+        modeling_gpt2.GPT2LMHeadModel.forward, CausalLMOutputWithCrossAttentions
+    )
 
 
 def _mlp_obstacle(module: Any) -> str:
     obstacle = obstacle_in_layers(module, type(module.act), ("act",))
     if not obstacle and activation_name(module.act) in (None, "swiglu"):
-        return f"ops.mlp does not have its activation, {type(module.act).__name__}"
+        return f"ops.mlp does not support its activation, {type(module.act).__name__}"
     return obstacle or obstacle_in_layers(module, Conv1D, ("c_fc", "c_proj"))
 
 
@@ -57,12 +59,14 @@ def _attention_obstacle(model: Any) -> str:
 
 
 FAMILY = Family(
-    attention=theirs.GPT2Attention,
+    attention=modeling_gpt2.GPT2Attention,
     attention_dropout="attn_pdrop",
     replacements=(
         LAYER_NORM,
-        Replacement("mlp", theirs.GPT2MLP, FastGPT2MLP, "ops.mlp", _mlp_obstacle),
-        Replacement("loss", theirs.GPT2LMHeadModel, GPT2LMHeadModel, "ops.linear_cross_entropy"),
+        Replacement("mlp", modeling_gpt2.GPT2MLP, FastGPT2MLP, "ops.mlp", _mlp_obstacle),
+        Replacement(
+            "loss", modeling_gpt2.GPT2LMHeadModel, GPT2LMHeadModel, "ops.linear_cross_entropy"
+        ),
     ),
     attention_obstacle=_attention_obstacle,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.gpt_neox import modeling_gpt_neox as theirs
+from transformers.models.gpt_neox import modeling_gpt_neox
 
 from fastgrow import ops
 from fastgrow.interop.functions import is_plain
@@ -17,8 +17,8 @@ from fastgrow.interop.hf.parts import LAYER_NORM, activation_name, obstacle_in_l
 _PROJECTIONS = ("dense_h_to_4h", "dense_4h_to_h")
 
 
-class FastGPTNeoXMLP(theirs.GPTNeoXMLP):
-    """On `ops.mlp`."""
+class FastGPTNeoXMLP(modeling_gpt_neox.GPTNeoXMLP):
+    """GPTNeoXMLP that calls `ops.mlp`."""
 
     original_name = "GPTNeoXMLP"
 
@@ -37,30 +37,37 @@ class FastGPTNeoXMLP(theirs.GPTNeoXMLP):
         )
 
 
-class GPTNeoXForCausalLM(theirs.GPTNeoXForCausalLM):
-    """Theirs, with a loss that needs no logits; saved models carry the class's name."""
+class GPTNeoXForCausalLM(modeling_gpt_neox.GPTNeoXForCausalLM):
+    """The original with a loss without logits. Same name, since models are saved with it."""
 
-    forward = without_logits(theirs.GPTNeoXForCausalLM.forward, CausalLMOutputWithPast)
+    forward = without_logits(modeling_gpt_neox.GPTNeoXForCausalLM.forward, CausalLMOutputWithPast)
 
 
 def _mlp_obstacle(module: Any) -> str:
     obstacle = obstacle_in_layers(module, type(module.act), ("act",))
     if not obstacle and activation_name(module.act) in (None, "swiglu"):
-        return f"ops.mlp does not have its activation, {type(module.act).__name__}"
+        return f"ops.mlp does not support its activation, {type(module.act).__name__}"
     return obstacle or obstacle_in_layers(module, nn.Linear, _PROJECTIONS)
 
 
 FAMILY = Family(
-    attention=theirs.GPTNeoXAttention,
+    attention=modeling_gpt_neox.GPTNeoXAttention,
     attention_dropout="attention_dropout",
     replacements=(
         LAYER_NORM,
-        Replacement("mlp", theirs.GPTNeoXMLP, FastGPTNeoXMLP, "ops.mlp", _mlp_obstacle),
+        Replacement("mlp", modeling_gpt_neox.GPTNeoXMLP, FastGPTNeoXMLP, "ops.mlp", _mlp_obstacle),
         Replacement(
-            "loss", theirs.GPTNeoXForCausalLM, GPTNeoXForCausalLM, "ops.linear_cross_entropy"
+            "loss",
+            modeling_gpt_neox.GPTNeoXForCausalLM,
+            GPTNeoXForCausalLM,
+            "ops.linear_cross_entropy",
         ),
     ),
-    left_alone=(
-        ("rotary", theirs.GPTNeoXRotaryEmbedding, "keys are rotated before they are cached"),
+    not_replaced=(
+        (
+            "rotary",
+            modeling_gpt_neox.GPTNeoXRotaryEmbedding,
+            "keys are rotated before they are cached",
+        ),
     ),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.llama import modeling_llama as theirs
+from transformers.models.llama import modeling_llama
 
 from fastgrow import ops
 from fastgrow.interop.functions import cast_rms_norm, is_plain
@@ -17,8 +17,8 @@ from fastgrow.interop.hf.parts import activation_name, obstacle_in_layers
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-class FastLlamaRMSNorm(theirs.LlamaRMSNorm):
-    """On `ops.rms_norm`; a weight wider than the input widens the result, as it does there."""
+class FastLlamaRMSNorm(modeling_llama.LlamaRMSNorm):
+    """LlamaRMSNorm that calls `ops.rms_norm`; a wider weight widens the result, as before."""
 
     original_name = "LlamaRMSNorm"
 
@@ -26,8 +26,8 @@ class FastLlamaRMSNorm(theirs.LlamaRMSNorm):
         return cast_rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
-class FastLlamaMLP(theirs.LlamaMLP):
-    """On `ops.mlp`."""
+class FastLlamaMLP(modeling_llama.LlamaMLP):
+    """LlamaMLP that calls `ops.mlp`."""
 
     original_name = "LlamaMLP"
 
@@ -44,10 +44,10 @@ class FastLlamaMLP(theirs.LlamaMLP):
         )
 
 
-class LlamaForCausalLM(theirs.LlamaForCausalLM):
-    """Theirs, with a loss that needs no logits; saved models carry the class's name."""
+class LlamaForCausalLM(modeling_llama.LlamaForCausalLM):
+    """The original with a loss without logits. Same name, since models are saved with it."""
 
-    forward = without_logits(theirs.LlamaForCausalLM.forward, CausalLMOutputWithPast)
+    forward = without_logits(modeling_llama.LlamaForCausalLM.forward, CausalLMOutputWithPast)
 
 
 def _mlp_obstacle(module: Any) -> str:
@@ -60,14 +60,16 @@ def _mlp_obstacle(module: Any) -> str:
 
 
 FAMILY = Family(
-    attention=theirs.LlamaAttention,
+    attention=modeling_llama.LlamaAttention,
     attention_dropout="attention_dropout",
     replacements=(
-        Replacement("norm", theirs.LlamaRMSNorm, FastLlamaRMSNorm, "ops.rms_norm"),
-        Replacement("mlp", theirs.LlamaMLP, FastLlamaMLP, "ops.mlp", _mlp_obstacle),
-        Replacement("loss", theirs.LlamaForCausalLM, LlamaForCausalLM, "ops.linear_cross_entropy"),
+        Replacement("norm", modeling_llama.LlamaRMSNorm, FastLlamaRMSNorm, "ops.rms_norm"),
+        Replacement("mlp", modeling_llama.LlamaMLP, FastLlamaMLP, "ops.mlp", _mlp_obstacle),
+        Replacement(
+            "loss", modeling_llama.LlamaForCausalLM, LlamaForCausalLM, "ops.linear_cross_entropy"
+        ),
     ),
-    left_alone=(
-        ("rotary", theirs.LlamaRotaryEmbedding, "keys are rotated before they are cached"),
+    not_replaced=(
+        ("rotary", modeling_llama.LlamaRotaryEmbedding, "keys are rotated before they are cached"),
     ),
 )

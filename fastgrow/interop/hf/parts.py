@@ -1,4 +1,4 @@
-"""What the families' modules have in common."""
+"""Functions and classes shared by the model families."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastgrow import ops
 from fastgrow.interop.functions import is_plain
 from fastgrow.interop.hf.family import Replacement
 
-# Their activations and the names that `ops.mlp` has for the same functions. The tanh form of GELU
-# is there three times: written out twice, with a shorter constant in one, and as torch's.
+# transformers' activations and their names in `ops.mlp`. transformers has the tanh form of GELU in
+# three classes: two explicit formulas, one with a constant of fewer digits, and torch's function.
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     activations.GELUActivation: "gelu",
     activations.NewGELUActivation: "gelu_tanh",
@@ -23,9 +23,9 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
 
 
 def activation_name(activation: nn.Module) -> str | None:
-    """The activation of `ops.mlp` that a module computes; None where there is none or it is hooked.
+    """Return the name of an activation module in `ops.mlp`; None if it has none or has hooks.
 
-    SiLU stands for `swiglu`: in a gated layer it is the gate's activation.
+    SiLU is `swiglu`, because it is the activation of the gate in a gated layer.
     """
     if not is_plain(activation, type(activation)):
         return None
@@ -33,18 +33,18 @@ def activation_name(activation: nn.Module) -> str | None:
 
 
 def obstacle_in_layers(module: nn.Module, kind: type[nn.Module], names: tuple[str, ...]) -> str:
-    """The first of a module's layers that is not plain, in words; empty where all are."""
+    """Describe the first of a module's layers that is not plain; "" if all are."""
     for name in names:
         layer = getattr(module, name)
         if not is_plain(layer, kind):
             known = type(layer) is kind
-            what = "has hooks or a forward of its own" if known else f"is a {type(layer).__name__}"
+            what = "has hooks or a replaced forward" if known else f"is a {type(layer).__name__}"
             return f"its {name} {what}"
     return ""
 
 
 class FastLayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm` over the last axis on `ops.layer_norm`."""
+    """`torch.nn.LayerNorm` over the last axis that calls `ops.layer_norm`."""
 
     original_name = "LayerNorm"
 

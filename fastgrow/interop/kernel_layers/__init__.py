@@ -1,4 +1,4 @@
-"""A folder that Hugging Face's `kernels` loads by its path; `layers` is where it looks."""
+"""Package that Hugging Face's `kernels` loads by its path; it looks up classes in `layers`."""
 
 from fastgrow.interop.kernel_layers import layers
 

@@ -1,7 +1,7 @@
-"""Forwards for other projects' layers, as Hugging Face's `kernels` binds them.
+"""Layers for Hugging Face's `kernels`.
 
-A layer here is a forward and nothing else: `kernelize` binds it to modules of another class, whose
-attributes it reads. Each says which those are.
+A layer here has only a `forward`: `kernelize` binds it to modules of another class, whose
+attributes it uses. The docstring of each layer lists these attributes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _SILU = ("SiLU", "SiLUActivation")
 class LayerNorm(nn.Module):
     """For `torch.nn.LayerNorm`: normalized_shape, weight, bias, eps.
 
-    On `ops.layer_norm` over the last axis and with a weight of the input's dtype, else on torch's.
+    Calls `ops.layer_norm` for a norm over the last axis whose weight has the dtype of the input,
+    else torch's function.
     """
 
     can_torch_compile = True

@@ -29,7 +29,7 @@ def test_left_padded_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Under the interpreter the kernels run on a CPU.
     from fastgrow.interop.hf import attention
 
-    monkeypatch.setattr(attention, "takes_starts", lambda device: True)
+    monkeypatch.setattr(attention, "uses_starts", lambda device: True)
     ids = torch.arange(2 * 9, device=DEVICE).view(2, 9) + 1
     mask = torch.ones_like(ids)
     mask[1, :4] = 0

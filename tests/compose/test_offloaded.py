@@ -1,4 +1,4 @@
-"""Experts off the device say what they said on it."""
+"""Offloaded experts give the same results as experts on the device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(substrate: Substrate, rule: Rule | None = None) -> Ensemble:
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
 @pytest.mark.parametrize("rule", [Mean(), Posterior()], ids=str)
-def test_nothing_changes_but_the_place(
+def test_offloading_does_not_change_the_results(
     rule: Rule, place: str, substrate: Substrate, tmp_path: Path
 ) -> None:
     trio = make(substrate, rule)
@@ -66,7 +66,7 @@ def test_an_expert_on_the_disk_is_not_in_memory(substrate: Substrate, tmp_path: 
     assert sum(head.weight.shape[0] == len(substrate) for head in heads) == 2
 
 
-def test_lost_files_are_named(substrate: Substrate, tmp_path: Path) -> None:
+def test_missing_files_are_named(substrate: Substrate, tmp_path: Path) -> None:
     trio = make(substrate)
     trio.offload("b", tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").unlink()
@@ -75,24 +75,26 @@ def test_lost_files_are_named(substrate: Substrate, tmp_path: Path) -> None:
     assert trio.names == ("a", "b", "c")
 
 
-def test_what_cannot_leave_is_named(substrate: Substrate, tmp_path: Path) -> None:
+def test_experts_that_cannot_be_offloaded_are_named(substrate: Substrate, tmp_path: Path) -> None:
     trio = make(substrate)
     with pytest.raises(ConfigError, match="there is no expert 'd'"):
         trio.offload("d")
-    with pytest.raises(ConfigError, match="expert 'a' is on the device already"):
+    with pytest.raises(
+        ConfigError, match="expert 'a' is not offloaded; it is on the device already"
+    ):
         trio.recall("a")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError):
         trio.offload("a", tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     trio.offload("a")
-    with pytest.raises(ConfigError, match="expert 'a' is a ParkedExpert; only a Decoder can be"):
+    with pytest.raises(ConfigError, match="expert 'a' is a OffloadedExpert; only a Decoder can"):
         trio.offload("a")
-    with pytest.raises(ConfigError, match="which expert 'a', a ParkedExpert, does not show"):
+    with pytest.raises(ConfigError, match="but expert 'a' is a OffloadedExpert; expected a Dec"):
         trio.reweight(Adapter(2))
     trio.recall("a")
     trio.reweight(Adapter(2))
-    with pytest.raises(ConfigError, match="its experts stay on the device"):
+    with pytest.raises(ConfigError, match="its experts cannot be offloaded"):
         trio.offload("a")
     guest = CallableExpert(trio.experts["a"], vocab_size=len(substrate), max_seq_len=8)
     with pytest.raises(ConfigError, match="is a CallableExpert; only a Decoder"):

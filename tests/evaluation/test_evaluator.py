@@ -1,4 +1,4 @@
-"""Whole evaluations of models that say what a test wants, stopped ones among them."""
+"""Whole evaluations of models with prescribed answers, also interrupted ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def always(letter: str) -> Rigged:
 
 
 def knows_all() -> Rigged:
-    """Answers each question with its key, and finds the right choice likeliest."""
+    """Answers each question with its key; the correct choice has the highest likelihood."""
     keys = {question.question: question for question in QUESTIONS}
 
     def say(text: str) -> str | None:
@@ -79,7 +79,7 @@ def test_always_one_letter_scores_that_letters_share(letter: str, task: str) -> 
 
 
 def test_knowing_the_answers_scores_a_hundred_under_both_protocols() -> None:
-    # Its answers begin with a space: two tokens are needed, which ARC's protocol gives.
+    # Its answers start with a space, so they need two tokens, the limit of ARC's protocol.
     result = evaluate(knows_all(), question_set("arc-easy"), FAST)
     assert {name: score.mean for name, score in result.scores.items()} == {
         "first letter": 100,
@@ -127,8 +127,8 @@ def test_reading_scores() -> None:
         return said[len(answered)] if len(answered) < len(said) else "</s>"
 
     result = evaluate(Rigged(say), question_set("squad", questions), FAST)
-    # "mill" lacks the first answer "The mill" but equals the second; of "a TENt" three tokens are
-    # asked for, as many as "ten" has characters: "a T".
+    # "mill" does not contain the first answer "The mill" but equals the second. Answers to the
+    # other question have three tokens, as many as "ten" has characters: "a T" of "a TENt".
     assert {name: score.mean for name, score in result.scores.items()} == {
         "substring": 0,
         "exact match": 50,
@@ -165,7 +165,7 @@ def test_a_protocol_alone() -> None:
     assert likely.papers is None
 
 
-def test_prompts_begin_with_the_start_of_a_document_unless_told_otherwise() -> None:
+def test_prompts_start_with_bos_unless_disabled() -> None:
     for start in (True, False):
         model = always("A")
         settings = EvaluationSettings(document_start=start, resamples=5)
@@ -188,7 +188,7 @@ def test_cut_and_unknown_are_counted() -> None:
     assert result.scores["first letter"].mean == 100
 
 
-def test_a_module_is_asked_in_evaluation_mode_and_left_as_it_was() -> None:
+def test_a_module_is_evaluated_in_evaluation_mode_and_restored() -> None:
     class Module(nn.Module):
         device, substrate, max_seq_len = Rigged.device, CharacterSubstrate(), 512
 
@@ -230,7 +230,7 @@ def unsure() -> Rigged:
     return Rigged(lambda text: {"A": 0.4, "B": 0.3, " ": 0.3})
 
 
-def test_a_stopped_evaluation_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_is_resumed_to_the_same_result(tmp_path: Path) -> None:
     whole = evaluate(unsure(), question_set("arc-easy"), FAST)
     folder = tmp_path / "answers"
     with pytest.raises(Stopped):
@@ -252,7 +252,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_result(tmp_path: Path) -> None
     fresh = unsure()
     evaluate(fresh, question_set("arc-easy"), FAST)
     assert 0 < model.tokens_read < fresh.tokens_read
-    # A finished one asks nothing.
+    # A finished evaluation does not call the model.
     silent = unsure()
     assert evaluate(silent, question_set("arc-easy"), FAST, folder=folder, model_key="m") == whole
     assert silent.tokens_read == 0
@@ -292,12 +292,12 @@ def test_another_evaluations_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"holds another evaluation \\({message}"):
             run(**other)  # type: ignore[arg-type]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    # What only the scoring reads may change.
+    # Settings that affect only the scoring may change.
     run(settings=changed(FAST, resamples=9))
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="contains other files"):
         evaluate(always("A"), question_set(), FAST, folder=foreign, model_key="m")
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
 
@@ -311,7 +311,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, content: str) -> None:
 
 
 def test_a_model_that_is_no_module_needs_a_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a Rigged does not say what it is made of"):
+    with pytest.raises(ConfigError, match="cannot identify a Rigged by its weights"):
         evaluate(always("A"), question_set(), FAST, folder=tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
@@ -353,7 +353,7 @@ def test_translations_are_scored_by_sacrebleu() -> None:
     result = evaluate(Rigged(say), question_set("opus-en-ru", pairs), FAST)
     said = ["THE dog sat here TODAY", "no one"]
     references = [pair.reference for pair in pairs]
-    # 22 characters are 22 tokens: the leading space leaves the last letter unsaid.
+    # 22 characters are 22 tokens: because of the leading space, the last letter is cut.
     said[0] = said[0][: len(references[0]) - 1]
     each = [
         sacrebleu.corpus_bleu([s.upper()], [[r.upper()]]).score

@@ -1,4 +1,4 @@
-"""Experts that wait outside of the device: in main memory or on the disk."""
+"""Offloaded experts: their weights are in host memory or on disk between calls."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fastgrow.errors import ConfigError
 from fastgrow.nn import Decoder, KVCache, SubstrateLike
 
 
-class ParkedExpert:
-    """A decoder that comes to the device for the length of each call, and leaves again.
+class OffloadedExpert:
+    """A decoder whose weights are on the device only during a call.
 
-    An ensemble of many experts then needs room for one of them at a time; each call pays for the
-    way. Not a module: it does not train, and its parameters are not among the ensemble's.
+    If all experts of an ensemble are offloaded, the device needs memory for one of them at a time;
+    each call has to transfer the weights. Not a module: it cannot be trained, and its parameters
+    are not parameters of the ensemble.
 
     Args:
-        model: goes to main memory, or to the disk.
-        folder: where it is kept on the disk; main memory without. A folder that holds something
-            else is refused.
+        model: the decoder to offload.
+        folder: folder to save the weights in; default: host memory.
 
     Raises:
-        FileExistsError: the folder holds something that is not a saved model's.
+        FileExistsError: the folder contains files that do not belong to a saved model.
     """
 
     def __init__(self, model: Decoder, folder: Path | str | None = None) -> None:
@@ -46,25 +46,25 @@ class ParkedExpert:
             model.save(self.folder, with_substrate=False)
 
     def __call__(self, ids: Tensor, cache: Any | None = None, *, last_only: bool = False) -> Tensor:
-        """As the decoder's."""
-        with self.present() as model:
+        """See `Decoder.forward`."""
+        with self.on_device() as model:
             logits: Tensor = model(ids, cache, last_only=last_only)
             return logits
 
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
-        """As the decoder's."""
-        with self.present() as model:
+        """See `Decoder.loss`."""
+        with self.on_device() as model:
             return model.loss(ids, targets, ignore_index=ignore_index, reduction=reduction)
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> Any:
-        """As the decoder's; the cache stays on the device between calls."""
+        """See `Decoder.new_cache`; the cache stays on the device between calls."""
         return KVCache(self._n_layer, batch_size, max_len or self.max_seq_len)
 
     @contextmanager
-    def present(self) -> Iterator[Decoder]:
-        """The decoder on the device, without gradients; afterwards it is away again."""
+    def on_device(self) -> Iterator[Decoder]:
+        """Context manager: the decoder on the device, with gradients disabled."""
         model = self.recall()
         try:
             with torch.no_grad():
@@ -74,7 +74,7 @@ class ParkedExpert:
                 self._model.to("cpu")
 
     def recall(self) -> Decoder:
-        """The decoder, on the device.
+        """Return the decoder, on the device.
 
         Raises:
             CheckpointError: its files are missing or damaged.
@@ -90,15 +90,14 @@ class ParkedExpert:
         return model.train(self._training)
 
 
-def check_parkable(name: str, model: object) -> Decoder:
-    """The model, if it can be parked.
+def check_offloadable(name: str, model: object) -> Decoder:
+    """Return the model if it can be offloaded.
 
     Raises:
-        ConfigError: it is no decoder.
+        ConfigError: it is not a decoder.
     """
     if type(model) is not Decoder:
         raise ConfigError(
-            f"expert {name!r} is a {type(model).__name__}; only a Decoder can be taken off the "
-            "device"
+            f"expert {name!r} is a {type(model).__name__}; only a Decoder can be offloaded"
         )
     return model

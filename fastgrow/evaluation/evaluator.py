@@ -1,4 +1,4 @@
-"""Asking a model a task's questions."""
+"""`evaluate`: answer the questions of a task with a model, and score the answers."""
 
 from __future__ import annotations
 
@@ -35,25 +35,26 @@ def evaluate(
     model_key: str | None = None,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> TaskResult:
-    """Ask a model a task's questions and score its answers.
+    """Evaluate a model on the questions of a task.
 
-    The questions are answered in chunks, short prompts first. With a folder each chunk is kept as
-    soon as it is answered, and the same call goes on where a stopped one ended, with the same
-    result. Draws depend on the seed and the question alone.
+    The questions are answered in chunks, short prompts first. If a folder is given, the answers of
+    each chunk are saved in it; if the evaluation is interrupted, the same call resumes it and
+    returns the same result. The sampled tokens depend only on the seed and the question.
 
     Args:
-        model: any `LanguageModel` with a substrate: a decoder, an ensemble, another's model.
-        questions: from `read_questions`.
-        settings: how they are asked; the papers' way without.
-        folder: where to keep the answers.
-        model_key: what tells this model from others in the folder; computed from a module's
-            weights if not given.
-        on_progress: called with the numbers of questions answered and in all.
+        model: any `LanguageModel` with a substrate, e.g. a decoder, an ensemble or a `HubExpert`.
+        questions: the questions, from `read_questions`.
+        settings: settings of the evaluation; default: the papers'.
+        folder: folder to save the answers in; None to save nothing.
+        model_key: identifies the model in the folder; by default a hash of its weights, for which
+            the model has to be a module.
+        on_progress: called with the number of questions answered so far and the total.
 
     Raises:
-        ArgumentError: the model's predictions are NaN or otherwise no distribution.
-        ConfigError: the model has no substrate; the protocols have nothing to ask of this task;
-            the folder holds another evaluation; a translation task without sacrebleu.
+        ArgumentError: the model's logits or likelihoods contain NaN, or are all -inf.
+        ConfigError: the model has no substrate; no protocol in `settings` is applicable to the
+            task; the folder holds another evaluation; or the task is a translation task and
+            sacrebleu is not installed.
         CheckpointError: a file in the folder is damaged.
     """
     settings = settings or EvaluationSettings()
@@ -63,7 +64,7 @@ def evaluate(
         require_sacrebleu()
     if task.kind != "choice" and "generate" not in settings.protocols:
         raise ConfigError(f"the task {task.name} has no choices: it needs the protocol 'generate'")
-    kept = None
+    saved = None
     if folder is not None:
         request = {
             "format": _FORMAT,
@@ -72,19 +73,19 @@ def evaluate(
             "questions": questions.digest,
             "settings": settings.of_answers(),
         }
-        kept = AnswerFolder(Path(folder), request)
-    asked = _Asked(model, task, settings)
+        saved = AnswerFolder(Path(folder), request)
+    evaluator = _Evaluator(model, task, settings)
     total = len(questions.questions)
     records: dict[int, dict[str, Any]] = {}
     order = _by_length(model, questions)
     with evaluation_mode(model):
         for number, first in enumerate(range(0, total, settings.chunk)):
             chunk = order[first : first + settings.chunk]
-            answered = None if kept is None else kept.read(number, chunk)
+            answered = None if saved is None else saved.read(number, chunk)
             if answered is None:
-                answered = asked.records(chunk, [questions.questions[i] for i in chunk])
-                if kept is not None:
-                    kept.write(number, answered)
+                answered = evaluator.records(chunk, [questions.questions[i] for i in chunk])
+                if saved is not None:
+                    saved.write(number, answered)
             records.update(zip(chunk, answered, strict=True))
             if on_progress is not None:
                 on_progress(len(records), total)
@@ -92,15 +93,15 @@ def evaluate(
 
 
 def _by_length(model: LanguageModel, questions: QuestionSet) -> list[int]:
-    """Indices by the prompts' tokens: prompts of equal length are read in one batch."""
+    """Return the indices sorted by prompt length, so that equal lengths form batches."""
     texts = [questions.task.prompt(question) for question in questions.questions]
     encoded = encode_texts(require_substrate(model), texts, document_start=True)
     return sorted(range(len(texts)), key=lambda i: min(len(encoded[i].ids), model.max_seq_len))
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A model under a task's protocols."""
+class _Evaluator:
+    """A model, a task and the settings of the evaluation."""
 
     model: LanguageModel
     task: Task
@@ -109,7 +110,7 @@ class _Asked:
     def records(
         self, indices: Sequence[int], questions: Sequence[Question]
     ) -> list[dict[str, Any]]:
-        """What is kept of each question: JSON objects."""
+        """Return the answers and likelihoods of each question as JSON objects."""
         records: list[dict[str, Any]] = [
             {"question": index, "id": question.id}
             for index, question in zip(indices, questions, strict=True)
@@ -122,7 +123,7 @@ class _Asked:
 
     def _generate(self, records: list[dict[str, Any]], questions: Sequence[Question]) -> None:
         texts = [self.task.prompt(question) for question in questions]
-        # Its text, not its place, which is another one in a sample of the questions.
+        # Seeded by the text of a question and not by its index, which differs between samples.
         prompts = [
             Prompt(text, self.task.new_tokens(question), f"{self.task.name} {text}")
             for text, question in zip(texts, questions, strict=True)
