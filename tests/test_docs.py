@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interrupting import interrupted
 
 import fastgrow as fg
 from fastgrow.cli import main
@@ -29,10 +31,9 @@ ELSEWHERE = {"contributing.md": {"python"}}
 
 # The same at a size for tests.
 SMALLER: dict[str, list[tuple[str, str]]] = {
-    "README.md": [("tokens=60_000", "tokens=512"), ("n_components=128", "n_components=16")],
+    "README.md": [("tokens=100_000", "tokens=512"), ("n_components=128", "n_components=16")],
     "tutorial.md": [("tokens: 300_000", "tokens: 4_000"), ("tokens=300_000", "tokens=4_000")],
     "compose.md": [("tokens=20_000", "tokens=512")],
-    "composition.md": [("tokens=100_000", "tokens=512")],
 }
 
 
@@ -46,10 +47,18 @@ def small_models() -> dict[str, Any]:
     return names | {"text": text, "config": config, "substrate": substrate}
 
 
+def two_texts() -> dict[str, Any]:
+    """Two files, as a user would have them."""
+    for name, script in (("en.txt", "Latin"), ("ru.txt", "Cyrillic")):
+        lines = [" ".join(text.split()) for text in demo_splits(script).train[:200]]
+        Path(name).write_text("\n".join(lines), encoding="utf-8")
+    return {}
+
+
 # What the blocks of a page take as given.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": two_texts,
     "compose.md": small_models,
-    "composition.md": small_models,
 }
 # Pages whose commands work on the files of the page before them.
 AFTER_THE_TUTORIAL = ["tutorial.md", "resume.md", "evaluate.md"]
@@ -93,9 +102,14 @@ def read_yaml(code: str) -> None:
 
 def run_command(words: list[str]) -> None:
     """Run a command of fastgrow; of others see that they exist."""
+    if "--finish" in words:
+        stop_midway(words[1:-1])
     match words:
         case []:
             pass
+        case ["fastgrow", "bench", *_]:
+            # It takes minutes; tests/benchmarks run it.
+            assert main(["bench", "--help"]) == 0
         case ["fastgrow", *arguments]:
             assert main(arguments) == 0, words
         case ["make", target, *_]:
@@ -114,6 +128,14 @@ def run_command(words: list[str]) -> None:
         case _:
             # An assignment before a command, or a tool that is not ours.
             assert words[0] in ("pip", "tar", "python") or "=" in words[0], words
+
+
+def stop_midway(arguments: list[str]) -> None:
+    """Start a run again and interrupt it at a checkpoint."""
+    shutil.rmtree("runs/latin")
+    program = "import sys; from fastgrow.cli import main; sys.exit(main(sys.argv[1:]))"
+    stopped = interrupted(program, "*/checkpoints/*", arguments)
+    assert stopped.returncode == 130, stopped.stderr
 
 
 @pytest.mark.parametrize("page", sorted(set(PAGES) - set(AFTER_THE_TUTORIAL)))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
-
 import fastgrow as fg
-from fastgrow.data import demo_characters, demo_splits
 from fastgrow.growth.length import stage_length
 from fastgrow.growth.setup import check_fits
 
@@ -39,22 +36,3 @@ def test_the_schedule_on_the_page_fits_a_model() -> None:
         for stage, shape in zip(names["schedule"].stages, shapes, strict=True)
     ]
     check_fits(names["schedule"], steps, train)
-
-
-def test_composing_as_on_the_page(tmp_path: Path, monkeypatch) -> None:
-    sub = fg.Substrate.build(characters=demo_characters(), n_ngrams=0, n_components=16)
-    config = fg.DecoderConfig(len(sub), 32, n_layer=1, n_head=2, max_seq_len=16)
-    torch.manual_seed(0)
-    names: dict = {name: fg.Decoder(config, sub) for name in ("ru", "zh", "code")}
-    texts = vars(demo_splits("Cyrillic"))
-    names["text"] = fg.TextData.from_splits(**texts, substrate=sub)
-    written = code("composition.md")
-    assert written.count("tokens=100_000") == 1
-    monkeypatch.chdir(tmp_path)
-    small = written.replace("tokens=100_000", "tokens=512").replace(
-        'duo.offload("code")', 'duo.offload("code"); duo.recall("code")'
-    )
-    exec(compile(small, "composition.md", "exec"), names)
-    back = fg.load("runs/duo")
-    assert back.names == ("ru", "zh", "code")
-    assert back.adapter is not None
