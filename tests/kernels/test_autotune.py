@@ -139,7 +139,7 @@ def test_one_that_computes_something_else_is_not_taken_however_fast(
     assert ask() == FAST
     (entry,) = kept(cache)
     assert [candidate for _, candidate in entry["milliseconds"]] == [vars(SLOW), vars(FAST)]
-    told = f"count fp32: {vars(WRONG)} is not what the first computes: 16 of 16 elements"
+    told = f"count fp32: {vars(WRONG)} differs from the first candidate's result: 16 of 16 elements"
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         f"{told} of result 0"
     ]

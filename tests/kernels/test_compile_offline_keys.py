@@ -303,7 +303,7 @@ def keys_of_all_kernels(*, reverse: bool) -> dict[str, str]:
 
 
 def test_a_kernel_has_the_same_key_whatever_was_launched_before() -> None:
-    """Else what one process compiled another would not find: see `common.settled`."""
+    """Else what one process compiled another would not find: see `common.stable_cache_key`."""
     forwards, backwards = keys_of_all_kernels(reverse=False), keys_of_all_kernels(reverse=True)
     assert len(forwards) > 40
     assert forwards == backwards
