@@ -1,4 +1,4 @@
-// Uniform numbers by counting: Philox 4x32 with ten rounds (Salmon et al., "Parallel random numbers:
+// Counter-based uniform numbers: Philox 4x32 with ten rounds (Salmon et al., "Parallel random numbers:
 // as easy as 1, 2, 3", 2011). The same as fastgrow/ops/experts/philox.py, which runs on every device.
 #pragma once
 
@@ -13,7 +13,7 @@
 namespace fastgrow {
 
 // A number in [0, 1), a multiple of 2^-24. The key is the seed, the counter is (row, step); 24 bits
-// of the first word count.
+// of the first word are used.
 FASTGROW_ANYWHERE inline double philox_uniform(int64_t seed, int64_t step, int64_t row) {
   const auto low = [](int64_t x) { return static_cast<uint32_t>(x); };
   const auto high = [](int64_t x) { return static_cast<uint32_t>(static_cast<uint64_t>(x) >> 32); };

@@ -1,8 +1,8 @@
 """Activations of a feed-forward layer and their derivatives, on fp32 tiles.
 
 ACTIVATION is `gelu` (exact), `gelu_tanh`, `relu2` or `swiglu`; only the last one has a gate, the
-others are given `pre` in its place. Counting instructions decides here: beside a product they run
-in the epilogue, where the matrix units wait for them.
+others get `pre` in its place. The number of instructions matters here: fused with a product they
+run in its epilogue, during which the matrix units are idle.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import settled
+from fastgrow.kernels.common import stable_cache_key
 
 # √(2/π) · x · (1 + 0.044715 x²), the argument of tanh.
 _SLOPE = tl.constexpr(0.7978845608028654)
@@ -21,7 +21,7 @@ _DENSITY_AT_0 = tl.constexpr(0.3989422804014327)
 
 @triton.jit
 def _reciprocal(x, INTERPRETED: tl.constexpr):
-    """1/x to an ulp, for x ≥ 1; a plain division takes eight instructions for any x."""
+    """Return 1/x within an ulp, for x ≥ 1; an ordinary division takes eight instructions."""
     if INTERPRETED:
         return 1.0 / x
     return tl.inline_asm_elementwise(
@@ -29,19 +29,19 @@ def _reciprocal(x, INTERPRETED: tl.constexpr):
     )
 
 
-@settled
+@stable_cache_key
 @triton.jit
 def _sigmoid(x, INTERPRETED: tl.constexpr):
     return _reciprocal(1.0 + tl.exp2(x * -_LOG2_E), INTERPRETED)
 
 
-@settled
+@stable_cache_key
 @triton.jit
 def _normal(x, INTERPRETED: tl.constexpr):
-    """The normal distribution's Φ(x) and e^(−x²/2).
+    """Return the normal distribution's Φ(x) and e^(−x²/2).
 
-    By Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: Φ is off by at most 8e-8,
-    half an ulp of fp32 at 1; the exponential serves the derivative too.
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: the error of Φ is at most
+    8e-8, half an ulp of fp32 at 1. The exponential is also used in the derivative.
     """
     e = tl.exp2(x * x * (-0.5 * _LOG2_E))
     # 0.3275911 / √2, and the polynomial's coefficients halved: Φ(−z) = erfc(z/√2) / 2.
@@ -54,12 +54,12 @@ def _normal(x, INTERPRETED: tl.constexpr):
     return tl.where(x < 0.0, tail, 1.0 - tail), e
 
 
-@settled
+@stable_cache_key
 @triton.jit
 def differentiated(d, pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
-    """f(pre), and the gradients of `pre` and of the gate where f's is d.
+    """Return f(pre), and the gradients of `pre` and of the gate for the gradient d of f(pre).
 
-    Without a gate its gradient is that of `pre`.
+    Without a gate the last result is the gradient of `pre`.
     """
     if ACTIVATION == "gelu":
         phi, e = _normal(pre, INTERPRETED)
@@ -73,7 +73,7 @@ def differentiated(d, pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.const
         d_pre = d * (s + hidden * (1.0 - s) * (square * (6.0 * _SLOPE * _CUBIC) + 2.0 * _SLOPE))
         return hidden, d_pre, d_pre
     if ACTIVATION == "relu2":
-        # Not a maximum, which would drop NaN.
+        # Not tl.maximum, which would not propagate NaN.
         positive = tl.where(pre < 0.0, 0.0, pre)
         d_pre = d * 2.0 * positive
         return positive * positive, d_pre, d_pre
@@ -82,9 +82,9 @@ def differentiated(d, pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.const
     return silu * pre, d * silu, d * pre * (s + silu * (1.0 - s))
 
 
-@settled
+@stable_cache_key
 @triton.jit
 def activated(pre, gate, ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr):
-    """f(pre), or silu(gate) · pre; the compiler drops the derivatives."""
+    """Return f(pre), or silu(gate) · pre; the compiler removes the unused derivatives."""
     hidden, _, _ = differentiated(pre, pre, gate, ACTIVATION, INTERPRETED)
     return hidden

@@ -1,4 +1,4 @@
-"""Launchers of the attention kernels and of the rotation: a call in, tensors out."""
+"""Launchers of the attention kernels and of the rotation."""
 
 from __future__ import annotations
 
@@ -37,35 +37,36 @@ from fastgrow.kernels.key_ranges import documents
 from fastgrow.kernels.rotation import rotate_kernel
 from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured
 
-# Lengths whose tiles are measured. A key that follows the length more closely would compile a
-# kernel for every few sequences.
+# Lengths whose tiles are measured. With more lengths, a new kernel would be compiled for every few
+# sequences.
 LENGTHS = (1024, 8192)
 FEW, MANY = 32, 256  # sequences times key heads for which decoding is measured
-MIN_ROWS = 16  # of a tile
+MIN_ROWS = 16  # rows of a tile, at least
 
-# COS, SIN and POSITIONS of kernels with their table_stride, positions_b, n_positions, and R.
+# The kernels' arguments COS, SIN, POSITIONS, table_stride, positions_b, n_positions and R.
 Rotation = tuple[Tensor | None, Tensor | None, Tensor | None, int, int, int, int]
 NO_ROTATION: Rotation = (None, None, None, 0, 0, 0, 0)
-# Three programs of the reference's head dimension share a processor of sm_90 where a thread takes
-# at most 168 registers. Triton 3.6 takes five more unless told; 3.7 stays within them by itself,
-# and told so makes the loop 2 % longer. For sm_80 and sm_100 the code needs more, and would spill.
-_TAKES_MORE = triton.__version__.startswith("3.6.") and torch.version.hip is None
+# Three programs at head dimension 32 share a multiprocessor of sm_90 if a thread uses at most 168
+# registers. Triton 3.6 uses five more without a limit; 3.7 stays within 168, and an explicit limit
+# makes its loop 2 % longer. On sm_80 and sm_100 the code needs more registers and would spill.
+_NEEDS_REGISTER_LIMIT = triton.__version__.startswith("3.6.") and torch.version.hip is None
 
 
 def number_of(batch_heads: int) -> int:
-    """What stands for this number of sequences times key heads."""
+    """Return the measured number that is used for this number of sequences times key heads."""
     return FEW if batch_heads <= 4 * FEW else MANY
 
 
 def bucket(dtype: torch.dtype, dim: int, keys: int) -> str:
-    """The key of attention's measured tiles, such as `bf16/D=32/T=1024`."""
+    """Return the key of attention's measured tiles, such as `bf16/D=32/T=1024`."""
     return f"{NAMES[dtype]}/D={dim}/T={measured_size(keys, LENGTHS)}"
 
 
 def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> str:
-    """The key of measured configurations of decoding, such as `bf16/D=32/T=8192/N=256`.
+    """Return the key of decoding's measured configurations, such as `bf16/D=32/T=8192/N=256`.
 
-    N stands for sequences times key heads: few of them leave processors idle unless keys are split.
+    N is the number of sequences times key heads. If it is small, multiprocessors are idle unless
+    the keys are split.
     """
     return f"{bucket(dtype, dim, keys)}/N={number_of(batch_heads)}"
 
@@ -74,7 +75,7 @@ def decode_bucket(dtype: torch.dtype, dim: int, keys: int, batch_heads: int) -> 
 def _tiles(
     kernel: str, dtype: torch.dtype, dim: int, length: int | None, device: torch.device
 ) -> AttentionTiles:
-    """The table's tiles of this GPU for `length`, where it holds, or else those of the rule."""
+    """Return this GPU's measured tiles for `length`, or else those of the rule."""
     key = None if length is None else bucket(dtype, dim, length)
     found = measured(kernel, key, device, AttentionTiles)
     return found or own_tiles(kernel, dim, dtype, capability_of(device))
@@ -89,18 +90,22 @@ def _split(
 
 
 def _length(call: AttentionCall) -> int | None:
-    """Under what length a table has tiles: only for causal attention without any other rule."""
+    """Return the length of the measured tiles, or None for anything but plain causal attention."""
     others = call.window is call.cu_seqlens is call.lengths is call.starts is None
     return measured_size(call.k.shape[2], LENGTHS) if call.causal and others else None
 
 
 def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) -> Rotation:
-    """What kernels take of a table [positions, R/2] and `position_ids` [T], [1, T] or [B, T]."""
+    """Return the kernels' arguments for cos, sin [positions, R/2] and `position_ids`.
+
+    Args:
+        position_ids: [T], [1, T] or [B, T].
+    """
     if cos.dtype != torch.float32 or sin.dtype != torch.float32:
         cos, sin = cos.float(), sin.float()
     cos, sin, of_rows = cos.contiguous(), sin.contiguous(), 0
     if position_ids is not None:
-        # A row for all sequences is read as such, without a stride.
+        # One row for all sequences is read without a stride.
         shared = position_ids.dim() == 2 and position_ids.shape[0] == 1
         position_ids = (position_ids[0] if shared else position_ids).contiguous()
         of_rows = position_ids.stride(0) if position_ids.dim() == 2 else 0
@@ -109,7 +114,7 @@ def rotation_arguments(cos: Tensor, sin: Tensor, position_ids: Tensor | None) ->
 
 
 def rope(call: RopeCall) -> Tensor:
-    """x [B, H, T, D] rotated, contiguous as [B, T, H, D]."""
+    """Return x [B, H, T, D] rotated, contiguous as [B, T, H, D]."""
     out = empty_by_token(call.x)
     rotate(
         *(call.x, rotation_arguments(call.cos, call.sin, call.position_ids), out),
@@ -128,20 +133,21 @@ def rotate(
     inverse: bool = False,
     with_norms: bool = False,
 ) -> Tensor | None:
-    """Write x [B, H, T, D] to `out`, each token rotated by its position.
+    """Write x [B, H, T, D] to `out`, with each token rotated by its position.
 
     Args:
-        rotation: of `rotation_arguments`; without positions they are offset … offset + T − 1.
-        inverse: rotate back.
-        with_norms: whether norms are asked for.
+        rotation: result of `rotation_arguments`. Without position ids the positions are
+            offset … offset + T − 1.
+        inverse: whether to rotate back.
+        with_norms: whether to return norms.
 
     Returns:
-        The largest norm of a rotated row for each block of rows, [B · H, blocks] float32, which a
-        bound on attention's scores follows from; None without `with_norms`.
+        The largest norm of a rotated row in each block of rows, [B · H, blocks] float32, which
+        bounds attention's scores; None without `with_norms`.
     """
     batch, heads, length, dim = x.shape
     block_d = block_of(dim)
-    # Keys within attention have one height of tiles, so that few of them compile no other kernel.
+    # Attention's keys always use the same tile height, so that few keys compile no other kernel.
     few = length <= MIN_ROWS and not with_norms
     block_t = MIN_ROWS if few else max(MIN_ROWS, 4096 // block_d)
     n_blocks = cdiv(length, block_t)
@@ -153,16 +159,16 @@ def rotate(
         rotate_kernel[(n_blocks * batch * heads,)](
             x, out, norms, *rotation, *x.stride()[:3], *out.stride()[:3], heads, length, offset,
             D=dim, BLOCK_D=block_d, BLOCK_T=block_t, INVERSE=inverse,
-            # Of larger heads a tile takes more registers than four warps have on Blackwell.
+            # For larger heads a tile needs more registers than four warps have on Blackwell.
             num_warps=4 if block_d <= 128 else 8,
         )  # fmt: skip
     return norms
 
 
 def empty_by_token(x: Tensor) -> Tensor:
-    """[B, H, T, D] laid out as [B, T, H, D]: projections leave and read it so."""
+    """Return an empty [B, H, T, D] laid out as [B, T, H, D], the layout of projections."""
     _, heads, length, dim = x.shape
-    # As torch counts them in tensors without elements, too.
+    # The strides are those of torch, also for tensors without elements.
     of_token = max(heads, 1) * dim
     return x.new_empty_strided(x.shape, (max(length, 1) * of_token, dim, of_token, 1))
 
@@ -170,12 +176,12 @@ def empty_by_token(x: Tensor) -> Tensor:
 def _operands(
     call: AttentionCall,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Rotation, tuple[Tensor | None, ...]]:
-    """What the kernels take of a call.
+    """Return the kernels' arguments for a call.
 
     Returns:
-        q, k and v as rows, keys rotated (in a transient workspace where they did not come so) and,
-        where that was done here, their norms; the arguments of the rotation; and LENGTHS, STARTS,
-        FIRSTS and ENDS.
+        q, k and v as rows; the keys are rotated, in a temporary workspace unless they were already.
+        The norms of the keys, if they were rotated here. The arguments of the rotation. LENGTHS,
+        STARTS, FIRSTS and ENDS.
     """
     q, k, v, cos, sin, position_ids, cu_seqlens, lengths, starts, *_ = call
     q, k, v = as_strided_rows(q), as_strided_rows(k), as_strided_rows(v)
@@ -193,7 +199,7 @@ def _operands(
 
 
 def inference(call: AttentionCall) -> Tensor:
-    """The result of `forward` alone; few queries are split over their keys."""
+    """Return the first result of `forward`; for few queries the keys are split over programs."""
     if call.q.numel() > 0 and can_decode(call.q, call.k):
         return decode(call)
     return forward(call, with_lse=False)[0]
@@ -202,9 +208,11 @@ def inference(call: AttentionCall) -> Tensor:
 def forward(
     call: AttentionCall, *, with_lse: bool = True, tiles: AttentionTiles | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of q [B, H, Tq, D] over k, v [B, H_kv, Tk, D].
+    """Compute attention of q [B, H, Tq, D] over k, v [B, H_kv, Tk, D].
 
-    `tiles` are those of the kernel, to try some out.
+    Args:
+        with_lse: whether to return lse, which `backward` needs.
+        tiles: tiles of the kernel, for tuning.
 
     Returns:
         out [B, H, Tq, D], contiguous as [B, Tq, H, D], and lse [B, H, Tq] float32 in units of log2
@@ -220,12 +228,14 @@ def forward(
     q, k, v, norms, rotation, ranges = _operands(call)
     dtype, block_d = q.dtype, block_of(dim)
     if dtype != torch.bfloat16 or dim > 32 or dim != block_d:
-        # Without a pivot weights may pass the range of fp16; fp32 products and larger heads cost
-        # more than the pivot does; and masked features leave no registers for a second loop.
+        # The running maximum (pivot) is never omitted here: without it weights may exceed the range
+        # of fp16; in fp32 and for larger heads the products cost more than the pivot; and masked
+        # features leave no registers for a second loop.
         norms = None
     tiles = tiles or _tiles("attention_forward", dtype, dim, _length(call), q.device)
-    told = _TAKES_MORE and norms is not None and tiles == TILES["attention_forward", "half", 32]
-    limit = {"maxnreg": 168} if told and capability_of(q.device) == 90 else {}
+    at_32 = norms is not None and tiles == TILES["attention_forward", "half", 32]
+    limited = _NEEDS_REGISTER_LIMIT and at_32 and capability_of(q.device) == 90
+    limit = {"maxnreg": 168} if limited else {}
     with on_device_of(q):
         forward_kernel[(cdiv(queries, tiles.block_m) * batch * heads,)](
             q, k, v, out, lse, norms, *rotation, *ranges,
@@ -249,10 +259,14 @@ def backward(
     *,
     tiles: AttentionTiles | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dq, and dk with dv, of what `forward` computed; None for what is not asked for.
+    """Compute dq, dk and dv of `forward`; None for those that are not requested.
 
-    dq [B, H, Tq, D] is laid out as [B, Tq, H, D], dk and dv likewise. `tiles` are those of the
-    kernels that are asked for, to try some out.
+    Args:
+        for_query, for_key: whether to compute dq, and dk and dv.
+        tiles: tiles of the requested kernels, for tuning.
+
+    Returns:
+        dq [B, H, Tq, D], laid out as [B, Tq, H, D]; dk and dv likewise.
     """
     batch, heads, queries, dim = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
@@ -294,7 +308,7 @@ def backward(
             )  # fmt: skip
         if dk is not None and dv is not None:
             chosen = tiles or _tiles("attention_d_key", dtype, dim, length, device)
-            # Keys that came rotated get the gradient of what they are.
+            # Keys that were passed rotated get the gradient of the rotated keys.
             of_keys = NO_ROTATION if call.k_rotated else rotation
             d_key_kernel[(cdiv(keys, chosen.block_n) * batch * kv_heads,)](
                 scaled, k, v, d_out, lse, delta, dk, dv, *of_keys, *ranges,
@@ -307,14 +321,18 @@ def backward(
 
 
 def decode(call: AttentionCall, *, split: Split | None = None) -> Tensor:
-    """The out of `forward`; `split` is the kernel's, to try some out."""
+    """Return the first result of `forward`, with the keys split over programs.
+
+    Args:
+        split: configuration of the kernel, for tuning.
+    """
     batch, heads, queries, dim = call.q.shape
     kv_heads, keys = call.k.shape[1:3]
     group, batch_heads = heads // kv_heads, batch * kv_heads
     rows = group * queries
     q, k, v, _, rotation, ranges = _operands(call)
     if split is None:
-        # A table holds for a cache read from its first key on.
+        # A table's entries are measured for caches that are read from their first key on.
         measured_so = rows <= MIN_ROWS and call.window is call.cu_seqlens is call.starts is None
         length = measured_size(keys, LENGTHS) if measured_so else None
         split = _split(q.dtype, dim, length, number_of(batch_heads), q.device)

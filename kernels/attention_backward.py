@@ -7,8 +7,8 @@ With s = q̃·k̃ᵀ in units of log2 (scale and log2(e) folded into q̃), w = e
     ds   = w ∘ (dout · vᵀ − δ)
     dq̃_i = scale · Σ_j ds_ij k̃_j              dk̃_j = ln 2 · Σ_i ds_ij q̃_i
 
-Nothing rotated was saved: queries and keys are rotated once into transient workspaces, and the
-gradients are rotated back in registers before they are stored.
+The forward pass saves no rotated tensors: queries and keys are rotated again into temporary
+workspaces, and the gradients are rotated back in registers before they are stored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def prepare_kernel(
     HEADS, QUERIES, KEYS, factor,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """SCALED [B·H, Tq, D] = factor · rotated queries, and DELTA [B·H, Tq] = Σ out · dout."""
+    """Write SCALED [B·H, Tq, D] = factor · rotated queries, DELTA [B·H, Tq] = Σ out · dout."""
     n_blocks = tl.cdiv(QUERIES, BLOCK_M)
     head, block = tl.program_id(0) // n_blocks, tl.program_id(0) % n_blocks
     b, h = (head // HEADS).to(tl.int64), (head % HEADS).to(tl.int64)
@@ -67,7 +67,7 @@ def _gather_d_query(
     MASKED: tl.constexpr, FROM_FIRST: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Add what the key blocks from `begin` to `stop` give to dq."""
+    """Add the contribution of the key blocks from `begin` to `stop` to dq."""
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     for j0 in tl.range(begin, stop, BLOCK_N):
@@ -103,8 +103,8 @@ def d_query_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile of queries, over the blocks of keys that the tile sees."""
-    # The last queries see most keys.
+    """Write DQ: one program per tile of queries, over the blocks of keys that the tile sees."""
+    # The last queries see the most keys, so they start first.
     tile, head, b, h = tile_of_program(QUERIES, HEADS, BLOCK_M, True)
     kv = h // GROUP
     K += b * k_b + kv * k_h
@@ -161,7 +161,7 @@ def _gather_d_key(
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, FROM_FIRST: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Add what the query blocks from `begin` to `stop` of one head give to dk and dv."""
+    """Add the contribution of a head's query blocks from `begin` to `stop` to dk and dv."""
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     for i0 in tl.range(begin, stop, BLOCK_M):
@@ -183,7 +183,7 @@ def _gather_d_key(
         if MASKED:
             p = n_keys - QUERIES + rows
             first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
-            # A key of infinite size makes NaN of the zeros that stand for a missing query.
+            # An infinite key times the zeros of a query beyond the last would be NaN.
             seen = (j[:, None] < end[None, :]) & (rows < QUERIES)[None, :]
             if not FROM_FIRST:
                 seen = seen & (j[:, None] >= first[None, :])
@@ -192,7 +192,7 @@ def _gather_d_key(
         d_weights = tl.dot(v, tl.trans(d_out), input_precision=PRECISION)
         d_scores = weights * (d_weights - delta[None, :])
         if MASKED:
-            # Zero weights alone would let a query whose result is NaN reach keys it does not see.
+            # Zero weights are not enough: NaN of a query would reach keys that it does not see.
             d_scores = tl.where(seen, d_scores, 0.0)
         dk = tl.dot(operand_like(d_scores, q, INTERPRETED), q, dk, input_precision=PRECISION)
     return dk, dv
@@ -209,11 +209,11 @@ def d_key_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One program per block of keys, over the heads that share it and the queries that see it.
+    """Write DK and DV, which have the same strides.
 
-    DK and DV have the same strides.
+    One program per block of keys, over the heads that share it and the queries that see it.
     """
-    # Under causality the first keys are seen by most queries: they are first already.
+    # With a causal mask the first keys, which most queries see, already start first.
     block, _, b, kv = tile_of_program(KEYS, KV_HEADS, BLOCK_N, False)
     n_keys = keys_of_row(b, LENGTHS, KEYS)
     shift = n_keys - QUERIES
@@ -225,7 +225,7 @@ def d_key_kernel(
     v = load_rows(V + b * v_b + kv * v_h, wide * v_t, j < n_keys, D, BLOCK_D)
     k, v = operand(k, INTERPRETED), operand(v, INTERPRETED)
 
-    # The queries p that see some key of the block, as rows i = p − shift.
+    # The range of queries p that see some key of the block, as rows i = p − shift.
     j_last = tl.minimum(j0 + BLOCK_N, n_keys) - 1
     p_from, p_to = 0, shift + QUERIES
     if not CAUSAL:
@@ -242,7 +242,7 @@ def d_key_kernel(
     if j_last < j0:
         stop = begin
 
-    # Only where causality is the one rule do the later queries see the whole block.
+    # Later queries are known to see the whole block only if no rule but causality applies.
     from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
     whole = stop
     if from_first:

@@ -1,8 +1,8 @@
-"""Attention of a few queries over many keys, as in decoding with a cache: split over the keys.
+"""Attention of few queries over many keys, as in decoding with a cache, split over the keys.
 
-One program takes a run of keys for all the queries that share them (a group's heads times the
-last few tokens), so the cache is read once; a second kernel joins the runs. Rows of different
-lengths are a batch: a program beyond its row's last key has nothing to read.
+One program processes a run of keys for all queries that share them (the heads of a group times the
+last few tokens), so the cache is read once; a second kernel joins the runs. A batch may contain
+rows of different lengths: a program beyond its row's last key reads nothing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def decode_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Results [B·H_kv, runs, rows, D] of one run of keys, sums and pivots [B·H_kv, runs, rows].
+    """Write the results [B·H_kv, runs, rows, D], sums and pivots [B·H_kv, runs, rows] of a run.
 
-    PARTS has room for the three, one after the other. Row r stands for head r // QUERIES of the
-    group and query r % QUERIES.
+    PARTS contains the three, one after the other. Row r is query r % QUERIES of the group's head
+    r // QUERIES.
     """
     head, part = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
@@ -54,7 +54,7 @@ def decode_kernel(
     stop = tl.minimum(tl.minimum(begin + run, tl.max(end, 0)), n_keys)
     from_first: tl.constexpr = (window is None) and (FIRSTS is None) and (STARTS is None)
     if not from_first:
-        # A window may leave the first runs without a key.
+        # With a window the first runs may have no key.
         begin = tl.maximum(begin, tl.minimum(tl.min(first, 0) // BLOCK_N * BLOCK_N, begin + run))
     pivot = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -67,7 +67,7 @@ def decode_kernel(
     at = (head.to(tl.int64) * tl.num_programs(1) + part) * n_rows + rows
     n_parts = tl.num_programs(0).to(tl.int64) * tl.num_programs(1) * n_rows
     SUMS = PARTS + n_parts * D
-    # Nothing over one for a query that sees no key; 0 / 0 where every score seen is -inf.
+    # A query that sees no key gets 0 / 1; one whose scores are all -inf gets 0 / 0.
     tl.store(SUMS + at, tl.where(end <= first, 1.0, total), mask=row_ok)
     tl.store(SUMS + n_parts + at, pivot, mask=row_ok)
     store_rows(PARTS, at * D, acc, row_ok, D, BLOCK_D)
@@ -78,7 +78,7 @@ def join_kernel(
     PARTS, OUT, o_b, o_h, o_t, KV_HEADS, GROUP, QUERIES, n_runs,
     D: tl.constexpr, BLOCK_D: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
-    """OUT for one row from its runs' PARTS."""
+    """Write OUT of one row, joined from the PARTS of its runs."""
     head, row = tl.program_id(0), tl.program_id(1)
     b, kv = (head // KV_HEADS).to(tl.int64), (head % KV_HEADS).to(tl.int64)
     runs = tl.arange(0, RUNS)

@@ -1,7 +1,7 @@
 """Attention, forward: one program per tile of queries, online softmax over blocks of keys.
 
-Queries are rotated in the prologue, from their memory as it stands; keys come rotated. The scores
-are in units of log2 and carry the softmax scale, both folded into the queries.
+Queries are rotated when they are loaded; keys are passed rotated. The scores are in units of log2
+and include the softmax scale; both factors are folded into the queries.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fastgrow.kernels.key_ranges import (
 )
 from fastgrow.kernels.rotation import load_queries
 
-# Weights from 2^-32 to 2^32 leave their sums far from fp32's limits, and their products with values
-# too: 8,192 keys' to |v| = 9e24.
+# Bound on |scores| without a pivot. Weights are then between 2^-32 and 2^32, so their sums are far
+# from fp32's limits, and so are their products with values: for 8,192 keys up to |v| = 9e24.
 _BOUND = tl.constexpr(32.0)
-# The pivot to begin with is finite: a row that sees no key in a block subtracts it from -inf and
-# gets exp2 = 0. It is the lowest, so that no score lies below it.
+# The initial pivot (running maximum) is finite: a row that sees no key in a block subtracts it from
+# -inf and gets exp2 = 0. It is the lowest number, so no finite score is below it.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
@@ -33,12 +33,12 @@ def attend(
     MASKED: tl.constexpr, FROM_FIRST: tl.constexpr, BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Fold the key blocks from `begin` to `stop` into the running sums.
+    """Accumulate the key blocks from `begin` to `stop` into the running sums.
 
     Keys from `first` (0 with FROM_FIRST) to `end` are seen. BOUNDED: the scores are known to be
-    small, the pivot stays at 0 and nothing is rescaled; `total` [BLOCK_M, 16] then gets the sum of
-    weights in every column, by a product with ones that takes an addition a score, and the shuffles
-    between threads, to the matrix units. Else it is [BLOCK_M].
+    small, so the pivot stays at 0 and nothing is rescaled. `total` is then [BLOCK_M, 16] and every
+    column gets the sum of the weights, by a product with ones: the matrix units do what otherwise
+    takes an addition for each score and shuffles between threads. Otherwise `total` is [BLOCK_M].
     """
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
@@ -87,7 +87,7 @@ def attend_all(
     FROM_FIRST: tl.constexpr, BOUNDED: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """The runs of blocks: partly seen (none where all see key 0), seen by all, partly seen."""
+    """Process the runs of blocks: partly seen (none if all see key 0), seen by all, partly seen."""
     begin, all_from, all_to, stop = runs_of_blocks(first, end, n_keys, BLOCK_N, FROM_FIRST)
     total = tl.zeros([BLOCK_M, 16] if BOUNDED else [BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -121,12 +121,12 @@ def forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """out and, where LSE is given, log2 of the softmax's sum (+inf for a query that sees no key).
+    """Write out and, unless LSE is None, log2 of the softmax's sum (+inf if no key is seen).
 
     `factor` is scale · log2(e). COS None: queries are not rotated. NORMS [B · H_kv, n_norms]: the
-    largest norms of keys; by Cauchy and Schwarz they bound the scores.
+    largest norms of keys, which bound the scores by the Cauchy-Schwarz inequality.
     """
-    # The last queries see most keys.
+    # The last queries see the most keys, so they start first.
     tile, head, b, h = tile_of_program(QUERIES, HEADS, BLOCK_M, True)
     kv = h // GROUP
     K += b * k_b + kv * k_h

@@ -1,4 +1,4 @@
-"""How attention is cut into tiles and runs of keys where no table says so."""
+"""Default tiles and runs of keys of the attention kernels, used without a table."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from fastgrow.kernels.common import INTERPRETED, block_of, cdiv
 from fastgrow.kernels.tuned import multiprocessors
 
-MAX_QUERIES = 8  # tokens at once, above which `forward` is as good
-MAX_ROWS = 64  # of queries times heads that share a key head
+MAX_QUERIES = 8  # tokens at once; for more, `forward` is as fast
+MAX_ROWS = 64  # queries times heads that share a key head
 MAX_RUNS = 64
-# Runs that are joined in one go: another number would compile another kernel while a text grows.
+# The kernel that joins runs is compiled for up to 16 and for up to 64 runs only, so that a growing
+# text does not compile more kernels.
 FEW_RUNS = 16
-WITHOUT_GPU = 4  # multiprocessors where there is none
+WITHOUT_GPU = 4  # assumed number of multiprocessors if there is no GPU
 
 
 @dataclass(frozen=True)
 class AttentionTiles:
-    """Queries and keys a program handles at a time, and how it is compiled."""
+    """Queries (block_m) and keys (block_n) that a program handles at once, and compile options."""
 
     block_m: int
     block_n: int
@@ -27,7 +28,7 @@ class AttentionTiles:
     num_stages: int
 
 
-# Of each kernel, in half precision or in fp32, for heads of up to so many features.
+# By kernel, precision (half or fp32) and the largest head dimension that the entry is used for.
 TILES = {
     ("attention_forward", "half", 32): AttentionTiles(64, 128, 4, 3),
     ("attention_forward", "half", 64): AttentionTiles(128, 64, 4, 3),
@@ -41,7 +42,7 @@ TILES = {
     ("attention_d_key", "half", 64): AttentionTiles(32, 64, 4, 2),
     ("attention_d_key", "half", 128): AttentionTiles(64, 64, 8, 2),
     ("attention_d_key", "half", 256): AttentionTiles(32, 32, 8, 1),
-    # Products outside the matrix units: the operands live in registers.
+    # fp32 products do not use the matrix units: their operands are in registers.
     ("attention_forward", "fp32", 32): AttentionTiles(64, 32, 4, 2),
     ("attention_forward", "fp32", 64): AttentionTiles(64, 32, 8, 2),
     ("attention_forward", "fp32", 128): AttentionTiles(32, 32, 8, 2),
@@ -55,12 +56,12 @@ TILES = {
     ("attention_d_key", "fp32", 128): AttentionTiles(16, 32, 8, 1),
     ("attention_d_key", "fp32", 256): AttentionTiles(16, 16, 8, 1),
 }
-# Without Hopper's matrix units the operands lie in registers, which 64 keys do not leave.
+# Without Hopper's matrix units the operands are in registers, and 64 keys would need too many.
 BEFORE_HOPPER = {
     ("attention_forward", "half", 64): AttentionTiles(128, 32, 4, 3),
     ("attention_d_query", "half", 64): AttentionTiles(64, 32, 4, 3),
 }
-# Blackwell's code spills for 32 queries of large heads, and with four warps for dk and dv.
+# On Blackwell the code spills for 32 queries of large heads, and with four warps for dk and dv.
 BLACKWELL = {
     ("attention_d_query", "fp32", 128): AttentionTiles(16, 32, 8, 1),
     ("attention_d_key", "half", 32): AttentionTiles(64, 64, 8, 2),
@@ -68,11 +69,12 @@ BLACKWELL = {
 
 
 def own_tiles(kernel: str, dim: int, dtype: torch.dtype, capability: int = 90) -> AttentionTiles:
-    """Those of `attention_forward`, `attention_d_query` (for dq) or `attention_d_key` (dk and dv).
+    """Return the default tiles of a kernel.
 
     Args:
+        kernel: `attention_forward`, `attention_d_query` (for dq) or `attention_d_key` (dk and dv).
         dim: head dimension.
-        capability: 90 for compute capability 9.0.
+        capability: compute capability, 90 for 9.0.
     """
     if INTERPRETED:
         return AttentionTiles(64, 64, 4, 1)
@@ -82,14 +84,14 @@ def own_tiles(kernel: str, dim: int, dtype: torch.dtype, capability: int = 90) -
     if capability >= 100 and at in BLACKWELL:
         return BLACKWELL[at]
     if at == ("attention_forward", "half", 32) and dim != block_of(dim):
-        # Masks of features and of keys together need the registers of half of the keys.
+        # Masks of both features and keys need registers, so a tile has half as many keys.
         return AttentionTiles(64, 64, 4, 3)
     return TILES[at]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Keys a program reads at a time, how it is compiled, and programs a processor is to have."""
+    """Keys that a program reads at a time, programs per multiprocessor, and compile options."""
 
     block_n: int
     programs: int
@@ -98,7 +100,7 @@ class Split:
 
 
 def can_decode(q: torch.Tensor, k: torch.Tensor) -> bool:
-    """Few queries over more keys than one program should read."""
+    """Whether there are few queries over more keys than one program should read."""
     queries, keys = q.shape[2], k.shape[2]
     rows = queries * (q.shape[1] // k.shape[1])
     return (
@@ -107,17 +109,17 @@ def can_decode(q: torch.Tensor, k: torch.Tensor) -> bool:
 
 
 def block_n_of(dim: int, dtype: torch.dtype) -> int:
-    """Keys a program reads at a time: 16 KiB of them."""
+    """Return the number of keys that a program reads at a time: 16 KiB of them."""
     if INTERPRETED:
         return 16
     return max(16, min(128, 16384 // dtype.itemsize // block_of(dim)))
 
 
 def split_of(dim: int, dtype: torch.dtype) -> Split:
-    """The configuration without a measured one."""
+    """Return the default configuration, used without a measured one."""
     block_n = block_n_of(dim, dtype)
     if dtype == torch.float32:
-        # Without matrix units the operands of a product lie in registers, which more warps share.
+        # Without matrix units the operands are in registers; more warps have more registers.
         return Split(block_n, 2, 8 if block_n > 16 else 4, 2)
     return Split(block_n, 2, 4, 3)
 
@@ -125,9 +127,9 @@ def split_of(dim: int, dtype: torch.dtype) -> Split:
 def runs_of_keys(
     batch_heads: int, keys: int, split: Split, device: torch.device
 ) -> tuple[int, int]:
-    """How many runs the keys are split into, and the keys of a run (a multiple of block_n).
+    """Return the number of runs of keys, and the keys of a run (a multiple of block_n).
 
-    None has less than two blocks.
+    A run has at least two blocks.
     """
     wanted = max(1, split.programs * multiprocessors(device, WITHOUT_GPU) // batch_heads)
     blocks = cdiv(keys, split.block_n)

@@ -1,9 +1,9 @@
-"""Attention's configurations to choose from on a GPU (benchmarks/tuning.py says how).
+"""Candidate configurations of the attention kernels (benchmarks/tuning.py measures them).
 
 None of them spills on sm_90 (tests/kernels/test_tunables.py compiles them). In half precision the
-products' tiles are at least 64 high, as the matrix units of sm_90 want them. At head dimension 256
-the forward pass has but two such shapes that do not spill, and the backward pass none: nothing is
-left to choose there.
+tiles of the products have at least 64 rows, which the matrix units of sm_90 require. At head
+dimension 256 only two such shapes of the forward pass do not spill, and none of the backward pass,
+so there are no candidates for it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from fastgrow.kernels.attention_tiles import (
 from fastgrow.kernels.calls import AttentionCall
 from fastgrow.kernels.tunable import Tunable, with_stages
 
-TOKENS = 16384  # of a launch, in sequences of the bucket's length
-WIDTH = 1024  # of all heads together
+TOKENS = 16384  # tokens of a launch, in sequences of the bucket's length
+WIDTH = 1024  # features of all heads together
 
-# Head dimension 32, which is the models' that grow and which vendors' kernels serve least, and 128,
-# which is most others', come first; by dtype.
+# Ranks by dtype and head dimension. First come 32, which fastgrow's models use and library kernels
+# support least, and 128, which most other models use.
 RANKS = {torch.bfloat16: {32: 0, 64: 1, 128: 0}, torch.float16: {32: 3, 64: 3, 128: 3}}
 LAST = 4
-# Rank 0 of decoding, by dtype, head dimension, length and sequences times key heads.
+# Keys with rank 0 in decoding: dtype, head dimension, length and sequences times key heads.
 DECODE_FIRST = {
     (torch.bfloat16, 32, LENGTHS[1], MANY),
     (torch.bfloat16, 32, LENGTHS[1], FEW),
@@ -94,7 +94,7 @@ HALF = {
         *with_stages(AttentionTiles, [(64, 64, 8), (32, 32, 8)], (2,)),
     ],
 }
-# Products outside the matrix units: the operands live in registers.
+# fp32 products do not use the matrix units: their operands are in registers.
 FULL = {
     ("attention_forward", 32): with_stages(
         AttentionTiles,
@@ -159,7 +159,7 @@ SPLITS = {
 
 
 def tunables(capability: int) -> list[Tunable[AttentionTiles] | Tunable[Split]]:
-    """Every kernel in every bucket that may have an entry in a table."""
+    """Return a tunable for every kernel and bucket that may have an entry in a table."""
     halves = (torch.bfloat16, torch.float16)
     training = [
         *itertools.product(HALF.items(), halves, LENGTHS),
@@ -202,9 +202,10 @@ def tunables(capability: int) -> list[Tunable[AttentionTiles] | Tunable[Split]]:
 def _train(
     kernel: str, dim: int, dtype: torch.dtype, length: int, capability: int, device: str
 ) -> Callable[[AttentionTiles], object]:
-    """Attention with rotary positions, causal, on random tensors.
+    """Prepare causal attention with rotary positions on random tensors.
 
-    They lie as [B, T, H, D], which is how projections leave them: a head's rows stand apart.
+    The tensors are laid out as [B, T, H, D], as projections return them, so a head's rows are not
+    adjacent.
     """
     shape = (TOKENS // length, length, WIDTH // dim, dim)
     q, k, v, d_out = (
@@ -214,7 +215,7 @@ def _train(
     call = AttentionCall(q, k, v, angles.cos(), angles.sin(), scale=dim**-0.5)
     if kernel == "attention_forward":
         return lambda tiles: forward(call, tiles=tiles)
-    # By the rule, not by a table: so that what is compiled ahead is what is launched.
+    # The default tiles, not a table's, so that the launched kernel is the one compiled ahead.
     tiles = own_tiles("attention_forward", dim, dtype, capability)
     out, lse = forward(call, tiles=tiles)
     assert lse is not None
@@ -229,7 +230,7 @@ def _train(
 def _generate(
     dim: int, dtype: torch.dtype, length: int, heads: int, device: str
 ) -> Callable[[Split], object]:
-    """One new token of each sequence over a full cache of rotated keys."""
+    """Prepare decoding of one token of each sequence over a full cache of rotated keys."""
     batch = heads // FEW
     q = torch.randn(batch, FEW, 1, dim, dtype=dtype, device=device)
     k, v = (torch.randn(batch, FEW, length, dim, dtype=dtype, device=device) for _ in range(2))

@@ -1,15 +1,16 @@
-"""Measuring a kernel's configurations when one is first needed (FASTGROW_AUTOTUNE=1).
+"""Measure a kernel's configurations when one is first needed (FASTGROW_AUTOTUNE=1).
 
-The first launch under a key that no shipped table holds compiles all candidates of the kernel's
-tunable, which takes a second or two each, and times those that do not spill and compute the same,
-on inputs of the tunable's own, which other memory drives from the GPU's cache before each launch.
-The fastest serves this process, and others by a file in Triton's cache ($TRITON_CACHE_DIR or
-~/.triton/cache), under a key of all that it depends on: the GPU, the kernel, its source and
-candidates, and the version of Triton. What has changed is thereby measured again.
+The first launch under a key that is in no shipped table compiles all candidates of the kernel's
+tunable, which takes a second or two each. It times those that do not spill and compute the same
+result, on the tunable's own inputs, which are evicted from the GPU's cache before each launch. The
+fastest one is used in this process, and in others through a file in Triton's cache
+($TRITON_CACHE_DIR or ~/.triton/cache). The file's key contains everything the choice depends on:
+the GPU, the kernel, its source and candidates, and the version of Triton. A change of any of these
+causes a new measurement.
 
-`triton.autotune(cache_results=True)` keeps its choices there too. It would launch the candidates on
-the caller's own tensors, whenever it is called, take one that spills or computes something else,
-and time the launcher with a kernel that is shorter.
+`triton.autotune(cache_results=True)` saves its choices there too. But it launches the candidates on
+the caller's tensors, at every time that it is called, accepts candidates that spill or compute
+something else, and measures the launcher instead of a kernel that is shorter.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ from fastgrow.kernels.tuned import assumed, capability_of, forgetting, log, mult
 
 FILE = "fastgrow_autotune.json"
 WARM_UP, ROUNDS = 3, 20
-# About 0.3 ms of a GPU's time, in which the host gets ahead: what lies between two events is then
-# the device's time alone. `triton.testing.do_bench` does without, and a launcher may take the host
-# longer than its kernel takes the device.
+# The GPU spins for about 0.3 ms, in which the host enqueues the launch. Then only the device's time
+# is between the two events. `triton.testing.do_bench` does not do this, and a launcher may take
+# longer on the host than its kernel on the device.
 SPIN_CYCLES = 500_000
 
 Configuration = dict[str, int]
 
 _one_at_a_time = threading.Lock()
 _this_thread = threading.local()
-# By GPU, kernel and key; None where there is nothing to choose from.
+# Choices by GPU, kernel and key; None if there is nothing to choose from.
 _chosen: dict[tuple[str, str, str], Configuration | None] = {}
 
 
 def choose(gpu: str, kernel: str, key: str, device: torch.device) -> Configuration | None:
-    """The fastest configuration of a kernel under a launcher's key.
+    """Return the fastest configuration of a kernel under a launcher's key.
 
     Returns:
-        None where no tunable has the key or no candidate runs, and, unless it is known already,
-        where nothing may be measured now.
+        None if no tunable has the key, if no candidate runs, or if the configuration is not known
+        yet and nothing may be measured now.
     """
     name = (gpu, kernel, key)
-    # A measurement launches too.
+    # A measurement launches kernels too.
     if name not in _chosen and not getattr(_this_thread, "measuring", False):
         with _one_at_a_time:
             if name not in _chosen:
@@ -64,9 +65,10 @@ def choose(gpu: str, kernel: str, key: str, device: torch.device) -> Configurati
 
 
 def may_measure() -> bool:
-    """Not while a CUDA graph is captured or torch.compile traces.
+    """Whether kernels may be measured now.
 
-    Nor where runs are to be the same: which candidate is fastest may differ from run to run.
+    Not during CUDA graph capture, not while torch.compile traces, and not with deterministic
+    algorithms, because the fastest candidate may differ from run to run.
     """
     return not (
         torch.compiler.is_compiling()
@@ -76,7 +78,7 @@ def may_measure() -> bool:
 
 
 def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
-    """Read or measure the configuration, unless that has to wait."""
+    """Read or measure the configuration and store it in `_chosen`, if that is possible now."""
     tunable = _tunable(kernel, key, capability_of(device))
     found = None if tunable is None else _kept(tunable, gpu)
     if tunable is not None and found is None:
@@ -90,14 +92,14 @@ def _find(gpu: str, kernel: str, key: str, device: torch.device) -> None:
                 json.dumps({"configuration": found, "milliseconds": times}), FILE, binary=False
             )
         except Exception as error:
-            # Whatever it is, the launch that asked can do without.
+            # The launch works without a measured configuration, so no error is fatal.
             warnings.warn(f"autotuning {kernel} {key}: {error}", stacklevel=5)
     _chosen[gpu, kernel, key] = found
 
 
 @functools.cache
 def _tunable(kernel: str, key: str, capability: int) -> Tunable[Any] | None:
-    """Made once: where nothing may be measured every launch asks for it, and for its digest."""
+    """Return the tunable of a kernel and key; cached, because launches may look it up often."""
     return next(
         (t for t in all_tunables(capability) if (t.kernel, t.bucket) == (kernel, key)), None
     )
@@ -108,7 +110,7 @@ forgetting += [_chosen.clear, _tunable.cache_clear]
 
 @contextlib.contextmanager
 def _alone(device: torch.device) -> Iterator[None]:
-    """On the device, leaving its random numbers as they were, and without measuring within."""
+    """Make the device current, preserve its random state and prevent nested measurements."""
     _this_thread.measuring = True
     try:
         with (
@@ -123,9 +125,9 @@ def _alone(device: torch.device) -> Iterator[None]:
 
 
 def measure(tunable: Tunable[Any]) -> list[tuple[float, Configuration]]:
-    """Milliseconds of the candidates that do not spill, run and compute what the first one does.
+    """Return the milliseconds of the candidates that do not spill, run and agree with the first.
 
-    All launches share their inputs: the program that this is part of may need the memory.
+    All launches share their inputs, because the user's program may need the memory.
 
     Raises:
         RuntimeError: there is no such candidate.
@@ -141,20 +143,23 @@ def measure(tunable: Tunable[Any]) -> list[tuple[float, Configuration]]:
             difference = reference.difference(run())
             if difference:
                 log.warning(
-                    "%s: %s is not what the first computes: %s", what, candidate, difference
+                    "%s: %s differs from the first candidate's result: %s",
+                    what,
+                    candidate,
+                    difference,
                 )
             else:
                 times.append((milliseconds(run), candidate))
         except Exception as error:
-            # Whatever it is, the user's launch does not need this candidate.
-            log.info("left out of %s: %s: %s", what, candidate, error)
+            # The user's launch does not need this candidate, so no error is fatal.
+            log.info("%s: %s is left out: %s", what, candidate, error)
     if not times:
         raise RuntimeError("no configuration could be measured")
     return times
 
 
 def milliseconds(launch: Callable[[], object]) -> float:
-    """Median time of a launch on the current GPU that finds none of its inputs in the cache."""
+    """Return the median time of a launch on the current GPU with a cold cache."""
     times = []
     gpu = triton.runtime.driver.active
     other_memory = gpu.get_empty_cache_for_benchmark()
@@ -171,7 +176,7 @@ def milliseconds(launch: Callable[[], object]) -> float:
 
 
 def _kept(tunable: Tunable[Any], gpu: str) -> Configuration | None:
-    """What an earlier process measured; None where there is nothing that can be read."""
+    """Return the choice of an earlier process; None if there is none that can be read."""
     with contextlib.suppress(Exception):
         path = _cache(tunable, gpu).get_file(FILE)
         found = json.loads(Path(path).read_text(encoding="utf-8"))["configuration"]
@@ -180,7 +185,7 @@ def _kept(tunable: Tunable[Any], gpu: str) -> Configuration | None:
 
 
 def _cache(tunable: Tunable[Any], gpu: str) -> Any:
-    """Where in Triton's cache the choice is; another place if what it depends on has changed."""
+    """Return the folder of a choice in Triton's cache; its key contains all dependencies."""
     of_kernel = (tunable.kernel, tunable.bucket, tunable.digest, tunable.candidates)
     about = repr((triton.__version__, gpu, of_kernel))
     return triton.runtime.cache.get_cache_manager(hashlib.sha256(about.encode()).hexdigest())

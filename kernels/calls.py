@@ -1,6 +1,6 @@
-"""The arguments of one call of an operation, as its implementations and kernels take them.
+"""Argument records that operations pass to their implementations and kernels.
 
-Without Triton, so that operations can make them wherever torch runs.
+This module does not import Triton, so operations can build the records wherever torch runs.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 
-# A NamedTuple, because one is made at every call: a dataclass takes three times as long.
+# A NamedTuple, because one is created in every call and a dataclass takes three times as long.
 class NormCall(NamedTuple):
-    """`layer_norm` (centred) or `rms_norm` of x + residual [..., d].
+    """Arguments of `layer_norm` (centred) or `rms_norm` of x + residual [..., d].
 
     Args:
         x: [..., d].
-        residual: the shape of x.
+        residual: tensor of x's shape.
         weight, bias: [d].
-        eps: added to the variance or mean square.
+        eps: value added to the variance or mean square.
         centred: whether the mean is subtracted.
-        dtype: of the result.
+        dtype: dtype of the result.
     """
 
     x: Tensor
@@ -34,12 +34,12 @@ class NormCall(NamedTuple):
 
 
 class RopeCall(NamedTuple):
-    """`rope` of x [B, H, T, D].
+    """Arguments of `rope` of x [B, H, T, D].
 
     Args:
         cos, sin: [positions, R/2].
-        position_ids: [T] or [B, T]; offset … offset + T − 1 without.
-        inverse: rotate back.
+        position_ids: [T] or [B, T]; None: offset … offset + T − 1.
+        inverse: whether to rotate back.
     """
 
     x: Tensor
@@ -51,14 +51,14 @@ class RopeCall(NamedTuple):
 
 
 class AttentionCall(NamedTuple):
-    """`attention` of q [B, H, Tq, D] over k and v [B, H_kv, Tk, D]; see there for the rules.
+    """Arguments of `attention` of q [B, H, Tq, D] over k and v [B, H_kv, Tk, D]; see that function.
 
-    Tensors come first, so that a gradient's function can keep them and the rest apart.
+    Tensors come first, so that an autograd function can save them separately from the others.
 
     Args:
         cos, sin: [positions, R/2], or None for no rotation.
-        position_ids: [Tk] or [B, Tk], of the keys; 0 … Tk − 1 without.
-        k_rotated: the keys are rotated already.
+        position_ids: positions of the keys, [Tk] or [B, Tk]; None: 0 … Tk − 1.
+        k_rotated: whether the keys are already rotated.
     """
 
     q: Tensor
@@ -79,7 +79,14 @@ class AttentionCall(NamedTuple):
 
 
 class MlpCall(NamedTuple):
-    """`mlp` of x [..., d]: up and gate [m, d], down [d, m], up_bias [m], down_bias [d]."""
+    """Arguments of `mlp` of x [..., d].
+
+    Args:
+        up, gate: [m, d].
+        down: [d, m].
+        up_bias: [m].
+        down_bias: [d].
+    """
 
     x: Tensor
     up: Tensor
@@ -92,7 +99,11 @@ class MlpCall(NamedTuple):
 
 
 class MlpHidden(NamedTuple):
-    """The activation of `mlp`'s rows x [N, d]; `kept`: what it is of is a result too."""
+    """Arguments of `mlp`'s first step on rows x [N, d].
+
+    Args:
+        kept: whether the pre-activation is returned too.
+    """
 
     x: Tensor
     up: Tensor
@@ -103,7 +114,7 @@ class MlpHidden(NamedTuple):
 
 
 class MlpOutput(NamedTuple):
-    """The result of `mlp`: hidden [N, m] · downᵀ + down_bias + residual [N, d]."""
+    """Arguments of `mlp`'s second step, hidden [N, m] · downᵀ + down_bias + residual [N, d]."""
 
     hidden: Tensor
     down: Tensor
@@ -112,12 +123,12 @@ class MlpOutput(NamedTuple):
 
 
 class MlpHiddenGradient(NamedTuple):
-    """Gradients of what `mlp`'s activation is of, from dy [N, d].
+    """Arguments of the gradients of `mlp`'s pre-activations, from dy [N, d].
 
     Args:
-        pre, pre_gate: what it is of, [N, m].
-        with_hidden: whether the activation is a result too.
-        with_sums: whether the gradient of up_bias is one.
+        pre, pre_gate: pre-activations [N, m].
+        with_hidden: whether the activation is returned too.
+        with_sums: whether the gradient of up_bias is returned too.
     """
 
     dy: Tensor
@@ -130,7 +141,13 @@ class MlpHiddenGradient(NamedTuple):
 
 
 class LoraCall(NamedTuple):
-    """`lora_linear` of x [..., in]: weight [out, in], a [r, in], b [out, r], bias [out]."""
+    """Arguments of `lora_linear` of x [..., in].
+
+    Args:
+        weight: [out, in].
+        a, b: [r, in] and [out, r].
+        bias: [out].
+    """
 
     x: Tensor
     weight: Tensor
@@ -141,7 +158,9 @@ class LoraCall(NamedTuple):
 
 
 class LoraGradient(NamedTuple):
-    """Gradients of `lora_linear` from dy [N, out]: of x with `weight`, of a with x, of b with u.
+    """Arguments of the gradients of `lora_linear` from dy [N, out].
+
+    The gradient of x needs `weight`, that of a needs `x`, that of b needs `u`; each may be None.
 
     Args:
         u: x · aᵀ, [N, r].
@@ -157,14 +176,16 @@ class LoraGradient(NamedTuple):
 
 
 class LseCall(NamedTuple):
-    """`linear_lse_gather` of z = Σ_k h[k] · weight[k]ᵀ + bias, and of every call on linear heads.
+    """Arguments of `linear_lse_gather` of z = Σ_k h[k] · weight[k]ᵀ + bias.
+
+    The other operations on linear heads use it as well.
 
     Args:
         h: [N, d_k] each.
         weight: [V, d_k] each.
         bias: [V].
         targets: [N].
-        with_mean: whether the mean logit of each row is wanted too.
+        with_mean: whether the mean logit of each row is returned too.
     """
 
     h: list[Tensor]
@@ -175,11 +196,11 @@ class LseCall(NamedTuple):
 
 
 class LseGradientCall(NamedTuple):
-    """The backward pass of an `LseCall`.
+    """Arguments of the backward pass of an `LseCall`.
 
     Args:
-        lse: [N], what the forward pass gave.
-        dlse, dtarget, dmean: [N], the gradients of its results.
+        lse: [N], result of the forward pass.
+        dlse, dtarget, dmean: [N], gradients of its results.
         needs: whether each h, each weight and the bias need a gradient.
     """
 
@@ -195,7 +216,7 @@ class LseGradientCall(NamedTuple):
 
 
 class HeadLossCall(NamedTuple):
-    """`linear_cross_entropy` of heads as in an `LseCall`."""
+    """Arguments of `linear_cross_entropy`; heads as in an `LseCall`."""
 
     h: list[Tensor]
     weight: list[Tensor]
@@ -208,14 +229,14 @@ class HeadLossCall(NamedTuple):
 
 
 class KlCall(NamedTuple):
-    """`linear_kl` of one head, as in an `LseCall`, to the sum of its teachers' shares.
+    """Arguments of `linear_kl` of one head, as in an `LseCall`, to a weighted sum of teachers.
 
     Args:
         teacher_h: [N, d_k] each.
         teacher_weight: [V, d_k] each.
         teacher_bias: [V] each, or None.
-        shares: of each teacher.
-        counts: [N] bool, the rows that count.
+        shares: weight of each teacher.
+        counts: [N] bool, whether a row counts.
     """
 
     h: list[Tensor]
@@ -231,15 +252,15 @@ class KlCall(NamedTuple):
 
 
 class EmbeddingCall(NamedTuple):
-    """`embedding` of ids [...].
+    """Arguments of `embedding` of ids [...].
 
     Args:
         table: floats [V, n_embed], packed bits [V, bytes] or codes [V]; None: ids are codes.
         rows: V.
-        repeat: copies of each feature.
-        bits: n_embed of bits and codes.
-        low, high: the value of a bit that is 0, and of one that is 1.
-        dtype: of the result.
+        repeat: number of copies of each feature.
+        bits: n_embed of a table of bits or codes; None for floats.
+        low, high: value of a bit that is 0, and of a bit that is 1.
+        dtype: dtype of the result.
     """
 
     ids: Tensor
@@ -253,7 +274,7 @@ class EmbeddingCall(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Features of a row of the result."""
+        """Number of features of a row of the result."""
         if self.bits is not None:
             return self.bits * self.repeat
         assert self.table is not None

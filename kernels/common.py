@@ -1,8 +1,9 @@
-"""What every kernel and launcher shares.
+"""Helpers that all kernels and launchers share.
 
-Rules of the house: offsets are 64-bit before strides multiply them, every masked load says what
-stands in, sums run in fp32, and exponentials are powers of two with log2(e) folded into a factor.
-Rows, sequences and heads lie along a grid's first axis: CUDA ends the others at 65,535.
+Conventions of all kernels: offsets are 64-bit before they are multiplied by strides, every masked
+load has an explicit `other`, sums are computed in fp32, and exponentials are powers of two with
+log2(e) folded into a factor. Rows, sequences and heads are on the first axis of a grid, because
+CUDA limits the others to 65,535 programs.
 """
 
 from __future__ import annotations
@@ -29,39 +30,42 @@ _HERE = contextlib.nullcontext()
 
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Launch where the tensor lives: Triton takes the current device and its current stream."""
+    """Return a context that makes the tensor's device current.
+
+    Triton launches on the current device and its current stream.
+    """
     if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
     return _HERE
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b rounded up; triton.cdiv can be called in kernels too, for which the host pays 2 µs."""
+    """Return a / b rounded up; triton.cdiv, which kernels can call too, takes 2 µs on the host."""
     return -(-a // b)
 
 
 def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is at least n ≥ 1; as quick beside Triton's as `cdiv`."""
+    """Return the smallest power of two that is at least n ≥ 1; faster than Triton's function."""
     return 1 << (n - 1).bit_length()
 
 
 def block_of(dim: int) -> int:
-    """Width of a tile that holds `dim` features; products take no narrower ones."""
+    """Return the width of a tile for `dim` features; tl.dot requires at least 16."""
     return max(16, next_power_of_2(dim))
 
 
 def measured_size(size: int, sizes: tuple[int, int]) -> int:
-    """Which of the two sizes that are measured stands for this one."""
+    """Return which of the two measured sizes is used for this size."""
     return sizes[0] if size <= 2 * sizes[0] else sizes[1]
 
 
 def contiguous_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """New memory of a tensor's shape; of the ways to ask for it the quickest."""
+    """Return an empty contiguous tensor of the same shape, by torch's fastest call for this."""
     return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """`input_precision` of tl.dot: TF32 only where the user lets torch's own products use it."""
+    """Return `input_precision` of tl.dot: TF32 only if torch's own products may use it."""
     return "tf32" if dtype == torch.float32 and _tf32_is_permitted() else "ieee"
 
 
@@ -69,15 +73,15 @@ def _tf32_is_permitted() -> bool:
     try:
         return torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:
-        # torch refuses to answer where the newer switch was used.
+        # torch raises an error if the newer setting was used.
         return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def as_strided_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last dimension is contiguous, else a contiguous copy.
+    """Return the tensor if its last dimension is contiguous, else a contiguous copy.
 
-    Also a copy where rows lie so far apart that a tile's offsets, which have 32 bits within it,
-    would not reach from its first row to its last.
+    It is also copied if rows are so far apart that the offsets within a tile, which have 32 bits,
+    would overflow between its first row and its last.
     """
     strides = tensor.stride()
     if len(strides) > 1 and strides[-2] > ROW_STRIDE_LIMIT and tensor.shape[-2] > 1:
@@ -86,33 +90,34 @@ def as_strided_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def as_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """[..., d] with d ≥ 1 as rows that are contiguous, and how far apart they begin.
+    """Return [..., d], d ≥ 1, as contiguous rows, and the distance between their beginnings.
 
-    A copy only where strides allow no view.
+    Copies only if the strides do not allow a view.
     """
     if tensor.is_contiguous():
-        # The same memory in whatever shape, which kernels do not see.
+        # Kernels do not see the shape, so no view is needed.
         return tensor, tensor.shape[-1]
     rows = as_strided_rows(tensor.reshape(-1, tensor.shape[-1]))
     return rows, rows.stride(0)
 
 
-def settled(function: F) -> F:
-    """A decorator of functions that kernels of several files call and that read global constants,
-    and of functions that call themselves.
+def stable_cache_key(function: F) -> F:
+    """Decorate a function that reads global constants and is called by kernels of several files,
+    or a function that calls itself.
 
-    Triton's key of such a kernel has those constants or not, as the function's own key was made
-    before or not: so it would depend on what the process launched earlier, and what one process
-    compiled another would not find. Here the function's own key is made when it is defined.
+    Whether Triton's cache key of a calling kernel includes those constants depends on whether the
+    function's own key was computed before. The key would therefore depend on earlier launches in
+    the process, and one process would not find what another one compiled. This decorator computes
+    the function's key when the function is defined.
     """
-    # The interpreter's functions have none.
+    # Functions of the interpreter have no cache key.
     getattr(function, "cache_key", None)
     return function
 
 
 @triton.jit
 def load_rows(X, offsets, row_ok, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of D features at int64 offsets, [rows, BLOCK_D]; zeros where there is nothing."""
+    """Load rows of D features at int64 offsets, [rows, BLOCK_D]; zeros outside."""
     d = tl.arange(0, BLOCK_D)
     mask = row_ok[:, None] & (d < D)[None, :]
     return tl.load(X + offsets[:, None] + d[None, :], mask=mask, other=0.0)
@@ -128,10 +133,10 @@ def store_rows(X, offsets, rows, row_ok, D: tl.constexpr, BLOCK_D: tl.constexpr)
 
 @triton.jit
 def operand(x, INTERPRETED: tl.constexpr):
-    """A loaded tile as an operand of tl.dot.
+    """Return a loaded tile as an operand of tl.dot.
 
-    The interpreter keeps bf16 as bare 16-bit integers and multiplies those; there the tile is
-    widened. A GPU gets it as it is, for its matrix units.
+    The interpreter stores bf16 as 16-bit integers and would multiply these, so the tile is
+    converted to fp32 there. On a GPU it stays unchanged, for the matrix units.
     """
     if INTERPRETED:
         x = x.to(tl.float32)
@@ -140,7 +145,7 @@ def operand(x, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def operand_like(x, like, INTERPRETED: tl.constexpr):
-    """A computed fp32 tile as the other operand of a product with `like`."""
+    """Convert a computed fp32 tile to the dtype of `like`, the other operand of tl.dot."""
     if not INTERPRETED:
         x = x.to(like.dtype)
     return x

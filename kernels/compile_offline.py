@@ -1,10 +1,10 @@
-"""Compiling a launch for a GPU that need not be there.
+"""Compile a launch for a GPU that need not be present.
 
-The launcher is called with tensors whose content does not matter, on any device (`meta` will do);
-what it would have launched is recorded, and compiled by the functions that Triton's own launch
-calls. So the result is what the same launch on that GPU finds in Triton's cache on disk. It takes
-neither the GPU nor its driver (`triton.runtime.driver`), so it may be done in processes of their
-own while the GPU measures.
+The launcher is called with tensors of any content on any device, such as `meta`. Its launches are
+recorded instead of run, and compiled by the functions that Triton's own launch calls. The result is
+therefore what the same launch on that GPU finds in Triton's cache on disk. Neither the GPU nor its
+driver (`triton.runtime.driver`) is needed, so separate processes can compile while the GPU
+measures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
-# Bytes that a program may use, by compute capability.
+# Bytes of shared memory that a program may use, by compute capability.
 SHARED_LIMIT = {
     **dict.fromkeys((80, 87), 163 * 1024),
     **dict.fromkeys((90, 100, 103), 227 * 1024),
@@ -53,18 +53,18 @@ class Launch:
 
 @dataclass(frozen=True)
 class Binary:
-    """What the compiler made of a launch."""
+    """A compiled launch."""
 
-    shared: int  # bytes
-    registers: int  # of a thread
-    spills: int  # bytes of a thread, of registers that did not fit
+    shared: int  # bytes of shared memory
+    registers: int  # per thread
+    spills: int  # bytes per thread
     cubin: bytes
 
 
 def recorded(call: Callable[[], object]) -> list[Launch]:
-    """What a launcher would launch, in order; nothing runs.
+    """Return the launches of a launcher in order, without running them.
 
-    Launches of other threads go their way meanwhile.
+    Launches of other threads run as usual in the meantime.
     """
     launches: list[Launch] = []
     thread = threading.get_ident()
@@ -91,7 +91,7 @@ def recorded(call: Callable[[], object]) -> list[Launch]:
 
 @dataclass(frozen=True)
 class _Pointer:
-    """Stands for a tensor: what Triton reads of one."""
+    """Replacement for a tensor, with the attributes that Triton reads."""
 
     dtype: torch.dtype
     address: int
@@ -101,9 +101,10 @@ class _Pointer:
 
 
 def _as_pointer(value: object) -> object:
-    """A tensor as it will lie on the GPU, where every allocation begins at a multiple of 256.
+    """Replace tensors by pointers as on the GPU, where allocations begin at multiples of 256.
 
-    Where it lies here says nothing: on `meta` nowhere, on a CPU wherever numpy, say, put it.
+    The address here is not meaningful: `meta` tensors have none, and on a CPU it depends on the
+    allocator.
     """
     if isinstance(value, torch.Tensor):
         begins = int(value.storage_offset()) * value.element_size() if value.numel() else 0
@@ -121,15 +122,16 @@ def _backend(capability: int) -> Any:
 
 @functools.cache
 def _binder(kernel: JITFunction[Any], capability: int) -> Callable[..., Any]:
-    """What a launch calls to see types, constants and alignments in its arguments."""
+    """Return the function that finds types, constants and alignments of a launch's arguments."""
     return create_function_from_signature(kernel.signature, kernel.params, _backend(capability))
 
 
 def _source(launch: Launch, capability: int) -> tuple[ASTSource, Any]:
-    """What a launch gives to the compiler: a kernel for these arguments, and options.
+    """Return what a launch passes to the compiler: the kernel for its arguments, and options.
 
-    As in `JITFunction.run`, by the same functions. Not by that method itself: it asks Triton's
-    current driver for the GPU, which all threads share, and keeps what it compiled as that GPU's.
+    This calls the same functions as `JITFunction.run`. That method itself cannot be used, because
+    it takes the GPU from Triton's current driver, which all threads share, and stores what it
+    compiled as that GPU's.
     """
     kernel, arguments = launch.kernel, launch.arguments
     given = {
@@ -144,13 +146,13 @@ def _source(launch: Launch, capability: int) -> tuple[ASTSource, Any]:
 
 
 def code(launch: Launch, capability: int) -> str:
-    """The same for launches that compile to the same binary, another one for others."""
+    """Return a string that is equal for launches that compile to the same binary."""
     source, options = _source(launch, capability)
     return f"{source.hash()}-{options.hash()}"
 
 
 def compile_launch(launch: Launch, capability: int) -> Binary:
-    """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
+    """Compile a launch for a compute capability, such as 90 for 9.0."""
     source, options = _source(launch, capability)
     compiled = triton.compile(source, _backend(capability).target, options.__dict__)
     cubin = compiled.asm["cubin"]
@@ -163,9 +165,9 @@ def compile_launch(launch: Launch, capability: int) -> Binary:
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Names of the kernels that are compiled within a `with`, in all threads of the process.
+    """Collect the names of kernels compiled within a `with`, in all threads of the process.
 
-    What Triton finds in its cache on disk is not compiled.
+    Kernels that Triton finds in its cache on disk are not compiled and not listed.
     """
     names: list[str] = []
     before = knobs.compilation.listener
@@ -182,12 +184,12 @@ def compilations() -> Iterator[list[str]]:
 
 
 def shared_limit(capability: int) -> int:
-    """Bytes of shared memory that a program may use; 99 KiB on consumer GPUs."""
+    """Return the bytes of shared memory that a program may use; 99 KiB on consumer GPUs."""
     return SHARED_LIMIT.get(capability, 99 * 1024)
 
 
 def inspect(name: str, *arguments: str, cubin: bytes) -> str:
-    """What one of the tools that come with Triton says of a compiled kernel."""
+    """Run a tool that comes with Triton on a compiled kernel and return its output."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)

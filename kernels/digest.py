@@ -1,9 +1,8 @@
-"""A kernel's source as a short text, by which what was measured of it is known again.
+"""Digest of a kernel's source, which identifies the kernel that a measurement belongs to.
 
-It is of the kernel's function, of the `@triton.jit` functions that it calls and of the global
-constants that it reads. Comments, docstrings, layout, line numbers and the files that all of this
-lies in do not count, so that moving or renaming a file keeps what was measured; neither does the
-version of Python.
+It covers the kernel's function, the `@triton.jit` functions that it calls and the global constants
+that it reads. Comments, docstrings, layout, line numbers, file names and the version of Python do
+not count, so measurements remain valid when a file is moved or renamed.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from fastgrow.kernels.source import text_of
 
 @functools.cache
 def digest(kernel: JITCallable) -> str:
-    """16 characters, the same wherever the kernel's source is the same."""
+    """Return 16 characters that are the same for equal sources."""
     function = kernel.parse().body[0]
     if ast.get_docstring(function, clean=False) is not None:
         del function.body[0]
-    # What the decorator was told about the compilation.
+    # The decorator's arguments that affect the compilation.
     params = getattr(kernel, "params", ())
     parts = [
         text_of(function),
@@ -38,7 +37,7 @@ def digest(kernel: JITCallable) -> str:
     scope = kernel.get_capture_scope()
     for name, value in sorted(set(_used(function, scope)), key=lambda used: used[0]):
         if isinstance(value, JITCallable):
-            # A function that calls itself is in its own tree.
+            # The source of a function that calls itself is already included.
             parts.append(f"{name}: {'itself' if value is kernel else digest(value)}")
         else:
             parts.append(f"{name}: {value!r}")
@@ -46,7 +45,7 @@ def digest(kernel: JITCallable) -> str:
 
 
 def _used(function: ast.AST, scope: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    """Functions and constants from outside that a function names."""
+    """Yield the names and values of outer functions and constants that a function uses."""
     nodes = list(ast.walk(function))
     local = {x.id for x in nodes if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)}
     local |= {x.arg for x in nodes if isinstance(x, ast.arg)}
@@ -60,7 +59,7 @@ def _used(function: ast.AST, scope: dict[str, Any]) -> Iterator[tuple[str, objec
 
 
 def _value(node: ast.expr, scope: dict[str, Any], local: set[str]) -> object:
-    """What a name, or a name in a module of ours, stands for; None for what is Triton's."""
+    """Return the value of a name or of an attribute of a module; None for Triton's modules."""
     if isinstance(node, ast.Name):
         return None if node.id in local else scope.get(node.id)
     if isinstance(node, ast.Attribute):

@@ -1,6 +1,6 @@
-"""Lookup in a table of floats, packed bits or codes, lifted to the model's width on the way.
+"""Lookup in a table of floats, packed bits or codes, expanded to the model's width.
 
-The result is written once; of the table only the rows that ids name are read.
+The result is written once, and only the table's rows of the given ids are read.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def lookup_kernel(
     BITS: tl.constexpr, REPEAT: tl.constexpr, PACKED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """OUT [N, WIDTH]. BITS is None for a table of floats; without TABLE an id is its own code."""
+    """Write OUT [N, WIDTH]. BITS is None for a table of floats; without TABLE ids are codes."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     j = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     feature = j // REPEAT
     row_ok = n < N
     mask = row_ok[:, None] & (j < WIDTH)[None, :]
     ids = tl.load(IDS + n, mask=row_ok, other=0).to(tl.int64)
-    # What ids hold is not checked on the host: nothing outside of the table may be read.
+    # The host does not check the ids; the clamp prevents reads outside the table.
     ids = tl.minimum(tl.maximum(ids, 0), ROWS - 1)
     if BITS is None:
         values = tl.load(TABLE + ids[:, None] * t_v + feature[None, :], mask=mask, other=0.0)
@@ -55,7 +55,7 @@ def lookup_kernel(
 
 
 def lookup(call: EmbeddingCall) -> Tensor:
-    """What fastgrow.ops.embedding says, [..., width]."""
+    """Return the result of fastgrow.ops.embedding, [..., width]."""
     ids, table, rows, repeat, bits, low, high, dtype = call
     packed = table is not None and table.dtype == torch.uint8
     if table is not None and table.dim() == 2:
@@ -68,7 +68,7 @@ def lookup(call: EmbeddingCall) -> Tensor:
     block_d = min(1024 if INTERPRETED else 256, next_power_of_2(width))
     block_n = 256 if INTERPRETED else max(1, 4096 // block_d)
     if count < block_n and not INTERPRETED:
-        # One size for all numbers that do not fill a program: every size is a kernel to compile.
+        # One size for all counts that do not fill a program: every size compiles a kernel.
         block_n = 1
     with on_device_of(ids):
         lookup_kernel[(cdiv(count, block_n), cdiv(width, block_d))](

@@ -1,8 +1,9 @@
-"""Which keys a query sees, as one interval of key indices for each query.
+"""The keys that a query sees, as one interval of key indices for each query.
 
-Causality, a sliding window, left padding, ragged lengths and packed documents all leave a query an
-interval first ≤ j < end. So a tile of queries meets three runs of key blocks: some that only part
-of it sees, some that all of it sees (no masking there), and again some that part of it sees.
+With causality, a sliding window, left padding, ragged lengths and packed documents, the keys that a
+query sees are an interval first ≤ j < end. So a tile of queries has three runs of key blocks: those
+that only some of its queries see, those that all of them see (no masking), and again those that
+only some see.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor
 
 @triton.jit
 def tile_of_program(ROWS, HEADS, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
-    """This program's tile of a head's rows, its head of all, and that as batch row and head in it.
+    """Return the program's tile, its head among all batch rows, its batch row and its head there.
 
-    Programs start in the order of their number: the tiles that take longest go first, and
-    neighbours share a tile's height so that the last wave is an even one.
+    Programs start in the order of their number. The tiles that take longest start first, and
+    neighbouring programs work on the same tile of different heads, so the last wave is balanced.
     """
     n_tiles = tl.cdiv(ROWS, BLOCK)
     n_heads = tl.num_programs(0) // n_tiles
@@ -30,7 +31,7 @@ def tile_of_program(ROWS, HEADS, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
 
 @triton.jit
 def keys_of_row(b, LENGTHS, KEYS):
-    """Number of keys of batch row b; what LENGTHS holds is not checked on the host."""
+    """Return the number of keys of batch row b; LENGTHS, unchecked by the host, is clamped."""
     n_keys = KEYS
     if LENGTHS is not None:
         n_keys = tl.minimum(tl.maximum(tl.load(LENGTHS + b).to(tl.int32), 0), KEYS)
@@ -39,9 +40,9 @@ def keys_of_row(b, LENGTHS, KEYS):
 
 @triton.jit
 def interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL: tl.constexpr):
-    """first and end, int32, for queries that stand at key indices p.
+    """Return first and end, int32, of the queries at key indices p.
 
-    FIRSTS and ENDS [KEYS] say where the document of each index begins and ends.
+    FIRSTS and ENDS [KEYS] are the beginning and end of the document of each index.
     """
     first = tl.zeros_like(p)
     end = tl.zeros_like(p) + n_keys
@@ -63,9 +64,9 @@ def interval_of_tile(
     tile, rows, p, b, n_keys, STARTS, FIRSTS, ENDS, QUERIES, KEYS, window,
     CAUSAL: tl.constexpr, FROM_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """`interval` for the rows of a tile of queries; those beyond the last query get the last one's.
+    """Return `interval` of the rows of a tile; rows beyond the last query get the last query's.
 
-    They must neither widen the runs of blocks nor narrow them. FROM_FIRST: all see key 0.
+    So these rows neither widen nor narrow the runs of blocks. FROM_FIRST: all queries see key 0.
     """
     first, end = interval(p, b, n_keys, STARTS, FIRSTS, ENDS, KEYS, window, CAUSAL)
     row_ok = rows < QUERIES
@@ -78,12 +79,12 @@ def interval_of_tile(
 
 @triton.jit
 def runs_of_blocks(first, end, n_keys, BLOCK_N: tl.constexpr, FROM_FIRST: tl.constexpr):
-    """Where the three runs begin and stop: [begin, all_from), [all_from, all_to), [all_to, stop).
+    """Return the limits of the three runs: [begin, all_from), [all_from, all_to), [all_to, stop).
 
-    The first is empty where all queries see key 0.
+    The first run is empty if all queries see key 0.
     """
     begin, all_from = 0, 0
-    # Queries before a short row's first key end below zero.
+    # The end of queries before the first key of a short row is negative.
     stop = tl.maximum(tl.minimum(tl.max(end, 0), n_keys), 0)
     if not FROM_FIRST:
         begin = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
@@ -93,8 +94,8 @@ def runs_of_blocks(first, end, n_keys, BLOCK_N: tl.constexpr, FROM_FIRST: tl.con
 
 
 def documents(cu_seqlens: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """Where the document of each of `keys` tokens begins and ends, int32 [keys] each."""
-    # What cu_seqlens holds is not checked on the host: nothing may point outside of the tokens.
+    """Return the beginning and end of the document of each of `keys` tokens, int32 [keys] each."""
+    # The host does not check the values of cu_seqlens; the clamp keeps them inside the tokens.
     bounds = torch.nn.functional.pad(cu_seqlens.to(torch.int32).clamp(0, keys), (1, 0))
     bounds = torch.nn.functional.pad(bounds, (0, 1), value=keys)
     tokens = torch.arange(keys, device=cu_seqlens.device, dtype=torch.int32)

@@ -1,6 +1,6 @@
-"""Launchers of the kernels of `linear_lse_gather`, and the tiles that they take.
+"""Launchers of the kernels of `linear_lse_gather`, and their tiles.
 
-Both take a call's record. The heads' tensors are read where they lie.
+The heads' tensors are read in place.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from fastgrow.kernels.linear_lse_kernels import gradient_kernel, lse_kernel, mer
 from fastgrow.kernels.matmul import MatmulTiles
 from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured
 
-SMALL = 64  # rows to which a launch counts as small
-# Tiles and rows that the merging kernel reads at a time.
+SMALL = 64  # most rows of a launch that counts as small
+# Tiles and rows that the merge kernel reads at a time.
 MERGE_TILES, MERGE_ROWS = 64, 32
 
 C = TypeVar("C", LseCall, LseGradientCall)
 
 
 def readable(call: C) -> C:
-    """The call as the kernels read it; copies only what is not contiguous in a row."""
+    """Return the call with contiguous rows; copies only tensors without."""
     return call._replace(
         h=[as_strided_rows(x) for x in call.h],
         weight=[as_strided_rows(w) for w in call.weight],
@@ -40,7 +40,7 @@ def readable(call: C) -> C:
 
 
 def forward(call: LseCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, target logit (0 without one) and mean logit (empty unless asked for), in fp32."""
+    """Return lse, target logit (0 without a target) and mean logit (empty unless requested)."""
     call = readable(call)
     h, with_mean = call.h[0], call.with_mean
     n, vocabulary = h.shape[0], call.weight[0].shape[0]
@@ -76,13 +76,13 @@ def logits_gradient(
     with_sums: bool,
     tiles: MatmulTiles | None = None,
 ) -> Tensor | None:
-    """Write dz of the words from `first` on into `out` [N, words], whose rows are contiguous.
+    """Write dz of the words from `first` on to `out` [N, words], whose rows are contiguous.
 
     Args:
-        call: as `readable` gives it.
+        call: result of `readable`.
 
     Returns:
-        Sums of dz over the rows, [words] in fp32, with `with_sums`.
+        The sums of dz over the rows, [words] in fp32, with `with_sums`; otherwise None.
     """
     n, words = out.shape
     tiles = tiles or tiles_for("linear_lse_gradient", call.h[0])
@@ -108,7 +108,7 @@ def logits_gradient(
 
 
 def _arguments(call: LseCall | LseGradientCall, tiles: MatmulTiles) -> dict[str, Any]:
-    """What both kernels take of the heads and their tiles."""
+    """Return both kernels' arguments for the heads and the tiles."""
     h, weight = tuple(call.h), tuple(call.weight)
     widths = tuple(x.shape[1] for x in h)
     return {
@@ -132,12 +132,12 @@ def _arguments(call: LseCall | LseGradientCall, tiles: MatmulTiles) -> dict[str,
 
 
 def key(dtype: torch.dtype, rows: int) -> str:
-    """Under which a table holds tiles. Products of a few rows are bound by reading the weight."""
+    """Return the key of measured tiles; products of few rows are limited by reading the weight."""
     return f"{NAMES[dtype]}/N={SMALL if rows <= SMALL else 8192}"
 
 
 def tiles_for(kernel: str, h: Tensor) -> MatmulTiles:
-    """The table's tiles of `linear_lse` or `linear_lse_gradient`, or those of a rule."""
+    """Return the measured or default tiles of `linear_lse` or `linear_lse_gradient`."""
     return _tiles(kernel, h.dtype, SMALL if h.shape[0] <= SMALL else SMALL + 1, h.device)
 
 
@@ -148,7 +148,7 @@ def _tiles(kernel: str, dtype: torch.dtype, rows: int, device: torch.device) -> 
 
 
 def default_tiles(kernel: str, dtype: torch.dtype, rows: int, capability: int) -> MatmulTiles:
-    """The largest tiles whose sums stay in registers: traffic from L2 falls with their edges."""
+    """Return the largest tiles whose sums fit the registers: larger tiles read less from L2."""
     if INTERPRETED:
         return MatmulTiles(128, 256, 256, 8, 4, 1)
     if dtype == torch.float32:
@@ -157,6 +157,6 @@ def default_tiles(kernel: str, dtype: torch.dtype, rows: int, capability: int) -
         return MatmulTiles(64, 128, 64, 1, 4, 4)
     if capability != 90:
         return MatmulTiles(128, 128, 64, 8, 8, 3)
-    # The gradient needs registers for the addresses that it is stored to.
+    # The gradient needs registers for the addresses of its stores.
     wide, high = MatmulTiles(128, 256, 64, 8, 8, 3), MatmulTiles(256, 128, 64, 8, 8, 3)
     return high if "gradient" in kernel else wide

@@ -1,17 +1,16 @@
-"""Kernels of a head's log-sum-exp and of its gradient, which share the product that makes logits.
+"""Kernels of a head's log-sum-exp and of its gradient, which share the computation of logits.
 
     z[m, v]   = Σ_k Σ_i h_k[m, i] · weight_k[v, i] + bias[v]
     lse[m]    = log Σ_v exp(z[m, v])
     dz[m, v]  = dlse[m] · exp(z[m, v] − lse[m]) + dmean[m] / V + dtarget[m] · [v = target[m]]
 
-Each program makes one tile of rows and words, whose logits never leave its registers. Forward it
-leaves the log-sum-exp of its words for each of its rows, so the words are split over as many
-programs as there are tiles, whether there is one row or a hundred thousand. A second kernel merges
-what the tiles left: N · V / 256 numbers. Backward, a slice of the vocabulary at a time, the logits
-are made again in fp32 and leave the registers as dz, in the dtype that the products with it are
-made in.
+Each program computes one tile of rows and words, whose logits stay in its registers. In the forward
+pass it writes the log-sum-exp of its words for each of its rows, so the vocabulary is split over
+programs for any number of rows. A second kernel merges these N · V / 256 values. The backward pass
+processes a slice of the vocabulary at a time: it computes the logits again in fp32 and writes dz,
+in the dtype of the products with it.
 
-Heads come as tuples of pointers, so that each is read where it lies.
+Heads are passed as tuples of pointers, so each is read in place.
 """
 
 from __future__ import annotations
@@ -46,16 +45,17 @@ def logits_tile(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """Logits [BLOCK_M, BLOCK_N] in fp32 of the program's tile of the rows and of `words` words.
+    """Compute the logits [BLOCK_M, BLOCK_N] in fp32 of the program's tile.
 
-    Beyond the last row and the last word the last ones are read again; whoever uses the tile leaves
-    those places out.
+    Beyond the last row and the last word, the last ones are read again; callers must mask these
+    elements.
 
     Args:
-        first: the vocabulary's number of word 0.
+        first: index of word 0 in the vocabulary.
+        words: number of words.
 
     Returns:
-        The logits, the rows and the words of the tile, and its row and column of tiles.
+        The logits, the rows and the words of the tile, and the tile's indices.
     """
     row, word, tile_m, tile_n = tile_of(tl.program_id(0), rows, words, BLOCK_M, BLOCK_N, GROUP_M)
     last, column = tl.minimum(row, rows - 1), first + tl.minimum(word, words - 1)
@@ -112,7 +112,7 @@ def lse_kernel(
     target = tl.load(targets + row, mask=is_row, other=-1)
     first = tile_n * BLOCK_N
     is_here = (target >= first) & (target < min(first + BLOCK_N, vocabulary))
-    # Most tiles of a large vocabulary hold few of their rows' targets.
+    # In a large vocabulary most tiles contain few of their rows' targets.
     if tl.max(is_here.to(tl.int32), 0) > 0:
         place = tl.where(is_here, target - first, -1).to(tl.int32)
         chosen = tl.where(tl.arange(0, BLOCK_N)[None, :] == place[:, None], z, 0.0)
@@ -123,7 +123,7 @@ def lse_kernel(
         tl.store(part + tl.cast(tl.cdiv(vocabulary, BLOCK_N), tl.int64) * rows, total, mask=is_row)
     if first + BLOCK_N > vocabulary:
         z = tl.where((column < vocabulary)[None, :], z, float("-inf"))
-    # In powers of two. Infinite logits give infinite sums only with a finite pivot.
+    # In units of log2. The pivot has to be finite, so that infinite logits give infinite sums.
     pivot = tl.max(z, 1) * LOG2_E_
     pivot = tl.where(tl.abs(pivot) == float("inf"), 0.0, pivot)
     sums = tl.sum(tl.exp2(z * LOG2_E_ - pivot[:, None]), 1)
@@ -200,7 +200,7 @@ def gradient_kernel(
         HEADS, WHOLE, PRECISION, INTERPRETED, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M,
     )  # fmt: skip
     is_row, is_word = row < rows, word < words
-    # Rows that are not there repeat the last one, without a share in the sums over rows.
+    # Rows beyond the last repeat it, with factors of 0 in the sums over rows.
     of_lse = tl.load(dlse + row, mask=is_row, other=0.0)
     of_target = tl.load(dtarget + row, mask=is_row, other=0.0)
     target = tl.load(targets + row, mask=is_row, other=-1)

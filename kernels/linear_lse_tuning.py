@@ -1,4 +1,4 @@
-"""Tiles of a head's kernels to choose from on a GPU (benchmarks/tuning.py says how)."""
+"""Candidate tiles of a head's kernels (benchmarks/tuning.py measures them)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
 WIDTH, VOCABULARY = 1024, 65536
-SLICE = 8192  # words of which the gradient is made at once
+SLICE = 8192  # words whose gradient is computed at once
 
 # (block_m, block_n, block_k, group_m, num_warps, num_stages) that do not spill on sm_90.
 SHAPES = {
@@ -44,7 +44,7 @@ SHAPES = {
 
 
 def tunables(capability: int) -> list[Tunable[MatmulTiles]]:
-    """Both kernels, on many rows and on few."""
+    """Return a tunable for both kernels, with many rows and with few."""
     return [
         Tunable(
             kernel=kernel,
@@ -61,10 +61,10 @@ def tunables(capability: int) -> list[Tunable[MatmulTiles]]:
 
 
 def _prepare(kernel: str, rows: int, device: str) -> Callable[[MatmulTiles], object]:
-    """One head with a bias, on random tensors.
+    """Prepare one head with a bias, on random tensors.
 
-    Logits are as small as a head's, and a word's gradient as large as a target's: beside others of
-    many times its size none would be seen to be wrong.
+    Logits have a head's size, and the gradients of words are as large as those of targets: an error
+    in a gradient would not be detected next to much larger ones.
     """
 
     def random(*shape: int) -> torch.Tensor:
@@ -76,7 +76,7 @@ def _prepare(kernel: str, rows: int, device: str) -> Callable[[MatmulTiles], obj
         return lambda tiles: forward(call, tiles=tiles)
     targets = torch.randint(SLICE, (rows,), device=device)
     row = torch.ones(rows, device=device)
-    # The logits' variance is 2: of the product and of the bias.
+    # The variance of the logits is 2: 1 of the product and 1 of the bias.
     lse = (math.log(VOCABULARY) + 1) * row
     gradient = LseGradientCall(*heads, targets, lse, VOCABULARY * row, -row, None, [])
     out = torch.empty(rows, SLICE, dtype=DTYPE, device=device)

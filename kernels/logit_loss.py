@@ -1,10 +1,10 @@
-"""Cross-entropy of logits in memory, and the gradient of the loss, which may take their place.
+"""Cross-entropy of logits in memory, and its gradient, which may be written in place.
 
     loss = (1 − s) · (lse − z_target) + s · (lse − mean_v z_v) + z_loss · lse²
     dz   = share · ((1 + 2 · z_loss · lse) · exp(z − lse) − (1 − s) · [v = target] − s / V)
 
-One program a row, in two passes over it, of which the second finds it in the L2 cache. Arithmetic
-is in fp32; the bias is added here, where it is not rounded with the product.
+One program per row makes two passes over it, the second one from the L2 cache. Arithmetic is fp32;
+the bias is added here, so that it is not rounded with the product.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def fill_losses(
     losses: torch.Tensor,
     gradient: torch.Tensor | None,
 ) -> None:
-    """Fill `losses[rows]` and, unless it is None, `gradient`, of the logits of some rows.
+    """Fill `losses[rows]` and, unless it is None, `gradient`, from the logits of these rows.
 
-    The loss is 0 where the target is ignored, and NaN where it is neither that nor in [0, V).
+    The loss is 0 if the target is ignored, and NaN if it is neither ignored nor in [0, V).
 
     Args:
-        call: its h and weight are not read.
-        logits: [rows, V], contiguous rows; without the bias.
-        share: [N] fp32, by how much each row's loss counts in the one that is differentiated.
+        call: arguments of the operation; h and weight are not read.
+        logits: [rows, V] with contiguous rows, without the bias.
+        share: [N] fp32, weight of each row's loss in the loss that is differentiated.
         losses: [N].
-        gradient: as the logits; may be `logits` itself.
+        gradient: tensor like `logits`; may be `logits` itself.
     """
     n, vocabulary = logits.shape
     bias = None if call.bias is None else call.bias.contiguous()
@@ -84,7 +84,7 @@ def loss_kernel(
         word = start + block
         z = _logits(logits, bias, word, vocabulary)
         above = tl.maximum(highest, tl.max(z, 0) * LOG2_E_)
-        # Infinite logits give infinite sums only with a finite pivot.
+        # The pivot has to be finite, so that infinite logits give infinite sums.
         pivot = tl.where(tl.abs(above) == float("inf"), 0.0, above)
         scale = tl.where(highest == float("-inf"), 0.0, tl.exp2(highest - pivot))
         sums = sums * scale + tl.exp2(z * LOG2_E_ - pivot)

@@ -1,10 +1,10 @@
-"""A frozen linear layer with a low-rank correction, as one product with a longer contraction.
+"""A frozen linear layer with a low-rank update, as one product with a longer contraction.
 
-    y = scale · u · bᵀ + x · weightᵀ + bias          u = x · aᵀ, computed once before: it is narrow
+    y = scale · u · bᵀ + x · weightᵀ + bias          u = x · aᵀ, narrow, computed once before
 
-The low-rank steps come first, because the accumulator can then be scaled while nothing else is in
-it. The gradient of x is the same product with other strides; those of a and b are narrow products
-over all rows, split over programs and summed in a fixed order.
+The low-rank steps come first, because the accumulator then contains only their sum and can be
+multiplied by the scale. The gradient of x is the same product with other strides; those of a and b
+are narrow products over all rows, split over programs and summed in a fixed order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastgrow.kernels.matmul import MatmulTiles, accumulate, tile_of
 from fastgrow.kernels.tuned import NAMES, chosen_once, measured
 
 
-# Both specialise on N, the rows: without that they spill on sm_80 and sm_100.
+# Both kernels are specialised on N, the number of rows: otherwise they spill on sm_80 and sm_100.
 @triton.jit
 def low_rank_kernel(
     X, W, U, B, BIAS, Y,
@@ -41,7 +41,7 @@ def low_rank_kernel(
     GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, EVEN_R: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile of Y [N, OUT], over the ranks and then the K features."""
+    """Write Y [N, OUT]: one program per tile, over the ranks and then the K features."""
     rows, cols, _, _ = tile_of(tl.program_id(0), N, OUT, BLOCK_M, BLOCK_N, GROUP_M)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc = accumulate(
@@ -67,7 +67,7 @@ def narrow_kernel(
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """PARTIAL[s, c, r] = Σ_n WIDE[n, c] · NARROW[n, r] over the rows of split s."""
+    """Write PARTIAL[s, c, r] = Σ_n WIDE[n, c] · NARROW[n, r] over the rows of split s."""
     ranks = tl.cdiv(RANK, BLOCK_R)
     c = tl.program_id(0) // ranks * BLOCK_C + tl.arange(0, BLOCK_C)
     r = tl.program_id(0) % ranks * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -90,7 +90,7 @@ def narrow_kernel(
 
 @dataclass(frozen=True)
 class NarrowTiles:
-    """Rows and columns that `narrow_kernel` takes at a time, and how it is compiled."""
+    """Rows and columns that `narrow_kernel` processes at a time, and compile options."""
 
     block_n: int
     block_c: int
@@ -98,27 +98,31 @@ class NarrowTiles:
     num_stages: int
 
 
-# Contracted widths whose tiles are measured.
+# Contraction lengths whose tiles are measured.
 WIDTHS = (1024, 4096)
-# Programs that keep a large GPU busy twice over.
+# Number of programs: two for each multiprocessor of a large GPU.
 PROGRAMS = 264
 
 
 def product_tiles(dtype: torch.dtype, *, ragged: bool = False) -> MatmulTiles:
-    """Tiles of the products with the frozen weight; `ragged`: a width is no multiple of 16."""
+    """Return the default tiles of the products with the frozen weight.
+
+    Args:
+        ragged: whether a width is not a multiple of 16.
+    """
     if INTERPRETED:
         return MatmulTiles(128, 128, 128, 8, 4, 1)
     if dtype == torch.float32:
-        # Products outside the matrix units: the operands live in registers.
+        # fp32 products do not use the matrix units: their operands are in registers.
         return MatmulTiles(64, 64, 16, 8, 4, 2)
     if ragged:
-        # Single numbers are loaded, each with an address of its own in registers.
+        # Elements are loaded one by one, each with its own address in registers.
         return MatmulTiles(64, 64, 32, 8, 4, 2)
     return MatmulTiles(128, 128, 64, 8, 8, 3)
 
 
 def narrow_tiles(dtype: torch.dtype) -> NarrowTiles:
-    """Tiles of the gradients of a and b."""
+    """Return the default tiles of the gradients of a and b."""
     if INTERPRETED:
         return NarrowTiles(128, 128, 4, 1)
     if dtype == torch.float32:
@@ -127,22 +131,26 @@ def narrow_tiles(dtype: torch.dtype) -> NarrowTiles:
 
 
 def product_key(dtype: torch.dtype, width: int) -> str:
-    """The key of a product's measured tiles, such as `bf16/K=1024`."""
+    """Return the key of a product's measured tiles, such as `bf16/K=1024`."""
     return f"{NAMES[dtype]}/K={measured_size(width, WIDTHS)}"
 
 
 def narrow_key(dtype: torch.dtype, rank: int) -> str:
-    """The key of a narrow product's measured tiles, such as `bf16/R=16`."""
+    """Return the key of a narrow product's measured tiles, such as `bf16/R=16`."""
     return f"{NAMES[dtype]}/R={block_of(rank)}"
 
 
 def block_of(rank: int) -> int:
-    """Ranks that a program takes at a time."""
+    """Return the number of ranks that a program processes at a time."""
     return min(64, max(16, next_power_of_2(rank)))
 
 
 def forward(call: LoraCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor, Tensor]:
-    """y [N, out] and u [N, r] of x [N, in], in x's dtype. `tiles` are to try some out."""
+    """Return y [N, out] and u [N, r] of x [N, in], in x's dtype.
+
+    Args:
+        tiles: tiles of the kernel, for tuning.
+    """
     x, weight, a, b, bias, scale = call
     a, b = _whole_vectors(a, 0, x.dtype), _whole_vectors(b, 1, x.dtype)
     u = x @ a.T
@@ -154,7 +162,11 @@ def forward(call: LoraCall, *, tiles: MatmulTiles | None = None) -> tuple[Tensor
 def backward(
     call: LoraGradient, *, tiles: MatmulTiles | None = None, narrow: NarrowTiles | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx (with `weight`), da (with `x`) and db (with `u`) of what `forward` computed."""
+    """Return dx (needs `weight`), da (needs `x`) and db (needs `u`) of `forward`, or None.
+
+    Args:
+        tiles, narrow: tiles of the kernels, for tuning.
+    """
     dy, x, u, weight, a, b, scale = call
     dx = da = db = None
     if weight is not None or x is not None:
@@ -172,9 +184,9 @@ def backward(
 
 
 def _whole_vectors(tensor: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """a or b in the products' dtype, with ranks of zeros up to a multiple of 16.
+    """Return a or b in the products' dtype, with the rank padded with zeros to a multiple of 16.
 
-    Rows that begin at such multiples are loaded in vectors, others one number at a time.
+    Rows that begin at multiples of 16 are loaded in vectors, others one element at a time.
     """
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
@@ -196,7 +208,7 @@ def low_rank_product(
 ) -> None:
     """Fill y [N, out] with x [N, K] · weight [out, K]ᵀ + scale · u [N, r] · b [out, r]ᵀ + bias.
 
-    `weight` and `b` may have any strides; `name` is that of the measured tiles.
+    `weight` and `b` may have any strides; `name` is the kernel's name in the tables.
     """
     if y.numel() == 0:
         return
@@ -231,19 +243,19 @@ def narrow_product(
     *,
     transposed: bool = False,
 ) -> Tensor:
-    """scale · wide [N, C]ᵀ · narrow [N, r], float32 [C, r], or [r, C] `transposed`."""
+    """Return scale · wide [N, C]ᵀ · narrow [N, r], float32 [C, r], or [r, C] if `transposed`."""
     wide, narrow = as_strided_rows(wide), as_strided_rows(narrow)
     (n, columns), rank = wide.shape, narrow.shape[1]
     tiles = tiles or _narrow_tiles(wide.dtype, rank, wide.device)
     block_r = block_of(rank)
     programs = cdiv(columns, tiles.block_c) * cdiv(rank, block_r)
     steps = cdiv(n, tiles.block_n)
-    # Fewer than four steps a program would be spent on starting and storing.
+    # With fewer than four steps per program, starting it and storing its result would dominate.
     splits = max(1, min(PROGRAMS // max(programs, 1), steps // 4))
     shape = (splits, rank, columns) if transposed else (splits, columns, rank)
     sums = wide.new_empty(shape, dtype=torch.float32)
     by_column = sums.mT if transposed else sums
-    # Without rows it is filled with zeros.
+    # Without rows the kernel fills the sums with zeros.
     if columns > 0:
         with on_device_of(wide):
             narrow_kernel[programs, splits](

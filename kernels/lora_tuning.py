@@ -1,4 +1,4 @@
-"""The LoRA kernels' tiles to choose from on a GPU (benchmarks/tuning.py says how)."""
+"""Candidate tiles of the LoRA kernels (benchmarks/tuning.py measures them)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NARROW = [
 
 
 def tunables(capability: int) -> list[Tunable[Any]]:
-    """Every kernel in every bucket that may have an entry in a table."""
+    """Return a tunable for every kernel and bucket that may have an entry in a table."""
     return [
         *(
             Tunable(
@@ -86,7 +86,7 @@ def tunables(capability: int) -> list[Tunable[Any]]:
 
 
 def _product(kernel: str, width: int, device: str) -> Callable[[MatmulTiles], object]:
-    """The product with a square weight, in the forward pass or for the gradient of x."""
+    """Prepare the product with a square weight, in the forward pass or for the gradient of x."""
     x, weight, a, b = _layer(width, RANKS[0], device)
     if kernel == "lora_forward":
         return lambda tiles: forward(LoraCall(x, weight, a, b, None, 1.0), tiles=tiles)
@@ -94,14 +94,14 @@ def _product(kernel: str, width: int, device: str) -> Callable[[MatmulTiles], ob
 
 
 def _narrow(rank: int, device: str) -> Callable[[NarrowTiles], object]:
-    """The gradient of b."""
+    """Prepare the gradient of b."""
     dy, _, a, b = _layer(WIDTHS[0], rank, device)
     u = torch.randn(ROWS, rank, dtype=DTYPE, device=device)
     return lambda tiles: backward(LoraGradient(dy, None, u, None, a, b, 1.0), narrow=tiles)
 
 
 def _layer(width: int, rank: int, device: str) -> list[torch.Tensor]:
-    """x or dy, weight, a and b of a square layer."""
+    """Return x or dy, weight, a and b of a square layer."""
     return [
         torch.randn(shape, dtype=DTYPE, device=device)
         for shape in ((ROWS, width), (width, width), (rank, width), (width, rank))

@@ -1,8 +1,8 @@
-"""Tiles of a matrix product A · Bᵀ, for kernels that go on with them in an epilogue.
+"""Tiles of a matrix product A · Bᵀ, for kernels with an epilogue.
 
-A is [M, K] and B [N, K], of any strides: a stride of 1 is a constant to the compiler, so that a
-transposed operand is read as well as another. The sums run in fp32. On Hopper both operands go
-through shared memory, `num_stages` tiles ahead, to the matrix units (HGMMA).
+A is [M, K] and B [N, K], with any strides. A stride of 1 is a constant for the compiler, so a
+transposed operand is read equally fast. Sums are fp32. On Hopper both operands are loaded to shared
+memory, `num_stages` tiles ahead, for the matrix units (HGMMA).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fastgrow.kernels.common import INTERPRETED, cdiv, dot_precision, operand
 
 @dataclass(frozen=True)
 class MatmulTiles:
-    """Rows, columns and terms that a program multiplies at a time, and how it is compiled.
+    """Rows, columns and terms that a program multiplies at a time, and compile options.
 
-    `group_m` rows of tiles are finished before the next ones are begun: they share the columns'
+    `group_m` rows of tiles are computed before the next ones start, because they share the columns'
     operand in the cache.
     """
 
@@ -32,11 +32,11 @@ class MatmulTiles:
     num_stages: int
 
     def grid(self, M: int, N: int) -> tuple[int]:
-        """One program per tile of an [M, N] result."""
+        """Return the grid with one program per tile of an [M, N] result."""
         return (cdiv(M, self.block_m) * cdiv(N, self.block_n),)
 
     def constants(self, x: Tensor, K: int) -> dict[str, object]:
-        """What kernels are told of tiles, of products of x with K terms."""
+        """Return the kernels' keyword arguments for products of x with K terms."""
         return {
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
@@ -54,7 +54,7 @@ class MatmulTiles:
 def tile_of(
     program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr
 ):  # fmt: skip
-    """The program's tile of an [M, N] result: its rows and columns, the row and column of tiles."""
+    """Return the rows and columns of the program's tile of an [M, N] result, and its indices."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     first = program // (GROUP_M * tiles_n) * GROUP_M
     height = tl.minimum(tiles_m - first, GROUP_M)
@@ -70,9 +70,9 @@ def accumulate(
     BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """acc + A[rows] · B[cols]ᵀ, with acc [len(rows), len(cols)] fp32.
+    """Return acc + A[rows] · B[cols]ᵀ, with acc [len(rows), len(cols)] fp32.
 
-    Rows beyond M and columns beyond N count as zeros. EVEN_K: K is a multiple of BLOCK_K.
+    Rows beyond M and columns beyond N are read as zeros. EVEN_K: K is a multiple of BLOCK_K.
     """
     acc, _ = accumulate_two(
         acc, acc, A, B, None, rows, cols, cols, a_row, a_k, b_col, b_k, b_col, b_k, M, N, N, K,
@@ -87,10 +87,10 @@ def accumulate_two(
     BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """acc + A[rows] · B[cols]ᵀ and acc_2 + A[rows] · B_2[cols_2]ᵀ, reading A once.
+    """Return acc + A[rows] · B[cols]ᵀ and acc_2 + A[rows] · B_2[cols_2]ᵀ, reading A once.
 
-    As `accumulate`; B_2 is [N_2, K], and `cols_2` may be of another number than `cols`. Without B_2
-    acc_2 is left as it is.
+    As in `accumulate`. B_2 is [N_2, K], and `cols_2` and `cols` may differ in length. Without B_2,
+    acc_2 is returned unchanged.
     """
     k = tl.arange(0, BLOCK_K)
     a_from = A + rows.to(tl.int64)[:, None] * a_row + k.to(tl.int64)[None, :] * a_k

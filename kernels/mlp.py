@@ -1,7 +1,7 @@
-"""Launchers of the feed-forward layer's three products that have something to fuse.
+"""Launchers of the feed-forward layer's three products that can be fused with other steps.
 
-Each product is made in one of two ways, as its configuration says: by one kernel with the rest of
-the formula in its epilogue, or by the library, followed by one pass over its result.
+The configuration of a product selects one of two ways to compute it: one kernel with the remaining
+steps in its epilogue, or the library's product followed by one pass over its result.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from fastgrow.kernels.tuned import NAMES, capability_of, chosen_once, measured
 
 @dataclass(frozen=True)
 class ProductChoice(MatmulTiles):
-    """How a product is made: `fused` 2 by our kernel, with these tiles, and 1 by the library."""
+    """How a product is computed: `fused` is 2 for our kernel with these tiles, 1 for a library."""
 
     fused: int = 2
 
 
 # Numbers of rows whose configurations are measured.
 ROWS = (2048, 16384)
-# Rows and columns of a tile of the pass that differentiates, and rows that a program goes through.
+# Rows and columns of a tile of the backward pass over elements, and rows of a program.
 PASS_M, PASS_N, PASS_ROWS = 16, 256, 128
 PASS_BLOCK = 2048
-# Columns of a tile of the hidden gradient that are differentiated at a time, if that makes no more
-# than four parts.
+# Columns of a hidden gradient's tile that are processed at a time, unless that would be more than
+# four parts.
 PART_N = 32
 
 
 def bucket(dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int) -> str:
-    """The key of a product's measured configuration, such as `bf16/gelu/K=1024/N=4096/M=16384`.
+    """Return the key of measured configurations, such as `bf16/gelu/K=1024/N=4096/M=16384`.
 
     `epilogue` is the activation, or for the second product `plain` or `residual`.
     """
@@ -49,9 +49,11 @@ def bucket(dtype: torch.dtype, epilogue: str, K: int, N: int, rows: int) -> str:
 def default_product(
     kernel: str, dtype: torch.dtype, epilogue: str, *, evenly: bool = True, capability: int = 90
 ) -> ProductChoice:
-    """The rule for `mlp_hidden`, `mlp_hidden_kept`, `mlp_output` or `mlp_d_hidden`.
+    """Return the default configuration of a product.
 
-    `evenly`: rows are whole vectors; loads of others spill beside an epilogue.
+    Args:
+        kernel: `mlp_hidden`, `mlp_hidden_kept`, `mlp_output` or `mlp_d_hidden`.
+        evenly: whether rows are whole vectors. Other loads, together with an epilogue, spill.
     """
     if INTERPRETED:
         return ProductChoice(128, 128, 64, 8, 4, 1)
@@ -60,7 +62,7 @@ def default_product(
     fused = 1 if kernel == "mlp_hidden_kept" or dtype == torch.float32 or not evenly else 2
     if kernel == "mlp_d_hidden":
         return ProductChoice(128, 128, 64, 8, 8, 3, fused)
-    # Before Hopper operands pass through registers.
+    # Before Hopper the operands are in registers, so tiles are smaller.
     block_n = 256 if capability >= 90 else 128
     return ProductChoice(128, block_n // 2 if epilogue == "swiglu" else block_n, 64, 8, 8, 3, fused)
 
@@ -78,11 +80,13 @@ def _choice(
 def hidden(
     step: MlpHidden, *, product: ProductChoice | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """f(x · upᵀ + bias), or silu(x · gateᵀ) ∘ (x · upᵀ + bias), of x [M, K] and up, gate [N, K].
+    """Compute f(x · upᵀ + bias), or silu(x · gateᵀ) ∘ (x · upᵀ + bias).
+
+    x is [M, K], up and gate are [N, K].
 
     Returns:
-        hidden [M, N], and with `kept` what the activation is of: x · upᵀ + bias, and x · gateᵀ
-        where there is a gate. All contiguous, of x's dtype.
+        hidden [M, N] and, with `kept`, the pre-activations x · upᵀ + bias and, with a gate,
+        x · gateᵀ. All are contiguous and have x's dtype.
     """
     x, up, gate, up_bias, activation, kept = step
     (M, K), N = x.shape, up.shape[0]
@@ -117,10 +121,10 @@ def hidden(
 
 
 def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
-    """hidden · downᵀ + bias + residual, of hidden [M, K], down [N, K], residual [M, N].
+    """Compute hidden · downᵀ + bias + residual, of hidden [M, K], down [N, K], residual [M, N].
 
     Returns:
-        [M, N], contiguous, of the dtype that hidden's and the residual's promote to.
+        [M, N], contiguous, in the dtype that hidden's and the residual's promote to.
     """
     hidden, down, down_bias, residual = step
     (M, K), N = hidden.shape, down.shape[0]
@@ -148,11 +152,11 @@ def output(step: MlpOutput, *, product: ProductChoice | None = None) -> Tensor:
 def d_hidden(
     step: MlpHiddenGradient, *, product: ProductChoice | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(dy · down) ∘ f'(pre), of dy [M, K], down [K, N] and what `hidden` kept [M, N].
+    """Compute (dy · down) ∘ f'(pre), of dy [M, K], down [K, N] and `hidden`'s pre [M, N].
 
     Returns:
-        d_pre [M, N]; the gate's gradient [M, N] where there is a gate; f(pre) [M, N] if
-        `with_hidden`; d_pre's column sums [N] fp32 if `with_sums`.
+        d_pre [M, N]; the gate's gradient [M, N] with a gate; f(pre) [M, N] with `with_hidden`;
+        d_pre's column sums [N] in fp32 with `with_sums`. The others are None.
     """
     dy, down, pre, pre_gate, activation, with_hidden, with_sums = step
     (M, K), N = dy.shape, down.shape[1]

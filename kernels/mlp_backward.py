@@ -5,19 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgrow.kernels.common import settled
+from fastgrow.kernels.common import stable_cache_key
 from fastgrow.kernels.matmul import accumulate, tile_of
 from fastgrow.kernels.mlp_elementwise import differentiate
 
 
-@settled
+@stable_cache_key
 @triton.jit
 def _epilogue(
     d, rows, first, tile_m, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN, SUMS, out_row, M, N,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART_N: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Of BLOCK_N columns from `first`, by halves until there are PART_N of them."""
+    """Differentiate BLOCK_N columns from `first` on, split into halves down to PART_N columns."""
     if BLOCK_N > PART_N:
         parts = tl.permute(tl.reshape(d, [BLOCK_M, 2, BLOCK_N // 2]), [0, 2, 1])
         left, right = tl.split(parts)
@@ -51,9 +51,9 @@ def d_hidden_kernel(
     GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, PART_N: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """d_pre [M, N] = (DY · DOWN) ∘ f'(pre), with DOWN [K, N]; for SwiGLU also the gate's.
+    """Write D_PRE [M, N] = (DY · DOWN) ∘ f'(pre), with DOWN [K, N]; for SwiGLU also D_GATE.
 
-    Where they are given, HIDDEN gets f(pre) and SUMS [tiles of rows, N] each tile's column sums.
+    Unless they are None, HIDDEN gets f(pre) and SUMS [tiles of rows, N] each tile's column sums.
     """
     rows, cols, tile_m, tile_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     d = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -61,7 +61,7 @@ def d_hidden_kernel(
         d, DY, DOWN, rows, cols, dy_row, dy_k, down_col, down_k, M, N, K,
         BLOCK_K, EVEN_K, PRECISION, INTERPRETED,
     )  # fmt: skip
-    # Few columns after each other: beside a whole tile of fp32 the registers do not suffice.
+    # A few columns at a time, because the registers do not suffice for two whole tiles in fp32.
     _epilogue(
         d, rows, tile_n * BLOCK_N, tile_m,
         PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN, SUMS, out_row, M, N,

@@ -1,4 +1,4 @@
-"""What is left of the feed-forward layer where a library makes its products: the activation."""
+"""Kernels of the feed-forward layer's activation, if a library computes its products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def activate_kernel(
     PRE, GATE, HIDDEN, n,
     ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """HIDDEN = f(PRE), or silu(GATE) ∘ PRE, of n contiguous elements; HIDDEN may be PRE."""
+    """Write HIDDEN = f(PRE), or silu(GATE) ∘ PRE, of n elements; HIDDEN may be PRE."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     pre = tl.load(PRE + at, mask=inside, other=0.0).to(tl.float32)
@@ -29,7 +29,7 @@ def differentiate(
     d, at, inside, PRE, PRE_GATE, D_PRE, D_GATE, HIDDEN,
     ACTIVATION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """d_pre = d ∘ f'(pre) of the elements `at`; it is stored with what else is asked for."""
+    """Return d_pre = d ∘ f'(pre) of the elements `at` and store it and the other given results."""
     kind = D_PRE.dtype.element_ty
     pre = tl.load(PRE + at, mask=inside, other=0.0).to(tl.float32)
     gate = pre
@@ -50,10 +50,10 @@ def d_activate_kernel(
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """d_pre = D ∘ f'(pre), for SwiGLU also the gate's, of [M, N] contiguous; D_PRE may be D.
+    """Write D_PRE = D ∘ f'(pre) and, for SwiGLU, the gate's gradient, of contiguous [M, N].
 
-    A program goes through ROWS rows, BLOCK_M at a time. Where they are given, HIDDEN gets f(pre)
-    and SUMS [programs of rows, N] each program's column sums.
+    D_PRE may be D. A program processes ROWS rows, BLOCK_M at a time. Unless they are None, HIDDEN
+    gets f(pre) and SUMS [programs along rows, N] each program's column sums.
     """
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(0) * ROWS

@@ -1,4 +1,4 @@
-"""The feed-forward layer's products, forward, each with the rest of its formula as an epilogue."""
+"""Products of the feed-forward layer's forward pass, with the remaining steps as epilogues."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def hidden_kernel(
     GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """hidden [M, N] = f(X · UPᵀ + bias), or silu(X · GATEᵀ) ∘ (X · UPᵀ + bias).
+    """Write HIDDEN [M, N] = f(X · UPᵀ + bias), or silu(X · GATEᵀ) ∘ (X · UPᵀ + bias).
 
-    PRE and PRE_GATE, where they are given, keep what the activation is of.
+    Unless they are None, PRE and PRE_GATE get the pre-activations.
     """
     rows, cols, _, _ = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     pre = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -56,7 +56,7 @@ def output_kernel(
     GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] = HIDDEN · DOWNᵀ + bias + residual."""
+    """Write Y [M, N] = HIDDEN · DOWNᵀ + bias + residual."""
     rows, cols, _, _ = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     y = accumulate(

@@ -1,7 +1,7 @@
-"""The feed-forward layer's configurations to choose from on a GPU.
+"""Candidate configurations of the feed-forward layer (benchmarks/tuning.py measures them).
 
-Each product may also be left to the library: its candidate with `fused` 1 is the library's product
-with the pass after it, so that a table decides that too.
+Each product has a candidate with `fused` = 1, the library's product and the pass after it, so a
+table also decides whether to use the library.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastgrow.kernels.mlp import (
 from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
-# Terms and columns of each product.
+# K (terms) and N (columns) of each product.
 SIZES = {
     "mlp_hidden": (1024, 4096),
     "mlp_hidden_kept": (1024, 4096),
@@ -79,7 +79,7 @@ TILES = {
 
 
 def tunables(capability: int) -> list[Tunable[ProductChoice]]:
-    """Every product under every key that may have an entry in a table."""
+    """Return a tunable for every product and key that may have an entry in a table."""
     return [
         Tunable[ProductChoice](
             kernel=kernel,
@@ -97,7 +97,7 @@ def tunables(capability: int) -> list[Tunable[ProductChoice]]:
 
 
 def _rank(epilogue: str, rows: int) -> int:
-    """The layer of the models that grow comes first, in batches of training."""
+    """Return the rank: fastgrow's own models with training batches come first."""
     if epilogue in ("gelu_tanh", "swiglu"):
         return 2
     return 0 if rows == max(ROWS) else 1
@@ -106,7 +106,7 @@ def _rank(epilogue: str, rows: int) -> int:
 def _prepare(
     kernel: str, epilogue: str, rows: int, device: str
 ) -> Callable[[ProductChoice], object]:
-    """A product of random tensors, of the hidden gradient with all its results, as in training."""
+    """Prepare a product of random tensors; the hidden gradient with all results, as in training."""
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, dtype=DTYPE, device=device)

@@ -1,4 +1,4 @@
-"""Launchers of the norms' kernels: rows in, rows out, and how many of them a program takes."""
+"""Launchers of the norms' kernels, and how they distribute rows over programs."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from fastgrow.kernels.norm_backward import backward_kernel, sum_kernel, wide_bac
 from fastgrow.kernels.norm_forward import forward_kernel, wide_forward_kernel
 from fastgrow.kernels.tuned import NAMES, chosen_once, measured, multiprocessors
 
-# Features of a row that a program's registers hold: of two tensors forward, of three backward, and
-# of three with the sums of two parameters.
+# Most features of a row that fit a program's registers: two tensors in the forward pass, three in
+# the backward pass, and three with the sums of two parameters.
 WIDEST_FORWARD = 16384
 WIDEST_BACKWARD = 8192
 WIDEST_WITH_PARAMETERS = 4096
-# Of a row that they do not hold, this many are worked on at a time.
+# Features of a wider row that are processed at a time.
 CHUNK = 4096 if not INTERPRETED else 32768
-# Multiprocessors where there is no GPU.
+# Assumed number of multiprocessors if there is no GPU.
 WITHOUT_GPU = 3 if INTERPRETED else 132
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How rows are given to programs."""
+    """How rows are distributed over programs."""
 
-    rows: int  # in a tile
+    rows: int  # rows of a tile
     num_warps: int
-    num_stages: int  # tiles in flight in a program that takes many
-    programs: int  # of a multiprocessor, where each takes many tiles
+    num_stages: int  # tiles in flight, in programs that process many tiles
+    programs: int  # programs per multiprocessor, if they process many tiles
 
 
 def forward_rows(dim: int) -> Rows:
-    """1,024 elements a warp, which is 64 bytes in flight of each thread and tensor in bf16.
+    """Return the default of the forward kernel.
 
-    A row of up to 1,024 features is one warp's, which sums it without shared memory or barriers.
+    A warp has 1,024 elements: in bf16, 64 bytes in flight for each thread and tensor. A row of up
+    to 1,024 features belongs to one warp, which sums it without shared memory or barriers.
     """
     block = next_power_of_2(dim)
     if INTERPRETED:
@@ -53,11 +54,12 @@ def forward_rows(dim: int) -> Rows:
 
 
 def backward_rows(dim: int) -> Rows:
-    """One 16-byte vector of bf16 a thread and tensor of a tile, the next two tiles in flight.
+    """Return the default of the backward kernel.
 
-    Few elements a thread leave it registers for the sums of its columns. 16 warps a multiprocessor
-    have 48 KiB in flight, where about 25 cover the memory's latency, and keep the sums of all
-    programs at 4 MiB on 132 multiprocessors, whatever the number of features.
+    Each thread has one 16-byte vector of bf16 for each tensor of a tile, and the next two tiles are
+    in flight. Few elements per thread leave registers for the sums of its columns. 16 warps per
+    multiprocessor have 48 KiB in flight, while about 25 KiB hide the memory's latency, and the sums
+    of all programs are 4 MiB on 132 multiprocessors for any number of features.
     """
     block = next_power_of_2(dim)
     if INTERPRETED:
@@ -70,12 +72,12 @@ RULES = {"norm_forward": forward_rows, "norm_backward": backward_rows}
 
 
 def bucket(dtype: torch.dtype, dim: int) -> str:
-    """Under what name a table of measured configurations has an entry."""
+    """Return the key of measured configurations, such as `bf16/D=1024`."""
     return f"{NAMES[dtype]}/D={next_power_of_2(dim)}"
 
 
 def inference(call: NormCall) -> tuple[Tensor, Tensor | None]:
-    """The y and total of `forward`, whose statistics are not written."""
+    """Return y and total of `forward`, without writing statistics."""
     return forward(call, with_statistics=False)[:2]
 
 
@@ -90,12 +92,12 @@ def forward(
     """Normalise the last axis of x [..., d] (+ residual), d ≥ 1, of float32, bfloat16 or float16.
 
     Args:
-        with_statistics: whether gradients will be asked for.
-        rows: how rows are given to programs, to try some out.
+        with_statistics: whether to return mean and rstd, which `backward` needs.
+        rows: how rows are distributed over programs, for tuning.
 
     Returns:
-        y and total = x + residual (None without one), the shape of x, contiguous; mean (None if
-        not centred) and rstd, one float32 a row, None without `with_statistics`.
+        y and total = x + residual (None without a residual), contiguous, of x's shape; mean (None
+        if not centred) and rstd, one float32 per row, None without `with_statistics`.
     """
     x, residual, weight, bias, eps, centred, dtype = call
     dim = x.shape[-1]
@@ -137,17 +139,17 @@ def backward(
     *,
     rows: Rows | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of what `forward` computed; None for what is not asked for.
+    """Compute the gradients of `forward`; None for those that are not requested.
 
     Args:
         d_y: gradient of y [..., d].
-        d_total: gradient of total beside that through y.
-        total: x + residual, or x where there was none.
-        mean, rstd: what `forward` gave.
+        d_total: gradient of total that does not come through y.
+        total: x + residual, or x without a residual.
+        mean, rstd: results of `forward`.
         weight: [d].
-        for_input, for_weight, for_bias: what is asked for.
+        for_input, for_weight, for_bias: which gradients to compute.
         parameter_dtype: dtype of the gradients of weight and bias; they are summed in float32.
-        rows: how rows are given to programs, to try some out.
+        rows: how rows are distributed over programs, for tuning.
 
     Returns:
         The gradient of x and of residual, in the dtype of total; of weight; of bias.
@@ -155,7 +157,7 @@ def backward(
     dim = total.shape[-1]
     count = total.numel() // dim
     dx = contiguous_like(total) if for_input else None
-    # Over no rows the sums are zeros.
+    # Sums over zero rows are zero.
     new = total.new_empty if count > 0 else total.new_zeros
     d_weight = new(dim, dtype=parameter_dtype) if for_weight else None
     d_bias = new(dim, dtype=parameter_dtype) if for_bias else None
@@ -179,7 +181,7 @@ def backward(
                 *tensors, dx, *numbers, D=dim, BLOCK_M=1, BLOCK_D=CHUNK, num_warps=8
             )
         if parameters:
-            # Sums over rows need no whole rows.
+            # Sums over rows do not need whole rows in a tile.
             _launch_tiles(tensors, numbers, rows, dim, CHUNK, None, d_weight, d_bias)
     return dx, d_weight, d_bias
 
@@ -194,7 +196,7 @@ def _launch_tiles(
     d_weight: Tensor | None,
     d_bias: Tensor | None,
 ) -> None:
-    """Fill what is given, in tiles of `block` features; whole rows where dx is among it."""
+    """Fill the given gradients, in tiles of `block` features, which are whole rows for dx."""
     total, count = tensors[2], numbers[3]
     device = total.device
     rows = rows or _rows("norm_backward", total.dtype, block, device)
@@ -204,11 +206,11 @@ def _launch_tiles(
     backward_kernel[(programs, cdiv(dim, block))](
         *tensors, dx, of_weight, of_bias, *numbers,
         D=dim, BLOCK_M=rows.rows, BLOCK_D=block, STAGES=rows.num_stages,
-        # Left alone the compiler may spill in order to fit more programs than there are.
+        # Without a limit the compiler may spill to make room for more programs than are launched.
         num_warps=rows.num_warps, maxnreg=min(2048 // (rows.num_warps * rows.programs), 255) & -8,
     )  # fmt: skip
     if d_weight is not None or d_bias is not None:
-        # A few long columns: 8 vectors in flight of each thread.
+        # Few long columns, with 8 vectors in flight for each thread.
         block_m, block_d = (4, 4096) if INTERPRETED else (256, 32)
         sum_kernel[(cdiv(dim, block_d), 2)](
             of_weight, of_bias, d_weight, d_bias, programs,

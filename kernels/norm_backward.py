@@ -1,12 +1,12 @@
-"""Gradients of the normalised rows.
+"""Gradients of layer and root-mean-square normalisation.
 
 With x̂ = (s − mean) · rstd and g = dy · weight, over a row of D features:
 
-    ds = rstd · (g − mean(g) − x̂ · mean(g · x̂)) + what comes from s itself
+    ds = rstd · (g − mean(g) − x̂ · mean(g · x̂)) + the gradient of s that does not come through x̂
     dweight = Σ dy · x̂,   dbias = Σ dy     over all rows
 
-Without a mean (root-mean-square norm) the term mean(g) is not there. Sums over rows are made in two
-steps without atomics: each program sums the rows it visits, then one kernel sums the programs.
+Without a mean (root-mean-square norm) there is no term mean(g). Sums over rows are computed in two
+steps without atomics: each program sums its rows, then one kernel adds the programs' sums.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def backward_kernel(
     dy_stride, d_total_stride, total_stride, rows,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Every n-th tile of rows; D_WEIGHT and D_BIAS are [programs, D] partial sums in fp32.
+    """Write DX and partial sums D_WEIGHT and D_BIAS [programs, D] in fp32 of every n-th tile.
 
-    Where DX is wanted a tile holds whole rows; else the second axis of the grid walks the features.
+    With DX a tile contains whole rows; otherwise the grid's second axis is over the features.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -62,7 +62,7 @@ def wide_backward_kernel(
     dy_stride, d_total_stride, total_stride, rows,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dx of one row a program, BLOCK_D of its features at a time, read twice."""
+    """Write DX of one row per program, BLOCK_D features at a time; the row is read twice."""
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, BLOCK_M)
     of_g = tl.zeros([BLOCK_M], tl.float32)
     of_product = tl.zeros([BLOCK_M], tl.float32)
@@ -89,7 +89,7 @@ def sum_kernel(
     D_WEIGHT_PARTS, D_BIAS_PARTS, D_WEIGHT, D_BIAS, programs,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The programs' sums [programs, D] of one parameter, added up; axis 1 names the parameter."""
+    """Add the programs' sums [programs, D]; the grid's axis 1 is the parameter (weight, bias)."""
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     if tl.program_id(1) == 0:
         if D_WEIGHT is not None:
@@ -115,7 +115,7 @@ def _sum(
 def _normalised(
     TOTAL, MEAN, RSTD, row, total_stride, column, inside, rows, D: tl.constexpr
 ):  # fmt: skip
-    """x̂; 0 in rows and columns outside."""
+    """Load x̂; 0 in rows and columns outside."""
     x = tl.load(TOTAL + row[:, None] * total_stride + column[None, :], inside, other=0.0)
     x = x.to(tl.float32)
     if MEAN is not None:
@@ -135,7 +135,7 @@ def _weighted(D_Y, WEIGHT, row, dy_stride, column, inside, D: tl.constexpr):
 
 @triton.jit
 def _store(DX, D_TOTAL, dx, row, d_total_stride, column, inside, D: tl.constexpr):
-    """What comes through y, and beside it."""
+    """Write the gradient through y plus D_TOTAL, the gradient that does not come through y."""
     if D_TOTAL is not None:
         other = D_TOTAL + row[:, None] * d_total_stride + column[None, :]
         dx += tl.load(other, inside, other=0.0).to(tl.float32)

@@ -1,7 +1,7 @@
-"""Layer and root-mean-square normalisation of rows, the residual added on the way.
+"""Layer and root-mean-square normalisation of rows, including the addition of the residual.
 
-Numbers are given in units of elements. A row is summed in one tree, and its squares about the mean
-in a second one over the same registers: nothing cancels where the mean is large.
+Strides and sizes are in elements. A row is summed first, and then the squares of the differences
+from its mean, from the same registers, so there is no cancellation if the mean is large.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def forward_kernel(
     x_stride, residual_stride, rows, eps,
     D: tl.constexpr, CENTRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows of D ≤ BLOCK_D features, BLOCK_M of them a program."""
+    """Normalise rows of D ≤ BLOCK_D features, BLOCK_M rows per program."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_D)
     inside = (row < rows)[:, None] & (column < D)[None, :]
@@ -40,10 +40,11 @@ def wide_forward_kernel(
     x_stride, residual_stride, rows, eps,
     D: tl.constexpr, CENTRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One row a program, BLOCK_D of its features at a time, read twice: the second time from L2.
+    """Normalise one row per program, BLOCK_D features at a time.
 
-    Statistics of two parts are joined as in Chan, Golub and LeVeque, "Updating formulae and a
-    pairwise algorithm for computing sample variances" (1979), equation 2.1.
+    The row is read twice, the second time from the L2 cache. Statistics of two parts are merged as
+    in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances" (1979), equation 2.1.
     """
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, BLOCK_M)
     mean = tl.zeros([BLOCK_M], tl.float32)
@@ -76,7 +77,7 @@ def wide_forward_kernel(
 
 @triton.jit
 def _total(X, RESIDUAL, TOTAL, row, x_stride, residual_stride, column, inside, D: tl.constexpr):
-    """x + residual in fp32, rounded as the sum that is given back is."""
+    """Load x + residual in fp32, rounded to the dtype of TOTAL, which is returned."""
     total = tl.load(X + row[:, None] * x_stride + column[None, :], inside, other=0.0)
     total = total.to(tl.float32)
     if RESIDUAL is not None:

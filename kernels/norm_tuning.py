@@ -1,6 +1,6 @@
-"""How the norms' kernels give rows to programs, to choose from on a GPU.
+"""Candidate configurations of the norms' kernels (benchmarks/tuning.py measures them).
 
-Whole rows of bf16 with a residual; trainable parameters backward.
+The inputs are bf16 rows with a residual; in the backward pass the parameters are trainable.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from fastgrow.kernels.norm import RULES, Rows, backward, bucket, forward
 from fastgrow.kernels.tunable import Tunable
 
 DTYPE = torch.bfloat16
-ELEMENTS = 2**26  # of a launch's tensors, 128 MiB each: more than any cache
+ELEMENTS = 2**26  # elements of each tensor of a launch, 128 MiB: more than any cache
 DIMS = (256, 512, 1024, 2048, 4096)
 HEADLINE_DIMS = (1024, 2048)
 
 
 def _forward_candidates(dim: int) -> list[Rows]:
-    """512 to 2,048 elements a warp."""
+    """Return candidates with 512 to 2,048 elements per warp."""
     return [
         Rows(rows, warps, 1, 1)
         for rows in (1, 2, 4, 8)
@@ -31,7 +31,7 @@ def _forward_candidates(dim: int) -> list[Rows]:
 
 
 def _backward_candidates(dim: int) -> list[Rows]:
-    """8 elements a thread with more or fewer tiles in flight; then 16 in fewer threads."""
+    """Return candidates with 8 elements per thread and various tiles in flight, and with 16."""
     warps = max(1, dim // 256)
     full = [Rows(1, warps, stages, 16 // warps) for stages in (1, 2, 3, 4)]
     half = [Rows(rows, warps, 2, 8 // warps) for rows in (1, 2) if warps <= 8]
@@ -43,7 +43,7 @@ CANDIDATES = {"norm_forward": _forward_candidates, "norm_backward": _backward_ca
 
 
 def tunables(capability: int) -> list[Tunable[Rows]]:
-    """Both kernels at every width that may have an entry in a table."""
+    """Return a tunable for both kernels at every width that may have an entry in a table."""
     return [
         Tunable(
             kernel=kernel,
@@ -61,7 +61,7 @@ def tunables(capability: int) -> list[Tunable[Rows]]:
 
 
 def _prepare(kernel: str, dim: int, device: str) -> Callable[[Rows], object]:
-    """Layer norm of random rows."""
+    """Prepare layer norm of random rows."""
     shape = (ELEMENTS // dim, dim)
     x, residual, d_y, d_total = (torch.randn(shape, dtype=DTYPE, device=device) for _ in range(4))
     weight, bias = (torch.randn(dim, dtype=DTYPE, device=device) for _ in range(2))

@@ -1,6 +1,6 @@
-"""Rotary positions, as pieces for other kernels and as a kernel of its own.
+"""Rotary positions, as functions for other kernels and as a separate kernel.
 
-Feature i < R/2 is paired with feature i + R/2 (rotate-half); features from R on stay as they are:
+Feature i < R/2 is paired with feature i + R/2 (rotate-half); features from R on are unchanged:
 
     y_i = x_i · cos_i + x_partner(i) · sin_i        with sin negated for i < R/2
 
@@ -17,7 +17,7 @@ from fastgrow.kernels.common import load_rows, store_rows
 
 @triton.jit
 def partner_of(R: tl.constexpr, BLOCK_D: tl.constexpr):
-    """For each feature, the one it is rotated with; its own index from R on."""
+    """Return the index of each feature's partner; from R on, the feature's own index."""
     d = tl.arange(0, BLOCK_D)
     half: tl.constexpr = R // 2
     return tl.where(d < half, d + half, tl.where(d < R, d - half, d))
@@ -27,9 +27,9 @@ def partner_of(R: tl.constexpr, BLOCK_D: tl.constexpr):
 def load_rotation(
     COS, SIN, positions, n_positions, table_stride, R: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """cos and signed sin [rows, BLOCK_D] for rows at the given positions.
+    """Load cos and signed sin [rows, BLOCK_D] for rows at the given positions.
 
-    Positions outside the table take its first or last row: ids are not checked on the host.
+    The host does not check position ids; positions outside the table use its first or last row.
     """
     d = tl.arange(0, BLOCK_D)
     half: tl.constexpr = R // 2
@@ -43,7 +43,7 @@ def load_rotation(
 
 @triton.jit
 def rotate_back(x, cos, sin, R: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The inverse rotation of a tile in registers."""
+    """Apply the inverse rotation to a tile in registers."""
     partner = tl.broadcast_to(partner_of(R, BLOCK_D)[None, :], x.shape)
     y = x * cos - tl.gather(x, partner, 1) * sin
     if R < BLOCK_D:
@@ -55,9 +55,9 @@ def rotate_back(x, cos, sin, R: tl.constexpr, BLOCK_D: tl.constexpr):
 def load_rotated(
     X, offsets, row_ok, cos, sin, D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The rows of X at int64 offsets, rotated, [rows, BLOCK_D] fp32.
+    """Load the rows of X at int64 offsets, rotated, [rows, BLOCK_D] fp32.
 
-    The partners are a second load of the same lines.
+    The partners are a second load of the same cache lines.
     """
     d = tl.arange(0, BLOCK_D)
     mask = row_ok[:, None] & (d < D)[None, :]
@@ -66,7 +66,7 @@ def load_rotated(
     partner = tl.load(base + partner_of(R, BLOCK_D)[None, :], mask=mask, other=0.0)
     y = x * cos + partner.to(tl.float32) * sin
     if R < D:
-        # What is not rotated may be infinite, and 0 times that is NaN.
+        # Features that are not rotated may be infinite, and 0 times that is NaN.
         y = tl.where((d < R)[None, :], y, x)
     return y
 
@@ -76,7 +76,7 @@ def load_rotation_of(
     p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
     R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`load_rotation` for the tokens at key indices p of batch row b."""
+    """Call `load_rotation` for the tokens at key indices p of batch row b."""
     positions = p
     if POSITIONS is not None:
         known = (p >= 0) & (p < KEYS)
@@ -89,9 +89,9 @@ def load_queries(
     Q, offsets, row_ok, p, b, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, KEYS,
     factor, D: tl.constexpr, R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """factor · the rows of Q at int64 offsets, [rows, BLOCK_D] fp32; rotated unless COS is None.
+    """Load factor · the rows of Q at int64 offsets, [rows, BLOCK_D] fp32.
 
-    p are the indices of their keys.
+    They are rotated unless COS is None. p are the key indices of the rows.
     """
     if COS is None:
         q = load_rows(Q, offsets, row_ok, D, BLOCK_D).to(tl.float32)
@@ -103,7 +103,7 @@ def load_queries(
     return q * tl.cast(factor, tl.float32)
 
 
-# Lengths and positions grow from token to token: no kernel is compiled for one of them.
+# Lengths and positions change from token to token, so no kernel is specialised on them.
 @triton.jit(do_not_specialize=["positions_b", "n_positions", "HEADS", "LENGTH", "OFFSET"])
 def rotate_kernel(
     X, OUT, NORMS, COS, SIN, POSITIONS, table_stride, positions_b, n_positions, R: tl.constexpr,
@@ -111,7 +111,7 @@ def rotate_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """OUT, and where NORMS is given the largest norm of a row of each block of rows."""
+    """Write OUT and, unless NORMS is None, the largest norm of a row in each block of rows."""
     program = tl.program_id(0)
     n_blocks = tl.cdiv(LENGTH, BLOCK_T)
     head, block = program // n_blocks, program % n_blocks

@@ -1,15 +1,15 @@
-"""Source as a text that says what it computes, and nothing else."""
+"""Text of an AST that depends only on what the source computes."""
 
 from __future__ import annotations
 
 import ast
 
-# They say nothing about what is computed, or are not there in every version of Python.
+# Fields that do not affect the computation or do not exist in every version of Python.
 NOT_COUNTED = ("ctx", "kind", "type_comment", "type_params")
 
 
 def text_of(node: object) -> str:
-    """As `ast.dump`, whose text differs from one version of Python to another."""
+    """Return the text of a node, like `ast.dump` but the same in all versions of Python."""
     if isinstance(node, ast.AST):
         fields = [
             f"{name}={text_of(value)}"

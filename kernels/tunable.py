@@ -1,7 +1,7 @@
-"""A kernel with configurations to choose from (benchmarks/tuning.py and autotune.py choose).
+"""Kernels with configurations to choose from (benchmarks/tuning.py and autotune.py choose).
 
 A module `<operation>_tuning.py` has a function `tunables(capability)` that lists one `Tunable` for
-each kernel and each key under which its launcher asks `tuned.measured`.
+each kernel and each key that its launcher passes to `tuned.measured`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ class Tunable(Generic[C]):
     """A kernel under one key.
 
     Args:
-        kernel: its name in the table, such as `attention_forward`.
-        bucket: the launcher's own key, such as `bf16/D=32/T=1024`.
-        default: what the launcher takes without a table.
-        others: further configurations of the same kind, a frozen dataclass of integers.
+        kernel: name of the kernel in the table, such as `attention_forward`.
+        bucket: the launcher's key, such as `bf16/D=32/T=1024`.
+        default: configuration that the launcher uses without a table.
+        others: further configurations of the same class, a frozen dataclass of integers.
         function: name of the Triton function that is compiled with the configuration.
-        prepare: `prepare(device)` makes inputs on `meta` or `cuda` (the current GPU), and returns
-            `launch(configuration)`, which launches the kernel once and returns all that it writes
-            for its caller. That is compared with what other configurations write, and overwritten.
-            All configurations share the inputs, which may take gigabytes.
-        capability: 90 for compute capability 9.0.
-        rank: where time is short, lower ones come first; 0 is for the headline shapes of
+        prepare: function of a device that makes inputs on `meta` or `cuda` (the current GPU) and
+            returns `launch(configuration)`, which launches the kernel once and returns all results
+            that it writes for its caller. The results are compared with those of other
+            configurations and overwritten. All configurations share the inputs, which may need
+            gigabytes.
+        capability: compute capability, 90 for 9.0.
+        rank: priority if time is short, the lowest first; 0 is for the headline shapes of
             benchmarks/cases.
     """
 
@@ -56,12 +57,12 @@ class Tunable(Generic[C]):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the source of `function`: what a table's entry was measured of."""
+        """Digest of the source of `function`, which a table's entry records."""
         launches = (launch for c in self.candidates for launch in self.launches(c))
         return digest(next(x.kernel for x in launches if x.name == self.function))
 
     def launches(self, configuration: dict[str, int] | None) -> list[Launch]:
-        """What a launch of a configuration launches, or what making the inputs does for None."""
+        """Return the launches of a configuration; for None, those that make the inputs."""
         launch, preparing = self._on_meta
         if configuration is None:
             return preparing
@@ -69,25 +70,29 @@ class Tunable(Generic[C]):
             return recorded(functools.partial(launch, type(self.default)(**configuration)))
 
     def codes(self, configuration: dict[str, int] | None) -> list[str]:
-        """The same of `launches`, by what they compile to: see `compile_offline.code`."""
+        """Return the distinct `compile_offline.code`s of `launches`."""
         return list(dict.fromkeys(code(x, self.capability) for x in self.launches(configuration)))
 
     def build(
         self, configuration: dict[str, int] | None, only: str | None = None
     ) -> dict[str, int]:
-        """Compile `launches`, of which nothing runs; `only` those of one code.
+        """Compile `launches` without running them.
+
+        Args:
+            only: compile only the launch with this code.
 
         Returns:
-            `spills` (bytes of a thread), `shared` (bytes) and `registers`: the most of any.
+            The largest `spills` (bytes per thread), `shared` (bytes) and `registers` (per thread).
 
         Raises:
-            ValueError: one needs more shared memory than a program may use, or none has the code.
+            ValueError: a launch needs more shared memory than a program may use, or none has the
+                code.
         """
         launches = self.launches(configuration)
         if only is not None:
             launches = [x for x in launches if code(x, self.capability) == only][:1]
             if not launches:
-                raise ValueError(f"{self.kernel} {self.bucket} launches other code here")
+                raise ValueError(f"{self.kernel} {self.bucket} has no launch with this code here")
         found = [compile_launch(launch, self.capability) for launch in launches]
         most = {
             name: max((getattr(binary, name) for binary in found), default=0)
@@ -95,20 +100,20 @@ class Tunable(Generic[C]):
         }
         limit = shared_limit(self.capability)
         if most["shared"] > limit:
-            raise ValueError(f"{most['shared']} bytes of shared memory, allowed {limit}")
+            raise ValueError(f"needs {most['shared']} bytes of shared memory, allowed {limit}")
         return most
 
     def launcher(self) -> Callable[[dict[str, int]], object]:
-        """Random inputs on the current GPU; each call launches a configuration once.
+        """Make random inputs on the current GPU and return a function that launches once.
 
-        It returns what the launch computes.
+        The function launches a configuration and returns the launch's results.
         """
         launch = self.prepare("cuda")
         return lambda configuration: launch(type(self.default)(**configuration))
 
     @functools.cached_property
     def _on_meta(self) -> tuple[Callable[[C], object], list[Launch]]:
-        """`prepare` without a GPU, and what making the inputs launches."""
+        """Result of `prepare` on `meta`, and the launches that make the inputs."""
         made: list[Callable[[C], object]] = []
         with assumed(capability=self.capability):
             launches = recorded(lambda: made.append(self.prepare("meta")))
@@ -118,17 +123,17 @@ class Tunable(Generic[C]):
 def with_stages(
     kind: Callable[..., C], shapes: Iterable[tuple[int, ...]], stages: Iterable[int]
 ) -> list[C]:
-    """Every shape with every number of stages, which is the last field of its kind."""
+    """Combine every shape with every number of stages, the last field of the class `kind`."""
     return [kind(*shape, n) for shape, n in itertools.product(shapes, stages)]
 
 
 def all_tunables(capability: int) -> list[Tunable[Any]]:
-    """What the modules list."""
+    """Return the tunables of all tuning modules."""
     modules = [importlib.import_module(name) for name in tuning_modules()]
     return [tunable for module in modules for tunable in module.tunables(capability)]
 
 
 def digests(capability: int) -> dict[str, str]:
-    """Of the source of each kernel, by its name in a table."""
+    """Return the digest of each kernel's source, by its name in a table."""
     of_kernels = {tunable.kernel: tunable for tunable in reversed(all_tunables(capability))}
     return {kernel: tunable.digest for kernel, tunable in of_kernels.items()}

@@ -1,21 +1,20 @@
-"""What a launch goes by of its GPU: what was measured there, else its capability and size.
+"""Measured kernel configurations of a GPU, and its compute capability and size.
 
-A launcher asks `measured` under a key of its own; without an answer it takes what its own rule
-gives, which may ask for the compute capability and the number of multiprocessors. Launches on other
-devices than CUDA's, such as `meta`, are those of a GPU that is assumed. What was measured comes
-from, in this order,
+A launcher calls `measured` with its own key. If there is no measured configuration it uses its own
+rule, which may depend on the compute capability and the number of multiprocessors. Launches on
+devices other than CUDA, such as `meta`, use an assumed GPU. Measured configurations come from, in
+this order,
 
-1. the table that ships for this GPU, `tuning/<gpu>.json` beside this file, made by
-   `python -m benchmarks gpu`; what such a run has just measured stands in its place for the rest
-   of that run;
-2. under FASTGROW_AUTOTUNE=1 alone, what autotune.py measures and keeps in Triton's cache.
+1. the table that ships for this GPU, `tuning/<gpu>.json` in this folder, made by
+   `python -m benchmarks gpu`; for the rest of such a run its new measurements replace the table;
+2. only with FASTGROW_AUTOTUNE=1, the measurements of autotune.py, saved in Triton's cache.
 
-Kernels of different configurations round differently. So without that variable no earlier
-measurement is even looked for: which kernels run follows from the installed package alone.
+Kernels of different configurations round differently. Therefore earlier measurements are not read
+without that variable: the installed package alone determines which kernels run.
 
-A shipped table measured with another minor version of Triton, or of kernels that have changed
-since, is used too: its configurations remain the best guess there is. `python -m fastgrow.info`
-tells both, and a line of the log the former. A table:
+A shipped table that was measured with another minor version of Triton, or of kernels that have
+changed since, is still used, because its configurations remain the best guess.
+`python -m fastgrow.info` reports both cases, and the log the first one. Example of a table:
 
     {"schema": 1, "device": "NVIDIA H200", "capability": 90, "triton": "3.6.0", "entries": {
         "attention_forward": {"bf16/D=32/T=1024": {"configuration": {"block_m": 64, …},
@@ -24,9 +23,9 @@ tells both, and a line of the log the former. A table:
          "other": "compile", "source": "5d41402abc4b2a76"}}}}
 
 A configuration is an object of positive integers, such as tiles and the number of warps. `source`
-is the digest (digest.py) of the kernel that was measured. `native`, which may be missing, says how
-long the extension's operations took beside the best of what else there is, for the automatic choice
-(fastgrow.ops.core.measured); `source` is there the digest of the extension's sources.
+is the digest (digest.py) of the kernel that was measured. `native`, which may be missing, contains
+the times of the extension's operations and of the best other implementation, for the automatic
+choice (fastgrow.ops.core.measured); there `source` is the digest of the extension's sources.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ SCHEMA = 1
 FOLDER = Path(__file__).parent / "tuning"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 ENVIRONMENT_VARIABLE = "FASTGROW_AUTOTUNE"
-# Whether the user wants kernels without an entry to be measured. Read once: `chosen_once` has to
-# know when launchers are imported.
+# Whether kernels without an entry are to be measured. Read once, because `chosen_once` needs it
+# when launchers are imported.
 AUTOTUNING = os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0")
 
 C = TypeVar("C")
@@ -64,13 +63,14 @@ log = logging.getLogger("fastgrow.kernels")
 
 @dataclass(frozen=True)
 class Table:
-    """What such a file says.
+    """Content of a tuning table.
 
     Args:
-        entries: of each kernel, by the launcher's key; each with a `configuration` and, where the
-            file has one, the `source`.
-        triton: the version that it was measured with.
-        native: of each operation of the extension, by the choice's key, the times of both sides.
+        entries: for each kernel and launcher's key, a `configuration` and, if the file has one, the
+            `source`.
+        triton: version of Triton that it was measured with.
+        native: for each operation of the extension and key of fastgrow.ops.core.measured, the times
+            of the extension and of the best other implementation.
     """
 
     entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
@@ -78,12 +78,11 @@ class Table:
     native: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def is_of_minor(self, version: str) -> bool:
-        """Whether it was measured with this version of Triton or another patch of it."""
-        # 3.6 of 3.6.0.
+        """Whether it was measured with the same minor version of Triton, such as 3.6 of 3.6.0."""
         return self.triton is not None and self.triton.split(".")[:2] == version.split(".")[:2]
 
     def changed(self, current: Mapping[str, str]) -> list[str]:
-        """Kernels whose source is known to be another one than when they were measured."""
+        """Return the kernels whose source has changed since they were measured."""
         return [
             kernel
             for kernel, of_keys in sorted(self.entries.items())
@@ -91,23 +90,24 @@ class Table:
         ]
 
 
-# What launchers have asked for in this process, answered or not: a benchmark's row depends on it.
+# Kernels and keys that launchers have looked up in this process, with or without a result. The rows
+# of a benchmark depend on them.
 asked: set[tuple[str, str]] = set()
-# How to forget what was read and chosen.
+# Functions that clear what was read and chosen.
 forgetting: list[Callable[[], object]] = []
-_standing_in: dict[str, Table] = {}
+_substitutes: dict[str, Table] = {}
 
 
 def measured(kernel: str, key: str | None, device: torch.device, kind: type[C]) -> C | None:
-    """The configuration of a kernel, such as `attention_forward`, under a launcher's key.
+    """Return the measured configuration of a kernel, such as `attention_forward`.
 
     Args:
-        key: None for a launch of which none is measured.
-        kind: a frozen dataclass of integers.
+        key: the launcher's key; None for a launch whose configurations are not measured.
+        kind: class of the configuration, a frozen dataclass of integers.
 
     Returns:
-        None where there is no table of this GPU, no entry in it or one that is no `kind`, and
-        nothing is to be measured.
+        None if there is no table for this GPU, no entry or one that does not fit `kind`, and
+        nothing can be measured.
     """
     gpu = gpu_name(device)
     if gpu is None or key is None:
@@ -115,7 +115,7 @@ def measured(kernel: str, key: str | None, device: torch.device, kind: type[C]) 
     asked.add((kernel, key))
     found = _shipped_configuration(gpu, kernel, key, kind)  # type: ignore[arg-type]
     if found is None and AUTOTUNING:
-        # Only here: it is what the tuning modules need Triton's compiler for.
+        # Imported only here, because it imports Triton's compiler.
         from fastgrow.kernels.autotune import choose
 
         chosen = choose(gpu, kernel, key, device)
@@ -124,14 +124,14 @@ def measured(kernel: str, key: str | None, device: torch.device, kind: type[C]) 
 
 
 def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
-    """Decorator for a launcher's choice, which is then made once for the same arguments.
+    """Decorate a launcher's choice so that it is made once for the same arguments.
 
-    Not under FASTGROW_AUTOTUNE=1: what could not be measured this time, within a CUDA graph say,
-    may be the next time.
+    Under FASTGROW_AUTOTUNE=1 the choice is not cached: a configuration that could not be measured
+    in one call, for example during CUDA graph capture, may be measured in a later one.
     """
     if AUTOTUNING:
         return choose
-    # Written in C: a call that is known enters no function of Python.
+    # The cache is written in C: a repeated call runs no Python function.
     choice = functools.cache(choose)
     forgetting.append(choice.cache_clear)
     return choice  # type: ignore[return-value]
@@ -139,7 +139,7 @@ def chosen_once(choose: Callable[P, C]) -> Callable[P, C]:
 
 @functools.cache
 def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C | None:
-    _tell_of_another_triton(gpu)
+    _log_other_triton(gpu)
     entry = shipped(gpu).entries.get(kernel, {}).get(key)
     if entry is None:
         return None
@@ -157,9 +157,9 @@ def _shipped_configuration(gpu: str, kernel: str, key: str, kind: type[C]) -> C 
 
 @functools.cache
 def shipped(gpu: str) -> Table:
-    """The table of a GPU with that name, empty where there is none or it cannot be used."""
-    if gpu in _standing_in:
-        return _standing_in[gpu]
+    """Return the table of the GPU with that name; empty if there is none or it cannot be used."""
+    if gpu in _substitutes:
+        return _substitutes[gpu]
     path = path_of(gpu)
     try:
         return read_table(path)
@@ -171,9 +171,9 @@ def shipped(gpu: str) -> Table:
 
 
 @functools.cache
-def _tell_of_another_triton(gpu: str) -> None:
-    """A line of the log where the kernels' entries are another version's."""
-    # The launchers that ask have Triton; whoever ships a table or asks for its other part need not.
+def _log_other_triton(gpu: str) -> None:
+    """Log a line if the table was measured with another minor version of Triton."""
+    # Imported here: installing a table or reading its `native` part does not need Triton.
     import triton
 
     table = shipped(gpu)
@@ -189,31 +189,31 @@ def _tell_of_another_triton(gpu: str) -> None:
 forgetting += [
     _shipped_configuration.cache_clear,
     shipped.cache_clear,
-    _tell_of_another_triton.cache_clear,
+    _log_other_triton.cache_clear,
 ]
 
 
 def path_of(gpu: str, folder: Path | None = None) -> Path:
-    """Where the table of a GPU would be, such as `nvidia-h200.json` of "NVIDIA H200"."""
+    """Return the path of a GPU's table, such as `nvidia-h200.json` for "NVIDIA H200"."""
     name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return (folder or FOLDER) / f"{name}.json"
 
 
 def read_table(path: Path) -> Table:
-    """Read a file.
+    """Read a table from a file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no table of this schema; says where in it.
+        OSError: the file cannot be read.
+        ValueError: it is not a table of this schema; the message names the place in it.
     """
     return table_of(json.loads(path.read_text(encoding="utf-8")))
 
 
 def table_of(tree: Any) -> Table:
-    """The table in a JSON value.
+    """Return the table in a decoded JSON value.
 
     Raises:
-        ValueError: it is no table of this schema; says where in it.
+        ValueError: it is not a table of this schema; the message names the place in it.
     """
     if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
         raise ValueError(f"expected an object with schema {SCHEMA}")
@@ -223,7 +223,7 @@ def table_of(tree: Any) -> Table:
 
 
 def _checked(name: str, found: Any, check: Callable[[str, Any], None]) -> Any:
-    """One of a table's objects of objects of entries, each of which is checked."""
+    """Return a table's object of objects of entries, after checking each entry."""
     if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
         raise ValueError(f"{name}: expected an object of objects")
     for kernel, of_keys in found.items():
@@ -233,7 +233,7 @@ def _checked(name: str, found: Any, check: Callable[[str, Any], None]) -> Any:
 
 
 def _check(where: str, entry: Any) -> None:
-    """Raise an error unless it is an entry."""
+    """Raise an error unless `entry` is an entry of `entries`."""
     found = entry.get("configuration") if isinstance(entry, dict) else None
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{where}: expected a configuration, got {found}")
@@ -248,7 +248,7 @@ def _check(where: str, entry: Any) -> None:
 
 
 def _check_times(where: str, entry: Any) -> None:
-    """Raise an error unless it says how long both sides took."""
+    """Raise an error unless `entry` is an entry of `native`."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object, got {entry!r}")
     for name in ("native_ms", "other_ms"):
@@ -266,50 +266,54 @@ def _check_source(where: str, entry: dict[str, Any]) -> None:
 
 
 def is_taken(times: dict[str, Any]) -> bool:
-    """Whether an entry of `Table.native` says that the extension is no slower."""
+    """Whether the extension is no slower according to an entry of `Table.native`."""
     return bool(times["native_ms"] <= times["other_ms"])
 
 
 def tuning_modules() -> list[str]:
-    """Names of the modules that have something to tune; importing them takes Triton."""
+    """Return the names of the modules that list tunables; importing them requires Triton."""
     return sorted(f"fastgrow.kernels.{x.stem}" for x in Path(__file__).parent.glob("*_tuning.py"))
 
 
 @contextlib.contextmanager
 def standing_in(gpu: str, table: Table) -> Iterator[None]:
-    """Let a table take the place of the shipped one within a `with`, in this process."""
-    _standing_in[gpu] = table
+    """Replace the shipped table by another one within a `with`, in this process."""
+    _substitutes[gpu] = table
     forget()
     try:
         yield
     finally:
-        del _standing_in[gpu]
+        del _substitutes[gpu]
         forget()
 
 
 def forget() -> None:
-    """Read tables, and what was measured, again when they are next asked for."""
+    """Clear all cached tables and choices, so that they are read again."""
     for clear in forgetting:
         clear()
 
 
 @functools.cache
 def gpu_name(device: torch.device) -> str | None:
-    """What the driver calls the GPU; None for another kind of device."""
+    """Return the driver's name of the GPU; None for another kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-# Capability and multiprocessors of the GPU that is assumed; None: launchers take numbers of theirs.
+# Capability and multiprocessors of the assumed GPU; None: launchers use their own numbers.
 _assumed: ContextVar[tuple[int, int | None]] = ContextVar("gpu", default=(90, None))
 
 
 def capability_of(device: torch.device) -> int:
-    """90 for compute capability 9.0; for other devices than CUDA's the one assumed, or 90."""
+    """Return the compute capability, 90 for 9.0; for devices other than CUDA the assumed one."""
     return (_of_gpu(device) if device.type == "cuda" else _assumed.get())[0]
 
 
 def multiprocessors(device: torch.device, otherwise: int) -> int:
-    """Those of a CUDA device; for any other, the number assumed, or `otherwise`."""
+    """Return the number of multiprocessors; for devices other than CUDA the assumed number.
+
+    Args:
+        otherwise: returned if no number is assumed.
+    """
     return (_of_gpu(device) if device.type == "cuda" else _assumed.get())[1] or otherwise
 
 
@@ -321,10 +325,10 @@ def _of_gpu(device: torch.device) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def assumed(*, capability: int | None = None, multiprocessors: int | None = None) -> Iterator[None]:
-    """Let launches on `meta` be those of such a GPU, within a `with` and in this thread.
+    """Assume this GPU for launches on `meta`, within a `with` and in this thread.
 
-    Into how many parts work is split may be a constant of a kernel: what is compiled for another
-    number of multiprocessors is not what that GPU launches. What is None stays as it was.
+    The number of parts that work is split into may be a constant of a kernel, so a kernel compiled
+    for another number of multiprocessors is not the one that the GPU launches. None keeps a value.
     """
     before = _assumed.get()
     token = _assumed.set((capability or before[0], multiprocessors or before[1]))

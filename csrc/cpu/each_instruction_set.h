@@ -1,6 +1,7 @@
-// Compiles the file named by FASTGROW_KERNELS once per instruction set, each time in a namespace of
-// its own and after its vector header: a template cannot carry a target attribute that depends on a
-// parameter. FASTGROW_CALL then calls a function of it in the set that this process uses.
+// Compiles the file named by FASTGROW_KERNELS once per instruction set, each time in a separate
+// namespace and after its vector header, because a template cannot have a target attribute that
+// depends on a parameter. FASTGROW_CALL calls a function of the file for the instruction set that
+// this process uses.
 
 #include "instruction_set.h"
 #include "vector_portable.h"

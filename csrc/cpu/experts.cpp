@@ -35,12 +35,13 @@ void check_experts(const char* operation, const std::vector<Tensor>& logits, con
   STD_TORCH_CHECK(n_experts >= 1 && n_experts <= kMaxExperts, operation,
                   ": expected 1 to 64 experts, got ", n_experts);
   const Tensor& first = logits[0];
-  STD_TORCH_CHECK(first.dim() >= 1, operation, ": logits must have a last dimension");
+  STD_TORCH_CHECK(first.dim() >= 1, operation, ": logits must have at least one dimension");
   for (int64_t k = 0; k < n_experts; ++k) {
     const Tensor& t = logits[k];
     STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == first.scalar_type() &&
                         t.dim() == first.dim() && last_dimension_is_contiguous(t),
-                    operation, ": expert ", k, " differs in device, dtype, rank or layout");
+                    operation, ": expert ", k,
+                    " differs from expert 0 in device, dtype, rank or layout");
     for (int64_t d = 0; d < t.dim(); ++d) {
       STD_TORCH_CHECK(t.size(d) == first.size(d), operation, ": expert ", k,
                       " differs from expert 0 in dimension ", d);
@@ -51,15 +52,15 @@ void check_experts(const char* operation, const std::vector<Tensor>& logits, con
                         scale.size(1) == n_experts;
   STD_TORCH_CHECK(scale.is_cpu() && scale.is_contiguous() && (one_row || row_each) &&
                       scale.scalar_type() == accumulator_type(first),
-                  operation, ": scale must be contiguous numbers of the accumulator's type, one "
-                  "for each expert, or one for each row and expert");
+                  operation, ": scale must be contiguous and of the accumulator's dtype, with one "
+                  "value for each expert, or for each row and expert");
 }
 
 void check_rows(const char* operation, const char* name, const Tensor& t, int64_t n_rows,
                 ScalarType dtype) {
   STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.numel() == n_rows &&
                       t.scalar_type() == dtype,
-                  operation, ": ", name, " must be contiguous, of one value for each row");
+                  operation, ": ", name, " must be contiguous, with one value for each row");
 }
 
 }  // namespace fastgrow

@@ -1,7 +1,7 @@
-// K logit tensors of one shape, read row by row: what the operations over them share.
+// K logit tensors of one shape, read row by row: shared code of the operations over them.
 //
-// Each expert is its own storage with its own strides; only the last dimension has to be
-// contiguous. Sums over the experts are fp32 (fp64 for fp64), in the order of the experts.
+// Each expert has its own storage and strides; only the last dimension has to be contiguous. Sums
+// over the experts are fp32 (fp64 for fp64), in the order of the experts.
 #pragma once
 
 #include <array>
@@ -24,7 +24,7 @@ constexpr int64_t kMaxExperts = 64;
 template <class T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Where each row of a tensor begins, in elements; a row is its last dimension.
+// The offset of each row of a tensor, in elements; a row is the tensor's last dimension.
 class RowOffsets {
  public:
   explicit RowOffsets(const Tensor& t);
@@ -42,12 +42,12 @@ class RowOffsets {
     int64_t size;
     int64_t stride;
   };
-  std::vector<Dimension> dimensions_;  // the innermost first, merged where they have no gaps
+  std::vector<Dimension> dimensions_;  // the innermost first, merged if there is no gap
 };
 
 bool last_dimension_is_contiguous(const Tensor& t);
 
-// The Python side has checked everything with better messages; these keep memory safe.
+// The Python code has checked all arguments with better messages; these checks protect memory.
 // `scale` is [K], or [N, K] with a row of factors for each row of the logits.
 void check_experts(const char* operation, const std::vector<Tensor>& logits, const Tensor& scale);
 void check_rows(const char* operation, const char* name, const Tensor& t, int64_t n_rows,
@@ -60,7 +60,7 @@ inline ScalarType accumulator_type(const Tensor& logits) {
   return is_double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Calls f with a zero of the logits' type.
+// Calls f with a zero of the logits' C++ type.
 template <class F>
 void with_type_of(const char* operation, const Tensor& logits, const F& f) {
   switch (logits.scalar_type()) {
@@ -78,7 +78,7 @@ void with_type_of(const char* operation, const Tensor& logits, const F& f) {
   }
 }
 
-// The experts that take part in a row, their factors and where each of them stands in the list.
+// The experts that take part in a row, their factors and their indices in the list of experts.
 template <class In>
 struct Row {
   int64_t n_experts = 0;
@@ -104,8 +104,8 @@ class Experts {
     }
   }
 
-  // A factor of zero takes an expert out: it is not multiplied by zero, so that its infinities and
-  // NaN stay out too. `shares`, where given, are K numbers that decide in the factors' place.
+  // An expert with a factor of zero is left out instead of multiplied by zero, so its infinities and
+  // NaN have no effect. `shares`, if given, are K numbers that are compared with zero instead.
   Row<In> row(int64_t index, const Acc* shares = nullptr) const {
     Row<In> row;
     const Acc* scale = scale_ + (has_row_factors_ ? index * n_experts : 0);

@@ -1,4 +1,4 @@
-// Memory that has not been touched yet.
+// Memory that has not been written yet.
 #pragma once
 
 #include <cstddef>
@@ -11,9 +11,9 @@
 
 namespace fastgrow {
 
-// Has the system give the pages of [begin, begin + bytes) at once. A first write stops at every page
-// for the system to clear it, and stopping costs as much as clearing. Pages at the edges, which may
-// be shared with neighbours, are left to the writes.
+// Requests the pages of [begin, begin + bytes) from the system at once. Otherwise the first write to
+// each page causes a page fault, which costs as much as clearing the page. Pages at the edges, which
+// may be shared with other memory, are not requested.
 inline void give_pages([[maybe_unused]] void* begin, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
 #if !defined(MADV_POPULATE_WRITE)
@@ -23,7 +23,7 @@ inline void give_pages([[maybe_unused]] void* begin, [[maybe_unused]] size_t byt
   const auto address = reinterpret_cast<uintptr_t>(begin);
   const uintptr_t first = (address + page - 1) / page * page;
   const uintptr_t last = (address + bytes) / page * page;
-  // Systems before Linux 5.14 refuse, and nothing is lost.
+  // Linux before 5.14 returns an error, which has no further effect.
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_POPULATE_WRITE);
 #endif
 }

@@ -1,5 +1,5 @@
-// The logarithm of the probability that averaged logits give to a target, and its gradient. One
-// pass over the experts' logits each; the forward pass writes two numbers a row.
+// The logarithm of the probability of a target under averaged logits, and its gradient, with one
+// pass over the experts' logits each. The forward pass writes two numbers per row.
 
 #include <algorithm>
 #include <array>
@@ -16,14 +16,14 @@
 
 namespace fastgrow {
 
-// What the backward pass of a row starts from and writes; places as in the list of experts.
+// Inputs and outputs of the backward pass of a row, indexed like the list of experts.
 template <class In>
 struct RowGradients {
   int64_t target;
   Accumulator<In> log_sum;
   Accumulator<In> gradient;
-  std::array<In*, kMaxExperts> logits;  // null where no gradient is wanted
-  double* scale;                        // added to; null where none is wanted
+  std::array<In*, kMaxExperts> logits;  // null if no gradient is requested
+  double* scale;                        // added to; null if not requested
 };
 
 }  // namespace fastgrow
@@ -36,7 +36,7 @@ namespace {
 
 constexpr const char* kName = "mean_log_probability";
 
-// Gradients that would push everything else out of the caches are written around them.
+// Gradients of at least this size are written around the caches, which they would fill.
 constexpr int64_t kStreamBytes = 4 << 20;
 
 void check_targets(const Tensor& targets, int64_t ignore_index, int64_t n_rows,
@@ -72,7 +72,7 @@ void forward(const Experts<In>& experts, const int64_t* targets, int64_t ignore_
     double log_probability = 0;
     if (!ignored(index)) {
       const Row<In> row = experts.row(index);
-      // In this order a large logit's digits are not lost before the small logarithm is added.
+      // In this order adding the small logarithm to a large logit loses no digits.
       log_probability = FASTGROW_CALL(mean_at(row, targets[index])) - mass.top;
       log_probability -= std::log(mass.sum);
     }
@@ -80,7 +80,7 @@ void forward(const Experts<In>& experts, const int64_t* targets, int64_t ignore_
   }
 }
 
-// A row whose target is `ignore_index` is left out: both its numbers are zero.
+// A row whose target is `ignore_index` is ignored: both its results are zero.
 void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Tensor> targets,
                      int64_t ignore_index, Tensor log_sums,
                      std::optional<Tensor> log_probabilities) {
@@ -89,7 +89,7 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::optional<Ten
   const ScalarType type = accumulator_type(logits[0]);
   check_rows(kName, "log_sums", log_sums, n_rows, type);
   STD_TORCH_CHECK(targets.has_value() == log_probabilities.has_value(), kName,
-                  ": targets and log_probabilities go together");
+                  ": targets and log_probabilities must be given together");
   if (targets) {
     check_targets(*targets, ignore_index, n_rows, logits[0].size(logits[0].dim() - 1));
     check_rows(kName, "log_probabilities", *log_probabilities, n_rows, type);
@@ -133,8 +133,8 @@ void backward(const Experts<In>& experts, const Tensor& targets, int64_t ignore_
   });
 }
 
-// Gradients of sum(gradient * log_probabilities). `d_logits` holds the contiguous results of the
-// experts at `places`; `d_scale` is [N, K], whatever the shape of `scale`, or nothing.
+// Gradients of sum(gradient * log_probabilities). `d_logits` are the contiguous results of the experts
+// at `places`; `d_scale` is [N, K], for any shape of `scale`, or nothing.
 void log_probability_backward(std::vector<Tensor> logits, Tensor scale, Tensor targets,
                               int64_t ignore_index, Tensor log_sums, Tensor gradient,
                               std::vector<Tensor> d_logits, std::vector<int64_t> places,
@@ -148,12 +148,13 @@ void log_probability_backward(std::vector<Tensor> logits, Tensor scale, Tensor t
   check_targets(targets, ignore_index, n_rows, n_columns);
   check_rows(kName, "log_sums", log_sums, n_rows, type);
   check_rows(kName, "gradient", gradient, n_rows, type);
-  STD_TORCH_CHECK(places.size() == d_logits.size(), kName, ": one place for each gradient");
+  STD_TORCH_CHECK(places.size() == d_logits.size(), kName,
+                  ": places must have one index for each gradient");
   for (size_t i = 0; i < places.size(); ++i) {
     STD_TORCH_CHECK(places[i] >= 0 && places[i] < n_experts && d_logits[i].is_cpu() &&
                         d_logits[i].is_contiguous() && d_logits[i].numel() == first.numel() &&
                         d_logits[i].scalar_type() == first.scalar_type(),
-                    kName, ": gradient ", i, " must be contiguous and like the logits");
+                    kName, ": gradient ", i, " must be contiguous, of the logits' shape and dtype");
   }
   if (d_scale) check_rows(kName, "d_scale", *d_scale, n_rows * n_experts, type);
   if (first.numel() == 0) return;

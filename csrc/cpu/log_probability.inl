@@ -6,7 +6,7 @@ FASTGROW_TARGET Accumulator<In> mean_at(const Row<In>& row, int64_t column) {
   return mean_one(row.logits.data(), row.weights.data(), row.n_experts, column);
 }
 
-// Logits become -gradient * softmax.
+// Replaces logits by -gradient * softmax.
 template <class Acc>
 FASTGROW_TARGET inline void softmax_gradient(Block<Acc>& block, int64_t n, Acc log_sum,
                                              Acc gradient) {
@@ -33,7 +33,7 @@ FASTGROW_TARGET inline double dot(const Acc* a, const In* b, int64_t n) {
   return total;
 }
 
-// Columns [begin, end) of the gradients of gradient * log p(target), see RowGradients.
+// Writes columns [begin, end) of the gradients of gradient * log p(target), see RowGradients.
 template <bool stream, class In>
 FASTGROW_TARGET void log_probability_backward(const Row<In>& row, int64_t begin, int64_t end,
                                               const RowGradients<In>& to) {

@@ -1,4 +1,4 @@
-// What is known of some logits of a row: the largest, the mass and the plain sum.
+// Running statistics of some logits of a row: the largest, the mass and the sum.
 #pragma once
 
 #include <algorithm>
@@ -7,17 +7,17 @@
 
 namespace fastgrow {
 
-// Infinities and NaN end up in log() as in the formula: +inf where a logit is +inf, -inf where all
-// are -inf, NaN where one is NaN.
+// Infinities and NaN give the same log() as the formula: +inf if a logit is +inf, -inf if all are
+// -inf, NaN if one is NaN.
 struct LogSum {
   double top = -std::numeric_limits<double>::infinity();  // the largest logit that is not NaN
   double mass = 0;                                        // sum of exp(x - shift())
   double total = 0;                                       // sum of x
 
-  // A row of infinities has no largest logit that would leave numbers.
+  // If the largest logit is infinite, subtracting it would give NaN.
   double shift() const { return std::isinf(top) ? 0 : top; }
 
-  // What the mass is relative to another shift. Nothing stays nothing, however far away.
+  // The mass relative to another shift. A mass of zero stays zero for any shift.
   double relative_to(double other) const {
     return mass == 0 || shift() == other ? mass : mass * std::exp(shift() - other);
   }

@@ -17,12 +17,12 @@
 namespace fastgrow {
 namespace {
 
-constexpr int64_t kBlock = 16384;  // columns that one task reads of each expert, at least
+constexpr int64_t kBlock = 16384;  // columns of each expert that a task reads, at least
 
-// An output this large would push everything else out of the caches: it is written around them,
-// unless it is fresh. The system has then cleared each page just before, and it is still there.
+// An output of at least this size is written around the caches, which it would fill. A fresh output is
+// not: the system has just cleared its pages, so they are in the caches.
 constexpr int64_t kLargeBytes = 4 << 20;
-constexpr int64_t kFreshBlocks = 4;  // blocks of a fresh output whose pages are asked for at once
+constexpr int64_t kFreshBlocks = 4;  // blocks of a fresh output whose pages are requested at once
 
 template <class In, class Out>
 void logit_mean_typed(
@@ -31,7 +31,7 @@ void logit_mean_typed(
   const RowOffsets out_offset(out);
   Out* out_base = out.mutable_data_ptr<Out>();
 
-  // Where nothing has gaps and all rows have the same weights, the whole tensor is one long row.
+  // If there are no gaps and all rows have the same weights, the whole tensor is one long row.
   bool dense = out.is_contiguous() && scale.dim() == 1;
   for (const Tensor& t : logits) dense = dense && t.is_contiguous();
   const int64_t n_columns = dense ? out.numel() : experts.n_columns;
@@ -93,7 +93,7 @@ Bytes bytes_of(const Tensor& t) {
   return {begin, begin + (last + 1) * static_cast<int64_t>(t.element_size())};
 }
 
-// Writing over an expert is fine where each element is read just before it is written.
+// An expert may be overwritten if each element is read just before it is written.
 bool may_write_over(const Tensor& out, const Tensor& t) {
   const Bytes to = bytes_of(out);
   const Bytes from = bytes_of(t);
@@ -112,12 +112,12 @@ void check(const std::vector<Tensor>& logits, const Tensor& scale, const Tensor&
   for (int64_t d = 0; d < out.dim(); ++d) {
     STD_TORCH_CHECK(out.size(d) == logits[0].size(d), "logit_mean: out differs in dimension ", d);
     STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0,
-                    "logit_mean: out must not be expanded, each element needs its own memory");
+                    "logit_mean: out must not be expanded: each element needs its own memory");
   }
   for (size_t k = 0; k < logits.size(); ++k) {
     STD_TORCH_CHECK(out.numel() == 0 || may_write_over(out, logits[k]),
                     "logit_mean: out overlaps expert ", k,
-                    " in memory; it must be that very tensor or apart from it");
+                    " in memory; it must be that expert itself or not overlap it");
   }
 }
 
@@ -133,7 +133,7 @@ void logit_mean_out(std::vector<Tensor> logits, Tensor scale, Tensor out, bool f
       return logit_mean_from<Half>(logits, scale, out, fresh);
     case ScalarType::Double:
       STD_TORCH_CHECK(out.scalar_type() == ScalarType::Double,
-                      "logit_mean: the mean of float64 logits is float64");
+                      "logit_mean: out must be float64 for float64 logits");
       return logit_mean_typed<double, double>(logits, scale, out, fresh);
     default:
       STD_TORCH_CHECK(false, "logit_mean: logits must be float32, bfloat16, float16 or float64");

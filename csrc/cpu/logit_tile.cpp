@@ -1,5 +1,5 @@
-// Tiles of a head's logits, [rows, some columns of the vocabulary] in float32, as a product left them
-// in the caches: what they add to each row's log-sum-exp, and their gradient in the same place.
+// Tiles of a head's logits, [rows, some columns of the vocabulary] in float32, which a product has just
+// written to the caches: their contribution to each row's log-sum-exp, and their gradient in place.
 
 #include <algorithm>
 #include <cstdint>
@@ -32,7 +32,7 @@ namespace fastgrow {
 namespace {
 
 constexpr const char* kName = "logit_tile";
-constexpr int64_t kTerms = 3;  // of a LogSum, in a row of the sums
+constexpr int64_t kTerms = 3;  // fields of a LogSum, in a row of the sums
 
 struct Tile {
   Tile(const Tensor& logits, const std::optional<Tensor>& bias, const Tensor& targets,
@@ -44,7 +44,7 @@ struct Tile {
         targets_(targets.const_data_ptr<int64_t>()),
         first_column_(first_column) {}
 
-  // The row's target as a column of the tile; -1 where it lies elsewhere.
+  // The row's target as a column of the tile; -1 if it is in another tile.
   int64_t target(int64_t row) const {
     if (targets_[row] < first_column_) return -1;
     const int64_t column = targets_[row] - first_column_;
@@ -69,7 +69,7 @@ void check_tile(const Tensor& logits, const std::optional<Tensor>& bias, const T
   check_rows(kName, "targets", targets, logits.size(0), ScalarType::Long);
 }
 
-// Adds to sums [rows, 3] (LogSum) and writes the targets' logits, where they lie in the tile.
+// Adds to sums [rows, 3] (LogSum) and writes the logits of targets that are in the tile.
 void add_log_sums(Tensor logits, std::optional<Tensor> bias, Tensor targets, int64_t first_column,
                   Tensor sums, Tensor target_logits) {
   check_tile(logits, bias, targets);
@@ -104,14 +104,14 @@ void add_log_sums(Tensor logits, std::optional<Tensor> bias, Tensor targets, int
   });
 }
 
-// Logits to of_log_sum * softmax + of_each, and of_target more at the target's; of_each may be left
-// out. A row without any mass has no gradient through it.
+// Replaces logits by of_log_sum * softmax + of_each, plus of_target at the target; of_each is optional.
+// A row with a mass of zero gets no gradient through the softmax.
 void gradient(Tensor logits, std::optional<Tensor> bias, Tensor targets, int64_t first_column,
               Tensor log_sums, Tensor of_log_sum, Tensor of_target,
               std::optional<Tensor> of_each) {
   check_tile(logits, bias, targets);
   STD_TORCH_CHECK(logits.size(0) <= 1 || logits.stride(0) >= logits.size(1), kName,
-                  ": rows that are written to must lie apart");
+                  ": rows of logits must not overlap, because they are overwritten");
   const Tile tile(logits, bias, targets, first_column);
   check_rows(kName, "log_sums", log_sums, tile.n_rows, ScalarType::Float);
   check_rows(kName, "of_log_sum", of_log_sum, tile.n_rows, ScalarType::Float);

@@ -1,12 +1,11 @@
-// A row of a tile of logits. Included once per instruction set.
+// One row of a tile of logits. Included once per instruction set.
 
 #include "vector_math.inl"
 
-// Logits as the rows' kernels take them: whole groups of vectors, with the bias still to be added
-// where there is one.
+// Logits of a row, whole groups of vectors; the bias, if there is one, is added when they are read.
 struct Logits {
   const float* product;
-  const float* bias;  // null where nothing is to be added
+  const float* bias;  // null if there is none
 
   FASTGROW_TARGET Vector<float> vector(int64_t i) const {
     const Vector<float> x = load<float>(product + i);
@@ -16,8 +15,8 @@ struct Logits {
 
 constexpr int kGroup = kVectorMultiple / Vector<float>::width;  // vectors of a group
 
-// Of n logits, a multiple of kVectorMultiple and few enough to add in float32. They are read from
-// memory once, and from the first-level cache the second time.
+// The LogSum of n logits, a multiple of kVectorMultiple and few enough to add in float32. They are
+// read twice, the second time from the first-level cache.
 FASTGROW_TARGET inline LogSum log_sum_of_groups(const Logits& logits, int64_t n) {
   constexpr int width = Vector<float>::width;
   Vector<float> top[kGroup], total[kGroup], mass[kGroup];
@@ -48,7 +47,7 @@ FASTGROW_TARGET inline LogSum log_sum_of_groups(const Logits& logits, int64_t n)
   return sum;
 }
 
-// The last logits of a row, fewer than a group, filled up.
+// The last logits of a row, fewer than a group, padded.
 struct alignas(64) Remainder {
   float value[kVectorMultiple];
 
@@ -69,7 +68,7 @@ FASTGROW_TARGET LogSum log_sum_of(const float* product, const float* bias, int64
     sum.add(log_sum_of_groups(logits, std::min(kBlock, whole - i)));
   }
   if (whole < n) {
-    // The total would be lost in the filling.
+    // The total is computed here, because the padding would change it.
     const float lowest = -std::numeric_limits<float>::infinity();
     const Remainder rest({product, bias}, whole, n - whole, lowest);
     LogSum last = log_sum_of_groups({rest.value, nullptr}, kVectorMultiple);
@@ -85,7 +84,7 @@ FASTGROW_TARGET inline Vector<float> gradient_of(Vector<float> x, const RowGradi
   return multiply_add(broadcast(row.of_log_sum), p, broadcast(row.of_each));
 }
 
-// Logits become their gradients, see RowGradient.
+// Replaces logits by their gradients, see RowGradient.
 FASTGROW_TARGET void gradients_of(float* product, const float* bias, int64_t n,
                                   const RowGradient& row) {
   constexpr int width = Vector<float>::width;

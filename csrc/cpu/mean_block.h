@@ -1,4 +1,4 @@
-// How a row is cut up, and what is known of a part of it: its largest logit and its mass.
+// How a row is divided, and running statistics of a part: its largest logit and its mass.
 #pragma once
 
 #include <algorithm>
@@ -10,17 +10,17 @@
 
 namespace fastgrow {
 
-// Columns averaged at a time: with the next ones of four experts, which are fetched meanwhile, they
-// fit a small first-level cache.
+// Columns averaged at a time. Together with the next columns of four experts, which are prefetched,
+// they fit a small first-level cache.
 constexpr int64_t kBlock = 1024;
 
-// Columns of a task. Not a matter of how many threads there are: a row's result depends neither on
-// their number nor on the other rows.
+// Columns of a task. Independent of the number of threads, so that a row's result depends neither on
+// that number nor on the other rows.
 constexpr int64_t kChunk = 16 * kBlock;
 
 inline int64_t count_chunks(int64_t n_columns) { return (n_columns + kChunk - 1) / kChunk; }
 
-// f(row, chunk, begin, end) for the columns [begin, end) of every chunk of every row.
+// Calls f(row, chunk, begin, end) for the columns [begin, end) of every chunk of every row.
 template <class F>
 void for_each_chunk(int64_t n_rows, int64_t n_columns, const F& f) {
   const int64_t n_chunks = count_chunks(n_columns);
@@ -35,12 +35,12 @@ void for_each_chunk(int64_t n_rows, int64_t n_columns, const F& f) {
 // The sum of exponentials of some logits.
 struct Mass {
   double top = -std::numeric_limits<double>::infinity();  // the largest logit that is not NaN
-  double sum = 0;  // of exp(x - shift()); NaN where a logit is NaN or +inf
+  double sum = 0;  // sum of exp(x - shift()); NaN if a logit is NaN or +inf
 
-  // Where every logit is -inf, x - top would be NaN and not -inf.
+  // If every logit is -inf, x - top would be NaN and not -inf.
   double shift() const { return top == -std::numeric_limits<double>::infinity() ? 0 : top; }
 
-  // What this mass is relative to another shift. Nothing stays nothing, however far away.
+  // The sum relative to another shift. A sum of zero stays zero for any shift.
   double relative_to(double other) const { return sum == 0 ? 0 : sum * std::exp(shift() - other); }
 
   void add(const Mass& other) {
@@ -49,7 +49,7 @@ struct Mass {
     sum = before.relative_to(shift()) + other.relative_to(shift());
   }
 
-  // As the formula has it, log(0) = -inf.
+  // As in the formula, log(0) = -inf.
   double log() const { return shift() + std::log(sum); }
 };
 

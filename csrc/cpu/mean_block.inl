@@ -1,4 +1,4 @@
-// A block of averaged logits in the first-level cache, and what is read from it there: nothing of
+// A block of averaged logits in the first-level cache and the reductions over it, so that nothing of
 // the vocabulary's size is written to memory. Included once per instruction set.
 
 #include "mean_span.inl"
@@ -13,7 +13,7 @@ constexpr int64_t padded(int64_t n) {
   return (n + kVectorMultiple - 1) / kVectorMultiple * kVectorMultiple;
 }
 
-// The mean of columns [column, column + n) of a row, n <= kBlock, filled up with -inf.
+// The mean of columns [column, column + n) of a row, n <= kBlock, padded with -inf.
 template <class In, class Acc>
 FASTGROW_TARGET inline void mean_block(const Row<In>& row, int64_t column, int64_t n,
                                        Block<Acc>& block) {
@@ -23,7 +23,7 @@ FASTGROW_TARGET inline void mean_block(const Row<In>& row, int64_t column, int64
   std::fill(block.value + n, block.value + padded(n), -std::numeric_limits<Acc>::infinity());
 }
 
-// The largest number of a block; NaN is passed over.
+// The largest value of a block, ignoring NaN.
 template <class Acc>
 FASTGROW_TARGET inline Acc largest(const Block<Acc>& block, int64_t n) {
   constexpr int width = Vector<Acc>::width;
@@ -38,8 +38,8 @@ FASTGROW_TARGET inline Acc largest(const Block<Acc>& block, int64_t n) {
   return largest_lane(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
 }
 
-// The sum of exp(x - shift) over a block. The block is short, so that lanes may add in `Acc`. The
-// memory would idle during the arithmetic: the row's `n_ahead` columns from `ahead` on are fetched.
+// The sum of exp(x - shift) over a block. The block is short enough for sums in `Acc`. During the
+// arithmetic the row's `n_ahead` columns from `ahead` on are prefetched.
 template <class In, class Acc>
 FASTGROW_TARGET inline double sum_exponentials(const Block<Acc>& block, int64_t n, Acc shift,
                                                const Row<In>& row, int64_t ahead,
@@ -64,7 +64,7 @@ FASTGROW_TARGET inline double sum_exponentials(const Block<Acc>& block, int64_t 
   return sum_of_lanes(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
 }
 
-// Of columns [column, column + n) of a row, of which [column, end) will be read.
+// The mass of columns [column, column + n) of a row. Columns up to `end` will be read afterwards.
 template <class In>
 FASTGROW_TARGET inline Mass block_mass(const Row<In>& row, int64_t column, int64_t n, int64_t end,
                                        Block<Accumulator<In>>& block) {
@@ -75,7 +75,7 @@ FASTGROW_TARGET inline Mass block_mass(const Row<In>& row, int64_t column, int64
   return mass;
 }
 
-// Of columns [begin, end) of a row.
+// The mass of columns [begin, end) of a row.
 template <class In>
 FASTGROW_TARGET Mass mass_of(const Row<In>& row, int64_t begin, int64_t end) {
   Block<Accumulator<In>> block;

@@ -10,8 +10,8 @@ FASTGROW_TARGET inline Acc mean_one(
   return sum;
 }
 
-// Two vectors' worth of numbers in two vectors: one half each, or, where that is cheaper, every
-// second number each. A sum over the experts is the same in any lane.
+// Loads two vectors: the first and second half of the elements, or, if that is cheaper, the even and
+// the odd ones. The order does not matter, because sums are over the experts.
 template <class In, class Out>
 constexpr bool is_apart = std::is_same_v<In, BFloat16> && std::is_same_v<Out, BFloat16>;
 
@@ -35,7 +35,7 @@ FASTGROW_TARGET inline void store_two(Out* p, Vector<Acc> a, Vector<Acc> b) {
   }
 }
 
-// Fetching this far ahead into the second-level cache is worth 10 to 20 % of a large mean's time.
+// Distance of prefetches into the second-level cache, which save 10 to 20 % of a large mean's time.
 constexpr int64_t kBytesAhead = 1024;
 
 template <int64_t bytes, class In>
@@ -45,7 +45,7 @@ FASTGROW_TARGET inline void fetch_ahead(const In* p) {
   for (int64_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(ahead + i, 0, 2);
 }
 
-// 2 * `pairs` vectors at once keep that many independent loads of each expert in flight.
+// Processes 2 * `pairs` vectors at once, so that this many loads of each expert are in flight.
 template <bool ahead, bool stream, int pairs, class Acc, class In, class Out>
 FASTGROW_TARGET inline void mean_vectors(
     const In* const* experts, const Acc* weights, int64_t n_experts, Out* out, int64_t i) {
@@ -64,8 +64,8 @@ FASTGROW_TARGET inline void mean_vectors(
   for (int u = 0; u < pairs; ++u) store_two<apart, stream>(out + i + u * step, a[u], b[u]);
 }
 
-// out[i] = sum over k of weights[k] * experts[k][i], for i < n; zero where there is no expert.
-// `ahead` fetches what is read next, `stream` writes around the caches.
+// out[i] = sum over k of weights[k] * experts[k][i], for i < n; zero if there is no expert.
+// `ahead` prefetches the next columns, `stream` writes around the caches.
 template <bool ahead, bool stream, class Acc, class In, class Out>
 FASTGROW_TARGET void mean_span(
     const In* const* experts, const Acc* weights, int64_t n_experts, Out* out, int64_t n) {

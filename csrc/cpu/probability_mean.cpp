@@ -32,7 +32,7 @@ void log_mixtures(const std::vector<Tensor>& logits, const Tensor& scale, const 
                  [&](int64_t index, int64_t, int64_t begin, int64_t end) {
                    const Acc* offset = offsets_data + index * experts.n_experts;
                    const Acc* sign = signs_data + index * experts.n_experts;
-                   // By the weights: a factor is zero of an infinite temperature too.
+                   // Decided by the weights: a factor may also be zero for an infinite temperature.
                    const Row<In> row = experts.row(index, sign);
                    std::array<Acc, kMaxExperts> of, si;
                    for (int64_t k = 0; k < row.n_experts; ++k) {
@@ -44,8 +44,8 @@ void log_mixtures(const std::vector<Tensor>& logits, const Tensor& scale, const 
                  });
 }
 
-// out = log sum_k signs[n, k] * exp(scale[k] * logits[k] + offsets[n, k]), contiguous; experts of
-// sign zero are left out.
+// out = log sum_k signs[n, k] * exp(scale[k] * logits[k] + offsets[n, k]), contiguous. Experts with a
+// sign of zero are left out.
 void probability_mean(std::vector<Tensor> logits, Tensor scale, Tensor offsets, Tensor signs,
                       Tensor out) {
   check_experts(kName, logits, scale);

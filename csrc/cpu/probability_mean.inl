@@ -1,7 +1,7 @@
 #include "mean_block.inl"
 
-// scale[k] * logits[k][i] + offset[k]. At a factor of zero, which an infinite temperature makes, all
-// columns are alike, whatever the logits are.
+// scale[k] * logits[k][i] + offset[k]. With a factor of zero, which is an infinite temperature, all
+// columns are equal, whatever the logits are.
 template <class In>
 FASTGROW_TARGET inline Vector<Accumulator<In>> term_of(const Row<In>& row, int64_t k, int64_t i,
                                                        Accumulator<In> offset) {
@@ -11,7 +11,7 @@ FASTGROW_TARGET inline Vector<Accumulator<In>> term_of(const Row<In>& row, int64
 }
 
 // log of sum over k of sign[k] * exp(scale[k] * logits[k][i] + offset[k]), for columns [begin, end).
-// The largest term is divided out, so that nothing underflows.
+// The largest term is factored out, so that nothing underflows.
 template <class In, class Out>
 FASTGROW_TARGET void log_mixture(const Row<In>& row, const Accumulator<In>* offset,
                                  const Accumulator<In>* sign, Out* out, int64_t begin,
@@ -21,7 +21,7 @@ FASTGROW_TARGET void log_mixture(const Row<In>& row, const Accumulator<In>* offs
   const Acc lowest = std::numeric_limits<Acc>::lowest();
   int64_t i = begin;
   for (; i + width <= end; i += width) {
-    // Where every term is zero, subtracting -inf would make NaN of it.
+    // If every term is zero, subtracting -inf would give NaN.
     Vector<Acc> top = broadcast(lowest);
     for (int64_t k = 0; k < row.n_experts; ++k) {
       top = maximum(term_of(row, k, i, offset[k]), top);

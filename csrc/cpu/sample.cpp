@@ -1,5 +1,5 @@
-// One draw a row from the softmax of averaged logits, by inverting its distribution function: one
-// pass over the experts for the mass of every block, then one block of each row again.
+// One sample per row from the softmax of averaged logits, by inverting the distribution function: one
+// pass over the experts for the mass of every block, then a second pass over one block of each row.
 
 #include <algorithm>
 #include <array>
@@ -31,7 +31,7 @@ int64_t draw(const Row<In>& row, const Mass* masses, int64_t n_columns, double u
   int64_t chosen = 0;
   for (int64_t b = 0; b < n_blocks; ++b) {
     const double mass = masses[b].relative_to(total.shift());
-    // Less than any uniform number but 0 can ask for; its columns' would be 0 in float.
+    // Too small for any uniform number but 0; the masses of its columns would be 0 in float.
     if (mass < 0x1p-53 * total.sum) continue;
     chosen = b;
     if (mass > wanted) break;
@@ -42,7 +42,7 @@ int64_t draw(const Row<In>& row, const Mass* masses, int64_t n_columns, double u
   return FASTGROW_CALL(column_of_mass(row, column, n, total.shift(), wanted));
 }
 
-// A row without a distribution (NaN, +inf, nothing but -inf) gives -1.
+// A row without a distribution (NaN, +inf, or only -inf) gives -1.
 void mean_sample(std::vector<Tensor> logits, Tensor scale, Tensor uniforms, Tensor columns) {
   check_experts(kName, logits, scale);
   const int64_t n_rows = count_rows(logits[0]);

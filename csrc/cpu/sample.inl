@@ -10,8 +10,8 @@ FASTGROW_TARGET void block_masses(const Row<In>& row, int64_t begin, int64_t end
   }
 }
 
-// The first of the columns [column, column + n) up to which exp(logit - shift) adds up to more than
-// `wanted`; rounding may leave none, then the last that has a share at all.
+// The first of the columns [column, column + n) where the running sum of exp(logit - shift) exceeds
+// `wanted`. If there is none, because of rounding, the last column with a nonzero term.
 template <class In>
 FASTGROW_TARGET int64_t column_of_mass(const Row<In>& row, int64_t column, int64_t n, double shift,
                                        double wanted) {

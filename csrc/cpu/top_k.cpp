@@ -1,4 +1,4 @@
-// The k largest averaged logits of each row and where they are, in one pass over the experts.
+// The k largest averaged logits of each row and their columns, in one pass over the experts.
 
 #include <algorithm>
 #include <array>
@@ -21,7 +21,7 @@ namespace {
 
 constexpr const char* kName = "mean_top_k";
 
-// With fewer rows a row is several tasks. The result is the same either way.
+// With fewer rows than this, a row is split into several tasks. The result is the same.
 constexpr int64_t kManyRows = 16;
 
 template <class In>

@@ -1,5 +1,5 @@
-// The k largest of the numbers offered, in `torch.topk`'s order: NaN before all, then by size, equal
-// ones by their column.
+// The k largest of the offered numbers, in the order of `torch.topk`: NaN first, then by value, equal
+// values by column.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ class Largest {
 
   bool is_full() const { return static_cast<int64_t>(heap_.size()) == k_; }
 
-  // Of a full set: what is not above it (and not NaN) has no place.
+  // The smallest value of a full set; values that are not above it (and not NaN) are not added.
   Acc bound() const { return heap_.front().value; }
 
   void offer(Candidate<Acc> candidate) {
@@ -57,7 +57,7 @@ class Largest {
   }
 
   int64_t k_;
-  std::vector<Candidate<Acc>> heap_;  // its front is the last in order
+  std::vector<Candidate<Acc>> heap_;  // its front is last in the order
 };
 
 }  // namespace fastgrow

@@ -83,7 +83,7 @@ FASTGROW_TARGET inline Vector<double> multiply_add(Vector<double> a, Vector<doub
   return {_mm256_fmadd_pd(a.v, b.v, sum.v)};
 }
 
-// Of a number and NaN, the second argument.
+// If one argument is NaN, the second one is returned.
 FASTGROW_TARGET inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
   return {_mm256_max_ps(a.v, b.v)};
 }
@@ -124,7 +124,7 @@ FASTGROW_TARGET inline __m256 power_of_two(__m256i exponent) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
 
-// x * 2^n for a whole number |n| <= 252, in two steps because 2^n may not be a float.
+// x * 2^n for an integer |n| <= 252, in two steps because 2^n may not be representable.
 FASTGROW_TARGET inline Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
   const __m256i whole = _mm256_cvtps_epi32(n.v);
   const __m256i half = _mm256_srai_epi32(whole, 1);
@@ -141,7 +141,8 @@ FASTGROW_TARGET inline Vector<float> split(Vector<float> x, Vector<float>& expon
   return {_mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(power, 23)))};
 }
 
-// One rounding as in the lanes, so that an element's value does not depend on where a row starts.
+// Rounds once, as the vector code does, so that an element's value does not depend on the alignment
+// of its row.
 FASTGROW_TARGET inline float multiply_add(float w, float x, float sum) {
   return __builtin_fmaf(w, x, sum);
 }
@@ -166,7 +167,7 @@ FASTGROW_TARGET inline void store_bits(void* p, __m128i bits) {
   stream ? _mm_stream_si128(to, bits) : _mm_storeu_si128(to, bits);
 }
 
-// In the upper half of each lane.
+// The bfloat16 is in the upper half of each lane.
 FASTGROW_TARGET inline __m256i round_to_bfloat16(Vector<float> v) {
   const __m256i bits = _mm256_castps_si256(v.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -183,7 +184,7 @@ FASTGROW_TARGET inline void store(BFloat16* p, Vector<float> v) {
   store_bits<stream>(p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08)));
 }
 
-// Two neighbours share a lane's bits: taking them apart there costs no shuffle.
+// A 32-bit lane contains two adjacent elements, so separating even and odd ones needs no shuffle.
 FASTGROW_TARGET inline void load_apart(const BFloat16* p, Vector<float>& even,
                                        Vector<float>& odd) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -83,7 +83,7 @@ FASTGROW_TARGET inline Vector<double> multiply_add(Vector<double> a, Vector<doub
   return {_mm512_fmadd_pd(a.v, b.v, sum.v)};
 }
 
-// Of a number and NaN, the second argument.
+// If one argument is NaN, the second one is returned.
 FASTGROW_TARGET inline Vector<float> maximum(Vector<float> a, Vector<float> b) {
   return {_mm512_max_ps(a.v, b.v)};
 }
@@ -155,8 +155,8 @@ FASTGROW_TARGET inline void store_bits(void* p, __m256i bits) {
   stream ? _mm256_stream_si256(to, bits) : _mm256_storeu_si256(to, bits);
 }
 
-// In the upper half of each lane. The CPU's own conversion (avx512_bf16) flushes subnormals; torch
-// does not.
+// The bfloat16 is in the upper half of each lane. The CPU's own conversion (avx512_bf16) is not used,
+// because it flushes subnormals and torch does not.
 FASTGROW_TARGET inline __m512i round_to_bfloat16(Vector<float> v) {
   const __m512i bits = _mm512_castps_si512(v.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -172,7 +172,7 @@ FASTGROW_TARGET inline void store(BFloat16* p, Vector<float> v) {
   store_bits<stream>(p, _mm512_cvtepi32_epi16(rounded));
 }
 
-// Two neighbours share a lane's bits: taking them apart there costs no shuffle.
+// A 32-bit lane contains two adjacent elements, so separating even and odd ones needs no shuffle.
 FASTGROW_TARGET inline void load_apart(const BFloat16* p, Vector<float>& even,
                                        Vector<float>& odd) {
   const __m512i bits = _mm512_loadu_si512(p);

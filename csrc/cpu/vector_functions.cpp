@@ -1,4 +1,4 @@
-// The vector functions by themselves, for their tests.
+// Operators that call the vector functions, for their tests.
 
 #include <algorithm>
 #include <cmath>
@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 
 float* numbers(const Tensor& x) {
   STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous() && x.numel() % kVectorMultiple == 0,
-                  "expected contiguous float32, a multiple of ", kVectorMultiple);
+                  "expected contiguous float32 with a multiple of ", kVectorMultiple, " elements");
   return x.mutable_data_ptr<float>();
 }
 

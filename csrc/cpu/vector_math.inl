@@ -8,13 +8,13 @@ FASTGROW_TARGET inline Vector<Acc> lane_by_lane(Vector<Acc> x) {
   return load<Acc>(lanes);
 }
 
-// e^x within 1.5 units in the last place of the result, the subnormals' included. e^-inf = 0, NaN
-// stays NaN.
+// e^x within 1.5 units in the last place of the result, also for subnormals. e^-inf = 0, and NaN gives
+// NaN.
 //
 // x = n ln 2 + r with |r| <= ln(2)/2, ln 2 in two parts so that n ln 2 is exact in the first
 // (Cody and Waite); e^r = 1 + r + r^2 q(r), q minimax of degree 4, relative error 3.1e-9.
 FASTGROW_TARGET inline Vector<float> exponential(Vector<float> x) {
-  // Beyond these bounds the result is zero or infinite anyway. NaN passes, as second argument.
+  // Beyond these bounds the result is zero or infinite. NaN, as second argument, is returned.
   x = minimum(broadcast(90.0f), maximum(broadcast(-110.0f), x));
   const Vector<float> n = round_to_integer(multiply(broadcast(1.44269504f), x));
   Vector<float> r = multiply_add(n, broadcast(-0.693359375f), x);
@@ -32,7 +32,7 @@ FASTGROW_TARGET inline Vector<double> exponential(Vector<double> x) {
   return lane_by_lane<double, std::exp>(x);
 }
 
-// ln x within 1.5 units in the last place; what is no positive normal number goes to std::log.
+// ln x within 1.5 units in the last place; std::log is used for all but positive normal numbers.
 //
 // x = 2^n (1 + r), 1 + r in [sqrt(1/2), sqrt(2)); ln(1 + r) = r - r^2/2 + r^3 q(r), q minimax of
 // degree 7, relative error 5.9e-9.

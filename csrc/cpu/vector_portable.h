@@ -1,4 +1,4 @@
-// Sixteen lanes in an array: the compiler turns the loops into whatever its baseline has.
+// Vectors of sixteen lanes in an array; the compiler vectorizes the loops for its baseline.
 #pragma once
 
 #include <cmath>
@@ -56,7 +56,7 @@ inline Acc multiply_add(Acc w, Acc x, Acc sum) {
   return sum + w * x;
 }
 
-// Of a number and NaN, the second argument.
+// If one argument is NaN, the second one is returned.
 template <class Acc>
 inline Vector<Acc> maximum(Vector<Acc> a, Vector<Acc> b) {
   for (int i = 0; i < a.width; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
@@ -83,7 +83,7 @@ inline bool all_between(float low, Vector<float> x, float high) {
   return all;
 }
 
-// Adding and taking away 1.5 * 2^23 leaves no room for a fraction; for |x| < 2^22.
+// Adding and subtracting 1.5 * 2^23 removes the fraction, for |x| < 2^22.
 inline Vector<float> round_to_integer(Vector<float> x) {
   constexpr float shift = 12582912.0f;
   for (int i = 0; i < x.width; ++i) x.lane[i] = (x.lane[i] + shift) - shift;
@@ -97,10 +97,10 @@ inline float power_of_two(int32_t exponent) {
   return result;
 }
 
-// x * 2^n for a whole number |n| <= 252, in two steps because 2^n may not be a float.
+// x * 2^n for an integer |n| <= 252, in two steps because 2^n may not be representable.
 inline Vector<float> scale_by_power(Vector<float> x, Vector<float> n) {
   for (int i = 0; i < x.width; ++i) {
-    // NaN has no integer; x is NaN then, whatever it is multiplied by.
+    // NaN cannot be converted to an integer. x is NaN too then, so the factor does not matter.
     const int32_t whole = n.lane[i] == n.lane[i] ? static_cast<int32_t>(n.lane[i]) : 0;
     const int32_t half = whole >> 1;
     x.lane[i] = x.lane[i] * power_of_two(half) * power_of_two(whole - half);
@@ -126,7 +126,7 @@ inline void store(Out* p, Vector<Acc> v) {
   for (int i = 0; i < v.width; ++i) p[i] = static_cast<Out>(v.lane[i]);
 }
 
-// The numbers of even and of odd index.
+// The elements with even and with odd indices.
 template <class In>
 inline void load_apart(const In* p, Vector<float>& even, Vector<float>& odd) {
   for (int i = 0; i < even.width; ++i) even.lane[i] = static_cast<float>(p[2 * i]);

@@ -1,4 +1,4 @@
-// What the kernels are written against: CUDA, or the emulator that runs them on a CPU.
+// The interface that the kernels use: CUDA, or the emulator that runs them on a CPU.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ namespace fastgrow::cuda {
 
 inline bool is_on_device(const torch::stable::Tensor& t) { return t.is_cuda(); }
 
-// The device of a tensor, for as long as this lives, and its current stream.
+// Makes a tensor's device current while this object exists, and holds its current stream.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const torch::stable::Tensor& t) : guard_(t.get_device_index()) {
@@ -43,7 +43,7 @@ class OnDeviceOf {
   cudaStream_t stream_;
 };
 
-// Memory of the block's: one T in each kernel that asks for it.
+// Shared memory of the block: one T in each kernel that calls this.
 template <class T>
 __device__ T& shared() {
   __shared__ T memory;

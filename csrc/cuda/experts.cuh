@@ -1,5 +1,5 @@
-// K logit tensors as a kernel reads them: base pointers and row strides by value, factors from the
-// device. Nothing is stacked, and nothing of the host waits for the device.
+// K logit tensors as arguments of a kernel: base pointers and row strides by value, factors in device
+// memory. Nothing is stacked, and the host does not wait for the device.
 #pragma once
 
 #include <cstdint>
@@ -13,14 +13,14 @@ constexpr int kMaxExperts = 64;
 constexpr int kMaxThreads = 256;
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
-constexpr int kPackBytes = 16;  // what a thread loads at once
+constexpr int kPackBytes = 16;  // bytes that a thread loads at once
 
-// Logits of one load.
+// The number of logits in one load.
 template <class In>
 constexpr int kPack = kPackBytes / static_cast<int>(sizeof(In));
 
-// Where the rows of a tensor begin, in elements: rows may be evenly spaced within groups of
-// `n_inner` rows and the groups evenly spaced among themselves, as in logits[:, :-1].
+// The offsets of a tensor's rows, in elements: rows have one spacing within groups of `n_inner` rows and
+// the groups have another one, as in logits[:, :-1].
 struct Rows {
   int64_t n_inner;
   int64_t inner;
@@ -46,11 +46,11 @@ struct Experts {
   }
 };
 
-// How rows are cut up; fastgrow/ops/core/launch_plan.py decides.
+// How rows are divided, as computed by fastgrow/ops/core/launch_plan.py.
 struct Cut {
   int64_t length;  // columns of a part, a multiple of a pack
   int64_t n_parts;
-  bool by_warps;  // a warp has a row to itself, and a row is one part
+  bool by_warps;  // each warp processes a whole row, and a row is one part
 };
 
 // The threads that work on a row: a block, or one of its warps. gridDim.x counts the parts of a row;
@@ -72,27 +72,27 @@ struct Team {
   __device__ int64_t next_row() const { return int64_t{gridDim.y} * teams; }
 };
 
-// The experts that take part in a row, their factors and where each of them stands in the list.
+// The experts that take part in a row, their factors and their indices in the list of experts.
 template <class In>
 struct Row {
   const In* logits[kMaxExperts];
   float weights[kMaxExperts];
   int places[kMaxExperts];
   int n_experts;
-  // The first column at which the rows of all experts have a multiple of 16 bytes; -1: none does.
+  // The first column at which the rows of all experts are 16-byte aligned; -1 if there is none.
   int head;
 };
 
-// Columns up to the first that is at a multiple of 16 bytes.
+// The number of columns before the first one that is 16-byte aligned.
 template <class T>
 __device__ int columns_to_alignment(const T* p) {
   const auto beyond = static_cast<unsigned>(reinterpret_cast<uintptr_t>(p) % kPackBytes);
   return static_cast<int>((kPackBytes - beyond) % kPackBytes / sizeof(T));
 }
 
-// Fills in a row, in memory of the team's. A factor of zero takes an expert out: it is not
-// multiplied by zero, so that its infinities and NaN stay out too. `shares`, where given, are K
-// numbers that decide in the factors' place; `only`, where it is no -1, the one expert in question.
+// Fills a row in the team's shared memory. An expert with a factor of zero is left out instead of
+// multiplied by zero, so its infinities and NaN have no effect. `shares`, if given, are K numbers that
+// are compared with zero instead of the factors; `only`, unless it is -1, is the only expert to read.
 template <class In>
 __device__ void read_row(const Experts<In>& experts, int64_t index, const Team& team, Row<In>& row,
                          const float* shares = nullptr, int only = -1) {
@@ -127,21 +127,21 @@ __device__ void read_row(const Experts<In>& experts, int64_t index, const Team& 
   team.sync();
 }
 
-// `size` neighbouring elements, loaded and stored at once where they begin at a multiple of that.
+// `size` adjacent elements, loaded and stored at once if they are aligned.
 template <class T, int size>
 struct alignas(sizeof(T) * size < kPackBytes ? sizeof(T) * size : kPackBytes) Pack {
   T element[size];
 };
 
-// Whether what is read or written at `p` is aligned where a row's logits are.
+// Whether memory at `p` is aligned at the same columns as a row's logits.
 template <class In, class T>
 __device__ bool goes_with(const Row<In>& row, const T* p) {
   return reinterpret_cast<uintptr_t>(p + row.head) % alignof(Pack<T, kPack<In>>) == 0;
 }
 
-// Each element is read once, unless said otherwise: it need not displace anything in the caches. What
-// is read again must not be written by the same kernel. Plain loads would not know that the pointers,
-// which come out of shared memory, are to global memory.
+// With `once` an element is read only once, so the load does not displace anything in the caches.
+// Elements that are read again must not be written by the same kernel. Ordinary loads would not know
+// that the pointers, which are stored in shared memory, point to global memory.
 template <class T, int size, bool once = true>
 __device__ Pack<T, size> load(const T* p) {
   Pack<T, size> pack;
@@ -172,12 +172,12 @@ __device__ void store(T* p, const float (&x)[size]) {
   }
 }
 
-// Calls f(Count, first) for the experts of a row, up to four at a time, so that their loads are on
-// their way together.
+// Calls f(Count, first) for the experts of a row, up to four at a time, so that their loads are in
+// flight together.
 template <class F>
 __device__ void for_each_four(int n_experts, const F& f) {
   int k = 0;
-  // Unrolled, it would take more registers than there are.
+  // Unrolled, it would need more registers than there are.
 #pragma unroll 1
   for (; k + 4 <= n_experts; k += 4) f(std::integral_constant<int, 4>{}, k);
   if (n_experts - k == 3) f(std::integral_constant<int, 3>{}, k);
@@ -185,20 +185,20 @@ __device__ void for_each_four(int n_experts, const F& f) {
   if (n_experts - k == 1) f(std::integral_constant<int, 1>{}, k);
 }
 
-// Of the columns of a row, what a thread does at a time.
+// The columns of a row that a thread processes at a time.
 template <int size_, int n_>
 struct Visit {
-  static constexpr int size = size_;  // neighbouring columns
-  static constexpr int n = n_;        // times them at most, `step` columns apart
+  static constexpr int size = size_;  // adjacent columns
+  static constexpr int n = n_;        // groups of them at most, `step` columns apart
   int64_t column;
   int64_t step;
-  int n_valid;  // that many times; 0 for threads for which nothing is left
+  int n_valid;  // number of groups; 0 for threads without any
 
-  // Where the u-th time is; the first once more for what is not there, so that loads need no branch.
+  // The offset of group u; for missing groups that of the first one, so that loads need no branch.
   __device__ int64_t offset(int u) const { return column + (u < n_valid ? u * step : 0); }
 };
 
-// The means of the columns of a visit that is not empty.
+// The means of the columns of a nonempty visit.
 template <bool once = true, class In, class V>
 __device__ void mean_packs(const Row<In>& row, const V& visit, float (&sum)[V::n][V::size]) {
 #pragma unroll
@@ -230,11 +230,12 @@ __device__ void mean_packs(const Row<In>& row, const V& visit, float (&sum)[V::n
   });
 }
 
-// Some columns of a row: those of [first, last) in packs, those before and after one by one.
+// A range of columns of a row: [first, last) is processed in packs, the columns before and after one by
+// one.
 struct Span {
   int64_t begin, first, last, end;
 
-  // Of a part of a row. `in_packs`: whatever else is read or written is aligned where logits are.
+  // The span of a part of a row. `in_packs`: all other memory is aligned at the same columns as logits.
   template <class In>
   __device__ Span(const Row<In>& row, int64_t begin, int64_t end, bool in_packs = true)
       : begin(begin), first(end), last(end), end(end) {
@@ -244,8 +245,8 @@ struct Span {
   }
 };
 
-// Calls visit(Visit) for all columns of a span; all threads of the team call it equally often. Up to
-// `n` packs at a time; single columns four at a time.
+// Calls visit(Visit) for all columns of a span, equally often in all threads of the team, with up to `n`
+// packs at a time or four single columns at a time.
 template <class In, int n, class F>
 __device__ void for_each_column(const Team& team, const Span& span, const F& visit) {
   const auto visit_all = [&](auto kind, int64_t begin, int64_t end) {
@@ -258,7 +259,7 @@ __device__ void for_each_column(const Team& team, const Span& span, const F& vis
       visit(next);
     }
   };
-  // In one loop, so that there is one copy of what is done with single columns.
+  // One loop, so that the code for single columns is generated once.
 #pragma unroll 1
   for (int side = 0; side < 2; ++side) {
     visit_all(Visit<1, 4>{}, side == 0 ? span.begin : span.last, side == 0 ? span.first : span.end);

@@ -1,5 +1,5 @@
-// From tensors to a kernel's arguments. The Python side has checked everything with better messages;
-// here only what keeps memory safe.
+// Converts tensors to a kernel's arguments. The Python code has checked all arguments with better
+// messages; these checks protect memory.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ inline int64_t count_rows(const Tensor& t) {
 inline int64_t count_columns(const Tensor& t) { return t.size(t.dim() - 1); }
 
 inline Rows rows_of(const char* operation, const Tensor& t) {
-  // Dimensions that have no gap between them are one.
+  // Dimensions without a gap between them are merged.
   struct Dimension {
     int64_t size, stride;
   };
@@ -43,7 +43,8 @@ inline Rows rows_of(const char* operation, const Tensor& t) {
     }
   }
   STD_TORCH_CHECK(dimensions.size() <= 2, operation,
-                  ": the rows of a tensor are spaced in more than two ways");
+                  ": the rows of a tensor are spaced in more than two ways; call contiguous() "
+                  "on it");
   if (dimensions.empty()) return {1, 0, 0};
   if (dimensions.size() == 1) return {1, 0, dimensions[0].stride};
   return {dimensions[0].size, dimensions[0].stride, dimensions[1].stride};
@@ -55,13 +56,14 @@ inline void check_experts(const char* operation, const std::vector<Tensor>& logi
   STD_TORCH_CHECK(n_experts >= 1 && n_experts <= kMaxExperts, operation,
                   ": expected 1 to 64 experts, got ", n_experts);
   const Tensor& first = logits[0];
-  STD_TORCH_CHECK(first.dim() >= 1, operation, ": logits must have a last dimension");
+  STD_TORCH_CHECK(first.dim() >= 1, operation, ": logits must have at least one dimension");
   for (int64_t k = 0; k < n_experts; ++k) {
     const Tensor& t = logits[k];
     STD_TORCH_CHECK(is_on_device(t) && t.get_device_index() == first.get_device_index() &&
                         t.scalar_type() == first.scalar_type() && t.dim() == first.dim() &&
                         (count_columns(t) <= 1 || t.stride(t.dim() - 1) == 1),
-                    operation, ": expert ", k, " differs in device, dtype, rank or layout");
+                    operation, ": expert ", k,
+                    " differs from expert 0 in device, dtype, rank or layout");
     for (int64_t d = 0; d < t.dim(); ++d) {
       STD_TORCH_CHECK(t.size(d) == first.size(d), operation, ": expert ", k,
                       " differs from expert 0 in dimension ", d);
@@ -73,16 +75,17 @@ inline void check_experts(const char* operation, const std::vector<Tensor>& logi
   STD_TORCH_CHECK(is_on_device(scale) && scale.get_device_index() == first.get_device_index() &&
                       scale.is_contiguous() && scale.scalar_type() == ScalarType::Float &&
                       (one_row || row_each),
-                  operation, ": scale must be float32, one for each expert, or for each row and "
-                  "expert");
+                  operation, ": scale must be contiguous float32, with one value for each expert, or "
+                  "for each row and expert");
 }
 
-// A contiguous tensor of `count` numbers on the logits' device.
+// Checks for a contiguous tensor of `count` numbers on the logits' device.
 inline void check_numbers(const char* operation, const char* name, const Tensor& t,
                           const Tensor& logits, int64_t count, ScalarType dtype) {
   STD_TORCH_CHECK(is_on_device(t) && t.get_device_index() == logits.get_device_index() &&
                       t.is_contiguous() && t.numel() == count && t.scalar_type() == dtype,
-                  operation, ": ", name, " must be contiguous, ", count, " numbers of its dtype");
+                  operation, ": ", name, " must be contiguous, on the logits' device, with ", count,
+                  " elements of the expected dtype");
 }
 
 template <class In>
@@ -102,12 +105,13 @@ Experts<In> experts_of(const char* operation, const std::vector<Tensor>& logits,
   return experts;
 }
 
-// A launch as fastgrow/ops/core/launch_plan.py plans it: threads of a block, rows of a block, parts of
-// a row, columns of a part, rows at a time.
+// A launch as planned by fastgrow/ops/core/launch_plan.py: threads per block, rows per block, parts per
+// row, columns per part, rows at a time.
 struct Plan {
   Plan(const char* operation, const std::vector<int64_t>& numbers, const Tensor& logits)
       : n_rows(count_rows(logits)) {
-    STD_TORCH_CHECK(numbers.size() == 5, operation, ": a plan has five numbers");
+    STD_TORCH_CHECK(numbers.size() == 5, operation, ": a launch plan must have five numbers, got ",
+                    numbers.size());
     const int64_t threads = numbers[0];
     const int64_t rows = numbers[1];
     const int64_t at_a_time = numbers[4];
@@ -120,20 +124,20 @@ struct Plan {
             cut.n_parts <= 0x7fffffff && cut.length >= 1 && cut.length % pack == 0 &&
             (n_columns + cut.length - 1) / cut.length == cut.n_parts && at_a_time >= 1 &&
             at_a_time <= 65535,
-        operation, ": this is no plan for ", n_columns, " columns");
+        operation, ": invalid launch plan for ", n_columns, " columns");
     block = dim3(static_cast<unsigned>(threads));
     grid = dim3(static_cast<unsigned>(cut.n_parts), static_cast<unsigned>(at_a_time));
     rows_grid = dim3(static_cast<unsigned>(std::min(n_rows, at_a_time * rows)));
   }
 
-  // Bytes for a Part of each part of each row, `each` of them.
+  // Memory for `each` objects of type Part for every part of every row.
   template <class Part>
   Part* parts(const char* operation, const Tensor& memory, const Tensor& logits,
               int64_t each = 1) const {
     const int64_t bytes = n_rows * cut.n_parts * each * static_cast<int64_t>(sizeof(Part));
     check_numbers(operation, "parts", memory, logits, bytes, ScalarType::Byte);
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(memory.const_data_ptr()) % alignof(Part) == 0,
-                    operation, ": parts must be aligned");
+                    operation, ": parts must be aligned to their type");
     return static_cast<Part*>(memory.mutable_data_ptr());
   }
 
@@ -141,16 +145,16 @@ struct Plan {
   Cut cut{};
   dim3 grid{1};
   dim3 block{1};
-  dim3 rows_grid{1};  // for kernels in which a block has whole rows
+  dim3 rows_grid{1};  // for kernels in which a block processes whole rows
 };
 
-// A grid of blocks of kMaxThreads in which each row has a warp.
+// A grid of blocks of kMaxThreads with one warp per row.
 inline dim3 warp_each(int64_t n_rows) {
   constexpr int64_t rows = kMaxThreads / kWarp;
   return dim3(static_cast<unsigned>(std::min<int64_t>((n_rows + rows - 1) / rows, 0x7fffffff)));
 }
 
-// The row of this warp, of such a grid.
+// The row of this warp in such a grid.
 __device__ inline int64_t row_of_warp() {
   return int64_t{blockIdx.x} * (kMaxThreads / kWarp) + threadIdx.x / kWarp;
 }
@@ -166,7 +170,7 @@ void with_type_of(const char* operation, const Tensor& logits, const F& f) {
     case ScalarType::Half:
       return f(Half{});
     default:
-      STD_TORCH_CHECK(false, operation, ": the device takes float32, bfloat16 or float16");
+      STD_TORCH_CHECK(false, operation, ": logits on a GPU must be float32, bfloat16 or float16");
   }
 }
 

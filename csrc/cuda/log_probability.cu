@@ -1,5 +1,5 @@
-// The logarithm of the probability that averaged logits give to a target, and its gradient. One
-// pass over the experts' logits each; the forward pass writes two numbers a row.
+// The logarithm of the probability of a target under averaged logits, and its gradient, with one
+// pass over the experts' logits each. The forward pass writes two numbers per row.
 
 #include <cmath>
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace {
 
 constexpr const char* kName = "mean_log_probability";
 
-// The targets of the rows. Reading outside the logits has to be impossible: a target below zero is
-// left out like an ignored one, and one that is too large gives a wrong number.
+// The targets of the rows. Reads outside the logits must be impossible: a negative target is treated
+// like an ignored one, and one that is too large gives a wrong result.
 struct Targets {
   const int64_t* of_rows;
   int64_t ignore_index;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (targets.of_rows == nullptr) return;
   float mean = 0;
   if (!is_ignored) {
-    // Each lane reads an expert, and all add them up in their order.
+    // Each lane reads an expert, and all lanes add the values in the same order.
     const float* scale = experts.scale_of(index);
     for (int base = 0; base < experts.n_experts; base += kWarp) {
       const int own = base + lane;
@@ -56,13 +56,13 @@ __global__ void __launch_bounds__(kMaxThreads)
       }
     }
   }
-  // In this order a large logit's digits are not lost before the small logarithm is added.
+  // In this order adding the small logarithm to a large logit loses no digits.
   const float log_probability = is_ignored ? 0.0f : (mean - mass.top) - logf(mass.sum);
   if (lane == 0) log_probabilities[index] = log_probability;
 }
 
-// A row whose target is `ignore_index` is left out: both its numbers are zero. `parts` are bytes on the
-// device, 8 for each row and part of a row.
+// A row whose target is `ignore_index` is ignored: both its results are zero. `parts` is device memory
+// of 8 bytes for each row and part of a row.
 void log_probability(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan,
                      Tensor parts, std::optional<Tensor> targets, int64_t ignore_index,
                      Tensor log_sums, std::optional<Tensor> log_probabilities) {
@@ -71,7 +71,7 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::vector<int64
   const int64_t n_rows = count_rows(first);
   check_numbers(kName, "log_sums", log_sums, first, n_rows, ScalarType::Float);
   STD_TORCH_CHECK(targets.has_value() == log_probabilities.has_value(), kName,
-                  ": targets and log_probabilities go together");
+                  ": targets and log_probabilities must be given together");
   if (targets) {
     check_numbers(kName, "targets", *targets, first, n_rows, ScalarType::Long);
     check_numbers(kName, "log_probabilities", *log_probabilities, first, n_rows, ScalarType::Float);
@@ -92,18 +92,18 @@ void log_probability(std::vector<Tensor> logits, Tensor scale, std::vector<int64
   });
 }
 
-// What the backward pass starts from and writes; contiguous.
+// Inputs and outputs of the backward pass; contiguous.
 template <class In>
 struct Gradients {
   const float* log_sums;   // [N]
   const float* of_rows;    // [N]
-  In* logits[kMaxExperts];  // [N, V]; null where no gradient is wanted
-  float* scale;            // [N, parts, K], of the factors; null where none is wanted
-  bool in_packs;           // where those of the logits are aligned, at multiples of a pack
+  In* logits[kMaxExperts];  // [N, V]; null if not requested
+  float* scale;            // [N, parts, K], of the factors; null if not requested
+  bool in_packs;           // whether gradients are aligned at the same columns as logits
 };
 
-// d logits[k] = scale[k] * g * (one-hot - softmax), d scale[k] = its product with logits[k]: summed
-// over the lanes of a warp at a time, then over what a warp has done, then over the warps.
+// d logits[k] = scale[k] * g * (one-hot - softmax), d scale[k] = sum of g * (one-hot - softmax) *
+// logits[k]: summed over the lanes of a warp, then over the warp's columns, then over the warps.
 template <class In>
 __global__ void __launch_bounds__(kMaxThreads, 2)
     log_probability_backward_kernel(const __grid_constant__ Experts<In> experts, Cut cut,
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
       using V = decltype(visit);
       float d[V::n][V::size];
       if (visit.n_valid > 0 && n_experts > 0) {
-        // Not `once`: the factors' gradients read it again.
+        // Not `once`: the factors' gradients read the logits again.
         mean_packs<false>(row, visit, d);
 #pragma unroll
         for (int u = 0; u < V::n; ++u) {
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
         }
       }
     });
-    // Those that take no part.
+    // The gradients of experts that take no part.
     const bool all_take_part = n_experts == experts.n_experts;
     for (int k = 0; k < (all_take_part ? 0 : experts.n_experts); ++k) {
       if (to.logits[k] == nullptr || (!is_ignored && experts.scale_of(index)[k] != 0)) continue;
@@ -195,8 +195,8 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   }
 }
 
-// Gradients of sum(gradient * log_probabilities). `d_logits` holds the contiguous results of the
-// experts at `places`; `d_scale` is [N, parts, K], whatever the shape of `scale`, or nothing.
+// Gradients of sum(gradient * log_probabilities). `d_logits` are the contiguous results of the experts
+// at `places`; `d_scale` is [N, parts, K], for any shape of `scale`, or nothing.
 void log_probability_backward(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan,
                               Tensor targets, int64_t ignore_index, Tensor log_sums,
                               Tensor gradient, std::vector<Tensor> d_logits,
@@ -208,10 +208,11 @@ void log_probability_backward(std::vector<Tensor> logits, Tensor scale, std::vec
   check_numbers(kName, "targets", targets, first, n_rows, ScalarType::Long);
   check_numbers(kName, "log_sums", log_sums, first, n_rows, ScalarType::Float);
   check_numbers(kName, "gradient", gradient, first, n_rows, ScalarType::Float);
-  STD_TORCH_CHECK(places.size() == d_logits.size(), kName, ": one place for each gradient");
+  STD_TORCH_CHECK(places.size() == d_logits.size(), kName,
+                  ": places must have one index for each gradient");
   for (size_t i = 0; i < places.size(); ++i) {
-    STD_TORCH_CHECK(places[i] >= 0 && places[i] < n_experts, kName, ": there is no expert ",
-                    places[i]);
+    STD_TORCH_CHECK(places[i] >= 0 && places[i] < n_experts, kName,
+                    ": places contains an invalid expert ", places[i]);
     check_numbers(kName, "d_logits", d_logits[i], first, first.numel(), first.scalar_type());
   }
   if (first.numel() == 0) return;

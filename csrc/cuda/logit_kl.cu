@@ -1,5 +1,5 @@
-// How far a student's predictions are from those of K teachers' averaged logits, and the gradient:
-// two passes over logits of some rows, as products left them.
+// KL divergence of a student's predictions from those of K teachers' averaged logits, and its gradient:
+// two passes over the logits of some rows, which products have just written.
 //
 //     t = sum over k of scale[k] * logits[k],  z = factor * student
 //     p = softmax(t),  q = softmax(z),  loss = sum over v of p * (log p - log q)
@@ -16,8 +16,8 @@ namespace {
 
 constexpr const char* kName = "logit_kl";
 
-// Of some columns: the masses of t and z, and the sum of exp(t - t's top) * ((t - t's top) - (z - z's
-// top)). Differences from the tops stay small where the logits themselves are large.
+// Sums over some columns: the masses of t and z, and the sum of exp(t - t's top) * ((t - t's top) -
+// (z - z's top)). Differences from the tops stay small if the logits themselves are large.
 struct Divergence {
   Mass teacher;
   Mass student;
@@ -25,12 +25,12 @@ struct Divergence {
 
   static __device__ Divergence none() { return {Mass::none(), Mass::none(), 0.0f}; }
 
-  // What cross becomes under other tops.
+  // `cross` relative to other tops.
   __device__ float cross_under(float teacher_shift, float student_shift) const {
     if (teacher.sum == 0) return 0;
     const float up = teacher.shift() - teacher_shift;
     const float factor = exponential(up);
-    // Nothing, however far away the student is there.
+    // Zero, however far away the student is.
     if (factor == 0) return 0;
     const float moved = up - (student.shift() - student_shift);
     return factor * fmaf(moved, teacher.sum, cross);
@@ -45,7 +45,7 @@ struct Divergence {
     for (int i = 0; i < size; ++i) {
       const float own = t[i] - teacher.shift();
       const float mass = exponential(own);
-      // Where the teacher has none there is nothing to be said of the student.
+      // Columns without mass of the teacher contribute nothing.
       if (mass > 0) cross += mass * (own - (z[i] - student.shift()));
     }
   }
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   log_sums[2 * index + 1] = whole.student.log();
 }
 
-// The student's logits become of_rows * (q - p).
+// Replaces the student's logits by of_rows * (q - p).
 template <class In>
 __global__ void __launch_bounds__(kMaxThreads, 3)
     divergence_gradient_kernel(const __grid_constant__ Experts<In> experts, Cut cut,
@@ -169,10 +169,11 @@ void check(const std::vector<Tensor>& logits, const Tensor& scale, const Tensor&
                       student.size(0) == first.size(0) && student.size(1) == first.size(1) &&
                       (student.size(1) <= 1 || student.stride(1) == 1) &&
                       (student.size(0) <= 1 || student.stride(0) >= student.size(1)),
-                  kName, ": the student's logits must be like the teachers', rows apart");
+                  kName, ": the student's logits must have the teachers' device, dtype and shape, "
+                  "and rows that do not overlap");
 }
 
-// `parts` are 24 bytes for each row and part of a row; `log_sums` are those of t and z, [N, 2].
+// `parts` has 24 bytes for each row and part of a row; `log_sums` are those of t and z, [N, 2].
 void logit_kl(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, Tensor parts,
               Tensor student, double factor, Tensor losses, Tensor log_sums) {
   check(logits, scale, student);

@@ -46,7 +46,7 @@ Bytes bytes_of(const Tensor& t) {
   return {begin, begin + (last + 1) * static_cast<int64_t>(t.element_size())};
 }
 
-// Writing over an expert is fine where a thread reads each element just before it writes it.
+// An expert may be overwritten if a thread reads each element just before it writes it.
 bool may_write_over(const Tensor& out, const Tensor& t) {
   const Bytes to = bytes_of(out);
   const Bytes from = bytes_of(t);
@@ -58,7 +58,7 @@ bool may_write_over(const Tensor& out, const Tensor& t) {
   return same;
 }
 
-// The CPU's operator has the same parameters less the plan; whether the output is fresh matters there.
+// The CPU's operator has the same parameters without the plan, and uses `fresh`.
 void logit_mean_out(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, Tensor out,
                     bool /*fresh*/) {
   check_experts(kName, logits, scale);
@@ -70,12 +70,12 @@ void logit_mean_out(std::vector<Tensor> logits, Tensor scale, std::vector<int64_
   for (int64_t d = 0; d < out.dim(); ++d) {
     STD_TORCH_CHECK(out.size(d) == first.size(d), kName, ": out differs in dimension ", d);
     STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, kName,
-                    ": out must not be expanded, each element needs its own memory");
+                    ": out must not be expanded: each element needs its own memory");
   }
   if (out.numel() == 0) return;
   for (size_t k = 0; k < logits.size(); ++k) {
     STD_TORCH_CHECK(may_write_over(out, logits[k]), kName, ": out overlaps expert ", k,
-                    " in memory; it must be that very tensor or apart from it");
+                    " in memory; it must be that expert itself or not overlap it");
   }
   const Plan launch(kName, plan, first);
   const OnDeviceOf device(first);

@@ -3,7 +3,7 @@
 namespace fastgrow::cuda {
 namespace {
 
-// The third dimension of the grid is the expert, where each has parts of its own.
+// With `each` the grid's third dimension is the expert, which has separate parts.
 template <class Part, class In>
 __global__ void __launch_bounds__(kMaxThreads, 3)
     part_kernel(const __grid_constant__ Experts<In> experts, Cut cut, bool each, Part* parts) {

@@ -1,4 +1,4 @@
-// The kernel that most operations begin with, compiled once.
+// The first kernel of most operations, compiled once.
 #pragma once
 
 #include <vector>
@@ -8,8 +8,8 @@
 
 namespace fastgrow::cuda {
 
-// Leaves a Part (Mass or Candidate) of each part of each row of the mean in `parts`, [N, parts]; or,
-// with `each`, of each expert alone, [N, K, parts].
+// Writes a Part (Mass or Candidate) of each part of each row of the mean to `parts`, [N, parts]; or,
+// with `each`, of each expert separately, [N, K, parts].
 template <class Part>
 void leave_parts(const char* operation, const OnDeviceOf& device, const std::vector<Tensor>& logits,
                  const Tensor& scale, const Plan& plan, Part* parts, bool each = false);

@@ -1,5 +1,5 @@
 // The logarithm of a weighted sum of the experts' probabilities: one pass over the logits for each
-// expert's log-sum-exp, one more for the sum.
+// expert's log-sum-exp, and one for the sum.
 
 #include <cfloat>
 #include <cmath>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* kName = "probability_mean";
 
-// K numbers, or K for each row.
+// K numbers, or K numbers for each row.
 struct Numbers {
   const float* first;
   bool by_row;
@@ -24,18 +24,18 @@ struct Numbers {
   }
 };
 
-// What the experts of a row are multiplied by once their logits are exponentiated.
+// The factors of the experts' exponentials in a row.
 struct Factors {
-  float offsets[kMaxExperts];  // the logarithm of |weight|, less the log-sum-exp
+  float offsets[kMaxExperts];  // the logarithm of |weight|, minus the log-sum-exp
   float signs[kMaxExperts];
 };
 
-// log sum_k weight[k] * exp(scale[k] * logits[k] - log_sum[k]) of neighbouring columns.
+// log sum_k weight[k] * exp(scale[k] * logits[k] - log_sum[k]) of adjacent columns.
 template <class In, int size>
 __device__ void mixture(const Row<In>& row, const Factors& factors, int64_t column,
                         float (&result)[size]) {
-  // The largest term is divided out, so that nothing underflows. Where every term is zero,
-  // subtracting -inf would make NaN of it.
+  // The largest term is factored out, so that nothing underflows. If every term is zero, subtracting
+  // -inf would give NaN.
   float top[size];
   float sum[size] = {};
 #pragma unroll
@@ -51,7 +51,7 @@ __device__ void mixture(const Row<In>& row, const Factors& factors, int64_t colu
       float term[count];
 #pragma unroll
       for (int k = 0; k < count; ++k) {
-        // At an infinite temperature all columns are alike, whatever the logits are.
+        // At an infinite temperature all columns are equal, whatever the logits are.
         const float weight = row.weights[first + k];
         const float x = weight == 0 ? 0.0f : static_cast<float>(pack[k].element[i]);
         term[k] = fmaf(weight, x, factors.offsets[first + k]);
@@ -68,7 +68,7 @@ __device__ void mixture(const Row<In>& row, const Factors& factors, int64_t colu
   for (int i = 0; i < size; ++i) result[i] = logf(sum[i]) + top[i];
 }
 
-// Puts the parts of each row and expert together, in the place of the first.
+// Merges the parts of each row and expert into the first one.
 __global__ void __launch_bounds__(kMaxThreads)
     masses_kernel(Mass* masses, int64_t n_parts, int64_t n_rows) {
   const int64_t index = row_of_warp();
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (lane == 0) masses[index * n_parts] = mass;
 }
 
-// `out` is contiguous; `masses` are those of each expert, [N, K, parts], whole in the first part.
+// `out` is contiguous; `masses` [N, K, parts] are those of each expert, merged in the first part.
 template <class In>
 __global__ void __launch_bounds__(kMaxThreads, 3)
     mixture_kernel(const __grid_constant__ Experts<In> experts, Cut cut, const Mass* masses,
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
   const int64_t end = min(begin + cut.length, experts.n_columns);
   for (int64_t index = team.first_row(); index < experts.n_rows; index += team.next_row()) {
     const float* weight = weights.of_row(index, experts.n_experts);
-    // By the weights: a factor is zero of an infinite temperature too.
+    // Decided by the weights: a factor may also be zero for an infinite temperature.
     read_row(experts, index, team, row, weight);
     for (int place = team.rank; place < row.n_experts; place += team.size) {
       const int k = row.places[place];
@@ -125,8 +125,8 @@ Numbers numbers_of(const char* name, const Tensor& t, const std::vector<Tensor>&
   return {t.const_data_ptr<float>(), by_row};
 }
 
-// `parts` are 8 bytes for each row, expert and part of a row. `log_weight` takes the place of the
-// weights' logarithms; a weight of zero takes its expert out all the same.
+// `parts` has 8 bytes for each row, expert and part of a row. `log_weight` replaces the logarithms of
+// the weights; an expert with a weight of zero is left out all the same.
 void probability_mean(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan,
                       Tensor parts, Tensor weight, std::optional<Tensor> log_weight, Tensor out) {
   check_experts(kName, logits, scale);

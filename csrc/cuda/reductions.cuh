@@ -1,5 +1,5 @@
-// What is put together from many columns: by a thread, then by the threads of a team, then from the
-// parts of a row, each time in the same order. No atomics: the same input gives the same bits.
+// Reductions over columns: within a thread, then over the threads of a team, then over the parts of a
+// row, always in the same order. There are no atomics, so equal inputs give equal bits.
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,7 @@ struct alignas(8) Mass {
 
   static __device__ Mass none() { return {-INFINITY, 0.0f}; }
 
-  // Where every logit is -inf, x - top would be NaN and not -inf.
+  // If every logit is -inf, x - top would be NaN and not -inf.
   __device__ float shift() const { return top == -INFINITY ? 0.0f : top; }
 
   template <int size>
@@ -36,7 +36,7 @@ struct alignas(8) Mass {
     const float before = shift();
     top = fmaxf(top, other.top);
     const float after = shift();
-    // Nothing stays nothing, however far away.
+    // A sum of zero stays zero for any shift.
     if (sum != 0) sum *= exponential(before - after);
     if (other.sum != 0) sum += other.sum * exponential(other.shift() - after);
   }
@@ -45,7 +45,7 @@ struct alignas(8) Mass {
     return {__shfl_xor_sync(kAllLanes, top, offset), __shfl_xor_sync(kAllLanes, sum, offset)};
   }
 
-  // What this mass is relative to another shift.
+  // The sum relative to another shift.
   __device__ double relative_to(float other) const {
     return sum == 0 ? 0 : static_cast<double>(sum) * exp(static_cast<double>(shift() - other));
   }
@@ -53,8 +53,8 @@ struct alignas(8) Mass {
   __device__ float log() const { return shift() + logf(sum); }
 };
 
-// The largest logit and its column, NaN before all numbers and the lower of equal columns first: the
-// order of `torch.topk`.
+// The largest logit and its column. NaN comes before all numbers, and of equal logits the lower column
+// comes first, as in `torch.topk`.
 struct alignas(8) Candidate {
   float value;
   int column;
@@ -96,13 +96,13 @@ __device__ Part of_warp(Part part) {
   return part;
 }
 
-// For all threads of a team; they all have to call it.
+// Reduces over all threads of a team, which all have to call it.
 template <class Part>
 __device__ Part of_team(Part part, const Team& team) {
   part = of_warp(part);
   if (team.size == kWarp) return part;
   auto& of_each_warp = shared<Part[kMaxThreads / kWarp]>();
-  team.sync();  // The numbers of the call before may still be read.
+  team.sync();  // The values of the previous call may still be read.
   if (team.rank % kWarp == 0) of_each_warp[team.rank / kWarp] = part;
   team.sync();
   part = of_each_warp[0];
@@ -110,7 +110,7 @@ __device__ Part of_team(Part part, const Team& team) {
   return part;
 }
 
-// From a row's parts, by one warp; the same in all lanes.
+// Reduces a row's parts, by one warp; the result is the same in all lanes.
 template <class Part>
 __device__ Part of_parts(const Part* parts, int64_t n_parts, int lane) {
   Part part = Part::none();

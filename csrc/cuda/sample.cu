@@ -1,6 +1,6 @@
-// One draw a row from the softmax of averaged logits, by inverting its distribution function: in the
-// order of the columns, or of falling probability where the distribution is cut to its most likely
-// columns. The uniform numbers are those of a CPU.
+// One sample per row from the softmax of averaged logits, by inverting the distribution function: in the
+// order of the columns, or in order of decreasing probability if the distribution is restricted to its
+// most likely columns. The uniform numbers are the same as on a CPU.
 
 #include <cmath>
 #include <cstdint>
@@ -28,7 +28,7 @@ struct Top {
   __device__ Top of_lane(int offset) const { return {__shfl_xor_sync(kAllLanes, value, offset)}; }
 };
 
-constexpr int kEach = 8;  // neighbouring indices of a thread
+constexpr int kEach = 8;  // adjacent indices of a thread
 
 struct Sums {
   double value[4];
@@ -45,12 +45,12 @@ struct Sums {
 
 struct Found {
   int index;
-  double rest;  // of what was wanted, beyond the indices before
+  double rest;  // the wanted sum minus the weights of the indices before
 };
 
-// The first of n indices up to which weights add up to more than `wanted`. Rounding may leave none;
-// then the last that has a weight at all, and all of `wanted`. `fill(first, weights)` gives those of
-// kEach indices from `first` on, zero beyond n. By all threads of a block.
+// The first of n indices where the running sum of weights exceeds `wanted`. If there is none, because of
+// rounding, the last index with a nonzero weight, and all of `wanted`. `fill(first, weights)` writes the
+// weights of kEach indices from `first` on, zero beyond n. Called by all threads of a block.
 template <class Fill>
 __device__ Found find(int n, double wanted, const Fill& fill) {
   struct State {
@@ -116,7 +116,7 @@ __device__ Found find(int n, double wanted, const Fill& fill) {
   return {state.last, wanted};
 }
 
-// The averages of up to kEach columns from `column` on; those from `end` on are left as they are.
+// The averages of up to kEach columns from `column` on; values from `end` on are not written.
 template <class In>
 __device__ void means_from(const Row<In>& row, int64_t column, int64_t end, float (&mean)[kEach]) {
 #pragma unroll
@@ -133,14 +133,14 @@ __device__ void means_from(const Row<In>& row, int64_t column, int64_t end, floa
   }
 }
 
-// What a row's parts come to, relative to `shift`; by all threads of a block.
+// The sum of a row's parts, relative to `shift`. Called by all threads of a block.
 __device__ double mass_of_parts(const Mass* parts, int64_t n_parts, float shift, const Team& team) {
   Sum sum{0};
   for (int64_t i = threadIdx.x; i < n_parts; i += blockDim.x) sum.value += parts[i].relative_to(shift);
   return of_team(sum, team).value;
 }
 
-// In the order of the columns. A row without a distribution (NaN, +inf, nothing but -inf) gives -1.
+// Samples in the order of the columns. A row without a distribution (NaN, +inf, or only -inf) gives -1.
 template <class In>
 __global__ void __launch_bounds__(kMaxThreads)
     draw_kernel(const __grid_constant__ Experts<In> experts, Cut cut, const Mass* parts,
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       const auto of_parts = [&](int first, double(&weights)[kEach]) {
         for (int i = 0; i < kEach && first + i < cut.n_parts; ++i) {
           const double mass = masses[first + i].relative_to(shift);
-          // Less than any uniform number but 0 can ask for; its columns' would be 0 in float.
+          // Too small for any uniform number but 0; the masses of its columns would be 0 in float.
           weights[i] = mass < 0x1p-53 * total ? 0 : mass;
         }
       };
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-// Numbers in the order of floats: of -0 and 0, which are equal, it makes one.
+// An integer key with the order of floats; -0 and 0, which are equal, have the same key.
 __device__ unsigned key_of(float x) {
   const unsigned bits = __float_as_uint(x == 0 ? 0.0f : x);
   return bits >> 31 ? ~bits : bits | 0x80000000;
@@ -191,25 +191,25 @@ __device__ float number_of(unsigned key) {
   return __uint_as_float(key >> 31 ? key & 0x7fffffff : ~key);
 }
 
-// A row's distribution in the order of falling probability, for where its candidates do not suffice:
-// each question is a pass over the row. By all threads of a block.
+// A row's distribution in order of decreasing probability, for rows whose candidates do not suffice.
+// Each query is a pass over the row. Used by all threads of a block.
 template <class In>
 class Falling {
  public:
   __device__ Falling(const Row<In>& row, int64_t n_columns, float top, const Team& team)
       : row_(row), n_columns_(static_cast<int>(n_columns)), top_(top), team_(team) {}
 
-  // The column that `uniform` draws from the smallest set of the most likely columns whose mass
-  // reaches the share `top_p`.
+  // The column that `uniform` selects from the smallest set of most likely columns whose mass is at
+  // least the share `top_p`.
   __device__ int draw(double uniform, double top_p) const {
     double share = top_p;
-    double some = 0;  // columns of the last level of that set
+    double some = 0;  // number of columns of the set's last level
     Level level{};
     for (int search = 0; search < 2; ++search) {
       const unsigned end = level.key;
       level = level_at(share);
       if (search == 0) {
-        // Of columns that are as likely the first come first.
+        // Of equally likely columns the first ones are taken.
         const double missing = (share * level.total - level.above) / level.each;
         some = fmin(fmax(ceil(missing), 1.0), level.count);
         share = uniform * (level.above + some * level.each) / level.total;
@@ -231,23 +231,23 @@ class Falling {
   }
 
  private:
-  // The columns of one number, in the masses of which `total` is that of all columns.
+  // The columns with one value; `total` is the mass of all columns of the row.
   struct Level {
     unsigned key;
     double above;  // mass of the columns before them
-    double each;   // mass of one
+    double each;   // mass of one column
     double count;
     double total;
   };
 
-  // That of the largest key at and above which there is more than a share of the mass: two bits of it
-  // at a time.
+  // The level of the largest key for which columns at and above it have more than a share of the mass.
+  // Finds two bits of the key at a time.
   __device__ Level level_at(double share) const {
     unsigned key = 0;
     double total = 0;
-    double above = 0;  // mass above the keys that are still in question
+    double above = 0;  // mass above the remaining range of keys
     for (int shift = 30; shift >= 0; shift -= 2) {
-      // Masses at and above four keys.
+      // Masses of the columns at and above four keys.
       float sum[4] = {};
       for_each([&](float x) {
         const unsigned place = key_of(x);
@@ -297,8 +297,8 @@ class Falling {
   const Team& team_;
 };
 
-// From the k largest columns of each row: as they are (`is_cut`), or, where they reach `top_p` of the
-// whole mass, from the first of them that do. Where they do not the row is asked itself.
+// Samples from the k largest columns of each row (`is_cut`), or from the first of them that reach
+// `top_p` of the whole mass. If they do not reach it, the row is searched.
 template <class In>
 __global__ void __launch_bounds__(kMaxThreads, 2)
     draw_largest_kernel(const __grid_constant__ Experts<In> experts, int64_t n_parts, int k,
@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     const float top = best[0].value;
     double total = mass_of_parts(masses + index * n_parts, n_parts, top, team);
     int64_t column = -1;
-    // Neither an infinity nor NaN is a top that leaves a distribution.
+    // If the largest logit is infinite or NaN there is no distribution.
     if (fabsf(top) < INFINITY && total > 0) {
       if (static_cast<int>(threadIdx.x) < k) {
         drawn.shares[threadIdx.x] = exp(static_cast<double>(best[threadIdx.x].value - top));
@@ -360,10 +360,11 @@ void check_rows(const std::vector<Tensor>& logits, const Tensor& scale, const Te
   const int64_t n_rows = count_rows(logits[0]);
   check_numbers(kName, "uniforms", uniforms, logits[0], n_rows, ScalarType::Double);
   check_numbers(kName, "columns", columns, logits[0], n_rows, ScalarType::Long);
-  STD_TORCH_CHECK(count_columns(logits[0]) <= kMaxColumns, kName, ": a row is too long");
+  STD_TORCH_CHECK(count_columns(logits[0]) <= kMaxColumns, kName, ": rows may have at most ",
+                  kMaxColumns, " columns");
 }
 
-// `parts` are 8 bytes for each row and part of a row.
+// `parts` has 8 bytes for each row and part of a row.
 void mean_sample(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, Tensor parts,
                  Tensor uniforms, Tensor columns) {
   check_rows(logits, scale, uniforms, columns);
@@ -381,19 +382,20 @@ void mean_sample(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> 
   });
 }
 
-// `parts` are 8 bytes for each row, part of a row and k, `masses` as many without k. `is_cut`: from
-// the k most likely; then, or else of all, from those that reach `top_p`.
+// `parts` has 8 bytes for each row, part of a row and one of the k, `masses` for each row and part.
+// `is_cut`: sample from the k most likely columns only. Of these, or else of all columns, from the most
+// likely ones that reach `top_p`.
 void mean_sample_largest(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan,
                          Tensor parts, Tensor masses, Tensor uniforms, int64_t k, bool is_cut,
                          double top_p, Tensor columns) {
   check_rows(logits, scale, uniforms, columns);
   const Tensor& first = logits[0];
   STD_TORCH_CHECK(k >= 1 && k <= std::min<int64_t>(count_columns(first), kMaxTopK), kName,
-                  ": k must be 1 to 64 and no more than there are columns, got ", k);
+                  ": k must be 1 to 64 and at most the number of columns, got ", k);
   if (first.numel() == 0) return;
   const Plan launch(kName, plan, first);
   STD_TORCH_CHECK(launch.block.x == kMaxThreads && !launch.cut.by_warps, kName,
-                  ": blocks must have ", kMaxThreads, " threads for one row");
+                  ": the launch plan must have ", kMaxThreads, " threads per block and one row");
   Candidate* candidates = launch.parts<Candidate>(kName, parts, first, k);
   Mass* of_parts = launch.parts<Mass>(kName, masses, first);
   const OnDeviceOf device(first);

@@ -1,5 +1,5 @@
-// The k largest averaged logits of each row and where they are, in one pass over the experts. A row
-// is read by several blocks; each leaves its largest, and a second kernel puts them together.
+// The k largest averaged logits of each row and their columns, in one pass over the experts. A row is
+// read by several blocks; each writes its k largest, and a second kernel merges them.
 
 #include <cstdint>
 #include <vector>
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-// `parts` are 8 bytes for each row, part of a row and one of the k.
+// `parts` has 8 bytes for each row, part of a row and one of the k.
 void top_k(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, Tensor parts,
            int64_t k, Tensor values, Tensor columns) {
   check_experts(kName, logits, scale);
@@ -48,13 +48,14 @@ void top_k(std::vector<Tensor> logits, Tensor scale, std::vector<int64_t> plan, 
   const int64_t n_columns = count_columns(first);
   STD_TORCH_CHECK(k >= 1 && k <= std::min<int64_t>(n_columns, kMaxTopK), kName, ": k must be 1 to ",
                   std::min<int64_t>(n_columns, kMaxTopK), ", got ", k);
-  STD_TORCH_CHECK(n_columns <= kMaxColumns, kName, ": a row is too long");
+  STD_TORCH_CHECK(n_columns <= kMaxColumns, kName, ": rows may have at most ", kMaxColumns,
+                  " columns");
   check_numbers(kName, "values", values, first, n_rows * k, ScalarType::Float);
   check_numbers(kName, "columns", columns, first, n_rows * k, ScalarType::Long);
   if (n_rows == 0) return;
   const Plan launch(kName, plan, first);
-  STD_TORCH_CHECK(k == 1 || launch.block.x == kMaxThreads, kName, ": blocks must have ",
-                  kMaxThreads, " threads");
+  STD_TORCH_CHECK(k == 1 || launch.block.x == kMaxThreads, kName,
+                  ": the launch plan must have ", kMaxThreads, " threads per block");
   Candidate* candidates = launch.parts<Candidate>(kName, parts, first, k);
   const OnDeviceOf device(first);
   float* to_values = values.mutable_data_ptr<float>();

@@ -1,9 +1,9 @@
-// The k largest of the columns that a block is offered, k <= 64.
+// The k largest of the columns that are offered to a block, k <= 64.
 //
-// Columns that may be among them go to a buffer; where it is full it is sorted and cut, and from
-// then on the k-th of it is the bound that a column has to reach. A block that is offered more than
-// there is room for finds a bound first: each thread's best column is one column, so that the k-th
-// best of them has k columns at it or above.
+// Columns that may be among them are written to a buffer. When it is full it is sorted and cut to k, and
+// the k-th becomes the bound that later columns have to reach. If more columns are offered than fit the
+// buffer, the block finds a bound first: the k-th largest of the threads' largest columns, because at
+// least k columns reach it.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +13,10 @@
 namespace fastgrow::cuda {
 
 constexpr int kMaxTopK = 64;
-constexpr int kOffered = 8;  // columns of a thread at a time
-// Columns are int, with room for those that a block looks at beyond the last.
+constexpr int kOffered = 8;  // columns that a thread offers at a time
+// Columns are int, including the indices beyond the last column that a block may compute.
 constexpr int64_t kMaxColumns = INT32_MAX - kMaxThreads * kOffered;
-// Room for the bound's own columns, up to kOffered of each of k threads, and those from before.
+// Capacity for the columns at the bound, up to kOffered of each of k threads, and for earlier ones.
 constexpr int kBuffer = 1024;
 static_assert(kMaxTopK * (kOffered + 1) <= kBuffer);
 
@@ -40,7 +40,7 @@ __device__ inline void sort(Candidate* all, int n) {
   }
 }
 
-// A block's; all its threads call its methods, with the same k.
+// The set of a block; all its threads call the methods, with the same k.
 class Largest {
  public:
   __device__ explicit Largest(int k) : k_(k), state_(shared<State>()) { clear(); }
@@ -53,7 +53,7 @@ class Largest {
     __syncthreads();
   }
 
-  // Neighbouring columns of this thread; `n_valid` of them, from the first on, are there.
+  // Offers adjacent columns of this thread, of which the first `n_valid` exist.
   template <int size>
   __device__ void offer(const float (&x)[size], int64_t column, int n_valid) {
     static_assert(size <= kOffered);
@@ -88,15 +88,15 @@ class Largest {
     }
 #pragma unroll
     for (int i = 0; i < size; ++i) {
-      // In any order: they are sorted before they are looked at.
+      // The order does not matter: the buffer is sorted before it is read.
       if (places >> i & 1) state_.buffer[atomicAdd(&state_.count, 1)] = candidate(i);
     }
     count_ += total;
     __syncthreads();
   }
 
-  // Sorts, and forgets what is not among the k largest. They are at the beginning, `none()` in the
-  // places that are left.
+  // Sorts the buffer and removes all but the k largest, which are then at its beginning, followed by
+  // `none()`.
   __device__ const Candidate* cut() {
     int n = 2;
     while (n < count_ || n < k_) n *= 2;
@@ -113,7 +113,7 @@ class Largest {
   struct State {
     Candidate buffer[kBuffer];
     Candidate of_threads[kMaxThreads];
-    int count;  // count_, while threads take places
+    int count;  // count_, while threads add columns
     int of_warps[kMaxThreads / kWarp];
   };
 
@@ -121,7 +121,7 @@ class Largest {
     for (int step = kWarp / 2; step > 0; step /= 2) {
       count += __shfl_xor_sync(kAllLanes, count, step);
     }
-    __syncthreads();  // The numbers of the call before may still be read.
+    __syncthreads();  // The values of the previous call may still be read.
     if (threadIdx.x % kWarp == 0) state_.of_warps[threadIdx.x / kWarp] = count;
     __syncthreads();
     int total = 0;
@@ -135,7 +135,7 @@ class Largest {
   State& state_;
 };
 
-// Offers what the parts of a row have left: k each, `none()` where a part had fewer.
+// Offers the results of a row's parts: k each, filled with `none()` if a part had fewer.
 __device__ inline void offer_parts(Largest& largest, const Candidate* parts, int64_t n) {
   for (int64_t base = 0; base < n; base += blockDim.x) {
     const int64_t i = base + threadIdx.x;
@@ -145,8 +145,8 @@ __device__ inline void offer_parts(Largest& largest, const Candidate* parts, int
   }
 }
 
-// Leaves the k largest of each part of each row in `parts`, [N, parts, k], and, where `with_mass`,
-// the part's mass in `masses`, [N, parts].
+// Writes the k largest of each part of each row to `parts`, [N, parts, k], and, if `with_mass`, the
+// part's mass to `masses`, [N, parts].
 template <bool with_mass, class In>
 __global__ void __launch_bounds__(kMaxThreads, 3)
     part_largest_kernel(const __grid_constant__ Experts<In> experts, Cut cut, int k,

@@ -33,7 +33,7 @@ struct Warp {
   std::array<uint64_t, kWarp> slots[2];
 };
 
-// The block that runs; blocks run one after the other.
+// The running block; blocks run one after the other.
 struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
@@ -61,7 +61,7 @@ void thread_main() {
   to_scheduler(State::over);
 }
 
-// Lets go on those of [begin, end) that wait for each other, once all of them do.
+// Makes the threads [begin, end) ready if all of them are waiting at `waiting`.
 bool release(size_t begin, size_t end, State waiting) {
   const auto first = block.threads.begin();
   const auto waits = [&](const Thread& thread) { return thread.state == waiting; };
@@ -83,8 +83,8 @@ void let_run(size_t i) {
   block.scheduler.switch_to(block.threads[i].fiber);
 }
 
-// One warp after the other, each as far as it gets without the rest of the block: what it does too
-// early it does here.
+// Runs one warp after the other, each as far as possible without the rest of the block, so that
+// accesses without the necessary barrier happen too early.
 void run_warps(size_t n, bool last_first) {
   for (size_t i = 0; i < n; i += kWarp) {
     const size_t warp = last_first ? n - kWarp - i : i;
@@ -124,7 +124,7 @@ void run_block() {
     });
     if (static_cast<size_t>(over) == n) return;
     STD_TORCH_CHECK(false, "emulator: some threads of a block wait for others that wait elsewhere "
-                    "or are over (", over, " of ", n, ")");
+                    "or have finished (", over, " of ", n, ")");
   }
 }
 
@@ -132,10 +132,10 @@ void run_block() {
 
 void run(dim3 grid, dim3 size, const std::function<void()>& kernel) {
   STD_TORCH_CHECK(size.x % kWarp == 0 && size.x > 0 && size.x <= 1024 && size.y == 1 && size.z == 1,
-                  "emulator: a block must be whole warps in one dimension");
+                  "emulator: a block must have whole warps, at most 1024 threads and one dimension");
   STD_TORCH_CHECK(grid.x > 0 && grid.x <= 0x7fffffff && grid.y > 0 && grid.y <= 65535 &&
                       grid.z > 0 && grid.z <= 65535,
-                  "emulator: a grid that CUDA refuses");
+                  "emulator: the grid is larger than CUDA permits");
   block.threads.resize(size.x);
   block.warps.resize(size.x / kWarp);
   block.kernel = &kernel;
@@ -159,7 +159,7 @@ void register_shared(void* memory, size_t bytes) {
 void wait_for_block() { to_scheduler(State::waits_for_block); }
 
 void wait_for_warp(unsigned mask) {
-  STD_TORCH_CHECK(mask == 0xffffffff, "emulator: a warp's lanes wait for all of them");
+  STD_TORCH_CHECK(mask == 0xffffffff, "emulator: the mask of a warp's exchange must contain all lanes");
   to_scheduler(State::waits_for_warp);
 }
 

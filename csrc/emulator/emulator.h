@@ -1,12 +1,11 @@
-// Enough of CUDA to run the kernels of csrc/cuda on a CPU, every block and thread of them: what a GPU
-// would compute is computed once before there is one. For tests (csrc/sanitize.py); slow.
+// The part of CUDA that is needed to run the kernels of csrc/cuda on a CPU, with every block and thread,
+// so that they can be tested without a GPU (csrc/sanitize.py). It is slow.
 //
 // A thread is a fiber that runs until it has to wait for others. Barriers and exchanges between lanes
-// are followed to the letter: one that some threads never reach is an error, as is a thread that is
-// over while others wait for it. Memory that a block shares begins as NaN. FASTGROW_EMULATOR_ORDER
-// says which thread goes first where several can: `forward`, `backward` or `shuffled`, or that a warp
-// goes as far as it can before the next one begins: `warps`, or `warps backward`. A result that
-// depends on it is a race.
+// are checked: it is an error if some threads never reach one, or if a thread finishes while others wait
+// for it. Shared memory starts as NaN. FASTGROW_EMULATOR_ORDER is the order of threads that are ready:
+// `forward`, `backward` or `shuffled`; with `warps` or `warps backward` a warp runs as far as possible
+// before the next one starts. If a result depends on the order, there is a race.
 #pragma once
 
 #include <algorithm>
@@ -43,18 +42,18 @@ namespace fastgrow::emulator {
 struct Position {
   dim3 thread_index{0}, block_index{0}, block_size{1}, grid_size{1};
 };
-extern Position here;  // of the fiber that runs
+extern Position here;  // position of the running fiber
 
 // Runs `kernel` as every thread of every block.
 void run(dim3 grid, dim3 block, const std::function<void()>& kernel);
 void register_shared(void* memory, size_t bytes);
 void wait_for_block();
 void wait_for_warp(unsigned mask);
-// This warp's memory for an exchange, a slot for each lane. The next exchange has other memory, so
-// that a lane which is ahead writes over nothing that is still to be read.
+// This warp's memory for an exchange, with a slot for each lane. The next exchange uses other memory, so
+// that a lane that is ahead does not overwrite values that others have still to read.
 uint64_t* next_slots();
 
-// What each lane of the warp gives.
+// The values of all lanes of the warp.
 template <class T>
 const uint64_t* exchanged(unsigned mask, T value) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
@@ -103,11 +102,11 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
-// What CUDA refuses of an address, x86 would hide.
+// CUDA requires aligned addresses; x86 does not, so this checks them.
 template <class T>
 T* aligned(T* p) {
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0,
-                  "emulator: an access that is not aligned");
+                  "emulator: a memory access is not aligned to its size");
   return p;
 }
 template <class T>
@@ -122,7 +121,7 @@ template <class T>
 void __stwb(T* p, T x) {
   *aligned(p) = x;
 }
-// Fibers take turns only where they wait, so that these are atomic as they are.
+// Fibers are switched only when they wait, so these are atomic without further measures.
 inline int atomicAdd(int* p, int x) { return std::exchange(*p, *p + x); }
 inline int atomicMin(int* p, int x) { return std::exchange(*p, std::min(*p, x)); }
 inline int atomicMax(int* p, int x) { return std::exchange(*p, std::max(*p, x)); }

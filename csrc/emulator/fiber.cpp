@@ -1,8 +1,8 @@
 #include "fiber.h"
 
 #if defined(__x86_64__)
-// void fastgrow_switch_stack(void** from, void* to): the registers that a function has to leave as
-// they are go to the old stack and come from the new one.
+// void fastgrow_switch_stack(void** from, void* to): saves the callee-saved registers on the old stack
+// and restores them from the new one.
 asm(R"(
 .text
 .type fastgrow_switch_stack, @function

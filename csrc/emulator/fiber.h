@@ -1,5 +1,5 @@
-// Changing from one stack to another. Where there is assembly for it this is some ten instructions;
-// elsewhere the system's ucontext, which enters the kernel each time.
+// Switches from one stack to another. With the assembly code this takes about ten instructions; other
+// architectures use the system's ucontext, which makes a system call each time.
 #pragma once
 
 #include <cstddef>
@@ -16,12 +16,12 @@
 
 namespace fastgrow::emulator {
 
-// What runs on a stack of its own, or, without `start`, on that of the thread.
+// Code that runs on a separate stack, or, without `start`, on the thread's stack.
 class Fiber {
  public:
-  // From the beginning of `main`, which must not return, when it is next switched to.
+  // Makes the next switch to this fiber start at the beginning of `main`, which must not return.
   void start(void (*main)());
-  // From this one, which runs, to another.
+  // Switches from this running fiber to another one.
   void switch_to(Fiber& other);
   // Called first on a new stack.
   static void has_started();
@@ -35,7 +35,7 @@ class Fiber {
 #else
   ucontext_t context_;
 #endif
-  // What AddressSanitizer has to be told of stacks.
+  // Information about stacks that AddressSanitizer requires.
   void* fake_stack_ = nullptr;
   const void* bottom_ = nullptr;
   size_t bytes_ = 0;

@@ -1,11 +1,11 @@
-"""Compiling kernels for GPUs that are not there, as their launchers would.
+"""Compile kernels for GPUs that are not present, with the arguments of their launchers.
 
     for launch in recorded(lambda: attention.forward(q, k, v, …)):
         compiled = compile_for(launch, 90)
         assert compiled.shared <= SHARED_LIMIT and compiled.spills == 0
 
-The launcher runs with CPU tensors; what it would have launched is recorded and compiled with the
-types, constants and alignments that the launch would have had.
+The launcher runs with CPU tensors; its launches are recorded and compiled with the types, constants
+and alignments of the real launch.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ TARGETS = (80, 90, 100)
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a launch."""
+    """A compiled launch."""
 
     shared: int  # bytes
     registers: int  # of a thread
     sass: str
 
     def count(self, instruction: str) -> int:
-        """How often an instruction (`HGMMA`, `MUFU.EX2`, …) stands in the code."""
+        """Return how often an instruction (`HGMMA`, `MUFU.EX2`, …) occurs in the code."""
         return len(re.findall(rf"\b{re.escape(instruction)}\b", self.sass))
 
     def loops(self, instruction: str) -> list[list[str]]:
-        """The instructions of each innermost loop in which `instruction` stands."""
+        """Return the instructions of each innermost loop that contains `instruction`."""
         place, lines = {}, []
         for line in self.sass.splitlines():
             label = re.match(r"\s*(\.L_x_\d+):", line)
@@ -63,12 +63,12 @@ class Compiled:
 
     @property
     def spills(self) -> int:
-        """Loads and stores of registers that did not fit."""
+        """Return the number of loads and stores of spilled registers."""
         return self.count("LDL") + self.count("STL")
 
 
 def compile_for(launch: Launch, capability: int) -> Compiled:
-    """Compile a launch for compute capability 8.0, 9.0, 10.0 given as 80, 90, 100."""
+    """Compile a launch for a compute capability, such as 90 for 9.0."""
     binary = compile_launch(launch, capability)
     sass = inspect("nvdisasm", "-c", cubin=binary.cubin)
     return Compiled(binary.shared, binary.registers, sass)

@@ -1,9 +1,9 @@
-"""A plugin for pytest: which kernels the interpreter was given, and by which launchers.
+"""A pytest plugin that records which kernels are interpreted, and by which launchers.
 
     TRITON_INTERPRET=1 PYTHONPATH=tests/kernels python -m pytest -p launched --launched FILE …
 
-A launcher is the outermost function of `fastgrow.kernels` on the way: forward and backward may
-launch one kernel.
+A launcher is the outermost function of `fastgrow.kernels` in the call stack: forward and backward
+may launch the same kernel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which launcher can launch which kernel, as the sources tell.
+"""Find which launcher can launch which kernel, from the sources.
 
 A kernel is a `@triton.jit` function that no other one calls; a launcher is a function of a module
 of kernels that the operations call. Both have names such as `attention.forward`.
@@ -18,12 +18,12 @@ PACKAGE = "fastgrow.kernels"
 
 
 def kernels() -> set[str]:
-    """All kernels."""
+    """Return all kernels."""
     return _jitted() - {used for name in _jitted() for used in _used(name)}
 
 
 def launches() -> set[tuple[str, str]]:
-    """Every pair of a launcher and a kernel that it reaches."""
+    """Return every pair of a launcher and a kernel that it can launch."""
     files = [_parsed(file) for file in OPERATIONS.rglob("*.py")]
     called = {name for tree in files for name in _names_in(tree, "") | _by_decorator(tree)}
     launchers = called & _functions().keys() - _jitted()
@@ -31,7 +31,7 @@ def launches() -> set[tuple[str, str]]:
 
 
 def _by_decorator(tree: ast.Module) -> set[str]:
-    """What operators are `launched_by`."""
+    """Return the launchers named in `launched_by`."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return {ast.literal_eval(c.args[0]) for c in calls if ast.unparse(c.func) == "launched_by"}
 
@@ -43,7 +43,7 @@ def _parsed(file: Path) -> ast.Module:
 
 @functools.cache
 def _functions() -> dict[str, ast.FunctionDef]:
-    """All functions at the top of a module, by `module.name`."""
+    """Return all top-level functions of a module, by `module.name`."""
     return {
         f"{file.stem}.{node.name}": node
         for file in KERNELS.glob("*.py")
@@ -63,7 +63,7 @@ def _jitted() -> frozenset[str]:
 
 @functools.cache
 def _used(name: str) -> frozenset[str]:
-    """Functions of kernels' modules that a function names."""
+    """Return the functions of the kernels' modules that a function uses."""
     module, function = name.partition(".")[0], _functions()[name]
     # An argument or a variable may have a function's name.
     nodes = [*ast.walk(function)]
@@ -84,7 +84,7 @@ def _reached(name: str) -> set[str]:
 
 
 def _names_in(tree: ast.AST, module: str, imports: ast.AST | None = None) -> set[str]:
-    """`module.name` of every function of kernels that the tree names, by what it imports."""
+    """Return `module.name` of every function of kernels that the tree uses, from its imports."""
     functions, modules = {}, {}
     for node in ast.walk(imports or tree):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -106,7 +106,7 @@ def _names_in(tree: ast.AST, module: str, imports: ast.AST | None = None) -> set
 
 
 def _origin(name: str) -> str:
-    """Where a function stands that a module only passes on, such as `attention.decode`."""
+    """Return where a function that a module re-exports is defined, such as `attention.decode`."""
     module, _, function = name.partition(".")
     file = KERNELS / f"{module}.py"
     if name in _functions() or not file.exists():

@@ -1,4 +1,4 @@
-"""A GPU's driver that is not there: Triton launches through it, and nothing runs."""
+"""A fake GPU driver: Triton launches through it, and nothing runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import triton
 from triton.backends.compiler import GPUTarget
 
-# A device of its own for each: Triton keeps what it compiled by the device.
+# A separate device for each: Triton stores compiled kernels by device.
 _devices = itertools.count(1000)
 
 
 class StandInDriver:
-    """What of a driver `JITFunction.run` asks for, for a GPU of a compute capability."""
+    """The parts of a driver that `JITFunction.run` uses, for a GPU of a compute capability."""
 
     def __init__(self, capability: int) -> None:
         self.device = next(_devices)
@@ -41,7 +41,7 @@ class StandInDriver:
 
 @contextlib.contextmanager
 def standing_in(capability: int) -> Iterator[StandInDriver]:
-    """Triton's driver within a `with`."""
+    """Replace Triton's driver within a `with`."""
     config = triton.runtime.driver
     before = config._active
     driver = StandInDriver(capability)

@@ -1,4 +1,4 @@
-"""Results that differ by rounding pass for the same, and others do not."""
+"""Results that differ only by rounding are accepted as equal, and others are not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def attended(dtype: torch.dtype, block: int, seen: int = 0) -> tuple[Tensor, Ten
     """Causal attention in blocks of keys and lse, with the roundings of the kernels.
 
     Args:
-        seen: how many keys after its own a query sees by mistake.
+        seen: number of keys after its own that a query sees by mistake.
     """
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(4, KEYS, WIDTH, generator=generator).to(dtype) for _ in range(3))
@@ -44,7 +44,7 @@ def test_other_tiles_agree_and_one_key_too_many_does_not(dtype: torch.dtype) -> 
 
 
 def of(change: Callable[[Tensor], object], dtype: torch.dtype = BF16) -> str:
-    """The difference that a change to one of two results makes."""
+    """Return the difference that is reported after a change of one of two results."""
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
     reference = agreement.Reference()
     reference.difference([x.clone(), (None, x.clone())])

@@ -1,4 +1,4 @@
-"""Attention's kernels as GPUs would get them: they compile, fit and do not spill."""
+"""Attention's kernels compiled for GPUs: they compile, fit and do not spill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MATRIX_KERNELS = ("forward_kernel", "d_query_kernel", "d_key_kernel")
 
 
 def launches(dim: int, dtype: torch.dtype, **rules: object) -> list[Launch]:
-    """Everything that a training step launches."""
+    """Return all launches of a training step."""
     q = torch.zeros(1, 2, 256, dim, dtype=dtype)
     lse = torch.zeros(1, 2, 256)
     table = torch.zeros(256, dim // 2)
@@ -32,9 +32,9 @@ def launches(dim: int, dtype: torch.dtype, **rules: object) -> list[Launch]:
 
 
 def uses_wgmma(kernel: str, dim: int) -> bool:
-    """Whether a kernel's products are sm_90's own in half precision.
+    """Whether a kernel's products use the matrix instructions of sm_90 in half precision.
 
-    They take tiles from 64 rows on. Beyond head dimension 128 the backward kernels hold several
+    They need tiles of 64 rows or more. Beyond head dimension 128 the backward kernels hold several
     such tiles of 256 features, which spill at 64 rows with any number of warps; at 32 rows they do
     not, and the compiler falls back to the matrix instructions of sm_80.
     """
@@ -44,7 +44,7 @@ def uses_wgmma(kernel: str, dim: int) -> bool:
 def check(dim: int, dtype: torch.dtype, capability: int, **rules: object) -> None:
     names = []
     with mock.patch.object(attention, "capability_of", return_value=capability):
-        # A launcher keeps what it chose for a device, which here is another GPU every time.
+        # A launcher caches its choice for a device, which is another GPU each time here.
         tuned.forget()
         found = launches(dim, dtype, **rules)
     tuned.forget()
@@ -77,7 +77,7 @@ def test_three_programs_of_the_reference_head_dimension_share_a_processor() -> N
 
 
 def test_issue_slots_of_the_reference_head_dimension() -> None:
-    """Instructions a score in the loop over whole blocks: without a pivot, and with one."""
+    """Limit the instructions per score in the loop over whole blocks, without and with a pivot."""
     forward = forward_of_the_reference_head_dimension()
     tile = forward.arguments["BLOCK_M"] * forward.arguments["BLOCK_N"]
     scores_of_thread = tile / (32 * forward.options["num_warps"])

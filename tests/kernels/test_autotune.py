@@ -1,4 +1,4 @@
-"""FASTGROW_AUTOTUNE=1: what is measured when, what is kept where. Launches are stood in for."""
+"""FASTGROW_AUTOTUNE=1: what is measured and saved, and when. Launches are replaced by fakes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEVICE = torch.device("meta")
 
 @dataclass(frozen=True)
 class Beads:
-    """A configuration; `cost` is what a launch is taken to last."""
+    """A configuration; `cost` is the assumed duration of a launch."""
 
     cost: int
     num_warps: int = 4
@@ -36,7 +36,7 @@ SLOW, FAST, SPILLING, FAILING, LARGE, WRONG = (Beads(n) for n in (8, 4, 1, 2, 16
 
 
 class Device:
-    """Stands for the GPU: counts what is launched on it."""
+    """A fake GPU that counts its launches."""
 
     def __init__(self) -> None:
         self.prepared = 0
@@ -73,7 +73,7 @@ class Abacus(tunable.Tunable[Beads]):
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Device]:
-    """A GPU without a table, whose kernel `count` has five candidates under the key `fp32`."""
+    """A GPU without a table, with a kernel `count` of five candidates under the key `fp32`."""
     found = Device()
 
     def tunables(capability: int) -> list[Abacus]:
@@ -102,7 +102,7 @@ def cache(device: Device, tmp_path: Path) -> Path:
 
 
 def kept(cache: Path) -> list[Any]:
-    """What is kept in Triton's cache."""
+    """Return the files saved in Triton's cache."""
     return [json.loads(file.read_text()) for file in sorted(cache.rglob("*.json"))]
 
 
@@ -139,9 +139,10 @@ def test_one_that_computes_something_else_is_not_taken_however_fast(
     assert ask() == FAST
     (entry,) = kept(cache)
     assert [candidate for _, candidate in entry["milliseconds"]] == [vars(SLOW), vars(FAST)]
-    told = f"count fp32: {vars(WRONG)} is not what the first computes: 16 of 16 elements"
+    difference = "differs from the first candidate's result: 16 of 16 elements"
+    logged = f"count fp32: {vars(WRONG)} {difference}"
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        f"{told} of result 0"
+        f"{logged} of result 0"
     ]
 
 
@@ -193,7 +194,7 @@ def test_there_are_times_when_nothing_may_be_measured(
     assert ask() == FAST
     device.launches.clear()
     with monkeypatch.context() as now:
-        # What was measured before may be used.
+        # Earlier measurements may be used.
         now.setattr(owner, name, lambda: True)
         assert ask_in_another_process() == FAST
         assert device.launches == []
@@ -290,21 +291,21 @@ def test_it_compiles_for_the_multiprocessors_of_the_gpu(
     assert seen == [77] * 5
 
 
-def test_a_cache_that_cannot_be_written_is_told(
+def test_a_cache_that_cannot_be_written_is_reported(
     device: Device, cache: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     cache.write_text("occupied")
     assert ask() == FAST
     assert ask() == FAST
-    (told,) = recwarn.list
-    assert str(told.message).startswith("autotuning count fp32: ")
-    assert str(cache) in str(told.message)
+    (warning,) = recwarn.list
+    assert str(warning.message).startswith("autotuning count fp32: ")
+    assert str(cache) in str(warning.message)
 
 
-def test_a_cache_elsewhere_that_fails_is_told(
+def test_a_cache_elsewhere_that_fails_is_reported(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one on a server that does not answer; `TRITON_CACHE_MANAGER` names its class."""
+    """A cache like one on a server that does not respond; `TRITON_CACHE_MANAGER` is its class."""
 
     class Remote(FileCacheManager):
         def __init__(self, key: str) -> None:
@@ -362,7 +363,7 @@ def test_an_interrupted_measurement_is_made_again(device: Device) -> None:
 
 
 class Events:
-    """Stands for torch.cuda and Triton's driver: notes what the device is given to do."""
+    """A fake of torch.cuda and Triton's driver that records the work of the device."""
 
     def __init__(self) -> None:
         self.order: list[str] = []

@@ -1,4 +1,4 @@
-"""What is recorded of a launch that does not happen, and what a program may use of each GPU."""
+"""Recording launches without running them, and the limits of a program on each GPU."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def test_launches_of_other_threads_are_made_and_not_recorded(
     [(80, 163), (86, 99), (87, 163), (89, 99), (90, 227), (100, 227), (103, 227), (120, 99)],
 )
 def test_shared_memory_is_that_of_cuda_s_table(capability: int, kib: int) -> None:
-    """Maximum per thread block, in the table of compute capabilities of the CUDA guide."""
+    """The limits per thread block in the CUDA guide's table of compute capabilities."""
     assert compile_offline.shared_limit(capability) == kib * 1024

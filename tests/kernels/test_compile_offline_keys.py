@@ -1,7 +1,7 @@
-"""What is compiled ahead is what a launch looks up, in the Triton that is installed.
+"""Kernels compiled ahead have the keys that a launch looks up, in the installed Triton.
 
-Launches go through Triton's own `JITFunction.run`, with a driver that is stood in for. A key is
-that of Triton's cache on disk: source, signature, attributes, options, versions and environment.
+Launches go through Triton's own `JITFunction.run`, with a fake driver. A key is that of Triton's
+cache on disk: source, signature, attributes, options, versions and environment.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ H200 = 132  # multiprocessors
 
 
 class Keys:
-    """Stands for Triton's compiler: notes what it is asked for, and compiles nothing."""
+    """A fake of Triton's compiler that records its calls and compiles nothing."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -68,14 +68,14 @@ class Keys:
 def keys(monkeypatch: pytest.MonkeyPatch) -> Keys:
     found = Keys()
     monkeypatch.setattr(triton, "compile", found.compile)
-    # From here a launch takes it.
+    # A launch takes it from here.
     monkeypatch.setattr(triton.compiler, "compile", found.compile)
     monkeypatch.setattr(compile_offline, "inspect", lambda *a, **k: "REG:1 STACK:0")
     return found
 
 
 def of_launching(keys: Keys, call: Callable[[], object], capability: int = 90) -> set[str]:
-    """Keys that launching looks up."""
+    """Return the keys that launches look up."""
     keys.asked.clear()
     with standing_in(capability):
         call()
@@ -92,7 +92,7 @@ def of_compiling(
 
 
 def launch_of(call: Callable[[], object], kernel: str) -> compile_offline.Launch:
-    """The one launch of a kernel within a call; nothing runs."""
+    """Return the only launch of a kernel within a call; nothing runs."""
     (launch,) = [x for x in compile_offline.recorded(call) if x.name == kernel]
     return launch
 
@@ -105,7 +105,7 @@ FIRST_OF_EACH_KERNEL = list({t.kernel: t for t in reversed(all_tunables(90))}.va
 
 
 def check(keys: Keys, tunables: list[Tunable[Any]], step: int) -> int:
-    """Compile every `step`-th candidate as the tuning does, and launch it; how many keys."""
+    """Compile every `step`-th candidate as the tuning does, launch it, and count the keys."""
     built, launched = set(), set()
     for tunable in tunables:
         candidates = tunable.candidates[::step]
@@ -121,7 +121,7 @@ def check(keys: Keys, tunables: list[Tunable[Any]], step: int) -> int:
 
 
 def launch_all(tunable: Tunable[Any], candidates: list[dict[str, int]]) -> None:
-    """Make the inputs and launch each candidate, on a GPU that is stood in for."""
+    """Make the inputs and launch each candidate, on a fake GPU."""
     launch = tunable.prepare("meta")
     for configuration in candidates:
         launch(type(tunable.default)(**configuration))
@@ -251,10 +251,10 @@ def test_options_and_constants_of_every_kind(keys: Keys, options: dict[str, Any]
 
 
 def test_a_tensor_counts_as_it_would_lie_on_a_gpu(keys: Keys) -> None:
-    """Wherever the memory of a CPU's tensor begins, a GPU's begins at a multiple of 256 bytes."""
+    """A GPU's memory begins at a multiple of 256 bytes, wherever a CPU tensor's begins."""
     raw = torch.empty(64 + 1, dtype=torch.uint8)
     assert raw.data_ptr() % 16 == 0
-    # Memory that is not torch's own, from its second byte on.
+    # Memory that torch did not allocate, from its second byte on.
     odd = torch.from_numpy(raw.numpy()[1:])
     assert odd.data_ptr() % 16 == 1
     aligned, view = torch.empty(64, dtype=torch.uint8, device="meta"), raw[1:]
@@ -278,9 +278,9 @@ def test_the_same_code_is_the_same_key(keys: Keys) -> None:
 
 
 def keys_of_all_kernels(*, reverse: bool) -> dict[str, str]:
-    """Triton's keys of the functions of kernels/, made in one order or the other.
+    """Return Triton's keys of the functions of kernels/, computed in one order or the other.
 
-    The modules are loaded anew: a key that is made once stays. The tests' own copies are put back.
+    The modules are loaded again, because a key is computed once. The tests' copies are restored.
     """
     ours = "fastgrow.kernels."
     before = {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith(ours)}
@@ -303,7 +303,7 @@ def keys_of_all_kernels(*, reverse: bool) -> dict[str, str]:
 
 
 def test_a_kernel_has_the_same_key_whatever_was_launched_before() -> None:
-    """Else what one process compiled another would not find: see `common.settled`."""
+    """Otherwise one process would not find what another compiled: see `common.stable_cache_key`."""
     forwards, backwards = keys_of_all_kernels(reverse=False), keys_of_all_kernels(reverse=True)
     assert len(forwards) > 40
     assert forwards == backwards
@@ -339,7 +339,7 @@ def launched(tunable: Tunable[Any], candidate: dict[str, int]) -> list[str]:
 
 
 def test_a_launch_finds_on_disk_what_was_compiled(cache: Path) -> None:
-    """Nothing is stood in for but the GPU: a norm's forward and backward pass."""
+    """Only the GPU is replaced by a fake: a norm's forward and backward pass."""
     tunable = next(t for t in norm_tuning.tunables(90) if t.kernel == "norm_backward")
     (default, other) = tunable.candidates[:2]
     with assumed(multiprocessors=H200), compile_offline.compilations() as compiled:
@@ -362,7 +362,7 @@ def test_a_launch_finds_on_disk_what_was_compiled(cache: Path) -> None:
 def test_a_launch_of_every_tunable_kernel_finds_it_on_disk(
     tunable: Tunable[Any], cache: Path
 ) -> None:
-    # The first candidate of our own kernel: the default may be the library's.
+    # The first candidate of our kernel: the default may be the library's.
     candidate = next(
         c for c in tunable.candidates
         if tunable.function in [launch.name for launch in tunable.launches(c)]

@@ -1,4 +1,4 @@
-"""A kernel's digest follows what it computes, and nothing else."""
+"""A kernel's digest depends on what it computes and on nothing else."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def of(tmp_path: Path) -> Of:
         ("    return shifted", '    """Of a function\n    that is called."""\n    return shifted'),
         ("X + at, mask=at < n, other=0.0)", "X + at,\n        mask=(at < n), other=0.0\n    )"),
         ("UNUSED = tl.constexpr(7)", "UNUSED = tl.constexpr(8)"),
-        # A local name is no constant of the file.
+        # A local name is not a constant of the file.
         ("UNUSED = tl.constexpr(7)", "x = tl.constexpr(7)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The lookup kernel as GPUs would get it."""
+"""The lookup kernel compiled for GPUs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from fastgrow.kernels import embedding as kernels  # noqa: E402
 from fastgrow.kernels.calls import EmbeddingCall  # noqa: E402
 
-# Triton 3.6 loads each value once for itself and lays them out for the store through shared memory;
-# 3.7 loads them where they are stored.
+# Triton 3.6 loads each value once and rearranges them for the store through shared memory; 3.7
+# loads them in the layout of the store.
 PASSED_ON = 8192 if triton.__version__.startswith("3.6.") else 0
 
 

@@ -1,4 +1,4 @@
-"""Grids that CUDA takes, however many rows, sequences and heads there are."""
+"""Grids are within CUDA's limits for any number of rows, sequences and heads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs the tests of `interpreted/` under Triton's interpreter.
 
-A process either interprets kernels or compiles them, and decides when it imports Triton. The quick
-tests share one, because starting it takes as long as most files' tests do.
+A process either interprets kernels or compiles them, which is decided when it imports Triton. The
+quick tests share one process, because starting it takes as long as the tests of most files.
 """
 
 from __future__ import annotations

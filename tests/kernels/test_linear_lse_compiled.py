@@ -1,4 +1,4 @@
-"""Kernels of a head's loss as GPUs would get them: they compile, fit and do not spill."""
+"""Kernels of a head's loss compiled for GPUs: they compile, fit and do not spill."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def launches(
     mean: bool = False,
     vocabulary: int = VOCABULARY,
 ) -> list[Launch]:
-    """Everything that both ways to a loss launch."""
+    """Return all launches of both implementations of the loss."""
     given = (
         [empty(rows, width, dtype=dtype)] * heads,
         [empty(vocabulary, width, dtype=dtype)] * heads,
@@ -79,12 +79,12 @@ def test_head_of_the_reference() -> None:
 
 @pytest.mark.parametrize("vocabulary", [1, 100, 200])
 def test_one_tile_of_words(vocabulary: int) -> None:
-    """Integers that are 1 reach a kernel as constants."""
+    """Integers equal to 1 are constants in a kernel."""
     check(BF16, 90, rows=64, mean=True, vocabulary=vocabulary)
 
 
 def test_issue_slots_beside_the_products() -> None:
-    """Instructions that the loop over features issues for each of its matrix instructions.
+    """Limit the instructions that the loop over features issues per matrix instruction.
 
     One of m64n256k16 keeps the matrix unit busy for 128 cycles, in which a scheduler issues up to
     128 instructions for each of its warps.

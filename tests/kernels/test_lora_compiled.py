@@ -1,4 +1,4 @@
-"""The LoRA kernels as GPUs would get them: they compile, fit and do not spill."""
+"""The LoRA kernels compiled for GPUs: they compile, fit and do not spill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 def launches(dtype: torch.dtype, n: int, width: int, out: int, rank: int) -> list[Launch]:
-    """What a training step launches: y, dx, da and db."""
+    """Return the launches of a training step: y, dx, da and db."""
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -52,7 +52,7 @@ def check(
 
 @pytest.mark.parametrize("of_input", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_instructions_of_the_product(of_input: bool) -> None:
-    """A thread's in the loop over the features, of the forward pass or for the gradient of x."""
+    """Limit a thread's instructions in the loop over features, forward or for the gradient of x."""
     compiled = compile_for(launches(BF16, 512, 1024, 1024, 16)[of_input], 90)
     assert compiled.spills == 0
     loop = max(compiled.loops("HGMMA"), key=len)
@@ -80,7 +80,7 @@ def test_odd_sizes_and_ranks() -> None:
 
 @pytest.mark.slow
 def test_candidates_do_not_spill() -> None:
-    """One bucket of each kernel: of the narrow ones the larger."""
+    """One bucket of each kernel; for the narrow kernel the larger one."""
     first = {tunable.kernel: tunable for tunable in lora_tuning.tunables(90)}
     assert set(first) == {"lora_forward", "lora_d_input", "lora_narrow"}
     for tunable in first.values():

@@ -1,4 +1,4 @@
-"""The feed-forward layer's kernels as GPUs would get them: they compile, fit and do not spill."""
+"""The feed-forward layer's kernels compiled for GPUs: they compile, fit and do not spill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = 16384
 def check(
     activation: str, dtype: torch.dtype, capability: int, dim: int = 1024, width: int = 4096
 ) -> None:
-    """Everything the layer may launch by its own rules; fp32 is the library's."""
+    """Return all launches of the layer by its default rules; in fp32 the library is used."""
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -41,7 +41,7 @@ def check(
     assert (frozen.fused, kept.fused) == ((1, 1) if dtype == F32 else (2, 1))
     second = mlp.default_product("mlp_output", dtype, "residual")
     if dtype != F32:
-        # Not what the rule takes, but a table may.
+        # The rule does not choose this, but a table may.
         second = mlp.ProductChoice(second.block_m, second.block_n, 64, 8, 8, 3)
 
     def layer() -> None:
@@ -72,10 +72,10 @@ def test_gelu_in_training() -> None:
 
 
 def test_two_gradient_tiles_fit_an_sm() -> None:
-    """One multiplies while the other is in its epilogue; registers and shared memory of both fit.
+    """Two programs fit a multiprocessor: one multiplies while the other is in its epilogue.
 
-    And the epilogues' instructions: those of a whole kernel outside its loop, for an element of a
-    thread; beside a product they cost what the matrix units wait for.
+    The test also limits the epilogue's instructions, those of a kernel outside its loop, per
+    element of a thread, because the matrix units are idle while they run.
     """
     x = torch.empty(ROWS, 1024, dtype=BF16, device="meta")
     down = torch.empty(1024, 4096, dtype=BF16, device="meta")
@@ -91,7 +91,7 @@ def test_two_gradient_tiles_fit_an_sm() -> None:
 
 
 def per_element(launch: Launch, compiled: Compiled) -> float:
-    """Instructions of a thread outside the loop, for each element of the tile that it holds."""
+    """Return a thread's instructions outside the loop per element of its tile."""
     tile = launch.arguments["BLOCK_M"] * launch.arguments["BLOCK_N"]
     (loop,) = compiled.loops("HGMMA")
     code = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+\S.*;", compiled.sass, re.MULTILINE)
@@ -119,7 +119,7 @@ def test_sizes_that_are_no_multiples_of_tiles() -> None:
 
 @pytest.mark.parametrize(("dim", "width"), [(1000, 4096), (1024, 2730)])
 def test_rows_that_are_no_whole_vectors_are_the_library_s(dim: int, width: int) -> None:
-    """Beside an epilogue such loads spill hundreds of registers."""
+    """Together with an epilogue such loads spill hundreds of registers."""
     x, pre = (torch.empty(ROWS, n, dtype=BF16, device="meta") for n in (dim, width))
     up = torch.empty(width, dim, dtype=BF16, device="meta")
 
@@ -131,7 +131,7 @@ def test_rows_that_are_no_whole_vectors_are_the_library_s(dim: int, width: int) 
 
 
 def products() -> list[Tunable[mlp.ProductChoice]]:
-    """Those whose launches compile to code of their own, which a batch's length does not change."""
+    """Return the tunables whose launches compile to different code, for one batch length."""
     return [
         t
         for t in tuning.tunables(90)

@@ -1,4 +1,4 @@
-"""The norms' kernels as GPUs would get them: they compile, fit, do not spill and move vectors."""
+"""The norms' kernels compiled for GPUs: they compile, fit, do not spill and move vectors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def launches(
     residual: bool = True,
     frozen: bool = False,
 ) -> list[Launch]:
-    """Everything that a training step launches."""
+    """Return all launches of a training step."""
     x = torch.empty(ROWS, dim, dtype=dtype, device="meta")
     weight = torch.empty(dim, dtype=parameters, device="meta")
     statistics = torch.empty(ROWS, device="meta")
@@ -53,9 +53,9 @@ def check(found: list[Launch], capability: int) -> dict[str, Compiled]:
 
 
 def vectors(compiled: Compiled) -> dict[str, int]:
-    """How many instructions move 16 bytes between a thread and the GPU's memory, and how many less.
+    """Count the instructions that move 16 bytes between a thread and GPU memory, and fewer bytes.
 
-    Loads that pass by shared memory (LDGSTS) are loads.
+    Loads to shared memory (LDGSTS) count as loads.
     """
     found = {"load": 0, "narrow load": 0, "store": 0, "narrow store": 0}
     for line in compiled.sass.splitlines():
@@ -66,7 +66,7 @@ def vectors(compiled: Compiled) -> dict[str, int]:
 
 
 def test_bytes_move_in_vectors_and_once() -> None:
-    """bf16, 1,024 features, on sm_90: what a thread loads and stores of a tile, and no more."""
+    """bf16, 1,024 features, sm_90: a thread loads and stores its part of a tile and no more."""
     binaries = check(launches(1024, BF16, BF16), 90)
     # One warp holds a row: 8 features a vector, 4 vectors of a thread. x, residual and twice weight
     # and bias; then y and the sum. mean and rstd of the row are the narrow stores.
@@ -84,7 +84,7 @@ def test_bytes_move_in_vectors_and_once() -> None:
 
 
 def test_programs_of_a_multiprocessor_fit_its_registers() -> None:
-    """A program that has to wait for another would double the time of the pass."""
+    """A program that has to wait for another one would double the time of the pass."""
     for dim in (256, 1024, 4096):
         (launch,) = [x for x in launches(dim, BF16, BF16) if x.name == "backward_kernel"]
         rows = norm.backward_rows(dim)
@@ -99,7 +99,7 @@ WIDTHS = (32, 100, 768, 1600, 4096, 8192, 65536)
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize("dim", WIDTHS)
 def test_the_most_registers_everywhere(dim: int, capability: int) -> None:
-    """Parameters in fp32 beside rows of bf16 leave the fewest."""
+    """Parameters in fp32 with rows in bf16 leave the fewest registers."""
     check(launches(dim, BF16, F32), capability)
 
 

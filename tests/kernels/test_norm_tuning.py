@@ -1,4 +1,4 @@
-"""What the norms' kernels offer to choose from, and that a table's choice is launched."""
+"""Candidates of the norms' kernels, and that a table's choice is launched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rotation as GPUs would get it."""
+"""The rotation compiled for GPUs."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def test_every_head_dimension(dim: int, capability: int) -> None:
         (launch,) = recorded(lambda: launchers.rotate(x, arguments, out))  # noqa: B023
         compiled = compile_for(launch, capability)
         assert compiled.spills == 0
-        # Whole vectors are written, where there are enough rows for every thread to have one.
+        # Whole vectors are written if there are enough rows for every thread to have one.
         assert length == 1 or compiled.count("STG.E.128") > 0

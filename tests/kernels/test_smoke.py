@@ -1,4 +1,4 @@
-"""The tests that a GPU runs first leave out no kernel, and no direction."""
+"""The smoke tests, which run first on a GPU, cover every kernel and direction."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_launch_is_in_a_smoke_test(
 
 
 def test_every_kernel_has_a_launcher() -> None:
-    """Else the test above would not miss it."""
+    """Otherwise the test above would not notice a missing kernel."""
     found = {kernel for _, kernel in launchers.launches()}
     assert found == launchers.kernels()
     assert len(found) > 20

@@ -1,4 +1,4 @@
-"""What the kernels offer to choose from: many configurations, and none that spills."""
+"""The kernels' candidates: many configurations, and none that spills."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_configuration_is_launched_on_the_same_inputs(
     tunable: Tunable,  # type: ignore[type-arg]
 ) -> None:
     prepared = []
-    # Making the inputs may launch, too.
+    # Making the inputs may launch kernels too.
     compile_offline.recorded(lambda: prepared.append(tunable.prepare("meta")))
     (launch,) = prepared
     launches: list[compile_offline.Launch] = []
@@ -84,7 +84,7 @@ def test_every_configuration_is_launched_on_the_same_inputs(
     assert set.intersection(*shared)
 
 
-# Arguments through which a kernel's results leave it, under the names of its functions.
+# Arguments that a kernel writes its results to, by the names of its functions.
 WRITTEN = {
     "attention_decode": {"OUT"},
     "attention_d_key": {"DK", "DV"},
@@ -94,7 +94,7 @@ WRITTEN = {
     "linear_lse_gradient": {"out"},
     "lora_d_input": {"Y"},
     "lora_forward": {"Y"},
-    # A sum of what it writes.
+    # A sum of its outputs.
     "lora_narrow": set(),
     "mlp_d_hidden": {"D_PRE", "HIDDEN"},
     "mlp_hidden": {"HIDDEN"},
@@ -107,11 +107,11 @@ WRITTEN = {
 
 @pytest.mark.parametrize("tunable", first_of_each_kernel(), ids=label)
 def test_a_launch_returns_what_it_computes(tunable: Tunable) -> None:  # type: ignore[type-arg]
-    """What is not returned could be wrong, and the configuration that makes it the fastest."""
+    """A result that is not returned could be wrong for the fastest configuration."""
     prepared: list[Callable[[object], object]] = []
     compile_offline.recorded(lambda: prepared.append(tunable.prepare("meta")))
     results: list[object] = []
-    # The last one is no library's.
+    # The last one is not the library's.
     launches = compile_offline.recorded(lambda: results.append(prepared[0](tunable.others[-1])))
     result = results[0] if isinstance(results[0], tuple) else (results[0],)
     returned = {id(tensor) for tensor in result if tensor is not None}
@@ -130,12 +130,12 @@ def test_a_build_takes_the_most_of_all_that_is_launched(monkeypatch: pytest.Monk
     default = d_key.candidates[0]
     assert d_key.build(default) == {"spills": 3, "shared": 6, "registers": 90}
     assert [d_key.build(default, code)["spills"] for code in d_key.codes(default)] == [1, 3, 2]
-    with pytest.raises(ValueError, match="attention_d_key bf16/D=32/T=1024 launches other code"):
+    with pytest.raises(ValueError, match="attention_d_key bf16/D=32/T=1024 has no launch with"):
         d_key.build(default, "of another process")
 
 
 def test_no_table_has_a_part_in_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a GPU with a table would launch what was not compiled for it."""
+    """Otherwise a GPU with a table would launch a kernel that was not compiled ahead."""
 
     def asked(gpu: str, kernel: str, key: str, kind: type) -> None:
         raise AssertionError(f"a table is asked for {kernel} {key}")
@@ -156,7 +156,7 @@ def test_what_is_left_to_the_library_compiles_nothing() -> None:
     assert output.digest == digest(output_kernel)
 
 
-def test_a_build_tells_spills() -> None:
+def test_a_build_reports_spills() -> None:
     d_key = tunable("attention_d_key", "bf16/D=32/T=1024")
     small = {"block_m": 16, "block_n": 64, "num_warps": 4, "num_stages": 2}
     assert d_key.build(small)["spills"] == 0
@@ -174,7 +174,7 @@ def test_a_build_that_needs_too_much_shared_memory_is_refused(
 
 
 def of_dtype(name: str, capability: int = 90) -> list[Tunable]:  # type: ignore[type-arg]
-    """Those that compile to different code, of a dtype."""
+    """Return the tunables of a dtype that compile to different code."""
     found = [t for t in attention_tuning.tunables(capability) if t.bucket.startswith(name)]
     return [t for t in found if "T=1024" in t.bucket and "N=256" not in t.bucket]
 

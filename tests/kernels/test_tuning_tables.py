@@ -1,4 +1,4 @@
-"""Tables of measured tiles: who reads them, which launches they serve, what is wrong with some."""
+"""Tables of measured tiles: which launches use them, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ TIMES = {"native_ms": 1.5, "other_ms": 2, "other": "compile", "source": "0123"}
 
 
 def with_times(times: object) -> str:
-    """A file that says such a thing of the extension's operations, too."""
+    """Return a file with this entry for the extension's operations too."""
     return json.dumps(table() | {"native": {"mean_argmax": {"bf16/full/N=64": times}}})
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the table of a GPU is looked for that tensors without content stand for."""
+    """Return the path of the table for a fake GPU, which `meta` tensors are on."""
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     monkeypatch.setattr(tuned, "gpu_name", lambda device: "NVIDIA Abacus 9")
     tuned.forget()
@@ -232,7 +232,7 @@ def test_a_choice_is_made_once_until_tables_are_read_again() -> None:
 
 
 def test_with_autotuning_a_choice_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be measured now may be later."""
+    """A configuration that cannot be measured now may be measured later."""
     monkeypatch.setattr(tuned, "AUTOTUNING", True)
     asked = []
 

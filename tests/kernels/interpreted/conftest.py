@@ -1,7 +1,7 @@
 """Tests of what kernels compute.
 
-They run on a GPU where there is one; without, in a process of their own under TRITON_INTERPRET=1,
-which `tests/kernels/test_interpreted.py` starts. Anywhere else they are not collected.
+They run on a GPU if there is one; otherwise in a separate process under TRITON_INTERPRET=1, which
+`tests/kernels/test_interpreted.py` starts. In other processes they are not collected.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-# Without a workspace of its own cuBLAS refuses to be deterministic under older releases of torch;
-# it reads this when it is first used.
+# With older releases of torch, cuBLAS needs this variable for deterministic algorithms. It is read
+# when cuBLAS is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,7 +25,7 @@ collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test
 
 
 def round_bf16() -> None:
-    """Let the interpreter round to bf16 as a GPU does, to nearest even; its own way cuts off."""
+    """Make the interpreter round to bf16 to nearest even as a GPU does, instead of truncating."""
     from triton import language as tl
     from triton.runtime import interpreter
 
@@ -45,7 +45,7 @@ if INTERPRETED:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Uninterpreted they are the tests of the kernels on a device: `-m gpu` chooses them."""
+    """Mark the tests `gpu` if they are not interpreted: they test the kernels on a device then."""
     for item in items:
         if not INTERPRETED and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.gpu)
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Every uninitialised tensor is full of NaN, so that what a kernel leaves out shows."""
+    """Fill every uninitialised tensor with NaN, so that elements not written are detected."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -61,7 +61,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def rules_are_asked_again() -> Iterator[None]:
-    """Tests that put other rules in the place of the launchers' leave no choice behind."""
+    """Clear cached choices after tests that replace the launchers' rules."""
     yield
     from fastgrow.kernels import tuned
 

@@ -1,4 +1,4 @@
-"""Two gloo processes on this machine that train one layer; what they came to, on disk."""
+"""Two gloo processes on this machine that train one layer and write their results to disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROCESSES = 2
 
 
 def replicated(operation: str, rank: int) -> dict[str, Tensor]:
-    """The gradients under DistributedDataParallel, each process with rows of its own."""
+    """The gradients under DistributedDataParallel, with different rows in each process."""
     layer = Layer(operation)
     replica = DistributedDataParallel(layer)
     loss_of(replica(batch().chunk(PROCESSES)[rank])).backward()

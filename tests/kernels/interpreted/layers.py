@@ -1,6 +1,6 @@
-"""A layer around each operation, for what every operation has to live with in a model.
+"""A layer around each operation, to test operations under the conditions of a model.
 
-An operation joins by a line in LAYERS.
+To add an operation, add a line to LAYERS.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def join(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-# A copy from the host waits for the device, and no CUDA graph may hold one: what comes from there
-# is made once.
+# A copy from the host waits for the device and cannot be captured in a CUDA graph, so tensors from
+# the host are made once.
 @functools.cache
 def rotation(device: torch.device) -> ops.RopeTable:
     return ops.rope_table(TOKENS, WIDTH // HEADS, device=device)
@@ -40,7 +40,7 @@ def ids(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int32, device=device)
 
 
-# Made here, and not first under torch.export, whose tensors hold no numbers.
+# Made here and not under torch.export, whose tensors have no data.
 rotation(torch.empty(0, device=DEVICE).device)
 
 
@@ -54,7 +54,7 @@ def attend_within_a_window(a: Tensor, b: Tensor, impl: str) -> Tensor:
 
 
 def attend_in_padded_rows(a: Tensor, b: Tensor, impl: str) -> Tensor:
-    """Of 4 rows, padded at the end, at the start, at both or nowhere."""
+    """Four rows, padded at the end, at the start, at both or not at all."""
     lengths, starts = ids((TOKENS, 20, 9, TOKENS), a.device), ids((0, 3, 0, 7), a.device)
     return attend(a, b, impl, lengths=lengths, starts=starts)
 
@@ -64,7 +64,7 @@ def attend_at_positions(a: Tensor, b: Tensor, impl: str) -> Tensor:
 
 
 def attend_within_documents(a: Tensor, b: Tensor, impl: str) -> Tensor:
-    """The rows as one, of three documents."""
+    """The rows as one row of three documents."""
     q, k = (split(x.reshape(1, -1, WIDTH)) for x in (a, b))
     documents = ids((0, 7, 31, q.shape[2]), a.device)
     return join(ops.attention(q, k, k, cu_seqlens=documents, impl=impl)).view(a.shape)
@@ -109,7 +109,7 @@ def cross_entropy(a: Tensor, b: Tensor, impl: str) -> Tensor:
 
 
 def mean_cross_entropy(a: Tensor, b: Tensor, impl: str) -> Tensor:
-    """One loss for all tokens, whose gradients are made beside it."""
+    """One loss for all tokens, whose gradients are computed together with it."""
     targets = torch.arange(a.shape[1], device=a.device).expand(a.shape[:2])
     loss = ops.linear_cross_entropy(a, b[0] / 2, targets, impl=impl)
     return loss.to(a.dtype).expand(a.shape[:2])
@@ -136,7 +136,7 @@ LAYERS: dict[str, tuple[Function, str]] = {
     "linear_cross_entropy": (cross_entropy, "triton"),
     "lora_linear": (low_rank, "triton"),
 }
-# What else has to be launched as the caller's stream and a CUDA graph want it.
+# Other functions that must launch on the caller's stream and work in a CUDA graph.
 LAUNCHES: dict[str, tuple[Function, str]] = {
     **LAYERS,
     "attention by a library": (attend, "sdpa"),
@@ -176,10 +176,10 @@ def batch(rows: int = 4) -> Tensor:
 
 
 def loss_of(y: Tensor) -> Tensor:
-    """One that not every element of y has the same gradient in."""
+    """Return a loss in which the elements of y have different gradients."""
     return (y.float() * torch.linspace(-1, 1, y.shape[-1], device=y.device)).square().mean()
 
 
 def gradients(layer: nn.Module) -> dict[str, Tensor]:
-    """The gradients there are, by the parameters' names."""
+    """Return the gradients that are not None, by the parameters' names."""
     return {n: p.grad.clone() for n, p in layer.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""Attention on values made to break it, row by row: huge scores, equal keys, no numbers at all.
+"""Attention on values made to break it, row by row: huge scores, equal keys, NaN and infinities.
 
 Forward, backward and decoding, against the formula in fp64 over the keys that each query sees.
 """
@@ -18,7 +18,7 @@ from fastgrow.ops import attention, rope, rope_table
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 INF, NAN = float("inf"), float("nan")
 DIM = 32
-# Two tiles of queries and of keys, so that whole blocks are left out, and a short last one.
+# Two tiles of queries and of keys, so that whole blocks are skipped, and a short last one.
 TRAINING = (70, 70)
 # Several of the blocks that decoding reads at a time, in any dtype, and a short last one.
 DECODING = (3, 22 + 8 * max(attention_tiles.block_n_of(DIM, dtype) for dtype in (F32, BF16, F16)))
@@ -60,13 +60,13 @@ def infinite_key(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def key_that_no_query_wants(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """A score of -inf for everyone: a weight of exactly 0, and numbers everywhere else."""
+    """A key with a score of -inf for all queries: its weight is 0, all results are finite."""
     q[..., 1] = q[..., 1].abs() + 0.1
     k[0, 0, 66, 1] = -INF
 
 
 def no_key_that_a_query_wants(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Every score that is seen is -inf, which is not the same as to see no key."""
+    """Every score that is seen is -inf, which is different from seeing no key."""
     q[..., 1] = q[..., 1].abs() + 0.1
     k[..., 1] = -INF
 
@@ -107,7 +107,7 @@ def make(change: Callable[..., None], lengths: tuple[int, int], dtype: torch.dty
 
 
 def over_what_is_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The formula, one query after the other, without a trace of later keys."""
+    """The formula, one query after the other, only over the keys that it sees."""
     before = k.shape[2] - q.shape[2]
     rows = []
     for i in range(q.shape[2]):
@@ -120,9 +120,9 @@ def over_what_is_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def uncertainties(
     q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, dtype: torch.dtype = F32
 ) -> list[Tensor]:
-    """What fp32 leaves unknown of each number of out, dq, dk and dv (fp64 in, fp64 out).
+    """Return the uncertainty in fp32 of each element of out, dq, dk and dv (in fp64).
 
-    A score of the size s, computed twice, leaves a weight w unknown by w · s · eps, and each
+    A score of size s, computed twice, gives a weight w the uncertainty w · s · eps, and each
     product of w with a number, and of dout with v, is rounded. So with a = |dout| · |v|ᵀ and
     the gradient of a score ds = w ∘ (dout · vᵀ − Σ w ∘ dout · vᵀ):
 

@@ -158,7 +158,7 @@ def test_agrees_with_truth_on_the_full_grid(case: Case) -> None:
 
 
 def test_uninitialised_memory_is_poisoned() -> None:
-    """The fixture that makes forgotten outputs visible works."""
+    """The fixture that detects outputs that are not written works."""
     assert torch.empty(5).isnan().all()
 
 
@@ -170,7 +170,7 @@ def test_first_row_and_equal_keys_are_exact() -> None:
 
 
 def test_scores_past_any_power_of_two_do_not_overflow() -> None:
-    """bf16 goes without a running maximum only where the norms allow it."""
+    """bf16 omits the running maximum only if the norms allow it."""
     q, k, v = (torch.randn(1, 1, 70, 32, device=DEVICE).to(BF16) for _ in range(3))
     table = rope_table(70, 32, device=DEVICE)
     out = attention(q * 50, k, v, rope=table, scale=1.0, impl="triton")
@@ -311,7 +311,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
 
 
 def test_contents_out_of_range_are_clamped() -> None:
-    """They are not looked at on the host; nothing outside of the tensors may be touched."""
+    """The host does not check them; no memory outside the tensors may be accessed."""
     q = torch.randn(1, 1, 20, 16, device=DEVICE)
     table = rope_table(20, 16, device=DEVICE)
     far = torch.full((20,), 10**6, device=DEVICE)

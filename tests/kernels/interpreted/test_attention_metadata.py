@@ -1,4 +1,4 @@
-"""Attention's tables, positions and lengths wherever they stand; values near its bounds."""
+"""Attention's tables, positions and lengths at any address; values near its bounds."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_fp32_products_follow_torch_s_newer_switch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
     before = torch.backends.cuda.matmul.fp32_precision
     try:
-        for wish, given in (("tf32", "tf32"), ("ieee", "ieee")):
-            torch.backends.cuda.matmul.fp32_precision = wish
+        for setting, given in (("tf32", "tf32"), ("ieee", "ieee")):
+            torch.backends.cuda.matmul.fp32_precision = setting
             assert dot_precision(torch.float32) == given
             assert dot_precision(torch.bfloat16) == "ieee"
     finally:

@@ -1,4 +1,4 @@
-"""Attention on tensors that reach over more than 2³¹ elements, of which little is in memory."""
+"""Attention on tensors that span more than 2³¹ elements, most of which are not in memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stride(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def place(stride: str, tmp_path: Path) -> Place:
-    """Moves a tensor [B, H, T, D] to where one of its strides takes it past 2³¹ elements."""
+    """Copy a tensor [B, H, T, D] so that one of its strides reaches beyond 2³¹ elements."""
     far = STRIDES.index(stride)
     files = 0
 

@@ -1,4 +1,4 @@
-"""FASTGROW_AUTOTUNE=1 with real launches; what does not need a GPU is in test_autotune.py."""
+"""FASTGROW_AUTOTUNE=1 with real launches; tests without a GPU are in test_autotune.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(autotune, "all_tunables", two_of_each)
     monkeypatch.setattr(tuned, "AUTOTUNING", True)
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "nothing")
-    # It measures nothing where runs are to be the same.
+    # Nothing is measured with deterministic algorithms.
     torch.use_deterministic_algorithms(False)
     tuned.forget()
     with knobs.cache.scope():

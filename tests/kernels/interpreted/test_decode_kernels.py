@@ -1,4 +1,4 @@
-"""Attention of a few queries over a cache, split over the keys, against the eager formula."""
+"""Attention of few queries over a cache, split over the keys, against the eager formula."""
 
 from __future__ import annotations
 

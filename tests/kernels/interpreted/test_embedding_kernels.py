@@ -19,7 +19,7 @@ VOCABULARY = 40
 
 
 def tables(n_bits: int) -> dict[str, tuple[Tensor | None, dict[str, Any]]]:
-    """A table of each kind with the options it wants."""
+    """Return a table of each kind with its options."""
     generator = torch.Generator().manual_seed(0)
     packed = torch.randint(256, (VOCABULARY, -(-n_bits // 8)), generator=generator).byte()
     codes = torch.randint(1 << min(n_bits, 31), (VOCABULARY,), generator=generator)
@@ -75,7 +75,7 @@ def test_strided_tables_and_ids() -> None:
 
 @pytest.mark.parametrize("kind", tables(8))
 def test_ids_out_of_range_are_clamped(kind: str) -> None:
-    """They are not looked at on the host; nothing outside of the table may be touched."""
+    """The host does not check them; no memory outside the table may be accessed."""
     table, options = tables(6)[kind]
     if table is None:
         options["vocab_size"] = VOCABULARY
@@ -139,7 +139,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length() -> N
 
 @pytest.mark.skipif(not INTERPRETED, reason="the table lies in a sparse file")
 def test_offsets_past_two_to_the_31(tmp_path: Path) -> None:
-    # A file takes the room of what is written to it.
+    # A sparse file uses disk space only for what is written to it.
     size = (1 << 31) + 64
     storage = torch.from_file(str(tmp_path / "far"), shared=True, size=size, dtype=torch.uint8)
     table = storage.view(-1, 2)

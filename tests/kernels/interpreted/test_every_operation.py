@@ -1,4 +1,4 @@
-"""Every operation that has a kernel through the shared harness."""
+"""Run the shared harness for every operation that has a kernel."""
 
 from __future__ import annotations
 

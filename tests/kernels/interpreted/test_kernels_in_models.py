@@ -44,7 +44,7 @@ def test_the_same_bits_twice_where_torch_is_deterministic(operation: str) -> Non
 
 
 class Calls(TorchDispatchMode):
-    """Our operators that run inside."""
+    """Return the fastgrow operators that run inside the call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def test_processes_average_their_gradients(
         for name, gradient in found.items():
             mean = (own[0][name] + own[1][name]) / 2
             assert not torch.allclose(mean, own[0][name], rtol=1e-3), name
-            # Sums over rows, in an order of their own: units of 2^-24 of the largest.
+            # Sums over rows in a different order: units of 2^-24 of the largest.
             torch.testing.assert_close(
                 gradient, mean, rtol=1e-5, atol=1e-5 * float(mean.abs().max())
             )

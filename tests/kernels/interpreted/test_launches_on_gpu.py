@@ -1,4 +1,4 @@
-"""What a GPU alone can show of every operation: CUDA graphs, streams, other devices, no waiting."""
+"""Tests of every operation that need a GPU: CUDA graphs, streams, other devices, no waiting."""
 
 from __future__ import annotations
 

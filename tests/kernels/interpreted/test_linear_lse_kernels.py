@@ -115,7 +115,7 @@ def check(case: Case, impl: str, op: str) -> None:
     eager = run(case, inputs, "eager", op)
     result = run(case, inputs, impl, op)
     logits = exact_logits(case, inputs["leaves"])
-    # A probability is exp of a logit, which fp32 knows to its size · eps.
+    # A probability is exp of a logit, whose error in fp32 is its size · eps.
     condition = float(logits.abs().max())
     # Logits in memory, or h times its weight, are rounded to half precision.
     in_half = case.dtype != F32 and (impl == "cublas" or len(case.d) > 1)
@@ -241,7 +241,7 @@ def test_slices_of_the_vocabulary_and_parts_of_the_rows_add_up(
 
 @pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_logits_of_several_heads_are_not_rounded(impl: str) -> None:
-    """Their standard deviation is 20, which bfloat16 knows to 0.06; shares of 1/4 are exact."""
+    """Their standard deviation is 20, rounded by 0.06 in bfloat16; shares of 1/4 are exact."""
     case = Case(130, (32,) * 4, 90, BF16, bias=False, scale=40.0)
     inputs = random_inputs(case)
     truth, result = run(case, inputs, "eager", "loss", wide=True), run(case, inputs, impl, "loss")
@@ -278,7 +278,7 @@ def test_targets_elsewhere_have_no_logit_and_no_gradient() -> None:
 
 @pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_a_loss_of_targets_out_of_range_is_nan(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU they are not looked at on the host; nothing outside of the tensors is touched."""
+    """On a GPU the host does not check them; no memory outside the tensors is accessed."""
     monkeypatch.setattr(cublas, "check_targets_in_range", lambda call: None)
     h, weight = torch.randn(4, 16, device=DEVICE), torch.randn(20, 16, device=DEVICE)
     targets = torch.tensor([3, 20, IGNORED, -1], device=DEVICE)
@@ -289,7 +289,7 @@ def test_a_loss_of_targets_out_of_range_is_nan(impl: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("impl", ["triton", "cublas"])
 def test_infinite_logits_follow_the_formula(impl: str) -> None:
-    """A bias of −inf takes words out of the vocabulary; +inf leaves no number for its row."""
+    """A bias of −inf removes words from the vocabulary; an infinite input gives NaN."""
     torch.manual_seed(0)
     h, weight = torch.randn(5, 16), torch.randn(600, 16)
     bias = torch.randn(600)
@@ -314,7 +314,7 @@ def test_infinite_logits_follow_the_formula(impl: str) -> None:
 
 
 def test_offsets_past_2_to_the_31() -> None:
-    """Rows so far apart that 32 bits cannot tell where the third one lies."""
+    """Rows so far apart that the third one's offset does not fit 32 bits."""
     apart, width = 2**30 + 64, 40
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:

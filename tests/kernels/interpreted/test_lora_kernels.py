@@ -238,7 +238,7 @@ def test_offsets_past_two_to_the_31(tmp_path: Path) -> None:
     from fastgrow.kernels.lora import low_rank_product, narrow_product
 
     apart = 1 << 30
-    # A file takes the room of what is written to it.
+    # A sparse file uses disk space only for what is written to it.
     storage = torch.from_file(str(tmp_path / "far"), shared=True, size=3 * apart + 64, dtype=F32)
 
     def spread(rows: Tensor) -> Tensor:

@@ -102,10 +102,10 @@ def run(case: Case, tensors: dict[str, Tensor], impl: str) -> dict[str, Tensor]:
 
 
 def make_products(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
-    """Let our kernels make every product, or none."""
+    """Use our kernels for every product, or for none."""
     product = launchers.ProductChoice(128, 128, 64, 8, 4, 1, 2 if fused else 1)
     monkeypatch.setattr(launchers, "default_product", lambda *args, **kwargs: product)
-    # What the rules said before is kept.
+    # Earlier choices of the rules are cached.
     tuned.forget()
 
 
@@ -144,7 +144,7 @@ def layer(activation: str = "gelu", **needed: bool) -> dict[str, Any]:
 def test_extreme_inputs_follow_the_formula(
     activation: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NaN and infinity pass; tails neither overflow nor give NaN."""
+    """NaN and infinity propagate; tails neither overflow nor give NaN."""
     make_products(monkeypatch, fused)
     one = torch.ones(1, 1, device=DEVICE)
     numbers = [-1e4, -50.0, -9.0, -0.0, 0.0, 1e-30, 9.0, 50.0, 1e4, float("nan")]
@@ -262,7 +262,7 @@ def test_double_backward_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_autocast_computes_in_its_dtype(dtype: torch.dtype) -> None:
-    """The residual is added as it is; parameters get gradients of their own dtype."""
+    """The residual is added unchanged; parameters get gradients in their dtype."""
     arguments = layer("swiglu", residual=True, **dict.fromkeys(("x", *WEIGHTS), True))
     leaves = [t for t in arguments.values() if isinstance(t, Tensor)]
     results = {}

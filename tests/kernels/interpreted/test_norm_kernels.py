@@ -131,7 +131,7 @@ def check(case: Case) -> None:
             result[name],
             eager[name],
             truth[name],
-            # The mean, and with it every difference from it, is known to an ulp of the offset.
+            # The error of the mean, and so of every difference from it, is an ulp of the offset.
             condition=max(1.0, case.offset),
             terms=terms if name in ("d x", "d residual") else 0.0,
         )
@@ -199,7 +199,7 @@ def test_frozen_inputs_get_no_gradient_and_the_others_the_same(needed: str, dim:
     leaves = {name: x.clone().requires_grad_(name in needed) for name, x in inputs.items()}
     y, total = ops.layer_norm(**leaves, impl="triton")
     frozen = not {"x", "residual"} & set(needed.split())
-    # Else blocks above a frozen sum would compute its gradient.
+    # Otherwise blocks above a frozen sum would compute its gradient.
     assert total.requires_grad != frozen
     kept = y.grad_fn.saved_tensors  # type: ignore[union-attr]
     assert bool(kept) == (needed != "bias")
@@ -281,7 +281,7 @@ def test_one_row_without_a_leading_axis_and_expanded_rows() -> None:
 
 @pytest.mark.skipif(not INTERPRETED, reason="the memory of a device is no sparse file")
 def test_rows_more_than_two_to_the_31_elements_apart(tmp_path: Path) -> None:
-    """A file with holes, of which four rows are touched."""
+    """A sparse file, of which four rows are written."""
     size = 3 * 2**30 + 16
     far = torch.from_file(str(tmp_path / "x"), shared=True, size=size, dtype=F16)
     x = far.as_strided((4, 16), (2**30, 1))
@@ -323,7 +323,7 @@ def test_autocast_gives_the_dtypes_of_torch(norm: str) -> None:
 
 
 @pytest.mark.parametrize("wide", ["weight", "bias"])
-def test_a_float32_parameter_beside_one_in_bf16_keeps_its_gradient(wide: str) -> None:
+def test_a_float32_parameter_with_one_in_bf16_keeps_its_gradient(wide: str) -> None:
     inputs, gradients = make(Case(rows=9, dim=24, dtype=BF16, residual=False))
     inputs[wide] = inputs[wide].float()
     with torch.autocast(DEVICE, BF16):
@@ -451,7 +451,7 @@ def test_a_graph_of_a_gpu_captures_it() -> None:
 
 
 def test_a_thousand_equal_rows_sum_to_a_thousand_times_one() -> None:
-    """Sums over rows run in fp32 whatever the dtype: in bf16 they would stop at 256."""
+    """Sums over rows are fp32 for every dtype: in bf16 they would stop at 256."""
     x = torch.randn(1, 8).expand(1000, 8).to(DEVICE).to(BF16).contiguous()
     weight = torch.ones(8, device=DEVICE, requires_grad=True)
     y = ops.layer_norm(x, weight, weight.detach().requires_grad_(), impl="triton")

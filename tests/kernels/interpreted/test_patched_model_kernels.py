@@ -1,4 +1,4 @@
-"""A patched model on the attention kernels: the strides and rules that transformers gives them."""
+"""A patched model on the attention kernels: with the strides and rules that transformers passes."""
 
 from __future__ import annotations
 

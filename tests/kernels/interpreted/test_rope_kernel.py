@@ -42,7 +42,7 @@ SIZES += [pytest.param(32, 32, dtype, marks=pytest.mark.slow) for dtype in (F32,
 @pytest.mark.parametrize("kind", IDS)
 @pytest.mark.parametrize(("dim", "rotated", "dtype"), SIZES)
 def test_agrees_with_the_formula(kind: str, dim: int, rotated: int, dtype: torch.dtype) -> None:
-    # As projections leave it.
+    # The layout of projections.
     x = random(2, 37, 3, dim, dtype=dtype).transpose(1, 2).requires_grad_()
     ids, rope = ids_of(kind), table(rotated)
     offset = 0 if ids is not None else POSITIONS - 37
