@@ -321,16 +321,16 @@ def test_width_follows_the_substrate(substrate: TinySubstrate) -> None:
 
 def test_misfits_are_refused(substrate: TinySubstrate) -> None:
     for changes, message in (
-        ({"vocab_size": 99}, "vocab_size is 99, but the substrate has 260"),
-        ({"n_embed": 16}, "n_embed is 16, but the substrate has 8"),
+        ({"vocab_size": 99}, "vocab_size is 99, but the substrate has 260 tokens"),
+        ({"n_embed": 16}, "n_embed is 16, but the substrate's table has only 8"),
     ):
         with pytest.raises(ConfigError, match=message):
             Decoder(small_config(**changes), substrate)
     codes = TinySubstrate()
     codes.table = (codes.table > 0).astype("float32")
-    with pytest.raises(ConfigError, match="has codes of 8 bits, which cannot be cut"):
+    with pytest.raises(ConfigError, match="has codes of 8 bits, which cannot be truncated"):
         Decoder(small_config(d_model=4, n_head=2), codes)
-    with pytest.raises(ConfigError, match="needs a substrate or a table"):
+    with pytest.raises(ConfigError, match="requires a substrate or a table"):
         Decoder(small_config())
     with pytest.raises(ConfigError, match=r"table must be of shape \[260, 'n_embed'\]"):
         Decoder(small_config(), table=torch.zeros(4, 32))

@@ -175,7 +175,7 @@ def test_any_language_model_generates(
         ([], {}, ArgumentError, "prompt must be text or integer ids"),
         (torch.zeros(1, 2, 3, dtype=torch.int64), {}, ArgumentError, r"\[T\] or \[B, T\]"),
         (torch.zeros(1, 2), {}, ArgumentError, "integer ids"),
-        ([1], {"stop": "x"}, ConfigError, "stop strings need a text prompt"),
+        ([1], {"stop": "x"}, ConfigError, "stop strings require a text prompt"),
         ("a", {"stop": ""}, ConfigError, "empty stop string"),
         ("a", {"top_k": 0}, ConfigError, "top_k"),
         ("a", {"max_new_tokens": -1}, ConfigError, "max_new_tokens must be 0 or more, got -1"),

@@ -80,7 +80,7 @@ def test_a_trainable_embedding_begins_with_the_codes(codes: Substrate) -> None:
 
 def test_codes_cannot_be_cut(codes: Substrate) -> None:
     config = DecoderConfig(len(codes), d_model=128, n_head=2, n_embed=8)
-    with pytest.raises(ConfigError, match="which cannot be cut"):
+    with pytest.raises(ConfigError, match="which cannot be truncated"):
         Decoder(config, codes)
 
 
@@ -160,7 +160,7 @@ def test_bad_input() -> None:
         (lambda: FrozenEmbedding.from_codes(3, vocab_size=9), r"vocab_size must be in \[1, 8\]"),
         (
             lambda: FrozenEmbedding.from_codes(3, codes=table[:, 0].int(), vocab_size=8),
-            "vocab_size goes without codes",
+            "vocab_size must be None if codes",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

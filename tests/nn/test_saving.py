@@ -188,7 +188,7 @@ def test_not_safetensors(saved: Path, substrate: TinySubstrate) -> None:
     ("change", "message"),
     [
         ({"kind": "ensemble"}, "holds a 'ensemble', expected a 'decoder'"),
-        ({"format": 99}, "format 99 by a later version"),
+        ({"format": 99}, "format 99 by a later version of fastgrow"),
         ({"config": 3}, "'config' is missing or not a dict"),
         ({"config": {"vocab_size": 260, "depth": 1}}, r"config\.json: .*unknown field 'depth'"),
         ({"config": {"vocab_size": "many"}}, r"config\.json: .*vocab_size must be"),

@@ -189,18 +189,18 @@ def test_sdpa_takes_masks(floating: bool, causal: bool, kv: int) -> None:
 HALF, D32, D128 = torch.bfloat16, 32, 128
 CALLS: list[tuple[dict[str, Any], bool, str]] = [
     # Training, at any head dimension.
-    ({"dim": D32, "gradient": True}, False, "7 products and 2 exponentials a score, ours 9 and 3"),
-    ({"dim": D128, "gradient": True}, False, "ours 9 and 3"),
-    ({"dim": D32, "gradient": True, "no_grad": True}, True, "made for larger heads"),
+    ({"dim": D32, "gradient": True}, False, "7 products and 2 exponentials per score, Triton 9 and 3"),
+    ({"dim": D128, "gradient": True}, False, "Triton 9 and 3"),
+    ({"dim": D32, "gradient": True, "no_grad": True}, True, "optimised for larger heads"),
     # Inference.
-    ({"dim": D32}, True, "made for larger heads"),
-    ({"dim": D128}, False, "made for this head dimension"),
-    ({"dim": D32, "dtype": torch.float32}, False, "made for this head dimension"),
+    ({"dim": D32}, True, "optimised for larger heads"),
+    ({"dim": D128}, False, "optimised for this head dimension"),
+    ({"dim": D32, "dtype": torch.float32}, False, "optimised for this head dimension"),
     # Few queries.
-    ({"tq": 1, "dim": D128}, True, "a launch more"),
+    ({"tq": 1, "dim": D128}, True, "one more launch"),
     ({"tq": 1, "dim": D128, "rope": False}, False, "in as many launches"),
     ({"tq": 1, "dim": D32, "rope": False}, False, "in as many launches"),
-    ({"tq": 1, "dim": D32, "rope": False, "tk": 1000}, True, "made for larger heads"),
+    ({"tq": 1, "dim": D32, "rope": False, "tk": 1000}, True, "optimised for larger heads"),
     ({"tq": 1, "dim": D128, "rope": False, "kv": 1}, False, "in as many launches"),
     ({"tq": 4, "dim": D128, "rope": False, "kv": 1, "causal": False}, True, "once for all"),
     ({"tq": 4, "dim": D128, "rope": False, "causal": False}, False, "in as many launches"),

@@ -65,7 +65,7 @@ def _debug(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             lambda: attend_documents(0, 5, 7),
-            "attention: cu_seqlens must be 8, the tokens, at its end, got 7 at [2]",
+            "attention: cu_seqlens must be 8 (number of tokens) at its end, got 7 at [2]",
         ),
         (lambda: attend_documents(0, 9), "at its end, got 9 at [1]"),
         (

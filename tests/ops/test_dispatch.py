@@ -96,7 +96,7 @@ def test_blanket_override_passes_by_operations_without_that_implementation(
 def test_forced_choice_that_cannot_run_raises_with_the_reason(double: Operation) -> None:
     with use_impl("triton"), pytest.raises(ConfigError, match=r"use_impl .*torch.float32 is not"):
         double(ONES)
-    with pytest.raises(ConfigError, match="'native'; there are only triton, blas, eager"):
+    with pytest.raises(ConfigError, match="'native'; available are triton, blas, eager"):
         double(ONES, impl="native")
 
 
@@ -146,7 +146,7 @@ def test_explain_tells_what_would_run_and_why(double: Operation) -> None:
         "not triton: torch.float32 is not served; not blas: the tensor is small"
     )
     assert explanation.answers["triton"] == (False, "torch.float32 is not served")
-    assert double.explain(LONG, impl="eager").reason == "asked for by impl="
+    assert double.explain(LONG, impl="eager").reason == "requested by impl="
     refused = double.explain(ONES, impl="triton")
     assert refused.active is None
     assert "cannot run: torch.float32 is not served" in refused.reason
@@ -167,7 +167,7 @@ def test_the_environment_of_a_process_is_read() -> None:
         "print([str(x) for x in explain_all('cpu') if x.operation == 'layer_norm'][0])"
     )
     for wish, said in (
-        ("layer_norm=eager", "layer_norm: eager (asked for by FASTGROW_IMPL)"),
+        ("layer_norm=eager", "layer_norm: eager (requested by FASTGROW_IMPL)"),
         ("layer_norm=fast", "'fast' is not an implementation"),
     ):
         done = subprocess.run(

@@ -219,7 +219,7 @@ def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert explained(20, torch.float32).active == "triton"
     many = explained(16, torch.bfloat16, 9)
     assert many.active == "eager"
-    assert "the formula takes more than 8 heads, with all logits in memory" in many.reason
+    assert "eager supports more than 8 heads, with all logits in memory" in many.reason
 
 
 def test_targets_elsewhere_have_no_logit(impl: str) -> None:
@@ -311,13 +311,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"h": [torch.zeros(3, 6), torch.zeros(2, 4)]}, r"h\[1\] must be of shape \[3, d\]"),
     ({"h": [torch.zeros(3, 6), torch.zeros(3, 4).double()]}, r"h\[1\] must be of dtype torch.fl"),
     ({"h": [], "weight": []}, r"h must be a tensor, or a list of at least one"),
-    ({"h": torch.zeros(3, 6)}, r"weight must be a tensor as h is, got a list"),
+    ({"h": torch.zeros(3, 6)}, r"weight must be a tensor like h, got a list"),
     ({"mix": [1.0]}, r"mix must be of 2 numbers, one for each h, got 1"),
     ({"mix": torch.zeros(3)}, r"mix must be of shape \[2\] or \[3, 2\] on cpu"),
     ({"targets": torch.zeros(2, dtype=torch.int64)}, r"targets must be of shape \[3\] on cpu"),
     (
         {"h": torch.zeros(3, 6), "weight": torch.zeros(7, 6), "mix": [1.0]},
-        "mix must be None where h is one tensor",
+        "mix must be None if h is one tensor",
     ),
     (
         {"h": torch.zeros(3, 6), "weight": torch.zeros(0, 6)},

@@ -218,7 +218,7 @@ def test_when_the_kernel_pays(
         ({"a": torch.zeros(3, 6).half()}, r"a must be of dtype torch\.float32 or"),
         ({"a": torch.zeros(3, 6, device="meta")}, "a must be on cpu"),
         ({"b": torch.zeros(3, 7)}, r"b must be of shape \[7, 3\], got \[3, 7\]"),
-        ({"b": torch.zeros(7, 3).double()}, r"b must be of dtype torch\.float32 as a"),
+        ({"b": torch.zeros(7, 3).double()}, r"b must be of dtype torch\.float32 like a"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

@@ -192,8 +192,8 @@ def test_gradients_of_gradients() -> None:
     [
         ({"x": torch.zeros(())}, r"x must be of shape \[..., d\]"),
         ({"activation": "tanh"}, "activation must be one of gelu"),
-        ({"activation": "swiglu"}, "the activation swiglu needs a gate"),
-        ({"gate": torch.zeros(10, 6)}, "the activation gelu takes no gate"),
+        ({"activation": "swiglu"}, "the activation swiglu requires a gate"),
+        ({"gate": torch.zeros(10, 6)}, "the activation gelu has no gate"),
         ({"up": torch.zeros(10, 5)}, r"up must be of shape \[m, 6\], got \[10, 5\]"),
         ({"down": torch.zeros(10, 6)}, r"down must be of shape \[6, 10\]"),
         ({"up_bias": torch.zeros(6)}, r"up_bias must be of shape \[10\]"),

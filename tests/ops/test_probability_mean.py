@@ -244,7 +244,7 @@ def test_errors_say_what_was_expected(impl: str) -> None:
     a, targets = torch.zeros(2, 5), torch.tensor([0, 4])
     with pytest.raises(ArgumentError, match=r"probability_mean: logits\[1\] must be"):
         probability_mean([a, a.half()], impl=impl)
-    with pytest.raises(ArgumentError, match="log_weights must be None beside weights"):
+    with pytest.raises(ArgumentError, match="log_weights must be None if weights is given"):
         probability_mean([a, a], [0.5, 0.5], log_weights=torch.zeros(2), impl=impl)
     with pytest.raises(ArgumentError, match=r"log_weights must be 2 numbers.*got shape \[3\]"):
         probability_mean([a, a], log_weights=torch.zeros(3), impl=impl)

@@ -18,7 +18,7 @@ from fastgrow.ops import explain_tuning  # noqa: E402
 from fastgrow.ops.core import dispatch  # noqa: E402
 
 NAME = "nvidia-abacus-9.json"
-NOTHING = "cuda:0 NVIDIA Abacus 9 has no table in use: kernels follow their own rules"
+NOTHING = "cuda:0 NVIDIA Abacus 9 has no table in use: kernels use their default configurations"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_shipped_table_is_used_whatever_its_triton(shipped: Path) -> None:
     for version, told in (
         ("3.1", f"measured with triton 3.1 (this is {here})"),
         (same_minor, f"measured with triton {same_minor}"),
-        (None, f"of an unknown triton (this is {here})"),
+        (None, f"measured with triton of unknown version (this is {here})"),
     ):
         write(shipped, version)
         assert explain_tuning() == [f"{SHIPPED}: used, 3 entries {told}: {KERNELS}"]
@@ -80,7 +80,7 @@ def write_native(path: Path, **sources: str | None) -> None:
 
 
 TAKEN = (
-    "cuda:0 native is taken unasked: mean_argmax bf16/forward/N=4096 (0.25 ms, compile 0.5), "
+    "cuda:0 native is used automatically: mean_argmax bf16/forward/N=4096 (0.25 ms, compile 0.5), "
     "mean_argmax bf16/forward/N=64 (0.25 ms, compile 0.5)"
 )
 SLOWER = "cuda:0 native is slower: mean_argmax bf16/full/N=64 (0.613 ms, compile 0.5)"
@@ -120,7 +120,7 @@ def test_autotuning_is_told_with_the_place_of_what_it_measures(
         assert explain_tuning() == [
             "cuda:0 NVIDIA Abacus 9 has no table in use",
             "FASTGROW_AUTOTUNE is on: kernels without an entry are measured when first called; "
-            f"what was measured is kept in Triton's cache, {told}",
+            f"the measurements are kept in Triton's cache, {told}",
         ]
 
 
