@@ -1,4 +1,4 @@
-"""A frozen linear layer with a low-rank correction: formula, gradients, what is kept, bad input."""
+"""A frozen linear layer with a low-rank correction: formula, gradients, saved tensors, errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_on_a_cpu_the_library_s_products_are_chosen() -> None:
 
 
 @pytest.mark.parametrize("trains", ["weight", "bias"])
-def test_a_weight_that_trains_gets_its_gradient_from_eager(trains: str) -> None:
+def test_a_trainable_weight_gets_its_gradient_from_eager(trains: str) -> None:
     x, weight, a, b, bias = with_gradients(tensors())
     trained = {"weight": weight, "bias": bias}[trains].requires_grad_()
     ops.lora_linear(x, weight, a, b, bias).sum().backward()
@@ -82,7 +82,7 @@ def test_a_weight_that_trains_gets_its_gradient_from_eager(trains: str) -> None:
         ((False, False, True), ["u"]),
     ],
 )
-def test_keeps_only_what_the_gradients_need(needed: tuple[bool, ...], kept: list[str]) -> None:
+def test_saves_only_what_the_gradients_need(needed: tuple[bool, ...], kept: list[str]) -> None:
     x, weight, a, b, bias = tensors()
     for tensor, wanted in zip((x, a, b), needed, strict=True):
         tensor.requires_grad_(wanted)

@@ -283,7 +283,7 @@ def can_serve(
     """Whether the extension can serve a call.
 
     Args:
-        constant: whether the operation has no gradients.
+        constant: whether the extension has no gradients for the operation.
         k: number of candidates of each row that are needed.
         out: the tensor to write to, if it is given, of the logits' shape.
     """

@@ -60,8 +60,9 @@ def embedding(
         [..., n_embed · repeat], dtype of a float `table`, otherwise `dtype`.
 
     Raises:
-        ArgumentError: shapes, dtypes or devices are wrong, or an id is out of range (on a GPU this
-            is checked only under FASTGROW_DEBUG=1, because reading the ids synchronises).
+        ArgumentError: shapes, dtypes or devices are wrong, or an id is out of range. On devices
+            other than a CPU, ids are checked only under FASTGROW_DEBUG=1, because reading them
+            synchronises with the device.
     """
     check_ids(NAME, "ids", ids)
     if table is not None and ids.device != table.device:

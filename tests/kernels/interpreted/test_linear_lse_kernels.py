@@ -452,7 +452,7 @@ def test_what_the_kernels_do_not_serve_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match=r"not torch\.float64"):
         linear_lse_gather(h.double(), weight.double(), targets, impl="triton")
     half = h.to(BF16).requires_grad_()
-    with pytest.raises(ConfigError, match="gradients of single rows' losses cannot be computed with"):
+    with pytest.raises(ConfigError, match="gradients of single rows' losses cannot be"):
         linear_cross_entropy(half, weight.to(BF16), targets, reduction="none", impl="cublas")
     with pytest.raises(ConfigError, match="available are triton, cublas, chunked, eager"):
         linear_cross_entropy(half, weight.to(BF16), targets, impl="vendor")
