@@ -81,7 +81,7 @@ def test_bad_input() -> None:
     for change, message in (
         ({"n": -1}, "n must be 0 or more"),
         ({"n": 1, "init": "zero"}, "init must be"),
-        ({"n": 1, "at": (4,)}, "expected indices from 0 to 3"),
+        ({"n": 1, "at": (4,)}, "there are 3 old blocks"),
         ({"n": 2, "at": (2, 1)}, "ascending"),
         ({"n": 1, "at": (1, 2)}, "1 ascending"),
         ({"n": 1, "copy_of": (0,)}, "requires init 'copy'"),

@@ -107,7 +107,7 @@ def rms_norm(
 
     Returns:
         y, or (y, x + residual) if a residual is given; of the shape of `x` and the dtype of the
-        sum, except that y is float32 under autocast on a GPU, as in torch (since version 2.12).
+        sum, except that y is float32 under autocast on a GPU, as in torch (but not in torch 2.11).
 
     Raises:
         ArgumentError: shapes, dtypes or devices do not match.
