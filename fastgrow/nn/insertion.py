@@ -23,7 +23,9 @@ def insertion_indices(old: int, n: int, at: Sequence[int] | None = None) -> tupl
     if len(places) != n or list(places) != sorted(places):
         raise ConfigError(f"at: expected {n} ascending indices, got {places}")
     if places and not 0 <= places[0] <= places[-1] <= old:
-        raise ConfigError(f"at: there are {old} old blocks, so indices are 0 to {old}, got {places}")
+        raise ConfigError(
+            f"at: there are {old} old blocks, so indices are 0 to {old}, got {places}"
+        )
     return tuple(place + i for i, place in enumerate(places))
 
 
