@@ -49,7 +49,7 @@ def test_variables_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_environment", "logit_mean=eager")
     report = info.report()
     assert "  FASTGROW_IMPL=logit_mean=eager" in report
-    assert "  logit_mean: eager (asked for by FASTGROW_IMPL)" in report
+    assert "  logit_mean: eager (requested by FASTGROW_IMPL)" in report
 
 
 def test_missing_extension_and_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Modules on `fastgrow.ops`, and the decoder made of them."""
+"""Neural network modules built on `fastgrow.ops`, the decoder, and text generation."""
 
 from fastgrow.nn.attention import CausalSelfAttention
 from fastgrow.nn.block import Block

@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions."""
+"""Causal self-attention with rotary position embedding."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fastgrow.ops import RopeTable
 
 
 class CausalSelfAttention(nn.Module):
-    """Projects to queries, keys and values, attends causally, projects back.
+    """Causal multi-head self-attention with input and output projections.
 
-    The three input projections are one matrix: rows of the queries' heads, then of the keys', then
-    of the values'.
+    The three input projections are one matrix: first the rows of the queries' heads, then those of
+    the keys' and of the values'.
 
     Args:
-        d_model: width.
-        n_head: query heads.
-        n_kv_head: key/value heads, a divisor of n_head; None for n_head.
+        d_model: width of input and output.
+        n_head: number of query heads.
+        n_kv_head: number of key/value heads, a divisor of n_head; None for n_head.
         bias: whether both projections have biases.
 
     Shapes:
@@ -47,7 +47,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, rope: RopeTable | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        """Attend.
+        """Apply self-attention.
 
         Args:
             x: [B, T, d_model].
@@ -55,7 +55,7 @@ class CausalSelfAttention(nn.Module):
             cache: keys and values of earlier tokens; those of `x` are added.
         """
         batch, length, _ = x.shape
-        # Sizes are given: from an empty tensor none can be told.
+        # All sizes are explicit, because view cannot infer a size for an empty tensor.
         n_heads = self.n_head + 2 * self.n_kv_head
         heads = self.qkv(x).view(batch, length, n_heads, self.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)

@@ -1,4 +1,4 @@
-"""One layer of the stack: the unit of growth."""
+"""Transformer block, the unit of growth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastgrow.ops import RopeTable
 
 
 class Block(nn.Module):
-    """Pre-norm Transformer block.
+    """Pre-norm Transformer block: attention and MLP, each with a residual connection.
 
         x ← x + attention(norm(x));  x ← x + mlp(norm(x))
 
@@ -62,18 +62,18 @@ class Block(nn.Module):
 
     @property
     def residual_projections(self) -> tuple[nn.Linear, nn.Linear]:
-        """The two layers that write into the residual stream."""
+        """The two linear layers whose outputs are added to the residual stream."""
         return self.attention.out, self.mlp.down
 
     @torch.no_grad()
     def initialise(self, std: float, depth: int, generator: torch.Generator | None = None) -> None:
-        """Draw normal weights as GPT-2 does; biases become 0, norms 1.
+        """Initialise weights from a normal distribution as in GPT-2, biases with 0, norms with 1.
 
         Args:
             std: standard deviation; that of the residual projections is std / √(2 · depth), so that
-                the stream's variance does not grow with the number of blocks.
-            depth: blocks in the stack.
-            generator: source of randomness; torch's global one without.
+                the variance of the residual stream does not grow with the number of blocks.
+            depth: number of blocks of the model.
+            generator: random number generator; torch's global one by default.
         """
         initialise_linears(self, std, generator)
         for projection in self.residual_projections:
@@ -85,9 +85,9 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def make_identity(self) -> None:
-        """Zero both residual projections: the block passes its input through unchanged.
+        """Zero both residual projections, so that the block returns its input unchanged.
 
-        The norms keep their weights; zeroing those instead would leave the projections without a
+        The norms keep their weights: if these were zeroed instead, the projections would get no
         gradient.
         """
         for projection in self.residual_projections:
@@ -100,7 +100,7 @@ class Block(nn.Module):
 def initialise_linears(
     module: nn.Module, std: float, generator: torch.Generator | None = None
 ) -> None:
-    """Draw the weights of all linear layers from a normal distribution and zero their biases."""
+    """Initialise all linear layers: weights from a normal distribution, biases with 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             draw_normal(layer.weight, std, generator)

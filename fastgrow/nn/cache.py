@@ -1,4 +1,4 @@
-"""Keys and values of tokens already read, so that each new token costs one position."""
+"""Key/value cache: stores keys and values of earlier tokens, so that they are not recomputed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from fastgrow.errors import ArgumentError
 
 
 def repeat_cache(cache: Any, times: int) -> Any | None:
-    """A copy of a cache in which each sequence stands `times` times, one after the other.
+    """Return a copy of a cache in which each sequence is repeated `times` times in succession.
 
-    Several continuations of one text then read it once. None for a cache of another's making that
-    has no such method `repeated(times)`.
+    With it, several continuations of one text process the text only once. Returns None if the cache
+    (of a user's own model) has no method `repeated(times)`.
     """
     repeated = getattr(cache, "repeated", None)
     return None if repeated is None else repeated(times)
 
 
 class LayerCache:
-    """One block's rotated keys and its values, each [B, H_kv, max_len, D]; rows fill up together.
+    """Rotated keys and values of one block, each [B, H_kv, max_len, D].
 
-    Room is made as it is needed, in powers of two.
+    All sequences of the batch have the same length. Memory is allocated when it is needed, in
+    powers of two.
     """
 
     def __init__(self, batch_size: int, max_len: int) -> None:
@@ -33,13 +34,13 @@ class LayerCache:
         self._values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add [B, H_kv, T, D] keys and values; returns all of them so far, as views.
+        """Append [B, H_kv, T, D] keys and values; return all keys and values as views.
 
         Raises:
-            ArgumentError: another batch size than the cache's, or more tokens than fit.
+            ArgumentError: the batch size is not the cache's, or there are more tokens than fit.
         """
         batch, heads, added, dim = keys.shape
-        _check_room(self, batch, added)
+        _check_capacity(self, batch, added)
         end = self.length + added
         if self._keys is None or self._values is None or self._keys.shape[2] < end:
             capacity = min(self.max_len, max(64, 1 << (end - 1).bit_length()))
@@ -51,7 +52,7 @@ class LayerCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def repeated(self, times: int) -> LayerCache:
-        """A copy with each sequence `times` times."""
+        """Return a copy with each sequence repeated `times` times."""
         copy = LayerCache(self.batch_size * times, self.max_len)
         copy.length = self.length
         if self._keys is not None and self._values is not None:
@@ -66,12 +67,12 @@ class LayerCache:
 
 
 class KVCache:
-    """A cache for every block of a decoder.
+    """Key/value cache of a decoder, with a `LayerCache` for each block.
 
     Args:
         n_layer: number of blocks.
-        batch_size: number of sequences; all have the same length at any time.
-        max_len: tokens that fit.
+        batch_size: number of sequences, which all have the same length.
+        max_len: maximum number of tokens per sequence.
     """
 
     def __init__(self, n_layer: int, batch_size: int, max_len: int) -> None:
@@ -81,30 +82,31 @@ class KVCache:
         self.length = 0
 
     def begin(self, ids: Tensor, n_layer: int) -> None:
-        """Check that ids [B, T] fit, before any block has taken them in.
+        """Check that ids [B, T] fit, before any block processes them.
 
         Raises:
-            ArgumentError: another batch size or depth than the cache's, or more tokens than fit.
+            ArgumentError: the batch size or the number of blocks is not the cache's, or there are
+                more tokens than fit.
         """
         if n_layer != len(self.layers):
             raise ArgumentError(
                 f"cache: made for {len(self.layers)} blocks, but the model has {n_layer}"
             )
-        _check_room(self, ids.shape[0], ids.shape[1])
+        _check_capacity(self, ids.shape[0], ids.shape[1])
 
     def advance(self, added: int) -> None:
-        """Count tokens that every block has taken in."""
+        """Increase the length by tokens that every block has processed."""
         self.length += added
 
     def repeated(self, times: int) -> KVCache:
-        """A copy with each sequence `times` times, one after the other."""
+        """Return a copy with each sequence repeated `times` times in succession."""
         copy = KVCache(0, self.batch_size * times, self.max_len)
         copy.layers = [layer.repeated(times) for layer in self.layers]
         copy.length = self.length
         return copy
 
 
-def _check_room(cache: LayerCache | KVCache, batch_size: int, added: int) -> None:
+def _check_capacity(cache: LayerCache | KVCache, batch_size: int, added: int) -> None:
     if batch_size != cache.batch_size:
         raise ArgumentError(
             f"cache: made for a batch of {cache.batch_size}, got a batch of {batch_size}"

@@ -1,4 +1,4 @@
-"""The shape of a decoder."""
+"""Configuration of a decoder."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ EMBEDDINGS = ("frozen", "trainable")
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a `Decoder`; the defaults are those of arXiv 2507.07129.
+    """Architecture of a `Decoder`; the defaults are those of arXiv 2507.07129.
 
     Attributes:
         vocab_size: V, number of token ids.
         d_model: width of the residual stream.
-        n_layer: number of blocks; 0 for a model that growth will fill.
-        n_head: number of query heads; d_model / n_head is even (RoPE pairs features).
+        n_layer: number of blocks; 0 for a model whose blocks are all added by growth.
+        n_head: number of query heads; d_model / n_head must be even (RoPE pairs features).
         n_kv_head: number of key/value heads, a divisor of n_head; None for n_head.
-        n_embed: width of the embedding table, a divisor of d_model: each feature is repeated
-            d_model / n_embed times. None: the substrate's width where it divides d_model, else
+        n_embed: width of the token table, a divisor of d_model: each feature is repeated
+            d_model / n_embed times. None for the substrate's width if it divides d_model, else
             d_model.
-        mlp_ratio: width of the feed-forward layer over d_model.
+        mlp_ratio: width of the feed-forward layer divided by d_model.
         activation: `gelu`, `gelu_tanh`, `relu2` or `swiglu`.
         norm: `layer_norm` or `rms_norm`.
         attention_bias, mlp_bias, head_bias: whether those layers have biases.
         rope_base: base of the rotary frequencies.
-        max_seq_len: longest context in tokens.
+        max_seq_len: maximum context length in tokens.
         embedding: `frozen` (a constant, not in the state dict) or `trainable` (a parameter).
-        init_std: standard deviation of initial weights; projections into the residual stream have
-            it divided by √(2 · depth), as GPT-2 does. None is √(2 / (5 · d_model)) (Nguyen and
-            Salazar, arXiv 1910.05895, §2.2): 0.02 at 1,024, and more in narrow models, which
-            learn slowly from 0.02.
+        init_std: standard deviation of initial weights; for projections into the residual stream it
+            is divided by √(2 · depth), as in GPT-2. None for √(2 / (5 · d_model)) (Nguyen and
+            Salazar, arXiv 1910.05895, §2.2): 0.02 at d_model 1,024, and more in narrower models,
+            which learn slowly with 0.02.
 
     Raises:
-        ConfigError: a field is out of range or does not go with another; the message names it.
+        ConfigError: a field is out of range or incompatible with another; the message names it.
     """
 
     vocab_size: int
@@ -124,21 +124,21 @@ class DecoderConfig:
 
     @property
     def initial_std(self) -> float:
-        """Standard deviation of initial weights: `init_std`, or what its None stands for."""
+        """Standard deviation of initial weights: `init_std`, or the default if it is None."""
         return math.sqrt(2 / (5 * self.d_model)) if self.init_std is None else self.init_std
 
     @property
     def embed_width(self) -> int:
-        """Width of the embedding table."""
+        """Width of the token table."""
         return self.d_model if self.n_embed is None else self.n_embed
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as a dictionary of JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DecoderConfig:
-        """The inverse of `to_dict`.
+        """Return the configuration with these fields; the inverse of `to_dict`.
 
         Raises:
             ConfigError: a field is unknown, missing or out of range.

@@ -1,4 +1,4 @@
-"""The decoder: a frozen embedding, a stack of blocks that may grow, a norm and a head."""
+"""Decoder-only Transformer: an embedding, a stack of blocks that can grow, a norm and a head."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ KIND = "decoder"
 
 
 class Decoder(GenerationMixin, nn.Module):
-    """Pre-norm decoder-only Transformer with rotary positions and an untied head.
+    """Pre-norm decoder-only Transformer with rotary position embedding and an untied head.
 
     Args:
-        config: its shape. `config.n_layer` follows the true depth as blocks are appended.
-        substrate: gives the embedding table, and turns text into ids.
-        table: [V, n_embed] float, a table of the caller's instead of the substrate's. A trainable
-            embedding without either starts from random rows.
-        generator: source of the initial weights' randomness; torch's global one without.
-        device: where to build; torch's default device without.
-        dtype: of the parameters; torch's default dtype without.
+        config: configuration of the model. The attribute `config.n_layer` is updated when blocks
+            are added.
+        substrate: provides the token table, and converts text to ids.
+        table: [V, n_embed] float, a token table to use instead of the substrate's. A trainable
+            embedding without substrate and table is initialised at random.
+        generator: random number generator of the initial weights; torch's global one by default.
+        device: device of the model; torch's default device by default.
+        dtype: dtype of the parameters; torch's default dtype by default.
 
     Raises:
-        ConfigError: the configuration does not go with the substrate or the table.
+        ConfigError: the configuration does not match the substrate or the table.
     """
 
     def __init__(
@@ -65,37 +66,37 @@ class Decoder(GenerationMixin, nn.Module):
         self.config = dataclasses.replace(config, n_layer=0)
         self.substrate = substrate
         self._table_is_own = table is not None and config.embedding != "trainable"
-        place = torch.device(device or torch.get_default_device())
-        with (made_on := _made_on(place)):
+        target = torch.device(device or torch.get_default_device())
+        with (built_on := _build_device(target)):
             self.embedding = make_embedding(config, substrate, table, generator)
-            # A constant stays real where a module is only sketched on the meta device: the state
-            # dict could not bring it back.
-            self.embedding.to(None if place.type == "meta" else place, dtype)
+            # The frozen table is not moved to the meta device: it is not in the state dict, so
+            # that loading could not restore it.
+            self.embedding.to(None if target.type == "meta" else target, dtype)
             self.rope = RotaryTable(config.max_seq_len, config.head_dim, config.rope_base)
             self.blocks = nn.ModuleList()
             self.final_norm = make_norm(config.norm, config.d_model, dtype=dtype)
             self.lm_head = LMHead(config.d_model, config.vocab_size, config.head_bias, dtype=dtype)
         initialise_linears(self.lm_head, config.initial_std, generator)
         self.append_blocks(config.n_layer, generator=generator)
-        if made_on != place:
-            self.to(place)
+        if built_on != target:
+            self.to(target)
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, *, last_only: bool = False
     ) -> Tensor:
-        """Logits of the next token after each token.
+        """Return the logits of the next token after each token.
 
         Args:
-            ids: [B, T] int64.
-            cache: earlier tokens (`new_cache`); these are added to it.
-            last_only: give the last position's logits alone.
+            ids: token ids [B, T] int64.
+            cache: cache of the earlier tokens (`new_cache`); `ids` are added to it.
+            last_only: whether to return only the logits of the last position.
 
         Returns:
             [B, T, V], or [B, 1, V] for `last_only`.
 
         Raises:
-            ArgumentError: wrong shape, an id out of range, more tokens than max_seq_len or than
-                the cache holds.
+            ArgumentError: the shape is wrong, an id is out of range, or there are more tokens than
+                max_seq_len or than fit into the cache.
         """
         hidden = self.hidden(ids, cache)
         return self.lm_head(hidden[:, -1:] if last_only else hidden)
@@ -103,16 +104,16 @@ class Decoder(GenerationMixin, nn.Module):
     def hidden(
         self, ids: Tensor, cache: KVCache | None = None, *, in_float32: bool = False
     ) -> Tensor:
-        """The vectors that the head reads, [B, T, d_model]; arguments and errors as `forward`.
+        """Return the head's input, [B, T, d_model]; arguments and errors as for `forward`.
 
-        With `in_float32` those of a half-precision model are not yet rounded, for a factor to be
-        multiplied in first.
+        With `in_float32` the result of a half-precision model is float32, so that a factor can be
+        multiplied in before it is rounded.
         """
         past = 0 if cache is None else cache.length
         self._check_ids(ids, past)
         if cache is not None:
             cache.begin(ids, self.n_layer)
-        x = self._through(self.embedding(ids), 0, self.n_layer, cache)
+        x = self._run_blocks(self.embedding(ids), 0, self.n_layer, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
         if in_float32 and x.dtype != torch.float64:
@@ -120,28 +121,28 @@ class Decoder(GenerationMixin, nn.Module):
         return self.final_norm(x)
 
     def trunk(self, ids: Tensor, n: int) -> Tensor:
-        """What the lowest `n` blocks make of `ids` [B, T]: [B, T, d_model].
+        """Return the output of the lowest `n` blocks for `ids` [B, T]: [B, T, d_model].
 
-        `hidden_from(trunk(ids, n), n)` is `hidden(ids)`, bit for bit.
+        `hidden_from(trunk(ids, n), n)` is bitwise equal to `hidden(ids)`.
 
         Raises:
-            ArgumentError: as `forward`, or there are fewer than n blocks.
+            ArgumentError: as for `forward`, or there are fewer than n blocks.
         """
         self._check_ids(ids, past=0)
         self._check_trunk(n)
-        return self._through(self.embedding(ids), 0, n)
+        return self._run_blocks(self.embedding(ids), 0, n)
 
     def hidden_from(self, x: Tensor, n: int) -> Tensor:
-        """The vectors that the head reads, from the output `x` [B, T, d_model] of `trunk(…, n)`.
+        """Return the head's input, given the output `x` [B, T, d_model] of `trunk(ids, n)`.
 
         Raises:
-            ArgumentError: x is of another shape or too long, or there are fewer than n blocks.
+            ArgumentError: x has a wrong shape or is too long, or there are fewer than n blocks.
         """
         if x.dim() != 3 or x.shape[-1] != self.config.d_model or x.shape[1] > self.max_seq_len:
             expected = f"[B, at most {self.max_seq_len}, {self.config.d_model}]"
             raise ArgumentError(f"Decoder: x must be of shape {expected}, got {describe(x)}")
         self._check_trunk(n)
-        return self.final_norm(self._through(x, n, self.n_layer))
+        return self.final_norm(self._run_blocks(x, n, self.n_layer))
 
     def loss_from(
         self,
@@ -152,13 +153,13 @@ class Decoder(GenerationMixin, nn.Module):
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> Tensor:
-        """As `loss`, from the output `x` [B, T, d_model] of `trunk(ids, n)`."""
+        """Return the same as `loss`, given the output `x` [B, T, d_model] of `trunk(ids, n)`."""
         return self.lm_head.loss(
             self.hidden_from(x, n), targets, ignore_index=ignore_index, reduction=reduction
         )
 
-    def _through(self, x: Tensor, first: int, last: int, cache: KVCache | None = None) -> Tensor:
-        """Through the blocks first … last − 1."""
+    def _run_blocks(self, x: Tensor, first: int, last: int, cache: KVCache | None = None) -> Tensor:
+        """Apply the blocks first … last − 1."""
         past = 0 if cache is None else cache.length
         rope = self.rope(past + x.shape[1])
         for index in range(first, last):
@@ -176,21 +177,23 @@ class Decoder(GenerationMixin, nn.Module):
 
     def _check_trunk(self, n: int) -> None:
         if not 0 <= n <= self.n_layer:
-            raise ArgumentError(f"Decoder: there are {self.n_layer} blocks, got a trunk of {n}")
+            raise ArgumentError(
+                f"Decoder: the model has {self.n_layer} blocks, got a trunk of {n} blocks"
+            )
 
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
-        """Cross-entropy in nats of `targets` [B, T], the token that follows each of `ids` [B, T].
+        """Return the cross-entropy of the next tokens `targets` given `ids`, in nats.
 
         Args:
-            ids: [B, T] int64.
-            targets: [B, T] int64.
-            ignore_index: targets of this value count nothing.
-            reduction: `mean` over the targets that count, `sum`, or `none` for [B, T].
+            ids: token ids [B, T] int64.
+            targets: [B, T] int64, the token that follows each of `ids`.
+            ignore_index: targets of this value do not contribute to the loss.
+            reduction: `mean` over the targets that are not ignored, `sum`, or `none` for [B, T].
 
         Raises:
-            ArgumentError: as `forward`, or a target out of range.
+            ArgumentError: as for `forward`, or a target is out of range.
         """
         return self.lm_head.loss(
             self.hidden(ids), targets, ignore_index=ignore_index, reduction=reduction
@@ -203,7 +206,7 @@ class Decoder(GenerationMixin, nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> range:
-        """Stack new blocks on top: `insert_blocks` without `at`.
+        """Add new blocks on top; the same as `insert_blocks` without `at`.
 
         Returns:
             The new blocks' indices in `blocks`.
@@ -221,23 +224,23 @@ class Decoder(GenerationMixin, nn.Module):
         copy_of: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[int, ...]:
-        """Put new blocks into the stack.
+        """Insert new blocks into the stack.
 
         Args:
-            n: how many.
-            at: for each new block the index of the old block it goes before, ascending; None is on
-                top.
-            init: `random`; `identity` for blocks that at first pass their input through, so that
-                the logits stay what they were, bit for bit; or `copy` for copies of old blocks.
-            copy_of: for `copy`, the old block that each new one copies; None for those below its
-                place (`fastgrow.nn.insertion.copied_blocks`).
-            generator: source of randomness; torch's global one without.
+            n: number of new blocks.
+            at: for each new block, the index of the old block that it is inserted before, in
+                ascending order; None to add all on top.
+            init: `random`; `identity` for blocks that at first return their input, so that the
+                logits stay bitwise equal; or `copy` for copies of old blocks.
+            copy_of: for `copy`, the index of the old block that each new block copies; None for the
+                blocks below it (`fastgrow.nn.insertion.copied_blocks`).
+            generator: random number generator; torch's global one by default.
 
         Returns:
             The new blocks' indices in `blocks`.
 
         Raises:
-            ConfigError: n is negative, `init` unknown, or an index out of range.
+            ConfigError: n is negative, `init` is unknown, or an index is out of range.
         """
         if n < 0:
             raise ConfigError(f"insert_blocks: n must be 0 or more, got {n}")
@@ -246,7 +249,7 @@ class Decoder(GenerationMixin, nn.Module):
                 f"insert_blocks: init must be 'random', 'identity' or 'copy', got {init!r}"
             )
         if copy_of is not None and init != "copy":
-            raise ConfigError(f"insert_blocks: copy_of goes with init 'copy', got {init!r}")
+            raise ConfigError(f"insert_blocks: copy_of requires init 'copy', got {init!r}")
         old, depth = list(self.blocks), self.n_layer + n
         indices = insertion_indices(len(old), n, at)
         sources = copied_blocks(len(old), n, at, copy_of) if init == "copy" else ()
@@ -254,29 +257,32 @@ class Decoder(GenerationMixin, nn.Module):
             if init == "copy":
                 self.blocks.insert(index, copy.deepcopy(old[sources[i]]))
                 continue
-            block = self._fresh_block(depth, generator)
+            block = self._new_block(depth, generator)
             if init == "identity":
                 block.make_identity()
             self.blocks.insert(index, block)
         self.config = dataclasses.replace(self.config, n_layer=depth)
         return indices
 
-    def _fresh_block(self, depth: int, generator: torch.Generator | None) -> Block:
+    def _new_block(self, depth: int, generator: torch.Generator | None) -> Block:
         like = self.lm_head.weight
-        block = Block(self.config, device=_made_on(like.device), dtype=like.dtype)
+        block = Block(self.config, device=_build_device(like.device), dtype=like.dtype)
         block.initialise(self.config.initial_std, depth, generator)
         return block.to(like.device).train(self.training)
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
-        """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
+        """Return an empty cache for `batch_size` sequences of at most `max_len` tokens.
+
+        `max_len` is max_seq_len by default.
+        """
         return KVCache(self.n_layer, batch_size, max_len or self.max_seq_len)
 
     def num_parameters(self, *, active: bool = False, include_table: bool = True) -> int:
-        """Count numbers.
+        """Return the number of parameters.
 
         Args:
-            active: only those that train.
-            include_table: the embedding table too, frozen or not.
+            active: whether to count only the active parameters, which require gradients.
+            include_table: whether to count the token table, even if it is frozen.
         """
         embedding = self.embedding
         in_table = set(embedding.parameters())
@@ -288,7 +294,7 @@ class Decoder(GenerationMixin, nn.Module):
 
     @property
     def n_layer(self) -> int:
-        """The number of blocks there are now."""
+        """The current number of blocks."""
         return len(self.blocks)
 
     @property
@@ -298,32 +304,32 @@ class Decoder(GenerationMixin, nn.Module):
 
     @property
     def max_seq_len(self) -> int:
-        """Longest context in tokens."""
+        """Maximum context length in tokens."""
         return self.config.max_seq_len
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are and ids are expected."""
+        """Device of the parameters; ids must be on the same device."""
         return self.lm_head.weight.device
 
     @property
     def own_table(self) -> Tensor | None:
-        """The frozen table that the model was given, [V, n_embed].
+        """The frozen table passed to the constructor, [V, n_embed].
 
-        None where it comes from the substrate, or trains and is in the state dict.
+        None if the table comes from the substrate, or if it is trainable (in the state dict).
         """
         return self.embedding.table if self._table_is_own else None
 
     def save(self, path: Path | str, *, with_substrate: bool = True) -> None:
-        """Write the model into a folder (`fastgrow.nn.serialization`).
+        """Save the model in a folder (`fastgrow.nn.serialization`).
 
         Args:
             path: the folder.
-            with_substrate: False leaves the substrate's files out, for a folder of several models
-                that keeps them once; `load` then has to be given the substrate.
+            with_substrate: whether to save the substrate's files. If False, for a folder of several
+                models that has the files only once, the substrate must be passed to `load`.
 
         Raises:
-            FileExistsError: the folder holds something that is not a saved model's.
+            FileExistsError: the folder contains files that do not belong to a saved model.
         """
         save_model_folder(
             path,
@@ -344,16 +350,17 @@ class Decoder(GenerationMixin, nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Decoder:
-        """Read a model from a folder, at the depth it was saved with.
+        """Load a model from a folder, with the depth that it was saved with.
 
         Args:
             path: the folder.
-            substrate: share this one instead of loading another of the same fingerprint.
-            device: where to put the model; the CPU without.
-            dtype: cast the parameters.
+            substrate: substrate to use instead of loading it from the folder; must have the saved
+                fingerprint.
+            device: device of the model; the CPU by default.
+            dtype: dtype to convert the parameters to; None for the saved one.
 
         Raises:
-            CheckpointError: a file is missing, damaged or does not fit; the message names it.
+            CheckpointError: a file is missing, damaged or does not match; the message names it.
         """
         folder = Path(path)
         content = read_model_config(folder, KIND)
@@ -370,7 +377,7 @@ class Decoder(GenerationMixin, nn.Module):
         with torch.device("meta"):
             model = cls(config, substrate, table=table)
         load_weights(model, folder / WEIGHTS)
-        # The table comes from the substrate, in float32, whatever the weights were saved in.
+        # The substrate's table is float32, even if the weights were saved in another dtype.
         return model.to(device=device or "cpu", dtype=dtype or model.lm_head.weight.dtype)
 
 
@@ -383,17 +390,17 @@ def _matching_substrate(
         given = Substrate.load(folder)
     if given.fingerprint != fingerprint:
         raise CheckpointError(
-            f"{folder}: was trained on a substrate of fingerprint {fingerprint[:16]}…, "
-            f"got one of {given.fingerprint[:16]}…"
+            f"{folder}: the model was trained on a substrate of fingerprint {fingerprint[:16]}…, "
+            f"got a substrate of fingerprint {given.fingerprint[:16]}…"
         )
     return given
 
 
-def _made_on(place: torch.device) -> torch.device:
-    """Where a module for `place` is made before it is moved there.
+def _build_device(target: torch.device) -> torch.device:
+    """Return the device to build a module on before it is moved to `target`.
 
-    A linear layer draws its weights when it is made, where it is made, before they are drawn as
-    they are to be. On the CPU both draws follow one seed, so that it gives the same weights on
-    every device.
+    The constructor of a linear layer draws weights on its device, before our own initialisation
+    draws them again. On the CPU both draws use the same generator, so that a seed gives the same
+    weights on every device.
     """
-    return place if place.type == "meta" else torch.device("cpu")
+    return target if target.type == "meta" else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The embedding of a decoder, from its configuration and a substrate, a table or neither."""
+"""Make the embedding of a decoder from its configuration and a substrate or a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from fastgrow.nn.substrate_table import substrate_embedding, substrate_table
 def with_width(
     config: DecoderConfig, substrate: SubstrateLike | None, table: Tensor | None
 ) -> DecoderConfig:
-    """The configuration with n_embed settled; refuses a substrate or table that does not fit."""
+    """Return the configuration with n_embed set, after checking the substrate or table.
+
+    Raises:
+        ConfigError: the substrate or table does not match the configuration.
+    """
     if substrate is not None and len(substrate) != config.vocab_size:
         raise ConfigError(
             f"DecoderConfig: vocab_size is {config.vocab_size}, "
@@ -42,10 +46,10 @@ def make_embedding(
     table: Tensor | None,
     generator: torch.Generator | None,
 ) -> FrozenEmbedding:
-    """The embedding that a configuration asks for, on what there is to make it from.
+    """Return the embedding of a configuration, with the table or else the substrate's table.
 
     Raises:
-        ConfigError: it is to be frozen, and there is neither a substrate nor a table.
+        ConfigError: the embedding is frozen, and there is neither a substrate nor a table.
     """
     trainable = config.embedding == "trainable"
     if table is None and substrate is not None:
@@ -54,7 +58,7 @@ def make_embedding(
         table = substrate_table(substrate, config.embed_width)
     if table is None:
         if not trainable:
-            raise ConfigError("Decoder: a frozen embedding needs a substrate or a table")
+            raise ConfigError("Decoder: a frozen embedding requires a substrate or a table")
         empty = torch.empty(config.vocab_size, config.embed_width)
         table = draw_normal(empty, config.initial_std, generator)
     return FrozenEmbedding(table, config.d_model, trainable=trainable)

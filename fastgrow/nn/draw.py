@@ -1,4 +1,4 @@
-"""Drawing weights at random, the same on every device."""
+"""Random initialisation of weights, with the same result on every device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def draw_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a tensor from a normal distribution of mean 0, in place, as `draw` does."""
+    """Fill a tensor in place from a normal distribution of mean 0; see `draw`."""
     return draw(weight, lambda x: nn.init.normal_(x, 0.0, std, generator), generator)
 
 
@@ -18,17 +18,17 @@ def draw_normal(weight: Tensor, std: float, generator: torch.Generator | None = 
 def draw(
     weight: Tensor, fill: Callable[[Tensor], object], generator: torch.Generator | None
 ) -> Tensor:
-    """Fill a tensor at random, in place.
+    """Fill a tensor in place with random numbers.
 
-    Numbers are drawn where the generator is, without one on the CPU: a seed gives the same weights
-    on every device.
+    The numbers are drawn on the generator's device, or on the CPU if there is no generator, so that
+    a seed gives the same weights on every device.
     """
-    # On the meta device there is nothing to fill, and torch would load its compiler to say so.
+    # On the meta device there is nothing to fill, and torch would import its compiler.
     if weight.is_meta:
         return weight
     drawn = weight
-    place = torch.device("cpu") if generator is None else generator.device
-    if weight.device.type != place.type:
-        drawn = torch.empty_like(weight, device=place)
+    source = torch.device("cpu") if generator is None else generator.device
+    if weight.device.type != source.type:
+        drawn = torch.empty_like(weight, device=source)
     fill(drawn)
     return weight if drawn is weight else weight.copy_(drawn)

@@ -1,4 +1,4 @@
-"""Token ids to vectors, from a table that usually never trains."""
+"""Embedding of token ids, with a table that is frozen or trainable."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from fastgrow import ops
 from fastgrow.errors import ConfigError, describe
 from fastgrow.ops.lookup import MAX_CODE_BITS
 
-# What became of a table on another device or in another dtype, keyed by the address of the table it
-# was made from; that stays taken while a user of the copy lives, because each keeps the original.
+# Copies of tables on another device or in another dtype, keyed by the address of the original. The
+# address stays valid as long as a copy is in use, because each of its users holds the original.
 _COPIES: weakref.WeakValueDictionary[tuple[object, ...], Tensor] = weakref.WeakValueDictionary()
 
 
 class FrozenEmbedding(nn.Module):
-    """Looks ids up in a constant table and repeats each feature up to the model's width.
+    """Looks up ids in a constant table and repeats each feature up to the model's width.
 
-    The table holds floats; or it is made `from_bits` or `from_codes`, and a row is unpacked only
-    when it is looked up: a bit takes 1/32 of a float's memory, an id that is its own code none.
+    The table holds floats, or with `from_bits` or `from_codes` packed bits or integer codes, of
+    which only the rows that are looked up are unpacked: a bit takes 1/32 of a float's memory. If
+    the ids are used as codes, there is no table.
 
     The table is a buffer outside the state dict. It is never copied: modules made from one tensor
     share its memory, also after `copy.deepcopy` and after they have been moved to one device.
@@ -30,14 +31,14 @@ class FrozenEmbedding(nn.Module):
     Args:
         table: [V, n_embed] float.
         d_model: width of the result, a multiple of n_embed; None for n_embed.
-        trainable: hold a copy of the table as a parameter instead, in the state dict.
+        trainable: whether to hold a copy of the table as a parameter, in the state dict, instead.
 
     Attributes:
-        table: what is looked up, floats or not; None where ids are their own codes.
+        table: the table of floats, bits or codes; None if the ids are used as codes.
         vocab_size: V.
-        n_embed: features of a row.
-        repeat: copies of each feature in the result.
-        bits: n_embed where the table holds bits or codes, else None.
+        n_embed: number of features of a row.
+        repeat: number of copies of each feature in the result.
+        bits: n_embed if the table holds bits or codes, else None.
 
     Shapes:
         ids [...] int64 → [..., d_model].
@@ -67,18 +68,19 @@ class FrozenEmbedding(nn.Module):
         scale: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> FrozenEmbedding:
-        """On packed rows of bits.
+        """Return an embedding with a table of packed bits.
 
         Args:
-            table: [V, ⌈bits / 8⌉] uint8, the first bit in the highest place of the first byte.
+            table: [V, ⌈bits / 8⌉] uint8, the first bit in the most significant bit of the first
+                byte.
             bits: n_embed.
             d_model: width of the result, a multiple of `bits`; None for `bits`.
             offset: value of a bit that is 0.
-            scale: what a bit that is 1 adds to it.
-            dtype: of the result; it follows the module, as a table of floats would.
+            scale: value that is added for a bit that is 1.
+            dtype: dtype of the result; `module.to(dtype)` changes it, as for a table of floats.
 
         Raises:
-            ConfigError: `table` has another shape or dtype, or d_model is not a multiple of bits.
+            ConfigError: `table` has a wrong shape or dtype, or d_model is not a multiple of bits.
         """
         width = -(-bits // 8)
         if table.dtype != torch.uint8 or table.dim() != 2 or table.shape[1] != width:
@@ -100,17 +102,17 @@ class FrozenEmbedding(nn.Module):
         scale: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> FrozenEmbedding:
-        """On the binary digits of integers, the highest first: ids themselves, or codes of them.
+        """Return an embedding whose features are the binary digits of integers, highest first.
 
         Args:
             bits: n_embed, at most 63.
             d_model: width of the result, a multiple of `bits`; None for `bits`.
-            codes: [V] int64 or int32, the codes; None for the ids.
-            vocab_size: V without codes; 2 ** bits without either.
+            codes: [V] int64 or int32, the integer of each id; None to use the ids themselves.
+            vocab_size: V if `codes` is None; 2 ** bits by default.
             offset, scale, dtype: as for `from_bits`.
 
         Raises:
-            ConfigError: an argument does not fit.
+            ConfigError: an argument is out of range, or has a wrong shape or dtype.
         """
         if codes is not None and (
             codes.dtype not in (torch.int64, torch.int32) or codes.dim() != 1
@@ -121,7 +123,7 @@ class FrozenEmbedding(nn.Module):
             expected = f"in [1, {MAX_CODE_BITS}] for codes"
             raise ConfigError(f"FrozenEmbedding: bits must be {expected}, got {bits}")
         if codes is not None and vocab_size is not None:
-            raise ConfigError("FrozenEmbedding: vocab_size goes without codes alone")
+            raise ConfigError("FrozenEmbedding: vocab_size must be None if codes are given")
         rows = 1 << bits if vocab_size is None else vocab_size
         if not 1 <= rows <= 1 << bits:
             expected = f"in [1, {1 << bits}] for {bits} bits"
@@ -179,22 +181,25 @@ class FrozenEmbedding(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the result."""
+        """The dtype of the result."""
         return self._dtype if self.bits is not None or self.table is None else self.table.dtype
 
     @property
     def address(self) -> tuple[int, int]:
-        """The same for modules that hold one table, or ids of as many bits as their own codes."""
+        """Key of the table's memory: equal for modules that share one table.
+
+        Modules without a table have equal keys if they have the same number of bits.
+        """
         return (self.n_embed, 0) if self.table is None else (self.n_embed, self.table.data_ptr())
 
     def share(self, other: FrozenEmbedding) -> bool:
         """Use another module's memory for the table, if both tables are frozen and equal.
 
         Returns:
-            Whether the two modules hold one table now.
+            Whether the two modules share one table now.
         """
         mine, theirs = self.table, other.table
-        if self.trainable or other.trainable or self._meaning != other._meaning:
+        if self.trainable or other.trainable or self._decoding != other._decoding:
             return False
         if mine is None or theirs is None:
             return mine is theirs
@@ -208,8 +213,8 @@ class FrozenEmbedding(nn.Module):
         return True
 
     @property
-    def _meaning(self) -> tuple[object, ...]:
-        """What a table's numbers stand for."""
+    def _decoding(self) -> tuple[object, ...]:
+        """Settings that determine how the table's values are converted to features."""
         return self.vocab_size, self.bits, self.offset, self.scale
 
     def extra_repr(self) -> str:
@@ -224,12 +229,12 @@ class FrozenEmbedding(nn.Module):
         if self.table is not None and not self.trainable:
             self.table = self._shared(self.table)
         if self.bits is not None:
-            # Bits are of no floating-point type, so that nothing else tells the dtype wanted.
+            # The table is not of a floating-point type, so that `fn` does not convert its dtype.
             self._dtype = fn(torch.empty(0, dtype=self._dtype, device="cpu")).dtype
         return self
 
     def _shared(self, table: Tensor) -> Tensor:
-        """The first tensor that the original became on this device in this dtype."""
+        """Return the first copy of the original on this device and in this dtype."""
         original = self._original
         if original is None or table.is_meta or original.is_meta:
             return table

@@ -1,4 +1,4 @@
-"""Continuing a prompt with any `LanguageModel`."""
+"""Text generation: continue a prompt with any `LanguageModel`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ Piece = TypeVar("Piece", str, Tensor)
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How a prompt is continued.
+    """Options of text generation.
 
     Attributes:
-        max_new_tokens: most tokens to add.
-        temperature: divides the logits; 0 always takes the most likely token.
-        top_k: draw from the k most likely tokens alone.
-        top_p: draw from the smallest set of most likely tokens whose probabilities reach p.
-        stop: token ids, or for text also strings, at which to end. The substrate's end-of-document
-            token always ends a continuation.
-        seed: makes the draws repeatable; torch's global generator serves without.
+        max_new_tokens: maximum number of tokens to generate.
+        temperature: divides the logits; 0 for greedy decoding (always the most likely token).
+        top_k: sample only from the k most likely tokens.
+        top_p: sample only from the smallest set of most likely tokens whose probabilities add up to
+            at least p.
+        stop: token ids, or for text prompts also strings, at which generation ends. It always ends
+            at the substrate's end-of-document token.
+        seed: random seed; None for torch's global generator.
 
     Raises:
         ConfigError: a value is out of range; the message names it.
@@ -56,11 +57,11 @@ class GenerationOptions:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The strings among the stops."""
+        """The strings in `stop`."""
         return tuple(stop for stop in self._stops if isinstance(stop, str))
 
     def stop_ids(self, substrate: SubstrateLike | None) -> tuple[int, ...]:
-        """The token ids among the stops, and the end of a document."""
+        """Return the token ids in `stop`, and the substrate's end-of-document token."""
         ids = tuple(stop for stop in self._stops if isinstance(stop, int))
         return ids if substrate is None else (*ids, substrate.eos_id)
 
@@ -74,28 +75,31 @@ def stream(
 def stream(
     model: LanguageModel, prompt: str | Tensor | Sequence[int], **options: Any
 ) -> Iterator[str] | Iterator[Tensor]:
-    """Continue a prompt piece by piece.
+    """Continue a prompt and yield each new piece as soon as it is generated.
 
     Args:
-        model: any `LanguageModel`. One with a method `next_tokens(ids, cache, sampler)`, [B] ids
-            for the `fastgrow.nn.sampling.Sampler`'s settings, is asked for tokens, not for logits.
-        prompt: text, which begins a document, or ids [T] or [B, T].
+        model: any `LanguageModel`. If the model has a method `next_tokens(ids, cache, sampler)`,
+            which returns the next ids [B] sampled with a `fastgrow.nn.sampling.Sampler`, it is
+            called instead of computing logits.
+        prompt: text, which starts a document, or ids [T] or [B, T].
         options: fields of `GenerationOptions`.
 
     Returns:
-        An iterator over pieces of text, or over the next ids [B] int64. Of a prompt longer than
-        the model's context the last max_seq_len tokens are read; when the context is full, reading
-        goes on from its later half.
+        An iterator over pieces of text, or over the next ids [B] int64. If the prompt is longer
+        than the model's context, its last max_seq_len tokens are used; whenever the context is
+        full, generation continues with the second half of it.
 
     Raises:
         ConfigError: an option is out of range.
-        ArgumentError: the prompt is empty, or is text where the model has no substrate.
+        ArgumentError: the prompt is empty, or it is text and the model has no substrate.
     """
     settings = GenerationOptions(**options)
     if isinstance(prompt, str):
         return _stream_text(model, _require_substrate(model), prompt, settings)
     if settings.stop_strings:
-        raise ConfigError("generate: stop strings need a text prompt; give token ids instead")
+        raise ConfigError(
+            "generate: stop strings require a text prompt; pass token ids to `stop` instead"
+        )
     return _stream_ids(model, _as_ids(model, prompt), settings)
 
 
@@ -127,16 +131,16 @@ def generate(
     Args:
         model: any `LanguageModel`.
         prompt: text, or ids [T] or [B, T].
-        on_piece: called with each new piece as `stream` gives it.
+        on_piece: called with each new piece that `stream` yields.
         options: fields of `GenerationOptions`.
 
     Returns:
-        The prompt and its continuation: text without the stop; or ids [B, T + n] int64, stop
-        tokens included, rows that ended early filled up with the substrate's pad_id (without a
-        substrate, with the stop token).
+        The prompt and its continuation: text without the stop string or token; or ids
+        [B, T + n] int64 with stop tokens. Rows that end early are padded with the substrate's
+        pad_id (with the stop token if there is no substrate).
 
     Raises:
-        As `stream`.
+        ConfigError, ArgumentError: as for `stream`.
     """
     if isinstance(prompt, str):
         return prompt + "".join(_collect(stream(model, prompt, **options), on_piece))
@@ -145,14 +149,14 @@ def generate(
 
 
 class GenerationMixin:
-    """Gives a `LanguageModel` the methods `generate` and `stream`."""
+    """Adds the methods `generate` and `stream` to a `LanguageModel`."""
 
     def generate(self: Any, prompt: Any, **options: Any) -> Any:
-        """Continue a prompt: `fastgrow.nn.generate` with this model."""
+        """Continue a prompt; see `fastgrow.nn.generate`."""
         return generate(self, prompt, **options)
 
     def stream(self: Any, prompt: Any, **options: Any) -> Any:
-        """Continue a prompt piece by piece: `fastgrow.nn.stream` with this model."""
+        """Continue a prompt piece by piece; see `fastgrow.nn.stream`."""
         return stream(self, prompt, **options)
 
 
@@ -191,7 +195,7 @@ def _stream_text(
 
 
 def _held_back(text: str, stops: tuple[str, ...]) -> int:
-    """How many last characters of `text` might turn out to begin a stop string."""
+    """Return the number of last characters of `text` that may be the start of a stop string."""
     return max(
         (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
     )
@@ -214,15 +218,15 @@ def _stream_ids(model: LanguageModel, ids: Tensor, options: GenerationOptions) -
 
 
 def _next_ids(model: LanguageModel, ids: Tensor, options: GenerationOptions) -> Iterator[Tensor]:
-    """The endless continuation, cut at max_new_tokens."""
+    """Yield max_new_tokens tokens for each sequence, without regard to stop tokens."""
     limit = model.max_seq_len
     batch, length = ids.shape
-    room = min(limit, length + options.max_new_tokens)
+    capacity = min(limit, length + options.max_new_tokens)
     generator = None
     if options.seed is not None:
         generator = torch.Generator(ids.device).manual_seed(options.seed)
     sampler = Sampler(options.temperature, options.top_k, options.top_p, generator)
-    # A model that needn't make all its logits to choose from them has a way of its own.
+    # A model may choose tokens itself, for example without computing all logits.
     choose = getattr(model, "next_tokens", partial(_choose, model))
     history = [ids]
     unread = ids[:, -limit:]
@@ -231,10 +235,10 @@ def _next_ids(model: LanguageModel, ids: Tensor, options: GenerationOptions) -> 
         if cache is not None and cache.length == limit:
             unread = torch.cat(history, dim=1)[:, -max(1, limit // 2) :]
             cache = None
-        # Not around the `yield`: the caller's code would run without gradients, too.
+        # Not around the `yield`, or the caller's code would run without gradients as well.
         with torch.no_grad():
             if cache is None:
-                cache = model.new_cache(batch, room)
+                cache = model.new_cache(batch, capacity)
             tokens = choose(unread, cache, sampler)
         yield tokens
         unread = tokens[:, None]

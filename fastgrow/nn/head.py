@@ -1,4 +1,4 @@
-"""From the last hidden state to logits, and to the loss without them."""
+"""Language model head: computes logits, or the loss without storing all logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastgrow import ops
 
 
 class LMHead(nn.Linear):
-    """A linear layer to the vocabulary, [V, d_model] and bias, not tied to the embedding."""
+    """Linear layer from d_model to the vocabulary; its weight [V, d_model] is not tied."""
 
     def loss(
         self,
@@ -18,12 +18,12 @@ class LMHead(nn.Linear):
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> Tensor:
-        """Cross-entropy in nats.
+        """Return the cross-entropy of the targets in nats.
 
         Args:
             hidden: [..., d_model].
             targets: [...] int64.
-            ignore_index: targets of this value count nothing.
+            ignore_index: targets of this value do not contribute to the loss.
             reduction: `mean`, `sum` or `none`.
         """
         return ops.linear_cross_entropy(

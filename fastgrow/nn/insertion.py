@@ -1,4 +1,4 @@
-"""Where new blocks go in a stack, and which blocks they copy."""
+"""Positions of new blocks in a stack, and the blocks that they copy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from fastgrow.errors import ConfigError
 
 
 def insertion_indices(old: int, n: int, at: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The indices of `n` new blocks in the stack that they make with `old` blocks.
+    """Return the indices of `n` new blocks in the stack after their insertion.
 
     Args:
-        old: blocks that are there.
-        n: new blocks.
-        at: for each new block the index of the old block it goes before, ascending; `old` is on
-            top, and so is None.
+        old: number of old blocks.
+        n: number of new blocks.
+        at: for each new block, the index of the old block that it is inserted before, in ascending
+            order; `old` means on top. None to add all on top.
 
     Raises:
         ConfigError: `at` is not n ascending indices in [0, old].
@@ -23,22 +23,25 @@ def insertion_indices(old: int, n: int, at: Sequence[int] | None = None) -> tupl
     if len(places) != n or list(places) != sorted(places):
         raise ConfigError(f"at: expected {n} ascending indices, got {places}")
     if places and not 0 <= places[0] <= places[-1] <= old:
-        raise ConfigError(f"at: there are {old} old blocks to go before, got {places}")
+        raise ConfigError(
+            f"at: there are {old} old blocks, so indices are 0 to {old}, got {places}"
+        )
     return tuple(place + i for i, place in enumerate(places))
 
 
 def copied_blocks(
     old: int, n: int, at: Sequence[int] | None = None, copy_of: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """The old block that each new one copies.
+    """Return the index of the old block that each new block copies.
 
     Args:
-        old, n, at: as `insertion_indices`.
-        copy_of: the answer, if it is the caller's; None for those below each place: k blocks put
-            in at one place copy the k below it in order, starting again where there are fewer.
+        old, n, at: as for `insertion_indices`.
+        copy_of: the indices, if the caller chooses them. None for the blocks below each position: k
+            blocks inserted at one position copy the k old blocks below it in order, repeatedly if
+            there are fewer than k.
 
     Raises:
-        ConfigError: an index is out of range, or there is no block below.
+        ConfigError: an index is out of range, or there is no block below a position.
     """
     if copy_of is not None:
         sources = tuple(copy_of)
@@ -47,6 +50,6 @@ def copied_blocks(
         return sources
     places = (old,) * n if at is None else tuple(at)
     if 0 in places:
-        raise ConfigError("copy_of: there is no block below the lowest place to copy")
+        raise ConfigError("copy_of: there is no block below position 0 to copy")
     first = {place: places.index(place) for place in places}
     return tuple((i - first[place] - places.count(place)) % place for i, place in enumerate(places))

@@ -1,7 +1,7 @@
-"""What the rest of fastgrow relies on in a model.
+"""Protocols of models, caches and substrates.
 
-Training, evaluation, generation and ensembles ask for no more than this, so an ensemble of models
-is a model as well.
+Training, evaluation, generation and ensembles use only these methods of a model, so that they work
+with any model, for example an ensemble of models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @runtime_checkable
 class SubstrateLike(Protocol):
-    """What models and training ask of a `fastgrow.Substrate`: text to ids, ids to vectors."""
+    """The part of `fastgrow.Substrate` that models and training use."""
 
     @property
     def n_embed(self) -> int:
@@ -25,64 +25,64 @@ class SubstrateLike(Protocol):
 
     @property
     def table(self) -> np.ndarray[Any, Any]:
-        """[V, n_embed] float32, the same array at every call."""
+        """The token table [V, n_embed] float32, the same array at every call."""
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal hash of everything the table is made from."""
+        """Hexadecimal hash of all data that the table is made from."""
 
     @property
     def pad_id(self) -> int:
-        """Id that fills up rows."""
+        """Id of the padding token."""
 
     @property
     def bos_id(self) -> int:
-        """Id that begins a document."""
+        """Id of the token that starts a document."""
 
     @property
     def eos_id(self) -> int:
-        """Id that ends a document."""
+        """Id of the token that ends a document."""
 
     @property
     def n_characters(self) -> np.ndarray[Any, Any]:
-        """Characters that each token stands for, int32 [V]."""
+        """Number of characters of each token, int32 [V]."""
 
     def __len__(self) -> int:
         """V, number of token ids."""
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids."""
+        """Convert a text to ids."""
 
     def encode_batch(self, texts: list[str], *, unknown: Any = "error") -> list[list[int]]:
-        """Texts to ids."""
+        """Convert texts to ids."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text, special tokens left out."""
+        """Convert ids to text, without special tokens."""
 
     def save(self, path: Path) -> object:
-        """Write the substrate's files into a folder."""
+        """Save the substrate's files in a folder."""
 
 
 @runtime_checkable
 class Cache(Protocol):
-    """Keys and values of the tokens a model has read; made by `LanguageModel.new_cache`."""
+    """Keys and values of earlier tokens; made by `LanguageModel.new_cache`."""
 
     @property
     def length(self) -> int:
-        """Tokens read so far."""
+        """Number of tokens in the cache."""
 
     @property
     def max_len(self) -> int:
-        """Tokens that fit."""
+        """Maximum number of tokens."""
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """A causal model of token sequences."""
+    """A causal language model."""
 
     @property
     def substrate(self) -> SubstrateLike | None:
-        """Text to ids and back; None for a model of bare ids."""
+        """Converts text to ids and back; None for a model that works with ids only."""
 
     @property
     def vocab_size(self) -> int:
@@ -90,19 +90,19 @@ class LanguageModel(Protocol):
 
     @property
     def max_seq_len(self) -> int:
-        """Longest context in tokens."""
+        """Maximum context length in tokens."""
 
     @property
     def device(self) -> torch.device:
-        """Where ids are expected."""
+        """Device that ids must be on."""
 
     def __call__(self, ids: Tensor, cache: Any | None = None, *, last_only: bool = False) -> Tensor:
-        """Logits of the next token after each token.
+        """Return the logits of the next token after each token.
 
         Args:
-            ids: [B, T] int64.
-            cache: what `new_cache` returned: the ids continue what it has seen and are added.
-            last_only: give the last position's logits alone.
+            ids: token ids [B, T] int64.
+            cache: cache of the earlier tokens (`new_cache`), which `ids` continue and are added to.
+            last_only: whether to return only the logits of the last position.
 
         Returns:
             [B, T, V], or [B, 1, V] for `last_only`.
@@ -111,14 +111,17 @@ class LanguageModel(Protocol):
     def loss(
         self, ids: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
     ) -> Tensor:
-        """Cross-entropy in nats of `targets` [B, T], the token that follows each of `ids` [B, T].
+        """Return the cross-entropy of the next tokens `targets` given `ids`, in nats.
 
         Args:
-            ids: [B, T] int64.
-            targets: [B, T] int64.
-            ignore_index: targets of this value count nothing.
-            reduction: `mean` over the targets that count, `sum`, or `none` for [B, T].
+            ids: token ids [B, T] int64.
+            targets: [B, T] int64, the token that follows each of `ids`.
+            ignore_index: targets of this value do not contribute to the loss.
+            reduction: `mean` over the targets that are not ignored, `sum`, or `none` for [B, T].
         """
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> Cache:
-        """An empty cache for `batch_size` sequences of at most `max_len` (max_seq_len) tokens."""
+        """Return an empty cache for `batch_size` sequences of at most `max_len` tokens.
+
+        `max_len` is max_seq_len by default.
+        """

@@ -1,4 +1,4 @@
-"""A linear layer whose weight rests while a low-rank correction of it trains."""
+"""LoRA: a frozen linear layer with a trainable low-rank correction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastgrow.nn.draw import draw
 
 @dataclass(frozen=True)
 class Merged:
-    """A linear layer with its correction added, and what rounding the sum has cost.
+    """A linear layer with its correction merged, and the rounding error of the merge.
 
     Attributes:
-        linear: the plain layer.
-        drift: largest distance of a merged weight from the sum in float32.
-        relative_drift: root mean square of those distances over that of the correction: the share
-            of what was learnt that is lost, or 0 where the correction is zero.
+        linear: the merged layer.
+        drift: largest absolute difference of a merged weight from the sum in float32.
+        relative_drift: root mean square of these differences divided by that of the correction,
+            the share of the correction lost by rounding; 0 if the correction is zero.
     """
 
     linear: nn.Linear
@@ -33,27 +33,28 @@ class LoRALinear(nn.Module):
     """An `nn.Linear` with frozen weight and bias plus α / r · B · A (arXiv 2106.09685, §4.1).
 
     The layer's parameters are shared, not copied, and stop requiring gradients. In the state dict
-    they keep their names, `weight` and `bias`; `lora_A` [rank, in] and `lora_B` [out, rank] are
-    what PEFT's files call `lora_A.weight` and `lora_B.weight`.
+    they keep their names, `weight` and `bias`; `lora_A` [rank, in] and `lora_B` [out, rank]
+    correspond to `lora_A.weight` and `lora_B.weight` in PEFT's files.
 
-    A is drawn as the paper's code draws it (uniform, Kaiming) and B is zero: at first the layer is
-    the one that it wraps.
+    A is initialised as in the paper's code (Kaiming uniform) and B with zeros, so that the initial
+    output is that of the wrapped layer.
 
     Args:
         linear: the layer to wrap.
-        rank: of the correction, at most the smaller of the layer's widths.
-        alpha: factor of the correction times `rank`; None for `rank`.
-        parts: rows of the weight that are layers of their own, such as (queries, keys, values), and
-            get a correction each: `lora_A` is then [parts · rank, in], one part below the other,
-            and the rows of `lora_B` [out, rank] are the parts'. None is one part.
-        generator: source of A's randomness; torch's global one without.
-        dtype: of A and B; the weight's without. float32 goes with half-precision weights.
+        rank: rank of the correction, at most the smaller of the layer's widths.
+        alpha: scale of the correction times `rank`; None for `rank`, a scale of 1.
+        parts: row counts of the weight's parts, for a weight that joins several layers, such as
+            (queries, keys, values). Each part has a separate correction: `lora_A` is
+            [parts · rank, in], the parts stacked, and `lora_B` [out, rank]. None for one part.
+        generator: random number generator for A; torch's global one by default.
+        dtype: dtype of A and B; the weight's by default. float32 can be combined with
+            half-precision weights.
 
     Shapes:
         x [..., in] → [..., out].
 
     Raises:
-        ConfigError: the rank is out of range, or the parts do not add up.
+        ConfigError: the rank is out of range, or the parts do not add up to the layer's rows.
     """
 
     bias: nn.Parameter | None
@@ -95,7 +96,7 @@ class LoRALinear(nn.Module):
 
     @property
     def scale(self) -> float:
-        """Factor of the correction."""
+        """Scale of the correction, alpha / rank."""
         return self.alpha / self.rank
 
     @property
@@ -111,10 +112,10 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> Merged:
-        """The layer with the correction added to a copy of its weight.
+        """Return a linear layer with the correction added to a copy of the weight.
 
-        The sum is formed in float32 (float64 for float64 weights) and rounded once. The bias is
-        copied too; the merged layer's parameters require gradients, as a new layer's do.
+        The sum is computed in float32 (float64 for float64 weights) and rounded once. The bias is
+        copied too; the merged layer's parameters require gradients, as those of any new layer.
         """
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         a, b = self.factors

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head, as a criterion."""
+"""Loss module: cross-entropy of a linear head."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fastgrow.ops.heads import REDUCTIONS
 
 
 class LinearCrossEntropyLoss(nn.Module):
-    """`torch.nn.CrossEntropyLoss` of the logits h · weightᵀ + bias, which it does not keep.
+    """`torch.nn.CrossEntropyLoss` of the logits h · weightᵀ + bias, without storing all logits.
 
-    It holds no parameters: the head's are given at the call, so that they stay where they are, tied
-    or not.
+    The module has no parameters: the head's weight and bias are passed to `forward`, so that they
+    may be tied to another layer.
 
     Args:
-        ignore_index: targets of this value count nothing and get no gradient.
-        reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
-        label_smoothing: share of the target spread evenly over the vocabulary.
+        ignore_index: targets of this value do not contribute to the loss or the gradients.
+        reduction: `mean` (NaN if every target is ignored, as in torch), `sum` or `none`.
+        label_smoothing: probability in [0, 1] that is spread evenly over the vocabulary.
         z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, §5).
 
     Shapes:

@@ -1,4 +1,4 @@
-"""The feed-forward layer."""
+"""Feed-forward layer (MLP)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastgrow.ops.feed_forward import ACTIVATIONS, activate
 
 
 class MLP(nn.Module):
-    """Widens, applies an activation, narrows again.
+    """Two linear layers with an activation between them.
 
     Args:
         d_model: width of input and output.
-        width: width in between.
+        width: width of the hidden layer.
         activation: `gelu`, `gelu_tanh`, `relu2` or `swiglu` (which has a third matrix, `gate`).
         bias: whether `up` and `down` have biases.
 
@@ -26,8 +26,8 @@ class MLP(nn.Module):
     Shapes:
         x, residual [..., d_model] → [..., d_model]; a residual is added to the result.
 
-    The state dict has `up`, `down` and `gate` (`weight`, `bias`) as `nn.Linear` keeps them, of
-    GPT-2's (c_fc, c_proj) and Llama's (gate_proj, up_proj, down_proj) shapes.
+    The state dict has `weight` and `bias` of `up`, `down` and `gate` in the layout of `nn.Linear`;
+    they correspond to c_fc and c_proj of GPT-2, and to up_proj, down_proj and gate_proj of Llama.
     """
 
     gate: nn.Linear | None
@@ -69,7 +69,7 @@ class MLP(nn.Module):
         )
 
     def _layer_by_layer(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """The same where a layer has a low-rank correction, which the fused operation lacks."""
+        """Compute the MLP with separate layers, because the fused operation has no LoRA."""
         gate = None if self.gate is None else self.gate(x)
         y: Tensor = self.down(activate(self.up(x), self.activation, gate))
         return y if residual is None else y + residual

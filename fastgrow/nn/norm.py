@@ -1,4 +1,4 @@
-"""torch's normalisation layers on `fastgrow.ops`, with the residual addition before them."""
+"""torch's normalisation layers on `fastgrow.ops`, with an optional residual addition."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fastgrow.errors import argument_error, describe
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm`: the same constructor, parameters and state dict.
+    """`torch.nn.LayerNorm`, with the same constructor, parameters and state dict.
 
-    With `residual` the sum is normalised, and given back beside the result.
+    If `residual` is given, the sum is normalised, and returned in addition to the result.
 
     Shapes:
         input, residual [..., *normalized_shape] → y, or y and input + residual, of the same shape.
@@ -39,10 +39,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """`torch.nn.RMSNorm`: the same constructor, parameters and state dict.
+    """`torch.nn.RMSNorm`, with the same constructor, parameters and state dict.
 
-    With `residual` the sum is normalised, and given back beside the result. Without `eps` that is
-    the machine epsilon of the statistics' dtype, as in torch.
+    If `residual` is given, the sum is normalised, and returned in addition to the result. If `eps`
+    is None, the machine epsilon of the statistics' dtype is used, as in torch.
 
     Shapes:
         x, residual [..., *normalized_shape] → y, or y and x + residual, of the same shape.
@@ -72,7 +72,7 @@ def make_norm(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> LayerNorm | RMSNorm:
-    """The norm that `DecoderConfig.norm` names."""
+    """Return the normalisation layer for a value of `DecoderConfig.norm`."""
     if kind == "layer_norm":
         return LayerNorm(dim, device=device, dtype=dtype)
     return RMSNorm(dim, eps=1e-6, device=device, dtype=dtype)
@@ -89,7 +89,7 @@ def _one_axis(tensor: Tensor, normalized_shape: tuple[int, ...]) -> Tensor: ...
 @overload
 def _one_axis(tensor: Tensor | None, normalized_shape: tuple[int, ...]) -> Tensor | None: ...
 def _one_axis(tensor: Tensor | None, normalized_shape: tuple[int, ...]) -> Tensor | None:
-    """The axes to normalise as one."""
+    """Flatten the normalised axes into one."""
     if tensor is None or len(normalized_shape) == 1:
         return tensor
     return tensor.flatten(-len(normalized_shape))

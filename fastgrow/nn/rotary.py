@@ -1,4 +1,4 @@
-"""The table of rotary angles that all blocks of a decoder share."""
+"""Table of rotary angles, which all blocks of a decoder share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastgrow.ops import RopeTable, rope_table
 class RotaryTable(nn.Module):
     """Cosines and sines for positions 0 … max_seq_len − 1.
 
-    They stay float32 when the module is cast, because rounded angles blur distant positions, and
-    are real from the start where a model is sketched on the meta device.
+    They stay float32 when the module is cast, because rounded angles would blur distant positions.
+    If the module is created on the meta device, they are created on the CPU.
     """
 
     cos: Tensor
@@ -27,7 +27,7 @@ class RotaryTable(nn.Module):
         self._fill(torch.device("cpu") if device.type == "meta" else device)
 
     def forward(self, length: int) -> RopeTable:
-        """Cosines and sines of the first `length` positions, each [length, head_dim / 2]."""
+        """Return cosines and sines of the first `length` positions, each [length, head_dim / 2]."""
         return self.cos[:length], self.sin[:length]
 
     def _fill(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits."""
+"""Sample the next token from logits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastgrow.errors import ArgumentError, ConfigError
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse settings that no distribution has.
+    """Check sampling options.
 
     Raises:
-        ConfigError: the message names the setting.
+        ConfigError: an option is out of range; the message names it.
     """
     if not 0 <= temperature < float("inf"):
         raise ConfigError(f"generate: temperature must be 0 or more, got {temperature}")
@@ -27,7 +27,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Set all but the k largest of [B, V] logits to −∞; exactly k stay, also of equals."""
+    """Set all but the k largest of [B, V] logits to −∞; exactly k remain, even among equals."""
     values, places = logits.topk(min(k, logits.shape[-1]), dim=-1)
     return torch.full_like(logits, float("-inf")).scatter(-1, places, values)
 
@@ -35,8 +35,8 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Set all but the nucleus of [B, V] logits to −∞.
 
-    The nucleus is the smallest set of most likely tokens whose probabilities reach p (Holtzman et
-    al., arXiv 1904.09751); it has at least one.
+    The nucleus is the smallest set of most likely tokens whose probabilities add up to at least p
+    (Holtzman et al., arXiv 1904.09751); it has at least one token.
     """
     ordered, places = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(-1)
@@ -53,14 +53,14 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one token per row.
+    """Sample one token per row.
 
     Args:
         logits: [B, V] float.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: draw from the k most likely alone.
-        top_p: draw from the nucleus of this probability, after `top_k`.
-        generator: source of randomness, on the device of `logits`.
+        temperature: divides the logits; 0 for the most likely token.
+        top_k: sample only from the k most likely tokens.
+        top_p: sample only from the nucleus of this probability, after `top_k`.
+        generator: random number generator on the device of `logits`.
 
     Returns:
         [B] int64.
@@ -77,10 +77,11 @@ def sample(
 
 @dataclass(frozen=True)
 class Sampler:
-    """How tokens are drawn, and from what randomness.
+    """Sampling options and the random number generator.
 
     Args:
-        temperature, top_k, top_p, generator: of `sample`; torch's global generator without one.
+        temperature, top_k, top_p: as for `sample`.
+        generator: random number generator; torch's global one by default.
     """
 
     temperature: float = 1.0
@@ -90,11 +91,11 @@ class Sampler:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether tokens are drawn from the very distribution that a model predicts."""
+        """Whether tokens are sampled from the unchanged distribution of the model."""
         return self.temperature == 1 and self.top_k is None and self.top_p in (None, 1)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """One token for each row of logits [B, V], [B] int64."""
+        """Sample one token for each row of logits [B, V]; return [B] int64."""
         return sample(
             logits,
             temperature=self.temperature,
@@ -104,17 +105,17 @@ class Sampler:
         )
 
     def of_sum(self, logits: Sequence[Tensor], factors: Sequence[float] | Tensor) -> Tensor:
-        """One token a row from Σ_k c_k · z_k, without the sum in memory.
+        """Sample one token per row from Σ_k c_k · z_k, without storing the sum.
 
         Args:
-            logits: K tensors [B, V] of one dtype.
+            logits: z_k, K tensors [B, V] of one dtype.
             factors: c_k, K numbers or [B, K].
 
         Returns:
             [B] int64.
 
         Raises:
-            ArgumentError: a row has no distribution.
+            ArgumentError: a row has no distribution: its sums contain NaN or +inf, or are all −inf.
         """
         seed = 0
         if self.temperature > 0:

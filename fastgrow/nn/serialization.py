@@ -1,11 +1,11 @@
-"""A model as a folder.
+"""Save and load a model as a folder.
 
-    config.json            kind, format, configuration, substrate's fingerprint, SHA-256 of the rest
-    model.safetensors      parameters by their plain names; metadata: fingerprint
-    table.safetensors      the frozen table, where there is no substrate to make it from
-    tokenizer.json, …      what the substrate saves
+    config.json            kind, format, configuration, substrate's fingerprint, files' SHA-256
+    model.safetensors      parameters by their names in the state dict; metadata: fingerprint
+    table.safetensors      the frozen table, if it does not come from a substrate
+    tokenizer.json, …      files of the substrate
 
-No pickle. What is damaged, missing or does not fit is named before anything is loaded.
+Pickle is not used. Files that are damaged or missing raise an error before anything is loaded.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ def save_model_folder(
     table: Tensor | None = None,
     with_substrate: bool = True,
 ) -> None:
-    """Write a model; what stood at `path` is replaced only once everything is on the disk.
+    """Save a model; an earlier model at `path` is replaced only when all files have been written.
 
     Args:
         path: the folder.
-        kind: what the folder holds, for `load`.
+        kind: kind of the model, which `load` checks.
         config: JSON values that the model is built from.
         state: parameters by name.
-        substrate: saved along, and its fingerprint noted.
-        with_substrate: False notes the fingerprint alone; `load` then has to be given one.
-        table: a frozen table [V, n_embed] that comes from no substrate.
+        substrate: substrate whose files and fingerprint are saved.
+        with_substrate: whether to save the substrate's files. If False, only the fingerprint is
+            saved, and the substrate must be passed to `load`.
+        table: a frozen table [V, n_embed] that does not come from a substrate.
 
     Raises:
-        FileExistsError: `path` holds something that is not a saved model's.
-        OSError: the disk is full or not writable; what was there before still is.
+        FileExistsError: `path` contains files that do not belong to a saved model.
+        OSError: the disk is full or not writable; the earlier contents are unchanged.
     """
     fingerprint = None if substrate is None else substrate.fingerprint
     metadata = {"format": "pt"} | ({} if fingerprint is None else {"fingerprint": fingerprint})
@@ -71,7 +72,7 @@ def write_model_config(
     fingerprint: str | None,
     files: Iterable[Path],
 ) -> None:
-    """Write the config.json that makes a folder a model, with the SHA-256 of its files."""
+    """Write the config.json of a model folder, with the SHA-256 of its files."""
     content = {
         "kind": kind,
         "format": FORMAT,
@@ -84,14 +85,15 @@ def write_model_config(
 
 
 def read_model_config(path: Path | str, kind: str | None = None) -> dict[str, Any]:
-    """Read a model folder's config.json and check every file against it.
+    """Read a model folder's config.json and check every file's SHA-256.
 
     Args:
         path: the folder.
-        kind: the kind that the caller can load; None for any.
+        kind: the expected kind; None for any.
 
     Raises:
-        CheckpointError: the folder or a file is missing, damaged, or of another kind or format.
+        CheckpointError: the folder or a file is missing or damaged, or the model has another kind
+            or a newer format.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -104,8 +106,8 @@ def read_model_config(path: Path | str, kind: str | None = None) -> dict[str, An
             raise CheckpointError(f"{file}: {name!r} is missing or not a {expected.__name__}")
     if content["format"] > FORMAT:
         raise CheckpointError(
-            f"{file}: written in format {content['format']} by a later version; "
-            f"this one reads up to {FORMAT}"
+            f"{file}: written in format {content['format']} by a later version of fastgrow; "
+            f"this version reads formats up to {FORMAT}"
         )
     if kind is not None and content["kind"] != kind:
         raise CheckpointError(f"{file}: holds a {content['kind']!r}, expected a {kind!r}")
@@ -129,22 +131,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: torch.nn.Module, file: Path) -> None:
-    """Give a module built on the meta device the parameters of a file, which it takes over.
+    """Load the parameters of a module that was built on the meta device, without copying them.
 
     Raises:
-        CheckpointError: a key is missing or unexpected, or a tensor has another shape; the message
-            names file, key, expected and got.
+        CheckpointError: a key is missing or unexpected, or a tensor has a wrong shape; the message
+            names the file, the key and both shapes.
     """
-    state, wanted = read_tensors(file), module.state_dict()
-    missing = [key for key in wanted if key not in state]
+    state, expected = read_tensors(file), module.state_dict()
+    missing = [key for key in expected if key not in state]
     if missing:
         raise CheckpointError(f"{file}: the key {missing[0]!r} is missing{_more(missing)}")
-    unexpected = [key for key in state if key not in wanted]
+    unexpected = [key for key in state if key not in expected]
     if unexpected:
         raise CheckpointError(
             f"{file}: the key {unexpected[0]!r} is not one of the model's{_more(unexpected)}"
         )
-    for key, tensor in wanted.items():
+    for key, tensor in expected.items():
         if state[key].shape != tensor.shape:
             raise CheckpointError(
                 f"{file}: {key!r} has shape {list(state[key].shape)}, expected {list(tensor.shape)}"
@@ -163,7 +165,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def owned_names(folder: Path) -> set[str]:
-    """The names in `folder` that earlier saves of a model wrote and nobody has added to."""
+    """Return the names in `folder` that belong to a saved model and contain no other files."""
     saved = {file.relative_to(folder) for file in _saved_files(folder)}
     found = {file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir()}
     foreign = {file.parts[0] for file in found - saved}
@@ -171,7 +173,7 @@ def owned_names(folder: Path) -> set[str]:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """The files that a config.json vouches for, and it itself; those of models within, too."""
+    """Return config.json and the files that it lists, including those of models in subfolders."""
     try:
         content = read_json(folder / CONFIG)
     except CheckpointError:

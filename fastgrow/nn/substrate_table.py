@@ -1,4 +1,4 @@
-"""A substrate's vectors as tensors that all models on it share."""
+"""A substrate's token table as a tensor, which all models on the substrate share."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fastgrow.errors import ConfigError
 from fastgrow.nn.embedding import FrozenEmbedding
 from fastgrow.nn.language_model import SubstrateLike
 
-# A substrate's table at the widths asked for, so that all models on one substrate hold one table.
+# Tables of each substrate by width, so that all models on one substrate share one table.
 _TABLES: weakref.WeakKeyDictionary[SubstrateLike, dict[int, Tensor]] = weakref.WeakKeyDictionary()
 
 
 def substrate_embedding(substrate: SubstrateLike, width: int, d_model: int) -> FrozenEmbedding:
-    """A frozen embedding on a substrate's vectors, packed where they are bits.
+    """Return a frozen embedding with a substrate's table, as packed bits if it has such a table.
 
-    All callers hold one tensor. The table of floats of a substrate of codes is never made.
+    All callers share one tensor. If the packed bits are used, the table of floats is not created.
 
     Raises:
-        ConfigError: as `substrate_table`.
+        ConfigError: as for `substrate_table`.
     """
     packed = getattr(substrate, "packed_table", None)
     if packed is None or width != substrate.n_embed:
@@ -33,10 +33,10 @@ def substrate_embedding(substrate: SubstrateLike, width: int, d_model: int) -> F
 
 
 def substrate_table(substrate: SubstrateLike, width: int) -> Tensor:
-    """The substrate's table at a width, [V, width] float32; one tensor for all callers.
+    """Return the substrate's table at a width, [V, width] float32; all callers share one tensor.
 
-    A narrower table has the leading principal components, its rows normalised again: but for
-    rounding what a substrate built with that many components has.
+    A narrower table has the leading principal components, with rows normalised again. It is equal,
+    up to rounding, to the table of a substrate built with that many components.
 
     Raises:
         ConfigError: the substrate's table is narrower than `width`, or is wider and not made of
@@ -46,14 +46,15 @@ def substrate_table(substrate: SubstrateLike, width: int) -> Tensor:
     if width not in tables:
         if substrate.n_embed < width:
             raise ConfigError(
-                f"DecoderConfig: n_embed is {width}, but the substrate has {substrate.n_embed}"
+                f"DecoderConfig: n_embed is {width}, but the substrate's table has only "
+                f"{substrate.n_embed} columns"
             )
         table = _as_tensor(substrate.table)
         if width < substrate.n_embed:
             if bool(((table == 0) | (table == 1)).all()):
                 raise ConfigError(
                     f"DecoderConfig: n_embed is {width}, but the substrate has codes of "
-                    f"{substrate.n_embed} bits, which cannot be cut"
+                    f"{substrate.n_embed} bits, which cannot be truncated"
                 )
             table = nn.functional.normalize(table[:, :width], dim=1)
         tables[width] = table
@@ -61,8 +62,8 @@ def substrate_table(substrate: SubstrateLike, width: int) -> Tensor:
 
 
 def _as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """The array's memory as a tensor."""
+    """Return a tensor that shares the array's memory."""
     with warnings.catch_warnings():
-        # A read-only array is what is wanted here: nothing writes to a frozen table.
+        # The array is read-only, which is fine: nothing writes to a frozen table.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -1,8 +1,9 @@
-"""Operations: one folder each, with the public call, the eager reference and the others.
+"""Operations on tensors, each with several implementations.
 
-Plain tensors in and out. Every public function takes `impl=` to force an implementation;
-`use_impl` does so for a block of code and FASTGROW_IMPL for a process. With FASTGROW_DEBUG=1
-they also check what integer arguments hold, at the price of waiting for the device.
+Each operation has a folder with its public function, the eager reference and the other
+implementations. Every public function takes `impl=` to force an implementation; `use_impl` does so
+for a block of code and FASTGROW_IMPL for a process. With FASTGROW_DEBUG=1 the functions also check
+the values of integer arguments, which synchronises with the device.
 """
 
 from fastgrow.ops.core.dispatch import (

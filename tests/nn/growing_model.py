@@ -1,4 +1,4 @@
-"""A decoder in the middle of growth, and one step of its training."""
+"""A partly frozen decoder, and one step of its training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEARNING_RATE = 0.5
 
 
 def growing_model(embedding: str = "frozen", first_active_block: int = 2) -> Decoder:
-    """Three blocks; those below `first_active_block` are frozen, the others and the head train."""
+    """Three blocks; those below `first_active_block` are frozen, the others and the head active."""
     generator = torch.Generator().manual_seed(0)
     model = Decoder(small_config(embedding=embedding), TinySubstrate(), generator=generator)
     newest = GrowthSchedule([Stage(model.n_layer - first_active_block)])
@@ -29,11 +29,11 @@ def batch(rows: int = 4, length: int = 17) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """The gradients there are, by the parameters' names."""
+    """The gradients that are not None, by parameter name."""
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def descend(model: nn.Module) -> None:
-    """One step of plain gradient descent on what trains."""
+    """One step of gradient descent on the active parameters."""
     active = [p for p in model.parameters() if p.requires_grad]
     torch.optim.SGD(active, lr=LEARNING_RATE).step()

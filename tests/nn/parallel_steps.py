@@ -1,4 +1,4 @@
-"""Two gloo processes on this machine that train one growing decoder; what they came to, on disk."""
+"""Train one growing decoder in two gloo processes, and write the results to disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def own_rows(rank: int) -> tuple[Tensor, Tensor]:
 
 
 class Loss(nn.Module):
-    """A model whose call is its loss: DistributedDataParallel prepares gradients on a call."""
+    """A module whose forward is the loss, for DistributedDataParallel."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def sharded_training(rank: int) -> dict[str, Tensor]:
 
 
 def run(rank: int, folder: Path) -> None:
-    """One of the processes; writes `<rank>.pt` into the folder."""
+    """Run one of the processes, which writes `<rank>.pt` to the folder."""
     torch.set_num_threads(1)
     meeting = (folder / "meeting").as_uri()
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)

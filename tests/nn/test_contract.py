@@ -1,4 +1,4 @@
-"""A growing decoder under torch's own machinery: checkpointing, export, determinism."""
+"""A growing decoder with torch's checkpointing, export and determinism."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.a
 
 
 class Checkpointed(nn.Module):
-    """A block that keeps its input alone, or also its matrix products, for the backward pass."""
+    """A block that saves only its input, or also its matrix products, for the backward pass."""
 
     def __init__(self, block: Block, selective: bool) -> None:
         super().__init__()

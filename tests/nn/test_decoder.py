@@ -1,4 +1,4 @@
-"""The decoder: published sizes, causality, growth of the stack, what a frozen prefix costs."""
+"""The decoder: published sizes, causality, growth of the stack, cost of a frozen prefix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastgrow.ops import use_impl
 
 
 def sketch(n_layer: int, n_embed: int, vocab_size: int = 65536) -> Decoder:
-    """A model of the papers' width, without memory for its numbers."""
+    """A model of the papers' width, on the meta device."""
     with torch.device("meta"):
         config = DecoderConfig(vocab_size, n_layer=n_layer, n_embed=n_embed)
         return Decoder(config, table=torch.empty(vocab_size, n_embed))
@@ -75,7 +75,7 @@ def test_state_dict_has_plain_names_and_no_constants(model: Decoder) -> None:
 
 
 def written_out(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
-    """The reference's formulas in float64, one head at a time, from the state dict alone."""
+    """The decoder's formulas in float64, one head at a time, from the state dict."""
     p = {name: t.double() for name, t in model.state_dict().items()}
     width, heads = model.config.d_model, model.config.n_head
     dim = width // heads
@@ -110,7 +110,7 @@ def written_out(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def rough_model(model: Decoder) -> Decoder:
-    """With weights large enough that every layer matters to the logits."""
+    """A decoder with weights large enough that every layer affects the logits."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -120,7 +120,7 @@ def rough_model(model: Decoder) -> Decoder:
 
 @pytest.mark.parametrize("impl", ["eager", "vendor"])
 def test_agrees_with_the_formulas(rough_model: Decoder, ids: torch.Tensor, impl: str) -> None:
-    # In double precision the order of a sum shows far below; the rotations' angles are float32.
+    # In double precision the order of sums hardly matters; the rotations' angles are float32.
     model, expected = rough_model.double(), written_out(rough_model, ids)
     with use_impl(impl):
         logits = model(ids)
@@ -160,7 +160,7 @@ def test_later_tokens_do_not_change_earlier_logits(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_everything_that_trains_gets_a_gradient(
+def test_all_active_parameters_get_a_gradient(
     variant: str, substrate: TinySubstrate, ids: torch.Tensor
 ) -> None:
     model = Decoder(small_config(**VARIANTS[variant]), substrate)
@@ -170,7 +170,9 @@ def test_everything_that_trains_gets_a_gradient(
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_appended_identity_blocks_change_no_bit(model: Decoder, ids: torch.Tensor) -> None:
+def test_appended_identity_blocks_keep_logits_bitwise_equal(
+    model: Decoder, ids: torch.Tensor
+) -> None:
     before, state = model(ids), copy.deepcopy(model.state_dict())
     assert model.append_blocks(2, "identity") == range(3, 5)
     assert torch.equal(model(ids), before)
@@ -242,14 +244,14 @@ def test_initial_weights() -> None:
         assert layer.weight.std().item() == pytest.approx(0.03 / 4, rel=0.03)
     for bias in (block.mlp.up.bias, block.mlp.down.bias, model.lm_head.bias):
         assert torch.equal(bias, torch.zeros_like(bias))
-    # Fresh logits are near zero, so the first loss is that of the uniform distribution.
+    # Initial logits are near zero, so the first loss is that of the uniform distribution.
     ids = torch.arange(50)[None]
     assert model.loss(ids, ids).item() == pytest.approx(math.log(50), abs=0.3)
 
 
 def test_a_seed_gives_the_same_weights_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A linear layer that is made on a GPU draws from the GPU's random numbers, and the layers
-    after it from others of the CPU's."""
+    """If a linear layer were created on a GPU, it would use the GPU's random numbers, and the
+    layers after it would get other numbers of the CPU's generator."""
     moved: list[tuple[torch.nn.Module, torch.device]] = []
 
     def to(module: torch.nn.Module, device: Any = None, dtype: Any = None) -> torch.nn.Module:
@@ -270,7 +272,7 @@ def test_a_seed_gives_the_same_weights_on_every_device(monkeypatch: pytest.Monke
 
 
 def saved_for_backward(run: Any) -> int:
-    """Count the tensors that autograd keeps while `run` runs."""
+    """Count the tensors that autograd saves while `run` runs."""
     count = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -296,7 +298,7 @@ def test_frozen_prefix_saves_nothing_for_backward(model: Decoder, ids: torch.Ten
     assert saved_for_backward(lambda: deeper.hidden(ids)) == newest
 
 
-def test_frozen_prefix_gets_no_gradient_and_the_rest_does(
+def test_frozen_prefix_gets_no_gradient_and_the_other_parameters_do(
     model: Decoder, ids: torch.Tensor
 ) -> None:
     model.blocks[:2].requires_grad_(False)
@@ -319,18 +321,18 @@ def test_width_follows_the_substrate(substrate: TinySubstrate) -> None:
     torch.testing.assert_close(narrow, leading / leading.norm(dim=1, keepdim=True))
 
 
-def test_misfits_are_refused(substrate: TinySubstrate) -> None:
+def test_mismatches_are_rejected(substrate: TinySubstrate) -> None:
     for changes, message in (
-        ({"vocab_size": 99}, "vocab_size is 99, but the substrate has 260"),
-        ({"n_embed": 16}, "n_embed is 16, but the substrate has 8"),
+        ({"vocab_size": 99}, "vocab_size is 99, but the substrate has 260 tokens"),
+        ({"n_embed": 16}, "n_embed is 16, but the substrate's table has only 8"),
     ):
         with pytest.raises(ConfigError, match=message):
             Decoder(small_config(**changes), substrate)
     codes = TinySubstrate()
     codes.table = (codes.table > 0).astype("float32")
-    with pytest.raises(ConfigError, match="has codes of 8 bits, which cannot be cut"):
+    with pytest.raises(ConfigError, match="has codes of 8 bits, which cannot be truncated"):
         Decoder(small_config(d_model=4, n_head=2), codes)
-    with pytest.raises(ConfigError, match="needs a substrate or a table"):
+    with pytest.raises(ConfigError, match="requires a substrate or a table"):
         Decoder(small_config())
     with pytest.raises(ConfigError, match=r"table must be of shape \[260, 'n_embed'\]"):
         Decoder(small_config(), table=torch.zeros(4, 32))

@@ -1,4 +1,4 @@
-"""Configurations that cannot be built are refused by the name of the field."""
+"""Invalid configurations raise an error that names the field."""
 
 from __future__ import annotations
 

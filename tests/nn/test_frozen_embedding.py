@@ -1,4 +1,4 @@
-"""The frozen table: constant, shared, out of the state dict."""
+"""The frozen table: constant, shared, not in the state dict."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_moved_models_share_the_moved_table(substrate: TinySubstrate) -> None:
     assert other.embedding.table.data_ptr() != models[1].embedding.table.data_ptr()
 
 
-def test_frozen_table_is_no_state(substrate: TinySubstrate) -> None:
+def test_frozen_table_is_not_in_the_state_dict(substrate: TinySubstrate) -> None:
     embedding = FrozenEmbedding(torch.from_numpy(substrate.table), 16)
     assert not embedding.state_dict()
     assert not list(embedding.parameters())
     assert not embedding(torch.tensor([5])).requires_grad
 
 
-def test_trainable_table_is_a_parameter_of_its_own(substrate: TinySubstrate) -> None:
+def test_trainable_table_is_a_separate_parameter(substrate: TinySubstrate) -> None:
     table = torch.from_numpy(substrate.table)
     embedding = FrozenEmbedding(table, 16, trainable=True)
     assert set(embedding.state_dict()) == {"table"}

@@ -1,4 +1,4 @@
-"""Continuing prompts: against a plain loop, when it stops, how it streams, past the context."""
+"""Generation: compared with a plain loop; stopping, streaming, prompts beyond the context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastgrow.nn import Decoder, generate, stream
 
 
 class Scripted:
-    """A model that says a given text whatever it reads, through the protocol alone."""
+    """A model that always generates a given text, with only the methods of the protocol."""
 
     vocab_size, max_seq_len, device = 260, 1000, torch.device("cpu")
 
@@ -41,14 +41,14 @@ class Scripted:
 
 @pytest.fixture
 def model(substrate: TinySubstrate) -> Decoder:
-    # Large weights: what stands further back changes what comes next.
+    # Large weights, so that distant tokens affect the next one.
     config = small_config(init_std=0.3)
     return Decoder(config, substrate, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def endless(model: Decoder) -> Decoder:
-    """The same without a substrate, so that no token ends a document."""
+    """The same model without a substrate, so that no token ends a document."""
     model.substrate = None
     return model
 
@@ -62,7 +62,7 @@ def test_greedy_is_a_loop_over_full_passes(endless: Decoder, ids: torch.Tensor) 
     assert torch.equal(one, expected[:1])
 
 
-def test_past_the_context_reading_goes_on_from_the_later_half(
+def test_beyond_the_context_generation_continues_with_the_second_half(
     endless: Decoder, ids: torch.Tensor
 ) -> None:
     got = generate(endless, ids, max_new_tokens=30, temperature=0)
@@ -77,7 +77,7 @@ def test_past_the_context_reading_goes_on_from_the_later_half(
     assert torch.equal(next_id, endless(long[:, -24:])[:, -1].argmax(-1))
 
 
-def test_seed_decides_and_leaves_the_global_generator_alone(
+def test_seed_is_reproducible_and_does_not_use_the_global_generator(
     model: Decoder, ids: torch.Tensor
 ) -> None:
     before = torch.get_rng_state()
@@ -87,7 +87,7 @@ def test_seed_decides_and_leaves_the_global_generator_alone(
     assert not torch.equal(model.generate(ids, max_new_tokens=20, seed=4), first)
 
 
-def test_text_prompt_begins_a_document(model: Decoder, substrate: TinySubstrate) -> None:
+def test_text_prompt_starts_a_document(model: Decoder, substrate: TinySubstrate) -> None:
     text = model.generate("abc", max_new_tokens=9, seed=0)
     ids = torch.tensor([substrate.bos_id, *substrate.encode("abc")])
     as_ids = generate(model, ids, max_new_tokens=9, seed=0)
@@ -102,7 +102,7 @@ def test_ends_with_the_document(substrate: TinySubstrate) -> None:
     assert generate(Scripted(substrate, "one"), "say: ", max_new_tokens=0) == "say: "
 
 
-def test_rows_end_apart_and_are_filled_up(substrate: TinySubstrate) -> None:
+def test_rows_end_separately_and_are_padded(substrate: TinySubstrate) -> None:
     got = generate(Scripted(substrate, "abc", "d"), torch.tensor([[5], [6]]), max_new_tokens=50)
     assert got[0].tolist() == [5, *substrate.encode("abc"), 2]
     assert got[1].tolist() == [6, *substrate.encode("d"), 2, 0, 0]
@@ -116,11 +116,11 @@ def test_stop_tokens(substrate: TinySubstrate) -> None:
     bare = Scripted(None, "a.b", "....")
     got = generate(bare, torch.tensor([[5], [5]]), stop=[dot])
     assert got.tolist() == [[5, *substrate.encode("a.")], [5, dot, dot]]
-    # Without any stop the continuation runs to its full length.
+    # Without a stop token the continuation has its full length.
     assert generate(bare, torch.tensor([[5], [5]]), max_new_tokens=30).shape == (2, 31)
 
 
-def test_stop_strings_and_what_is_held_back_for_them(substrate: TinySubstrate) -> None:
+def test_stop_strings_and_text_that_may_start_one(substrate: TinySubstrate) -> None:
     model = Scripted(substrate, "ab\nc\n\nd")
     assert generate(model, ">", stop="\n\n") == ">ab\nc"
     assert generate(model, ">", stop=["x", "b\nc", "\n\n"]) == ">a"
@@ -130,13 +130,15 @@ def test_stop_strings_and_what_is_held_back_for_them(substrate: TinySubstrate) -
     assert list(stream(model, ">")) == ["a", "b", "\n", "c", "\n", "\n", "d"]
 
 
-def test_callback_sees_every_piece(substrate: TinySubstrate) -> None:
+def test_callback_gets_every_piece(substrate: TinySubstrate) -> None:
     pieces: list[str] = []
     generate(Scripted(substrate, "one"), "", on_piece=pieces.append)
     assert pieces == ["o", "n", "e"]
 
 
-def test_streaming_leaves_the_callers_gradients_alone(model: Decoder, ids: torch.Tensor) -> None:
+def test_streaming_does_not_disable_the_callers_gradients(
+    model: Decoder, ids: torch.Tensor
+) -> None:
     for step in model.stream(ids, max_new_tokens=2):
         assert torch.is_grad_enabled()
         assert step.shape == (2,)
@@ -145,7 +147,7 @@ def test_streaming_leaves_the_callers_gradients_alone(model: Decoder, ids: torch
 def test_any_language_model_generates(
     model: Decoder, config: Any, substrate: TinySubstrate, ids: torch.Tensor
 ) -> None:
-    """Two models that speak as one, with no more than the protocol."""
+    """The average of two models, with only the methods of the protocol."""
     other = Decoder(config, substrate, generator=torch.Generator().manual_seed(9))
 
     class Mean(Scripted):
@@ -175,7 +177,7 @@ def test_any_language_model_generates(
         ([], {}, ArgumentError, "prompt must be text or integer ids"),
         (torch.zeros(1, 2, 3, dtype=torch.int64), {}, ArgumentError, r"\[T\] or \[B, T\]"),
         (torch.zeros(1, 2), {}, ArgumentError, "integer ids"),
-        ([1], {"stop": "x"}, ConfigError, "stop strings need a text prompt"),
+        ([1], {"stop": "x"}, ConfigError, "stop strings require a text prompt"),
         ("a", {"stop": ""}, ConfigError, "empty stop string"),
         ("a", {"top_k": 0}, ConfigError, "top_k"),
         ("a", {"max_new_tokens": -1}, ConfigError, "max_new_tokens must be 0 or more, got -1"),

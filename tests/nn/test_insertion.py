@@ -1,4 +1,4 @@
-"""Blocks put in anywhere, and the stack cut in two."""
+"""Inserting blocks at any position, and splitting the stack."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_indices_of_new_blocks() -> None:
     assert insertion_indices(0, 2, (0, 0)) == (0, 1)
 
 
-def test_what_copies_copy() -> None:
+def test_indices_of_copied_blocks() -> None:
     assert copied_blocks(4, 2) == (2, 3)
     assert copied_blocks(3, 3) == (0, 1, 2), "a stack copied whole"
     assert copied_blocks(2, 4) == (0, 1, 0, 1), "and again"
@@ -49,7 +49,7 @@ def test_old_blocks_keep_their_order_and_weights() -> None:
 
 
 @pytest.mark.parametrize("at", [None, (0, 2), (1, 1)])
-def test_identity_blocks_change_no_bit_wherever_they_go(at) -> None:
+def test_identity_blocks_at_any_position_keep_logits_bitwise_equal(at) -> None:
     model = make()
     before = model(IDS)
     model.insert_blocks(2, at=at, init="identity")
@@ -76,7 +76,7 @@ def test_copies_are_equal_and_independent() -> None:
     assert not torch.equal(model.blocks[3].mlp.up.weight, model.blocks[0].mlp.up.weight)
 
 
-def test_refusals() -> None:
+def test_bad_input() -> None:
     model = make()
     for change, message in (
         ({"n": -1}, "n must be 0 or more"),
@@ -84,7 +84,7 @@ def test_refusals() -> None:
         ({"n": 1, "at": (4,)}, "there are 3 old blocks"),
         ({"n": 2, "at": (2, 1)}, "ascending"),
         ({"n": 1, "at": (1, 2)}, "1 ascending"),
-        ({"n": 1, "copy_of": (0,)}, "goes with init 'copy'"),
+        ({"n": 1, "copy_of": (0,)}, "requires init 'copy'"),
     ):
         with pytest.raises(ConfigError, match=message):
             model.insert_blocks(**change)
@@ -92,7 +92,7 @@ def test_refusals() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
-def test_a_stack_cut_in_two_computes_the_same_bits(n: int) -> None:
+def test_a_split_stack_gives_bitwise_equal_results(n: int) -> None:
     model, targets = make(), IDS.flip(1)
     x = model.trunk(IDS, n)
     assert x.shape == (2, 6, 16)
@@ -101,7 +101,7 @@ def test_a_stack_cut_in_two_computes_the_same_bits(n: int) -> None:
     assert torch.equal(model.loss_from(x, n, targets, reduction="none"), whole)
 
 
-def test_a_trunk_is_of_blocks_that_are_there() -> None:
+def test_a_trunk_of_more_blocks_than_the_model_has() -> None:
     model = make()
     with pytest.raises(ArgumentError, match="3 blocks, got a trunk of 4"):
         model.trunk(IDS, 4)

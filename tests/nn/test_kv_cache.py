@@ -1,4 +1,4 @@
-"""Reading with a cache gives what reading at once gives; what does not fit is refused."""
+"""A cache gives the same logits as a full pass; ids that do not fit raise an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_same_logits_as_without(
     torch.testing.assert_close(torch.cat(parts, 1), model(ids), atol=1e-12, rtol=1e-10)
 
 
-def test_room_is_made_as_needed(substrate: TinySubstrate) -> None:
+def test_memory_is_allocated_as_needed(substrate: TinySubstrate) -> None:
     model = Decoder(small_config(max_seq_len=300, n_layer=1), substrate, dtype=torch.float64)
     ids = torch.randint(0, 260, (1, 300))
     cache = model.new_cache(1)
@@ -42,7 +42,7 @@ def test_limits(model: Decoder, ids: torch.Tensor) -> None:
         model(ids[:, :3], cache)
     with pytest.raises(ArgumentError, match="made for a batch of 2, got a batch of 1"):
         model(ids[:1, :1], cache)
-    # A refused call leaves the cache as it was.
+    # A call that raises does not change the cache.
     torch.testing.assert_close(
         model(ids[:, 8:10], cache), model(ids[:, :10])[:, 8:], atol=1e-12, rtol=1e-10
     )
@@ -59,9 +59,7 @@ def test_cache_of_another_depth(model: Decoder, ids: torch.Tensor) -> None:
         model(ids, cache)
 
 
-def test_a_repeated_cache_reads_on_for_each_copy(
-    substrate: TinySubstrate, ids: torch.Tensor
-) -> None:
+def test_a_repeated_cache_continues_each_copy(substrate: TinySubstrate, ids: torch.Tensor) -> None:
     model = Decoder(small_config(init_std=0.3), substrate, dtype=torch.float64)
     cache = model.new_cache(2)
     model(ids[:, :9], cache)
@@ -73,7 +71,7 @@ def test_a_repeated_cache_reads_on_for_each_copy(
     expected = model(whole)[:, 9:]
     torch.testing.assert_close(model(more[:, :2], copies), expected[:, :2], atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(model(more[:, 2:], copies), expected[:, 2:], atol=1e-12, rtol=1e-10)
-    # The original is as it was.
+    # The original is unchanged.
     torch.testing.assert_close(model(ids[:, 9:], cache), model(ids)[:, 9:], atol=1e-12, rtol=1e-10)
     empty = repeat_cache(model.new_cache(2), 2)
     torch.testing.assert_close(model(whole[:4], empty), model(whole[:4]), atol=1e-12, rtol=1e-10)

@@ -1,4 +1,4 @@
-"""LoRALinear: shares and freezes a layer, starts as it, merges into a plain one."""
+"""LoRALinear: shares and freezes a layer, starts with its output, merges into a linear layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def wrapped(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> LoRALin
     return layer
 
 
-def test_begins_as_the_layer_it_wraps_and_shares_its_parameters() -> None:
+def test_starts_as_the_layer_it_wraps_and_shares_its_parameters() -> None:
     linear = nn.Linear(24, 16)
     layer = LoRALinear(linear, 4)
     x = torch.randn(3, 24)
@@ -52,7 +52,7 @@ def test_state_dict_has_the_linear_layer_s_names() -> None:
     assert "bias" not in wrapped(bias=False).state_dict()
 
 
-def test_training_moves_the_correction_alone() -> None:
+def test_training_updates_only_the_correction() -> None:
     layer = wrapped()
     before = copy.deepcopy(layer.state_dict())
     layer(torch.randn(5, 24)).square().sum().backward()
@@ -76,7 +76,7 @@ def test_merged_layer_computes_the_same(bias: bool) -> None:
     assert all(p.requires_grad for p in merged.linear.parameters())
 
 
-def test_merging_into_half_precision_reports_what_it_loses() -> None:
+def test_merging_into_half_precision_reports_the_rounding_error() -> None:
     layer = wrapped(torch.bfloat16)
     correction = layer.scale * (layer.lora_B @ layer.lora_A).detach()
     total = layer.weight.float() + correction

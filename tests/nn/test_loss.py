@@ -1,4 +1,4 @@
-"""The head's criterion against torch's own on materialised logits."""
+"""The loss module compared with torch's on materialised logits."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def test_holds_no_state() -> None:
         ({"label_smoothing": 1.5}, "label_smoothing must be between 0 and 1, got 1.5"),
     ],
 )
-def test_bad_settings_are_refused_early(settings: dict, message: str) -> None:
+def test_bad_settings_are_rejected_by_the_constructor(settings: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         nn.LinearCrossEntropyLoss(**settings)

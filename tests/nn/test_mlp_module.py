@@ -1,4 +1,4 @@
-"""The feed-forward module: its parameters, what it computes, and what it keeps when frozen."""
+"""The feed-forward module: its parameters and its result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_parameters_are_those_of_linear_layers() -> None:
     assert list(gated) == ["up.weight", "down.weight", "gate.weight"]
 
 
-def test_takes_the_place_of_a_chain_of_modules() -> None:
+def test_equals_a_chain_of_modules() -> None:
     chain = nn.Sequential(nn.Linear(6, 10), nn.GELU("tanh"), nn.Linear(10, 6))
     module = MLP(6, 10, activation="gelu_tanh")
     module.up.load_state_dict(chain[0].state_dict())
@@ -33,6 +33,6 @@ def test_takes_the_place_of_a_chain_of_modules() -> None:
     torch.testing.assert_close(module.requires_grad_(False)(x), chain(x))
 
 
-def test_an_unknown_activation_is_refused() -> None:
+def test_an_unknown_activation_is_rejected() -> None:
     with pytest.raises(ArgumentError, match=r"MLP: activation must be one of gelu, .*got 'tanh'"):
         MLP(6, 10, activation="tanh")

@@ -1,4 +1,4 @@
-"""fastgrow's norm modules in the place of torch's."""
+"""fastgrow's norm modules compared with torch's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "args", "kwargs"), SETTINGS)
-def test_takes_the_place_of_torch_s(name: str, args: Any, kwargs: Any) -> None:
+def test_agrees_with_torch_s(name: str, args: Any, kwargs: Any) -> None:
     theirs, ours = getattr(nn, name)(*args, **kwargs), getattr(fastgrow.nn, name)(*args, **kwargs)
     assert repr(ours) == repr(theirs)
     for parameter in theirs.parameters():
@@ -50,7 +50,9 @@ def test_takes_the_place_of_torch_s(name: str, args: Any, kwargs: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "args", "kwargs"), SETTINGS)
-def test_a_residual_is_added_first_and_given_back(name: str, args: Any, kwargs: Any) -> None:
+def test_a_residual_is_added_first_and_the_sum_is_returned(
+    name: str, args: Any, kwargs: Any
+) -> None:
     norm = getattr(fastgrow.nn, name)(*args, **kwargs)
     x, residual = torch.randn(2, 3, 4, 8, dtype=kwargs.get("dtype"))
     y, total = norm(x, residual=residual)
@@ -82,7 +84,7 @@ def test_the_decoder_s_norms_keep_their_eps() -> None:
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_a_block_that_adds_in_its_norm_has_the_bits_of_one_that_adds_before(norm: str) -> None:
+def test_a_block_that_adds_in_its_norm_is_bitwise_equal_to_one_that_adds_before(norm: str) -> None:
     block = Block(DecoderConfig(vocab_size=8, d_model=32, n_head=2, norm=norm))  # type: ignore[arg-type]
     block.initialise(0.2, 1)
     x = torch.randn(2, 5, 32, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Frozen embeddings of bits and codes: a small memory, the values of the table of floats."""
+"""Frozen embeddings of bits and codes: memory, and equality with the table of floats."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_logits_are_those_of_the_table_of_floats(codes: Substrate) -> None:
     assert torch.equal(decoder(codes)(ids), decoder(codes, floats)(ids))
 
 
-def test_no_table_of_floats_is_made(codes: Substrate) -> None:
+def test_no_table_of_floats_is_created(codes: Substrate) -> None:
     fresh = Substrate.build(characters=LETTERS, codes=codes.recipe.codes)
     model = decoder(fresh)
     model.loss(*[torch.tensor([fresh.encode("abc")])] * 2)
@@ -51,7 +51,7 @@ def test_no_table_of_floats_is_made(codes: Substrate) -> None:
     assert "table" not in vars(fresh)
 
 
-def test_counts_what_the_table_stands_for() -> None:
+def test_parameter_count_is_that_of_the_table_of_floats() -> None:
     substrate = Substrate.build(characters=LETTERS, codes="id-16")
     model = decoder(substrate)
     whole, without = model.num_parameters(), model.num_parameters(include_table=False)
@@ -71,16 +71,16 @@ def test_saved_models_load(codes: Substrate, tmp_path: Path) -> None:
     assert shared(ids).dtype == torch.float64
 
 
-def test_a_trainable_embedding_begins_with_the_codes(codes: Substrate) -> None:
+def test_a_trainable_embedding_starts_with_the_codes(codes: Substrate) -> None:
     config = DecoderConfig(len(codes), d_model=128, n_head=2, embedding="trainable")
     table = Decoder(config, codes).embedding.table
     assert isinstance(table, nn.Parameter)
     assert torch.equal(table, torch.from_numpy(codes.table.copy()))
 
 
-def test_codes_cannot_be_cut(codes: Substrate) -> None:
+def test_codes_cannot_be_truncated(codes: Substrate) -> None:
     config = DecoderConfig(len(codes), d_model=128, n_head=2, n_embed=8)
-    with pytest.raises(ConfigError, match="which cannot be cut"):
+    with pytest.raises(ConfigError, match="which cannot be truncated"):
         Decoder(config, codes)
 
 
@@ -110,7 +110,7 @@ def test_ids_as_codes_need_no_memory() -> None:
     assert copy.deepcopy(module)(torch.tensor([5])).shape == (1, 1024)
 
 
-def test_codes_of_ones_own() -> None:
+def test_custom_codes() -> None:
     codes = torch.tensor([5, 0, 6], dtype=torch.int32)
     module = FrozenEmbedding.from_codes(3, codes=codes)
     assert module(torch.tensor([0, 2])).tolist() == [[1, 0, 1], [1, 1, 0]]
@@ -160,7 +160,7 @@ def test_bad_input() -> None:
         (lambda: FrozenEmbedding.from_codes(3, vocab_size=9), r"vocab_size must be in \[1, 8\]"),
         (
             lambda: FrozenEmbedding.from_codes(3, codes=table[:, 0].int(), vocab_size=8),
-            "vocab_size goes without codes",
+            "vocab_size must be None if codes",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

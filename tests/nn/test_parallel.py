@@ -41,7 +41,7 @@ def test_replicas_average_their_gradients(results: list[Results]) -> None:
         for name, gradient in result["ddp"].items():
             mean = torch.stack([g[name] for g in own]).mean(0)
             assert not torch.allclose(mean, own[0][name], rtol=1e-3), name
-            # Sums over some dozen rows, in an order of their own: units of 2^-24 of the largest.
+            # Sums over a few dozen rows in a different order: units of 2^-24 of the largest.
             atol = 1e-5 * float(mean.abs().max())
             torch.testing.assert_close(gradient, mean, rtol=1e-5, atol=atol, msg=name)
 

@@ -16,7 +16,7 @@ def glyphs() -> Substrate:
     return Substrate.build(characters="abcdefghij .\n", n_components=64)
 
 
-def test_folder_holds_all_that_loading_needs(glyphs: Substrate, tmp_path: Path) -> None:
+def test_folder_has_all_files_that_loading_needs(glyphs: Substrate, tmp_path: Path) -> None:
     assert isinstance(glyphs, SubstrateLike)
     model = Decoder(DecoderConfig(len(glyphs), d_model=64, n_layer=1, n_head=2), glyphs)
     model.save(tmp_path / "m")
@@ -38,7 +38,7 @@ def test_narrow_model_has_the_table_of_a_narrow_substrate(glyphs: Substrate) -> 
 
 
 @pytest.mark.parametrize("d_model", [8, 100, 1024])
-def test_tokens_that_look_the_same_are_the_same_to_a_model(d_model: int) -> None:
+def test_tokens_with_equal_glyphs_have_equal_vectors(d_model: int) -> None:
     substrate = Substrate.build(scripts=["Latin", "Cyrillic", "Greek"], n_ngrams=0)
     config = DecoderConfig(len(substrate), d_model=d_model, n_layer=0, n_head=2)
     vectors = Decoder(config, substrate).embedding(torch.arange(len(substrate)))

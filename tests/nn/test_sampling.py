@@ -1,4 +1,4 @@
-"""Which tokens can be drawn, and how often."""
+"""Sampling: which tokens can be drawn, and how often."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def test_draws_follow_the_distribution(temperature: float) -> None:
     assert ((frequencies(temperature=temperature) - expected).abs() < allowed).all()
 
 
-def test_filters_work_on_what_temperature_made() -> None:
+def test_filters_apply_after_the_temperature() -> None:
     # At temperature 2 the shares are 0.106, 0.299, 0.236, 0.149, 0.211.
     assert frequencies(temperature=2.0, top_p=0.6).nonzero().flatten().tolist() == [1, 2, 4]
     assert frequencies(top_p=0.6).nonzero().flatten().tolist() == [1, 2]
     assert frequencies(top_k=3, top_p=0.75).nonzero().flatten().tolist() == [1, 2]
 
 
-def test_zero_temperature_takes_the_best() -> None:
+def test_zero_temperature_is_greedy() -> None:
     assert sample(LOGITS, temperature=0).tolist() == [1]
 
 
-def test_seed_decides() -> None:
+def test_seed_is_reproducible() -> None:
     def draw(seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
         return sample(LOGITS.expand(50, 5), generator=generator).tolist()

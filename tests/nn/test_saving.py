@@ -1,4 +1,4 @@
-"""Model folders: what is written comes back; what is damaged is named and nothing is lost."""
+"""Model folders: saving and loading; errors for damaged files; failed saves lose nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def saved(model: Decoder, tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, change: Any) -> None:
-    """Change the weights and make the checksums right again."""
+    """Change the weights and update the checksums."""
     state = load_file(folder / "model.safetensors")
     change(state)
     save_file(state, folder / "model.safetensors")
@@ -46,7 +46,7 @@ def test_round_trip(
     )
 
 
-def test_grown_model_comes_back_at_its_depth(
+def test_grown_model_is_loaded_with_its_depth(
     model: Decoder, substrate: TinySubstrate, ids: torch.Tensor, tmp_path: Path
 ) -> None:
     model.append_blocks(2)
@@ -59,9 +59,7 @@ def test_grown_model_comes_back_at_its_depth(
 
 
 @pytest.mark.parametrize("embedding", ["frozen", "trainable"])
-def test_round_trip_with_a_table_of_ones_own(
-    embedding: Any, ids: torch.Tensor, tmp_path: Path
-) -> None:
+def test_round_trip_with_a_custom_table(embedding: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     model = Decoder(small_config(embedding=embedding), table=torch.randn(260, 16))
     model.save(tmp_path / "m")
     loaded = Decoder.load(tmp_path / "m")
@@ -69,7 +67,7 @@ def test_round_trip_with_a_table_of_ones_own(
     assert (tmp_path / "m" / "table.safetensors").exists() == (embedding == "frozen")
 
 
-def test_a_table_beside_a_substrate_comes_back(
+def test_round_trip_with_a_table_and_a_substrate(
     substrate: TinySubstrate, ids: torch.Tensor, tmp_path: Path
 ) -> None:
     table = torch.randn(len(substrate), 16)
@@ -88,7 +86,7 @@ def test_dtype_and_device(saved: Path, substrate: TinySubstrate) -> None:
     assert loaded.rope.cos.dtype == torch.float32
 
 
-def test_folder_says_what_it_is(saved: Path, substrate: TinySubstrate) -> None:
+def test_config_json_describes_the_model(saved: Path, substrate: TinySubstrate) -> None:
     content = json.loads((saved / "config.json").read_text())
     assert content["kind"] == "decoder"
     assert content["fingerprint"] == substrate.fingerprint
@@ -97,7 +95,7 @@ def test_folder_says_what_it_is(saved: Path, substrate: TinySubstrate) -> None:
         assert file.metadata()["fingerprint"] == substrate.fingerprint
 
 
-def test_saving_again_replaces_and_spares_what_is_not_ours(model: Decoder, saved: Path) -> None:
+def test_saving_again_replaces_the_model_but_not_other_files(model: Decoder, saved: Path) -> None:
     model.save(saved)
     (saved / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"'notes\.txt', which would be lost"):
@@ -105,7 +103,7 @@ def test_saving_again_replaces_and_spares_what_is_not_ours(model: Decoder, saved
     assert (saved / "notes.txt").read_text() == "mine"
 
 
-def test_failed_save_leaves_the_previous_one(
+def test_failed_save_keeps_the_previous_one(
     model: Decoder,
     saved: Path,
     substrate: TinySubstrate,
@@ -188,7 +186,7 @@ def test_not_safetensors(saved: Path, substrate: TinySubstrate) -> None:
     ("change", "message"),
     [
         ({"kind": "ensemble"}, "holds a 'ensemble', expected a 'decoder'"),
-        ({"format": 99}, "format 99 by a later version"),
+        ({"format": 99}, "format 99 by a later version of fastgrow"),
         ({"config": 3}, "'config' is missing or not a dict"),
         ({"config": {"vocab_size": 260, "depth": 1}}, r"config\.json: .*unknown field 'depth'"),
         ({"config": {"vocab_size": "many"}}, r"config\.json: .*vocab_size must be"),
@@ -209,6 +207,6 @@ def test_config_that_is_not_json(saved: Path) -> None:
         Decoder.load(saved)
 
 
-def test_another_substrate_is_refused(saved: Path) -> None:
+def test_another_substrate_is_rejected(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="trained on a substrate of fingerprint 0000"):
         Decoder.load(saved, substrate=TinySubstrate(1))

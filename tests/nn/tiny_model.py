@@ -1,4 +1,4 @@
-"""A substrate small enough to read, and a decoder's configuration on it."""
+"""A tiny substrate, and a decoder's configuration for it."""
 
 from __future__ import annotations
 

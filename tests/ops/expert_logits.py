@@ -23,7 +23,7 @@ SPECIAL = [float("inf"), float("-inf"), float("nan")]
 
 @dataclass(frozen=True)
 class Experts:
-    """Arguments of an operation; every expert has its own strides."""
+    """Arguments of an operation; the strides of the experts differ."""
 
     logits: list[Tensor]
     weights: Tensor
@@ -40,7 +40,7 @@ class Experts:
 
     @property
     def rounding(self) -> float:
-        """What an fp32 (fp64) sum over the experts may be off, and a few roundings on top."""
+        """Error bound of an fp32 (fp64) sum over the experts, plus a few roundings."""
         terms = torch.stack(self.exact, -1).nan_to_num(0, 0, 0).abs()
         scale = self.scale.abs().expand(*terms.shape[:-2], -1)[..., None, :]
         dtype = torch.float64 if self.logits[0].dtype == torch.float64 else torch.float32
@@ -50,7 +50,7 @@ class Experts:
 
 @st.composite
 def experts(draw: st.DrawFn, *, special: bool = True, negative: bool = True) -> Experts:
-    """1 to 5 experts with random strides; with infinities, NaN and experts left out."""
+    """1 to 5 experts with random strides; with infinities, NaN and excluded experts."""
     k = draw(st.integers(1, 5))
     columns = draw(st.sampled_from(COLUMNS))
     shape = draw(st.sampled_from([(), (3,), (2, 2)] if columns <= 300 else [(2,)]))

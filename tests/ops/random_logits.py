@@ -1,4 +1,4 @@
-"""Random logits of several experts, for tests that hypothesis is not at hand for."""
+"""Random logits of several experts, for tests without hypothesis."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def loop(
     lengths: torch.Tensor | None = None,
     starts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One query after the other, one key after the other."""
+    """Attention as a loop over queries and keys."""
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
     group = heads // k.shape[1]
@@ -134,7 +134,7 @@ def test_position_ids_move_the_rotation() -> None:
     y = ops.attention(q, k, v, rope=table, position_ids=ids)
     rotated = ops.rope(q, table, ids[:, -3:]), ops.rope(k, table, ids)
     torch.testing.assert_close(y, ops.attention(*rotated, v), atol=1e-12, rtol=0)
-    # Only distances count, so the second row is at its default positions.
+    # Only distances matter, so the second row has the default positions.
     torch.testing.assert_close(y[1], ops.attention(q, k, v, rope=table)[1], atol=1e-6, rtol=0)
 
 
@@ -175,7 +175,7 @@ def test_sdpa_takes_masks(floating: bool, causal: bool, kv: int) -> None:
         mask = torch.randn(2, 1, 7, 7, generator=generator, dtype=torch.float64)
     else:
         mask[0, 0, 3] = False
-    # The first queries of a row that starts late see nothing.
+    # The first queries of a row that starts late attend to no key.
     rules: dict[str, Any] = {"mask": mask, "causal": causal, "starts": torch.tensor([0, 3])}
     gradients = []
     for impl in ("eager", "sdpa"):
@@ -189,25 +189,29 @@ def test_sdpa_takes_masks(floating: bool, causal: bool, kv: int) -> None:
 HALF, D32, D128 = torch.bfloat16, 32, 128
 CALLS: list[tuple[dict[str, Any], bool, str]] = [
     # Training, at any head dimension.
-    ({"dim": D32, "gradient": True}, False, "7 products and 2 exponentials a score, ours 9 and 3"),
-    ({"dim": D128, "gradient": True}, False, "ours 9 and 3"),
-    ({"dim": D32, "gradient": True, "no_grad": True}, True, "made for larger heads"),
+    (
+        {"dim": D32, "gradient": True},
+        False,
+        "7 products and 2 exponentials per score, Triton 9 and 3",
+    ),
+    ({"dim": D128, "gradient": True}, False, "Triton 9 and 3"),
+    ({"dim": D32, "gradient": True, "no_grad": True}, True, "optimised for larger heads"),
     # Inference.
-    ({"dim": D32}, True, "made for larger heads"),
-    ({"dim": D128}, False, "made for this head dimension"),
-    ({"dim": D32, "dtype": torch.float32}, False, "made for this head dimension"),
+    ({"dim": D32}, True, "optimised for larger heads"),
+    ({"dim": D128}, False, "optimised for this head dimension"),
+    ({"dim": D32, "dtype": torch.float32}, False, "optimised for this head dimension"),
     # Few queries.
-    ({"tq": 1, "dim": D128}, True, "a launch more"),
+    ({"tq": 1, "dim": D128}, True, "one more launch"),
     ({"tq": 1, "dim": D128, "rope": False}, False, "in as many launches"),
     ({"tq": 1, "dim": D32, "rope": False}, False, "in as many launches"),
-    ({"tq": 1, "dim": D32, "rope": False, "tk": 1000}, True, "made for larger heads"),
+    ({"tq": 1, "dim": D32, "rope": False, "tk": 1000}, True, "optimised for larger heads"),
     ({"tq": 1, "dim": D128, "rope": False, "kv": 1}, False, "in as many launches"),
     ({"tq": 4, "dim": D128, "rope": False, "kv": 1, "causal": False}, True, "once for all"),
     ({"tq": 4, "dim": D128, "rope": False, "causal": False}, False, "in as many launches"),
     ({"tq": 1, "dim": D128, "rope": False, "dtype": torch.float32}, True, "splits the keys"),
     ({"tq": 1, "dim": 100, "rope": False}, True, "splits the keys"),
     ({"tq": 8, "dim": D128, "kv": 1, "causal": False, "heads": 16}, False, "this head dimension"),
-    # What SDPA takes a mask for.
+    # Calls for which SDPA needs a mask.
     ({"tq": 4, "dim": D128}, True, "a mask of all scores"),
     ({"dim": D128, "gradient": True, "window": 5}, True, "a mask of all scores"),
     ({"dim": D128, "starts": torch.zeros(1, dtype=torch.int32)}, True, "a mask of all scores"),
@@ -233,7 +237,7 @@ def test_which_kernels_a_gpu_gets(
     assert why in reason
 
 
-def test_decoding_means_the_same_to_the_choice_and_to_the_kernels() -> None:
+def test_choice_and_kernels_have_the_same_limits_of_decoding() -> None:
     tiles = pytest.importorskip("fastgrow.kernels.attention_tiles")
     assert triton.MAX_DECODED_QUERIES == tiles.MAX_QUERIES
     assert triton.MAX_DECODED_ROWS == tiles.MAX_ROWS
@@ -271,7 +275,7 @@ def test_mask_is_built_only_where_it_is_needed() -> None:
     assert visible_keys(AttentionCall(k, k, k, causal=False)) is None
 
 
-def test_compiles_whole_for_any_length() -> None:
+def test_compiles_without_graph_breaks_for_any_length() -> None:
     graphs = []
 
     def count(graph: Any, inputs: Any) -> Any:
@@ -292,7 +296,7 @@ def test_compiles_whole_for_any_length() -> None:
 
 
 @pytest.mark.parametrize("impl", ["eager", "sdpa"])
-def test_half_precision_stays_near_the_truth(impl: str) -> None:
+def test_half_precision_is_close_to_float64(impl: str) -> None:
     (q, k, v), _ = tensors(tk=64)
     exact = ops.attention(q, k, v, impl="eager")
     q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
@@ -300,7 +304,7 @@ def test_half_precision_stays_near_the_truth(impl: str) -> None:
         try:
             F.scaled_dot_product_attention(q, k, v, is_causal=True)
         except RuntimeError as error:
-            # With ATEN_CPU_CAPABILITY below what the processor has, torch's own call raises.
+            # With ATEN_CPU_CAPABILITY below the processor's, torch's own call raises.
             pytest.skip(f"torch's scaled_dot_product_attention: {error}")
     y = ops.attention(q, k, v, impl=impl)
     assert y.dtype == torch.bfloat16

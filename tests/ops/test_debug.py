@@ -1,4 +1,4 @@
-"""FASTGROW_DEBUG=1 reads what integer arguments hold; without it nothing is read."""
+"""FASTGROW_DEBUG=1 checks the values of integer arguments; without it they are not read."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _debug(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             lambda: attend_documents(0, 5, 7),
-            "attention: cu_seqlens must be 8, the tokens, at its end, got 7 at [2]",
+            "attention: cu_seqlens must be 8 (number of tokens) at its end, got 7 at [2]",
         ),
         (lambda: attend_documents(0, 9), "at its end, got 9 at [1]"),
         (
@@ -95,7 +95,7 @@ def _debug(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: embed(0, 5), "embedding: ids must be in [0, 5), got 5 at [1]"),
     ],
 )
-def test_what_is_out_of_place_is_named(call: Callable[[], Tensor], message: str) -> None:
+def test_values_out_of_range_are_named(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(ArgumentError) as error:
         call()
     assert message in str(error.value)
@@ -114,11 +114,11 @@ def test_what_is_out_of_place_is_named(call: Callable[[], Tensor], message: str)
         lambda: embed(0, 4),
     ],
 )
-def test_what_is_in_place_passes(call: Callable[[], Tensor]) -> None:
+def test_values_in_range_pass(call: Callable[[], Tensor]) -> None:
     assert torch.isfinite(call()).all()
 
 
-def test_content_is_left_unread_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_not_read_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Callable[[], Tensor]] = [
         lambda: attend(cu_seqlens=torch.zeros(3, dtype=torch.int32)),
         lambda: attend(position_ids=torch.zeros(TOKENS, dtype=torch.int64)),
@@ -134,7 +134,7 @@ def test_content_is_left_unread_without_the_variable(monkeypatch: pytest.MonkeyP
             monkeypatch.delenv("FASTGROW_DEBUG", raising=False)
         else:
             monkeypatch.setenv("FASTGROW_DEBUG", value)
-        # A fake tensor has no content: reading it raises.
+        # A fake tensor has no values: reading them raises.
         with FakeTensorMode():
             for call in calls:
                 call()
@@ -145,7 +145,7 @@ def test_content_is_left_unread_without_the_variable(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("_debug")
-def test_compiled_graphs_and_sketches_are_not_interrupted() -> None:
+def test_compiled_graphs_and_meta_tensors_are_not_checked() -> None:
     def f(ids: Tensor, table: Tensor) -> Tensor:
         return ops.embedding(ids, table)
 

@@ -1,4 +1,4 @@
-"""Which implementation serves a call, who decides, and what is said when one cannot run."""
+"""Which implementation a call uses, precedence of overrides, and errors if one cannot run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastgrow.ops.core.dispatch import (
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Operation]:
-    """An operation whose implementations return who they are."""
+    """An operation whose implementations return their names."""
     monkeypatch.setattr(dispatch, "_environment", None)
     dispatch._log_once.cache_clear()
     operation = Operation(
@@ -59,13 +59,13 @@ def served(operation: Operation, x: torch.Tensor, impl: str | None = None) -> st
     return {2: "eager", 3: "triton", 4: "blas"}[int(operation(x, impl)[0])]
 
 
-def test_automatic_choice_follows_preference_verifiers_and_profit(double: Operation) -> None:
+def test_automatic_choice_follows_preference_can_serve_and_pays(double: Operation) -> None:
     assert served(double, HALF) == "triton"
     assert served(double, ONES) == "eager"
     assert served(double, LONG) == "blas"
 
 
-def test_the_most_local_override_wins(double: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precedence_of_overrides(double: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_environment", "vendor")
     assert served(double, ONES) == "blas"
     with use_impl("eager"):
@@ -86,7 +86,7 @@ def test_environment_names_single_operations(
     assert served(double, ONES) == "blas"
 
 
-def test_blanket_override_passes_by_operations_without_that_implementation(
+def test_blanket_override_skips_operations_without_that_implementation(
     double: Operation,
 ) -> None:
     with use_impl("native"):
@@ -96,7 +96,7 @@ def test_blanket_override_passes_by_operations_without_that_implementation(
 def test_forced_choice_that_cannot_run_raises_with_the_reason(double: Operation) -> None:
     with use_impl("triton"), pytest.raises(ConfigError, match=r"use_impl .*torch.float32 is not"):
         double(ONES)
-    with pytest.raises(ConfigError, match="'native'; there are only triton, blas, eager"):
+    with pytest.raises(ConfigError, match="'native'; available are triton, blas, eager"):
         double(ONES, impl="native")
 
 
@@ -109,7 +109,7 @@ def test_forced_choice_that_cannot_run_raises_with_the_reason(double: Operation)
         ("", "'' is not an implementation"),
     ],
 )
-def test_misspelt_overrides_are_refused(double: Operation, text: str, message: str) -> None:
+def test_misspelt_overrides_are_rejected(double: Operation, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_overrides(text, "here")
 
@@ -139,21 +139,21 @@ def test_fallback_is_logged_once(double: Operation, caplog: pytest.LogCaptureFix
     ]
 
 
-def test_explain_tells_what_would_run_and_why(double: Operation) -> None:
+def test_explain_reports_what_would_run_and_why(double: Operation) -> None:
     explanation = double.explain(ONES)
     assert explanation.active == "eager"
     assert explanation.reason == (
         "not triton: torch.float32 is not served; not blas: the tensor is small"
     )
     assert explanation.answers["triton"] == (False, "torch.float32 is not served")
-    assert double.explain(LONG, impl="eager").reason == "asked for by impl="
-    refused = double.explain(ONES, impl="triton")
-    assert refused.active is None
-    assert "cannot run: torch.float32 is not served" in refused.reason
+    assert double.explain(LONG, impl="eager").reason == "requested by impl="
+    rejected = double.explain(ONES, impl="triton")
+    assert rejected.active is None
+    assert "cannot run: torch.float32 is not served" in rejected.reason
     assert "double" in [e.operation for e in explain_all("cpu")]
 
 
-def test_compiles_whole_and_follows_the_override(double: Operation) -> None:
+def test_compiles_without_graph_breaks_and_follows_the_override(double: Operation) -> None:
     compiled = torch.compile(lambda x: double(x), fullgraph=True, backend="eager")
     assert compiled(ONES)[0] == 2
     with use_impl("vendor"):
@@ -166,18 +166,18 @@ def test_the_environment_of_a_process_is_read() -> None:
         "from fastgrow.ops.core.dispatch import explain_all\n"
         "print([str(x) for x in explain_all('cpu') if x.operation == 'layer_norm'][0])"
     )
-    for wish, said in (
-        ("layer_norm=eager", "layer_norm: eager (asked for by FASTGROW_IMPL)"),
+    for override, expected in (
+        ("layer_norm=eager", "layer_norm: eager (requested by FASTGROW_IMPL)"),
         ("layer_norm=fast", "'fast' is not an implementation"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "FASTGROW_IMPL": wish},
+            env={**os.environ, "FASTGROW_IMPL": override},
             capture_output=True,
             text=True,
             check=True,
         )
-        assert said in done.stdout
+        assert expected in done.stdout
 
 
 def test_a_gpu_too_old_for_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,17 +199,17 @@ def test_a_gpu_too_old_for_the_kernels_is_named(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("question", ["can_serve", "pays"])
 @pytest.mark.parametrize("call", [(ONES, 1), ([ONES, None], 1)], ids=["tensor", "list"])
-def test_kernels_are_asked_after_what_all_of_them_have_in_common(
+def test_requirements_of_all_kernels_are_checked_first(
     monkeypatch: pytest.MonkeyPatch, question: str, call: tuple[object, int]
 ) -> None:
-    asked: list[object] = []
+    called: list[object] = []
     of_tensor = {ONES: (False, "of the tensor")}
     name = "triton_can_run" if question == "can_serve" else "triton_pays_on"
     monkeypatch.setattr(dispatch, name, of_tensor.__getitem__)
-    entry = triton_kernels(print, **{question: lambda call: asked.append(call) or (False, "no")})
+    entry = triton_kernels(print, **{question: lambda call: called.append(call) or (False, "no")})
     assert entry.name == "triton"
     assert getattr(entry, question)(call) == (False, "of the tensor")
-    assert not asked
+    assert not called
     of_tensor[ONES] = (True, "")
     assert getattr(entry, question)(call) == (False, "no")
-    assert asked == [call]
+    assert called == [call]

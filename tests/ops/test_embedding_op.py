@@ -1,4 +1,4 @@
-"""Embedding lookup with the lift, and ids that no row belongs to."""
+"""Embedding lookup with repeated features, and ids out of range."""
 
 from __future__ import annotations
 

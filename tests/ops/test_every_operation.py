@@ -1,4 +1,4 @@
-"""Every operation through the shared harness, by what can serve its example on a CPU."""
+"""Compare all implementations that can run an operation's example on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU half of the extension: on a device, or its kernels as a CPU runs them.
+"""The GPU part of the extension: on a device, or its kernels emulated on a CPU.
 
 `FASTGROW_EMULATED_CUDA` names a library of the same sources built for csrc/emulator, as
 csrc/sanitize.py builds it; the tests then run on CPU tensors, on smaller ones.
@@ -58,7 +58,7 @@ CASES += [(2, shape, dtype) for shape in SHAPES if shape != (3, 1001) for dtype 
 FIRST = (3, (3, 1001), torch.bfloat16)  # rows of no whole vectors, several experts
 WITH_FIRST = [pytest.param(*FIRST, marks=pytest.mark.gpu_smoke), *(c for c in CASES if c != FIRST)]
 
-# In which the emulator can run a block's threads, beside `forward`.
+# Orders in which the emulator can run a block's threads, in addition to `forward`.
 ORDERS = ("backward", "shuffled", "warps", "warps backward")
 
 Run = Callable[[], Any]
@@ -66,14 +66,14 @@ Run = Callable[[], Any]
 
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let CPU tensors be a GPU's."""
+    """Treat CPU tensors as GPU tensors."""
     if EMULATED:
         monkeypatch.setattr(extension, "GPU", "cpu")
         monkeypatch.setattr(_native, "CUDA", _native.Extension("_C_cuda", True, "emulated"))
 
 
 def experts(k: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    """Random logits of k experts, of which those beyond the eighth are one."""
+    """Random logits of k experts; those after the eighth are the same tensor."""
     some = [x.to(DEVICE) for x in make(min(k, 8), shape, dtype)]
     return some + some[:1] * (k - len(some))
 
@@ -163,7 +163,7 @@ def test_gradients(k: int, shape: tuple[int, int], dtype: torch.dtype, by_row: b
         assert all(map(torch.equal, found, again))
 
 
-def test_what_is_frozen_gets_no_gradient() -> None:
+def test_frozen_tensors_get_no_gradient() -> None:
     logits = experts(3, (4, 300), torch.float32)
     logits[1].requires_grad_()
     targets = torch.arange(4, device=DEVICE)
@@ -175,7 +175,7 @@ def test_what_is_frozen_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_that_start_anywhere_and_experts_left_out(dtype: torch.dtype) -> None:
+def test_unaligned_rows_and_excluded_experts(dtype: torch.dtype) -> None:
     stored = [x[:, 1:1000] for x in experts(3, (5, 1003), dtype)]
     stored[1][2] = float("nan")
     weights = random(5, 3)
@@ -208,7 +208,7 @@ def test_rows_that_start_anywhere_and_experts_left_out(dtype: torch.dtype) -> No
 
 
 def spaced(name: str, dtype: torch.dtype) -> list[Tensor]:
-    """Three experts of three rows by two and 530 columns, spaced in different ways."""
+    """Three experts of three rows by two and 530 columns, with different strides."""
     a, b, c = experts(3, (4, 3, 530), dtype)
     if name == "without the last":
         return [x[:3, :2] for x in (a, b, c)]
@@ -219,7 +219,7 @@ def spaced(name: str, dtype: torch.dtype) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", ["without the last", "each in its own way", "expanded"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_spaced_in_two_ways(name: str, dtype: torch.dtype) -> None:
+def test_rows_with_two_different_strides(name: str, dtype: torch.dtype) -> None:
     logits = spaced(name, dtype)
     truth = exact(logits)
     assert_near(logit_mean(logits, dtype=torch.float32, impl="native"), truth)
@@ -241,9 +241,9 @@ def test_rows_spaced_in_two_ways(name: str, dtype: torch.dtype) -> None:
     assert_near(mean_top_k(logits, 3, impl="native")[0], truth.topk(3).values)
 
 
-def test_three_spacings_are_refused_with_the_reason() -> None:
+def test_three_different_strides_are_rejected_with_the_reason() -> None:
     x = torch.zeros(4, 4, 4, 8, device=DEVICE)[:3, :3, :3]
-    with pytest.raises(Exception, match="spaced in more than two ways"):
+    with pytest.raises(Exception, match="more than two different strides"):
         mean_argmax([x], impl="native")
 
 
@@ -306,8 +306,10 @@ DRAWS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", DRAWS, ids=str)
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_draws_are_those_of_any_device(k: int, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """The same token, unless the number lies within 1e-5 of a boundary; bf16 has many ties."""
+def test_draws_are_the_same_on_every_device(
+    k: int, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    """The same token, unless the number is within 1e-5 of a boundary; bf16 has many ties."""
     for shape in ((12, 300), (3, 9001)) if EMULATED else ((2000, 300), (500, 9001), (1, 65_536)):
         logits = experts(k, shape, dtype)
         tokens = mean_sample(logits, seed=11, step=5, impl="native", **options)
@@ -323,12 +325,12 @@ def test_draws_are_those_of_any_device(k: int, dtype: torch.dtype, options: dict
 
 
 def uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
-    from fastgrow.ops.experts.philox import uniforms_anywhere
+    from fastgrow.ops.experts.philox import eager_uniforms
 
-    return uniforms_anywhere(logits, seed, step)
+    return eager_uniforms(logits, seed, step)
 
 
-def test_uniform_numbers_are_those_of_any_device() -> None:
+def test_uniform_numbers_are_the_same_on_every_device() -> None:
     from fastgrow.ops.experts.philox import row_uniforms
 
     logits = torch.empty(1000, 2, device=DEVICE)
@@ -337,8 +339,8 @@ def test_uniform_numbers_are_those_of_any_device() -> None:
         assert torch.equal(found.cpu(), uniforms(logits.cpu(), seed, step))
 
 
-def test_a_buffer_that_is_offered_too_much_finds_the_largest_all_the_same() -> None:
-    """Rising columns beat every bound; ties at it are kept by their columns."""
+def test_an_overfull_candidate_buffer_keeps_the_largest() -> None:
+    """Increasing logits exceed every bound; ties are broken by column."""
     rising = torch.arange(9000.0, device=DEVICE).expand(2, -1)
     ties = (rising.fmod(7) == 3).float()
     for logits in (rising, ties, -rising):
@@ -385,7 +387,7 @@ def test_linear_kl(
         assert error <= 2 * of_eager + 2 * eps * expected.norm()
 
 
-def test_a_teacher_that_rules_tokens_out_and_one_far_away() -> None:
+def test_a_teacher_with_zero_probabilities_and_a_distant_one() -> None:
     h = torch.ones(2, 1, device=DEVICE)
     student = torch.tensor([[1000.0], [1001.0], [999.0]], device=DEVICE)
     teacher = torch.tensor([[-float("inf")], [3.0], [2.0]], device=DEVICE)
@@ -394,7 +396,7 @@ def test_a_teacher_that_rules_tokens_out_and_one_far_away() -> None:
 
 
 def test_rows_further_apart_than_two_to_the_31() -> None:
-    """Memory that is never touched is none: three rows of 4.3 GB."""
+    """Three rows 4.3 GB apart; memory that is never touched is not allocated."""
     apart = 2**30 + 8
     stored = torch.empty(2 * apart + 1000, dtype=torch.bfloat16, device=DEVICE)
     x = stored.as_strided((3, 300), (apart, 1))
@@ -467,7 +469,7 @@ def test_everything_agrees_with_eager() -> None:
 
 
 @pytest.mark.parametrize("shape", [(20, 300), (5, 5003)])
-def test_a_grid_of_one_row_goes_on_to_all_of_them(
+def test_a_grid_of_one_row_loops_over_all_rows(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits, targets = experts(3, shape, torch.bfloat16), torch.arange(shape[0], device=DEVICE)
@@ -477,8 +479,8 @@ def test_a_grid_of_one_row_goes_on_to_all_of_them(
     assert all(map(torch.equal, everything(logits, targets), expected))
 
 
-def test_a_number_of_zero_draws_no_token_that_has_no_share() -> None:
-    """A part of next to no mass, of which the columns' are 0 in float32."""
+def test_a_uniform_number_of_zero_draws_no_token_of_probability_zero() -> None:
+    """A part with so little mass that the probabilities of its columns are 0 in float32."""
     z = torch.full((1, 20_000), -float("inf"), device=DEVICE)
     z[0, 4000], z[0, 10_000] = -150, 0
     zero = torch.zeros(1, dtype=torch.float64, device=DEVICE)
@@ -486,7 +488,7 @@ def test_a_number_of_zero_draws_no_token_that_has_no_share() -> None:
     assert z[0, token].isfinite()
 
 
-def test_a_student_that_rules_out_what_the_teacher_hardly_gives() -> None:
+def test_a_student_with_probability_zero_for_an_unlikely_token_of_the_teacher() -> None:
     h, none = torch.ones(1, 1, device=DEVICE), torch.zeros(2000, 1, device=DEVICE)
     of_teacher = torch.full((2000,), -200.0, device=DEVICE)
     of_student = torch.zeros(2000, device=DEVICE)
@@ -504,7 +506,7 @@ def test_at_an_infinite_temperature_logits_may_be_anything() -> None:
 
 
 @needs_device
-def test_a_graph_holds_everything_and_replays_it_on_new_logits() -> None:
+def test_a_cuda_graph_captures_all_and_replays_on_new_logits() -> None:
     logits = experts(4, (128, 5003), torch.bfloat16)
     targets = torch.arange(128, device=DEVICE)
     stream = torch.cuda.Stream()
@@ -522,7 +524,7 @@ def test_a_graph_holds_everything_and_replays_it_on_new_logits() -> None:
 
 
 @needs_device
-def test_nothing_waits_for_the_device() -> None:
+def test_nothing_synchronises_with_the_device() -> None:
     logits = experts(4, (128, 5003), torch.bfloat16)
     targets = torch.arange(128, device=DEVICE)
     everything(logits, targets)
@@ -534,8 +536,8 @@ def test_nothing_waits_for_the_device() -> None:
 
 
 @needs_device
-def test_the_current_stream_is_the_one() -> None:
-    """Logits that another stream is late to write are read after that."""
+def test_kernels_run_on_the_current_stream() -> None:
+    """Logits that the stream is still writing are read afterwards."""
     expected = experts(4, (128, 5003), torch.bfloat16)
     targets = torch.arange(128, device=DEVICE)
     truth = everything(expected, targets)
@@ -563,7 +565,7 @@ def test_a_device_that_is_not_the_current_one() -> None:
     )
 
 
-def test_operators_say_what_they_give() -> None:
+def test_operators_are_registered_correctly() -> None:
     """Schemas, fakes and the dispatch of the operators, as torch checks them."""
     logits, scale = experts(2, (3, 300), torch.bfloat16), random(2)
     targets, numbers = torch.arange(3, device=DEVICE), random(3).double()
@@ -583,17 +585,17 @@ def test_operators_say_what_they_give() -> None:
     opcheck(heads_native.native_linear_kl, (*kl, 2.0, "sum", [True, True, False]))
 
 
-def test_automatic_choices_leave_it_alone_until_it_is_measured() -> None:
+def test_automatic_choice_does_not_use_native_until_it_is_measured() -> None:
     logits = experts(2, (2, 300), torch.float32)
     call = mean.LogitMeanCall(mean.mean_call("logit_mean", logits, None, None), torch.float32, None)
-    said = mean._OPERATION.explain(call)
-    assert said.active == "eager"
-    assert "not been measured" in said.reason
+    explanation = mean._OPERATION.explain(call)
+    assert explanation.active == "eager"
+    assert "not been measured" in explanation.reason
 
 
 @pytest.mark.skipif(not EMULATED, reason="a device's threads take no orders")
 @pytest.mark.parametrize("shape", [(8, 300), (1, 9000)])
-def test_no_result_depends_on_which_thread_goes_first(
+def test_results_do_not_depend_on_the_order_of_threads(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = experts(3, shape, torch.bfloat16)
@@ -613,7 +615,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
     return use
 
 
-def test_a_last_part_of_fewer_columns_than_are_asked_for(planned: Callable[[Plan], None]) -> None:
+def test_a_last_part_of_fewer_than_k_columns(planned: Callable[[Plan], None]) -> None:
     logits = experts(2, (2, 2051), torch.float32)
     logits = [x.index_fill(1, torch.tensor([2049], device=DEVICE), 20.0) for x in logits]
     expected = exact(logits).topk(40)
@@ -624,8 +626,8 @@ def test_a_last_part_of_fewer_columns_than_are_asked_for(planned: Callable[[Plan
     assert mean_sample(logits, top_k=40, top_p=1e-6, impl="native").tolist() == [2049, 2049]
 
 
-def test_blocks_that_go_on_to_further_rows(planned: Callable[[Plan], None]) -> None:
-    """Of three rows a grid has two at a time."""
+def test_blocks_that_loop_over_further_rows(planned: Callable[[Plan], None]) -> None:
+    """Three rows, in a grid of two rows."""
     logits = experts(2, (3, 40), torch.bfloat16)
     weights, targets = random(3, 2), torch.arange(3, device=DEVICE)
     truth = exact(logits, weights)
@@ -653,7 +655,7 @@ def test_weights_by_row_of_probabilities() -> None:
         wide = [x.double() for x in some]
         truth = probability_mean(wide, shares.double(), impl="eager")
         assert_near(probability_mean(some, shares, impl="native"), truth)
-        # Out of the mixture by a logarithm of its own, whatever its temperature.
+        # Excluded by its own log-weight, at any temperature.
         logs = shares.abs().log()
         logs[3, 1] = -float("inf")
         temperatures = random(4, k, seed=4) + 0.5
@@ -664,7 +666,7 @@ def test_weights_by_row_of_probabilities() -> None:
         assert_near(probability_mean(some, impl="native", **options), truth)
 
 
-def test_probabilities_that_nobody_gives() -> None:
+def test_tokens_of_probability_zero_under_all_experts() -> None:
     x = torch.full((2, 300), -float("inf"), device=DEVICE)
     x[:, 5] = 1
     expected = torch.full((2, 300), -float("inf"), device=DEVICE)
@@ -678,7 +680,7 @@ def test_targets_that_are_ignored_or_out_of_range() -> None:
     losses = mean_cross_entropy(logits, targets, ignore_index=7, reduction="none", impl="native")
     assert losses[0] == 0
     assert losses[1] > 0
-    # Whatever is read then, it is not outside of the logits.
+    # Nothing outside of the logits is read.
     last = torch.full_like(targets, 39)
     far = mean_log_softmax_gather(logits, last + 100_000, impl="native")
     assert torch.equal(far, mean_log_softmax_gather(logits, last, impl="native"))
@@ -701,7 +703,7 @@ def test_an_output_spaced_like_no_expert_or_of_another_dtype_may_not_overlap() -
         logit_mean([x], out=memory.view(torch.float32).view(4, 512), impl="native")
 
 
-def test_draws_at_both_ends_and_between_tokens_that_are_ruled_out() -> None:
+def test_draws_at_both_ends_and_between_tokens_of_probability_zero() -> None:
     x = torch.full((4, 9001), -float("inf"), device=DEVICE)
     x[:, 3000], x[:, 3001], x[:, 7000] = 1.0, 1.0, 1.0
     numbers = torch.tensor([0.0, 0.301, 0.501, 1 - 2.0**-24], dtype=torch.float64, device=DEVICE)
@@ -709,7 +711,7 @@ def test_draws_at_both_ends_and_between_tokens_that_are_ruled_out() -> None:
     for top_k, top_p in ((None, None), (3, None), (None, 0.999), (5, 0.999)):
         tokens = choices.native_sample([x], scale, numbers, top_k, top_p)
         assert tokens.tolist() == [3000, 3000, 3001, 7000]
-    # Of tokens as likely as each other the nucleus has the first.
+    # Of equally likely tokens the nucleus has the first.
     equal = torch.zeros(4, 1000, device=DEVICE)
     assert choices.native_sample([equal], scale, numbers, None, 0.5).tolist() == [0, 150, 250, 499]
     half = torch.full((4,), 0.5, dtype=torch.float64, device=DEVICE)
@@ -745,7 +747,7 @@ def test_columns_without_candidates_before_some_with_many(
 
 
 @pytest.mark.skipif(not EMULATED, reason="a device's threads take no orders")
-def test_a_warp_that_is_ahead_leaves_the_others_their_row(
+def test_a_warp_that_is_ahead_does_not_overwrite_the_row_of_others(
     planned: Callable[[Plan], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = experts(2, (3, 1024), torch.bfloat16)
@@ -755,8 +757,8 @@ def test_a_warp_that_is_ahead_leaves_the_others_their_row(
     assert torch.equal(logit_mean(logits, impl="native"), forward)
 
 
-def test_draws_at_the_end_of_rows_whose_last_tokens_are_ruled_out() -> None:
-    """What a part is said to have may be more, by rounding, than its columns add up to."""
+def test_draws_at_the_end_of_rows_whose_last_tokens_have_probability_zero() -> None:
+    """By rounding, a part's mass may be larger than the sum over its columns."""
     logits = experts(1, (60, 300), torch.float32)[0] / 8
     logits[:, -100:] = -float("inf")
     numbers = torch.full((60,), 1 - 2.0**-24, dtype=torch.float64, device=DEVICE)

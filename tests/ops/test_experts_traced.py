@@ -1,4 +1,4 @@
-"""Traces of the extension's operations on a GPU that is not there: nothing is computed."""
+"""Trace the extension's operations for a GPU without having one; nothing is computed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOSSES: dict[str, Run] = {
 
 @pytest.fixture(autouse=True)
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extension for a GPU is there, as far as one is told, and a GPU's tensors are `meta`."""
+    """Pretend that the extension for a GPU is loaded; `meta` tensors count as a GPU's."""
     monkeypatch.setattr(extension, "GPU", "meta")
     monkeypatch.setattr(_native, "CUDA", dataclasses.replace(_native.CUDA, loaded=True))
 
@@ -68,7 +68,7 @@ def test_losses_and_their_gradients_compile_to_one_graph(name: str) -> None:
 
 
 def test_linear_kl_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`meta` has no autocast, so that the CPU is the GPU here, and what was traced is not run."""
+    """CPU tensors count as a GPU's, because `meta` has no autocast; the trace is not run."""
     monkeypatch.setattr(extension, "GPU", "cpu")
     graphs: list[torch.fx.GraphModule] = []
 

@@ -1,4 +1,4 @@
-"""The same tests on what an older CPU would run; a process has one instruction set."""
+"""Run the tests with the instruction set of older CPUs; a process has one instruction set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear cross-entropy: torch's loss on full logits, and the chunked implementation beside it."""
+"""Linear cross-entropy: the implementations compared with torch's loss on all logits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_value_and_gradients(impl: str, reduction: str, with_bias: bool) -> None
     expected = F.cross_entropy(F.linear(h, weight, used_bias), targets, reduction=reduction)
     loss = public(h, weight, targets, used_bias, reduction=reduction, impl=impl)
     torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-12)
-    # A gradient other than 1 has to arrive.
+    # An incoming gradient other than 1.
     for got, want in zip(
         torch.autograd.grad(loss * 3, given), torch.autograd.grad(expected * 3, given), strict=True
     ):
@@ -69,7 +69,7 @@ def test_losses_of_single_rows(impl: str) -> None:
 
 
 @pytest.mark.parametrize("frozen", ["h", "weight", "bias"])
-def test_only_what_trains_gets_a_gradient(impl: str, frozen: str) -> None:
+def test_only_trainable_tensors_get_a_gradient(impl: str, frozen: str) -> None:
     h, weight, targets, bias = inputs()
     given = {"h": h, "weight": weight, "bias": bias}
     for name, tensor in given.items():
@@ -132,7 +132,7 @@ def test_smoothing_and_z_loss(impl: str, options: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.25])
 def test_logits_whose_sum_has_no_gradient(impl: str, smoothing: float) -> None:
-    """Where 1 + 2 · z_loss · lse is 0, the target's gradient is all there is."""
+    """If 1 + 2 · z_loss · lse is 0, only the target's gradient remains."""
     bias = torch.zeros(2).double().requires_grad_()
     z_loss = -0.5 / bias.logsumexp(0).item()
     assert abs(1 + 2 * z_loss * math.log(2)) < 1e-15
@@ -216,8 +216,8 @@ def test_half_precision_in_chunks_is_as_accurate_as_the_formula(
         assert error <= 1.25 * allowed + rounding
 
 
-def test_float16_gradients_in_chunks_are_made_with_the_loss_scale() -> None:
-    """Rare words' probabilities over the number of rows are below float16's smallest number."""
+def test_float16_gradients_in_chunks_include_the_loss_scale() -> None:
+    """Probabilities of rare tokens divided by the number of rows underflow in float16."""
     h, weight, targets, bias = inputs(n=64, d=16, vocabulary=2000)
     bias[-100:] -= 10
     leaves = [x.half().requires_grad_() for x in (h / 10, weight / 10, bias)]
@@ -238,7 +238,7 @@ def test_gradient_of_the_formula() -> None:
     )
 
 
-def test_double_backward_is_refused() -> None:
+def test_double_backward_is_rejected() -> None:
     h, weight, targets, bias = inputs()
     h.requires_grad_()
     loss = public(h, weight, targets, bias, impl="chunked")
@@ -246,7 +246,7 @@ def test_double_backward_is_refused() -> None:
         torch.autograd.grad(loss, h, create_graph=True)
 
 
-def test_operator_is_registered_well() -> None:
+def test_operator_is_registered_correctly() -> None:
     h, weight, targets, bias = inputs()
     operator = torch.ops.fastgrow.linear_cross_entropy_chunked.default
     for needs in ([False, False, False], [True, True, True], [True, False, True]):
@@ -254,7 +254,7 @@ def test_operator_is_registered_well() -> None:
         torch.library.opcheck(operator, arguments)
 
 
-def test_compiles_whole(impl: str) -> None:
+def test_compiles_without_graph_breaks(impl: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda h, w, t, b: public(h, w, t, b, impl=impl), fullgraph=True, backend="aot_eager"
@@ -305,7 +305,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_automatic_choice_on_a_gpu(
     trained: bool, reduction: str, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradients beside the loss where it is one number; elsewhere no logits in memory."""
+    """Gradients are computed with a scalar loss; for `none` no logits are in memory."""
     as_on_a_gpu(monkeypatch)
     h = torch.zeros(4, width, dtype=torch.bfloat16)
     weight = torch.zeros(9, width, dtype=torch.bfloat16, requires_grad=trained)
@@ -315,10 +315,10 @@ def test_automatic_choice_on_a_gpu(
 
 
 @pytest.mark.parametrize("width", [32, 20])
-def test_half_precision_gradients_wait_for_the_loss_scale(
+def test_half_precision_gradients_are_computed_after_the_loss_scale(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it they are below the smallest number of float16."""
+    """Without the loss scale they underflow in float16."""
     as_on_a_gpu(monkeypatch)
     h, weight = torch.zeros(4, width), torch.zeros(9, width, requires_grad=True)
     assert chosen(h.half(), weight.half()) == "triton"
@@ -355,8 +355,8 @@ def test_bad_input(impl: str, change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [256, 257])
-def test_planned_memory_is_of_what_is_chosen(rows: int) -> None:
-    """8,192 words: from 257 rows on the logits are not made at once."""
+def test_workspace_is_of_the_chosen_implementation(rows: int) -> None:
+    """8,192 tokens: from 257 rows on the logits are not computed at once."""
     h, weight = torch.zeros(rows, 4), torch.zeros(8192, 4, requires_grad=True)
     plan = loss_workspace(rows, 4, 8192, itemsize=4, device="cpu", head_bytes=weight.nbytes)
     assert plan.implementation == chosen(h, weight)
@@ -411,7 +411,7 @@ def test_peak_memory_is_a_fifth_of_the_formula_s() -> None:
 def test_heads_of_different_dtypes_keep_their_own(narrow: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     h = [torch.randn(9, 6, generator=generator) for _ in range(2)]
-    # Of what the second head holds float16 has no numbers.
+    # The second head's values overflow in float16.
     weight = [torch.randn(11, 6, generator=generator).to(narrow)]
     weight.append(1e5 * torch.randn(11, 6, generator=generator))
     targets = torch.arange(9)
@@ -444,7 +444,7 @@ def test_compiles_for_rows_that_are_picked_within(reduction: str, trained: bool)
         torch.testing.assert_close(*gradients)
 
 
-def test_a_transform_that_is_not_served_says_so() -> None:
+def test_an_unsupported_transform_raises() -> None:
     h, weight, targets, bias = inputs(dtype=torch.float32)
 
     def loss(h: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The divergence of two linear heads: torch's on full logits, and the chunked one beside it."""
+"""KL divergence of two linear heads: the implementations compared with torch on all logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Head = tuple[Tensor, Tensor, Tensor | None]
 def inputs(
     n: int = 23, vocabulary: int = 11, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, Tensor, list[Head]]:
-    """h, weight, bias, and two heads that teach, the second of another width without a bias."""
+    """h, weight, bias, and two teacher heads, the second with another width and without bias."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> Tensor:
@@ -64,7 +64,7 @@ def test_value_and_gradients(impl: str, reduction: str, temperature: float) -> N
         reduction=reduction, impl=impl,
     )  # fmt: skip
     torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-12)
-    # A gradient other than 1 has to arrive.
+    # An incoming gradient other than 1.
     for got, want in zip(
         torch.autograd.grad(loss * 3, given), torch.autograd.grad(expected * 3, given), strict=True
     ):
@@ -80,7 +80,7 @@ def test_heads_share_equally_without_weights(impl: str) -> None:
     torch.testing.assert_close(got, expected[:22].view(2, 11), atol=1e-12, rtol=0)
 
 
-def test_a_head_that_teaches_itself_has_nothing_to_learn(impl: str) -> None:
+def test_a_head_as_its_own_teacher_has_zero_loss(impl: str) -> None:
     h, weight, bias, _ = inputs()
     h.requires_grad_()
     loss = linear_kl(h, weight, [(h, weight, bias)], bias, impl=impl)
@@ -114,7 +114,7 @@ def test_no_rows(impl: str, counted: bool) -> None:
         assert torch.autograd.grad(loss, weight)[0].shape == weight.shape
 
 
-def test_words_that_a_teacher_rules_out(impl: str) -> None:
+def test_tokens_of_probability_zero_under_the_teacher(impl: str) -> None:
     h, weight, bias, teacher = inputs()
     ruled_out = torch.zeros(11, dtype=torch.float64)
     ruled_out[3] = -float("inf")
@@ -126,7 +126,7 @@ def test_words_that_a_teacher_rules_out(impl: str) -> None:
 
 
 @pytest.mark.parametrize("frozen", ["h", "weight", "bias"])
-def test_only_what_trains_gets_a_gradient(impl: str, frozen: str) -> None:
+def test_only_trainable_tensors_get_a_gradient(impl: str, frozen: str) -> None:
     h, weight, bias, teacher = inputs()
     given = {"h": h, "weight": weight, "bias": bias}
     for name, tensor in given.items():
@@ -150,7 +150,7 @@ def test_low_precision_is_summed_in_float32(impl: str, dtype: torch.dtype) -> No
     torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=0)
 
 
-def test_autocast_is_served_some_rows_at_a_time(impl: str) -> None:
+def test_autocast_runs_a_part_of_the_rows_at_a_time(impl: str) -> None:
     h, weight, bias, teacher = inputs(dtype=torch.float32)
     given = [t.requires_grad_() for t in (h, weight, bias)]
     with torch.autocast("cpu", torch.bfloat16):
@@ -170,7 +170,7 @@ def test_autocast_is_served_some_rows_at_a_time(impl: str) -> None:
         assert torch.equal(got, want.float())
 
 
-def test_the_operator_keeps_its_promises() -> None:
+def test_the_operator_is_registered_correctly() -> None:
     h, weight, bias, teacher = inputs(n=5)
     arguments = (
         [h], [weight], bias, [t for t, _, _ in teacher], [w for _, w, _ in teacher],
@@ -180,7 +180,7 @@ def test_the_operator_keeps_its_promises() -> None:
     torch.library.opcheck(torch.ops.fastgrow.linear_kl_chunked.default, arguments)
 
 
-def test_compiles_whole() -> None:
+def test_compiles_without_graph_breaks() -> None:
     h, weight, bias, teacher = inputs()
     weight.requires_grad_()
     step = torch.compile(
@@ -216,7 +216,7 @@ def test_one_graph_serves_every_number_of_rows() -> None:
     assert graphs == 1
 
 
-def test_its_gradient_has_no_gradient() -> None:
+def test_double_backward_is_rejected() -> None:
     h, weight, bias, teacher = inputs()
     h.requires_grad_()
     loss = linear_kl(h, weight, teacher, bias, impl="chunked")

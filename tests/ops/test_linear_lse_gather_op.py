@@ -44,14 +44,14 @@ def several() -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
 
 
 def averaged(h: list[Tensor], weight: list[Tensor], bias: list[Tensor], mix: Any) -> Tensor:
-    """Logits as the formula has them."""
+    """Logits by the formula."""
     terms = torch.stack([F.linear(*parts) for parts in zip(h, weight, bias, strict=True)], -1)
     shares = torch.full((3,), 1 / 3, dtype=torch.float64) if mix is None else torch.as_tensor(mix)
     return (terms * shares.double()[..., None, :]).sum(-1)
 
 
 def assert_gradients(got: Any, want: Any, leaves: list[Tensor]) -> None:
-    """Of a sum with random factors, so that each row's gradient counts on its own."""
+    """Gradients of a sum with random factors, so that the rows' gradients differ."""
     factors = [random(*x.shape, seed=30 + i).detach() for i, x in enumerate(want)]
     for a, b in zip(
         torch.autograd.grad(got, leaves, factors),
@@ -94,8 +94,8 @@ def test_heads_are_averaged(impl: str, form: str) -> None:
     assert_gradients([loss], [F.cross_entropy(averaged(h, weight, bias, mix), targets)], leaves)
 
 
-def test_a_number_0_leaves_its_head_out(impl: str) -> None:
-    """Whatever its tensors hold; without any head that counts, all logits are 0."""
+def test_a_number_0_excludes_its_head(impl: str) -> None:
+    """Even if its tensors are NaN; if all heads are excluded, all logits are 0."""
     h, weight, bias, targets = several()
     wild = [x.detach().clone() for x in (h[1], weight[1], bias[1])]
     for x in wild:
@@ -116,8 +116,8 @@ def test_a_number_0_leaves_its_head_out(impl: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["tensor", "rows"])
-def test_a_tensor_s_0_takes_infinities_out(impl: str, form: str) -> None:
-    """Its own gradient is that of the finite numbers; NaN anywhere would differ from itself."""
+def test_a_0_in_a_tensor_masks_infinities(impl: str, form: str) -> None:
+    """The gradient of the 0 is that of the finite numbers, and nothing is NaN."""
     h, weight, bias, targets = several()
     mix = torch.full((3,) if form == "tensor" else (N, 3), 0.5, dtype=torch.float64)
     mix[..., 1] = 0
@@ -148,7 +148,7 @@ def test_some_heads_without_bias(impl: str) -> None:
 
 
 def test_no_head_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights reach the products where they lie."""
+    """Products read the weights without a copy."""
     h, weight, bias, targets = several()
     addresses: set[int] = set()
     mm, addmm_ = torch.mm, Tensor.addmm_
@@ -181,7 +181,7 @@ def test_parts_of_a_vocabulary_merge_to_the_whole(impl: str) -> None:
     assert_gradients(got, want, [h, weight, bias])
 
 
-def test_autocast_rounds_what_it_is_given(impl: str) -> None:
+def test_autocast_rounds_the_inputs(impl: str) -> None:
     leaves = [x.detach().float() for x in (random(N, 6), random(VOCABULARY, 6, seed=1))]
     leaves = [x.requires_grad_() for x in (*leaves, torch.linspace(-1, 1, VOCABULARY))]
     h, weight, bias = leaves
@@ -202,7 +202,7 @@ def test_autocast_rounds_what_it_is_given(impl: str) -> None:
 
 
 def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half precision, given or of autocast, takes the kernels whatever the rows' alignment."""
+    """Half-precision inputs or autocast use the kernels, for any alignment of the rows."""
     monkeypatch.setattr(dispatch, "triton_can_run", lambda tensor: (True, ""))
     monkeypatch.setattr(dispatch, "triton_pays_on", lambda tensor: (True, ""))
     monkeypatch.setattr(heads_call, "FEW_ELEMENTS", 0)  # a rule for CPUs
@@ -219,10 +219,10 @@ def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert explained(20, torch.float32).active == "triton"
     many = explained(16, torch.bfloat16, 9)
     assert many.active == "eager"
-    assert "the formula takes more than 8 heads, with all logits in memory" in many.reason
+    assert "eager supports more than 8 heads, with all logits in memory" in many.reason
 
 
-def test_targets_elsewhere_have_no_logit(impl: str) -> None:
+def test_targets_of_another_part_have_no_logit(impl: str) -> None:
     h, weight = random(4, 6), random(VOCABULARY, 6, seed=1)
     targets = torch.tensor([2, -1, VOCABULARY, 10**12])
     _, target_logit = linear_lse_gather(h, weight, targets, impl=impl)
@@ -240,7 +240,7 @@ def test_one_output_alone(impl: str) -> None:
     assert_gradients([lse], [expected], [h, weight])
 
 
-def test_only_what_trains_gets_a_gradient(impl: str) -> None:
+def test_only_trainable_tensors_get_a_gradient(impl: str) -> None:
     h, weight, bias, targets = several()
     leaves = [*h, *weight, *bias]
     for k in (1, 3, 8):
@@ -258,14 +258,14 @@ def test_gradient_of_the_formula() -> None:
     )
 
 
-def test_double_backward_is_refused() -> None:
+def test_double_backward_is_rejected() -> None:
     h, weight = random(3, 6), random(VOCABULARY, 6, seed=1)
     lse, _ = linear_lse_gather(h, weight, torch.arange(3), impl="chunked")
     with pytest.raises(ArgumentError, match="linear_lse_gather: its gradient cannot be diff"):
         torch.autograd.grad(lse.sum(), h, create_graph=True)
 
 
-def test_operators_are_registered_well() -> None:
+def test_operators_are_registered_correctly() -> None:
     *parts, targets = several()
     h, weight, bias = ([x.detach() for x in tensors] for tensors in parts)
     row = random(N).detach()
@@ -280,7 +280,7 @@ def test_operators_are_registered_well() -> None:
     torch.library.opcheck(backward, (h, weight, None, targets, row, row, row, None, needs))
 
 
-def test_compiles_whole_and_once_for_two_lengths(impl: str) -> None:
+def test_compiles_without_graph_breaks_and_once_for_two_lengths(impl: str) -> None:
     graphs = 0
 
     def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
@@ -311,13 +311,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"h": [torch.zeros(3, 6), torch.zeros(2, 4)]}, r"h\[1\] must be of shape \[3, d\]"),
     ({"h": [torch.zeros(3, 6), torch.zeros(3, 4).double()]}, r"h\[1\] must be of dtype torch.fl"),
     ({"h": [], "weight": []}, r"h must be a tensor, or a list of at least one"),
-    ({"h": torch.zeros(3, 6)}, r"weight must be a tensor as h is, got a list"),
+    ({"h": torch.zeros(3, 6)}, r"weight must be a tensor like h, got a list"),
     ({"mix": [1.0]}, r"mix must be of 2 numbers, one for each h, got 1"),
     ({"mix": torch.zeros(3)}, r"mix must be of shape \[2\] or \[3, 2\] on cpu"),
     ({"targets": torch.zeros(2, dtype=torch.int64)}, r"targets must be of shape \[3\] on cpu"),
     (
         {"h": torch.zeros(3, 6), "weight": torch.zeros(7, 6), "mix": [1.0]},
-        "mix must be None where h is one tensor",
+        "mix must be None if h is one tensor",
     ),
     (
         {"h": torch.zeros(3, 6), "weight": torch.zeros(0, 6)},
@@ -338,7 +338,7 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
             call(**(arguments | change))
 
 
-def test_parts_that_do_not_go_together_are_refused() -> None:
+def test_parts_that_do_not_match_are_rejected() -> None:
     with pytest.raises(ArgumentError, match="as long as lse, 1, got 0"):
         merge_lse([torch.zeros(2)], [])
     assert ops.merge_lse is merge_lse

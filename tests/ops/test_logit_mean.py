@@ -1,4 +1,4 @@
-"""The mean of logits against fp64 truth, in every implementation this machine has."""
+"""The mean of logits compared with fp64, in every available implementation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def truth(logits: list[Tensor], weights: list[float]) -> Tensor:
 
 
 def assert_within_bound(result: Tensor, logits: list[Tensor], weights: list[float]) -> None:
-    """Two roundings an expert in the accumulator and one of the result: the largest error."""
+    """Error bound: two roundings per expert in the accumulator and one of the result."""
     accumulator = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
     size = truth([x.abs() for x in logits], [abs(w) for w in weights])
     bound = torch.zeros_like(size)
@@ -68,7 +68,7 @@ def test_agrees_with_fp64(
     data: st.DataObject,
 ) -> None:
     weights = data.draw(st.lists(st.floats(-2, 2, width=32), min_size=k, max_size=k))
-    # Rows with gaps between them and an odd start: nothing is aligned, each expert differs.
+    # Rows with gaps and an odd start: nothing is aligned, and the experts differ.
     wanted = [x[:, offset : offset + columns] for x in make(k, (rows, columns + 6), dtype)]
     stored = [torch.empty(rows, columns + gap + i, dtype=dtype)[:, :columns] for i in range(k)]
     for to, x in zip(stored, wanted, strict=True):
@@ -107,7 +107,7 @@ def test_infinities_and_nan_follow_the_formula(dtype: torch.dtype) -> None:
 
 @needs_native
 def test_rounds_to_bf16_and_fp16_as_torch_does() -> None:
-    """Every bf16 and fp16 neighbourhood: ties, subnormals, overflow."""
+    """Around every bf16 and fp16 number: ties, subnormals, overflow."""
     bits = torch.arange(0, 2**32, 65537 * 7, dtype=torch.int64)
     edges = torch.arange(2**16, dtype=torch.int64)[:, None] * 65536 + torch.tensor([0x7FFF, 0x8000])
     numbers = torch.cat([bits, edges.flatten()]).to(torch.int32).view(torch.float32)
@@ -119,7 +119,7 @@ def test_rounds_to_bf16_and_fp16_as_torch_does() -> None:
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_outputs_bypass_the_caches_and_agree(dtype: torch.dtype) -> None:
-    """From 4 MiB on the stores are non-temporal, whatever the output's alignment."""
+    """From 4 MiB on the stores are non-temporal, for any alignment of the output."""
     columns = (4 << 20) // dtype.itemsize + 77
     logits = make(2, (columns,), dtype)
     reference = torch.cat(
@@ -134,8 +134,8 @@ def test_large_outputs_bypass_the_caches_and_agree(dtype: torch.dtype) -> None:
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("columns", [1_400_011, 1 << 21])
-def test_new_memory_and_given_memory_get_the_same_bits(dtype: torch.dtype, columns: int) -> None:
-    """A new result's pages are asked for ahead of its writes, a few blocks at a time."""
+def test_new_and_given_memory_get_bitwise_equal_results(dtype: torch.dtype, columns: int) -> None:
+    """The pages of a new result are populated before they are written, a few blocks at a time."""
     logits = make(3, (2, columns), dtype)
     given = torch.full_like(logits[0], torch.nan)
     logit_mean(logits, out=given)
@@ -166,7 +166,7 @@ def test_environment_limits_the_instruction_set() -> None:
 @needs_native
 @pytest.mark.parametrize("capability", ["portable", "avx2"])
 def test_other_instruction_sets(capability: str) -> None:
-    """The same tests on what an older CPU would run; a process has one instruction set."""
+    """Run the tests with the instruction set of older CPUs; a process has one instruction set."""
     chosen = "fp64 or infinities or rounds_to or bypass or environment_limits"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen]
     environment = {**os.environ, "FASTGROW_CPU_CAPABILITY": capability}
@@ -179,7 +179,7 @@ def test_other_instruction_sets(capability: str) -> None:
 
 @needs_native
 def test_strided_and_expanded_experts_are_read_in_place() -> None:
-    # Two leading sizes with a common factor: a row's place cannot come right by accident.
+    # Two leading sizes with a common factor: a row's index cannot be right by accident.
     base = torch.randn(2, 4, 5, 50)
     logits = [base[:, :, 1], base[:, 2:3, 0].expand(2, 4, 50), base.transpose(1, 2)[:, 1]]
     assert_within_bound(logit_mean(logits, [1.0, 2.0, 3.0], impl="native"), logits, [1.0, 2.0, 3.0])
@@ -212,9 +212,7 @@ def test_gradients_of_logits_and_weights(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_of_a_row_are_its_own_and_zero_leaves_an_expert_out(
-    impl: str, dtype: torch.dtype
-) -> None:
+def test_weights_differ_by_row_and_zero_excludes_an_expert(impl: str, dtype: torch.dtype) -> None:
     logits = make(3, (2, 4, 70), dtype)
     weights = torch.rand(2, 4, 3, dtype=torch.float64) - 0.5
     weights[0, 2, 1] = 0
@@ -317,7 +315,7 @@ def test_errors_name_the_expert_and_what_was_expected() -> None:
 
 
 @needs_native
-def test_what_native_cannot_serve_is_refused_when_forced_and_else_goes_to_eager() -> None:
+def test_calls_that_native_cannot_run_raise_when_forced_and_else_use_eager() -> None:
     transposed = torch.randn(5, 4).mT
     with pytest.raises(ConfigError, match="last dimension is not contiguous"):
         logit_mean([transposed, transposed], impl="native")
@@ -340,15 +338,17 @@ def test_output_may_be_an_expert_but_not_overlap_one() -> None:
         logit_mean([a, b], out=torch.zeros(1, 40).expand(3, 40), impl="native")
 
 
-def test_equal_weights_are_filled_in_where_the_logits_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy from the host waits for a GPU, and none may be captured in a CUDA graph."""
+def test_equal_weights_are_filled_on_the_device_of_the_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy from the host synchronises with a GPU, and cannot be captured in a CUDA graph."""
     logits = make(3, (2, 5), torch.float32)
     expected = logit_mean(logits, torch.full((3,), 1 / 3))
 
-    def refuse(*arguments: object, **options: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("numbers are copied from the host")
 
-    monkeypatch.setattr(torch, "tensor", refuse)
+    monkeypatch.setattr(torch, "tensor", fail)
     assert torch.equal(logit_mean(logits), expected)
     assert torch.equal(logit_mean(logits, [1 / 3] * 3), expected)
     with pytest.raises(AssertionError, match="copied from the host"):

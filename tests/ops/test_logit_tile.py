@@ -1,4 +1,4 @@
-"""The extension's passes over a tile of a head's logits, against fp64 and torch's passes."""
+"""The extension's passes over a tile of logits, compared with fp64 and torch operations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EPS = torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True)
 class Tile:
-    """Logits [rows, columns] in memory with gaps, and targets of which some lie elsewhere."""
+    """Logits [rows, columns] in memory with gaps, and targets, some of them out of range."""
 
     logits: Tensor
     bias: Tensor | None
@@ -75,7 +75,7 @@ def tiles(draw: st.DrawFn) -> Tile:
 
 
 def added(tile: Tile, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, target's logit and sum of a tile, taken in `parts` of its columns."""
+    """lse, target logit and sum of a tile, computed in `parts` of its columns."""
     rows, columns = tile.logits.shape
     sums = torch.tensor([float("-inf"), 0, 0], dtype=torch.float64).repeat(rows, 1)
     target_logits = torch.full((rows,), 7.0)
@@ -90,7 +90,7 @@ def added(tile: Tile, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def assert_near(got: Tensor, exact: Tensor, allowed: Tensor | float) -> None:
-    """Within `allowed` where the truth is finite, the same infinity or NaN elsewhere."""
+    """Within `allowed` where the expected value is finite, else the same infinity or NaN."""
     finite = exact.isfinite()
     torch.testing.assert_close(
         got.double()[~finite], exact[~finite], rtol=0, atol=0, equal_nan=True
@@ -196,7 +196,7 @@ def test_tiles_of_a_head_bypass_the_extension_alike(
 
 
 @pytest.mark.parametrize("change", ["dtype", "columns", "bias", "targets", "sums"])
-def test_what_does_not_fit_is_refused_before_memory_is_read(change: str) -> None:
+def test_wrong_shapes_are_rejected_before_memory_is_read(change: str) -> None:
     logits, targets = torch.zeros(3, 70), torch.zeros(3, dtype=torch.int64)
     bias, sums = torch.zeros(70), torch.zeros(3, 3, dtype=torch.float64)
     if change == "dtype":

@@ -1,4 +1,4 @@
-"""A frozen linear layer with a low-rank correction: formula, gradients, what is kept, bad input."""
+"""A frozen linear layer with a low-rank correction: formula, gradients, saved tensors, errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_on_a_cpu_the_library_s_products_are_chosen() -> None:
 
 
 @pytest.mark.parametrize("trains", ["weight", "bias"])
-def test_a_weight_that_trains_gets_its_gradient_from_eager(trains: str) -> None:
+def test_a_trainable_weight_gets_its_gradient_from_eager(trains: str) -> None:
     x, weight, a, b, bias = with_gradients(tensors())
     trained = {"weight": weight, "bias": bias}[trains].requires_grad_()
     ops.lora_linear(x, weight, a, b, bias).sum().backward()
@@ -82,7 +82,7 @@ def test_a_weight_that_trains_gets_its_gradient_from_eager(trains: str) -> None:
         ((False, False, True), ["u"]),
     ],
 )
-def test_keeps_only_what_the_gradients_need(needed: tuple[bool, ...], kept: list[str]) -> None:
+def test_saves_only_what_the_gradients_need(needed: tuple[bool, ...], kept: list[str]) -> None:
     x, weight, a, b, bias = tensors()
     for tensor, wanted in zip((x, a, b), needed, strict=True):
         tensor.requires_grad_(wanted)
@@ -218,7 +218,7 @@ def test_when_the_kernel_pays(
         ({"a": torch.zeros(3, 6).half()}, r"a must be of dtype torch\.float32 or"),
         ({"a": torch.zeros(3, 6, device="meta")}, "a must be on cpu"),
         ({"b": torch.zeros(3, 7)}, r"b must be of shape \[7, 3\], got \[3, 7\]"),
-        ({"b": torch.zeros(7, 3).double()}, r"b must be of dtype torch\.float32 as a"),
+        ({"b": torch.zeros(7, 3).double()}, r"b must be of dtype torch\.float32 like a"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Cross-entropy and target log-probabilities of averaged logits against fp64 truth."""
+"""Cross-entropy and target log-probabilities of averaged logits compared with fp64."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_reductions_and_ignored_targets_are_torchs(
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_what_is_ignored_or_absent_has_a_zero_gradient_whatever_its_logits(impl: str) -> None:
+def test_ignored_targets_and_excluded_experts_have_zero_gradients_even_with_nan(impl: str) -> None:
     logits = make(2, (3, 40), torch.float32)
     logits[1][0] = float("nan")  # absent there
     logits[1][1, 7] = float("inf")  # ignored there
@@ -127,7 +127,7 @@ def test_gradients_by_finite_differences(impl: str) -> None:
 
 
 @needs_native
-def test_frozen_experts_get_no_gradient_and_second_derivatives_are_refused() -> None:
+def test_frozen_experts_get_no_gradient_and_second_derivatives_are_rejected() -> None:
     logits = make(3, (4, 33), torch.bfloat16)
     logits[1].requires_grad_()
     loss = mean_cross_entropy(logits, torch.arange(4), impl="native")
@@ -144,7 +144,7 @@ def test_frozen_experts_get_no_gradient_and_second_derivatives_are_refused() -> 
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_gradients_bypass_the_caches_and_agree(dtype: torch.dtype) -> None:
-    """From 4 MiB on the stores are non-temporal; rows of odd length start anywhere in a line."""
+    """From 4 MiB on the stores are non-temporal; rows of odd length are not aligned."""
     rows, columns = 3, (2 << 20) // dtype.itemsize + 77
     x = make(1, (columns,), dtype)[0]
     large = x.expand(rows, columns).clone().requires_grad_()
@@ -209,7 +209,7 @@ def test_more_than_two_to_the_31_elements() -> None:
 @pytest.mark.slow
 @needs_native
 def test_nothing_of_the_vocabularys_size_is_written() -> None:
-    """Peak memory of a forward pass in a process of its own: at most 1 % of the logits more."""
+    """Peak memory of a forward pass in a separate process grows by at most 1 % of the logits."""
     code = """
 import resource, torch
 from fastgrow.ops import mean_cross_entropy, mean_argmax, mean_sample
@@ -276,7 +276,7 @@ def test_no_rows_give_an_empty_result(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_errors_say_what_was_expected(impl: str) -> None:
+def test_errors_name_what_was_expected(impl: str) -> None:
     a, targets = torch.zeros(2, 5), torch.tensor([0, 4])
     with pytest.raises(
         ArgumentError, match=r"logits\[1\] must be \[2, 5\] float32 .* got \[2, 6\]"
@@ -302,7 +302,7 @@ def test_errors_say_what_was_expected(impl: str) -> None:
 
 
 @needs_native
-def test_what_native_cannot_serve_is_refused_when_forced_and_else_goes_to_eager() -> None:
+def test_calls_that_native_cannot_run_raise_when_forced_and_else_use_eager() -> None:
     transposed = torch.randn(5, 4).mT
     targets = torch.arange(4)
     with pytest.raises(ConfigError, match="last dimension is not contiguous"):

@@ -1,4 +1,4 @@
-"""Draws from averaged logits: the right distribution, from the right uniform numbers."""
+"""Sampling from averaged logits: correct distribution, correct uniform numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.library import opcheck
 from fastgrow.errors import ArgumentError, ConfigError
 from fastgrow.ops import logit_mean, mean_argmax, mean_sample
 from fastgrow.ops.experts.choices import draw
-from fastgrow.ops.experts.philox import philox, row_uniforms, uniforms_anywhere
+from fastgrow.ops.experts.philox import eager_uniforms, philox, row_uniforms
 
 # By how much a uniform number may miss a boundary of the distribution function.
 ROUNDING = 1e-5
@@ -39,7 +39,7 @@ def distribution(
 
 
 def test_philox_gives_the_published_numbers() -> None:
-    """The known answers that come with the authors' Random123."""
+    """The test vectors of the authors' Random123."""
     for word, expected in (
         (0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
         (0xFFFFFFFF, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
@@ -53,7 +53,7 @@ def test_uniform_numbers_are_the_same_natively_and_in_plain_pytorch() -> None:
     for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
         for step in (0, 3, 2**40 + 1):
             numbers = row_uniforms(logits, seed, step)
-            assert torch.equal(numbers, uniforms_anywhere(logits, seed, step))
+            assert torch.equal(numbers, eager_uniforms(logits, seed, step))
             assert ((numbers >= 0) & (numbers < 1)).all()
     assert (row_uniforms(logits, 0, 0) != row_uniforms(logits, 1, 0)).all()
     assert (row_uniforms(logits, 0, 0) != row_uniforms(logits, 0, 1)).all()
@@ -77,7 +77,7 @@ def test_agrees_with_the_inverted_distribution(
     top_p: float | None,
     seed: int,
 ) -> None:
-    """The token's interval in the cumulated fp64 distribution holds the row's uniform number."""
+    """The token's interval of the cumulative fp64 distribution contains the uniform number."""
     e = given_experts
     assume(e.rounding < 1e-5)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -87,7 +87,7 @@ def test_agrees_with_the_inverted_distribution(
     for token, row, number in zip(
         tokens.flatten(), mean.view(-1, mean.shape[-1]), numbers.flatten(), strict=True
     ):
-        # So near the nucleus's edge a token may be in or out.
+        # This close to the nucleus's boundary a token may be in or out.
         edges = (-ROUNDING, 0, ROUNDING)
         near = [None] if top_p is None else [max(top_p + d, 1e-9) for d in edges]
         laws = [distribution(row, temperature, top_k, p) for p in near]
@@ -96,11 +96,11 @@ def test_agrees_with_the_inverted_distribution(
 
 
 def holds(p: Tensor, order: Tensor | None, token: int, number: float) -> bool:
-    """Whether `number` is within the token's share, in falling `order` or in that of the ids."""
+    """Whether `number` is in the token's interval, in descending `order` or in order of the ids."""
     if order is None:
         below = p[:token].sum()
         return bool(below - ROUNDING <= number <= below + p[token] + ROUNDING)
-    # What is equal up to rounding may come in either order.
+    # Probabilities that are equal up to rounding may be in either order.
     first = p[order > order[token] + 1e-5].sum()
     last = p[order >= order[token] - 1e-5].sum()
     return bool(first - ROUNDING <= number <= last + ROUNDING)
@@ -122,13 +122,13 @@ def test_frequencies_are_the_probabilities(
 @needs_native
 @pytest.mark.parametrize("sharpness", [0.0, 1.0, 20.0])
 def test_large_nuclei_agree_with_eager(sharpness: float) -> None:
-    """From a nucleus of a few tokens to one of nearly all: each way of finding it."""
+    """From a nucleus of a few tokens to one of nearly all, to cover each way of finding it."""
     logits = [sharpness * x for x in make(2, (40, 5000), torch.float32)]
     logits[0][1, 7] = math.nan
     eager = mean_sample(logits, top_p=0.9, seed=2, impl="eager")
     native = mean_sample(logits, top_p=0.9, seed=2, impl="native")
     assert eager[1] == native[1] == -1
-    # 40 numbers of which the odd one may lie on a boundary.
+    # A few of the 40 numbers may be on a boundary.
     assert (eager != native).sum() <= 1
 
 
@@ -158,7 +158,7 @@ def test_same_seed_same_tokens_and_rows_apart(impl: str) -> None:
     assert torch.equal(mean_sample(logits, temperature=0, impl=impl), mean_argmax(logits))
 
 
-def test_last_token_with_a_share_is_drawn_by_the_largest_number() -> None:
+def test_last_token_of_nonzero_probability_is_drawn_by_the_largest_number() -> None:
     p = torch.tensor([[0.1, 0.2, 0.3, 0.0]], dtype=torch.float64)
     for number, place in ((0.0, 0), (0.999999999999999999, 2), (1 / 6 + 1e-9, 1)):
         assert draw(p, torch.tensor([number], dtype=torch.float64)).item() == place
@@ -232,7 +232,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_another_step(impl: str
     assert graphs == 1
 
 
-def test_errors_say_what_was_expected() -> None:
+def test_errors_name_what_was_expected() -> None:
     a = torch.zeros(2, 5)
     for options, message in (
         ({"temperature": -1.0}, "temperature must be 0 or more, got -1.0"),
@@ -247,8 +247,8 @@ def test_errors_say_what_was_expected() -> None:
 
 
 @needs_native
-def test_a_number_of_zero_draws_no_token_that_has_no_share() -> None:
-    """A block of next to no mass, of which the columns' are 0 in float32."""
+def test_a_uniform_number_of_zero_draws_no_token_of_probability_zero() -> None:
+    """A block with so little mass that the probabilities of its columns are 0 in float32."""
     z = torch.full((1, 20_000), -float("inf"))
     z[0, 4000], z[0, 10_000] = -150, 0
     zero = torch.zeros(1, dtype=torch.float64)

@@ -20,7 +20,7 @@ from fastgrow.ops import logit_mean, mean_argmax, mean_top_k
 @settings(max_examples=100)
 @given(given_experts=experts(), data=st.data())
 def test_agrees_with_fp64(impl: str, given_experts: Experts, data: st.DataObject) -> None:
-    """The values are the largest there are, and the ids are where they come from."""
+    """The values are the largest, and the ids are their indices."""
     e = given_experts
     k = data.draw(st.integers(1, min(e.logits[0].shape[-1], 1024)))
     settings = {"temperatures": e.temperatures, "impl": impl}
@@ -38,7 +38,7 @@ def test_agrees_with_fp64(impl: str, given_experts: Experts, data: st.DataObject
 @pytest.mark.parametrize("rows", [2, 20])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_numbers_agree_with_a_stable_sort(rows: int, dtype: torch.dtype) -> None:
-    """Few rows are cut into parts and many are not: nothing of it shows, native or not."""
+    """The result is the same for few rows, which are split into parts, and for many."""
     generator = torch.Generator().manual_seed(1)
     logits = [torch.randint(0, 40, (rows, 40_000), generator=generator).to(dtype) for _ in range(2)]
     logits[0][0, 17_000] = math.nan
@@ -83,7 +83,7 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert (best == values.float().mean(0).argmax()).all()
 
 
-def test_logits_that_want_a_gradient_get_one() -> None:
+def test_logits_that_require_a_gradient_get_one() -> None:
     logits = [x.requires_grad_() for x in make(2, (3, 20), torch.float32)]
     values, _ = mean_top_k(logits, 4)
     values.sum().backward()
@@ -123,7 +123,7 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length(impl: 
     assert graphs == 1
 
 
-def test_errors_say_what_was_expected() -> None:
+def test_errors_name_what_was_expected() -> None:
     a = torch.zeros(2, 5)
     for k in (0, 6):
         with pytest.raises(ArgumentError, match=rf"mean_top_k: k must be in \[1, 5\], got {k}"):

@@ -1,4 +1,4 @@
-"""Whether `native` is taken unasked on a GPU: as its table says, of a GPU that is stood in for."""
+"""Whether the automatic choice uses `native` on a GPU: by its table, with a simulated GPU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TABLE = Table(
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors without content are on it."""
+    """A simulated GPU, whose tensors are `meta` tensors."""
     monkeypatch.setattr(tuned, "gpu_name", lambda device: GPU)
     monkeypatch.setattr(extension, "GPU", "meta")
     tuned.forget()
@@ -59,7 +59,7 @@ def on_gpu(rows: int, dtype: torch.dtype = BF16) -> list[Tensor]:
     return [torch.empty(rows, 8, dtype=dtype, device="meta")] * 2
 
 
-def test_it_is_taken_where_it_was_no_slower(table: None) -> None:
+def test_it_is_used_where_it_was_no_slower(table: None) -> None:
     assert native_pays("mean_argmax", on_gpu(1), False) == YES
     assert native_pays("mean_argmax", on_gpu(MANY, torch.float32), True) == YES
 
@@ -68,7 +68,7 @@ def test_the_faster_one_is_named_with_both_times(table: None) -> None:
     assert native_pays("mean_argmax", on_gpu(MANY), False) == SLOWER
 
 
-def test_few_and_many_rows_have_entries_of_their_own(table: None) -> None:
+def test_few_and_many_rows_have_separate_entries(table: None) -> None:
     assert (FEW, MANY) == (64, 4096)
     found = [native_pays("mean_argmax", on_gpu(n), False) for n in (FEW, FEW + 1)]
     assert found == [YES, SLOWER]
@@ -78,7 +78,7 @@ def test_few_and_many_rows_have_entries_of_their_own(table: None) -> None:
     assert key("bf16", "full", FEW + 1) == "bf16/full/N=4096"
 
 
-def test_what_was_not_measured_is_not_taken(table: None) -> None:
+def test_native_is_not_used_if_it_was_not_measured(table: None) -> None:
     assert native_pays("mean_top_k", on_gpu(1), False) == UNKNOWN
     assert native_pays("mean_argmax", on_gpu(1), True) == UNKNOWN
     assert native_pays("mean_argmax", on_gpu(1, torch.float16), False) == UNKNOWN
@@ -90,12 +90,12 @@ def test_a_gpu_may_have_no_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert native_pays("mean_argmax", on_gpu(1), False) == UNKNOWN
 
 
-def test_a_cpu_asks_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_reads_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(tuned, "shipped")
     assert native_pays("mean_argmax", [torch.empty(1, 8)], True) == YES
 
 
-def test_triton_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_triton_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     # Importing it would raise.
     monkeypatch.setitem(sys.modules, "triton", None)
@@ -106,7 +106,7 @@ def test_triton_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert native_pays("mean_argmax", on_gpu(1), False) == YES
 
 
-def test_a_second_question_reads_nothing(table: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_query_reads_nothing(table: None, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = on_gpu(1)
     assert native_pays("mean_argmax", logits, False) == YES
     monkeypatch.delattr(tuned, "shipped")
@@ -126,7 +126,7 @@ def compiled(counted: list[int], **options: Any) -> Callable[[list[Tensor]], Ten
     return torch.compile(step, fullgraph=True, backend=counting, **options)
 
 
-def test_it_is_asked_within_a_graph(table: None) -> None:
+def test_it_works_within_a_graph(table: None) -> None:
     graphs: list[int] = []
     step = compiled(graphs, dynamic=True)
     for rows in (3, 7, FEW, FEW + 1, 100, MANY):
@@ -134,7 +134,7 @@ def test_it_is_asked_within_a_graph(table: None) -> None:
     assert len(graphs) == 2, "one of few and one of many rows"
 
 
-def test_where_the_answer_is_one_rows_are_not_compared() -> None:
+def test_rows_are_not_compared_if_the_result_is_the_same() -> None:
     both = {key("bf16", "forward", rows): times(1, 2) for rows in (FEW, MANY)}
     graphs: list[int] = []
     with tuned.standing_in(GPU, Table(native={"mean_argmax": both})):

@@ -67,7 +67,7 @@ NAMES = ("x", "up", "down", "gate", "up_bias", "down_bias", "residual")
 
 
 def layer(activation: str, *wanted: str) -> dict[str, torch.Tensor]:
-    """All arguments; gradients are wanted of the named ones."""
+    """All arguments; the named ones require gradients."""
     p = parameters()
     p["residual"] = p["x"].flip(0)
     if activation == "swiglu":
@@ -88,10 +88,10 @@ def layer(activation: str, *wanted: str) -> dict[str, torch.Tensor]:
         ("down", "pre"),
     ],
 )
-def test_keeps_what_the_wanted_gradients_need(
+def test_saves_only_what_the_needed_gradients_depend_on(
     activation: str, wanted: str, kept: str, impl: str | None
 ) -> None:
-    """A frozen layer keeps the activation's input alone, or nothing; and gives no gradient."""
+    """A frozen layer saves only the activation's input, or nothing, and has no gradient."""
     if impl is None and wanted not in ("", "residual", "x"):
         pytest.skip("plain PyTorch's own affair: a weight is trained")
     p = layer(activation, *wanted.split())
@@ -113,7 +113,7 @@ def test_keeps_what_the_wanted_gradients_need(
     assert [name for name, t in p.items() if t.grad is not None] == wanted.split()
 
 
-def test_training_keeps_no_activation() -> None:
+def test_training_saves_no_activation() -> None:
     p = layer("gelu", "x", "up", "down", "up_bias", "down_bias")
     p["x"] = torch.cat([p["x"]] * 4).detach().requires_grad_()
     p["residual"] = p["x"].detach()
@@ -125,7 +125,7 @@ def test_training_keeps_no_activation() -> None:
     assert sorted(sizes) == sorted([24 * 6, 24 * 10, 60, 60])
 
 
-def test_inputs_are_left_as_they_are() -> None:
+def test_inputs_are_not_modified() -> None:
     for activation in ACTIVATIONS:
         p = layer(activation, "x", "up", "down")
         before = {name: t.detach().clone() for name, t in p.items()}
@@ -133,7 +133,7 @@ def test_inputs_are_left_as_they_are() -> None:
         assert all(torch.equal(before[name], t) for name, t in p.items())
 
 
-def test_a_cpu_takes_the_library_where_the_weights_are_frozen() -> None:
+def test_a_cpu_uses_the_library_if_the_weights_are_frozen() -> None:
     def active(*wanted: str) -> str | None:
         p = layer("gelu", *wanted)
         biases = p["up_bias"], p["down_bias"]
@@ -158,7 +158,7 @@ def test_a_cpu_takes_the_library_where_the_weights_are_frozen() -> None:
     ],
 )
 def test_a_gpu_s_automatic_choice(change: dict[str, Any], grad: bool, answer: str) -> None:
-    """Asked of tensors without content, whether there is a GPU or not."""
+    """With meta tensors, so that no GPU is needed."""
     pytest.importorskip("triton")
     rows, dtype = change.get("rows", 16384), change.get("dtype", torch.bfloat16)
     with FakeTensorMode():
@@ -169,7 +169,7 @@ def test_a_gpu_s_automatic_choice(change: dict[str, Any], grad: bool, answer: st
         assert OPERATIONS["mlp"].explain(call).active == answer
 
 
-def test_runs_without_content() -> None:
+def test_runs_on_meta_tensors() -> None:
     p = {name: t.detach().to("meta") for name, t in layer("gelu").items()}
     assert ops.mlp(**p).shape == ops.mlp(**p, impl="blas").shape == p["x"].shape  # type: ignore[arg-type]
 
@@ -182,7 +182,7 @@ def test_gradients_of_gradients() -> None:
     y = ops.mlp(**p, impl="blas")  # type: ignore[arg-type]
     (again,) = torch.autograd.grad(y.sum(), p["x"], create_graph=True)
     assert torch.equal(again, dx)
-    # Kept are frozen weights and what the activation is of, none of which is known to depend on x.
+    # The saved tensors are frozen weights and the activation's input, whose graph is not recorded.
     with pytest.raises(ArgumentError, match="impl='eager' can"):
         again.sum().backward()
 
@@ -192,8 +192,8 @@ def test_gradients_of_gradients() -> None:
     [
         ({"x": torch.zeros(())}, r"x must be of shape \[..., d\]"),
         ({"activation": "tanh"}, "activation must be one of gelu"),
-        ({"activation": "swiglu"}, "the activation swiglu needs a gate"),
-        ({"gate": torch.zeros(10, 6)}, "the activation gelu takes no gate"),
+        ({"activation": "swiglu"}, "the activation swiglu requires a gate"),
+        ({"gate": torch.zeros(10, 6)}, "the activation gelu has no gate"),
         ({"up": torch.zeros(10, 5)}, r"up must be of shape \[m, 6\], got \[10, 5\]"),
         ({"down": torch.zeros(10, 6)}, r"down must be of shape \[6, 10\]"),
         ({"up_bias": torch.zeros(6)}, r"up_bias must be of shape \[10\]"),
@@ -207,7 +207,7 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("impl", ["eager", "blas"])
-def test_autocast_takes_float32_parameters(impl: str) -> None:
+def test_autocast_supports_float32_parameters(impl: str) -> None:
     p = {name: t.float() for name, t in parameters().items()}
     with torch.autocast("cpu", torch.bfloat16):
         y = ops.mlp(p["x"].bfloat16(), **{n: t for n, t in p.items() if n != "x"}, impl=impl)

@@ -1,4 +1,4 @@
-"""The page says of `native` what its implementations answer, on a GPU that is not there, too."""
+"""The documentation page lists the support of `native` as its implementations report it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def test_the_page_has_what_native_answers() -> None:
+def test_the_page_lists_what_native_supports() -> None:
     expected = table()
     assert "`mean_argmax`" in expected
     assert expected in PAGE.read_text(encoding="utf-8"), f"it is:\n{expected}"

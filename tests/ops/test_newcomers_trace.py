@@ -1,4 +1,4 @@
-"""How many of our files a call enters: what a newcomer has to open to follow it to its kernel."""
+"""Number of our files that a call enters, and that a newcomer opens to follow it to its kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGE = Path(fastgrow.__file__).parent
 
 
 def entered(call: Callable[[], object]) -> set[str]:
-    """Files of fastgrow whose functions run within a call that has been made before."""
+    """Files of fastgrow whose functions run in the second run of a call."""
     call()
     seen: set[str] = set()
 
@@ -53,7 +53,7 @@ def attend_as_chosen() -> Tensor:
 
 
 def lose(impl: str | None) -> Tensor:
-    # As many logits as are not made at once.
+    # So many logits that they are not computed at once.
     h, weight, targets = half(32, 16), half(2**17, 16), torch.arange(32)
     return ops.linear_cross_entropy(h, weight, targets, impl=impl)
 

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm: the formula in float64, torch's kernels beside it, bad input."""
+"""LayerNorm and RMSNorm: the formula in float64, torch's kernels, bad input."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_rms_norm(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("norm", [ops.layer_norm, ops.rms_norm])
-def test_residual_is_added_first_and_given_back(norm: Any, impl: str) -> None:
+def test_residual_is_added_first_and_the_sum_is_returned(norm: Any, impl: str) -> None:
     x, residual = torch.randn(2, 3, 16)
     weight = torch.randn(16)
     y, total = norm(x, weight, residual=residual, impl=impl)
@@ -66,7 +66,7 @@ def test_gradient(norm: Any) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_weight_and_bias_may_be_left_out(impl: str) -> None:
+def test_weight_and_bias_are_optional(impl: str) -> None:
     x, bias = torch.randn(3, 16), torch.randn(16)
     plain = ops.layer_norm(x, impl=impl)
     torch.testing.assert_close(plain, ops.layer_norm(x, torch.ones(16), impl=impl))
@@ -85,7 +85,7 @@ def test_the_sum_is_in_the_wider_dtype(norm: Any, impl: str) -> None:
 
 @pytest.fixture
 def autocast_on_a_gpu() -> Iterator[None]:
-    """As `torch.autocast("cuda")`, which does nothing where there is no GPU."""
+    """Like `torch.autocast("cuda")`, which does nothing without a GPU."""
     with FakeTensorMode():
         torch.set_autocast_enabled("cuda", True)
         yield
@@ -97,7 +97,7 @@ def autocast_on_a_gpu() -> Iterator[None]:
 @pytest.mark.parametrize("impl", ["eager", "aten"])
 @pytest.mark.parametrize("norm", [ops.layer_norm, ops.rms_norm])
 def test_autocast_on_a_gpu_gives_float32(norm: Any, impl: str, dtype: torch.dtype) -> None:
-    """Whatever the release of torch lists for it, and with a residual too."""
+    """With every version of torch, and also with a residual."""
     x = torch.empty(3, 16, device="cuda", dtype=dtype)
     weight = torch.empty(16, device="cuda")
     assert norm(x, weight, impl=impl).dtype == torch.float32
@@ -105,7 +105,7 @@ def test_autocast_on_a_gpu_gives_float32(norm: Any, impl: str, dtype: torch.dtyp
     assert (y.dtype, total.dtype) == (torch.float32, dtype)
 
 
-def test_rms_norm_has_torch_s_bits_with_and_without_a_gradient() -> None:
+def test_rms_norm_is_bitwise_equal_to_torch_with_and_without_a_gradient() -> None:
     x, weight = torch.randn(7, 48), torch.randn(48, requires_grad=True)
     expected = torch.nn.functional.rms_norm(x, (48,), weight, 1e-6)
     assert torch.equal(ops.rms_norm(x, weight), expected)
@@ -115,7 +115,7 @@ def test_rms_norm_has_torch_s_bits_with_and_without_a_gradient() -> None:
 
 @pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
 def test_gradient_of_rms_norm_on_a_cpu(needed: tuple[bool, bool]) -> None:
-    """Of the automatic choice, against finite differences, and once more."""
+    """First and second derivatives of the automatic choice, by finite differences."""
     x = torch.randn(4, 3, 6, dtype=torch.float64, requires_grad=needed[0])
     weight = torch.randn(6, dtype=torch.float64, requires_grad=needed[1])
 
@@ -133,7 +133,7 @@ def test_gradient_of_rms_norm_on_a_cpu_is_not_a_chain_of_operations() -> None:
     assert "RMSNorm" not in type(half.grad_fn).__name__
 
 
-def test_rms_norm_is_open_to_torch_s_transforms() -> None:
+def test_rms_norm_supports_torch_s_transforms() -> None:
     x, weight = torch.randn(3, 6), torch.randn(6)
 
     def loss(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,7 @@ def test_rms_norm_is_open_to_torch_s_transforms() -> None:
     torch.testing.assert_close(rows, ops.rms_norm(x, torch.ones(6)))
 
 
-def test_on_a_gpu_the_kernels_are_taken_where_they_move_fewer_bytes() -> None:
+def test_a_gpu_uses_the_kernels_if_they_move_fewer_bytes() -> None:
     class OnGPU(torch.Tensor):
         device = torch.device("cuda")
 

@@ -1,4 +1,4 @@
-"""Lookup in packed bits and in codes: the values are those of the table they stand for."""
+"""Lookup in packed bits and in codes: the values are those of the equivalent float table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_packed_bits_are_the_table_of_ones_and_zeros(n_bits: int, dtype: torch.d
 
 
 @pytest.mark.parametrize("ids", [IDS, IDS.int()], ids=["int64", "int32"])
-def test_ids_are_their_own_codes(ids: Tensor) -> None:
+def test_ids_as_codes(ids: Tensor) -> None:
     digits = [[int(d) for d in f"{i:06b}"] for i in ids.flatten().tolist()]
     expected = torch.tensor(digits, dtype=torch.float32).view(2, 3, 6)
     assert torch.equal(ops.embedding(ids, None, bits=6), expected)
@@ -59,14 +59,14 @@ def test_codes_wider_than_32_bits() -> None:
 
 
 @pytest.mark.parametrize("debug", ["0", "1"])
-def test_ids_of_more_rows_than_an_integer_counts(
+def test_ids_of_more_rows_than_an_integer_can_count(
     monkeypatch: pytest.MonkeyPatch, debug: str
 ) -> None:
     monkeypatch.setenv("FASTGROW_DEBUG", debug)
     longest = ops.embedding(torch.tensor([0, 1 << 62, 2**63 - 2]), None, bits=63)
     assert longest.sum(1).tolist() == [0, 1, 62]
     assert longest[1, 0] == 1
-    # int32 ids, whose own range the rows exceed.
+    # int32 ids, with more rows than int32 can count.
     short = ops.embedding(torch.tensor([0, 5], dtype=torch.int32), None, bits=33)
     assert short.sum(1).tolist() == [0, 2]
 
@@ -106,21 +106,21 @@ def test_compiles_without_graph_breaks() -> None:
             r"ids must be in \[0, 4\), got -1",
         ),
         ({"table": torch.zeros(4).long(), "ids": torch.tensor([4])}, r"ids must be in \[0, 4\)"),
-        ({"bits": None}, "bits must be given where there is no table"),
+        ({"bits": None}, "bits must be given if table is None"),
         ({"bits": 0}, "bits must be at least 1, got 0"),
         ({"bits": 64}, "bits must be at most 63 for codes, got 64"),
         ({"vocab_size": 65}, r"vocab_size must be in \[1, 64\] for 6 bits, got 65"),
         ({"bits": 63, "vocab_size": 1 << 63}, r"vocab_size must be in \[1, 9223372036854775807\]"),
         (
             {"table": torch.zeros(4).long(), "vocab_size": 4},
-            "vocab_size is for lookups without a table, got 4",
+            "vocab_size must be None if table is given, got 4",
         ),
         ({"table": torch.zeros(4, 2).byte()}, r"table must be of shape \[V, 1\] for 6 bits"),
         ({"table": torch.zeros(4, 6)}, r"table must be \[V, 1\] uint8, or \[V\] int64 or int32"),
         ({"table": torch.zeros(4, 6).byte(), "bits": None}, "table must be a floating-point"),
         (
             {"table": torch.zeros(4, 6), "bits": None, "scale": 2.0},
-            "offset and scale are for bits and codes",
+            "offset and scale require bits",
         ),
         (
             {"table": torch.zeros(4, 6), "bits": None, "dtype": torch.half},

@@ -1,4 +1,4 @@
-"""Mixtures of the experts' distributions against fp64 truth."""
+"""Mixtures of the experts' distributions compared with fp64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastgrow.ops import (
 
 
 def mixture(e: Experts) -> Tensor:
-    """log Σ_k w_k · softmax(z_k / T_k) as it is written, in fp64; absent experts left out."""
+    """log Σ_k w_k · softmax(z_k / T_k) in fp64, without excluded experts."""
     total = torch.zeros(e.logits[0].shape, dtype=torch.float64)
     for k, x in enumerate(e.exact):
         weight = e.weights[..., k, None].double()
@@ -52,7 +52,7 @@ def test_agrees_with_fp64(impl: str, given_experts: Experts) -> None:
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_negative_weights_agree_with_fp64(impl: str, dtype: torch.dtype) -> None:
-    """A contrast of two experts; where it is negative it has no logarithm."""
+    """The difference of two experts; where it is negative its logarithm is NaN."""
     a, b = make(2, (3, 301), dtype)
     exact = (2 * a.double().softmax(-1) - b.double().softmax(-1)).log()
     result = probability_mean([a, b], [2.0, -1.0], impl=impl)
@@ -79,8 +79,8 @@ def test_is_the_arithmetic_mean_of_probabilities() -> None:
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_logarithms_of_weights_may_lie_far_apart(impl: str, dtype: torch.dtype) -> None:
-    """No float32 is as small as e⁻²⁰⁰, yet where the other expert sees nothing it decides."""
+def test_log_weights_may_differ_greatly(impl: str, dtype: torch.dtype) -> None:
+    """e⁻²⁰⁰ underflows in float32, but matters where the other expert's probability is zero."""
     logits = make(3, (2, 3, 65), dtype)
     logits[0][..., 5] = -math.inf
     for log_weights in (
@@ -97,7 +97,7 @@ def test_logarithms_of_weights_may_lie_far_apart(impl: str, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_a_logarithm_of_zero_takes_the_expert_out(impl: str) -> None:
+def test_a_log_weight_of_minus_infinity_excludes_the_expert(impl: str) -> None:
     logits = make(3, (2, 7), torch.float64)
     logits[0][0], logits[1][0] = math.nan, math.nan
     log_weights = torch.tensor([[-math.inf, -math.inf, 0.0], [-1.0, -math.inf, -0.5]])
@@ -111,7 +111,7 @@ def test_a_logarithm_of_zero_takes_the_expert_out(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_a_weight_that_is_nan_is_no_weight_of_zero(impl: str) -> None:
+def test_a_nan_weight_is_not_treated_as_zero(impl: str) -> None:
     logits = make(2, (2, 35), torch.float32)
     log_weights = torch.tensor([[math.nan, -0.5], [-0.7, -0.7]])
     result = probability_mean(logits, log_weights=log_weights, impl=impl)
@@ -119,7 +119,7 @@ def test_a_weight_that_is_nan_is_no_weight_of_zero(impl: str) -> None:
     torch.testing.assert_close(result[1], probability_mean(logits, log_weights=log_weights[1])[1])
 
 
-def test_logarithms_of_weights_get_gradients() -> None:
+def test_log_weights_get_gradients() -> None:
     logits = [x.requires_grad_() for x in make(3, (2, 7), torch.float64)]
     for log_weights in (
         torch.tensor([-1.0, -0.1, 0.3], dtype=torch.float64),
@@ -129,7 +129,7 @@ def test_logarithms_of_weights_get_gradients() -> None:
             lambda w, *z: probability_mean(z, log_weights=w),
             (log_weights.requires_grad_(), *logits),
         )
-    # The first two experts are absent together, which leaves no NaN behind.
+    # The first two experts are both excluded, which must not give NaN.
     some = torch.tensor([-math.inf, -math.inf, 0.0], dtype=torch.float64)
     probability_mean(logits, log_weights=some)[:, 3].sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in logits)
@@ -168,14 +168,14 @@ def test_gradients_by_finite_differences(impl: str) -> None:
         assert torch.autograd.gradcheck(loss, (weights, temperatures, *logits))
 
 
-def test_mean_that_wants_a_gradient_gets_one() -> None:
+def test_a_mean_that_requires_a_gradient_gets_one() -> None:
     logits = [x.requires_grad_() for x in make(2, (3, 7), torch.float64)]
     weights = torch.rand(2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda w, *z: probability_mean(z, w), (weights, *logits))
 
 
 @needs_native
-def test_absent_expert_leaves_no_trace_native() -> None:
+def test_excluded_expert_has_no_effect_native() -> None:
     logits = make(2, (3, 70), torch.float32)
     logits[1][0] = math.nan
     leaves = [x.requires_grad_() for x in logits]
@@ -240,11 +240,11 @@ def test_compiles_without_graph_breaks_or_recompiling_for_a_second_length(impl: 
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_errors_say_what_was_expected(impl: str) -> None:
+def test_errors_name_what_was_expected(impl: str) -> None:
     a, targets = torch.zeros(2, 5), torch.tensor([0, 4])
     with pytest.raises(ArgumentError, match=r"probability_mean: logits\[1\] must be"):
         probability_mean([a, a.half()], impl=impl)
-    with pytest.raises(ArgumentError, match="log_weights must be None beside weights"):
+    with pytest.raises(ArgumentError, match="log_weights must be None if weights is given"):
         probability_mean([a, a], [0.5, 0.5], log_weights=torch.zeros(2), impl=impl)
     with pytest.raises(ArgumentError, match=r"log_weights must be 2 numbers.*got shape \[3\]"):
         probability_mean([a, a], log_weights=torch.zeros(3), impl=impl)

@@ -1,4 +1,4 @@
-"""Rotary positions: the formula, its relative property, where positions come from, bad input."""
+"""Rotary positions: the formula, relative positions, position ids, bad input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastgrow.errors import ArgumentError
 
 
 def rotate_as_complex(x: torch.Tensor, positions: torch.Tensor, base: float) -> torch.Tensor:
-    """Feature pairs (i, i + D/2) as complex numbers, turned by exp(i · position · frequency)."""
+    """Feature pairs (i, i + D/2) as complex numbers, times exp(i · position · frequency)."""
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, dtype=torch.float64) / half)
     turn = torch.polar(torch.ones(half, dtype=torch.float64), frequency * positions[..., None])
@@ -23,7 +23,7 @@ def double_table(positions: int, dim: int) -> ops.RopeTable:
     return cos.double(), sin.double()
 
 
-def test_turns_feature_pairs_by_position() -> None:
+def test_rotates_feature_pairs_by_position() -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
     y = ops.rope(x, double_table(40, 8), offset=30)
     expected = rotate_as_complex(x, torch.arange(30, 35).double(), 10000.0)
@@ -31,7 +31,7 @@ def test_turns_feature_pairs_by_position() -> None:
     torch.testing.assert_close(y, expected, atol=1e-6, rtol=0)
 
 
-def test_products_depend_on_the_distance_alone() -> None:
+def test_products_depend_only_on_the_distance() -> None:
     q, k = torch.randn(2, 1, 1, 1, 64, dtype=torch.float64)
     table = double_table(2000, 64)
 
@@ -54,7 +54,7 @@ def test_position_ids_choose_rows_of_the_table() -> None:
     torch.testing.assert_close(ops.rope(x, table, ids[0])[1], ops.rope(x[1:], table, ids[:1])[0])
 
 
-def test_partial_rotation_leaves_the_rest() -> None:
+def test_partial_rotation_keeps_the_other_features() -> None:
     x = torch.randn(1, 2, 5, 12)
     table = ops.rope_table(5, 8)
     y = ops.rope(x, table)

@@ -1,6 +1,6 @@
-"""The order of SDPA's backends: what is asked for on a GPU, and that a user's own order wins.
+"""The order of SDPA's backends on a GPU, and the precedence of the user's settings.
 
-The order and the switches are torch's own, also on a CPU; only the device of a call is made up.
+The order and the switches are torch's, also on a CPU; only the device of a call is simulated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def order() -> list[int]:
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch as it is where it asks cuDNN first."""
+    """Set torch's order as on a GPU where it tries cuDNN first."""
     monkeypatch.setattr(sdpa, "_settle", lambda: None)
     before = order()
     torch._C._set_sdp_priority_order(ON_HOPPER)
@@ -49,14 +49,14 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def asked(queries: int, mask: torch.Tensor | None = None) -> list[int]:
-    """The order in which the backends are asked for such a call on a GPU."""
+    """The order in which the backends are tried for such a call on a GPU."""
     q: Any = SimpleNamespace(device=GPU, shape=(1, 2, queries, 32))
     with sdpa._order_for(q, mask):
         return order()
 
 
 @pytest.mark.usefixtures("hopper")
-def test_cudnn_serves_many_queries_and_no_others() -> None:
+def test_cudnn_comes_first_for_many_queries_only() -> None:
     assert asked(9) == ON_HOPPER
     assert asked(8) == FLASH_FIRST
     assert asked(9, torch.ones(9, 9)) == FLASH_FIRST
@@ -65,7 +65,7 @@ def test_cudnn_serves_many_queries_and_no_others() -> None:
 
 
 @pytest.mark.usefixtures("hopper")
-def test_torchs_order_comes_back_where_a_call_fails() -> None:
+def test_torchs_order_is_restored_if_a_call_fails() -> None:
     q: Any = SimpleNamespace(device=GPU, shape=(1, 2, 1, 32))
     with pytest.raises(RuntimeError, match="stop"), sdpa._order_for(q, None):
         raise RuntimeError("stop")
@@ -73,7 +73,7 @@ def test_torchs_order_comes_back_where_a_call_fails() -> None:
 
 
 @pytest.mark.usefixtures("hopper")
-def test_what_a_user_has_set_wins() -> None:
+def test_settings_of_the_user_have_precedence() -> None:
     with sdpa_kernel([CUDNN, MATH], set_priority=True):
         before = order()
         assert not cudnn_comes_first()
@@ -88,7 +88,7 @@ def test_what_a_user_has_set_wins() -> None:
     assert asked(1) == FLASH_FIRST
 
 
-def test_an_order_of_torchs_own_is_left_where_cudnn_is_not_first(
+def test_torchs_order_is_not_changed_if_cudnn_is_not_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sdpa, "_settle", lambda: None)
@@ -117,7 +117,7 @@ def test_an_activated_flash_attention_comes_first(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize(("queries", "set_in_graph"), [(1, 2), (16, 0)])
-def test_compiles_whole_with_the_order_in_the_graph(
+def test_compiles_without_graph_breaks_with_the_order_in_the_graph(
     monkeypatch: pytest.MonkeyPatch, queries: int, set_in_graph: int
 ) -> None:
     monkeypatch.setattr(sdpa, "DEVICE_TYPE", "cpu")
@@ -137,12 +137,12 @@ def test_compiles_whole_with_the_order_in_the_graph(
     )
     expected = F.scaled_dot_product_attention(q, k, k, scale=0.5)
     torch.testing.assert_close(compiled(q, k), expected)
-    # Set, and set back.
+    # Set, and restored.
     assert found == [set_in_graph]
     assert order() == ON_HOPPER
 
 
-def test_what_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_names_the_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert explain_sdpa(cpu) == ["training and prefill: flash", "one query: flash"]
     chosen = {32: MATH, 64: FLASH, 128: FLASH}
@@ -151,7 +151,7 @@ def test_what_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain_sdpa(cpu)[0] == line
 
 
-def test_an_installed_flash_attention_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_names_an_installed_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installed_releases() == []
     there = importlib.util.find_spec("torch")
 
@@ -162,7 +162,7 @@ def test_an_installed_flash_attention_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     assert installed_releases() == ["FA4"]
-    told = explain_sdpa(torch.device("cpu"))[-1]
-    assert told.startswith("FA4 is installed and not active: torch.nn.attention.activate_flash")
+    line = explain_sdpa(torch.device("cpu"))[-1]
+    assert line.startswith("FA4 is installed and not active: torch.nn.attention.activate_flash")
     monkeypatch.setattr(sdpa.choice, "current_flash_attention_impl", lambda: "FA4")
     assert explain_sdpa(torch.device("cpu"))[-1] == "flash is FA4, which was activated"

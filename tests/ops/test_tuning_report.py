@@ -1,4 +1,4 @@
-"""The report on tuning tables names what is used, what is not and why, on a GPU stood in for."""
+"""The report on tuning tables: what is used, what is not and why, with a simulated GPU."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fastgrow.ops import explain_tuning  # noqa: E402
 from fastgrow.ops.core import dispatch  # noqa: E402
 
 NAME = "nvidia-abacus-9.json"
-NOTHING = "cuda:0 NVIDIA Abacus 9 has no table in use: kernels follow their own rules"
+NOTHING = "cuda:0 NVIDIA Abacus 9 has no table in use: kernels use their default configurations"
 
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the GPU's table would be shipped."""
+    """Path of the GPU's shipped table."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
@@ -40,7 +40,7 @@ def write(path: Path, version: str | None, source: str | None = None) -> None:
     path.write_text(json.dumps({"schema": 1, "triton": version, "entries": entries}))
 
 
-def test_without_a_table_kernels_follow_their_rules(shipped: Path) -> None:
+def test_without_a_table_kernels_use_their_defaults(shipped: Path) -> None:
     assert explain_tuning() == [NOTHING]
 
 
@@ -48,20 +48,20 @@ SHIPPED = "cuda:0 shipped table kernels/tuning/nvidia-abacus-9.json"
 KERNELS = "attention_decode 1, attention_forward 2"
 
 
-def test_a_shipped_table_is_used_whatever_its_triton(shipped: Path) -> None:
+def test_a_shipped_table_is_used_with_any_triton_version(shipped: Path) -> None:
     here = triton.__version__
     same_minor = ".".join([*here.split(".")[:2], "99"])
-    for version, told in (
+    for version, origin in (
         ("3.1", f"measured with triton 3.1 (this is {here})"),
         (same_minor, f"measured with triton {same_minor}"),
-        (None, f"of an unknown triton (this is {here})"),
+        (None, f"measured with triton of unknown version (this is {here})"),
     ):
         write(shipped, version)
-        assert explain_tuning() == [f"{SHIPPED}: used, 3 entries {told}: {KERNELS}"]
+        assert explain_tuning() == [f"{SHIPPED}: used, 3 entries {origin}: {KERNELS}"]
 
 
 def test_kernels_that_changed_since_are_named(shipped: Path) -> None:
-    """Of a table whose digests are those of today's attention_forward."""
+    """All entries of the table have the current digest of attention_forward."""
     current = digests(90)["attention_forward"]
     write(shipped, triton.__version__, current)
     (line,) = explain_tuning()
@@ -80,26 +80,26 @@ def write_native(path: Path, **sources: str | None) -> None:
 
 
 TAKEN = (
-    "cuda:0 native is taken unasked: mean_argmax bf16/forward/N=4096 (0.25 ms, compile 0.5), "
+    "cuda:0 native is used automatically: mean_argmax bf16/forward/N=4096 (0.25 ms, compile 0.5), "
     "mean_argmax bf16/forward/N=64 (0.25 ms, compile 0.5)"
 )
 SLOWER = "cuda:0 native is slower: mean_argmax bf16/full/N=64 (0.613 ms, compile 0.5)"
 
 
-def test_what_the_extension_is_chosen_for_is_told_with_the_times(shipped: Path) -> None:
+def test_operations_of_the_extension_are_listed_with_their_times(shipped: Path) -> None:
     write_native(shipped, source=_native.CUDA.source)
     assert explain_tuning()[1:] == [TAKEN, SLOWER]
     write_native(shipped)
     assert explain_tuning()[1:] == [TAKEN, SLOWER]
 
 
-def test_an_extension_that_changed_since_is_told(shipped: Path) -> None:
+def test_an_extension_that_has_changed_is_reported(shipped: Path) -> None:
     write_native(shipped, source="of other code")
     changed = "cuda:0 fastgrow._C_cuda has changed since native was measured"
     assert explain_tuning()[1:] == [TAKEN, SLOWER, changed]
 
 
-def test_without_triton_the_extension_is_told_alone(
+def test_without_triton_only_the_extension_is_reported(
     shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "TRITON_INSTALLED", False)
@@ -110,17 +110,17 @@ def test_without_triton_the_extension_is_told_alone(
     assert explain_tuning() == [nothing, TAKEN, SLOWER]
 
 
-def test_autotuning_is_told_with_the_place_of_what_it_measures(
+def test_autotuning_is_reported_with_the_folder_of_its_measurements(
     shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tuned, "AUTOTUNING", True)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for folder, told in ((tmp_path / "x", "~/x"), (Path("/elsewhere"), "/elsewhere")):
+    for folder, shown in ((tmp_path / "x", "~/x"), (Path("/elsewhere"), "/elsewhere")):
         monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
         assert explain_tuning() == [
             "cuda:0 NVIDIA Abacus 9 has no table in use",
             "FASTGROW_AUTOTUNE is on: kernels without an entry are measured when first called; "
-            f"what was measured is kept in Triton's cache, {told}",
+            f"the measurements are kept in Triton's cache, {shown}",
         ]
 
 
@@ -136,7 +136,7 @@ def test_a_malformed_table_is_named_with_the_reason(shipped: Path) -> None:
     assert nothing == NOTHING
 
 
-def test_every_gpu_is_told(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_gpu_is_reported(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert explain_tuning() == [NOTHING, NOTHING.replace("cuda:0", "cuda:1")]
 

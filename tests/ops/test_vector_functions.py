@@ -1,4 +1,4 @@
-"""The extension's own exponential and logarithm against fp64: the error bounds they claim."""
+"""Error bounds of the extension's exponential and logarithm, compared with fp64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def units(result: Tensor, exact: Tensor) -> Tensor:
 
 
 def of(name: str, x: Tensor) -> Tensor:
-    """Apply a vector function, which takes whole vectors alone."""
+    """Apply a vector function, which supports only whole vectors."""
     padded = torch.cat([x, torch.ones(-len(x) % 64)])
     getattr(torch.ops.fastgrow_native, name)(padded)
     return padded[: len(x)]

@@ -1,4 +1,4 @@
-"""A weight of zero takes its expert out, whatever its logits are and however weights are given."""
+"""A weight of zero excludes its expert, for any logits and any form of the weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FORMS: dict[str, Callable[[Sequence[float]], Sequence[float] | Tensor]] = {
 
 
 def spoiled(dtype: torch.dtype, special: float) -> list[Tensor]:
-    """Three experts; of the second all is special in a row and some of it in the others."""
+    """Three experts; the second has NaN and infinities, in one row only those."""
     logits = make(3, (ROWS, COLUMNS), dtype)
     logits[1][0] = special
     logits[1][1:, ::3] = special
@@ -64,12 +64,12 @@ def spoiled(dtype: torch.dtype, special: float) -> list[Tensor]:
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_expert_is_out_special(
+def test_expert_is_excluded_special(
     impl: str, form: str, name: str, special: float, dtype: torch.dtype
 ) -> None:
     operation = OPERATIONS[name]
     logits = spoiled(dtype, special)
-    # The second expert's own mean, in which a negative weight would have no logarithm.
+    # The mean of the second expert alone; the logarithm of a negative weight would be NaN.
     weights = [abs(w) for w in WEIGHTS] if name.startswith("probability") else WEIGHTS
     temperatures = [0.5, 2.0, 1.0]
     result = operation(logits, FORMS[form](weights), temperatures=temperatures, impl=impl)
@@ -95,7 +95,7 @@ def test_gradients_are_zero_special(impl: str, form: str, name: str, special: fl
     leaves = [*logits, temperatures]
     if isinstance(weights, Tensor):
         leaves.append(weights.requires_grad_())
-    # These have gradients by eager alone, which the automatic choice then takes.
+    # Only eager has gradients for these, and the automatic choice uses it.
     chosen = None if name in ("mean_top_k", "probability_mean") else impl
     result = OPERATIONS[name](logits, weights, temperatures=temperatures, impl=chosen)
     factor = torch.linspace(-1, 2, result.numel()).view(result.shape)
@@ -132,7 +132,7 @@ def test_gradients_of_gradients_are_those_without_the_expert(impl: str, form: st
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("form", FORMS)
-def test_all_experts_out_leave_zeros(impl: str, form: str) -> None:
+def test_excluding_all_experts_gives_zeros(impl: str, form: str) -> None:
     logits = [torch.full((ROWS, COLUMNS), x) for x in (math.nan, math.inf)]
     weights = FORMS[form]([0.0, 0.0])
     assert (ops.logit_mean(logits, weights, impl=impl) == 0).all()
@@ -143,7 +143,7 @@ def test_all_experts_out_leave_zeros(impl: str, form: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("form", FORMS)
-def test_an_infinite_temperature_is_no_weight_of_zero(impl: str, form: str) -> None:
+def test_an_infinite_temperature_is_not_a_weight_of_zero(impl: str, form: str) -> None:
     """It makes a uniform distribution, which stays in the mixture."""
     a, b = make(2, (ROWS, COLUMNS), torch.float32)
     temperatures = FORMS[form]([1.0, math.inf])
@@ -156,7 +156,7 @@ def test_an_infinite_temperature_is_no_weight_of_zero(impl: str, form: str) -> N
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("special", SPECIAL)
-def test_an_infinite_temperature_takes_out_of_the_mean(
+def test_an_infinite_temperature_excludes_from_the_mean(
     impl: str, form: str, special: float
 ) -> None:
     logits = spoiled(torch.float32, special)
@@ -177,8 +177,8 @@ def test_what_rounds_to_zero_is_zero(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_large_means_leave_an_expert_out(impl: str) -> None:
-    """One long row of several tasks, which is written around the caches."""
+def test_large_means_exclude_an_expert(impl: str) -> None:
+    """One long row of several tasks, written with non-temporal stores."""
     a = torch.randn(1 << 21)
     result = ops.logit_mean([torch.full_like(a, math.nan), a], [0.0, 1.0], impl=impl)
     assert torch.equal(result, a)

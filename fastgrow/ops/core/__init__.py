@@ -1,1 +1,1 @@
-"""What operations share: choosing an implementation, checks, dtypes, operators with gradients."""
+"""Code that all operations share: dispatch, argument checks, dtypes, operators with gradients."""

@@ -1,8 +1,8 @@
-"""Checks that operations make on the host, before any implementation runs.
+"""Argument checks that operations make on the host, before any implementation runs.
 
-They read metadata alone, so they cost no synchronisation with a device. What integer tensors hold
-is read under FASTGROW_DEBUG=1 only: without it the kernels clamp what is out of range instead of
-reading outside their arrays.
+They read metadata only, so they need no synchronisation with a device. The values of integer
+tensors are read only under FASTGROW_DEBUG=1; without it the kernels clamp indices that are out of
+range, so that they never read outside their arrays.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ ENVIRONMENT_VARIABLE = "FASTGROW_DEBUG"
 
 
 def check_float(operation: str, argument: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is not of a floating-point type."""
+    """Raise an error if a tensor is not of a floating-point type."""
     if tensor.dtype not in FLOATS:
         raise argument_error(operation, argument, "a floating-point tensor", describe(tensor))
 
 
 def check_ids(operation: str, argument: str, tensor: Tensor) -> None:
-    """Refuse a tensor of indices that is not int32 or int64."""
+    """Raise an error if a tensor of indices is not int32 or int64."""
     if tensor.dtype not in INTEGERS:
         raise argument_error(operation, argument, "an int64 or int32 tensor", describe(tensor))
 
 
 def check_targets(operation: str, targets: Tensor, rows: Tensor) -> None:
-    """Refuse targets that are not one index for each row of `rows`, [..., anything]."""
+    """Raise an error unless there is one index for each row of `rows`, [..., anything]."""
     check_ids(operation, "targets", targets)
     shape = rows.shape[:-1]
     if targets.shape != shape or targets.device != rows.device:
@@ -46,7 +46,7 @@ def check_targets(operation: str, targets: Tensor, rows: Tensor) -> None:
 def check_like(
     operation: str, argument: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor
 ) -> None:
-    """Refuse an optional parameter whose shape or device does not go with `like`.
+    """Raise an error if an optional parameter has a wrong shape, or not the device of `like`.
 
     Under autocast parameters may stay in float32, so dtypes are compared only outside of it.
     """
@@ -61,7 +61,7 @@ def check_like(
 
 
 def check_rope(operation: str, argument: str, call: RopeCall) -> None:
-    """The checks of `rope`, also for operations that rotate inside and call x `argument`."""
+    """Check the arguments of `rope`, or of an operation that includes it and names x `argument`."""
     x, cos, sin, position_ids, offset, _ = call
     shape, rows = x.shape, cos.shape
     if len(shape) != 4:
@@ -90,7 +90,7 @@ def check_rope(operation: str, argument: str, call: RopeCall) -> None:
 
 
 def debugging(tensor: Tensor) -> bool:
-    """Whether the content of a tensor is to be checked: asked for, and there is content to read."""
+    """Whether FASTGROW_DEBUG is set and the tensor has values that can be read."""
     if torch.compiler.is_compiling() or tensor.is_meta:
         return False
     return os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0")
@@ -104,10 +104,10 @@ def run_in_range(
     limit: int,
     ignore: int | None = None,
 ) -> Any:
-    """Run an operation on indices, with an error that names the first that is out of range.
+    """Run an operation on indices; an error names the first index that is out of range.
 
-    On a CPU implementations raise IndexError or RuntimeError where one is neither in [0, limit) nor
-    `ignore`. Elsewhere only `check_range` finds it.
+    On a CPU the implementations raise IndexError or RuntimeError if an index is neither in
+    [0, limit) nor `ignore`. On other devices only `check_range` finds such an index.
     """
     check_range(operation, argument, values, 0, limit, ignore=ignore)
     if torch.compiler.is_compiling():
@@ -115,7 +115,7 @@ def run_in_range(
     try:
         return run()
     except (IndexError, RuntimeError):
-        # Within a transform of torch.func the question itself would raise.
+        # Within a transform of torch.func reading the values would raise.
         is_read = values.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
         if is_read and bool(outside(values, 0, limit, ignore).any()):
             raise _out_of_range(operation, argument, values, 0, limit, ignore) from None
@@ -131,13 +131,13 @@ def check_range(
     *,
     ignore: int | None = None,
 ) -> None:
-    """Under FASTGROW_DEBUG, refuse values outside [first, limit) that are not `ignore`."""
+    """Under FASTGROW_DEBUG, raise an error for values outside [first, limit), except `ignore`."""
     if debugging(values) and bool(outside(values, first, limit, ignore).any()):
         raise _out_of_range(operation, argument, values, first, limit, ignore)
 
 
 def check_cu_seqlens(operation: str, cu_seqlens: Tensor, length: int) -> None:
-    """Under FASTGROW_DEBUG, refuse boundaries that are not 0 ≤ … ≤ length, in order."""
+    """Under FASTGROW_DEBUG, raise an error unless the bounds ascend from 0 to `length`."""
     if not debugging(cu_seqlens):
         return
     bounds = cu_seqlens.tolist()
@@ -151,22 +151,22 @@ def check_cu_seqlens(operation: str, cu_seqlens: Tensor, length: int) -> None:
     if bounds[-1] != length:
         last = len(bounds) - 1
         raise argument_error(
-            operation, name, f"{length}, the tokens, at its end", f"{bounds[-1]} at [{last}]"
+            operation, name, f"{length} (number of tokens) at its end", f"{bounds[-1]} at [{last}]"
         )
 
 
 def _out_of_range(
     operation: str, argument: str, values: Tensor, first: int, limit: int, ignore: int | None
 ) -> ArgumentError:
-    """The error for the first value outside [first, limit) that is not `ignore`; there is one."""
+    """Return the error for the first value that is out of range; there must be one."""
     where = tuple(outside(values, first, limit, ignore).nonzero()[0].tolist())
     got = f"{int(values[where])} at {list(where)}"
     return argument_error(operation, argument, f"in [{first}, {limit})", got)
 
 
 def outside(values: Tensor, first: int, limit: int, ignore: int | None) -> Tensor:
-    """Which values are neither in [first, limit) nor `ignore`."""
-    # A limit that an int32 does not hold would wrap around.
+    """Return a bool tensor: the values that are neither in [first, limit) nor `ignore`."""
+    # A limit that does not fit into int32 would wrap around.
     wide = values.long()
     wrong = (wide < first) | (wide >= limit)
     return wrong if ignore is None else wrong & (values != ignore)

@@ -1,27 +1,26 @@
-"""Choosing the implementation of an operation.
+"""Choose the implementation of an operation.
 
-An `Operation` lists implementations of one formula, those first that are preferred. Each is named
-for what it is:
+An `Operation` lists the implementations of one formula in order of preference. Their names are:
 
-- `eager`: plain PyTorch, every device; the truth that tests compare with;
+- `eager`: plain PyTorch on every device; the reference that tests compare with;
 - `triton`: the kernels of `fastgrow.kernels`;
 - `native`: the C++/CUDA extension;
-- `sdpa`, `cublas`, `blas`, `aten`, …: a library's routines. `vendor` is another name for one that
-  is nothing but a library's call;
-- `chunked`: library products on a part of the rows at a time.
+- `sdpa`, `cublas`, `blas`, `aten`, …: a library's routines. `vendor` is an alias of an
+  implementation that only calls a library;
+- `chunked`: library matrix products on a part of the rows at a time.
 
-All take one record, the operation's call. `can_serve(call)` says from devices, dtypes and shapes
-whether an implementation can serve it, and `pays(call)` whether it should be picked unasked.
-Neither reads the content of a tensor. `triton_kernels` makes an implementation that asks first what
-all Triton kernels have in common there.
+All implementations of an operation take the same record, the call. `can_serve(call)` returns
+whether an implementation supports the call's devices, dtypes and shapes, and `pays(call)` whether
+the automatic choice should use it. Neither reads the values of a tensor. `triton_kernels` makes an
+implementation that first checks the requirements that all Triton kernels have in common.
 
-The most local override wins: the `impl=` argument, then the innermost `use_impl(…)`, then the
-environment variable FASTGROW_IMPL, then the operation's own order of preference. An override is
-either an implementation's name, meant for every operation that has one of that name, or a list such
-as `attention=triton,mlp=eager`. One that cannot be met raises and says why; what the automatic
-choice passed over is logged once at level INFO. Under torch.compile all of this happens while a
-graph is traced, and again when `use_impl` changes. The environment is read when this module is
-imported, and not again.
+The precedence is: the `impl=` argument, then the innermost `use_impl(…)`, then the environment
+variable FASTGROW_IMPL, then the operation's order of preference. An override is either the name of
+an implementation, which applies to every operation that has an implementation of that name, or a
+list such as `attention=triton,mlp=eager`. An override that cannot run raises an error with the
+reason; implementations that the automatic choice skips are logged once at level INFO. Under
+torch.compile the choice is made while a graph is traced, and again when `use_impl` changes. The
+environment variable is read once, when this module is imported.
 """
 
 from __future__ import annotations
@@ -43,17 +42,18 @@ from fastgrow.errors import ConfigError
 
 ENVIRONMENT_VARIABLE = "FASTGROW_IMPL"
 
-# (yes or no, why)
+# (yes or no, the reason)
 Answer = tuple[bool, str]
-# (operation, implementation) pairs; "*" stands for every operation that has the implementation.
+# (operation, implementation) pairs; "*" means every operation that has the implementation.
 Overrides = tuple[tuple[str, str], ...]
 
 TRITON_INSTALLED = is_there("triton")
-# Set before Triton is imported, or not at all: a process has either the interpreter or a compiler.
+# Triton reads this variable when it is imported: a process uses either the interpreter or the
+# compiler.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Looking it up at each call would be a third of a small call's time.
+# Reading it at each call would take a third of a small call's time.
 _environment = os.environ.get(ENVIRONMENT_VARIABLE)
 
 log = logging.getLogger("fastgrow.ops")
@@ -70,11 +70,12 @@ class Implementation:
     """One way to compute an operation.
 
     Args:
-        name: what it is.
+        name: name of the implementation in `impl=`, `use_impl` and FASTGROW_IMPL.
         run: computes the operation from its call.
-        can_serve: whether it may run; reasons complete the sentence "<name> cannot run: …".
-        pays: whether the automatic choice should take it. Not asked of a forced choice.
-        alias: another name that it can be asked for by.
+        can_serve: whether it supports a call; the reason completes "<name> cannot run: …".
+        pays: whether the automatic choice should use it. Not called if the user has forced an
+            implementation.
+        alias: another name that it can be requested by.
     """
 
     name: str
@@ -86,9 +87,9 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which implementation serves a call, and what was said of every other one.
+    """The implementation that a call uses, and for every other one whether it can run.
 
-    `active` is None where a forced choice cannot run; calling the operation would then raise.
+    `active` is None if a forced implementation cannot run; calling the operation would then raise.
     """
 
     operation: str
@@ -107,13 +108,13 @@ class Explanation:
 
 
 class Operation:
-    """A formula with several implementations; calling it picks one and runs it.
+    """A formula with several implementations; calling it chooses one and runs it.
 
     Args:
         name: the operation's name in `use_impl` and FASTGROW_IMPL.
-        implementations: in the order in which the automatic choice asks them.
-        example: `example(device)` makes a typical call on that device; `explain_all` asks the
-            implementations about it. Tensors may be small: only metadata are read.
+        implementations: in the order in which the automatic choice tries them.
+        example: `example(device)` makes a typical call on that device, which `explain_all` passes
+            to the implementations. Its tensors may be small: only metadata are read.
     """
 
     def __init__(
@@ -128,30 +129,30 @@ class Operation:
         OPERATIONS[name] = self
 
     def __call__(self, call: Any, impl: str | None = None) -> Any:
-        entry, reason, passed_over = self._choose(call, impl)
-        if passed_over and not torch.compiler.is_compiling():
-            for name, why in passed_over:
+        entry, reason, skipped = self._choose(call, impl)
+        if skipped and not torch.compiler.is_compiling():
+            for name, why in skipped:
                 _log_once(self.name, name, why)
         if entry is None:
             raise ConfigError(reason)
         return entry.run(call)
 
     def explain(self, call: Any, impl: str | None = None) -> Explanation:
-        """Say what this call would run and why; computes nothing."""
+        """Return which implementation this call would use and why, without running it."""
         answers = {n: e.can_serve(call) for n, e in self.implementations.items()}
         try:
-            entry, reason, passed_over = self._choose(call, impl)
+            entry, reason, skipped = self._choose(call, impl)
         except ConfigError as error:
             return Explanation(self.name, None, str(error), answers)
-        why = "; ".join(f"not {name}: {said}" for name, said in passed_over)
+        why = "; ".join(f"not {name}: {reason}" for name, reason in skipped)
         why = why or reason or "first in the order of preference"
         return Explanation(self.name, entry.name if entry else None, why, answers)
 
     def _choose(
         self, call: Any, impl: str | None
     ) -> tuple[Implementation | None, str, list[tuple[str, str]]]:
-        """The implementation that serves, or None; why; and those passed over, with the reasons."""
-        passed_over: list[tuple[str, str]] = []
+        """Return the implementation or None, the reason, and (name, reason) of those skipped."""
+        skipped: list[tuple[str, str]] = []
         forced, source = self._override(impl)
         if forced is None:
             for entry in self.implementations.values():
@@ -159,28 +160,28 @@ class Operation:
                 if ok:
                     ok, reason = entry.pays(call)
                 if ok:
-                    return entry, reason, passed_over
-                passed_over.append((entry.name, reason))
-            return None, f"{self.name}: no implementation can run this call", passed_over
-        asked = self.find(forced)
-        if asked is None:
-            problem = f"; there are only {', '.join(self.implementations)}"
+                    return entry, reason, skipped
+                skipped.append((entry.name, reason))
+            return None, f"{self.name}: no implementation can run this call", skipped
+        requested = self.find(forced)
+        if requested is None:
+            problem = f"; available are {', '.join(self.implementations)}"
         else:
-            ok, reason = asked.can_serve(call)
+            ok, reason = requested.can_serve(call)
             if ok:
-                return asked, f"asked for by {source}", passed_over
+                return requested, f"requested by {source}", skipped
             problem = f", which cannot run: {reason}"
-        return None, f"{self.name}: {source} asks for {forced!r}{problem}", passed_over
+        return None, f"{self.name}: {source} requests {forced!r}{problem}", skipped
 
     def find(self, name: str) -> Implementation | None:
-        """The implementation with a name or alias."""
+        """Return the implementation of this name or alias, or None."""
         for entry in self.implementations.values():
             if name and name in (entry.name, entry.alias):
                 return entry
         return None
 
     def _override(self, impl: str | None) -> tuple[str | None, str]:
-        """The name of the implementation asked for, or None, and who asked."""
+        """Return the name of the requested implementation or None, and where it was requested."""
         if impl is not None:
             return impl, "impl="
         overrides = _published if torch.compiler.is_compiling() else _OVERRIDES.get()
@@ -203,7 +204,7 @@ class Operation:
 
 
 def parse_overrides(text: str, source: str) -> Overrides:
-    """Read `eager` or `attention=triton,mlp=eager`.
+    """Parse an override such as `eager` or `attention=triton,mlp=eager`.
 
     Raises:
         ConfigError: an operation or implementation of that name does not exist.
@@ -214,23 +215,25 @@ def parse_overrides(text: str, source: str) -> Overrides:
         operation, name = operation.strip() if separator else "*", name.strip()
         if operation not in OPERATIONS and operation != "*":
             known = ", ".join(sorted(OPERATIONS))
-            raise ConfigError(f"{source}: {operation!r} is not an operation; there are {known}")
-        asked = OPERATIONS.values() if operation == "*" else [OPERATIONS[operation]]
-        if not any(candidate.find(name) for candidate in asked):
-            known = ", ".join(dict.fromkeys(n for o in asked for n in o.implementations))
+            raise ConfigError(f"{source}: {operation!r} is not an operation; available are {known}")
+        named = OPERATIONS.values() if operation == "*" else [OPERATIONS[operation]]
+        if not any(candidate.find(name) for candidate in named):
+            known = ", ".join(dict.fromkeys(n for o in named for n in o.implementations))
             of = "" if operation == "*" else f" of {operation}"
-            raise ConfigError(f"{source}: {name!r} is not an implementation{of}; there are {known}")
+            raise ConfigError(
+                f"{source}: {name!r} is not an implementation{of}; available are {known}"
+            )
         overrides.append((operation, name))
     return tuple(overrides)
 
 
 @contextlib.contextmanager
 def use_impl(override: str) -> Iterator[None]:
-    """Prefer implementations within a `with` block, in this thread or task only.
+    """Force implementations within a `with` block, in this thread or asyncio task only.
 
     Args:
         override: an implementation (`"eager"`), for every operation that has it, or a list for some
-            operations (`"attention=triton,mlp=eager"`), which leaves the others as they were.
+            operations (`"attention=triton,mlp=eager"`), which does not change the others.
 
     Raises:
         ConfigError: an operation or implementation of that name does not exist.
@@ -247,7 +250,7 @@ def use_impl(override: str) -> Iterator[None]:
 
 
 def explain_all(device: torch.device | str) -> list[Explanation]:
-    """What each operation would run on a typical call on `device`, and why."""
+    """Return which implementation of each operation a typical call on `device` uses, and why."""
     return [
         operation.explain(operation.example(torch.device(device)))
         for operation in OPERATIONS.values()
@@ -256,8 +259,8 @@ def explain_all(device: torch.device | str) -> list[Explanation]:
 
 
 _OVERRIDES: contextvars.ContextVar[Overrides] = contextvars.ContextVar("overrides", default=())
-# torch.compile can neither read a ContextVar nor guard on one. It does guard on a module's global:
-# a compiled graph follows the `use_impl` entered or left last in the process.
+# torch.compile can neither read a ContextVar nor guard on one, but it guards on module globals:
+# a compiled graph follows the `use_impl` that was last entered or left in the process.
 _published: Overrides = ()
 
 
@@ -272,7 +275,7 @@ def _log_once(operation: str, name: str, reason: str) -> None:
 
 
 def triton_can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Answer:
-    """May a kernel read this tensor, by device and dtype? `dtype` replaces the tensor's."""
+    """Whether Triton kernels support a tensor's device and dtype; `dtype` replaces the tensor's."""
     device = tensor.device
     kind = device.type
     if not TRITON_INSTALLED:
@@ -282,24 +285,27 @@ def triton_can_run(tensor: Tensor, dtype: torch.dtype | None = None) -> Answer:
             return False, "the tensors are on the CPU and TRITON_INTERPRET=1 is not set"
     elif kind != "cuda":
         return False, f"it has no kernel for {kind} tensors"
-    # While torch.compile traces it cannot ask.
+    # The compute capability cannot be queried while torch.compile traces.
     elif not (torch.compiler.is_compiling() or is_new_enough(device)):
         return False, "it needs a GPU of compute capability 8.0 or newer"
     if (dtype or tensor.dtype) not in TRITON_DTYPES:
-        return False, f"it takes float32, bfloat16 or float16, not {dtype or tensor.dtype}"
+        return False, f"it supports float32, bfloat16 or float16, not {dtype or tensor.dtype}"
     return True, ""
 
 
 @functools.cache
 def is_new_enough(device: torch.device) -> bool:
-    """Of compute capability 8.0; True also for GPUs that are not there. Asking takes a while."""
+    """Whether a GPU has compute capability 8.0 or newer; True if no GPU is available.
+
+    Cached, because the query is slow.
+    """
     if not torch.cuda.is_available():
         return True
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def triton_pays_on(tensor: Tensor) -> Answer:
-    """The interpreter is slower than any other implementation."""
+    """Whether the automatic choice may use Triton: not in the interpreter, which is slow."""
     if tensor.device.type == "cpu":
         return False, "the interpreter is for tests"
     return True, ""
@@ -310,13 +316,13 @@ def triton_kernels(
     can_serve: Callable[[Any], Answer] = _always,
     pays: Callable[[Any], Answer] = _always,
 ) -> Implementation:
-    """The implementation by Triton kernels.
+    """Return the `triton` implementation of an operation.
 
     Args:
         run: computes the operation from its call, whose first field is a tensor that the kernels
             read, or a list of them.
-        can_serve: asked where `triton_can_run` says yes to that tensor.
-        pays: asked where `triton_pays_on` says yes to it.
+        can_serve: called if `triton_can_run` is true for that tensor.
+        pays: called if `triton_pays_on` is true for it.
     """
 
     def kernels_can_serve(call: Any) -> Answer:

@@ -1,4 +1,4 @@
-"""The dtypes that operations take, compute in and give."""
+"""The dtypes of operations' arguments, computations and results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ INTEGERS = (torch.int64, torch.int32)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums of `dtype` numbers run in: float64 for float64, else float32."""
+    """Return the dtype to accumulate `dtype` numbers in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def widened(x: Tensor) -> Tensor:
-    """`x` in the dtype that its sums run in."""
+    """Return `x` in its accumulation dtype, `wide_dtype`."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of products with `x`: autocast's where it is on, which leaves float64 alone."""
+    """Return the dtype of matrix products with `x`: autocast's if it is on and x is not float64."""
     kind = x.device.type
     if has_autocast(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
@@ -33,13 +33,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 @torch.compiler.assume_constant_result
 def has_autocast(kind: str) -> bool:
-    """Whether devices of this type know autocast; asking a `meta` device for its state raises.
+    """Whether devices of this type support autocast; querying its state raises for `meta`.
 
-    Dynamo cannot trace the question before torch 2.12, and the answer never changes.
+    Dynamo cannot trace this query before torch 2.12; the result is constant.
     """
     return torch.amp.is_autocast_available(kind)
 
 
 def in_dtype(tensor: MaybeTensor, dtype: torch.dtype) -> MaybeTensor:
-    """An optional tensor in a dtype; itself where it has it, which `to` takes a while to find."""
+    """Convert an optional tensor to a dtype; faster than `to` if it already has this dtype."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)

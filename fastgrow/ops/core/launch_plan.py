@@ -1,12 +1,12 @@
-"""How a GPU's work on K experts' logits is cut up: rows, parts of rows, threads of a block.
+"""Split a GPU's work on K experts' logits into thread blocks: rows, parts of rows, threads.
 
-A block works on one part of one row, or, where rows are short, each of its warps on one row. Many
-rows are work enough for the whole chip; few rows are cut into parts until there are two blocks for
-each multiprocessor of the largest GPU that the extension is built for. What the parts leave behind
-is put together by a second kernel, in their order, so that the same input gives the same bits.
+A thread block works on one part of one row; if rows are short, each of its warps works on one row.
+Many rows keep the whole GPU busy; few rows are split into parts until there are two thread blocks
+for each multiprocessor of the largest GPU that the extension is built for. A second kernel combines
+the results of the parts in a fixed order, so that results are bitwise reproducible.
 
-The extension gets the plan with its arguments (extension.py, csrc/cuda/launch.h); it has no rules
-of its own.
+The extension receives the plan with its arguments (extension.py, csrc/cuda/launch.h) and makes no
+such decision itself.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from typing import NamedTuple
 
 WARP = 32
 MOST_THREADS = 256
-# 16 bytes, which a thread loads at once; it has two such loads of each expert in flight.
+# A thread loads 16 bytes at once and has two such loads of each expert in flight.
 PACK_BYTES = 16
 IN_FLIGHT = 2
-# Rows of which a warp has no more than this many loads of an expert to make are a warp's work.
+# A row is the work of one warp if the warp needs at most this many loads of each expert.
 LOADS_OF_A_WARP = 4
 # Two blocks for each of an H200's 132 multiprocessors.
 FEWEST_BLOCKS = 264
 # Enough to fill a GPU several times over: more parts would only be shorter.
 MANY_BLOCKS = 8192
-# Blocks of a grid at a time, or about so many; each goes on to further rows. CUDA's own limit is
-# that of a grid's second dimension.
+# Approximate number of blocks of a grid; each block loops over further rows. CUDA_LIMIT is the
+# limit of a grid's second dimension.
 MOST_BLOCKS = 16384
 CUDA_LIMIT = 65535
-# Columns that a part has at least, where a block's own work on a part is much beside reading it: a
-# block looks for the largest among so many at a time.
+# Minimum number of columns of a part, for operations that do much work per part in addition to
+# reading it: a block searches the largest values among this many columns at a time.
 SHORTEST = {"mean_top_k": 2048}
-# And at most, where a part is read a second time: the one in which a number is drawn. With cuts the
-# most likely tokens are looked for instead, as in `mean_top_k`.
+# Maximum number of columns of a part, if one part is read twice: the one that a token is drawn
+# from. With `top_k` or `top_p` the most likely tokens are searched instead, as in `mean_top_k`.
 LONGEST = {"mean_sample": 4096}
-# The memory of an H200 moves about this much in a second.
+# Approximate memory bandwidth of an H200.
 BYTES_PER_SECOND = 4e12
 
 
 class Plan(NamedTuple):
-    """One launch.
+    """Launch parameters of one kernel.
 
     Args:
-        threads: of a block.
-        rows_per_block: rows that a block works on at the same time; where it is more than one, a
-            warp has a row to itself.
-        parts: of a row; each is a block's work.
+        threads: number of threads of a block.
+        rows_per_block: rows that a block works on at the same time; if more than one, each warp
+            works on one row.
+        parts: number of parts of a row; each is the work of one block.
         length: columns of a part, a multiple of a load's; the last part may be shorter.
-        at_a_time: rows, or as many rows as a block works on, that a grid has blocks for.
+        at_a_time: number of rows, or of groups of `rows_per_block` rows, that a grid has blocks
+            for.
     """
 
     threads: int
@@ -58,13 +59,13 @@ class Plan(NamedTuple):
     at_a_time: int
 
     def blocks(self, rows: int) -> int:
-        """How many blocks the rows are worked on by, if all are there at a time."""
+        """Return the number of blocks for this many rows, if all run at the same time."""
         return -(-rows // self.rows_per_block) * self.parts
 
 
 @functools.cache
 def launch_plan(operation: str, rows: int, columns: int, itemsize: int) -> Plan:
-    """The plan of an operation's kernels, of either direction, for N rows of V logits.
+    """Return the plan of an operation's kernels, forward and backward, for N rows of V logits.
 
     Args:
         operation: its name in the dispatch.
@@ -97,5 +98,5 @@ def _up(number: int, multiple: int) -> int:
 
 
 def seconds(bytes_moved: int) -> float:
-    """What moving them takes at least, on an H200."""
+    """Return the minimum time to move this many bytes on an H200."""
     return bytes_moved / BYTES_PER_SECOND

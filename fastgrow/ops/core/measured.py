@@ -1,8 +1,8 @@
-"""Whether the extension is taken unasked on a GPU: where it was measured to be no slower.
+"""Whether the automatic choice uses the extension on a GPU: if it was measured to be no slower.
 
-The table that ships for a GPU (fastgrow.kernels.tuned) says of an operation, for a dtype, a pass
-and few or many rows, how long its `native` implementation took and how long the best of what else
-there is; `python -m benchmarks gpu` measures both. Without such an entry they run when asked for.
+The table that ships for a GPU (fastgrow.kernels.tuned) holds, for an operation, dtype, pass and few
+or many rows, the time of its `native` implementation and of the fastest other one;
+`python -m benchmarks gpu` measures both. Without an entry, `native` runs only if it is requested.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from fastgrow.kernels import tuned
 from fastgrow.ops.core.dispatch import Answer
 from fastgrow.ops.core.extension import on_gpu
 
-# An entry is of so many rows: those of a step of decoding, or of training and of prompts.
+# Numbers of rows of the entries: a decoding step, and training or reading a prompt.
 FEW, MANY = 64, 4096
 _YES: Answer = (True, "")
 
 
 def native_pays(operation: str, logits: list[Tensor], differentiated: bool) -> Answer:
-    """Whether the automatic choice should take `native`; reasons as in `dispatch.Implementation`.
+    """Whether the automatic choice should use `native`; reasons as in `dispatch.Implementation`.
 
     Args:
         operation: its name in the dispatch.
-        logits: of the experts [..., V], of one shape, dtype and device; or the hidden states that
-            logits are made from.
-        differentiated: whether gradients will be asked for.
+        logits: logits of the experts [..., V], of one shape, dtype and device; or the hidden
+            states that logits are computed from.
+        differentiated: whether gradients are needed.
     """
     first = logits[0]
     if not on_gpu(first):
         return _YES
     few, many = _answers(operation, first.device, first.dtype, differentiated)
-    # A symbolic number of rows is compared only where it matters.
+    # A symbolic number of rows is compared only if the result depends on it.
     return few if few == many or has_few(first.shape[:-1].numel()) else many
 
 
 def has_few(rows: int) -> bool:
-    """Whether the entry of few rows is theirs."""
+    """Whether the entry for few rows applies."""
     if torch.compiler.is_compiling():
-        # Of rows that are known at run time alone it is not asked: they count as many.
+        # A number of rows that is known only at run time counts as many, to avoid a guard.
         from torch.fx.experimental.symbolic_shapes import guard_or_false
 
         return guard_or_false(rows <= FEW)
@@ -49,22 +49,22 @@ def has_few(rows: int) -> bool:
 
 
 def key(dtype: str, pass_: str, rows: int) -> str:
-    """What the entry is called, such as `bf16/forward/N=64`.
+    """Return the key of an entry, such as `bf16/forward/N=64`.
 
     Args:
         dtype: one of `tuned.NAMES`.
         pass_: `forward` without gradients, `full` with them.
-        rows: of the logits.
+        rows: number of rows of the logits.
     """
     return f"{dtype}/{pass_}/N={FEW if has_few(rows) else MANY}"
 
 
-# torch.compile neither reads a table nor asks for a GPU's name.
+# torch.compile can neither read a table nor query a GPU's name.
 @torch.compiler.assume_constant_result
 def _answers(
     operation: str, device: torch.device, dtype: torch.dtype, differentiated: bool
 ) -> tuple[Answer, Answer]:
-    """Those for few and for many rows."""
+    """Return the results for few and for many rows."""
     return _read(operation, device, dtype, differentiated)
 
 

@@ -1,21 +1,22 @@
-"""Operators of torch.library, and gradients made by functions of their own.
+"""Define operators of torch.library, and autograd functions.
 
     @operator(fake_forward)
     def norm_forward(call: NormCall) -> tuple[Tensor, Tensor]: ...
 
-defines `torch.ops.fastgrow.norm_forward`, with the schema that the annotations say. A NamedTuple as
-the first parameter stands for its fields, so that a call's parameters are listed in one place: the
-operator is called with `*call`, and the function gets the record.
+defines `torch.ops.fastgrow.norm_forward`, with a schema made from the annotations. A NamedTuple as
+the first parameter is expanded into its fields, so that the parameters of a call are listed in one
+place: the operator is called with `*call`, and the function receives the record.
 
     @launched_by("norm.forward")
     def norm_forward(call: NormCall) -> tuple[Tensor, Tensor | None]: ...
 
-makes an operator of a launcher in `fastgrow.kernels`; the function is its fake.
+makes an operator from a launcher in `fastgrow.kernels`; the decorated function is its fake (meta)
+implementation.
 
     normalise = differentiable("layer_norm", NormCall, forward, backward)
 
-makes an autograd.Function of two functions that take the record too. `torch.library.custom_op` and
-`register_autograd` would do as much, at four times the host's time.
+makes an autograd.Function from two functions that take the record. `torch.library.custom_op` and
+`register_autograd` would do the same, but take four times as long on the host.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ _SCHEMA_TYPES: dict[Any, str] = {
 def operator(
     fake: Callable[..., Any], *, devices: Sequence[str] = ("CPU", "CUDA"), writes: str | None = None
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator that makes a function the operator of its name; the operator is what it returns.
+    """Return a decorator that replaces a function by a torch operator of the same name.
 
-    An operator returns the same number of tensors always: what is not asked for is empty.
+    An operator always returns the same number of tensors; results that are not needed are empty.
 
     Args:
         fake: takes the same arguments and returns empty tensors like the function's.
-        devices: torch's dispatch keys that the function serves.
+        devices: torch's dispatch keys that the function is registered for.
         writes: the parameter that it writes to, if any.
     """
 
@@ -85,14 +86,15 @@ def operator(
 
 
 def launched_by(launcher: str) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator that makes a function the operator of its name, computed by a launcher.
+    """Return a decorator that replaces a function by an operator of its name, run by a launcher.
 
-    The function is the operator's fake: it returns empty tensors like the launcher's. Either may
-    return None in the place of a tensor that is not asked for.
+    The decorated function is the operator's fake: it returns empty tensors like the launcher's.
+    Both may return None instead of a tensor that is not needed.
 
     Args:
-        launcher: such as `norm.forward`, in fastgrow.kernels. It takes the function's arguments;
-            its module is imported when the operator is first called, since it needs Triton.
+        launcher: module and function in fastgrow.kernels, such as `norm.forward`. It takes the
+            decorated function's arguments; its module is imported when the operator is first
+            called, since it needs Triton.
     """
     module, _, name = launcher.rpartition(".")
 
@@ -112,7 +114,7 @@ def _kernels(module: str) -> Any:
 
 
 def _without_none(results: Any) -> Any:
-    """What an operator may return: empty tensors in the place of None."""
+    """Replace None by empty tensors, because an operator cannot return None."""
     if type(results) is not tuple:
         return results
     some = results[0]
@@ -125,7 +127,7 @@ def _taking_fields(function: Callable[..., Any], record: Any) -> Callable[..., A
     if record is None:
         return function
     count = len(record._fields)
-    # `record._make`, less its test of how many there are.
+    # As `record._make`, without its check of the number of values.
     make = functools.partial(tuple.__new__, record)
     return lambda *values: function(make(values[:count]), *values[count:])
 
@@ -136,15 +138,16 @@ def differentiable(
     forward: Callable[..., Any],
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., Any]:
-    """A function of a call's fields with the gradients that `backward` gives.
+    """Return a function of a call's fields whose gradients `backward` computes.
 
-    Differentiating these once more raises: they would pass for constants.
+    Differentiating these gradients again raises an error: autograd would treat them as constants.
 
     Args:
-        operation: its name, for that error.
+        operation: name of the operation, for that error.
         record: the NamedTuple of the fields.
-        forward: `(ctx, call)` to a tensor, or a tuple of them.
-        backward: `(ctx, *gradients)` to the gradients of the first fields; others have none.
+        forward: computes a tensor or a tuple of tensors from `(ctx, call)`.
+        backward: computes the gradients of the first fields from `(ctx, *gradients)`; the other
+            fields have no gradient.
     """
     fields = len(record._fields)
 
@@ -153,8 +156,8 @@ def differentiable(
 
     def run_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Of a gradient for which intermediate results alone were saved, autograd would not know
-            # that it depends on the inputs.
+            # If only intermediate results were saved for a gradient, autograd has no record that
+            # the gradient depends on the inputs.
             anchor = torch.empty(0, requires_grad=True)
             inputs = (anchor, *gradients, *ctx.saved_tensors)
             found = _Once.apply(operation, lambda: backward(ctx, *gradients), *inputs)
@@ -168,7 +171,7 @@ def differentiable(
 
 
 class _Once(torch.autograd.Function):
-    """What `run` returns, with an error in the place of gradients."""
+    """Returns the result of `run`; its backward raises an error."""
 
     @staticmethod
     def forward(ctx: Any, operation: str, run: Callable[[], Sequence[Any]], *inputs: Any) -> Any:
@@ -181,7 +184,7 @@ class _Once(torch.autograd.Function):
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Will autograd ask for the gradient of any of them?"""
+    """Whether autograd needs the gradient of any of the tensors."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
@@ -190,8 +193,10 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def distinct(fields: Sequence[Any]) -> Sequence[Any]:
-    """The same fields, with each tensor there once while torch.compile traces: an autograd.Function
-    cannot get one twice then, as where keys are values too.
+    """Return the fields; under torch.compile, repeated tensors are replaced by views.
+
+    torch.compile does not support an autograd.Function with the same tensor as two arguments, for
+    example as keys and values of attention.
     """
     if not torch.compiler.is_compiling():
         return fields
@@ -202,8 +207,8 @@ def distinct(fields: Sequence[Any]) -> Sequence[Any]:
     return found
 
 
-def refuse_double_backward(operation: str) -> None:
-    """Called in a backward whose result has no gradient of its own: refuse `create_graph=True`."""
+def forbid_double_backward(operation: str) -> None:
+    """Raise an error under `create_graph=True`; for a backward that is not differentiable."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise _differentiated_again(operation)
 

@@ -1,6 +1,7 @@
-"""Which operations the extension has, on which devices, in which dtypes and with what gradients.
+"""List the extension's operations with their devices, dtypes and gradients.
 
-The implementations are asked, about calls on devices that need not be there.
+The list comes from the implementations' `can_serve`, called with fake tensors, so that the devices
+need not be available.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ NONE = "–"
 
 
 class Support(NamedTuple):
-    """What the extension has for some operations that answer alike.
+    """The extension's support of one or several operations.
 
     Args:
-        operations: their names.
-        on_cpu, on_gpu: the dtypes, and whether it gives gradients there.
+        operations: names of the operations.
+        on_cpu, on_gpu: the supported dtypes, and whether gradients are supported.
     """
 
     operations: list[str]
@@ -33,7 +34,7 @@ class Support(NamedTuple):
 
 
 def native_support() -> list[Support]:
-    """Of every operation that has an implementation `native`, whether it is built here or not."""
+    """Return the support of every operation with an implementation `native`, built or not."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     found: dict[tuple[str, str], list[str]] = {}
@@ -65,6 +66,6 @@ def _serves(
 
     assert operation.example is not None
     can, why = native.can_serve(tree_map(made, operation.example(torch.device(device))))
-    # That it is not built is the last thing that they say.
+    # `can_serve` checks last whether the extension is built.
     extension = extension_of(torch.empty(0, device=device))
     return can or (not extension.loaded and why == extension.reason)

@@ -1,4 +1,7 @@
-"""Operations over the logits of K experts: means, losses, draws and choices, without the means."""
+"""Operations on the logits of K experts: averages, and losses, sampling and top-k of averages.
+
+Losses, sampling and top-k do not store the averaged logits in memory.
+"""
 
 from fastgrow.ops.experts.choices import mean_argmax, mean_sample, mean_top_k
 from fastgrow.ops.experts.losses import mean_cross_entropy, mean_log_softmax_gather

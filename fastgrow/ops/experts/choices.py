@@ -1,15 +1,15 @@
-"""Tokens chosen by K experts' averaged logits, without the averages in memory.
+"""Argmax, top-k and sampling of K experts' averaged logits, without storing the averages.
 
     z = sum_k  weights[k] / temperatures[k] * logits[k]
 
-The most likely: of equal numbers the one of the lower index comes first, natively; torch promises
-no order. NaN comes before every number.
+Argmax and top-k: of equal logits `native` returns the one with the lower index first; torch
+guarantees no order. NaN is greater than every number.
 
-Draws are from p = softmax(z / temperature), cut to `top_k` and then to `top_p`. One uniform number
-a row is turned into a token by inverting the distribution function: in the order of the token ids,
-or of falling probability where the distribution was cut. The number is counted off from (seed,
-step, row), so every implementation and device draws the same token unless the number lies within
-rounding (1e-5) of the boundary between two.
+Sampling draws from p = softmax(z / temperature), restricted to `top_k` and then to `top_p`. One
+uniform number per row is turned into a token by inverting the cumulative distribution function, in
+the order of the token ids, or of decreasing probability if the distribution was restricted. The
+number is a function of (seed, step, row) (Philox), so every implementation and device draws the
+same token unless the number is within rounding (1e-5) of the boundary between two tokens.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from fastgrow.ops.experts.mean import (
 )
 from fastgrow.ops.experts.philox import row_uniforms
 
-# How many of the most likely tokens are looked at for `top_p`; few rows need the second number.
+# Numbers of most likely tokens that `top_p` looks at; few rows need the second number.
 _NUCLEUS = (64, MAX_K["cpu"])
-# What a GPU's block leaves of one of the largest of a part of a row: the logit and its column.
+# Bytes that a thread block on a GPU writes per candidate of a part: the logit and its column.
 _CANDIDATE_BYTES = 8
-# Rows of which the nucleus is larger still are averaged and sorted, so many at a time.
+# Rows with a nucleus larger than that are averaged and sorted, this many at a time.
 _ROWS_AT_A_TIME = 16
 
 
 class TopKCall(NamedTuple):
-    """`mean_top_k`, or `mean_argmax` for k = 1."""
+    """A call of `mean_top_k`, or of `mean_argmax` with k = 1."""
 
     mean: MeanCall
     k: int
 
 
 class SampleCall(NamedTuple):
-    """`mean_sample` with factors that the temperature has divided.
+    """A call of `mean_sample`, with factors already divided by the temperature.
 
     Args:
-        uniforms: a number in [0, 1) for each row, [...] float64.
+        uniforms: one number in [0, 1) for each row, [...] float64.
         top_k: below V, or None.
         top_p: below 1, or None.
     """
@@ -75,21 +75,24 @@ def mean_argmax(
     temperatures: Numbers | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """The most likely token of each row under the experts' averaged logits.
+    """Return the most likely token of each row under the experts' averaged logits.
 
     Args:
-        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
-            may have its own strides.
-        weights: K numbers or a tensor [K]; 1/K each by default. Or [..., K], one for each row and
-            expert. Zero takes the expert out, whatever its logits are.
-        temperatures: like the weights; expert k's logits are divided by the k-th.
-        impl: force `eager`, `native`, …
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; their
+            strides may differ.
+        weights: K numbers, a tensor [K], or a tensor [..., K] with one weight for each row and
+            expert. Default: 1/K each. A weight of zero excludes the expert, even if its logits are
+            NaN or infinite.
+        temperatures: K numbers or a tensor, like `weights`; the logits of expert k are divided by
+            temperatures[k]. Default: 1 each.
+        impl: force an implementation, such as `eager` or `native`.
 
     Returns:
-        [...] int64.
+        Token ids [...] int64.
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position.
     """
     mean = mean_call("mean_argmax", logits, weights, temperatures)
     return _ARGMAX(TopKCall(mean, 1), impl)
@@ -103,23 +106,26 @@ def mean_top_k(
     temperatures: Numbers | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k largest of the experts' averaged logits in each row, largest first.
+    """Return the k largest of the experts' averaged logits in each row, largest first.
 
     Args:
-        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
-            may have its own strides.
-        k: how many, 1 to V.
-        weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
-            [..., K], one for each row and expert. Zero takes the expert out, whatever its logits
-            are; the gradients of that weight and of these logits are zero.
-        temperatures: like the weights; expert k's logits are divided by the k-th.
-        impl: force `eager`, `native`, …
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; their
+            strides may differ.
+        k: number of values to return, 1 to V.
+        weights: K numbers, a tensor [K], or a tensor [..., K] with one weight for each row and
+            expert; tensors may require a gradient. Default: 1/K each. A weight of zero excludes the
+            expert, even if its logits are NaN or infinite; the gradients of that weight and of
+            these logits are zero.
+        temperatures: K numbers or a tensor, like `weights`; the logits of expert k are divided by
+            temperatures[k]. Default: 1 each.
+        impl: force an implementation, such as `eager` or `native`.
 
     Returns:
         values [..., k], float32 (float64 for float64 logits), and token ids [..., k] int64.
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position.
     """
     mean = mean_call("mean_top_k", logits, weights, temperatures)
     columns = mean.logits[0].shape[-1]
@@ -140,26 +146,31 @@ def mean_sample(
     step: int = 0,
     impl: str | None = None,
 ) -> Tensor:
-    """Draw one token a row from the softmax of the experts' averaged logits.
+    """Draw one token per row from the softmax of the experts' averaged logits.
 
     Args:
-        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
-            may have its own strides.
-        weights: K numbers or a tensor [K]; 1/K each by default. Or [..., K], one for each row and
-            expert. Zero takes the expert out, whatever its logits are.
-        temperatures: like the weights; expert k's logits are divided by the k-th.
-        temperature: divides the average; 0 takes the most likely token.
-        top_k: draw from the k most likely alone.
-        top_p: draw from the smallest set of most likely tokens whose probabilities reach p, after
-            `top_k` (Holtzman et al., arXiv 1904.09751); it has at least one.
-        seed, step: 64-bit integers; the same numbers give the same tokens.
-        impl: force `eager`, `native`, …
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; their
+            strides may differ.
+        weights: K numbers, a tensor [K], or a tensor [..., K] with one weight for each row and
+            expert. Default: 1/K each. A weight of zero excludes the expert, even if its logits are
+            NaN or infinite.
+        temperatures: K numbers or a tensor, like `weights`; the logits of expert k are divided by
+            temperatures[k]. Default: 1 each.
+        temperature: divides the averaged logits; 0 returns the most likely token.
+        top_k: draw only from the k most likely tokens.
+        top_p: draw only from the smallest set of most likely tokens whose probabilities add up to
+            at least p (nucleus sampling, Holtzman et al., arXiv 1904.09751), after `top_k`. The set
+            has at least one token.
+        seed, step: 64-bit integers; the same seed and step draw the same tokens.
+        impl: force an implementation, such as `eager` or `native`.
 
     Returns:
-        [...] int64; −1 for a row without a distribution (NaN, +inf, or nothing but −inf).
+        Token ids [...] int64; −1 for a row without a distribution (its averaged logits contain NaN
+        or +inf, or are all −inf).
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position.
     """
     name = "mean_sample"
     mean = mean_call(name, logits, weights, temperatures)
@@ -182,7 +193,7 @@ def mean_sample(
 
 
 def _eager_top_k(call: TopKCall) -> tuple[Tensor, Tensor]:
-    """The formula; the mean is in memory."""
+    """The formula in plain PyTorch; the mean is stored in memory."""
     values, ids = averaged(call.mean).topk(call.k, dim=-1)
     return values, ids
 
@@ -199,7 +210,7 @@ def _like(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @operator(_like)
 def native_top_k(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and token ids."""
+    """Return values and token ids."""
     values, ids = _like(logits, scale, k)
     run_extension(
         *("mean_top_k_out", logits, scale, k, values, ids),
@@ -210,27 +221,27 @@ def native_top_k(logits: list[Tensor], scale: Tensor, k: int) -> tuple[Tensor, T
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Invert the distribution function of each row.
+    """Invert the cumulative distribution function of each row.
 
     Args:
         probabilities: [..., M] float64, not normalised.
         uniforms: [...] in [0, 1).
 
     Returns:
-        [...] int64; −1 where the probabilities add up to nothing or NaN.
+        Indices [...] int64; −1 if the probabilities add up to zero or NaN.
     """
     sums = probabilities.cumsum(-1)
     total = sums[..., -1:]
-    # Below the total, so that there is a place, and one of a share above zero.
-    wanted = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, total * 0))
-    place = (sums <= wanted).sum(-1)
+    # Strictly below the total, so that the index exists and has a probability above zero.
+    threshold = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, total * 0))
+    place = (sums <= threshold).sum(-1)
     return torch.where(total.squeeze(-1) > 0, place, -1)
 
 
 def _draw_sorted(
     probabilities: Tensor, ids: Tensor, uniforms: Tensor, top_p: float | None
 ) -> Tensor:
-    """`draw` from candidates in falling order, cut to the nucleus."""
+    """Draw from candidates in descending order, restricted to the nucleus."""
     if top_p is not None:
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0)
@@ -240,7 +251,7 @@ def _draw_sorted(
 
 
 def _eager_sample(call: SampleCall) -> Tensor:
-    """The formula; mean and softmax are in memory."""
+    """The formula in plain PyTorch; mean and softmax are stored in memory."""
     mean = averaged(call.mean).detach().double()
     if call.top_k is None and call.top_p is None:
         return draw(mean.softmax(-1), call.uniforms)
@@ -249,11 +260,11 @@ def _eager_sample(call: SampleCall) -> Tensor:
 
 
 def _native_sample(call: SampleCall) -> Tensor:
-    """One pass over the logits and one block of each row again (sample.cpp and .cu).
+    """One pass over the logits, then a second read of one block of each row (sample.cpp and .cu).
 
-    A cut distribution takes the pass that finds its candidates. `top_p` alone looks among the 64
-    most likely tokens first. On a GPU rows that are spread over more are asked in passes of their
-    own; on a CPU 1,024 are looked at, and then such rows are averaged and sorted.
+    With `top_k` or `top_p`, one pass finds the candidates. `top_p` without `top_k` looks at the 64
+    most likely tokens first. For rows with a larger nucleus a GPU makes additional passes; a CPU
+    looks at 1,024 tokens, then averages and sorts the rows for which these are not enough.
     """
     return native_sample(call.mean.logits, call.mean.scale, *call[1:])
 
@@ -262,7 +273,7 @@ def _native_sample(call: SampleCall) -> Tensor:
 def native_sample(
     logits: list[Tensor], scale: Tensor, uniforms: Tensor, top_k: int | None, top_p: float | None
 ) -> Tensor:
-    """A token id for each row."""
+    """Return a token id for each row."""
     tokens = uniforms.new_empty(uniforms.shape, dtype=torch.int64)
     if top_k is None and top_p is None:
         run_extension(
@@ -288,7 +299,7 @@ def native_sample(
 
 
 def _sample_nucleus(logits: list[Tensor], scale: Tensor, uniforms: Tensor, p: float) -> Tensor:
-    """Look among the most likely tokens first; sort only the rows where they are not enough."""
+    """Look at the most likely tokens first; sort only the rows for which they are not enough."""
     columns = logits[0].shape[-1]
     log_sums = log_sum_exp(logits, scale).double()
     for k in _NUCLEUS:

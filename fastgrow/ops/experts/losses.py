@@ -1,11 +1,12 @@
-"""What K experts' averaged logits say of targets: the cross-entropy and the log-probabilities.
+"""Cross-entropy and log-probabilities of targets under K experts' averaged logits.
 
     z      = sum_k  weights[k] / temperatures[k] * logits[k]
     loss_n = log Σ_v exp(z_v) − z_target
 
-`mean` divides by the number of targets that are not `ignore_index`. Natively neither z nor its
-softmax is ever in memory: forward and backward read every expert's logits once, one log-sum-exp a
-row is kept between them, and the backward pass allocates the gradients that are wanted.
+`mean` divides by the number of targets that are not `ignore_index`. The `native` implementation
+stores neither z nor its softmax: forward and backward read every expert's logits once, one
+log-sum-exp per row is saved for backward, and the backward pass allocates only the gradients that
+are needed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from fastgrow.ops.core.checks import check_targets, run_in_range
 from fastgrow.ops.core.dispatch import Implementation, Operation
 from fastgrow.ops.core.extension import on_gpu, plan_of, run_extension
-from fastgrow.ops.core.registration import operator, refuse_double_backward
+from fastgrow.ops.core.registration import forbid_double_backward, operator
 from fastgrow.ops.experts.mean import (
     MeanCall,
     Numbers,
@@ -32,20 +33,20 @@ from fastgrow.ops.experts.mean import (
 )
 from fastgrow.ops.heads.heads import check_reduction, reduced
 
-# No target has this number; where no target is to be ignored, it is the number that would be.
+# The `ignore_index` if no target is to be ignored: no target has this value.
 NO_TARGET = torch.iinfo(torch.int64).min
-# What a GPU's block leaves of a part of a row: its largest logit and the sum of exponentials
-# relative to it, in float32.
+# Bytes that a thread block on a GPU writes per part of a row: its largest logit and the sum of
+# exponentials relative to it, in float32.
 MASS_BYTES = 8
 
 
 class LossCall(NamedTuple):
-    """`mean_cross_entropy`, or `mean_log_softmax_gather`, which is less that without a reduction.
+    """A call of `mean_cross_entropy`, or of `mean_log_softmax_gather` (the negated losses).
 
     Args:
-        operation: its name, for errors.
+        operation: name of the operation, for errors.
         targets: [...].
-        ignore_index: a target that counts nothing.
+        ignore_index: targets of this value are ignored.
         reduction: `mean`, `sum` or `none`.
     """
 
@@ -66,26 +67,29 @@ def mean_cross_entropy(
     reduction: str = "mean",
     impl: str | None = None,
 ) -> Tensor:
-    """Cross-entropy of the targets under the experts' averaged logits, in nats.
+    """Return the cross-entropy of the targets under the experts' averaged logits, in nats.
 
     Args:
-        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
-            may have its own strides.
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; their
+            strides may differ.
         targets: [...] int64 or int32, each in [0, V) or `ignore_index`.
-        weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
-            [..., K], one for each row and expert. Zero takes the expert out, whatever its logits
-            are; the gradients of that weight and of these logits are zero.
-        temperatures: like the weights; expert k's logits are divided by the k-th.
-        ignore_index: targets of this value count nothing and get no gradient.
-        reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
-        impl: force `eager`, `native`, …
+        weights: K numbers, a tensor [K], or a tensor [..., K] with one weight for each row and
+            expert; tensors may require a gradient. Default: 1/K each. A weight of zero excludes the
+            expert, even if its logits are NaN or infinite; the gradients of that weight and of
+            these logits are zero.
+        temperatures: K numbers or a tensor, like `weights`; the logits of expert k are divided by
+            temperatures[k]. Default: 1 each.
+        ignore_index: targets of this value do not contribute to the loss or the gradients.
+        reduction: `mean` (NaN if every target is ignored, as in torch), `sum` or `none`.
+        impl: force an implementation, such as `eager` or `native`.
 
     Returns:
         A scalar, or the shape of `targets` for `none`; float32 (float64 for float64 logits).
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position. On a CPU,
-            and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position. A target out of range raises on a CPU, and on other devices only
+            under FASTGROW_DEBUG=1.
     """
     name = "mean_cross_entropy"
     check_reduction(name, reduction)
@@ -101,24 +105,27 @@ def mean_log_softmax_gather(
     temperatures: Numbers | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Log-probability of each target under the softmax of the experts' averaged logits.
+    """Return the log-probability of each target under the softmax of the averaged logits.
 
     Args:
-        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
-            may have its own strides.
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; their
+            strides may differ.
         targets: [...] int64 or int32, each in [0, V).
-        weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
-            [..., K], one for each row and expert. Zero takes the expert out, whatever its logits
-            are; the gradients of that weight and of these logits are zero.
-        temperatures: like the weights; expert k's logits are divided by the k-th.
-        impl: force `eager`, `native`, …
+        weights: K numbers, a tensor [K], or a tensor [..., K] with one weight for each row and
+            expert; tensors may require a gradient. Default: 1/K each. A weight of zero excludes the
+            expert, even if its logits are NaN or infinite; the gradients of that weight and of
+            these logits are zero.
+        temperatures: K numbers or a tensor, like `weights`; the logits of expert k are divided by
+            temperatures[k]. Default: 1 each.
+        impl: force an implementation, such as `eager` or `native`.
 
     Returns:
         [...] in nats, float32 (float64 for float64 logits).
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position. On a CPU,
-            and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position. A target out of range raises on a CPU, and on other devices only
+            under FASTGROW_DEBUG=1.
     """
     name = "mean_log_softmax_gather"
     mean = mean_call(name, logits, weights, temperatures)
@@ -126,7 +133,7 @@ def mean_log_softmax_gather(
 
 
 def of_targets(operation: Operation, call: Any, impl: str | None) -> Tensor:
-    """Run a call that has targets, once these are checked."""
+    """Check the targets of a call, then run it."""
     name, targets, logits = call.operation, call.targets, call.mean.logits[0]
     check_targets(name, targets, logits)
     limit, ignored = logits.shape[-1], call.ignore_index
@@ -134,7 +141,7 @@ def of_targets(operation: Operation, call: Any, impl: str | None) -> Tensor:
 
 
 def _eager_losses(call: LossCall) -> Tensor:
-    """The formula; mean and softmax are in memory."""
+    """The formula in plain PyTorch; mean and softmax are stored in memory."""
     mean, targets = averaged(call.mean), call.targets
     loss = F.cross_entropy(
         mean.reshape(-1, mean.shape[-1]),
@@ -146,25 +153,25 @@ def _eager_losses(call: LossCall) -> Tensor:
 
 
 def eager_gather(call: LossCall) -> Tensor:
-    """log softmax(mean)[target], the shape of the targets; zero where ignored."""
-    # Not gather, which has another error for a target out of range, and none on some devices.
+    """Return log softmax(mean)[target], in the shape of the targets; zero for ignored ones."""
+    # Not gather, which has a different error for a target out of range, and none on some devices.
     return -_eager_losses(call)
 
 
 def _native_losses(call: LossCall) -> Tensor:
-    """One pass over the logits, one more for the gradients (log_probability.cpp and .cu)."""
+    """One pass over the logits, and one for the gradients (log_probability.cpp and .cu)."""
     return reduced(-native_gather(call), call.targets, call.ignore_index, call.reduction)
 
 
 def native_gather(call: LossCall) -> Tensor:
-    """`eager_gather` by the extension."""
+    """`eager_gather`, computed by the extension."""
     logits, scale, _ = call.mean
     targets = call.targets.long().contiguous()
     return _LogProbability.apply(call.operation, call.ignore_index, scale, targets, *logits)
 
 
 class GatherCall(NamedTuple):
-    """Log-probabilities of targets, contiguous int64, as the extension's operators take them."""
+    """Arguments of the extension's operators; the targets are contiguous int64."""
 
     logits: list[Tensor]
     scale: Tensor
@@ -178,7 +185,7 @@ def _like_forward(call: GatherCall) -> tuple[Tensor, Tensor]:
 
 @operator(_like_forward)
 def mean_log_probability(call: GatherCall) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets and log-sum-exps of the rows."""
+    """Return log-probabilities of the targets and log-sum-exps of the rows."""
     log_probabilities, log_sums = _like_forward(call)
     run_extension(
         "mean_log_probability_out", *call, log_sums, log_probabilities, part_bytes=(MASS_BYTES,)
@@ -187,7 +194,7 @@ def mean_log_probability(call: GatherCall) -> tuple[Tensor, Tensor]:
 
 
 def log_sum_exp(logits: list[Tensor], scale: Tensor) -> Tensor:
-    """The log-sum-exp of each row of the mean, by the extension."""
+    """Return the log-sum-exp of each row of the mean, computed by the extension."""
     log_sums = scale.new_empty(logits[0].shape[:-1])
     run_extension(
         *("mean_log_probability_out", logits, scale, None, NO_TARGET, log_sums, None),
@@ -200,19 +207,19 @@ def _like_backward(
     call: GatherCall, log_sums: Tensor, gradient: Tensor, for_scale: bool, for_logits: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
     d_scale = call.scale.new_empty(call.scale.shape if for_scale else (0,))
-    wanted = zip(call.logits, for_logits, strict=True)
-    return d_scale, [x.new_empty(x.shape) for x, needed in wanted if needed]
+    pairs = zip(call.logits, for_logits, strict=True)
+    return d_scale, [x.new_empty(x.shape) for x, needed in pairs if needed]
 
 
 @operator(_like_backward)
 def mean_log_probability_backward(
     call: GatherCall, log_sums: Tensor, gradient: Tensor, for_scale: bool, for_logits: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of the factors and of those logits that want one."""
+    """Return the gradients of the factors and of the logits that need one."""
     _, scale, targets, _ = call
     d_scale, d_logits = _like_backward(call, log_sums, gradient, for_scale, for_logits)
     places = [k for k, needed in enumerate(for_logits) if needed]
-    # By row always, and on a GPU by part of a row; factors that all rows share get the sum.
+    # One gradient per row, and on a GPU per part of a row; factors of all rows get the sum.
     parts = plan_of("", call.logits[0]).parts if on_gpu(scale) else 1
     d_rows = scale.new_empty(targets.numel(), parts, len(for_logits)) if for_scale else None
     run_extension(
@@ -248,17 +255,17 @@ class _LogProbability(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_double_backward(ctx.operation)
+        forbid_double_backward(ctx.operation)
         log_sums, scale, targets, *logits = ctx.saved_tensors
         _, _, for_scale, _, *for_logits = ctx.needs_input_grad
         d_scale, d_logits = mean_log_probability_backward(
             *(logits, scale, targets, ctx.ignore_index),
             *(log_sums, gradients[0], for_scale, for_logits),
         )
-        wanted = iter(d_logits)
+        found = iter(d_logits)
         return (
             *(None, None, d_scale if for_scale else None, None),
-            *(next(wanted) if needed else None for needed in for_logits),
+            *(next(found) if needed else None for needed in for_logits),
         )
 
 

@@ -1,16 +1,16 @@
-"""Weighted mean of K logit tensors, and what all operations over several experts share.
+"""Weighted mean of K logit tensors, and helpers of all operations on several experts.
 
     mean[..., v] = sum_k  weights[k] / temperatures[k] * logits[k][..., v]
 
-The weights are used as they are: they may be negative and need not sum to one. Sums run in fp32
-(fp64 for fp64 logits), in the order of the experts, and are rounded once. NaN and infinities follow
-the formula, except that a weight of zero takes the expert out, whatever its logits are: they are
-not multiplied by zero, and the gradients of that weight and of these logits are zero. It makes no
-difference whether the weights are numbers, a tensor [K], or [..., K], one for each row and expert.
-In the mean above an infinite temperature is as good as a weight of zero.
+The weights are not normalised: they may be negative and need not sum to one. Sums are accumulated
+in fp32 (fp64 for fp64 logits), in the order of the experts, and rounded once. NaN and infinities
+follow the formula, except that a weight of zero excludes the expert, even if its logits are NaN or
+infinite: they are not multiplied by zero, and the gradients of that weight and of these logits are
+zero. This holds for weights given as numbers, as a tensor [K], or as [..., K], one for each row and
+expert. In the mean above an infinite temperature has the same effect as a weight of zero.
 
-This is the merge rule of "Growing Transformers" (arXiv 2507.07129), where all weights are 1/K.
-Natively it takes one pass over memory.
+This is the merge rule of "Growing Transformers" (arXiv 2507.07129), where all weights are 1/K. The
+`native` implementation takes one pass over memory.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from fastgrow.ops.core.measured import native_pays
 from fastgrow.ops.core.registration import needs_gradient, operator
 
 MAX_EXPERTS = 64
-# The extension has each row's candidates in a heap on a CPU and in a buffer on a GPU. With more of
-# them, sorting would be the better way.
+# The extension keeps each row's candidates in a heap on a CPU and in a buffer on a GPU. With more
+# candidates, sorting would be faster.
 MAX_K = {"cpu": 1024, "cuda": 64}
-# The quotient of its reciprocal and itself is not yet zero in float32.
+# (1 / _LARGE) / _LARGE is still above zero in float32.
 _LARGE = 2.0**63
 
 Numbers = Sequence[float] | Tensor
 
 
 class MeanCall(NamedTuple):
-    """The mean above; every operation's call has one as its field `mean`.
+    """Arguments of the mean above; every operation's call has one as its field `mean`.
 
     Args:
         logits: K tensors [..., V] of one shape, dtype and device.
         scale: weights / temperatures, [K] or [..., K], in the dtype of the sums.
-        all_present: the host knows that no factor is zero.
+        all_present: no factor is zero, as far as the host can tell without reading a tensor.
     """
 
     logits: list[Tensor]
@@ -57,7 +57,7 @@ class MeanCall(NamedTuple):
 
 
 class LogitMeanCall(NamedTuple):
-    """`logit_mean` in a dtype, or written to `out`, which has that dtype."""
+    """A call of `logit_mean`, with the dtype of the result and optionally `out` of that dtype."""
 
     mean: MeanCall
     dtype: torch.dtype
@@ -73,24 +73,28 @@ def logit_mean(
     out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Weighted mean of the logits of K experts.
+    """Return the weighted mean of the logits of K experts.
 
     Args:
-        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
-            may have its own strides.
-        weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
-            [..., K], one for each row and expert. Zero takes the expert out, whatever its logits
-            are; the gradients of that weight and of these logits are zero.
-        temperatures: like the weights; expert k's logits are divided by the k-th.
-        dtype: of the result; the logits' by default. fp64 goes with fp64 logits only.
-        out: written to and returned; must have the result's shape and dtype and need no gradient.
-        impl: force `eager`, `native`, …
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; their
+            strides may differ.
+        weights: K numbers, a tensor [K], or a tensor [..., K] with one weight for each row and
+            expert; tensors may require a gradient. Default: 1/K each. A weight of zero excludes the
+            expert, even if its logits are NaN or infinite; the gradients of that weight and of
+            these logits are zero.
+        temperatures: K numbers or a tensor, like `weights`; the logits of expert k are divided by
+            temperatures[k]. Default: 1 each.
+        dtype: dtype of the result; the logits' by default. fp64 requires fp64 logits.
+        out: tensor to write the result to, which is returned; must have the result's shape and
+            dtype, and no argument may require a gradient.
+        impl: force an implementation, such as `eager` or `native`.
 
     Returns:
         Tensor [..., V].
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position.
     """
     name = "logit_mean"
     mean = mean_call(name, logits, weights, temperatures, may_be_empty=True)
@@ -104,13 +108,13 @@ def logit_mean(
             expected = f"of shape {list(first.shape)}, {dtype} on {first.device}"
             raise argument_error(name, "out", expected, describe(out))
         if needs_gradient(out, mean.scale, *mean.logits):
-            got = "arguments that require a gradient, which a result written in place cannot have"
-            raise argument_error(name, "out", "None", got)
+            expected = "None if an argument requires a gradient"
+            raise argument_error(name, "out", expected, describe(out))
     return _OPERATION(LogitMeanCall(mean, dtype, out), impl)
 
 
 def _eager_mean(call: LogitMeanCall) -> Tensor:
-    """The formula in plain PyTorch: one pass over memory for every operation in it."""
+    """The formula in plain PyTorch: one pass over memory for each of its operations."""
     total = averaged(call.mean)
     return total.to(call.dtype) if call.out is None else call.out.copy_(total)
 
@@ -130,7 +134,7 @@ def _like(logits: list[Tensor], scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 @operator(_like)
 def native_logit_mean(logits: list[Tensor], scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean in memory that is new, which the extension is told."""
+    """Return the mean in newly allocated memory (csrc/cpu/fresh_memory.h depends on this)."""
     mean = _like(logits, scale, dtype)
     run_extension("logit_mean_out", logits, scale, mean, True)
     return mean
@@ -138,12 +142,12 @@ def native_logit_mean(logits: list[Tensor], scale: Tensor, dtype: torch.dtype) -
 
 @operator(lambda logits, scale, out: None, writes="out")
 def native_logit_mean_out(logits: list[Tensor], scale: Tensor, out: Tensor) -> None:
-    """The mean in memory that the caller gives."""
+    """Write the mean to memory of the caller."""
     run_extension("logit_mean_out", logits, scale, out, False)
 
 
 class _LogitMean(torch.autograd.Function):
-    """d logits[k] = scale[k] · g and d scale[k] = sum(g · logits[k]), zero where the expert is out.
+    """d logits[k] = scale[k] · g and d scale[k] = sum(g · logits[k]), zero for excluded experts.
 
     The backward is plain PyTorch, so that it can be differentiated again.
     """
@@ -151,7 +155,7 @@ class _LogitMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scale: Tensor, dtype: torch.dtype, *logits: Tensor) -> Tensor:
         ctx.logits_dtype = logits[0].dtype
-        # The logits are large: they are kept only where the weights want a gradient.
+        # The logits are large: they are saved only if the weights need a gradient.
         ctx.save_for_backward(scale, *(logits if ctx.needs_input_grad[0] else ()))
         return native_logit_mean(logits, scale, dtype)
 
@@ -165,13 +169,13 @@ class _LogitMean(torch.autograd.Function):
         if for_scale:
             rows = -1 if scale.dim() > 1 else None
             d_factors = [
-                (wide * taken_out(x, factor)).sum(rows)
+                (wide * zeroed_if_excluded(x, factor)).sum(rows)
                 for x, factor in zip(logits, each, strict=True)
             ]
             d_scale = torch.stack(d_factors, dim=-1)
         d_logits = [
-            (factor * wide).to(ctx.logits_dtype) if wanted else None
-            for factor, wanted in zip(each, for_logits, strict=True)
+            (factor * wide).to(ctx.logits_dtype) if needed else None
+            for factor, needed in zip(each, for_logits, strict=True)
         ]
         return d_scale, None, *d_logits
 
@@ -184,7 +188,7 @@ def mean_call(
     *,
     may_be_empty: bool = False,
 ) -> MeanCall:
-    """Check the arguments that the operations have in common; see `check_logits`."""
+    """Check the arguments that the operations have in common and return them as a record."""
     checked = check_logits(operation, logits, may_be_empty)
     scale = numbers(operation, "weights", weights, checked, 1 / len(checked))
     if temperatures is not None:
@@ -193,11 +197,11 @@ def mean_call(
 
 
 def check_logits(operation: str, logits: Sequence[Tensor], may_be_empty: bool) -> list[Tensor]:
-    """The logits of K experts; refuse what is not of one shape, dtype and device.
+    """Return the logits as a list; raise an error if shapes, dtypes or devices differ.
 
     Args:
-        may_be_empty: whether a vocabulary of nothing will do, in which nothing can be chosen or
-            predicted.
+        may_be_empty: whether an empty vocabulary, V = 0, is allowed. No token can be chosen or
+            predicted from it.
     """
     logits = list(logits)
     if not logits:
@@ -222,9 +226,9 @@ def check_logits(operation: str, logits: Sequence[Tensor], may_be_empty: bool) -
 def numbers(
     operation: str, argument: str, values: Numbers | None, logits: list[Tensor], default: float
 ) -> Tensor:
-    """A number for each expert, [K], or for each row and expert, [..., K], as a tensor."""
+    """Return one number for each expert, [K], or for each row and expert, [..., K], as a tensor."""
     first, k = logits[0], len(logits)
-    # Sums are in float32, or float64.
+    # The accumulation dtype: float32, or float64.
     dtype, device = torch.promote_types(first.dtype, torch.float32), first.device
     if values is None:
         return torch.full((k,), default, dtype=dtype, device=device)
@@ -236,13 +240,13 @@ def numbers(
     if isinstance(values, Tensor):
         return values.to(device=device, dtype=dtype).contiguous()
     if all(value == values[0] for value in values):
-        # Filled where it is: a copy from the host waits for the device, and no graph may hold one.
+        # Filled on the device: a copy from the host would synchronise, and CUDA graphs forbid it.
         return torch.full(shape, values[0], dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, device=device)
 
 
 def without_zero(weights: Numbers | None, temperatures: Numbers | None) -> bool:
-    """Whether the host knows that no factor is zero; what a tensor holds is not read."""
+    """Whether no factor is zero; False for tensors, whose values are not read."""
     if isinstance(weights, Tensor) or isinstance(temperatures, Tensor):
         return False
     smallest = 1.0 if weights is None else min(map(abs, weights))
@@ -251,24 +255,24 @@ def without_zero(weights: Numbers | None, temperatures: Numbers | None) -> bool:
 
 
 def averaged(call: MeanCall) -> Tensor:
-    """The mean in plain PyTorch, in the dtype of the factors: the formula above."""
+    """Return the mean by the formula above in plain PyTorch, in the dtype of the factors."""
     terms = (
-        # Where the host knows that there is nothing to take out, this would be a pass for nothing.
-        factor * (x if call.all_present else taken_out(x, factor))
+        # If no expert is excluded, masking would be a useless pass over memory.
+        factor * (x if call.all_present else zeroed_if_excluded(x, factor))
         for x, factor in zip(call.logits, factors(call.scale), strict=True)
     )
     return functools.reduce(torch.add, terms)
 
 
 def factors(scale: Tensor) -> Sequence[Tensor]:
-    """K factors as they multiply logits, [1] or [..., 1]."""
+    """Return the K factors, [1] or [..., 1] each, to multiply logits by."""
     return scale.unsqueeze(-1).unbind(-2)
 
 
-def taken_out(logits: Tensor, factor: Tensor) -> Tensor:
-    """Logits that are zero where the factor is, so that no product with them is 0 · inf.
+def zeroed_if_excluded(logits: Tensor, factor: Tensor) -> Tensor:
+    """Return the logits with zeros where the factor is zero, so that no product is 0 · inf.
 
-    The product's result would do for the mean, but not for the gradient of the factor.
+    Masking the product instead would be enough for the mean, but not for the factor's gradient.
     """
     return logits.masked_fill(factor == 0, 0)
 
@@ -279,9 +283,9 @@ def can_serve(
     """Whether the extension can serve a call.
 
     Args:
-        constant: it gives no gradients.
-        k: how many candidates of each row are asked for.
-        out: what it is to write to, if that is given, of the logits' shape.
+        constant: whether the extension has no gradients for the operation.
+        k: number of candidates of each row that are needed.
+        out: the tensor to write to, if it is given, of the logits' shape.
     """
     logits, scale, _ = call.mean
     first = logits[0]
@@ -291,35 +295,35 @@ def can_serve(
     if constant and needs_gradient(
         *logits, scale, *[field for field in call if isinstance(field, Tensor)]
     ):
-        return False, "it gives no gradients"
+        return False, "it has no gradients"
     if k is not None and k > MAX_K[device]:
         return False, f"it finds at most {MAX_K[device]} candidates, not {k}"
     if len(logits) > MAX_EXPERTS:
-        return False, f"it takes at most {MAX_EXPERTS} experts, got {len(logits)}"
+        return False, f"it supports at most {MAX_EXPERTS} experts, got {len(logits)}"
     if device == "cuda" and first.dtype == torch.float64:
         return False, "it has no kernel for float64 on a GPU"
     for x in (*logits, out):
         if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
             return False, "a tensor's last dimension is not contiguous"
         if x is not None and device == "cuda" and _count_spacings(x) > 2:
-            return False, "a tensor's rows are spaced in more than two ways"
+            return False, "a tensor's rows have more than two different strides"
     extension = _native.CUDA if device == "cuda" else _native.CPU
     return extension.loaded, "" if extension.loaded else extension.reason
 
 
 def _count_spacings(x: Tensor) -> int:
-    """Dimensions before the last that no other one goes on without a gap."""
+    """Return the number of leading dimensions left after merging the contiguous ones."""
     leading = [(n, s) for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True) if n != 1]
     gaps = sum(outer != size * inner for (_, outer), (size, inner) in itertools.pairwise(leading))
     return gaps + bool(leading)
 
 
-# Their results have no gradients, whatever the logits have.
+# Operations whose results have no gradients, even if the logits require them.
 _CHOICES = ("mean_argmax", "mean_sample")
 
 
 def pays(operation: str) -> Callable[[Any], Answer]:
-    """Whether an operation's automatic choice should take the extension: see `native_pays`."""
+    """Return the function `pays` of an operation's `native` implementation: see `native_pays`."""
 
     def answer(call: Any) -> Answer:
         logits, scale, _ = call.mean
@@ -333,7 +337,7 @@ def pays(operation: str) -> Callable[[Any], Answer]:
 
 
 def example_call(device: torch.device) -> MeanCall:
-    """Two experts and their factors, for `Operation`'s examples."""
+    """Return a call with two experts, for `Operation`'s examples."""
     logits = [torch.empty(1, 8, device=device) for _ in range(2)]
     return MeanCall(logits, torch.empty(2, device=device), True)
 

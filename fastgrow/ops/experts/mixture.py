@@ -1,15 +1,15 @@
-"""Weighted mean of K experts' probabilities, by way of each expert's log-sum-exp.
+"""Weighted mean of K experts' probabilities.
 
     log p_k = logits[k] / temperatures[k] − logsumexp(logits[k] / temperatures[k])
     p       = sum_k  weights[k] · p_k
 
-This is the arithmetic mean of the distributions: it speaks for a token that one expert is sure of.
-The mean of logits (`logit_mean`) is, after its softmax, their geometric mean, which takes a token
-that one expert rules out for impossible. Everything stays in the space of logarithms. Weights need
-not sum to one, and then p does not either; where negative weights make it negative, its logarithm
-is NaN. A weight of zero takes the expert out, whatever its logits are.
+This is the arithmetic mean of the distributions: a token that one expert is sure of has a high
+probability. The mean of logits (`logit_mean`) is, after its softmax, their geometric mean, in which
+a token has a probability of zero if one expert excludes it. All computations are in the log domain.
+Weights need not sum to one, and then p does not either; if negative weights make p negative, its
+logarithm is NaN. A weight of zero excludes the expert, even if its logits are NaN or infinite.
 
-Weights that follow from evidence span more powers of ten than a float has; `log_weights` are added
+Weights such as posterior probabilities can be outside the range of a float; `log_weights` are added
 to log p_k before anything is exponentiated.
 """
 
@@ -51,15 +51,16 @@ from fastgrow.ops.heads.heads import check_reduction, reduced
 
 
 class MixtureCall(NamedTuple):
-    """`probability_mean`, or its value at targets.
+    """A call of `probability_mean`, or of `probability_mean_gather`.
 
     Args:
-        operation: its name, for errors.
-        mean: has 1 / temperatures as its factors, zero where the weight is: that takes logits out.
+        operation: name of the operation, for errors.
+        mean: the logits, with factors 1 / temperatures, or zero where the weight is zero, so that
+            these logits are not read.
         weight: [K] or [..., K].
         log_weight: added to the logarithms of the weights, [K] or [..., K].
-        targets: [...], of `probability_mean_gather`.
-        ignore_index: a target whose result is any number.
+        targets: [...], for `probability_mean_gather`.
+        ignore_index: the result for a target of this value is undefined.
     """
 
     operation: str
@@ -70,7 +71,7 @@ class MixtureCall(NamedTuple):
     ignore_index: int = NO_TARGET
 
     def experts(self) -> list[MeanCall]:
-        """Each expert's part of `mean` alone."""
+        """Return one call for each expert."""
         logits, scale, all_present = self.mean
         return [
             MeanCall([x], factor, all_present)
@@ -86,24 +87,27 @@ def probability_mean(
     temperatures: Numbers | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Logarithm of the weighted mean of the experts' probabilities.
+    """Return the logarithm of the weighted mean of the experts' probabilities.
 
     Args:
-        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; each
-            may have its own strides.
-        weights: K numbers, or a tensor [K] that may require a gradient; 1/K each by default. Or
-            [..., K], one for each row and expert. Zero takes the expert out, whatever its logits
-            are; the gradients of that weight and of these logits are zero.
-        log_weights: instead of the weights, their logarithms, [K] or [..., K]; −inf takes the
-            expert out.
-        temperatures: like the weights; expert k's logits are divided by the k-th.
-        impl: force `eager`, `native`, …
+        logits: K tensors [..., V] of one shape, dtype (fp32, bf16, fp16 or fp64) and device; their
+            strides may differ.
+        weights: K numbers, a tensor [K], or a tensor [..., K] with one weight for each row and
+            expert; tensors may require a gradient. Default: 1/K each. A weight of zero excludes the
+            expert, even if its logits are NaN or infinite; the gradients of that weight and of
+            these logits are zero.
+        log_weights: logarithms of the weights instead of `weights`, [K] or [..., K]; −inf excludes
+            the expert.
+        temperatures: K numbers or a tensor, like `weights`; the logits of expert k are divided by
+            temperatures[k]. Default: 1 each.
+        impl: force an implementation, such as `eager` or `native`.
 
     Returns:
         Log-probabilities [..., V], float32 (float64 for float64 logits).
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position.
     """
     return _MEAN(_mixture("probability_mean", logits, weights, temperatures, log_weights), impl)
 
@@ -116,10 +120,11 @@ def probability_mean_gather(
     temperatures: Numbers | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Log-probability of each target under the mean of the experts' probabilities.
+    """Return the log-probability of each target under the mean of the experts' probabilities.
 
-    Natively one pass over the logits, and one for the gradients, which are those of K
-    cross-entropies with the experts' responsibilities for the target as weights of the rows.
+    The `native` implementation takes one pass over the logits, and one for the gradients. These are
+    the gradients of K cross-entropies whose rows are weighted by the experts' responsibilities for
+    the target.
 
     Args:
         logits, weights, temperatures, impl: as for `probability_mean`.
@@ -129,8 +134,9 @@ def probability_mean_gather(
         [...] in nats, float32 (float64 for float64 logits).
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position. On a CPU,
-            and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position. A target out of range raises on a CPU, and on other devices only
+            under FASTGROW_DEBUG=1.
     """
     call = _mixture("probability_mean_gather", logits, weights, temperatures)
     return of_targets(_GATHER, call._replace(targets=targets), impl)
@@ -146,20 +152,21 @@ def probability_mean_cross_entropy(
     reduction: str = "mean",
     impl: str | None = None,
 ) -> Tensor:
-    """Cross-entropy of the targets under the mean of the experts' probabilities, in nats.
+    """Return the cross-entropy of the targets under the mean of the probabilities, in nats.
 
     Args:
         logits, weights, temperatures, impl: as for `probability_mean`.
         targets: [...] int64 or int32, each in [0, V) or `ignore_index`.
-        ignore_index: targets of this value count nothing and get no gradient.
-        reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
+        ignore_index: targets of this value do not contribute to the loss or the gradients.
+        reduction: `mean` (NaN if every target is ignored, as in torch), `sum` or `none`.
 
     Returns:
         A scalar, or the shape of `targets` for `none`; float32 (float64 for float64 logits).
 
     Raises:
-        ArgumentError: an argument does not fit; the message names the expert's position. On a CPU,
-            and elsewhere under FASTGROW_DEBUG=1, also a target out of range.
+        ArgumentError: an argument has a wrong shape, dtype, device or value; the message names the
+            expert's position. A target out of range raises on a CPU, and on other devices only
+            under FASTGROW_DEBUG=1.
     """
     name = "probability_mean_cross_entropy"
     check_reduction(name, reduction)
@@ -182,7 +189,7 @@ def _mixture(
     log_weight = None
     if log_weights is not None:
         if weights is not None:
-            raise argument_error(name, "log_weights", "None beside weights", "both")
+            raise argument_error(name, "log_weights", "None if weights is given", "both")
         log_weight = numbers(name, "log_weights", log_weights, checked, 0)
         weights = (~log_weight.isneginf()).to(log_weight.dtype)
     all_present = without_zero(weights, temperatures)
@@ -193,9 +200,9 @@ def _mixture(
 
 
 def _log_of_sum(log_terms: list[Tensor], weight: Tensor, all_present: bool) -> Tensor:
-    """log Σ_k weight[k] · exp(log_terms[k]) for K tensors, with weights [..., K] that fit them.
+    """Return log Σ_k weight[k] · exp(log_terms[k]) for K tensors.
 
-    A term of weight zero is left out.
+    The weights [..., K] must be broadcastable to them. Terms of weight zero are excluded.
     """
     shares = weight.unbind(-1)
     if not all_present:
@@ -204,14 +211,14 @@ def _log_of_sum(log_terms: list[Tensor], weight: Tensor, all_present: bool) -> T
             for term, share in zip(log_terms, shares, strict=True)
         ]
     top = functools.reduce(torch.maximum, [term.detach() for term in log_terms])
-    # Where every term is −inf, a difference would be NaN.
+    # If every term is −inf, the difference would be NaN.
     top = top.clamp(min=torch.finfo(top.dtype).min)
     parts = (share * (term - top).exp() for share, term in zip(shares, log_terms, strict=True))
     return functools.reduce(torch.add, parts).log() + top
 
 
 def _eager_mean(call: MixtureCall) -> Tensor:
-    """The formula; every expert's log-probabilities are in memory."""
+    """The formula in plain PyTorch; every expert's log-probabilities are stored in memory."""
     parts = [averaged(alone).log_softmax(-1) for alone in call.experts()]
     if call.log_weight is not None:
         offsets = call.log_weight[..., None, :].unbind(-1)
@@ -233,7 +240,7 @@ def _like(logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tenso
 def native_probability_mean(
     logits: list[Tensor], scale: Tensor, weight: Tensor, log_weight: Tensor | None
 ) -> Tensor:
-    """The log-probabilities of all tokens."""
+    """Return the log-probabilities of all tokens."""
     out = _like(logits, scale, weight, log_weight)
     if on_gpu(scale):
         run_extension(
@@ -251,7 +258,7 @@ def native_probability_mean(
 
 
 def _gather(log_probabilities: Callable[[LossCall], Tensor], call: MixtureCall) -> Tensor:
-    """The formula from each expert's log-probabilities of the targets."""
+    """Compute the result from each expert's log-probabilities of the targets."""
     assert call.targets is not None
     parts = [
         log_probabilities(LossCall(call.operation, alone, call.targets, call.ignore_index))

@@ -1,7 +1,7 @@
-"""Uniform numbers by counting: the same on every device, in any order, without a state.
+"""Counter-based uniform random numbers: the same on every device, in any order, without a state.
 
 Philox 4x32 with ten rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-The key is the seed and the counter is (row, step), so that a row's number depends on nothing else.
+The key is the seed and the counter is (row, step), so that a row's number depends only on these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Four random words from each counter of four words; int64 tensors of 32-bit numbers."""
+    """Return four random words for each counter of four words; int64 tensors of 32-bit numbers."""
     key_0, key_1 = key
     for _ in range(10):
         high_0, low_0 = _product(_MULTIPLIERS[0], counter[0])
@@ -30,13 +30,13 @@ def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
 
 
 def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low word of a product of 32-bit numbers, which int64 cannot hold at once."""
+    """Return the high and low word of a product of 32-bit numbers, which may overflow int64."""
     low, high = a * (b & 0xFFFF), a * (b >> 16)
     return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _WORD
 
 
-def uniforms_anywhere(logits: Tensor, seed: int, step: int) -> Tensor:
-    """`row_uniforms` in plain PyTorch."""
+def eager_uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
+    """`row_uniforms` in plain PyTorch, for every device."""
     shape = logits.shape[:-1]
     row = torch.arange(shape.numel(), device=logits.device)
     steps = [torch.full_like(row, word) for word in (step & _WORD, (step >> 32) & _WORD)]
@@ -50,13 +50,13 @@ def _like(logits: Tensor, seed: int, step: int) -> Tensor:
 
 @operator(_like, devices=("CompositeExplicitAutograd",))
 def row_uniforms(logits: Tensor, seed: int, step: int) -> Tensor:
-    """A number in [0, 1) for each row of logits [..., V]: [...] float64, a multiple of 2⁻²⁴."""
+    """Return for each row of logits [..., V] a multiple of 2⁻²⁴ in [0, 1): [...] float64."""
     if on_gpu(logits):
         extension, library = _native.CUDA, torch.ops.fastgrow_cuda
     else:
         extension, library = _native.CPU, torch.ops.fastgrow_native
     if not extension.loaded or logits.device.type not in ("cpu", "cuda"):
-        return uniforms_anywhere(logits, seed, step)
+        return eager_uniforms(logits, seed, step)
     numbers = _like(logits, seed, step)
     library.philox_uniform_(seed, step, numbers)
     return numbers

@@ -1,4 +1,4 @@
-"""The feed-forward layer: `mlp`, and its activations."""
+"""The feed-forward layer `mlp` and its activations."""
 
 from fastgrow.ops.feed_forward.call import ACTIVATIONS, mlp
 from fastgrow.ops.feed_forward.reference import activate

@@ -1,4 +1,7 @@
-"""The feed-forward layer of a library's products; the activation in their epilogue or in place."""
+"""The feed-forward layer with a library's matrix products.
+
+The activation is computed in the product's epilogue or in place.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +18,31 @@ from fastgrow.ops.feed_forward.reference import APPROXIMATION
 
 
 def pays(call: MlpCall) -> Answer:
-    """On a CPU where all weights are frozen; on a GPU where cuBLASLt has the activation.
+    """True on a CPU if all weights are frozen, and on a GPU if cuBLASLt fuses the activation.
 
-    With trainable weights on a CPU the formula is as fast: this one makes the activation a second
-    time there, to keep less. Frozen ones need it once, here in the memory of what it is of.
+    With trainable weights on a CPU `eager` is as fast: this implementation recomputes the
+    activation in the backward pass, to save less memory. With frozen weights the activation is
+    needed once, and computed in place.
     """
     if call.x.device.type == "cpu":
         if needs_gradient(call.up, call.down, call.gate, call.up_bias, call.down_bias):
             return False, "it would compute the activation again in the backward pass"
-        return True, "the weights are frozen: the activation is made in place, or not kept"
+        return True, "the weights are frozen: the activation is computed in place, or not saved"
     if is_in_epilogue(call):
         return True, "cuBLASLt has this activation in its epilogue"
-    return False, "the formula makes the same calls"
+    return False, "eager makes the same calls"
 
 
 def is_in_epilogue(call: MlpCall) -> bool:
-    """Can cuBLASLt apply the activation, where nothing of it has to be kept for gradients?"""
+    """Whether cuBLASLt can apply the activation, and its input is not needed for gradients."""
     frozen = not needs_gradient(call.x, call.up, call.up_bias)
     return frozen and _has_epilogue(call.x, call.up_bias, call.activation)
 
 
 def _has_epilogue(x: Tensor, up_bias: Tensor | None, activation: str) -> bool:
-    """Does cuBLASLt, as torch exposes it, add the bias and apply the activation?
+    """Whether cuBLASLt, as exposed by torch, can add the bias and apply the activation.
 
-    Its GELU is the tanh form, and what the activation is of is not returned.
+    Its GELU is the tanh form, and the input of the activation is not returned.
     """
     half = compute_dtype(x) in (torch.bfloat16, torch.float16)
     return x.device.type == "cuda" and half and activation == "gelu_tanh" and up_bias is not None

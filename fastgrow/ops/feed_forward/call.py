@@ -1,8 +1,8 @@
-"""The feed-forward layer.
+"""The feed-forward layer (MLP).
 
     y = f(x · upᵀ + up_bias) · downᵀ + down_bias (+ residual)
 
-with f one of GELU (exact, or its tanh form) and ReLU²; or, for SwiGLU,
+where f is GELU (exact, or its tanh form) or ReLU²; or, for SwiGLU,
 
     y = (silu(x · gateᵀ) ∘ (x · upᵀ + up_bias)) · downᵀ + down_bias (+ residual)
 """
@@ -33,31 +33,31 @@ def mlp(
     residual: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Two products with an activation between them.
+    """Apply a feed-forward layer: two linear layers with an activation between them.
 
     Args:
         x: [..., d] float.
         up: [m, d].
         down: [d, m].
-        gate: [m, d], for `swiglu` alone.
+        gate: [m, d], required for `swiglu` and not allowed for other activations.
         up_bias: [m], optional.
         down_bias: [d], optional.
         activation: `gelu` (exact), `gelu_tanh`, `relu2` or `swiglu`.
-        residual: the shape of `x`, optional; added to the result.
+        residual: tensor of the shape of `x`, optional; added to the result.
         impl: force an implementation.
 
     Returns:
         [..., d].
 
     Raises:
-        ArgumentError: the activation is unknown, or shapes, dtypes or devices do not go together.
+        ArgumentError: the activation is unknown, or shapes, dtypes or devices do not match.
     """
     if activation not in ACTIVATIONS:
         raise argument_error(
             "mlp", "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation)
         )
     if (gate is not None) != (activation == "swiglu"):
-        needs = "needs a gate" if gate is None else "takes no gate"
+        needs = "requires a gate" if gate is None else "has no gate"
         raise ArgumentError(f"mlp: the activation {activation} {needs}")
     check_float("mlp", "x", x)
     if x.dim() == 0:

@@ -1,13 +1,14 @@
-"""The feed-forward layer and its gradients, from the three steps that implementations differ in.
+"""The feed-forward layer and its gradients, from three steps that implementations provide.
 
-Kept for backward is what the wanted gradients need:
+Only tensors that the needed gradients depend on are saved for the backward pass:
 
-    x or the first product's parameters    pre (what the activation is of), for SwiGLU also the gate
+    gradient of                            saved
+    x or the first product's parameters    pre (input of the activation), for SwiGLU also the gate
     up, gate                               x
-    down                                   pre, of which the activation is computed again;
-                                           the activation itself, where pre is not kept
+    down                                   pre, from which the activation is recomputed;
+                                           the activation itself, if pre is not saved
 
-so a layer whose weights are frozen keeps `pre` alone, and nothing where x needs no gradient either.
+A layer whose weights are frozen therefore saves only `pre`, and nothing if x needs no gradient.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from fastgrow.ops.core.registration import differentiable, needs_gradient
 
 
 class Steps(NamedTuple):
-    """One implementation. What a step is not asked for may be None or an empty tensor.
+    """The steps of one implementation. Results that are not requested may be None or empty.
 
     Args:
-        hidden: of the fields of MlpHidden to (activation, pre, gate), the last two if `kept`.
-        output: of those of MlpOutput to hidden · downᵀ + bias + residual.
-        d_hidden: of those of MlpHiddenGradient to (d_pre, d_gate, activation, column sums of
-            d_pre), the last two if asked for, the sums in fp32 or fp64.
+        hidden: takes the fields of MlpHidden; returns (activation, pre, gate), the last two only
+            if `kept`.
+        output: takes the fields of MlpOutput; returns hidden · downᵀ + bias + residual.
+        d_hidden: takes the fields of MlpHiddenGradient; returns (d_pre, d_gate, activation, column
+            sums of d_pre), the last two only if requested, the sums in fp32 or fp64.
     """
 
     hidden: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
@@ -39,7 +41,7 @@ class Steps(NamedTuple):
 
 
 def layer_of(steps: Steps) -> Callable[[MlpCall], Tensor]:
-    """The layer on x [..., d], by these steps; under autocast as F.linear does."""
+    """Return the layer on x [..., d] with these steps; under autocast with F.linear's dtype."""
     trained = differentiable(
         "mlp", MlpCall, functools.partial(_forward, steps), functools.partial(_backward, steps)
     )
@@ -50,7 +52,7 @@ def layer_of(steps: Steps) -> Callable[[MlpCall], Tensor]:
         rows = in_dtype(x[None] if x.dim() == 1 else x.flatten(0, -2), dtype)
         up, down, gate = in_dtype(up, dtype), in_dtype(down, dtype), in_dtype(gate, dtype)
         up_bias, down_bias = in_dtype(up_bias, dtype), in_dtype(down_bias, dtype)
-        # It is added in its own precision, as it would be outside of the layer.
+        # The residual is added in its own precision, as it would be outside of the layer.
         added = None if residual is None else residual.reshape(rows.shape)
         if needs_gradient(x, up, down, gate, up_bias, down_bias, residual):
             y = trained(rows, up, down, gate, up_bias, down_bias, activation, added)

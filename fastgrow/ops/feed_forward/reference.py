@@ -1,4 +1,4 @@
-"""The formula of the feed-forward layer, as it stands."""
+"""The feed-forward layer in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 def run(call: MlpCall) -> Tensor:
-    """Plain PyTorch."""
+    """Return y."""
     gate = None if call.gate is None else F.linear(call.x, call.gate)
     hidden = activate(F.linear(call.x, call.up, call.up_bias), call.activation, gate)
     y = F.linear(hidden, call.down, call.down_bias)
@@ -19,7 +19,7 @@ def run(call: MlpCall) -> Tensor:
 
 
 def activate(hidden: Tensor, activation: str, gate: Tensor | None = None) -> Tensor:
-    """f of the widened input [..., m], and for `swiglu` of the gate's product [..., m]."""
+    """Apply the activation to x · upᵀ [..., m]; `gate` is x · gateᵀ [..., m] for `swiglu`."""
     if gate is not None:
         return F.silu(gate) * hidden
     if activation == "relu2":

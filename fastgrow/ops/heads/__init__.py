@@ -1,4 +1,4 @@
-"""Linear heads whose logits are never in memory together: losses, and what losses need of them."""
+"""Losses of linear heads, and log-sum-exp and target logits, without storing all logits."""
 
 from fastgrow.ops.heads.call import (
     Workspace,

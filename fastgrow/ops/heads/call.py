@@ -1,18 +1,18 @@
-"""What losses need of linear heads, and the loss itself, without the logits.
+"""Linear heads and their cross-entropy, without storing all logits in memory.
 
     z              = h · weightᵀ + bias
     lse_n          = log Σ_v exp(z_nv)
     target_logit_n = z_n,target
 
-`linear_lse_gather` gives these two, of which cross-entropy is the difference. With K heads, z is
-the weighted sum of their logits:
+`linear_lse_gather` returns lse and target_logit; cross-entropy is their difference. With K heads, z
+is the weighted sum of their logits:
 
     z_n = Σ_k mix_k · (h_k · weight_kᵀ + bias_k)
 
-Mixing weights are multiplied into h, which is small, so that what is left is a plain sum of
-products. Weights of a vocabulary's size are used where they lie.
+Mixing weights are multiplied into h, which is small, so that a plain sum of matrix products
+remains. The weight matrices, which have the size of the vocabulary, are not copied.
 
-`linear_cross_entropy` is the head's product and the cross-entropy of its logits, as one operation:
+`linear_cross_entropy` computes the logits and their cross-entropy as one operation:
 
     loss_n = (1 − s) · (lse − z_target) + s · (lse − mean_v z_v) + z_loss · lse²
 
@@ -39,8 +39,8 @@ from fastgrow.ops.heads.heads import HeadsCall, autocast_dtype, check_reduction,
 Tensors = Tensor | Sequence[Tensor]
 Mix = Tensor | Sequence[float]
 Heads = tuple[list[Tensor], list[Tensor], Tensor | None]  # h, weight and bias of a call
-MAX_HEADS = 8  # of the kernels
-FEW_ELEMENTS = 1 << 21  # logits that are sooner made at once on a CPU
+MAX_HEADS = 8  # that the Triton kernels support
+FEW_ELEMENTS = 1 << 21  # up to this many logits, a CPU is faster if it computes all at once
 
 
 def linear_lse_gather(
@@ -52,26 +52,28 @@ def linear_lse_gather(
     mix: Mix | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of the logits h · weightᵀ + bias, and the logit of one target a row.
+    """Return the log-sum-exp of the logits h · weightᵀ + bias, and one target's logit per row.
 
     Args:
-        h: [..., d] float; or a list of K, which may differ in d, and may be float32 beside weights
-            of half precision: each is rounded to their dtype after it is mixed.
-        weight: [V, d]; or a list of K, used where they lie.
-        targets: [...] int64 or int32, the leading shape of `h`. One outside [0, V) has no logit
-            here: it gets 0, and no gradient. So says a part of a vocabulary that the target lies
-            elsewhere (`merge_lse`).
+        h: [..., d] float; or a list of K such tensors, which may differ in d. In a list they may be
+            float32 with half-precision weights: each is rounded to the weights' dtype after it is
+            multiplied by its `mix`.
+        weight: [V, d]; or a list of K such tensors, which are not copied.
+        targets: [...] int64 or int32, the leading shape of `h`. The target logit of a target
+            outside [0, V) is 0, without a gradient. This is for a part of a vocabulary that does
+            not contain the target (`merge_lse`).
         bias: [V], or None; or a list of K of these.
-        mix: with lists, K numbers, a tensor [K] or [..., K] by which the logits of the K heads are
-            multiplied before they are added; 1/K each by default. A number 0 leaves its head out,
-            which then gets no gradient; a 0 in a tensor takes infinities and NaN out of its h.
+        mix: only with lists: K numbers, or a tensor [K] or [..., K], by which the logits of the K
+            heads are multiplied before they are added; 1/K each by default. A number 0 excludes its
+            head, which then gets no gradient; for a 0 in a tensor, infinities and NaN in h are
+            replaced by 0.
         impl: force an implementation.
 
     Returns:
         `lse` and `target_logit`, each of the shape of `targets`, float32 (float64 for float64).
 
     Raises:
-        ArgumentError: shapes, dtypes, devices or lengths of lists do not go together.
+        ArgumentError: shapes, dtypes, devices or lengths of lists do not match.
     """
     heads = as_heads("linear_lse_gather", h, weight, bias, mix, targets)
     lse, target_logit, _ = _LSE_GATHER(LseCall(*heads, targets.reshape(-1)), impl)
@@ -79,13 +81,14 @@ def linear_lse_gather(
 
 
 def merge_lse(lse: Sequence[Tensor], target_logit: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Join what `linear_lse_gather` gave for parts of one vocabulary.
+    """Combine the results of `linear_lse_gather` for parts of one vocabulary.
 
-    The part whose weight holds rows [a, b) of the whole is given `targets - a`.
+    For the part whose weight has the rows [a, b) of the whole weight, call `linear_lse_gather` with
+    `targets - a`.
 
     Args:
-        lse: of each part, of one shape.
-        target_logit: of each part; 0 but where the target lies.
+        lse: log-sum-exps of each part, all of one shape.
+        target_logit: target logits of each part; 0 in parts that do not contain the target.
 
     Returns:
         `lse` and `target_logit` of the whole vocabulary, with gradients to every part.
@@ -112,31 +115,33 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     impl: str | None = None,
 ) -> Tensor:
-    """Cross-entropy of the targets under the logits h · weightᵀ + bias, in nats.
+    """Return the cross-entropy of the targets under the logits h · weightᵀ + bias, in nats.
 
     Args:
-        h: [..., d] float; or a list of K, which may differ in d, and may be float32 beside weights
-            of half precision: each is rounded to their dtype after it is mixed.
-        weight: [V, d]; or a list of K, used where they lie.
+        h: [..., d] float; or a list of K such tensors, which may differ in d. In a list they may be
+            float32 with half-precision weights: each is rounded to the weights' dtype after it is
+            multiplied by its `mix`.
+        weight: [V, d]; or a list of K such tensors, which are not copied.
         targets: [...] int64 or int32, the leading shape of `h`; each in [0, V) or `ignore_index`.
         bias: [V], or None; or a list of K of these.
-        mix: with lists, K numbers, a tensor [K] or [..., K] by which the logits of the K heads are
-            multiplied before they are added; 1/K each by default. A number 0 leaves its head out,
-            which then gets no gradient; a 0 in a tensor takes infinities and NaN out of its h.
-        ignore_index: targets of this value count nothing and get no gradient.
-        reduction: `mean` (NaN if every target is ignored, as torch has it), `sum` or `none`.
-        label_smoothing: share of the target spread evenly over the vocabulary, in [0, 1].
+        mix: only with lists: K numbers, or a tensor [K] or [..., K], by which the logits of the K
+            heads are multiplied before they are added; 1/K each by default. A number 0 excludes its
+            head, which then gets no gradient; for a 0 in a tensor, infinities and NaN in h are
+            replaced by 0.
+        ignore_index: targets of this value do not contribute to the loss or the gradients.
+        reduction: `mean` (NaN if every target is ignored, as in torch), `sum` or `none`.
+        label_smoothing: probability in [0, 1] that is spread evenly over the vocabulary.
         z_loss: weight of the squared log-partition (PaLM, arXiv 2204.02311, §5).
-        impl: force an implementation. `chunked`, in torch alone, never has all logits in memory.
+        impl: force an implementation. `chunked` uses only torch and never stores all logits.
 
     Returns:
         A scalar, or the shape of `targets` for `none`; float32 for half-precision inputs. On a GPU
-        a target out of range makes its row's loss NaN.
+        the loss of a row whose target is out of range is NaN.
 
     Raises:
-        ArgumentError: an unknown reduction, smoothing out of range, shapes, dtypes or devices
-            that do not go together; on a CPU, and elsewhere under FASTGROW_DEBUG=1, also a target
-            out of range.
+        ArgumentError: the reduction is unknown, label_smoothing is out of range, or shapes, dtypes
+            or devices do not match. A target out of range raises on a CPU, and on other devices
+            only under FASTGROW_DEBUG=1.
     """
     name = "linear_cross_entropy"
     check_reduction(name, reduction)
@@ -161,19 +166,19 @@ def as_heads(
     mix: Mix | None,
     targets: Tensor,
 ) -> Heads:
-    """Check the arguments of an operation, and bring them into one form.
+    """Check the arguments of an operation, and convert them to lists with `mix` multiplied in.
 
     Raises:
-        ArgumentError: shapes, dtypes, devices or lengths of lists do not go together.
+        ArgumentError: shapes, dtypes, devices or lengths of lists do not match.
     """
     if isinstance(h, Tensor):
         if mix is not None:
-            raise argument_error(name, "mix", "None where h is one tensor", "weights")
+            raise argument_error(name, "mix", "None if h is one tensor", "weights")
         if not isinstance(weight, Tensor):
-            raise argument_error(name, "weight", "a tensor as h is", f"a {type(weight).__name__}")
+            raise argument_error(name, "weight", "a tensor like h", f"a {type(weight).__name__}")
         if not (bias is None or isinstance(bias, Tensor)):
             raise argument_error(
-                name, "bias", "a tensor as h is, or None", f"a {type(bias).__name__}"
+                name, "bias", "a tensor like h, or None", f"a {type(bias).__name__}"
             )
         check_head(name, ("h", "weight", "bias"), h, weight, bias)
         check_targets(name, targets, h)
@@ -207,12 +212,12 @@ def check_head(
     like: tuple[Tensor, int] | None = None,
     narrow: bool = False,
 ) -> None:
-    """Refuse h [..., d], weight [V, d] and bias [V] that do not go together.
+    """Raise an error if shapes, dtypes or devices of one head do not match.
 
     Args:
-        names: of the three arguments.
+        names: names of the three arguments, h [..., d], weight [V, d] and bias [V].
         like: the h and V of an earlier head.
-        narrow: whether the weight may be of half precision where h is float32.
+        narrow: whether the weight may be of half precision if h is float32.
     """
     of_h, of_weight, of_bias = names
     leading, vocabulary = (["..."], "V") if like is None else ([*like[0].shape[:-1]], like[1])
@@ -241,10 +246,10 @@ def _mixed(
     mix: Mix | None,
     targets: Tensor,
 ) -> Heads:
-    """h, weight and bias of the weighted sum of several heads, which have been checked.
+    """Return h, weight and bias of the weighted sum of several heads, which have been checked.
 
     Raises:
-        ArgumentError: `mix` is of another length, shape or device.
+        ArgumentError: `mix` has a wrong length, shape or device.
     """
     count = len(hidden)
     shares: list[Any]
@@ -272,26 +277,26 @@ def _mixed(
     if not per_row:
         scaled = [_scaled(b, share) for b, share in given]
         return h, weights, functools.reduce(torch.add, scaled)
-    # Biases that each row weights in its own way are one more product, of their number's width.
+    # Biases with different weights in each row are one more matrix product, over the heads.
     of_bias = torch.stack([b for b, _ in given], dim=1)
     columns = torch.cat([share for _, share in given], dim=1)
     return [*h, columns.to(of_bias.dtype)], [*weights, of_bias], None
 
 
 def _is_wider(h: Tensor, weight: Tensor) -> bool:
-    """Whether h is float32 beside a weight of half precision."""
+    """Whether h is float32 and the weight is of half precision."""
     half = (torch.bfloat16, torch.float16)
     return h.dtype == torch.float32 and weight.dtype in half and weight.device == h.device
 
 
 def _folded(h: Tensor, share: Tensor | float, weight: Tensor) -> Tensor:
-    """A head's input with its share, rounded once; to the weight's dtype where that is narrower."""
+    """Multiply h by its share and round once, to the weight's dtype if it is narrower."""
     return _scaled(h, share).to(weight.dtype if _is_wider(h, weight) else h.dtype)
 
 
 def _scaled(x: Tensor, share: Tensor | float) -> Tensor:
     if isinstance(share, Tensor):
-        # Numbers stay where the share is 0, for its gradient; 0 · inf would be NaN.
+        # Finite numbers are kept where the share is 0, for its gradient; 0 · inf would be NaN.
         x = torch.where(share == 0, x.nan_to_num(0.0, 0.0, 0.0), x)
     elif share == 1:
         return x
@@ -300,14 +305,15 @@ def _scaled(x: Tensor, share: Tensor | float) -> Tensor:
 
 def _kernels_can_serve(call: HeadsCall) -> Answer:
     if len(call.h) > MAX_HEADS:
-        return False, f"it takes at most {MAX_HEADS} products, got {len(call.h)}"
+        return False, f"it supports at most {MAX_HEADS} products, got {len(call.h)}"
     return True, ""
 
 
 def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
-    """By reasoning, not measured: half-precision products run on the matrix units.
+    """Estimated, not measured: true for half-precision products, which run on the tensor cores.
 
-    Rows that load slowly, at no multiple of 16 elements, do so too: all logits are the alternative.
+    This includes rows that load slowly because their stride is not a multiple of 16 elements, since
+    the alternative would store all logits.
     """
     if autocast_dtype(call) == torch.float32:
         return False, "the library's float32 products are faster"
@@ -315,49 +321,50 @@ def _kernels_pay(call: LseCall | HeadLossCall) -> Answer:
 
 
 def _kernels_pay_for_a_loss(call: HeadLossCall) -> Answer:
-    """By counting products and passes over memory, not measured."""
+    """Estimated from the number of products and passes over memory, not measured."""
     if call.reduction == "none" or not _gradients_fit(call)[0]:
         return True, ""
     if differentiated(call):
-        return False, "gradients made beside the loss take three products, afterwards four"
+        return False, "gradients computed with the loss take three products, afterwards four"
     if any(x.stride(0) % 16 for x in (*call.h, *call.weight) if x.shape[-1] > MAX_HEADS):
-        return False, "rows that start at no multiple of 16 elements load slowly"
+        return False, "rows whose stride is not a multiple of 16 elements load slowly"
     return _kernels_pay(call)
 
 
 def _library_can_serve(call: HeadLossCall) -> Answer:
     ok, reason = dispatch.triton_can_run(call.h[0])
     if ok and call.reduction == "none" and differentiated(call):
-        return False, "gradients of single rows' losses are not known beside the loss"
+        return False, "gradients of single rows' losses cannot be computed with the loss"
     return _gradients_fit(call) if ok else (False, reason)
 
 
 def _gradients_fit(call: HeadLossCall) -> Answer:
-    """Whether the dtype holds gradients that have not been multiplied by a loss scale.
+    """Whether the dtype can represent gradients that have not been multiplied by a loss scale.
 
-    One of float16 is applied to the loss, after its gradients are made; a probability over the
-    number of rows is often below the smallest number of float16.
+    A loss scale is applied to the loss, after its gradients have been computed; a probability
+    divided by the number of rows is often below the smallest float16 number.
     """
     if autocast_dtype(call) == torch.float16 and differentiated(call):
-        return False, "float16 gradients made beside the loss vanish before a loss scale is applied"
+        reason = "float16 gradients computed with the loss underflow before a loss scale is applied"
+        return False, reason
     return True, ""
 
 
 def saves(call: HeadsCall) -> Answer:
-    """On a CPU few logits are sooner made at once, and take little memory."""
+    """Whether chunks save memory: not for few logits on a CPU, which is faster without chunks."""
     h = call.h[0]
     if h.device.type == "cpu" and h.shape[0] * call.weight[0].shape[0] <= FEW_ELEMENTS:
-        return False, f"it saves nothing to speak of on at most {FEW_ELEMENTS} logits"
+        return False, f"at most {FEW_ELEMENTS} logits take little memory"
     return True, ""
 
 
 def _chunks_pay(call: LseCall | HeadLossCall) -> Answer:
-    """Where it saves memory, with products as fast as the formula's."""
+    """True if it saves memory and its products are as fast as the formula's."""
     dtype = call.h[0].dtype
     if dtype not in (torch.float32, torch.float64):
-        many = f"; the formula takes more than {MAX_HEADS} heads, with all logits in memory"
-        left = many if len(call.h) > MAX_HEADS else ""
-        return False, f"it widens what {dtype} products give{left}"
+        many = f"; eager supports more than {MAX_HEADS} heads, with all logits in memory"
+        more = many if len(call.h) > MAX_HEADS else ""
+        return False, f"it converts {dtype} products to float32{more}"
     if dtype == torch.float32 and autocast_dtype(call) != torch.float32:
         return False, "its products would be float32, slower than autocast's"
     return saves(call)
@@ -390,12 +397,12 @@ _CROSS_ENTROPY = Operation(
 
 
 class Workspace(NamedTuple):
-    """What `linear_cross_entropy` holds beside its inputs while it makes a loss and its gradients.
+    """Memory that `linear_cross_entropy` needs in addition to its inputs, for loss and gradients.
 
     Args:
-        implementation: that serves.
-        rows: whose logits are in memory together.
-        nbytes: at the worst moment.
+        implementation: name of the implementation that is used.
+        rows: number of rows whose logits are in memory at the same time.
+        nbytes: peak number of bytes.
     """
 
     implementation: str
@@ -406,23 +413,25 @@ class Workspace(NamedTuple):
 def loss_workspace(
     rows: int, width: int, vocabulary: int, *, itemsize: int, device: str, head_bytes: int
 ) -> Workspace:
-    """Of `mean` or `sum`, with gradients, as it is chosen by itself.
+    """Return the workspace of a loss with reduction `mean` or `sum` and gradients.
+
+    The implementation is the automatic choice's.
 
     Args:
         rows: N.
         width: d.
         vocabulary: V.
-        itemsize: of a number that a product reads: 4 in float32, 2 under bf16 autocast.
-        device: its type, `cpu` or `cuda`.
-        head_bytes: of the gradients of weight and bias; 0 where they do not train.
+        itemsize: bytes of an element of the products' inputs: 4 in float32, 2 under bf16 autocast.
+        device: device type, `cpu` or `cuda`.
+        head_bytes: bytes of the gradients of weight and bias; 0 if these are frozen.
     """
     if device != "cuda" and rows * vocabulary <= FEW_ELEMENTS:
-        # The logits' logarithms, the gradient by these and the gradient by the logits.
+        # The log-probabilities, and the gradients of these and of the logits.
         return Workspace("eager", rows, 3 * torch.float32.itemsize * rows * vocabulary)
     gradients = itemsize * rows * width + head_bytes
     if device == "cuda":
         name, part = "cublas", cublas.rows_at_a_time(rows, vocabulary, itemsize, head_bytes > 0)
     else:
         name, part = "chunked", chunked.rows_at_a_time(rows, vocabulary)
-    # In the end the gradients are multiplied by that of the loss itself, into new memory.
+    # At the end the gradients are multiplied by the gradient of the loss, into new memory.
     return Workspace(name, part, gradients + max(itemsize * part * vocabulary, gradients))

@@ -1,17 +1,17 @@
-"""Operations on heads by the library's products alone, some of the logits at a time.
+"""Operations on heads with the library's matrix products, a part of the logits at a time.
 
-`linear_lse_gather` takes one tile of logits after the other: as many rows as make the products
-efficient, by as many columns of the vocabulary as keep it in the caches, where its exponentials are
-taken next. On a CPU the compiled extension takes them in one pass (csrc/cpu/logit_tile.cpp);
-without it, and elsewhere, torch's own passes do.
+`linear_lse_gather` computes the logits tile by tile. A tile has enough rows for efficient products,
+and few enough columns of the vocabulary to stay in the caches, where the exponentials are computed
+next. On a CPU the compiled extension computes these in one pass (csrc/cpu/logit_tile.cpp); without
+the extension, and on other devices, torch operations do.
 
-`linear_cross_entropy` and `linear_kl` have their gradients made beside the loss, all columns of
-some rows at a time. The gradient of a row's logits is at hand when its loss is, so making the
-products with it there saves keeping the logits or making them again: three products, where
-recomputing takes four. The gradient of the loss, one number, is multiplied in afterwards.
+`linear_cross_entropy` and `linear_kl` compute their gradients together with the loss, all columns
+of some rows at a time. The gradient of a row's logits is available as soon as its loss is. Using it
+immediately avoids storing or recomputing the logits: this takes three matrix products, recomputing
+would take four. The gradient of the loss itself, a scalar, is multiplied in afterwards.
 
 In half precision logits and sums over rows are float32, and the gradient of the logits is rounded
-for the products with it.
+to half precision for the products with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from fastgrow.ops.heads import reference
 from fastgrow.ops.heads.heads import (
     HeadsCall,
     add_products,
-    beside_its_gradients,
     check_targets_in_range,
     differentiable_terms,
     differentiated,
@@ -42,6 +41,7 @@ from fastgrow.ops.heads.heads import (
     like_gradients,
     like_loss,
     loss_of,
+    loss_with_gradients,
     losses_of,
     parts_of,
     rounded,
@@ -51,17 +51,17 @@ from fastgrow.ops.heads.heads import (
     tiles_of,
 )
 
-# Logits of a tile: 8 MB in float32 on a CPU. A GPU has no use for tiles that small.
+# Logits of a tile: 8 MB in float32 on a CPU. A GPU needs larger tiles.
 TILE_ELEMENTS, TILE_ELEMENTS_ON_GPU, TILE_ROWS = 1 << 21, 1 << 23, 2048
-# Logits of whole rows held at a time: 32 MB in float32. Fewer rows make the products inefficient,
-# more leave the caches without saving any.
+# Logits of whole rows that are stored at a time: 32 MB in float32. Fewer rows make the products
+# inefficient; more rows exceed the caches without any benefit.
 CHUNK_ELEMENTS, MIN_ROWS, MAX_ROWS = 1 << 23, 16, 256
 
 
 def linear_lse_gather(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of some rows and columns, their sums, and the next ones in the same memory.
+    """Compute the results tile by tile, reusing the memory of the logits.
 
-    Autocast rounds h and weight here as it does for the formula, but not the logits.
+    Under autocast h and weight are rounded as for the formula, but not the logits.
     """
     call = rounded(call)
     with torch.autocast(call.h[0].device.type, enabled=False):
@@ -69,7 +69,7 @@ def linear_lse_gather(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tiles(call: HeadsCall) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
-    """Rows, columns, their logits less the bias, and the bias of the columns where there is one."""
+    """Yield rows, columns, their logits without the bias, and the columns' bias if there is one."""
     h = call.h[0]
     height = max(1, min(TILE_ROWS, h.shape[0]))
     elements = TILE_ELEMENTS if h.device.type == "cpu" else TILE_ELEMENTS_ON_GPU
@@ -82,7 +82,7 @@ def tiles(call: HeadsCall) -> Iterator[tuple[slice, slice, Tensor, Tensor | None
 
 @operator(empty_terms)
 def linear_lse_chunked(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, target_logit and the mean logit or an empty tensor."""
+    """Return lse, target_logit, and the mean logit or an empty tensor."""
     targets = call.targets.long().contiguous()
     return (_native_terms if _native_serves(call) else _torch_terms)(call, targets)
 
@@ -125,7 +125,7 @@ def _torch_terms(call: LseCall, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @operator(like_gradients)
 def linear_lse_chunked_backward(call: LseGradientCall) -> list[Tensor]:
-    """Gradients in the order of `needs`: each h, each weight, the bias."""
+    """Return the gradients in the order of `needs`: each h, each weight, the bias."""
     wide = wide_dtype(call.h[0].dtype)
     targets = call.targets.long().contiguous()
     found = empty_gradients(call, call.needs, of_h=wide, of_others=wide)
@@ -160,8 +160,8 @@ def _torch_gradient_(
     of_target: Tensor,
     of_each: Tensor | None,
 ) -> None:
-    """What the extension's `logit_tile_gradient_` does."""
-    # A row without any mass has no gradient through it.
+    """The extension's `logit_tile_gradient_` in torch operations."""
+    # The log-sum-exp of a row whose logits are all −inf has no gradient.
     pivot = torch.where(lse == float("-inf"), 0, lse)[:, None]
     dz = _with_bias(z, bias).sub_(pivot).exp_().mul_(of_lse[:, None])
     if of_each is not None:
@@ -171,15 +171,15 @@ def _torch_gradient_(
 
 
 def rows_at_a_time(rows: int, vocabulary: int) -> int:
-    """How many rows of logits to hold."""
+    """Return the number of rows whose logits are stored at a time."""
     return max(MIN_ROWS, min(MAX_ROWS, CHUNK_ELEMENTS // vocabulary, rows))
 
 
 def linear_cross_entropy(call: HeadLossCall) -> Tensor:
-    """The library's products on some rows at a time.
+    """Compute loss and gradients together, a part of the rows at a time.
 
-    Losses of rows have gradients of their own, which are not known beside the loss; those of
-    float16 would vanish before a loss scale is applied. Both take the general way.
+    Two cases go through `linear_lse_gather` instead: single rows' losses, whose incoming gradients
+    are not known yet, and float16, whose gradients would underflow before a loss scale is applied.
     """
     is_half = call.h[0].dtype == torch.float16
     if (call.reduction == "none" or is_half) and differentiated(call):
@@ -192,7 +192,7 @@ def linear_cross_entropy(call: HeadLossCall) -> Tensor:
 def linear_cross_entropy_chunked(
     call: HeadLossCall, needs: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Each row's loss, and the gradients of their sum or mean."""
+    """Return each row's loss, and the gradients of their sum or mean."""
     check_targets_in_range(call)
     targets, smoothing = call.targets, call.label_smoothing
     if not any(needs):
@@ -210,12 +210,12 @@ def linear_cross_entropy_chunked(
         if smoothing > 0:
             torch.mean(z, 1, out=means[rows])
         pivot = z.amax(1)
-        # A row of infinities has no pivot that would leave numbers.
+        # If the largest logit is infinite, subtracting it would give NaN.
         pivot = torch.where(pivot.isfinite(), pivot, 0)
         sums = z.sub_(pivot[:, None]).exp_().sum(1)
         lse[rows] = pivot + sums.log()
-        # Of dz = factor · z; a row that counts nothing has none. In others a 0, which is a rounded
-        # number as every other, would leave nothing to divide the target's part by.
+        # dz = factor · z; the factor of an ignored row is 0. In other rows 1 + 2 · z_loss · lse
+        # could be rounded to 0, and the target's part could not be divided by it.
         of_lse = 1 + 2 * call.z_loss * lse[rows]
         of_lse = torch.where(of_lse == 0, torch.finfo(z.dtype).eps, of_lse)
         factor = share[rows] * of_lse / sums
@@ -227,23 +227,23 @@ def linear_cross_entropy_chunked(
     return losses_of(terms, call), finished(call, gradients)
 
 
-_cross_entropy = beside_its_gradients(
+_cross_entropy = loss_with_gradients(
     "linear_cross_entropy", HeadLossCall, linear_cross_entropy_chunked, loss_of
 )
 
 
 def can_differentiate(call: KlCall) -> Answer:
-    """Whether the gradients that a call wants can be made beside the loss."""
+    """Whether the gradients that a call needs can be computed together with the loss."""
     if call.reduction == "none" and differentiated(call):
-        return False, "gradients of single rows' losses are not served"
+        return False, "it does not support gradients of single rows' losses"
     return True, ""
 
 
 def linear_kl(call: KlCall, kl: Callable[[KlCall], Tensor] | None = None) -> Tensor:
-    """The library's products on some rows at a time; no logits are ever in memory at once.
+    """Compute loss and gradients a part of the rows at a time, without storing all logits.
 
     Args:
-        kl: makes the rows' losses, or their sum, and its gradients; this module's own by default.
+        kl: computes the rows' losses, or their sum and its gradients; by default in torch.
     """
     dtype = compute_dtype(call.h[0])
     call = in_autocast(call)._replace(
@@ -252,14 +252,14 @@ def linear_kl(call: KlCall, kl: Callable[[KlCall], Tensor] | None = None) -> Ten
         teacher_bias=[in_dtype(b, dtype) for b in call.teacher_bias],
     )
     loss = (kl or _kl)(call)
-    # Divided last: without a row that counts it is 0 / 0, as it is in the formula.
+    # Divided last: if no row counts this is 0 / 0 = NaN, as in the formula.
     return loss / call.counts.sum() if call.reduction == "mean" else loss
 
 
 def like_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
     wide = wide_dtype(call.h[0].dtype)
     return (
-        # `len` would make a symbolic number of rows a constant.
+        # `len` would specialise a symbolic number of rows.
         call.h[0].new_empty(call.h[0].shape[0], dtype=wide),
         empty_gradients(call, needs, of_others=wide),
     )
@@ -267,9 +267,9 @@ def like_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
 
 @operator(like_kl)
 def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    """Each row's loss, and the gradients of the sum of those that count, some rows at a time.
+    """Return each row's loss, and the gradients of the sum over the rows that count.
 
-    dz_n = T · (q_n − p_n) is at hand when the loss is.
+    dz_n = T · (q_n − p_n) is available when the loss is.
     """
     losses, gradients = like_kl(call, needs)
     vocabulary, T = call.weight[0].shape[0], call.temperature
@@ -288,9 +288,9 @@ def linear_kl_chunked(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Ten
 
 
 def rows_or_sum(losses: Tensor, call: KlCall) -> Tensor:
-    # A row that does not count may hold anything.
+    # The loss of a row that does not count may be NaN.
     losses = torch.where(call.counts, losses, 0)
     return losses if call.reduction == "none" else losses.sum()
 
 
-_kl = beside_its_gradients("linear_kl", KlCall, linear_kl_chunked, rows_or_sum)
+_kl = loss_with_gradients("linear_kl", KlCall, linear_kl_chunked, rows_or_sum)

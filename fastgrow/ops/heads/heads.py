@@ -1,7 +1,7 @@
-"""What implementations of operations on linear heads share.
+"""Code that implementations of operations on linear heads share.
 
-Every call on heads begins with the fields h, weight and bias. Their logits are made a part at a
-time, and so are the products with the logits' gradient.
+Every call on heads starts with the fields h, weight and bias. Their logits, and the products with
+the logits' gradient, are computed a part at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastgrow.errors import argument_error
 from fastgrow.kernels.calls import HeadLossCall, KlCall, LseCall, LseGradientCall
 from fastgrow.ops.core.checks import outside
 from fastgrow.ops.core.dtypes import compute_dtype, in_dtype, wide_dtype
-from fastgrow.ops.core.registration import distinct, needs_gradient, refuse_double_backward
+from fastgrow.ops.core.registration import distinct, forbid_double_backward, needs_gradient
 
 HeadsCall = LseCall | LseGradientCall | HeadLossCall | KlCall
 C = TypeVar("C", LseCall, HeadLossCall, KlCall)
@@ -25,7 +25,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def check_reduction(operation: str, reduction: str) -> None:
-    """Refuse a reduction that is none of `REDUCTIONS`."""
+    """Raise an error if a reduction is not one of `REDUCTIONS`."""
     if reduction not in REDUCTIONS:
         raise argument_error(
             operation, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(reduction)
@@ -33,9 +33,9 @@ def check_reduction(operation: str, reduction: str) -> None:
 
 
 def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    """Losses of rows, zero where the target is ignored, to the loss asked for.
+    """Reduce the losses of rows, which are zero for ignored targets.
 
-    The mean is over the targets that are not ignored; NaN without any, as torch has it.
+    The mean is over the targets that are not ignored; NaN if all are ignored, as in torch.
     """
     if reduction == "none":
         return losses
@@ -44,30 +44,30 @@ def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) 
 
 
 def loss_of(losses: Tensor, call: HeadLossCall) -> Tensor:
-    """Losses of rows to the loss that a call asks for."""
+    """Reduce the losses of rows as the call requests."""
     return reduced(losses, call.targets, call.ignore_index, call.reduction)
 
 
 def tensors(call: HeadsCall) -> list[Tensor | None]:
-    """Everything that may have a gradient: each h, each weight and the bias."""
+    """Return all tensors that may have a gradient: each h, each weight and the bias."""
     return [*call.h, *call.weight, call.bias]
 
 
 def autocast_dtype(call: HeadsCall) -> torch.dtype:
-    """Of the products: autocast's where it is on."""
+    """Return the dtype of the products: autocast's if it is on."""
     h = call.h[0]
     return compute_dtype(h) if torch.is_autocast_enabled(h.device.type) else h.dtype
 
 
 def in_autocast(call: C) -> C:
-    """The call with heads in autocast's dtype where it is on."""
+    """Return the call with heads converted to autocast's dtype if it is on."""
     if not torch.is_autocast_enabled(call.h[0].device.type):
         return call
     return _converted(call, compute_dtype(call.h[0]))
 
 
 def rounded(call: C) -> C:
-    """The call with heads as autocast rounds them, in the dtype they have."""
+    """Return the call with heads rounded as under autocast, but in their original dtype."""
     narrow = in_autocast(call)
     return call if narrow is call else _converted(narrow, call.h[0].dtype)
 
@@ -81,15 +81,15 @@ def _converted(call: C, dtype: torch.dtype) -> C:
 
 
 def terms_call(call: HeadLossCall) -> LseCall:
-    """What a loss is made of."""
+    """Return the `linear_lse_gather` call that a loss is computed from."""
     return LseCall(*call[:4], call.label_smoothing > 0)
 
 
 def empty_terms(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for lse, target logit, and mean logit where it is wanted."""
+    """Allocate lse, target logit, and mean logit if it is needed."""
     n = call.h[0].shape[0]
-    room = functools.partial(call.h[0].new_empty, dtype=wide_dtype(call.h[0].dtype))
-    return room(n), room(n), room(n if call.with_mean else 0)
+    allocate = functools.partial(call.h[0].new_empty, dtype=wide_dtype(call.h[0].dtype))
+    return allocate(n), allocate(n), allocate(n if call.with_mean else 0)
 
 
 def empty_gradients(
@@ -99,32 +99,32 @@ def empty_gradients(
     of_h: torch.dtype | None = None,
     of_others: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Room for each h, each weight and the bias, where needed; an operator returns as many always.
+    """Allocate the gradients of each h, each weight and the bias; empty ones if not needed.
 
-    Without rows they are zeros: there will be nothing to write.
+    Without rows they are zeros, because nothing will be written to them.
 
     Args:
-        of_h, of_others: dtypes; those of the tensors without.
+        of_h, of_others: dtypes of the gradients; None for those of the tensors.
     """
     rows = call.h[0].shape[0]
-    # A symbolic number of rows is not asked for its value.
-    room = Tensor.new_zeros if isinstance(rows, int) and rows == 0 else Tensor.new_empty
+    # A symbolic number of rows is not compared, to avoid a guard.
+    allocate = Tensor.new_zeros if isinstance(rows, int) and rows == 0 else Tensor.new_empty
     found = []
     for k, (x, needed) in enumerate(zip(tensors(call), needs, strict=True)):
         like = call.h[0] if x is None else x
         dtype = of_h if k < len(call.h) else of_others
-        found.append(room(like, like.shape if needed else (0,), dtype=dtype or like.dtype))
+        found.append(allocate(like, like.shape if needed else (0,), dtype=dtype or like.dtype))
     return found
 
 
 def finished(call: HeadsCall, gradients: list[Tensor]) -> list[Tensor]:
-    """Sums in the dtypes of what they are gradients of."""
+    """Convert the sums to the dtypes of the tensors that they are gradients of."""
     pairs = zip(gradients, tensors(call), strict=True)
     return [g if x is None else g.to(x.dtype) for g, x in pairs]
 
 
 def losses_of(terms: tuple[Tensor, Tensor, Tensor], call: HeadLossCall) -> Tensor:
-    """Each row's loss; 0 where the target is ignored, NaN where it is out of range."""
+    """Return each row's loss; 0 if the target is ignored, NaN if it is out of range."""
     lse, target_logit, mean = terms
     smoothing, targets = call.label_smoothing, call.targets
     expected = (1 - smoothing) * target_logit + smoothing * mean if smoothing else target_logit
@@ -136,44 +136,44 @@ def losses_of(terms: tuple[Tensor, Tensor, Tensor], call: HeadLossCall) -> Tenso
 
 
 def targets_in(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Which targets lie in a tile, and an index [rows, 1] that is safe for the others too."""
+    """Return which targets are in a tile, and their column index [rows, 1], 0 for the others."""
     here = (targets >= columns.start) & (targets < columns.stop)
     return here, torch.where(here, targets - columns.start, 0).long()[:, None]
 
 
 def check_targets_in_range(call: HeadLossCall) -> None:
-    """On a CPU, where it costs no synchronisation, refuse targets out of range."""
+    """On a CPU, where no synchronisation is needed, raise an error for targets out of range."""
     is_read = call.targets.device.type == "cpu" and not torch.compiler.is_compiling()
     if is_read and outside(call.targets, 0, call.weight[0].shape[0], call.ignore_index).any():
         raise IndexError("target out of range")
 
 
 def row_shares(call: HeadLossCall, dtype: torch.dtype) -> Tensor:
-    """By how much each row counts in the loss, [N]."""
+    """Return the weight of each row in the loss, [N]."""
     kept = call.targets != call.ignore_index
     counts = kept.to(dtype)
     return counts / kept.sum().clamp(min=1) if call.reduction == "mean" else counts
 
 
 def differentiated(call: HeadsCall) -> bool:
-    """Will autograd ask for any gradient of the heads?"""
+    """Whether autograd needs any gradient of the heads."""
     return needs_gradient(*call.h, *call.weight, call.bias)
 
 
 def parts_of(count: int, size: int) -> list[slice]:
-    """Runs of `size` that cover the first `count` of something; the last may be shorter."""
+    """Return slices of `size` that cover range(count); the last may be shorter."""
     return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
 
 
 def part(x: Tensor, run: slice) -> Tensor:
-    """x[run]; x itself where that is all, which costs the host nothing."""
+    """Return x[run], or x itself if that is all of it, which saves host time."""
     return x if run.stop - run.start == x.shape[0] else x[run]
 
 
 def tiles_of(
     call: HeadsCall, height: int, width: int, dtype: torch.dtype
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Some rows and columns, and memory for their logits, which those of the next will take over.
+    """Yield rows, columns, and memory for their logits; each tile reuses the same memory.
 
     All columns of the first rows come first, then those of the next rows.
     """
@@ -182,7 +182,7 @@ def tiles_of(
         for columns in parts_of(call.weight[0].shape[0], width):
             shape = rows.stop - rows.start, columns.stop - columns.start
             whole = shape == memory.shape
-            # A part of it, as close together; asking for all of it would cost the host a little.
+            # A contiguous part of the memory; a view of all of it would cost host time.
             z = memory if whole else memory.view(-1)[: shape[0] * shape[1]].view(shape)
             yield rows, columns, z
 
@@ -199,7 +199,7 @@ def fill_logits(
         if a.dtype == z.dtype or a.device.type == "cuda":
             accumulate(z, a, b, first=first)
         else:
-            # Rounded as the formula's are: a wide copy of the weight would take more than `z`.
+            # Rounded as in the formula: a wide copy of the weight would take more memory than `z`.
             (z.copy_ if first else z.add_)(a @ b)
 
 
@@ -212,12 +212,12 @@ def add_products(
     dz: Tensor,
     factor: Tensor | None = None,
 ) -> None:
-    """What the gradient of these rows' and columns' logits adds to each gradient that is needed.
+    """Add the products with the logits' gradient of one tile to the gradients that are needed.
 
     Args:
         dz: [rows, columns], rounded to the heads' dtype for the products; may be overwritten.
-        factor: [rows], still to be multiplied into `dz`; multiplied into the smaller h and dh where
-            nothing is rounded.
+        factor: [rows], still to be multiplied into `dz`; multiplied into the smaller h and dh
+            instead if nothing is rounded.
     """
     count, first, dtype = len(call.h), rows.start == 0, call.h[0].dtype
     if factor is not None and dz.dtype != dtype:
@@ -239,9 +239,9 @@ def add_products(
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-    """total += a · b, or total = a · b for the first of them.
+    """Compute total += a · b, or total = a · b for the first product.
 
-    A float32 total of half-precision products is not rounded to half precision on the way.
+    A float32 total of half-precision products is not rounded to half precision in between.
     """
     if a.dtype == total.dtype:
         if first:
@@ -260,7 +260,7 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
 
 @functools.cache
 def _adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this torch adds half-precision products to a float32 matrix in one call."""
+    """Whether this torch version adds half-precision products to a float32 matrix in one call."""
     a = torch.zeros(16, 16, dtype=dtype, device=device)
     total = torch.zeros(16, 16, device=device)
     try:
@@ -276,13 +276,13 @@ def differentiable_heads(
     forward: Callable[..., Any],
     backward: Callable[..., Sequence[Tensor | None]],
 ) -> Callable[..., Any]:
-    """`differentiable` of core/registration.py, for a call on heads, whose tensors are in lists.
+    """`differentiable` of core/registration.py for a call on heads, whose tensors are in lists.
 
-    With `create_graph=True` it raises at once: gradients that are made beside the loss depend on
-    nothing that could say so later.
+    With `create_graph=True` it raises an error in the first backward: gradients that were computed
+    with the loss have no graph that could raise it later.
 
     Args:
-        backward: gives the gradients of `tensors(call)`.
+        backward: returns the gradients of `tensors(call)`.
     """
 
     def run_forward(ctx: Any, *values: Any) -> Any:
@@ -290,7 +290,7 @@ def differentiable_heads(
         return forward(ctx, record(flat[:count], flat[count : 2 * count], *flat[2 * count :]))
 
     def run_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_double_backward(operation)
+        forbid_double_backward(operation)
         found = backward(ctx, *gradients)
         return (*found, *[None] * (len(ctx.needs_input_grad) - len(found)))
 
@@ -299,18 +299,21 @@ def differentiable_heads(
     return lambda h, weight, *rest: function.apply(*distinct((*h, *weight, *rest)), len(h))
 
 
-def beside_its_gradients(
+def loss_with_gradients(
     operation: str,
     record: type[Any],
     operator: Callable[..., tuple[Tensor, list[Tensor]]],
     reduce: Callable[[Tensor, Any], Tensor],
 ) -> Callable[[Any], Tensor]:
-    """A loss whose gradients are ready when it is; that of the loss itself is multiplied in later.
+    """Return a function that computes a loss and its gradients together.
+
+    In the backward pass the gradients are multiplied by the gradient of the loss itself.
 
     Args:
-        operator: gives, of `(*call, needs)`, the rows' losses, and the gradients of the loss that
-            is asked for by `tensors(call)`; empty ones for those not needed.
-        reduce: gives that loss, of `(losses, call)`. Single rows' losses get no gradients.
+        operator: computes from `(*call, needs)` the rows' losses and the gradients of the reduced
+            loss with respect to `tensors(call)`; empty tensors for those not needed.
+        reduce: computes the reduced loss from `(losses, call)`. Single rows' losses get no
+            gradients.
     """
 
     def forward(ctx: Any, call: Any) -> Tensor:
@@ -319,7 +322,7 @@ def beside_its_gradients(
         return reduce(losses, call)
 
     def backward(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-        # Autograd rounds them to the dtypes of their tensors.
+        # Autograd converts them to the dtypes of their tensors.
         ready = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         return [g * grad if needed else None for g, needed in ready]
 
@@ -335,20 +338,20 @@ def beside_its_gradients(
 
 
 def like_loss(call: HeadLossCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    """What an operator gives that makes rows' losses, and the gradients of the loss asked for."""
+    """Return empty results of an operator that computes rows' losses and gradients of the loss."""
     return empty_terms(terms_call(call))[0], empty_gradients(call, needs)
 
 
 def like_gradients(call: LseGradientCall) -> list[Tensor]:
-    """What an operator gives for its backward pass."""
+    """Return empty results of an operator that computes gradients."""
     return empty_gradients(call, call.needs)
 
 
 def differentiable_terms(forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
-    """`linear_lse_gather` by two operators, of an `LseCall` and of an `LseGradientCall`.
+    """Return `linear_lse_gather` from two operators, of an `LseCall` and an `LseGradientCall`.
 
-    Kept are the inputs and one number a row; the backward pass makes the logits again, a part at a
-    time. With p = softmax(z) their gradient is
+    The inputs and one number per row are saved for the backward pass, which recomputes the logits,
+    a part at a time. With p = softmax(z) their gradient is
 
         dz_nv = dlse_n · p_nv + dmean_n / V + dtarget_n · [v = target_n]
     """

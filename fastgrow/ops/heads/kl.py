@@ -1,4 +1,4 @@
-"""How far one linear head's predictions are from those of a teacher, for distillation.
+"""Distillation loss: KL divergence of a linear head's predictions from a teacher's.
 
     z_n = h_n · weightᵀ + bias                                       the student's logits
     t_n = Σ_k w_k · (h_k,n · weight_kᵀ + bias_k)                     the teacher's, of K heads
@@ -37,25 +37,25 @@ def linear_kl(
     reduction: str = "mean",
     impl: str | None = None,
 ) -> Tensor:
-    """Divergence of a student's predictions from a teacher's; only the student gets gradients.
+    """Return the KL divergence from a teacher to a student; only the student gets gradients.
 
     Args:
         h: [..., d] float, the student's hidden states.
-        weight: [V, d].
+        weight: [V, d], the student's head.
         teacher: K heads (h_k [..., d_k], weight_k [V, d_k], bias_k [V] or None), whose weighted
-            logits teach; of the student's dtype and device.
-        bias: [V], optional.
-        teacher_weights: w_k; 1/K each without.
-        counts: [...] bool, which rows count; all without.
+            logits are the teacher's logits; of the student's dtype and device.
+        bias: [V], optional bias of the student's head.
+        teacher_weights: w_k; 1/K each by default.
+        counts: [...] bool, the rows that contribute to the loss; all by default.
         temperature: T > 0.
-        reduction: `mean` over the rows that count (NaN if none does), `sum`, or `none`.
+        reduction: `mean` over the rows that count (NaN if there are none), `sum`, or `none`.
         impl: force an implementation.
 
     Returns:
         A scalar, or the leading shape of `h` for `none`; float32 for half-precision inputs.
 
     Raises:
-        ArgumentError: an option out of range, or shapes, dtypes or devices that do not go together.
+        ArgumentError: an option is out of range, or shapes, dtypes or devices do not match.
     """
     name = "linear_kl"
     check_reduction(name, reduction)

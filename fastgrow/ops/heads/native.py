@@ -1,8 +1,8 @@
-"""`linear_kl` on a GPU: the library's products, and the extension's passes over their logits.
+"""`linear_kl` on a GPU: cuBLAS matrix products, and the extension's kernels on their logits.
 
-Where `chunked` takes some ten passes of torch's over the logits of student and teachers, the
-extension takes two (csrc/cuda/logit_kl.cu): one for the losses, one that turns the student's logits
-into their gradient where they are. Products stay the library's.
+While `chunked` takes about ten passes over the logits of student and teachers, the extension takes
+two (csrc/cuda/logit_kl.cu): one for the losses, and one that replaces the student's logits by their
+gradient in place.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from fastgrow.ops.heads import chunked
 from fastgrow.ops.heads.heads import (
     add_products,
     autocast_dtype,
-    beside_its_gradients,
     differentiated,
+    loss_with_gradients,
     parts_of,
 )
 
 MAX_TEACHERS = 64
-# Logits of one model at a time: 128 MiB in half precision, of rows enough for efficient products.
+# Logits of one model that are stored at a time: 128 MiB in half precision, with enough rows for
+# efficient products.
 CHUNK_ELEMENTS = 1 << 26
-# What a block leaves of a part of a row (`Divergence` in logit_kl.cu).
+# Bytes that a thread block writes per part of a row (`Divergence` in logit_kl.cu).
 _DIVERGENCE_BYTES = 24
 
 
@@ -42,22 +43,22 @@ def can_serve(call: KlCall) -> Answer:
     if autocast_dtype(call) == torch.float64:
         return False, "it has no kernel for float64 on a GPU"
     if len(call.teacher_h) > MAX_TEACHERS:
-        return False, f"it takes at most {MAX_TEACHERS} teachers, got {len(call.teacher_h)}"
+        return False, f"it supports at most {MAX_TEACHERS} teachers, got {len(call.teacher_h)}"
     answer = chunked.can_differentiate(call)
     return answer if extension.loaded or not answer[0] else (False, extension.reason)
 
 
 def pays(call: KlCall) -> Answer:
-    """Whether the automatic choice should take it: see `native_pays`."""
+    """Whether the automatic choice should use it: see `native_pays`."""
     return native_pays("linear_kl", call.h, differentiated(call))
 
 
 @operator(chunked.like_kl)
 def native_linear_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tensor]]:
-    """Each row's loss, and the gradients of the sum of those that count, some rows at a time."""
+    """Return each row's loss, and the gradients of the sum over the rows that count."""
     losses, gradients = chunked.like_kl(call, needs)
     vocabulary, T = call.weight[0].shape[0], call.temperature
-    # Filled where it is: a copy from the host waits for the device.
+    # Filled on the device: a copy from the host would synchronise.
     scale = torch.stack([losses.new_full((), share / T) for share in call.shares])
     for rows in parts_of(len(losses), max(1, CHUNK_ELEMENTS // vocabulary)):
         z = F.linear(call.h[0][rows], call.weight[0], call.bias)
@@ -79,6 +80,6 @@ def native_linear_kl(call: KlCall, needs: list[bool]) -> tuple[Tensor, list[Tens
     return losses.mul_(T**2), gradients
 
 
-_kl = beside_its_gradients("linear_kl", KlCall, native_linear_kl, chunked.rows_or_sum)
+_kl = loss_with_gradients("linear_kl", KlCall, native_linear_kl, chunked.rows_or_sum)
 
 linear_kl = functools.partial(chunked.linear_kl, kl=_kl)

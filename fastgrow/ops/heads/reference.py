@@ -1,4 +1,4 @@
-"""The formulas, as they stand: all logits are in memory at once."""
+"""The formulas in plain PyTorch: all logits are in memory at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastgrow.ops.heads.heads import HeadsCall, reduced, targets_in
 
 
 def logits(call: HeadsCall) -> Tensor:
-    """All logits, [N, V]; float32 for half-precision inputs."""
+    """Return all logits, [N, V]; float32 for half-precision inputs."""
     z = widened(F.linear(call.h[0], call.weight[0], call.bias))
     for h, weight in zip(call.h[1:], call.weight[1:], strict=True):
         z = z + F.linear(h, weight).to(z.dtype)
@@ -20,7 +20,7 @@ def logits(call: HeadsCall) -> Tensor:
 
 
 def teacher_logits(call: KlCall) -> Tensor:
-    """The weighted sum of the teachers' logits, [N, V]."""
+    """Return the weighted sum of the teachers' logits, [N, V]."""
     h, weight = call.teacher_h[0], call.teacher_weight[0]
     total = h.new_zeros(h.shape[0], weight.shape[0], dtype=wide_dtype(h.dtype))
     for x, w, bias, share in zip(
@@ -31,7 +31,7 @@ def teacher_logits(call: KlCall) -> Tensor:
 
 
 def linear_lse_gather(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, target logit, and mean logit or an empty tensor."""
+    """Return lse, target logit, and mean logit or an empty tensor."""
     z = logits(call)
     here, index = targets_in(call.targets, slice(0, z.shape[1]))
     target_logit = torch.where(here, z.gather(1, index).squeeze(1), 0)
@@ -39,7 +39,7 @@ def linear_lse_gather(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def linear_cross_entropy(call: HeadLossCall) -> Tensor:
-    """torch's cross-entropy of the logits."""
+    """Return torch's cross-entropy of the logits."""
     z = logits(call)
     *_, targets, ignore_index, reduction, label_smoothing, z_loss = call
     loss = F.cross_entropy(
@@ -56,12 +56,12 @@ def linear_cross_entropy(call: HeadLossCall) -> Tensor:
 
 
 def linear_kl(call: KlCall) -> Tensor:
-    """The teacher's logits are in memory too."""
+    """Return the divergence; the teacher's logits are in memory too."""
     T = call.temperature
     with torch.no_grad():
         log_p = F.log_softmax(teacher_logits(call) / T, -1)
         p = log_p.exp()
     log_q = F.log_softmax(logits(call) / T, -1)
-    # Where p is 0 its logarithm is −inf, and the term is 0.
+    # For p = 0 the logarithm is −inf, and the term is 0.
     losses = T**2 * (torch.where(p > 0, log_p - log_q, 0) * p).sum(-1)
     return reduced(torch.where(call.counts, losses, 0), call.counts, False, call.reduction)

@@ -1,7 +1,7 @@
-"""`linear_lse_gather` by Triton kernels, and `linear_cross_entropy` from what it gives.
+"""`linear_lse_gather` with Triton kernels, and `linear_cross_entropy` from its results.
 
-Gradients of any reduction, z-loss and smoothing are those of a formula over [N] numbers, followed
-by the general backward of `linear_lse_gather`, which makes the logits a second time.
+Reduction, z-loss and label smoothing are a formula of [N] numbers, differentiated by autograd; then
+follows the backward of `linear_lse_gather`, which recomputes the logits.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from fastgrow.ops.heads.heads import (
     tiles_of,
 )
 
-# Gradients of logits held at a time: 128 MB in half precision. Slices of fewer than some thousand
-# words would make the products with them inefficient.
+# Gradients of logits that are stored at a time: 128 MB in half precision. Slices of fewer than a
+# few thousand tokens would make the products with them inefficient.
 SLICE_ELEMENTS, MIN_WORDS = 1 << 26, 2048
 
 
 def linear_lse_gather(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels of fastgrow.kernels.linear_lse."""
+    """Run the kernels of fastgrow.kernels.linear_lse."""
     call = in_autocast(call)
     return (_differentiable if differentiated(call) else linear_lse_triton)(*call)
 
 
 def linear_cross_entropy(call: HeadLossCall) -> Tensor:
-    """From the log-sum-exp of each row and its target's logit."""
+    """Compute the loss from the log-sum-exp of each row and its target's logit."""
     return loss_of(losses_of(linear_lse_gather(terms_call(call)), call), call)
 
 
 @launched_by("linear_lse.forward")
 def linear_lse_triton(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
-    """lse, target_logit and the mean logit or an empty tensor."""
+    """Return lse, target_logit, and the mean logit or an empty tensor."""
     return empty_terms(call)
 
 
 @operator(like_gradients)
 def linear_lse_triton_backward(call: LseGradientCall) -> list[Tensor]:
-    """dz of a slice of the vocabulary, and the products with it.
+    """Compute dz of one slice of the vocabulary at a time, and the products with it.
 
     A slice has all rows, so its part of dW is one product; dh is a sum over the slices.
     """
@@ -58,12 +58,12 @@ def linear_lse_triton_backward(call: LseGradientCall) -> list[Tensor]:
 
     n, vocabulary = call.h[0].shape[0], call.weight[0].shape[0]
     size = min(vocabulary, max(MIN_WORDS, SLICE_ELEMENTS // max(n, 1) // 256 * 256))
-    # In half precision a sum over slices needs a wider place than the gradient's.
+    # In half precision a sum over slices needs a wider dtype than the gradient's.
     gradients = empty_gradients(call, call.needs, of_h=torch.float32 if size < vocabulary else None)
     of_heads = readable(call)
     for rows, words, dz in tiles_of(call, n, size, call.h[0].dtype):
         sums = logits_gradient(of_heads, words.start, dz, with_sums=call.needs[-1])
-        # All but the bias's, which is the kernel's sums.
+        # All gradients except the bias's, which the kernel sums up.
         add_products(call, gradients, [*call.needs[:-1], False], rows, words, dz)
         if sums is not None:
             gradients[-1][words] = sums

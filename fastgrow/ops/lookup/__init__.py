@@ -1,4 +1,4 @@
-"""Lookup in a table of floats, bits or codes: `embedding`."""
+"""Embedding lookup in a table of floats, bits or codes: `embedding`."""
 
 from fastgrow.ops.lookup.call import MAX_CODE_BITS, embedding
 

@@ -1,15 +1,15 @@
-"""Embedding lookup with the lift to the model's width.
+"""Embedding lookup that repeats each feature up to the model's width.
 
     y[..., j] = value(ids, j // repeat)      for j in 0 … repeat · n_embed − 1
 
-Repeating features is how a table of any width feeds a wider model without a projection
-(arXiv 2507.07129, `scale = d_model // n_embed`). A value is one of
+Repeating features allows a narrow table in a wider model without a projection (arXiv 2507.07129,
+`scale = d_model // n_embed`). A value is one of
 
     table[id, s]                                a table of floats
     offset + scale · bit s of table[id]         a table of packed bits, or of integers (codes)
-    offset + scale · bit s of id                no table at all: the id is its own code
+    offset + scale · bit s of id                no table: the id is used as its code
 
-where bit 0 is the highest of `bits`. Only what is looked up is ever unpacked.
+where bit 0 is the highest of `bits`. Only the rows that are looked up are unpacked.
 """
 
 from __future__ import annotations
@@ -45,23 +45,24 @@ def embedding(
     Args:
         ids: [...] int64 or int32, each in [0, V).
         table: [V, n_embed] float, which may require a gradient; or with `bits`
-            [V, ⌈bits / 8⌉] uint8, packed with the first bit in the highest place of the first
-            byte; or [V] int64 or int32, a code for each id, of which the lowest `bits` count; or
-            None: the code is the id.
-        repeat: copies of each feature, side by side.
+            [V, ⌈bits / 8⌉] uint8, packed with the first bit in the most significant bit of the
+            first byte; or [V] int64 or int32, a code for each id, of which the lowest `bits` are
+            used; or None: the code is the id.
+        repeat: number of adjacent copies of each feature.
         bits: n_embed of a table of bits or codes; at most 63 for codes.
         offset: value of a bit that is 0.
-        scale: what a bit that is 1 adds to it.
-        vocab_size: V where there is no table; without, 2 ** bits, or 2⁶³ − 1 for 63 bits.
-        dtype: of the result, for bits and codes; torch's default dtype without.
+        scale: value that is added for a bit that is 1.
+        vocab_size: V if there is no table; by default 2 ** bits, or 2⁶³ − 1 for 63 bits.
+        dtype: dtype of the result for bits and codes; torch's default dtype by default.
         impl: force an implementation.
 
     Returns:
         [..., n_embed · repeat], dtype of a float `table`, otherwise `dtype`.
 
     Raises:
-        ArgumentError: wrong shapes, dtypes or devices; on a CPU also an id out of range (on other
-            devices only under FASTGROW_DEBUG=1: reading the ids costs a synchronisation).
+        ArgumentError: shapes, dtypes or devices are wrong, or an id is out of range. On devices
+            other than a CPU, ids are checked only under FASTGROW_DEBUG=1, because reading them
+            synchronises with the device.
     """
     check_ids(NAME, "ids", ids)
     if table is not None and ids.device != table.device:
@@ -83,17 +84,17 @@ def _check_table(
     vocab_size: int | None,
     dtype: torch.dtype | None,
 ) -> tuple[int, torch.dtype]:
-    """V and the dtype of the result."""
+    """Check the table and its options; return V and the dtype of the result."""
     if table is not None and vocab_size is not None:
-        raise ArgumentError(f"{NAME}: vocab_size is for lookups without a table, got {vocab_size}")
+        raise ArgumentError(f"{NAME}: vocab_size must be None if table is given, got {vocab_size}")
     if bits is None:
         if table is None:
-            raise ArgumentError(f"{NAME}: bits must be given where there is no table")
+            raise ArgumentError(f"{NAME}: bits must be given if table is None")
         check_float(NAME, "table", table)
         if table.dim() != 2:
             raise argument_error(NAME, "table", "of shape [V, n_embed]", describe(table))
         if (offset, scale) != (0.0, 1.0):
-            raise ArgumentError(f"{NAME}: offset and scale are for bits and codes, not for floats")
+            raise ArgumentError(f"{NAME}: offset and scale require bits, but the table has floats")
         if dtype not in (None, table.dtype):
             raise argument_error(NAME, "dtype", f"the table's, {table.dtype}", dtype)
         return table.shape[0], table.dtype

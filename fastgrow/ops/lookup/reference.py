@@ -1,4 +1,4 @@
-"""The formula of the lookup, as it stands."""
+"""The lookup in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastgrow.kernels.calls import EmbeddingCall
 
 
 def run(call: EmbeddingCall) -> Tensor:
-    """Plain PyTorch. On a CPU an id out of range is an IndexError."""
+    """Return the rows of the ids; on a CPU an id out of range raises an IndexError."""
     ids, table, rows, repeat, bits, low, high, dtype = call
     if bits is None:
         assert table is not None
@@ -32,7 +32,7 @@ def run(call: EmbeddingCall) -> Tensor:
 
 
 def _byte_values(low: float, high: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The values of the bits of every byte, the highest bit first: [256, 8]."""
+    """Return the values of the bits of every byte, the highest bit first: [256, 8]."""
     places = torch.arange(7, -1, -1, device=device)
     ones = (torch.arange(256, device=device)[:, None] >> places & 1).bool()
     zero, one = (torch.full((), v, dtype=dtype, device=device) for v in (low, high))
@@ -40,8 +40,8 @@ def _byte_values(low: float, high: float, dtype: torch.dtype, device: torch.devi
 
 
 def _own_codes(ids: Tensor, rows: int) -> Tensor:
-    """The ids. No table refuses one that is out of range, so that it is done here."""
-    # There may be more rows than an int32 counts.
+    """Return the ids as codes, after a range check: there is no table whose lookup would fail."""
+    # `rows` may not fit into int32.
     ids = ids.long()
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
         if bool(((ids < 0) | (ids >= rows)).any()):

@@ -1,4 +1,4 @@
-"""The lookup by a Triton kernel. It has no gradient: what it looks up in is frozen."""
+"""The lookup with a Triton kernel. It has no gradient: the table must be frozen."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ def can_serve(call: EmbeddingCall) -> Answer:
     """Whether the kernel can run."""
     ok, reason = dispatch.triton_can_run(call.ids, call.dtype)
     if ok and needs_gradient(call.table):
-        return False, "the table requires a gradient, which eager alone gives"
+        return False, "the table requires a gradient, which only eager supports"
     return ok, reason
 
 
 def pays(call: EmbeddingCall) -> Answer:
-    """Where there is more to do than a copy of rows: by reasoning, not measured."""
+    """True if features are repeated or bits unpacked: estimated, not measured."""
     ok, reason = dispatch.triton_pays_on(call.ids)
     if ok and call.bits is None and call.repeat == 1:
-        return False, "torch's lookup copies rows as fast as any"
-    return ok, reason or "the rows are lifted or unpacked in the lookup"
+        return False, "torch's lookup copies rows as fast"
+    return ok, reason or "features are repeated or bits unpacked in the lookup"
 
 
 @launched_by("embedding.lookup")
 def embedding_lookup(call: EmbeddingCall) -> Tensor:
-    """The rows of the ids, lifted."""
+    """Return the rows of the ids, with features repeated."""
     return call.ids.new_empty(*call.ids.shape, call.width, dtype=call.dtype)
 
 
 def run(call: EmbeddingCall) -> Tensor:
-    """The kernel of fastgrow.kernels.embedding."""
+    """Run the kernel of fastgrow.kernels.embedding."""
     return embedding_lookup(*call)

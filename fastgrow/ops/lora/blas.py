@@ -1,4 +1,4 @@
-"""The library's products; the last one adds to the first in place, scaled on the way."""
+"""The library's matrix products; the last one is scaled and added to the first in place."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fastgrow.ops.core.registration import needs_gradient
 
 
 def can_serve(call: LoraCall) -> Answer:
-    """Whether the layer under the low-rank part asks for no gradient."""
+    """Whether weight and bias need no gradient."""
     if needs_gradient(call.weight, call.bias):
-        return False, "weight or bias requires a gradient, which eager alone gives"
+        return False, "weight or bias requires a gradient, which only eager supports"
     return True, ""
 
 
 def run(call: LoraCall) -> Tensor:
-    """Of frozen tensors and of its own products autograd keeps no more than is promised."""
+    """Return y; autograd saves only the tensors that fastgrow.ops.lora.call documents."""
     x, weight, a, b, bias, scale = call
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     u = F.linear(rows, a.to(x.dtype))

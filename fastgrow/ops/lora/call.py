@@ -3,13 +3,13 @@
     u = x · aᵀ
     y = x · weightᵀ + bias + scale · u · bᵀ
 
-`weight` and `bias` are frozen: what is kept for the backward pass is x and u [..., r] alone, and
+`weight` and `bias` are frozen: only x and u [..., r] are saved for the backward pass, and
 
     dx = dy · weight + scale · (dy · b) · a
     da = scale · (dy · b)ᵀ · x
     db = scale · dyᵀ · u
 
-Dropout of the low-rank part's input is not part of the operation.
+Dropout of the low-rank part's input is not included.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ def lora_linear(
     scale: float = 1.0,
     impl: str | None = None,
 ) -> Tensor:
-    """A linear layer plus a low-rank one; gradients go to x, a and b.
+    """Apply a linear layer plus a low-rank correction, with gradients of x, a and b.
 
-    Products run in the dtype of `x`. `a` and `b` may be kept in float32 beside half-precision
-    weights; their gradients come in their own dtype.
+    Products are computed in the dtype of `x`. `a` and `b` may be float32 with half-precision
+    weights; their gradients have their dtype.
 
     Args:
         x: [..., in] float.
-        weight: [out, in], dtype of `x`; frozen. If it requires a gradient, or `bias` does, the
-            automatic choice is `eager`, which gives it, and the others refuse.
+        weight: [out, in], dtype of `x`; frozen. If `weight` or `bias` requires a gradient, the
+            automatic choice is `eager`, which computes it; forcing another implementation raises
+            an error.
         a: [r, in], dtype of `x` or float32.
         b: [out, r], dtype of `a`.
         bias: [out], optional, dtype of `weight`; frozen.
@@ -55,7 +56,7 @@ def lora_linear(
         [..., out], dtype of `x`.
 
     Raises:
-        ArgumentError: shapes, dtypes or devices do not go together.
+        ArgumentError: shapes, dtypes or devices do not match.
     """
     if x.dim() == 0:
         raise argument_error(NAME, "x", "of shape [..., in]", describe(x))
@@ -72,7 +73,7 @@ def lora_linear(
     if a.dtype not in (x.dtype, torch.float32) and not torch.is_autocast_enabled(x.device.type):
         raise argument_error(NAME, "a", f"of dtype {x.dtype} or torch.float32", describe(a))
     if b.dtype != a.dtype:
-        raise argument_error(NAME, "b", f"of dtype {a.dtype} as a", describe(b))
+        raise argument_error(NAME, "b", f"of dtype {a.dtype} like a", describe(b))
     check_like(NAME, "b", b, (weight.shape[0], a.shape[0]), a)
     return _OPERATION(LoraCall(x, weight, a, b, bias, scale), impl)
 

@@ -1,4 +1,4 @@
-"""The formula of the layer with a low-rank correction, as it stands."""
+"""The layer with a low-rank correction in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastgrow.kernels.calls import LoraCall
 
 
 def run(call: LoraCall) -> Tensor:
-    """Plain PyTorch."""
+    """Return y."""
     u = F.linear(call.x, call.a.to(call.x.dtype))
     low_rank = F.linear(u, call.b.to(u.dtype))
     return F.linear(call.x, call.weight, call.bias) + call.scale * low_rank

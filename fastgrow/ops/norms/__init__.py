@@ -1,4 +1,4 @@
-"""Normalisation of the last axis: `layer_norm` and `rms_norm`."""
+"""Normalisation over the last axis: `layer_norm` and `rms_norm`."""
 
 from fastgrow.ops.norms.call import layer_norm, rms_norm
 

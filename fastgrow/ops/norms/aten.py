@@ -1,8 +1,8 @@
-"""torch's own kernels of both norms, and of RMSNorm on a CPU a faster way through them.
+"""torch's kernels of both norms, and a faster RMSNorm on a CPU.
 
-torch's own is a chain of elementwise operations there, and its gradient a longer one. Here the
-formula is computed in place and its gradient by the kernel for LayerNorm's: given a mean of 0 that
-differs from RMSNorm's by one term a row, which is put back.
+On a CPU, torch's RMSNorm and its gradient are chains of elementwise operations. Here the formula is
+computed in place, and its gradient by the kernel of LayerNorm's gradient: with a mean of 0 its
+result differs from RMSNorm's by one term per row, which is added back.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from fastgrow.ops.core.dtypes import in_dtype
 
 
 def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
-    """y, or y and x + residual."""
+    """Return y, or y and x + residual."""
     x, residual, weight, bias, eps, centred, dtype = call
     total = x if residual is None else x + residual
-    # torch's kernels want parameters in the dtype of the rest.
+    # torch's kernels require parameters in the dtype of the input.
     weight, bias = in_dtype(weight, dtype), in_dtype(bias, dtype)
     if centred:
         y = F.layer_norm(total, total.shape[-1:], weight, bias, eps)
     elif weight is not None and _has_faster_gradient(total, weight):
         y = _rms_norm_on_cpu(total, weight, eps)
     else:
-        # Autocast of torch 2.11 does not widen it.
+        # Autocast of torch 2.11 does not convert the input to float32.
         y = F.rms_norm(total.to(dtype), total.shape[-1:], weight, eps)
     return y if residual is None else (y, total)
 
 
 def _has_faster_gradient(total: Tensor, weight: Tensor) -> bool:
-    """Whether it is a call on a CPU in fp32 or fp64, weight alike."""
+    """Whether input and weight are on a CPU, both in fp32 or both in fp64."""
     if total.device.type != "cpu" or total.numel() == 0:
         return False
     if total.dtype not in (torch.float32, torch.float64) or weight.dtype != total.dtype:
         return False
-    # A compiler fuses the chain, and torch.func's transforms have to see it.
+    # torch.compile fuses torch's chain, and the transforms of torch.func need it.
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
 def _rms_norm_on_cpu(total: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """y of total [..., d] and weight [d], the bits of `torch.nn.functional.rms_norm`."""
+    """Return y of total [..., d] and weight [d], bitwise as `torch.nn.functional.rms_norm`."""
     if torch.is_grad_enabled() and (total.requires_grad or weight.requires_grad):
         y: Tensor = _RMSNorm.apply(total, weight, eps)
         return y
@@ -57,7 +57,7 @@ def _forward(total: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps total, weight and one number a row."""
+    """Saves total, weight and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -72,10 +72,10 @@ class _RMSNorm(torch.autograd.Function):
         total, weight, rstd = ctx.saved_tensors
         for_total, for_weight, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            # To be differentiated again: rstd was made without a graph, so all is made anew.
-            wanted = [t for t, n in ((total, for_total), (weight, for_weight)) if n]
+            # Double backward: rstd was computed without a graph, so y is recomputed.
+            inputs = [t for t, n in ((total, for_total), (weight, for_weight)) if n]
             y = F.rms_norm(total, weight.shape, weight, ctx.eps)
-            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            found = iter(torch.autograd.grad(y, inputs, dy, create_graph=True))
             return next(found) if for_total else None, next(found) if for_weight else None, None
         d_total, d_weight, _ = torch.ops.aten.native_layer_norm_backward(
             dy, total, weight.shape, torch.zeros_like(rstd), rstd, weight, None,

@@ -1,4 +1,4 @@
-"""Layer normalisation and root-mean-square normalisation, with the residual addition before them.
+"""Layer normalisation and root-mean-square normalisation, with an optional residual addition.
 
     s          = x + residual
     layer_norm = (s − mean(s)) / √(var(s) + eps) · weight + bias      biased variance
@@ -50,22 +50,22 @@ def layer_norm(
     eps: float = 1e-5,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Normalise the last axis.
+    """Apply layer normalisation over the last axis.
 
     Args:
         x: [..., d] float.
         weight: [d], optional.
         bias: [d], optional.
-        residual: the shape of `x`, optional; added first. Dtypes may differ.
+        residual: tensor of the shape of `x`, optional; added to `x` first. Its dtype may differ.
         eps: added to the variance.
         impl: force an implementation.
 
     Returns:
-        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
-        the sum, but y is float32 where autocast is on for a GPU, as torch's is.
+        y, or (y, x + residual) if a residual is given; of the shape of `x` and the dtype of the
+        sum, except that y is float32 under autocast on a GPU, as in torch.
 
     Raises:
-        ArgumentError: shapes, dtypes or devices do not go together.
+        ArgumentError: shapes, dtypes or devices do not match.
     """
     return _norm(_LAYER_NORM, x, residual, weight, bias, eps, True, impl)
 
@@ -96,22 +96,21 @@ def rms_norm(
     eps: float = 1e-6,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Normalise the last axis by its root mean square.
+    """Apply root-mean-square normalisation over the last axis.
 
     Args:
         x: [..., d] float.
         weight: [d], optional.
-        residual: the shape of `x`, optional; added first. Dtypes may differ.
+        residual: tensor of the shape of `x`, optional; added to `x` first. Its dtype may differ.
         eps: added to the mean square.
         impl: force an implementation.
 
     Returns:
-        y, or (y, x + residual) where a residual is given; the shape of `x` and dtype of
-        the sum, but y is float32 where autocast is on for a GPU, as torch's is (not yet in
-        torch 2.11).
+        y, or (y, x + residual) if a residual is given; of the shape of `x` and the dtype of the
+        sum, except that y is float32 under autocast on a GPU, as in torch (but not in torch 2.11).
 
     Raises:
-        ArgumentError: shapes, dtypes or devices do not go together.
+        ArgumentError: shapes, dtypes or devices do not match.
     """
     return _norm(_RMS_NORM, x, residual, weight, None, eps, False, impl)
 
@@ -131,19 +130,19 @@ def _norm(
         raise argument_error(name, "x", "of shape [..., d]", describe(x))
     check_float(name, "x", x)
     if weight is not None:
-        _check_beside(name, "weight", weight, shape[-1:], x)
+        _check_operand(name, "weight", weight, shape[-1:], x)
     if bias is not None:
-        _check_beside(name, "bias", bias, shape[-1:], x)
+        _check_operand(name, "bias", bias, shape[-1:], x)
     if residual is not None:
-        _check_beside(name, "residual", residual, shape, x)
+        _check_operand(name, "residual", residual, shape, x)
         dtype = torch.promote_types(dtype, residual.dtype)
-    # torch lists norms for float32 under autocast on a GPU.
+    # torch's autocast runs norms in float32 on a GPU.
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.float32
     return operation(NormCall(x, residual, weight, bias, eps, centred, dtype), impl)
 
 
-def _check_beside(
+def _check_operand(
     operation: str, argument: str, tensor: Tensor, shape: torch.Size, x: Tensor
 ) -> None:
     check_float(operation, argument, tensor)

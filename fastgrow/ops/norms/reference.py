@@ -1,4 +1,4 @@
-"""The formula of both norms, as it stands; statistics of half-precision inputs in float32."""
+"""Both norms in plain PyTorch; statistics of half-precision inputs are in float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastgrow.ops.core.dtypes import widened
 
 
 def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
-    """Plain PyTorch; y, or y and x + residual."""
+    """Return y, or y and x + residual."""
     total = call.x if call.residual is None else call.x + call.residual
     wide = widened(total)
     if call.centred:

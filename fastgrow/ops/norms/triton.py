@@ -1,7 +1,7 @@
-"""Both norms by Triton kernels: when they serve, the operators, the gradients.
+"""Both norms with Triton kernels: supported calls, operators, gradients.
 
-Kept for backward are x + residual, which is a result anyway (or x), and one or two float32 numbers
-a row; nothing for what is frozen.
+Saved for backward are x + residual, which is a result anyway (or x), and one or two float32 numbers
+per row; frozen parameters and inputs save nothing.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from fastgrow.ops.core.registration import differentiable, launched_by, needs_gr
 
 
 def can_serve(call: NormCall) -> Answer:
-    """Whether the kernels take the other tensors' dtypes, too."""
+    """Whether the kernels support the dtypes of residual, weight and bias."""
     for tensor in call[1:4]:
-        # They are on the same device.
+        # All tensors are on the same device.
         if tensor is not None and tensor.dtype not in dispatch.TRITON_DTYPES:
             return dispatch.triton_can_run(tensor)
     return (True, "") if call.x.shape[-1] > 0 else (False, "rows have no features")
 
 
 def pays(call: NormCall) -> Answer:
-    """Where it moves fewer bytes than torch's kernels: by counting, not measured."""
+    """True if it moves fewer bytes than torch's kernels: counted, not measured."""
     if call.residual is not None:
-        return True, "torch adds the residual in a pass of its own"
+        return True, "torch adds the residual in a separate pass"
     if needs_gradient(call.x, call.weight, call.bias):
         return True, "torch reads everything again for the gradients of weight and bias"
     return False, "torch's kernel moves as many bytes"
 
 
 def run(call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
-    """y, or y and x + residual."""
+    """Return y, or y and x + residual."""
     if needs_gradient(call.x, call.residual, call.weight, call.bias):
         result: Tensor | tuple[Tensor, Tensor] = _normalise(*call)
         return result
@@ -56,14 +56,14 @@ def _y_and_total(call: NormCall) -> tuple[Tensor, Tensor | None]:
 
 @launched_by("norm.inference")
 def norm_inference(call: NormCall) -> tuple[Tensor, Tensor | None]:
-    """y, and x + residual."""
+    """Return y, and x + residual."""
     return _y_and_total(call)
 
 
 @launched_by("norm.forward")
 def norm_forward(call: NormCall) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """y, x + residual, and each row's mean and reciprocal standard deviation."""
-    # torch.Size.numel would fix a symbolic size to what it is now.
+    """Return y, x + residual, and each row's mean and reciprocal standard deviation."""
+    # torch.Size.numel would specialise a symbolic size.
     rstd = call.x.new_empty(math.prod(call.x.shape[:-1]), dtype=torch.float32)
     return *_y_and_total(call), torch.empty_like(rstd) if call.centred else None, rstd
 
@@ -81,7 +81,7 @@ def norm_backward(
     for_bias: bool,
     parameter_dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x + residual, weight and bias."""
+    """Return the gradients of x + residual, weight and bias."""
     parameter = total.new_empty(total.shape[-1], dtype=parameter_dtype)
     return (
         total.new_empty(total.shape) if for_input else None,
@@ -93,15 +93,15 @@ def norm_backward(
 def _forward(ctx: Any, call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
     ctx.set_materialize_grads(False)
     x, residual, weight, bias, *_ = call
-    wants_x, wants_residual, wants_weight, *_ = ctx.needs_input_grad
-    for_input = wants_x or wants_residual
+    needs_x, needs_residual, needs_weight, *_ = ctx.needs_input_grad
+    for_input = needs_x or needs_residual
     ctx.dtypes = (
         x.dtype,
         None if residual is None else residual.dtype,
         None if weight is None else weight.dtype,
         None if bias is None else bias.dtype,
     )
-    if for_input or wants_weight:
+    if for_input or needs_weight:
         y, total, mean, rstd = norm_forward(*call)
         ctx.save_for_backward(
             x if residual is None else total,
@@ -114,7 +114,7 @@ def _forward(ctx: Any, call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
     if residual is None:
         return y
     if not for_input:
-        # Else the layers above would find a gradient for what is frozen.
+        # Otherwise autograd would compute a gradient for the sum of frozen inputs.
         ctx.mark_non_differentiable(total)
     return y, total
 
@@ -122,26 +122,26 @@ def _forward(ctx: Any, call: NormCall) -> Tensor | tuple[Tensor, Tensor]:
 def _backward(
     ctx: Any, d_y: Tensor | None, d_total: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
-    wants_x, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+    needs_x, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     of_x, of_residual, of_weight, of_bias = ctx.dtypes
-    for_input = wants_x or wants_residual
+    for_input = needs_x or needs_residual
     dx = d_weight = d_bias = None
     if d_y is None:
         dx = d_total
-    elif for_input or wants_weight:
-        # Gradients of two different dtypes are rounded to them from float32.
+    elif for_input or needs_weight:
+        # If the dtypes differ, the gradients are computed in float32 and then rounded.
         dtypes = {of_weight, of_bias} - {None}
         of_both = dtypes.pop() if len(dtypes) == 1 else torch.float32
         dx, d_weight, d_bias = norm_backward(
-            *(d_y, d_total, *ctx.saved_tensors, for_input, wants_weight, wants_bias, of_both)
+            *(d_y, d_total, *ctx.saved_tensors, for_input, needs_weight, needs_bias, of_both)
         )
     else:
         d_bias = d_y.reshape(-1, d_y.shape[-1]).sum(0, dtype=torch.float32)
     return (
-        in_dtype(dx, of_x) if wants_x else None,
-        in_dtype(dx, of_residual) if wants_residual else None,
-        in_dtype(d_weight, of_weight) if wants_weight else None,
-        in_dtype(d_bias, of_bias) if wants_bias else None,
+        in_dtype(dx, of_x) if needs_x else None,
+        in_dtype(dx, of_residual) if needs_residual else None,
+        in_dtype(d_weight, of_weight) if needs_weight else None,
+        in_dtype(d_bias, of_bias) if needs_bias else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE), rotate-half pairing.
+"""Rotary position embedding (RoPE) with rotate-half pairing.
 
 With R rotated features out of D, position p and i < R/2:
 
@@ -6,8 +6,8 @@ With R rotated features out of D, position p and i < R/2:
     y_i         = x_i · cos − x_{i+R/2} · sin
     y_{i+R/2}   = x_{i+R/2} · cos + x_i · sin
 
-and features from R on pass unchanged. The product of a rotated query and a rotated key depends on
-the difference of their positions alone (Su et al., arXiv 2104.09864).
+and features from R on are unchanged. The product of a rotated query and a rotated key depends only
+on the difference of their positions (Su et al., arXiv 2104.09864).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ RopeTable = tuple[Tensor, Tensor]
 def rope_table(
     positions: int, dim: int, *, base: float = 10000.0, device: torch.device | str | None = None
 ) -> RopeTable:
-    """Cosines and sines for positions 0 … positions − 1, each [positions, dim/2] float32.
+    """Return cosines and sines for positions 0 … positions − 1, each [positions, dim/2] float32.
 
-    The angles are formed in float64: in float32 those of position 100,000 are off by 0.004.
+    The angles are computed in float64: in float32 the error at position 100,000 would be 0.004.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim
     steps = torch.arange(positions, dtype=torch.float64, device="cpu")
@@ -50,16 +50,16 @@ def rope(
     Args:
         x: [B, H, T, D] float.
         table: cosines and sines [positions, R/2] with R ≤ D (`rope_table`).
-        position_ids: [T] or [B, T] integers; without them the positions are offset … offset+T−1.
-        offset: the first token's position.
+        position_ids: [T] or [B, T] integers; None for positions offset … offset + T − 1.
+        offset: position of the first token.
         impl: force an implementation.
 
     Returns:
         [B, H, T, D], dtype of `x`.
 
     Raises:
-        ArgumentError: shapes, dtypes or devices do not go together, or the table is too short;
-            under FASTGROW_DEBUG=1 also a position outside the table.
+        ArgumentError: shapes, dtypes or devices do not match, or the table is too short. A position
+            outside the table raises only under FASTGROW_DEBUG=1.
     """
     cos, sin = table
     call = RopeCall(x, cos, sin, position_ids, offset)

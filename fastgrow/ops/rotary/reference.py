@@ -1,4 +1,4 @@
-"""The formula of the rotation, as it stands."""
+"""The rotation in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastgrow.kernels.calls import RopeCall
 
 
 def run(call: RopeCall) -> Tensor:
-    """Plain PyTorch, in the dtype of x."""
+    """Return x, rotated, in its dtype."""
     x, cos, sin, position_ids, offset, inverse = call
     if position_ids is None:
         cos, sin = cos[offset : offset + x.shape[2]], sin[offset : offset + x.shape[2]]
     else:
-        # [B, T, R/2] gets an axis for the heads, [T, R/2] needs none.
+        # [B, T, R/2] needs an axis for the heads, [T, R/2] does not.
         cos, sin = cos[position_ids], sin[position_ids]
         if position_ids.dim() == 2:
             cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)

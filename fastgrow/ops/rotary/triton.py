@@ -1,4 +1,4 @@
-"""`rope` by a Triton kernel: when it serves, the operator, the gradient.
+"""`rope` with a Triton kernel: supported calls, operator, gradient.
 
 Rotating by the negative angle is both the inverse and the gradient.
 """
@@ -18,24 +18,24 @@ MAX_HEAD_DIM = 512
 
 
 def can_serve(call: RopeCall) -> Answer:
-    """Whether the kernel takes so many features."""
+    """Whether the kernel supports the head dimension."""
     if call.x.shape[3] > MAX_HEAD_DIM:
-        return False, f"it serves head dimensions to {MAX_HEAD_DIM}, not {call.x.shape[3]}"
+        return False, f"it supports head dimensions up to {MAX_HEAD_DIM}, not {call.x.shape[3]}"
     return True, ""
 
 
 def pays(call: RopeCall) -> Answer:
-    """By counting: eager reads and writes about nine tensors of x's size, in nine launches."""
-    return True, "one launch takes the place of nine"
+    """Always true: eager reads and writes about nine tensors of x's size, in nine launches."""
+    return True, "one launch replaces nine"
 
 
 def run(call: RopeCall) -> Tensor:
-    """The kernel of fastgrow.kernels.rotation."""
+    """Run the kernel of fastgrow.kernels.rotation."""
     return _Rope.apply(*call) if needs_gradient(call.x) else rope(*call)
 
 
 def empty_by_token(x: Tensor) -> Tensor:
-    """The kernels' results: [B, H, T, D] laid out as [B, T, H, D], of symbolic lengths too."""
+    """Allocate a result [B, H, T, D] with the memory layout [B, T, H, D]; sizes may be symbolic."""
     return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
         1, 2
     )
@@ -43,12 +43,12 @@ def empty_by_token(x: Tensor) -> Tensor:
 
 @launched_by("attention.rope")
 def rope(call: RopeCall) -> Tensor:
-    """x, rotated."""
+    """Return x, rotated."""
     return empty_by_token(call.x)
 
 
 class _Rope(torch.autograd.Function):
-    """Keeps what says by how much x was turned, and nothing of x."""
+    """Saves the table and the positions, but not x."""
 
     @staticmethod
     def forward(ctx: Any, *fields: Any) -> Tensor:

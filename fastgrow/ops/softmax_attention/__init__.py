@@ -1,4 +1,4 @@
-"""Attention with rotary positions, and what torch's own would run it by."""
+"""Attention with rotary positions, and a report on the backends of torch's attention."""
 
 from fastgrow.ops.softmax_attention.call import attention
 from fastgrow.ops.softmax_attention.sdpa import explain_sdpa

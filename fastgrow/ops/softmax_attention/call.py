@@ -4,16 +4,16 @@
     w     = softmax over visible keys of scale · q̃ · k̃ᵀ
     y     = w · v
 
-Several query heads may share a key/value head (H a multiple of H_kv). There may be fewer queries
-than keys, as when decoding with a cache: the queries are then the *last* ones. Query i of row b
-stands at index p = n_b − Tq + i, with n_b the row's number of keys, and sees key j if
+Several query heads may share a key/value head (H is a multiple of H_kv). There may be fewer queries
+than keys, as when decoding with a cache: the queries then belong to the *last* tokens. Query i of
+row b has the index p = n_b − Tq + i, where n_b is the row's number of keys, and attends to key j if
 
     starts[b] ≤ j < n_b                          (left padding, ragged cache)
     j ≤ p                                        (causal)
     p − j < window                               (sliding window)
-    j and p lie between the same cu_seqlens      (packed documents)
+    j and p are between the same cu_seqlens      (packed documents)
 
-A query that sees no key gives zeros.
+The result of a query that attends to no key is zero.
 """
 
 from __future__ import annotations
@@ -53,40 +53,40 @@ def attention(
     dropout: float = 0.0,
     impl: str | None = None,
 ) -> Tensor:
-    """Attend from each query to the keys it may see.
+    """Compute scaled dot-product attention with optional rotary positions.
 
     Args:
         q: [B, H, Tq, D] float.
         k: [B, H_kv, Tk, D], Tk ≥ Tq.
         v: [B, H_kv, Tk, D].
         rope: cosines and sines [positions, R/2] (`rope_table`); None for no rotation.
-        position_ids: [Tk] or [B, Tk], the keys' positions in the table; 0 … Tk−1 without.
-        k_rotated: the keys have been rotated already (a cache); then only queries are.
-        scale: factor of the scores; 1/√D without.
-        causal: a query sees no key after it.
-        window: how many keys a query sees at most, its own included.
-        cu_seqlens: [n + 1] int32, where packed documents begin and end: 0, …, Tk. Needs B = 1 and
-            Tq = Tk, and no `lengths`.
-        lengths: [B] int32, each row's number of keys, at least 1; later ones are not seen. Excludes
-            `position_ids`.
-        starts: [B] int32, each row's first key that is not padding.
+        position_ids: [Tk] or [B, Tk], the keys' positions in the table; None for 0 … Tk − 1.
+        k_rotated: whether the keys have been rotated already (a cache); then only queries are.
+        scale: factor of the scores; None for 1/√D.
+        causal: whether queries attend only to themselves and earlier keys.
+        window: maximum number of keys that a query attends to, including its own.
+        cu_seqlens: [n + 1] int32, cumulative lengths of packed documents: 0, …, Tk. Requires B = 1
+            and Tq = Tk, and cannot be combined with `lengths`.
+        lengths: [B] int32, each row's number of keys, at least 1; later keys are masked. Cannot be
+            combined with `position_ids`.
+        starts: [B] int32, index of each row's first key that is not padding.
         mask: broadcastable to [B, H, Tq, Tk]: bool (True is visible) or float (added to scores).
-        dropout: probability of dropping a weight.
+        dropout: probability of dropping an attention weight.
         impl: force an implementation.
 
     Returns:
         [B, H, Tq, D].
 
     Raises:
-        ArgumentError: shapes, dtypes or devices do not go together; under FASTGROW_DEBUG=1 also
-            `cu_seqlens`, `position_ids`, `lengths` or `starts` that hold what they must not.
+        ArgumentError: shapes, dtypes or devices do not match. Under FASTGROW_DEBUG=1 also if
+            `cu_seqlens`, `position_ids`, `lengths` or `starts` have invalid values.
     """
     if q.dim() != 4 or q.shape[3] == 0:
         raise argument_error("attention", "q", "of shape [B, H, Tq, D] with D ≥ 1", describe(q))
     cos, sin = (None, None) if rope is None else rope
     factor = q.shape[3] ** -0.5 if scale is None else scale
     if window is not None:
-        # More than any sequence has; kernels add it to positions of 32 bits.
+        # Longer than any sequence; the kernels add it to 32-bit positions without overflow.
         window = min(window, 1 << 30)
     call = AttentionCall(
         q, k, v, cos, sin, position_ids, cu_seqlens, lengths, starts, mask,
@@ -125,7 +125,7 @@ def _check(call: AttentionCall) -> None:
             raise ArgumentError(f"{name}: lengths and {other} cannot be given together")
     if starts is not None:
         _check_rows(name, "starts", starts, k)
-        # A row of padding alone starts after its last key.
+        # A row that is all padding starts after its last key.
         check_range(name, "starts", starts, 0, keys + 1)
     if cu_seqlens is not None:
         check_ids(name, "cu_seqlens", cu_seqlens)

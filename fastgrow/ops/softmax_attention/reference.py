@@ -1,4 +1,4 @@
-"""The formula of attention, as it stands: all scores are in memory at once."""
+"""Attention in plain PyTorch: all scores are in memory at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastgrow.ops.rotary import reference as rotary
 
 
 def run(call: AttentionCall) -> Tensor:
-    """Plain PyTorch."""
+    """Return the attention output."""
     (q, k), v = rotated(call, rotary.run), call.v
     group = q.shape[1] // k.shape[1]
     if group > 1:
@@ -33,7 +33,7 @@ def run(call: AttentionCall) -> Tensor:
 
 
 def rotated(call: AttentionCall, turn: Callable[[RopeCall], Tensor]) -> tuple[Tensor, Tensor]:
-    """The queries and keys, each turned by its position where the call has a table."""
+    """Return the queries and keys, rotated by their positions if the call has a table."""
     q, k, cos, sin, position_ids = call.q, call.k, call.cos, call.sin, call.position_ids
     if cos is None or sin is None:
         return q, k
@@ -43,14 +43,14 @@ def rotated(call: AttentionCall, turn: Callable[[RopeCall], Tensor]) -> tuple[Te
         of_queries = position_ids[..., keys - queries :]
     elif call.lengths is not None:
         of_queries = call.lengths[:, None] + torch.arange(-queries, 0, device=q.device)
-        # Queries before the row's first key see nothing; the table only has to have a row for them.
+        # Queries before the row's first key attend to nothing; any position in the table will do.
         of_queries = of_queries.clamp(min=0)
     q = turn(RopeCall(q, cos, sin, of_queries, keys - queries))
     return q, k if call.k_rotated else turn(RopeCall(k, cos, sin, position_ids))
 
 
 def visible_keys(call: AttentionCall) -> Tensor | None:
-    """The rules as a bool mask that broadcasts to [B, H, Tq, Tk]; None where all keys are seen."""
+    """Return a bool mask broadcastable to [B, H, Tq, Tk], or None if all keys are visible."""
     queries, keys, device = call.q.shape[2], call.k.shape[2], call.q.device
     j = torch.arange(keys, device=device)
     p = torch.arange(keys - queries, keys, device=device)[:, None]

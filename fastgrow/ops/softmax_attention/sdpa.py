@@ -1,18 +1,18 @@
-"""`torch.nn.functional.scaled_dot_product_attention`, and which of its backends serves on a GPU.
+"""`torch.nn.functional.scaled_dot_product_attention`, and the order of its backends on a GPU.
 
-Where cuDNN is newer than 9.15 and the GPU a Hopper or Blackwell, torch asks cuDNN, flash, efficient
-and math, in this order, and elsewhere flash first. cuDNN's kernels are the fastest there, and right
-for causal attention without a mask. The others come before them, in the same order,
+With cuDNN newer than 9.15 on a Hopper or Blackwell GPU, torch tries cuDNN, flash, efficient and
+math, in this order; otherwise it tries flash first. On these GPUs cuDNN's kernels are the fastest,
+and correct for causal attention without a mask. The other backends are tried before cuDNN
 
 - for few queries: cuDNN builds a plan for every new number of keys, which takes tens to hundreds of
-  milliseconds and which each token of a generation would pay, and flash splits the keys;
-- where there is a mask: gradients of queries have been NaN on Hopper (pytorch #196678);
-- where FlashAttention 3 or 4 was activated by `torch.nn.attention.activate_flash_attention_impl`,
-  which is a user's choice.
+  milliseconds for each generated token, and flash splits the keys;
+- if there is a mask: gradients of queries have been NaN on Hopper (pytorch #196678);
+- if the user has activated FlashAttention 3 or 4 by
+  `torch.nn.attention.activate_flash_attention_impl`.
 
-An older cuDNN is never preferred: it is at fault where a length is no multiple of 128
-(pytorch #169849). What a user has set wins: nothing is ordered inside `sdpa_kernel`, where a
-backend is switched off, or where torch's own order has another backend before cuDNN.
+An older cuDNN is never tried first: its results are wrong if a length is not a multiple of 128
+(pytorch #169849). Settings of the user have precedence: the order is not changed inside
+`sdpa_kernel`, if a backend is disabled, or if torch's order has another backend before cuDNN.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FLASH_FIRST = (
     SDPBackend.OVERRIDEABLE,
 )
 FEW_QUERIES = 8
-DEVICE_TYPE = "cuda"  # where there is more than one fast backend
+DEVICE_TYPE = "cuda"  # the device type with more than one fast backend
 NAMES = {
     SDPBackend.FLASH_ATTENTION: "flash",
     SDPBackend.EFFICIENT_ATTENTION: "efficient",
@@ -48,48 +48,51 @@ NAMES = {
     SDPBackend.MATH: "math",
     SDPBackend.OVERRIDEABLE: "another",
 }
-# FlashAttention's releases beside the one in torch, and the modules that they are.
+# FlashAttention's releases in addition to the one in torch, and their modules.
 RELEASES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 
-# The numbers, because comparing them is what each call does.
+# As integers, because each call compares them.
 _CUDNN: int = SDPBackend.CUDNN_ATTENTION.value
 _FLASH_FIRST: list[int] = [backend.value for backend in FLASH_FIRST]
 
 
 def run(call: AttentionCall) -> Tensor:
-    """torch's attention after the rotation, with the backends in the order given above."""
+    """Return torch's attention after the rotation, with the backends in the order given above."""
     (q, k), v = rotated(call, ROPE), call.v
     group = q.shape[1] // k.shape[1]
     rules = (call.window, call.cu_seqlens, call.lengths, call.starts, call.mask)
-    mask, blind, is_causal = None, None, False
-    # torch.compile wants a constant here, which a branch on symbolic lengths gives.
+    mask, no_key, is_causal = None, None, False
+    # torch.compile requires a constant `is_causal`; branching on symbolic lengths makes it one.
     if call.causal and all(rule is None for rule in rules) and 1 < q.shape[2] == k.shape[2]:
         is_causal = True
     else:
-        mask, blind = _mask_of(call)
+        mask, no_key = _mask_of(call)
     if mask is not None and group > 1 and q.device.type == "cuda":
-        # There the fused kernels take either a mask or grouped heads.
+        # On a GPU the fused kernels support either a mask or grouped heads.
         k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
     with _order_for(q, mask):
         y = F.scaled_dot_product_attention(
             *(q, k, v, mask, call.dropout, is_causal), scale=call.scale, enable_gqa=group > 1
         )
-    return y if blind is None else y.masked_fill(blind, 0.0)
+    return y if no_key is None else y.masked_fill(no_key, 0.0)
 
 
 def _mask_of(call: AttentionCall) -> tuple[Tensor | None, Tensor | None]:
-    """The mask, and which queries see no key: SDPA's backends differ there, so they get to see."""
+    """Return the mask, and which queries attend to no key, or None for either.
+
+    SDPA's backends differ for queries without a key, so the mask lets these attend to all keys.
+    """
     visible, added = visible_keys(call), call.mask
-    blind = None
+    no_key = None
     ragged = call.lengths is not None and call.q.shape[2] > 1
     if visible is not None and (call.starts is not None or added is not None or ragged):
-        blind = ~visible.any(-1, keepdim=True)
+        no_key = ~visible.any(-1, keepdim=True)
     if added is None or added.dtype == torch.bool:
-        return visible if visible is None or blind is None else visible | blind, blind
+        return visible if visible is None or no_key is None else visible | no_key, no_key
     if visible is not None:
         added = torch.where(visible, added, float("-inf"))
-        added = added if blind is None else added.masked_fill(blind, 0.0)
-    return added.to(call.q.dtype), blind
+        added = added if no_key is None else added.masked_fill(no_key, 0.0)
+    return added.to(call.q.dtype), no_key
 
 
 def _order_for(q: Tensor, mask: Tensor | None) -> contextlib.AbstractContextManager[object]:
@@ -100,14 +103,14 @@ def _order_for(q: Tensor, mask: Tensor | None) -> contextlib.AbstractContextMana
     ):
         return contextlib.nullcontext()
     if torch.compiler.is_compiling():
-        # All backends are on, or cuDNN would not come first: this switches nothing.
+        # All backends are enabled, or cuDNN would not come first: this enables nothing else.
         return sdpa_kernel(list(FLASH_FIRST), set_priority=True)
     return _flash_first()
 
 
 @contextlib.contextmanager
 def _flash_first() -> Iterator[None]:
-    """`sdpa_kernel(FLASH_FIRST, set_priority=True)`, at an eighth of its time on the host."""
+    """`sdpa_kernel(FLASH_FIRST, set_priority=True)` in an eighth of the host time."""
     before = torch._C._get_sdp_priority_order()
     torch._C._set_sdp_priority_order(_FLASH_FIRST)
     try:
@@ -116,44 +119,44 @@ def _flash_first() -> Iterator[None]:
         torch._C._set_sdp_priority_order(before)
 
 
-# torch.compile asks while it traces, for a constant.
+# torch.compile treats the result as a constant while it traces.
 @torch.compiler.assume_constant_result
 def cudnn_comes_first() -> bool:
-    """Does torch ask cuDNN before the other backends, of its own accord?"""
-    ask = torch._C
+    """Whether all backends are enabled and torch tries cuDNN before the others."""
+    c = torch._C
     if not (
-        ask._get_flash_sdp_enabled()
-        and ask._get_mem_efficient_sdp_enabled()
-        and ask._get_cudnn_sdp_enabled()
-        and ask._get_math_sdp_enabled()
-        and ask._get_overrideable_sdp_enabled()
+        c._get_flash_sdp_enabled()
+        and c._get_mem_efficient_sdp_enabled()
+        and c._get_cudnn_sdp_enabled()
+        and c._get_math_sdp_enabled()
+        and c._get_overrideable_sdp_enabled()
     ):
         return False
     _settle()
-    return int(ask._get_sdp_priority_order()[0]) == _CUDNN
+    return int(c._get_sdp_priority_order()[0]) == _CUDNN
 
 
 @functools.cache
 def _settle() -> None:
-    """Have torch choose once: its first choice on a GPU writes its order over any that is set."""
+    """Make torch choose a backend once: its first choice on a GPU overwrites the order."""
     x = torch.empty(1, 1, 1, 8, dtype=torch.float16, device="cuda")
     torch._fused_sdp_choice(x, x, x)
 
 
 @torch.compiler.assume_constant_result
 def active_release() -> str | None:
-    """`FA3` or `FA4` where a user has activated it, else None."""
+    """Return `FA3` or `FA4` if the user has activated it, else None."""
     return choice.current_flash_attention_impl()
 
 
 def installed_releases() -> list[str]:
-    """Those of FlashAttention's releases that torch can be told to take and that are here."""
+    """Return the FlashAttention releases that are installed and that torch can activate."""
     known = choice.list_flash_attention_impls()
     return [name for name in known if is_there(RELEASES.get(name, name))]
 
 
 def explain_sdpa(device: torch.device) -> list[str]:
-    """What serves on this device, for `python -m fastgrow.info`."""
+    """Return lines about the backends used on this device, for `python -m fastgrow.info`."""
     lines = [f"training and prefill: {_chosen(device, 256, requires_grad=True)}"]
     lines.append(f"one query: {_chosen(device, 1, requires_grad=False)}")
     active = active_release()
@@ -161,12 +164,12 @@ def explain_sdpa(device: torch.device) -> list[str]:
         return [*lines, f"flash is {active}, which was activated"]
     for name in installed_releases():
         activate = f'torch.nn.attention.activate_flash_attention_impl("{name}")'
-        lines.append(f"{name} is installed and not active: {activate} makes it flash, and first")
+        lines.append(f"{name} is installed and not active: {activate} makes it flash, tried first")
     return lines
 
 
 def _chosen(device: torch.device, queries: int, *, requires_grad: bool) -> str:
-    """By head dimension, the backend of a causal call in bf16."""
+    """Return the backend of a causal call in bf16, for each head dimension if they differ."""
     found: dict[str, list[str]] = {}
     for dim in (32, 64, 128):
         q = torch.zeros(1, 2, queries, dim, dtype=torch.bfloat16, device=device)
