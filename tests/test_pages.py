@@ -32,13 +32,13 @@ def test_the_schedule_on_the_page_fits_a_model() -> None:
     assert shapes[2].adapted == tuple(range(6))
     assert shapes[3].new == (2, 5)
     assert shapes[4].trained == tuple(range(8))
-    # And into the default schedule of the learning rate.
+    # And the default learning-rate schedule.
     train = fg.TrainConfig()
-    steps = [
-        stage_length(stage, shape, config, train, 1_024).steps
+    lengths = [
+        stage_length(stage, shape, config, train, 1_024)
         for stage, shape in zip(names["schedule"].stages, shapes, strict=True)
     ]
-    check_fits(names["schedule"], steps, train)
+    check_fits(lengths, train)
 
 
 def test_composing_as_on_the_page(tmp_path: Path, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastgrow.growth.roles import Asks, Product, Role, products
+from fastgrow.growth.roles import Product, RequiresGrad, Role, products
 from fastgrow.nn import DecoderConfig
 
 
@@ -32,7 +32,7 @@ class Flops:
 
 def block_flops(config: DecoderConfig, seq_len: int, role: Role) -> Flops:
     """Of one block, for one token of a window of `seq_len`."""
-    asks = Asks.of(role)
+    asks = RequiresGrad.of(role)
     count = Flops()
     for layer in products(config):
         count += _product(layer, input_grad=asks.input_of(layer.name), weight_grad=role.trained)

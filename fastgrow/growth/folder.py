@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ class RunFolder:
     def finish(self, model: Decoder, results: list[StageResult]) -> None:
         """Write the record and the model."""
         if self.out is not None:
-            _files.write_json(self.out / _RECORD, [asdict(result) for result in results])
+            _files.write_json(self.out / _RECORD, [result.to_dict() for result in results])
             model.save(self.out / _MODEL)
             shutil.rmtree(self.out / _MOMENTS, ignore_errors=True)
             (self.out / _FINISH).unlink(missing_ok=True)

@@ -84,7 +84,7 @@ def products(config: DecoderConfig) -> list[Product]:
 
 
 @dataclass(frozen=True)
-class Asks:
+class RequiresGrad:
     """Which tensors inside a block ask for a gradient.
 
     Attributes:
@@ -102,7 +102,7 @@ class Asks:
     hidden: bool
 
     @classmethod
-    def of(cls, role: Role) -> Asks:
+    def of(cls, role: Role) -> RequiresGrad:
         normed = role.input_grad or role.trained
         heads = normed or role.adapts("attention.qkv")
         stream = heads or role.adapts("attention.out")

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from fastgrow.errors import ConfigError
 from fastgrow.growth.moments import Moments
 from fastgrow.growth.stage import Insertion, Stage
-from fastgrow.growth.when import Budget
+from fastgrow.growth.stop_criteria import Budget
 
 Recipe = Literal["gradual", "windows", "published"]
 

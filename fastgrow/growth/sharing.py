@@ -11,7 +11,7 @@ from fastgrow.growth.stage import Stage
 from fastgrow.nn import Decoder
 
 
-def resting_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
+def frozen_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
     """The new blocks that keep being copies through a stage, and the block that each copies.
 
     Both are indices in the stage's stack. What is adapted rests: its corrections train beside it.
@@ -26,7 +26,7 @@ def resting_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
 
 def share_copies(model: Decoder, stage: Stage, shape: StageShape) -> None:
     """Let resting copies read the weights that they copy."""
-    for copy, source in resting_copies(stage, shape).items():
+    for copy, source in frozen_copies(stage, shape).items():
         theirs = dict(model.blocks[source].named_parameters())
         for name, parameter in model.blocks[copy].named_parameters():
             if not name.endswith((".lora_A", ".lora_B")):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth.when import Until
+from fastgrow.growth.stop_criteria import StopCriterion
 from fastgrow.training.optimizer import Rate
 
 Insertion = Literal["random", "identity", "copy"]
@@ -136,7 +136,7 @@ class Stage:
     lora: LoRA | None = None
     head: Head = "keep"
     final_norm: bool = True
-    until: Until | None = None
+    until: StopCriterion | None = None
     rates: Rates = _ALL_AS_IT_IS
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from against_cpu import assert_follows
 
 from fastgrow.errors import Interrupted
 from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, grow
-from fastgrow.growth.trunk.store import MemoryStore
+from fastgrow.growth.trunk.stores import MemoryStore
 from fastgrow.nn import Decoder, DecoderConfig, LoRALinear
 from fastgrow.substrate import Substrate
 from fastgrow.training import TextData, TrainConfig, Trainer

@@ -173,7 +173,7 @@ def test_a_block_that_thaws_begins_afresh_where_that_is_wanted(substrate, data, 
 def test_only_what_thaws_later_is_put_by(substrate, data, tmp_path: Path, monkeypatch) -> None:
     """A run in which blocks never thaw writes no file."""
     written = []
-    monkeypatch.setattr("fastgrow.growth.carried.save_file", lambda *a: written.append(a))
+    monkeypatch.setattr("fastgrow.growth.optimizer_state.save_file", lambda *a: written.append(a))
     run(substrate, data, GrowthSchedule([Stage(1, 256), Stage(1, 256)]), tmp_path)
     assert written == []
 
@@ -201,7 +201,9 @@ def test_a_damaged_file_is_told(substrate, data, tmp_path, monkeypatch, damage: 
         content[-1] ^= 1
         file.write_bytes(content)
     found = "missing" if damage == "missing" else "damaged"
-    with pytest.raises(CheckpointError, match=rf"stage-1\.safetensors: .* rested is {found}; put"):
+    with pytest.raises(
+        CheckpointError, match=rf"stage-1\.safetensors: .* frozen blocks is {found}; restore"
+    ):
         run(substrate, data, THAWING, tmp_path)
 
 

@@ -21,11 +21,12 @@ from fastgrow.growth import (
     Rate,
     Rates,
     Stage,
+    StopDecision,
     grow,
 )
 from fastgrow.growth.folder import ask_to_finish
 from fastgrow.growth.setup import check_fits
-from fastgrow.growth.when import SecondsRule
+from fastgrow.growth.stop_criteria import PlateauRule, SecondsRule, StageLength
 from fastgrow.training import Mixture, Trainer
 from fastgrow.training.run_folder import FolderInUse, sole_user
 
@@ -144,9 +145,9 @@ def test_a_plateau_in_the_stable_part_hands_on_at_the_same_rate(
     )
     decision = result.stages[0].decision
     assert decision is not None
-    assert decision["reason"] == "plateau"
-    assert decision["last_step"] == decision["step"], "no decay in the middle of the run"
-    first = decision["step"]
+    assert decision.reason == "plateau"
+    assert decision.last_step == decision.step, "no decay in the middle of the run"
+    first = decision.step
     rates = rates_of(out)
     assert len(rates) == first + 20
     # The decay is a quarter of the run as long as it came to be.
@@ -164,13 +165,13 @@ def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path:
     )
     decision = result.stages[1].decision
     assert decision is not None
-    assert decision["reason"] == "plateau"
-    whole = 4 + decision["last_step"]
+    assert decision.reason == "plateau"
+    whole = 4 + decision.last_step
     # A quarter of all steps, rounded up.
-    assert decision["last_step"] - decision["step"] == -(-(4 + decision["step"]) // 3)
+    assert decision.last_step - decision.step == -(-(4 + decision.step) // 3)
     rates = rates_of(out)
     assert len(rates) == whole
-    begins = 4 + decision["step"]
+    begins = 4 + decision.step
     assert rates[:begins] == [train.lr] * begins
     steps = [a - b for a, b in zip(rates[begins:], rates[begins + 1 :], strict=False)]
     assert steps == pytest.approx([train.lr / (whole - begins)] * len(steps))
@@ -182,7 +183,7 @@ def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path:
         (
             [Stage(1, 640, until=Plateau()), Stage(1, 64)],
             {"decay": 0.5},
-            r"stage 1: Stage\.until may not have ended .* at step 5 of 11, .* last to step 10\. ",
+            r"stage 1: Stage\.until may not have ended .* at step 5 of 11, .* until step 10\. ",
         ),
         (
             [Stage(1, 640, until=Budget(seconds=9)), Stage(1, 64)],
@@ -192,7 +193,7 @@ def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path:
         (
             [Stage(1, 640, until=Plateau())],
             {"schedule": "cosine"},
-            r"stage 1: Stage\.until: a cosine over the run has to know its length; take",
+            r"stage 1: Stage\.until: train\.schedule \"cosine\" needs the length of the run",
         ),
     ],
 )
@@ -215,7 +216,7 @@ def test_a_budget_that_is_known_beforehand_goes_with_a_cosine(substrate, data) -
         quiet=True,
     )
     assert result.stages[0].decision is not None
-    assert result.stages[0].decision["reason"] == "flops"
+    assert result.stages[0].decision.reason == "flops"
 
 
 def test_another_schedule_at_a_resume_is_told_in_a_line(substrate, data, tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ class Clock:
 def test_seconds_are_kept(substrate, data, monkeypatch, tmp_path: Path, last: bool) -> None:
     """In the middle no time is kept for a decay; in the end a decay takes no more than is left."""
     rule = functools.partial(SecondsRule, clock=Clock())
-    monkeypatch.setattr("fastgrow.growth.length.SecondsRule", rule)
+    monkeypatch.setattr("fastgrow.growth.stop_criteria.SecondsRule", rule)
     bounded = Stage(1, 64 * 60, "copy", train="all", until=Budget(seconds=10))
     stages = [Stage(1, 64 * 40), bounded, *([] if last else [Stage(1, 64 * 300)])]
     train = make_train(log_every=1, eval_every=10**6, warmup=0.0, decay=0.4)
@@ -262,22 +263,21 @@ def test_seconds_are_kept(substrate, data, monkeypatch, tmp_path: Path, last: bo
     )
     decision = result.stages[1].decision
     assert decision is not None
-    assert decision["reason"] == "seconds"
+    assert decision.reason == "seconds"
     # A step looks at the clock up to three times; a decay of the run would be 27 steps or more.
-    assert 5 <= decision["last_step"] <= 40
-    assert (decision["last_step"] > decision["step"]) == last
+    assert 5 <= decision.last_step <= 40
+    assert (decision.last_step > decision.step) == last
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     ended = [row for row in rows if row.get("stage", "").startswith("2/")]
     assert "validation_loss" in ended[-2] or "validation_loss" in ended[-1]
-    assert max(row["step"] for row in ended) == decision["last_step"]
+    assert max(row["step"] for row in ended) == decision.last_step
 
 
-def test_a_plateau_may_last_until_the_decay_begins(substrate, data) -> None:
-    stages = [Stage(1, 64 * 5, until=Plateau()), Stage(1, 64 * 5)]
+def test_a_plateau_may_last_until_the_decay_begins() -> None:
+    lengths = [StageLength(5, PlateauRule(Plateau())), StageLength(5)]
     for decay, fits in ((0.5, True), (0.6, False)):
-        steps, train = [5, 5], make_train(decay=decay)
         with contextlib.nullcontext() if fits else pytest.raises(ConfigError):
-            check_fits(GrowthSchedule(stages), steps, train)
+            check_fits(lengths, make_train(decay=decay))
 
 
 def test_the_best_weights_of_a_finished_run_are_of_its_decay(
@@ -358,7 +358,7 @@ def test_a_running_run_decays_and_ends_when_it_is_asked(
     result = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
     assert [stage.depth for stage in result.stages] == [1, 2]
     # A third of the sixty steps made is a quarter of all.
-    assert result.stages[1].decision == {"reason": "finish", "step": 20, "last_step": 40}
+    assert result.stages[1].decision == StopDecision("finish", 20, 40)
     rates = rates_of(out)
     assert rates[:61] == [FINISHED.lr] * 61
     assert rates[61:] == pytest.approx([FINISHED.lr * (1 - n / 20) for n in range(1, 20)])
@@ -424,7 +424,7 @@ def test_a_stopped_run_finishes_from_where_it_stopped(
     decision = result.stages[-1].decision
     assert decision is not None
     # At the first step that the resumed run makes; 49 were made by then.
-    assert (decision["reason"], decision["step"], decision["last_step"]) == ("finish", 9, 9 + 17)
+    assert (decision.reason, decision.step, decision.last_step) == ("finish", 9, 9 + 17)
 
 
 def test_what_cannot_be_finished_is_told(substrate, data, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from growing import digest, make_model, make_train
 
 from fastgrow.errors import Interrupted
 from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, boundary, grow, stage_shape
-from fastgrow.growth.sharing import resting_copies
+from fastgrow.growth.sharing import frozen_copies
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
 
@@ -39,7 +39,7 @@ def run(substrate, data, out: Path | None = None) -> GrowthResult:
     return grow(make_model(substrate), data, SCHEDULE, train=train, out=out, quiet=True)
 
 
-def test_resting_copies_lie_where_the_copied_do(substrate, data, seen, monkeypatch) -> None:
+def test_frozen_copies_lie_where_the_copied_do(substrate, data, seen, monkeypatch) -> None:
     result = run(substrate, data)
     first, second, third = seen[0], seen[4], seen[8]
     assert len(set(first)) == 2
@@ -78,7 +78,7 @@ def test_what_trains_is_not_shared(substrate) -> None:
 
     def copies(*stages: Stage) -> dict[int, int]:
         schedule = GrowthSchedule(list(stages))
-        return resting_copies(stages[-1], stage_shape(schedule, len(stages) - 1, config))
+        return frozen_copies(stages[-1], stage_shape(schedule, len(stages) - 1, config))
 
     assert copies(Stage(2), RECURSION) == {2: 0, 3: 1, 4: 0}
     assert copies(Stage(2), Stage(1, insertion="copy")) == {}

@@ -14,7 +14,7 @@ from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, freeze, run
 from fastgrow.growth.doctor import CHECKS, Diagnosis, diagnose
 from fastgrow.growth.doctor import stage as examination
-from fastgrow.growth.trunk.rows import TrunkRows
+from fastgrow.growth.trunk.activations import CachedActivations
 from fastgrow.nn import Block, Decoder, LoRALinear
 from fastgrow.nn import decoder as decoder_module
 from fastgrow.nn.lora import Merged
@@ -92,8 +92,8 @@ def test_without_a_trunk_there_is_nothing_to_compare(substrate, tmp_path: Path) 
 
 
 def test_a_kept_trunk_that_is_another(substrate, tmp_path: Path, monkeypatch) -> None:
-    original = TrunkRows.read
-    monkeypatch.setattr(TrunkRows, "read", lambda rows, windows: 1.01 * original(rows, windows))
+    read = CachedActivations.read
+    monkeypatch.setattr(CachedActivations, "read", lambda self, windows: 1.01 * read(self, windows))
     found = failures(examine(substrate, tmp_path, trunk=Trunk(cache="ram")))
     assert set(found) == {"trunk 2"}
     assert "maximum error" in found["trunk 2"]
@@ -256,8 +256,8 @@ def test_a_run_that_resumes_as_another(substrate, tmp_path: Path, monkeypatch) -
         original(running, state)
         running.model.lm_head.bias.data += 1e-3
 
-    original = run._Run.load_state_dict
-    monkeypatch.setattr(run._Run, "load_state_dict", other)
+    original = run.GrowthRun.load_state_dict
+    monkeypatch.setattr(run.GrowthRun, "load_state_dict", other)
     found = failures(examine(substrate, tmp_path))
     assert set(found) == {"run 2"}
     assert "killed and resumed it ends differently" in found["run 2"]

@@ -14,9 +14,9 @@ from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, grow, stage_shap
 from fastgrow.growth.plan import make_plan
 from fastgrow.growth.plan import plan as planning
 from fastgrow.growth.plan.trunk_cache import CachePlan, Rates, plan_caches
-from fastgrow.growth.trunk import keeper
+from fastgrow.growth.trunk import cache as activation_cache
 from fastgrow.growth.trunk.costs import Costs
-from fastgrow.growth.trunk.load import stage_loads
+from fastgrow.growth.trunk.placement import stage_loads
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import Batches, TextData, TrainConfig
 
@@ -76,8 +76,8 @@ def test_the_engine_does_what_was_planned(
     substrate, text, tmp_path: Path, monkeypatch, trunk: str, places: dict
 ) -> None:
     costs = Costs(block=1.0, places=places)
-    monkeypatch.setattr(keeper, "measure_costs", lambda *arguments: costs)
-    monkeypatch.setattr(keeper, "free_bytes", lambda *arguments: ROOM)
+    monkeypatch.setattr(activation_cache, "measure_costs", lambda *arguments: costs)
+    monkeypatch.setattr(activation_cache, "free_bytes", lambda *arguments: ROOM)
     for name, stages in SCHEDULES.items():
         schedule, model = GrowthSchedule(stages), make_model(substrate)
         plans = planned(schedule, model.config, text, TRUNKS[trunk], costs)

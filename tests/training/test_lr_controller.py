@@ -1,4 +1,4 @@
-"""A training's learning rate and its end, with a rule that may bring it forward."""
+"""The learning rate of a training and its end, with a rule that may end it earlier."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import pytest
 
 from fastgrow.errors import ConfigError
 from fastgrow.training import TrainConfig
-from fastgrow.training.pace import Pace, Place
+from fastgrow.training.lr_controller import LRController, RunPosition, StopDecision
 from fastgrow.training.schedule import cosine, wsd
 
 CONFIG = TrainConfig(schedule="per-stage", lr=1.0, warmup=0.1, min_lr_ratio=0.1)
 
 
 class At:
-    """Decides at one step."""
+    """A rule that decides at one step."""
 
+    reason = "test"
     used: float | None = None
 
     def __init__(self, step: int | None, cooldown: float = 0.5) -> None:
@@ -28,7 +29,7 @@ class At:
         self, step: int, validation_loss: float | None, cooldown: int
     ) -> dict[str, Any] | None:
         self.seen += 1
-        return {"reason": "test"} if step == self.step else None
+        return {} if step == self.step else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen}
@@ -37,201 +38,210 @@ class At:
         self.seen = state["seen"]
 
 
-def rates(pace: Pace) -> list[float]:
-    """Of every step until the end, looking at each."""
+def rates(controller: LRController) -> list[float]:
+    """The learning rates of all steps until the end, each step observed."""
     made = []
-    while len(made) < pace.steps:
-        made.append(pace.rate(len(made)))
-        pace.observe(len(made), None)
+    while len(made) < controller.steps:
+        made.append(controller.rate(len(made)))
+        controller.observe(len(made), None)
     return made
 
 
 def test_without_a_rule_it_is_the_cosine_over_all_steps() -> None:
     expected = [cosine(s, 30, peak=1.0, warmup=0.1, min_ratio=0.1) for s in range(30)]
-    pace = Pace(CONFIG, 30)
-    assert rates(pace) == expected
-    assert pace.decision is None
-    assert pace.state_dict() is None
+    controller = LRController(CONFIG, 30)
+    assert rates(controller) == expected
+    assert controller.decision is None
+    assert controller.state_dict() is None
 
 
 WSD = TrainConfig(schedule="wsd", lr=2.0, warmup=0.1, decay=0.2, min_lr_ratio=0.0)
 
 
 def test_warm_up_stable_decay() -> None:
-    made = rates(Pace(WSD, 50))
+    made = rates(LRController(WSD, 50))
     assert made[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert made[5:41] == [2.0] * 36
     # A line from the peak at step 40 to nothing at step 50, which is not made.
     assert made[40:] == pytest.approx([0.2 * n for n in range(10, 0, -1)])
-    least = rates(Pace(replace(WSD, min_lr_ratio=0.5), 50))
+    least = rates(LRController(replace(WSD, min_lr_ratio=0.5), 50))
     assert least[40:] == pytest.approx([2 - 0.1 * n for n in range(10)])
 
 
 def test_without_a_decay_the_rate_stays() -> None:
-    assert rates(Pace(replace(WSD, decay=0.0, warmup=0.0), 7)) == [2.0] * 7
-    only = rates(Pace(replace(WSD, decay=1.0, warmup=0.0), 4))
+    assert rates(LRController(replace(WSD, decay=0.0, warmup=0.0), 7)) == [2.0] * 7
+    only = rates(LRController(replace(WSD, decay=1.0, warmup=0.0), 4))
     assert only == pytest.approx([2.0, 1.5, 1.0, 0.5])
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
 def test_the_parts_of_a_run_share_its_schedule(schedule: str) -> None:
     config = replace(WSD, schedule=schedule)
-    parts = [Pace(config, 9, place=Place(0, 41)), Pace(config, 34, place=Place(9, 7))]
-    parts.append(Pace(config, 7, place=Place(43, 0)))
-    assert [rate for part in parts for rate in rates(part)] == rates(Pace(config, 50))
+    parts = [
+        LRController(config, 9, position=RunPosition(0, 41)),
+        LRController(config, 34, position=RunPosition(9, 7)),
+    ]
+    parts.append(LRController(config, 7, position=RunPosition(43, 0)))
+    assert [rate for part in parts for rate in rates(part)] == rates(LRController(config, 50))
     assert [part.is_last for part in parts] == [False, False, True]
 
 
 def test_a_rule_in_the_middle_ends_its_part_at_once_and_the_run_is_shorter() -> None:
-    pace = Pace(WSD, 400, At(20), Place(5, 25))
-    assert rates(pace) == pytest.approx(
+    controller = LRController(WSD, 400, At(20), RunPosition(5, 25))
+    assert rates(controller) == pytest.approx(
         [wsd(5 + s, 430, peak=2.0, warmup=0.1, decay=0.2, min_ratio=0) for s in range(20)]
     )
-    assert pace.decision == {"reason": "test", "step": 20, "last_step": 20}
-    assert not pace.is_last
+    assert controller.decision == StopDecision("test", 20, 20)
+    assert not controller.is_last
 
 
 def test_a_rule_in_the_last_part_begins_the_decay() -> None:
-    pace = Pace(replace(WSD, warmup=0.0), 400, At(25), Place(15, 0))
-    made = rates(pace)
+    controller = LRController(replace(WSD, warmup=0.0), 400, At(25), RunPosition(15, 0))
+    made = rates(controller)
     # Forty steps are made, so that ten are a fifth of all.
     assert made[:25] == [2.0] * 25
     assert made[25:] == pytest.approx([0.2 * n for n in range(10, 0, -1)])
 
 
 def test_a_rule_that_never_decides_leaves_the_decay_where_it_was_planned() -> None:
-    pace = Pace(WSD, 30, At(None), Place(20, 0))
-    assert rates(pace) == rates(Pace(WSD, 30, place=Place(20, 0)))
-    assert pace.decision == {"reason": "tokens", "step": 20, "last_step": 30}
+    controller = LRController(WSD, 30, At(None), RunPosition(20, 0))
+    assert rates(controller) == rates(LRController(WSD, 30, position=RunPosition(20, 0)))
+    assert controller.decision == StopDecision("tokens", 20, 30)
 
 
 def test_who_asks_gets_the_decay_from_the_rate_of_then() -> None:
     asked = False
-    pace = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda step: asked)
+    controller = LRController(
+        replace(WSD, warmup=0.0), 400, None, RunPosition(0, 50), lambda step: asked
+    )
     made = []
-    while len(made) < pace.steps:
-        made.append(pace.rate(len(made)))
+    while len(made) < controller.steps:
+        made.append(controller.rate(len(made)))
         asked = len(made) >= 8
-        pace.observe(len(made), None)
+        controller.observe(len(made), None)
     assert made == pytest.approx([2.0] * 8 + [2.0, 1.0])
-    assert pace.decision == {"reason": "finish", "step": 8, "last_step": 10}
-    assert pace.is_last
-    resumed = Pace(replace(WSD, warmup=0.0), 400, None, Place(0, 50), lambda step: asked)
-    resumed.load_state_dict(pace.state_dict())
+    assert controller.decision == StopDecision("finish", 8, 10)
+    assert controller.is_last
+    resumed = LRController(
+        replace(WSD, warmup=0.0), 400, None, RunPosition(0, 50), lambda step: asked
+    )
+    resumed.load_state_dict(controller.state_dict())
     assert (resumed.steps, resumed.rate(9)) == (10, 1.0)
 
 
 def test_who_asks_in_the_decay_gets_what_was_planned() -> None:
-    pace = Pace(WSD, 50, finish=lambda step: True)
-    planned = [pace.rate(step) for step in range(50)]
-    assert pace.observe(45, None)
-    assert pace.steps == 50
-    assert [pace.rate(step) for step in range(45, 50)] == pytest.approx(planned[45:])
+    controller = LRController(WSD, 50, finish=lambda step: True)
+    planned = [controller.rate(step) for step in range(50)]
+    assert controller.observe(45, None)
+    assert controller.steps == 50
+    assert [controller.rate(step) for step in range(45, 50)] == pytest.approx(planned[45:])
 
 
 def test_who_asks_at_the_end_of_a_part_gets_a_whole_decay() -> None:
     """It takes steps that later parts were to have, and never more than the run was to have."""
     # In a run of 46 steps the decay has begun at step 37.
     for after, last, rate in ((100, 50, 2.0), (6, 46, 2 * 6 / 9)):
-        pace = Pace(replace(WSD, warmup=0.0), 40, place=Place(0, after), finish=lambda step: True)
-        assert pace.observe(40, None)
-        assert pace.steps == last
-        assert pace.rate(40) == pytest.approx(rate)
+        controller = LRController(
+            replace(WSD, warmup=0.0), 40, position=RunPosition(0, after), finish=lambda step: True
+        )
+        assert controller.observe(40, None)
+        assert controller.steps == last
+        assert controller.rate(40) == pytest.approx(rate)
 
 
 def test_a_rule_in_a_part_that_lies_in_the_decay_keeps_to_the_decay() -> None:
-    pace = Pace(WSD, 5, At(None), Place(45, 0))
-    assert rates(pace) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    controller = LRController(WSD, 5, At(None), RunPosition(45, 0))
+    assert rates(controller) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     # Which it may still end sooner, in a line from where the rate is.
-    early = Pace(WSD, 5, At(1), Place(45, 0))
+    early = LRController(WSD, 5, At(1), RunPosition(45, 0))
     assert len(rates(early)) <= 5
 
 
 def test_a_decay_of_the_whole_run_goes_on_where_it_is_asked_to_end() -> None:
     config = replace(WSD, decay=1.0, warmup=0.0)
-    pace = Pace(config, 10, finish=lambda step: step >= 4)
-    assert rates(pace) == pytest.approx(rates(Pace(config, 10)))
+    controller = LRController(config, 10, finish=lambda step: step >= 4)
+    assert rates(controller) == pytest.approx(rates(LRController(config, 10)))
 
 
 def test_a_decay_takes_no_more_of_a_budget_than_is_left() -> None:
     class Half(At):
         used = 0.5
 
-    pace = Pace(replace(WSD, warmup=0.0), 10**6, Half(4), Place(1000, 0))
-    assert len(rates(pace)) == 4 + 4
+    controller = LRController(replace(WSD, warmup=0.0), 10**6, Half(4), RunPosition(1000, 0))
+    assert len(rates(controller)) == 4 + 4
 
 
 def test_the_rate_falls_to_its_minimum_and_not_below() -> None:
     config = replace(WSD, warmup=0.0, decay=0.5, min_lr_ratio=0.5)
-    made = rates(Pace(config, 20, finish=lambda step: step >= 15))
+    made = rates(LRController(config, 20, finish=lambda step: step >= 15))
     assert min(made) >= 1.0
     assert made == sorted(made, reverse=True)
 
 
 def test_a_part_that_ends_in_the_warm_up_does_not_change_it() -> None:
     """The run is shorter than was planned then, and the warm-up is not."""
-    first = Pace(replace(WSD, warmup=0.2), 100, At(10), Place(0, 100, warmup_of=200))
-    second = Pace(replace(WSD, warmup=0.2), 100, None, Place(10, 0, warmup_of=200))
+    first = LRController(replace(WSD, warmup=0.2), 100, At(10), RunPosition(0, 100, warmup_of=200))
+    second = LRController(replace(WSD, warmup=0.2), 100, None, RunPosition(10, 0, warmup_of=200))
     made = [*rates(first), *rates(second)]
     assert made[:40] == pytest.approx([0.05 * n for n in range(1, 41)])
 
 
 def test_the_warm_up_is_no_share_of_a_bound() -> None:
     """Of what is bounded by seconds the steps say nothing."""
-    first = Pace(WSD, 50, place=Place(0, 10**9, warmup_of=50))
+    first = LRController(WSD, 50, position=RunPosition(0, 10**9, warmup_of=50))
     assert rates(first)[:6] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0])
 
 
 def test_a_cosine_over_the_run_has_no_rule() -> None:
-    with pytest.raises(ConfigError, match="has to know its length"):
-        Pace(replace(WSD, schedule="cosine"), 10, At(3))
+    with pytest.raises(ConfigError, match="needs the length of the run beforehand"):
+        LRController(replace(WSD, schedule="cosine"), 10, At(3))
 
 
 def test_a_decision_starts_the_cooldown() -> None:
-    pace = Pace(CONFIG, 100, At(20))
-    made = rates(pace)
+    controller = LRController(CONFIG, 100, At(20))
+    made = rates(controller)
     # Half as many steps as were made, from the peak in a line to the minimum.
     assert len(made) == 30
     assert made[:11] == pytest.approx([n / 10 for n in range(1, 11)] + [1.0])
     assert made[10:20] == [1.0] * 10
     assert made[20:] == pytest.approx([1 - 0.09 * n for n in range(1, 11)])
-    assert pace.decision == {"reason": "test", "step": 20, "last_step": 30}
+    assert controller.decision == StopDecision("test", 20, 30)
 
 
 def test_a_rule_that_never_decides_leaves_room_for_its_cooldown() -> None:
-    pace = Pace(CONFIG, 30, At(None))
-    made = rates(pace)
+    controller = LRController(CONFIG, 30, At(None))
+    made = rates(controller)
     assert len(made) == 30
-    assert pace.decision == {"reason": "tokens", "step": 20, "last_step": 30}
+    assert controller.decision == StopDecision("tokens", 20, 30)
     assert made[-1] == pytest.approx(0.1)
 
 
 def test_a_cooldown_is_at_least_a_step_and_never_beyond_the_end() -> None:
-    none = Pace(CONFIG, 100, At(20, cooldown=0.0))
+    none = LRController(CONFIG, 100, At(20, cooldown=0.0))
     assert len(rates(none)) == 21
-    late = Pace(CONFIG, 10, At(6, cooldown=1.0))
+    late = LRController(CONFIG, 10, At(6, cooldown=1.0))
     assert len(rates(late)) == 10
 
 
 def test_a_decision_in_the_warm_up_cools_down_from_where_the_rate_was() -> None:
-    pace = Pace(CONFIG, 100, At(4))
-    made = rates(pace)
+    controller = LRController(CONFIG, 100, At(4))
+    made = rates(controller)
     assert made == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5 * 0.55, 0.5 * 0.1])
 
 
 def test_a_rules_own_budget_warms_up_where_the_steps_are_but_a_bound() -> None:
-    pace = Pace(CONFIG, 10**9, rule := At(None))
+    controller = LRController(CONFIG, 10**9, rule := At(None))
     for rule.used, expected in ((0.05, 0.5), (0.1, 1.0), (0.9, 1.0)):
-        assert pace.rate(3) == pytest.approx(expected)
+        assert controller.rate(3) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("stop", [10, 20, 25])
 def test_it_goes_on_from_its_state(stop: int) -> None:
-    whole = rates(Pace(CONFIG, 100, At(20)))
-    first = Pace(CONFIG, 100, At(20))
+    whole = rates(LRController(CONFIG, 100, At(20)))
+    first = LRController(CONFIG, 100, At(20))
     for step in range(stop):
         first.observe(step + 1, None)
-    second = Pace(CONFIG, 100, rule := At(20))
+    second = LRController(CONFIG, 100, rule := At(20))
     second.load_state_dict(first.state_dict())
     assert rule.seen == min(stop, 20)
     made = [second.rate(stop)]
@@ -243,8 +253,8 @@ def test_it_goes_on_from_its_state(stop: int) -> None:
 
 @pytest.mark.parametrize(("steps", "cooldown"), [(1, 0.1), (10, 0.0)])
 def test_an_end_without_a_cooldown_is_a_decision_too(steps: int, cooldown: float) -> None:
-    pace = Pace(CONFIG, steps, At(None, cooldown))
+    controller = LRController(CONFIG, steps, At(None, cooldown))
     for step in range(steps):
-        assert pace.decision is None
-        assert not pace.observe(step + 1, None)
-    assert pace.decision == {"reason": "tokens", "step": steps, "last_step": steps}
+        assert controller.decision is None
+        assert not controller.observe(step + 1, None)
+    assert controller.decision == StopDecision("tokens", steps, steps)
