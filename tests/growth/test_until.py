@@ -1,4 +1,4 @@
-"""Stages that end by a plateau or a budget: when, why, and the same after a resume."""
+"""Stages that end by a plateau, a budget or a user-defined criterion, also after a resume."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from fastgrow.growth.stop_criteria import PlateauRule, SecondsRule
 from fastgrow.training import TextData, Trainer
 
 SLOW = make_train(pick="last", checkpoint_every=3, eval_every=2, schedule="per-stage")
-# The text is random letters, so nothing improves on the first losses by a tenth of a nat for long.
+# The text is random letters, so the loss soon stops improving by a tenth of a nat.
 PLATEAU = Stage(1, 64 * 64, until=Plateau(patience=2, min_delta=0.1, cooldown=0.5))
 
 
 def test_a_plateau_is_patience_evaluations_without_improvement() -> None:
     rule = PlateauRule(Plateau(patience=2, min_delta=0.1))
     losses = [(2, 3.0), (4, 2.5), (6, 2.45), (8, 2.3), (10, 2.25), (12, 2.21)]
-    said = [rule.observe(step, loss) for step, loss in losses]
-    # 2.45 is no improvement on 2.5 by 0.1; 2.3 is, and the count begins again.
-    assert said[:-1] == [None] * 5
-    assert said[-1] == {"best_loss": 2.3, "losses_since": [[10, 2.25], [12, 2.21]]}
-    assert rule.observe(13, None) is None, "steps without an evaluation show nothing"
+    observed = [rule.observe(step, loss) for step, loss in losses]
+    # 2.45 is no improvement on 2.5 by 0.1; 2.3 is, and the count starts again.
+    assert observed[:-1] == [None] * 5
+    assert observed[-1] == {"best_loss": 2.3, "losses_since": [[10, 2.25], [12, 2.21]]}
+    assert rule.observe(13, None) is None, "steps without an evaluation are ignored"
 
 
-def test_a_plateaus_state_is_its_counting() -> None:
+def test_the_state_of_a_plateau_is_its_count() -> None:
     first, second = PlateauRule(Plateau(patience=2)), PlateauRule(Plateau(patience=2))
     for step, loss in ((1, 2.0), (2, 2.0)):
         assert first.observe(step, loss) is None
@@ -90,8 +90,8 @@ def test_a_plateau_ends_a_stage_and_the_evidence_is_kept(substrate, data, tmp_pa
     assert second.decision is None
     assert second.tokens == 256
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = [row for row in rows if row.get("event") == "cooldown"]
-    assert [row["losses_since"] for row in told] == [losses]
+    events = [row for row in rows if row.get("event") == "cooldown"]
+    assert [row["losses_since"] for row in events] == [losses]
     rates = {
         row["step"]: row["learning_rate"]
         for row in rows
@@ -104,7 +104,7 @@ def test_a_plateau_ends_a_stage_and_the_evidence_is_kept(substrate, data, tmp_pa
 def test_a_plateau_is_the_same_after_a_resume(
     substrate, data, tmp_path, monkeypatch, since_decision: int
 ) -> None:
-    """Stopped while it counts, at the decision, and in the cooldown."""
+    """Stopped before the decision, at the decision, and in the cooldown."""
     schedule, train = GrowthSchedule([PLATEAU, Stage(1, 256)]), replace(SLOW, checkpoint_every=1)
 
     def once(out: Path | None):
@@ -138,7 +138,7 @@ def test_a_plateau_needs_validation_text(substrate, monkeypatch) -> None:
         grow(make_model(substrate), data, GrowthSchedule([PLATEAU]), train=SLOW, quiet=True)
 
 
-def test_a_budget_in_flops_buys_as_many_steps_as_it_pays_for(substrate, data) -> None:
+def test_a_budget_in_flops_sets_the_number_of_steps(substrate, data) -> None:
     model = make_model(substrate)
     probe = GrowthSchedule([Stage(1, 64)])
     shape = stage_shape(probe, 0, model.config)
@@ -156,7 +156,7 @@ def test_a_budget_in_flops_buys_as_many_steps_as_it_pays_for(substrate, data) ->
         }
 
 
-def test_flops_follow_what_trains(substrate) -> None:
+def test_flops_depend_on_the_active_set(substrate) -> None:
     config = make_model(substrate).config
     budget = Budget(flops=1e7)
 
@@ -178,7 +178,7 @@ def test_a_budget_in_seconds_ends_a_stage(substrate, data, monkeypatch: pytest.M
     (stage,) = result.stages
     assert stage.decision is not None
     assert stage.decision.reason == "seconds"
-    # With the cooldown's tenth the 11 seconds are full.
+    # The cooldown, a tenth of the steps, uses up the 11 seconds.
     assert stage.decision.evidence["seconds"] == 10.0
     assert stage.tokens == 64 * stage.decision.last_step < 10**9
 
@@ -195,7 +195,7 @@ def test_a_budget_in_seconds_ends_a_stage(substrate, data, monkeypatch: pytest.M
         (lambda: Budget(flops=float("inf")), r"Budget\.flops: expected a positive number"),
     ],
 )
-def test_senseless_ends_are_refused(make, message: str) -> None:
+def test_invalid_criteria_raise(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
 

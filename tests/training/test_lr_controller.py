@@ -62,7 +62,7 @@ def test_warm_up_stable_decay() -> None:
     made = rates(LRController(WSD, 50))
     assert made[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert made[5:41] == [2.0] * 36
-    # A line from the peak at step 40 to nothing at step 50, which is not made.
+    # Linear from the peak at step 40 to 0 at step 50, which is not made.
     assert made[40:] == pytest.approx([0.2 * n for n in range(10, 0, -1)])
     least = rates(LRController(replace(WSD, min_lr_ratio=0.5), 50))
     assert least[40:] == pytest.approx([2 - 0.1 * n for n in range(10)])
@@ -95,7 +95,7 @@ def test_a_rule_in_the_middle_ends_its_part_at_once_and_the_run_is_shorter() -> 
     assert not controller.is_last
 
 
-def test_a_rule_in_the_last_part_begins_the_decay() -> None:
+def test_a_rule_in_the_last_part_starts_the_decay() -> None:
     controller = LRController(replace(WSD, warmup=0.0), 400, At(25), RunPosition(15, 0))
     made = rates(controller)
     # Forty steps are made, so that ten are a fifth of all.
@@ -103,13 +103,13 @@ def test_a_rule_in_the_last_part_begins_the_decay() -> None:
     assert made[25:] == pytest.approx([0.2 * n for n in range(10, 0, -1)])
 
 
-def test_a_rule_that_never_decides_leaves_the_decay_where_it_was_planned() -> None:
+def test_a_rule_that_never_decides_does_not_move_the_decay() -> None:
     controller = LRController(WSD, 30, At(None), RunPosition(20, 0))
     assert rates(controller) == rates(LRController(WSD, 30, position=RunPosition(20, 0)))
     assert controller.decision == StopDecision("tokens", 20, 30)
 
 
-def test_who_asks_gets_the_decay_from_the_rate_of_then() -> None:
+def test_finishing_decays_from_the_present_rate() -> None:
     asked = False
     controller = LRController(
         replace(WSD, warmup=0.0), 400, None, RunPosition(0, 50), lambda step: asked
@@ -129,7 +129,7 @@ def test_who_asks_gets_the_decay_from_the_rate_of_then() -> None:
     assert (resumed.steps, resumed.rate(9)) == (10, 1.0)
 
 
-def test_who_asks_in_the_decay_gets_what_was_planned() -> None:
+def test_finishing_in_the_decay_keeps_the_planned_decay() -> None:
     controller = LRController(WSD, 50, finish=lambda step: True)
     planned = [controller.rate(step) for step in range(50)]
     assert controller.observe(45, None)
@@ -137,9 +137,9 @@ def test_who_asks_in_the_decay_gets_what_was_planned() -> None:
     assert [controller.rate(step) for step in range(45, 50)] == pytest.approx(planned[45:])
 
 
-def test_who_asks_at_the_end_of_a_part_gets_a_whole_decay() -> None:
-    """It takes steps that later parts were to have, and never more than the run was to have."""
-    # In a run of 46 steps the decay has begun at step 37.
+def test_finishing_at_the_end_of_a_part_has_a_complete_decay() -> None:
+    """It uses steps that were planned for later parts, and never more than the run's."""
+    # In a run of 46 steps the decay starts at step 37.
     for after, last, rate in ((100, 50, 2.0), (6, 46, 2 * 6 / 9)):
         controller = LRController(
             replace(WSD, warmup=0.0), 40, position=RunPosition(0, after), finish=lambda step: True
@@ -149,15 +149,15 @@ def test_who_asks_at_the_end_of_a_part_gets_a_whole_decay() -> None:
         assert controller.rate(40) == pytest.approx(rate)
 
 
-def test_a_rule_in_a_part_that_lies_in_the_decay_keeps_to_the_decay() -> None:
+def test_a_rule_in_a_part_within_the_decay_keeps_the_decay() -> None:
     controller = LRController(WSD, 5, At(None), RunPosition(45, 0))
     assert rates(controller) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
-    # Which it may still end sooner, in a line from where the rate is.
+    # The rule may still end it sooner, linearly from the present rate.
     early = LRController(WSD, 5, At(1), RunPosition(45, 0))
     assert len(rates(early)) <= 5
 
 
-def test_a_decay_of_the_whole_run_goes_on_where_it_is_asked_to_end() -> None:
+def test_finishing_does_not_change_a_decay_of_the_whole_run() -> None:
     config = replace(WSD, decay=1.0, warmup=0.0)
     controller = LRController(config, 10, finish=lambda step: step >= 4)
     assert rates(controller) == pytest.approx(rates(LRController(config, 10)))
@@ -179,7 +179,7 @@ def test_the_rate_falls_to_its_minimum_and_not_below() -> None:
 
 
 def test_a_part_that_ends_in_the_warm_up_does_not_change_it() -> None:
-    """The run is shorter than was planned then, and the warm-up is not."""
+    """The run is then shorter than planned, but the warm-up is not."""
     first = LRController(replace(WSD, warmup=0.2), 100, At(10), RunPosition(0, 100, warmup_of=200))
     second = LRController(replace(WSD, warmup=0.2), 100, None, RunPosition(10, 0, warmup_of=200))
     made = [*rates(first), *rates(second)]
@@ -187,12 +187,12 @@ def test_a_part_that_ends_in_the_warm_up_does_not_change_it() -> None:
 
 
 def test_the_warm_up_is_no_share_of_a_bound() -> None:
-    """Of what is bounded by seconds the steps say nothing."""
+    """If a stage is bounded by seconds, its steps are not its expected length."""
     first = LRController(WSD, 50, position=RunPosition(0, 10**9, warmup_of=50))
     assert rates(first)[:6] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0])
 
 
-def test_a_cosine_over_the_run_has_no_rule() -> None:
+def test_a_cosine_over_the_run_with_a_rule_raises() -> None:
     with pytest.raises(ConfigError, match="needs the length of the run beforehand"):
         LRController(replace(WSD, schedule="cosine"), 10, At(3))
 
@@ -200,7 +200,7 @@ def test_a_cosine_over_the_run_has_no_rule() -> None:
 def test_a_decision_starts_the_cooldown() -> None:
     controller = LRController(CONFIG, 100, At(20))
     made = rates(controller)
-    # Half as many steps as were made, from the peak in a line to the minimum.
+    # Half as many steps as were made, linearly from the peak to the minimum.
     assert len(made) == 30
     assert made[:11] == pytest.approx([n / 10 for n in range(1, 11)] + [1.0])
     assert made[10:20] == [1.0] * 10
@@ -208,7 +208,7 @@ def test_a_decision_starts_the_cooldown() -> None:
     assert controller.decision == StopDecision("test", 20, 30)
 
 
-def test_a_rule_that_never_decides_leaves_room_for_its_cooldown() -> None:
+def test_a_rule_that_never_decides_leaves_steps_for_its_cooldown() -> None:
     controller = LRController(CONFIG, 30, At(None))
     made = rates(controller)
     assert len(made) == 30
@@ -223,20 +223,20 @@ def test_a_cooldown_is_at_least_a_step_and_never_beyond_the_end() -> None:
     assert len(rates(late)) == 10
 
 
-def test_a_decision_in_the_warm_up_cools_down_from_where_the_rate_was() -> None:
+def test_a_decision_in_the_warm_up_cools_down_from_the_present_rate() -> None:
     controller = LRController(CONFIG, 100, At(4))
     made = rates(controller)
     assert made == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5 * 0.55, 0.5 * 0.1])
 
 
-def test_a_rules_own_budget_warms_up_where_the_steps_are_but_a_bound() -> None:
+def test_the_warm_up_is_a_share_of_the_rules_budget_if_steps_are_a_bound() -> None:
     controller = LRController(CONFIG, 10**9, rule := At(None))
     for rule.used, expected in ((0.05, 0.5), (0.1, 1.0), (0.9, 1.0)):
         assert controller.rate(3) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("stop", [10, 20, 25])
-def test_it_goes_on_from_its_state(stop: int) -> None:
+def test_it_resumes_from_its_state(stop: int) -> None:
     whole = rates(LRController(CONFIG, 100, At(20)))
     first = LRController(CONFIG, 100, At(20))
     for step in range(stop):

@@ -61,7 +61,7 @@ def choose_place(
 
 
 def requested_place(place: str, budget: CacheBudget) -> Placement:
-    """Use the place from the settings or, after an interruption, from before it, if it has room."""
+    """Use the place from the settings or, after an interruption, from before it, if it fits."""
     shortage = budget.shortage(place)
     if shortage:
         return Placement(None, shortage)
