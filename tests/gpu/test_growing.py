@@ -85,7 +85,7 @@ def in_bf16(run: Run) -> list[float]:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
-    """Of each room made for rows in memory its name, device, and whether what is read is pinned."""
+    """For each store in memory: its place, and device and pinning of an entry that is read."""
     made: list[tuple[str, str, bool]] = []
     initialise = MemoryStore.__init__
 

@@ -132,13 +132,13 @@ def test_the_long_runs_lora_phase_costs_three_blocks_at_rank_128() -> None:
         (Stage(1, at=(4,)), r"stage 1: Stage\.at: there are 3 old blocks"),
         (Stage(1, insertion="copy", copy_of=(3,)), r"Stage\.copy_of: .*3 old blocks"),
         (Stage(1, insertion="copy", at=(0,)), "no block below"),
-        (Stage(1, window=5), r"Stage\.window: there are 4 blocks, got 5"),
+        (Stage(1, window=5), r"Stage\.window: expected at most 4, .* got 5"),
         (Stage(0, lora=LoRA(rank=2, blocks=(3,))), r"block 3 does not exist \(3 blocks\)"),
         (Stage(1, lora=LoRA(rank=2, blocks=(3,))), "block 3 is trained itself"),
         (Stage(1, train="all", lora=LoRA(rank=2)), "adapts frozen blocks, but the stage has none"),
-        (Stage(0, lora=LoRA(rank=17)), r"LoRA\.rank: the narrowest projection has width 16"),
+        (Stage(0, lora=LoRA(rank=17)), r"LoRA\.rank: expected at most 16"),
         (Stage(0, lora=LoRA(budget=100)), r"LoRA\.budget: expected at least .* rank 1 864"),
-        (Stage(0, lora=LoRA(rank=1, targets=("mlp.gate",))), "have none of"),
+        (Stage(0, lora=LoRA(rank=1, targets=("mlp.gate",))), "have no projection in"),
     ],
 )
 def test_impossible_stages_raise_before_training(stage: Stage, message: str) -> None:

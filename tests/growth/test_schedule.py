@@ -95,7 +95,7 @@ def test_equal_stages() -> None:
         (lambda: Stage(2, window=1), r"Stage\.window: expected train='new' and at least 2"),
         (lambda: Stage(1, window=2, train="all"), r"Stage\.window: expected train='new'"),
         (lambda: Stage(1, train="none", head="tied", final_norm=False), "nothing is active"),
-        (lambda: Stage(1, lora=LoRA(1, blocks="new")), r"LoRA\.blocks: .* expects train='none'"),
+        (lambda: Stage(1, lora=LoRA(1, blocks="new")), r"LoRA\.blocks: .* needs train='none'"),
         (lambda: Stage(0, lora=LoRA(1, blocks="new")), r"LoRA\.blocks: .* with new blocks, got 0"),
         (lambda: LoRA(), "exactly one of rank and budget"),
         (lambda: LoRA(rank=1, budget=1), "exactly one of rank and budget"),
@@ -202,7 +202,7 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
         (lambda: GrowthSchedule.blocks(2, tokens=5, recipe="lost"), "recipe: expected 'gradual'"),  # type: ignore[arg-type]
         (
             lambda: GrowthSchedule.blocks(2, tokens=5, overlap=1),
-            "insertion and overlap go with recipe='windows', got recipe='gradual'",
+            "insertion and overlap are only for recipe='windows', got recipe='gradual'",
         ),
         (lambda: GrowthSchedule.doubling(0, tokens=5), "n_blocks: expected at least 1, got 0"),
         (
@@ -225,7 +225,7 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
         (lambda: GrowthSchedule.gradual(3, tokens=9, start=4), "a start from 1 to 3 blocks, got 4"),
         (
             lambda: GrowthSchedule.gradual(3, tokens=9, start=2, window=1),
-            "a window of at least the 2 blocks of the start, got 1",
+            "a window of at least the 2 blocks at the start, got 1",
         ),
         (lambda: GrowthSchedule.gradual(3, tokens=9, grown_by=1), "grown_by between 0 and 1"),
         (
@@ -235,7 +235,7 @@ def test_a_polish_takes_its_tokens_from_every_stage() -> None:
         (lambda: GrowthSchedule.blocks(2, tokens=9).with_polish(1.0), "a share between 0 and 1"),
         (
             lambda: GrowthSchedule([Stage(1, 9), Stage(1, 1)]).with_polish(),
-            "stage 2: expected a length in tokens, and enough of them to share",
+            "stage 2: expected a length in tokens, not a budget, and enough",
         ),
         (
             lambda: GrowthSchedule([Stage(1, 900, until=Budget(flops=9))]).with_polish(),
