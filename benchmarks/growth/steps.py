@@ -14,9 +14,9 @@ from benchmarks.interleave import order
 from benchmarks.memory import peak_bytes
 from benchmarks.summary import quantile
 from fastgrow.growth.trunk import Trunk
-from fastgrow.growth.trunk.choice import StageLoad
 from fastgrow.growth.trunk.engine import StageTrunk, TrunkEngine
 from fastgrow.growth.trunk.frozen import FrozenTrunk
+from fastgrow.growth.trunk.placement import StageLoad
 from fastgrow.nn import Decoder
 from fastgrow.training import Batches, RunLog, TrainConfig, Trainer
 from fastgrow.training.activations import training_mode
@@ -121,7 +121,7 @@ def _frozen_block(shape: Shape, batch: torch.Tensor) -> Callable[[], object]:
     model: Decoder = make_model(shape, 1).to(batch.device).requires_grad_(False)
     trunk = FrozenTrunk(model, 1)
     x = model.embedding(batch)
-    return lambda: trunk.onward(x, 0)
+    return lambda: trunk.run_from(x, 0)
 
 
 def _config(shape: Shape) -> TrainConfig:

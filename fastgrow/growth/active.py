@@ -1,4 +1,4 @@
-"""What trains in a stage, from the schedule and the model's shape alone: no weights are needed."""
+"""What is active in a stage, computed from the schedule and the model's shape; needs no weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fastgrow.nn.norm import make_norm
 
 @dataclass(frozen=True)
 class StageShape:
-    """What stands and what moves in a stage.
+    """The depth of a stage, and what is active in it. Blocks are given by their indices.
 
     Attributes:
-        depth: blocks during the stage.
-        new: indices, in the stage's stack, of the inserted blocks.
-        trained: blocks whose own weights train.
+        depth: number of blocks during the stage.
+        new: the inserted blocks.
+        trained: blocks whose own weights are active.
         adapted: blocks with LoRA.
-        rank: of the LoRA, derived from the budget where that is given; None without LoRA.
-        head, final_norm, table: whether each trains.
-        n_trunk: the frozen trunk, the lowest blocks that neither train nor are adapted; 0 where the
-            table trains.
+        rank: rank of the LoRA, computed from the budget if that is given; None without LoRA.
+        head, final_norm, table: whether the head, the final norm and the token table are active.
+        n_trunk: number of blocks of the frozen trunk: the lowest blocks, which are neither trained
+            nor adapted; 0 if the token table is active.
     """
 
     depth: int
@@ -42,12 +42,12 @@ class StageShape:
 
     @property
     def old(self) -> list[int]:
-        """For each block of the stack before the stage its index in the stage's stack."""
+        """The index in the stage of each block that was there before it."""
         return [index for index in range(self.depth) if index not in self.new]
 
 
 def copied_from(stage: Stage, shape: StageShape) -> dict[int, int]:
-    """Index of a new block that is a copy → index, in the stack before, of what it copies."""
+    """Return for each copy, by its index, the block that it copies, by its index before."""
     if stage.insertion != "copy":
         return {}
     sources = copied_blocks(len(shape.old), stage.blocks, stage.at, stage.copy_of)
@@ -57,17 +57,17 @@ def copied_from(stage: Stage, shape: StageShape) -> dict[int, int]:
 def stage_shape(
     schedule: GrowthSchedule, index: int, config: DecoderConfig, first_depth: int = 0
 ) -> StageShape:
-    """The shape of stage `index` (from 0) of a schedule.
+    """Return the shape of stage `index` (from 0) of a schedule.
 
     Args:
         schedule: the stages.
-        index: of the stage.
-        config: the model's; its `n_layer` is not looked at.
-        first_depth: blocks that the model has before the first stage.
+        index: index of the stage.
+        config: configuration of the model; its `n_layer` is ignored.
+        first_depth: number of blocks of the model before the first stage.
 
     Raises:
-        ConfigError: the stage names a block that is not there, adapts one that trains, ties the
-            head to a table that trains, or its budget does not pay for rank 1.
+        ConfigError: the stage names a block that does not exist, adapts one that is trained, ties
+            the head to a trainable token table, or its budget is too small for rank 1.
     """
     stage = schedule.stages[index]
     where = f"stage {index + 1}"
@@ -83,9 +83,12 @@ def stage_shape(
     adapted = _adapted(stage.lora, depth, new, trained, where)
     table = config.embedding == "trainable" and (stage.train == "all" or 0 in trained)
     if stage.head == "tied" and table:
-        raise ConfigError(f"{where}: the head cannot be tied to a table that trains")
+        raise ConfigError(
+            f"{where}: Stage.head: the head cannot be tied to a token table that is trained in the "
+            "same stage; expected 'keep', 'reset' or 'frozen'"
+        )
     head = stage.head in ("keep", "reset")
-    # A table trains with block 0, so that a trunk above it has no block.
+    # The table is active only together with block 0; then the trunk has no blocks.
     lowest = min((*trained, *adapted), default=depth)
     shape = StageShape(
         depth=depth,
@@ -105,7 +108,7 @@ def stage_shape(
 
 
 def active_parameters(stage: Stage, shape: StageShape, config: DecoderConfig) -> int:
-    """Numbers that train in a stage."""
+    """Return the number of active parameters of a stage."""
     sizes = _sizes(config)
     total = len(shape.trained) * sizes.block
     total += sizes.head * shape.head + sizes.final_norm * shape.final_norm
@@ -116,7 +119,7 @@ def active_parameters(stage: Stage, shape: StageShape, config: DecoderConfig) ->
 
 
 def qkv_parts(config: DecoderConfig) -> tuple[int, int, int]:
-    """Rows of the queries, keys and values in the one matrix that holds the three."""
+    """Return the number of rows of queries, keys and values in the matrix of all three."""
     return config.d_model, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim
 
 
@@ -127,7 +130,9 @@ def _trained(stage: Stage, depth: int, new: tuple[int, ...], where: str) -> tupl
         return ()
     window = stage.window or 0
     if window > depth:
-        raise ConfigError(f"{where}: Stage.window: there are {depth} blocks, got {window}")
+        raise ConfigError(
+            f"{where}: Stage.window: expected at most {depth}, the number of blocks, got {window}"
+        )
     return tuple(sorted({*new, *range(depth - window, depth)}))
 
 
@@ -138,14 +143,16 @@ def _adapted(
         return ()
     if lora.blocks == "new":
         return new
-    resting = tuple(i for i in range(depth) if i not in trained)
+    frozen = tuple(i for i in range(depth) if i not in trained)
     if lora.blocks == "frozen":
-        if not resting:
-            raise ConfigError(f"{where}: LoRA: no block rests whose weights it could correct")
-        return resting
-    wrong = [i for i in lora.blocks if i not in resting]
+        if not frozen:
+            raise ConfigError(
+                f"{where}: LoRA.blocks: 'frozen' adapts frozen blocks, but the stage has none"
+            )
+        return frozen
+    wrong = [i for i in lora.blocks if i not in frozen]
     if wrong:
-        what = "trains its own weights" if wrong[0] < depth else f"is not there ({depth} blocks)"
+        what = "is trained itself" if wrong[0] < depth else f"does not exist ({depth} blocks)"
         raise ConfigError(f"{where}: LoRA.blocks: block {wrong[0]} {what}")
     return lora.blocks
 
@@ -154,28 +161,29 @@ def _rank(lora: LoRA, shape: StageShape, config: DecoderConfig, where: str) -> i
     sizes = _sizes(config)
     present = [name for name in lora.targets if name in sizes.projections]
     if not present:
-        raise ConfigError(f"{where}: LoRA.targets: the blocks have none of {lora.targets}")
+        raise ConfigError(f"{where}: LoRA.targets: the blocks have no projection in {lora.targets}")
     most = min(sizes.projections[name][1] for name in present)
     if lora.rank is not None:
         if lora.rank > most:
             raise ConfigError(
-                f"{where}: LoRA.rank: the narrowest projection has width {most}, got {lora.rank}"
+                f"{where}: LoRA.rank: expected at most {most}, the width of the narrowest "
+                f"projection, got {lora.rank}"
             )
         return lora.rank
     assert lora.budget is not None
-    rest = active_parameters(Stage(), shape, config)
+    others = active_parameters(Stage(), shape, config)
     per_rank = len(shape.adapted) * _numbers_per_rank(lora, sizes)
-    if lora.budget < rest + per_rank:
+    if lora.budget < others + per_rank:
         raise ConfigError(
-            f"{where}: LoRA.budget: what else trains takes {rest:,} numbers and rank 1 "
-            f"{per_rank:,}, got a budget of {lora.budget:,}"
+            f"{where}: LoRA.budget: expected at least {others + per_rank:,}: the other active "
+            f"parameters are {others:,} and those of rank 1 {per_rank:,}, got {lora.budget:,}"
         )
-    return min((lora.budget - rest) // per_rank, most)
+    return min((lora.budget - others) // per_rank, most)
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Numbers in a model's parts; of a projection, those of rank 1 and the largest rank."""
+    """Parameters of a model's parts; for projections, those of rank 1 and the largest rank."""
 
     block: int
     head: int

@@ -1,4 +1,4 @@
-"""What happens to a model between two stages."""
+"""The boundary before a stage: insert its blocks, set up its head, attach its LoRA."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from fastgrow.nn.block import initialise_linears
 
 
 def begin_stage(model: Decoder, stage: Stage, shape: StageShape, seed: int) -> None:
-    """Put in a stage's blocks, see to the head, and put on its LoRA.
+    """Change the model as the stage requires: insert blocks, set up the head, attach LoRA.
 
-    All that is drawn depends on the seed alone, not on what ran before, and the caller's random
-    numbers stay as they were.
+    All random values depend on the seed only, not on what ran before, and the state of the caller's
+    random number generator is restored.
+
+    Args:
+        model: the model as the stage before left it; changed in place.
+        stage: the stage that begins.
+        shape: shape of that stage (`stage_shape`).
+        seed: random seed of the stage.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -31,12 +37,12 @@ def begin_stage(model: Decoder, stage: Stage, shape: StageShape, seed: int) -> N
 
 
 def rebuild(model: Decoder, stage: Stage | None, shape: StageShape) -> None:
-    """Bring a fresh model to the form that a checkpoint has, whose tensors are loaded next.
+    """Give a new model the structure of a checkpoint, whose tensors are loaded next.
 
     Args:
-        model: as it was before the first stage.
-        stage: the one that was stopped in its middle; None if the last one begun is finished.
-        shape: of the last stage begun.
+        model: the model as it was before the first stage.
+        stage: the stage that was interrupted; None if the last stage that was started is finished.
+        shape: shape of the last stage that was started.
     """
     with torch.random.fork_rng():
         model.append_blocks(shape.depth - model.n_layer)
@@ -48,10 +54,10 @@ def rebuild(model: Decoder, stage: Stage | None, shape: StageShape) -> None:
 
 @torch.no_grad()
 def tie_head(model: Decoder) -> None:
-    """Make the lifted token table the head's weight, and zero its bias: logits = h · lift(table)ᵀ.
+    """Copy the lifted token table into the head's weight: logits = h · lift(table)ᵀ.
 
-    The bias goes because it belonged to the weights that went; it would otherwise rest as a prior
-    over tokens that no training of this head has chosen.
+    The head's bias is set to zero, because it was trained with the weights that are replaced. It
+    would otherwise stay frozen as a prior over tokens that was not trained for this head.
     """
     head = model.lm_head
     ids = torch.arange(model.vocab_size, device=model.device)

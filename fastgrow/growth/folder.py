@@ -1,11 +1,10 @@
-"""The folder of a growth run, or what stands for it in a run that keeps everything in memory."""
+"""The folder of a growth run; also for runs that keep everything in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ class RunFolder:
     """Checkpoints, log, record (`growth.json`), model and adapters of one run.
 
     Args:
-        out: the folder; None keeps nothing.
-        quiet: the log prints nothing.
+        out: the folder; None writes nothing.
+        quiet: whether the log prints nothing.
     """
 
     def __init__(self, out: Path | None, *, quiet: bool) -> None:
@@ -40,30 +39,30 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path | None:
-        """Where they stand; None where none are made."""
+        """Folder of the checkpoints; None if none are written."""
         return None if self._checkpointer is None else self._checkpointer.folder
 
     @property
     def moments(self) -> Path | None:
-        """Where the optimizer's state of what rests stands; None in a run without a folder."""
+        """Folder of the optimizer state of frozen parameters; None in a run without a folder."""
         return None if self.out is None else self.out / _MOMENTS
 
     def sole_user(self) -> contextlib.AbstractContextManager[None]:
-        """Be the one process at work on the run.
+        """Return a context in which this process is the only one that runs this run.
 
         Raises:
-            FolderInUse: another one is.
-            CheckpointError: the folder cannot be written.
+            FolderInUse: another process is running it.
+            CheckpointError: the folder is not writable.
         """
         if self.out is None:
             return contextlib.nullcontext()
         return sole_user(self.out)
 
     def finish_asked(self, stage: int, step: int) -> bool:
-        """Whether the user wants the run to end by now, at a step of a stage (from 0).
+        """Whether the user has requested the run to end, at a step of a stage (from 0) or before.
 
-        The file that says so is given the place at which it was first seen, so that a run that is
-        killed after that, before its next checkpoint, begins its decay at the same step again.
+        The stage and step at which the request was first seen are written into its file. A run that
+        is killed after that, before its next checkpoint, then starts its decay at the same step.
         """
         if self.out is None or not (self.out / _FINISH).exists():
             return False
@@ -74,20 +73,20 @@ class RunFolder:
         return (stage, step) >= (int(seen[0]), int(seen[1]))
 
     def ask_to_finish(self) -> None:
-        """Have the decay of this run begin at its next step, unless it has been asked before."""
+        """Request the decay of this run to start at its next step; once is enough."""
         if self.out is not None and not (self.out / _FINISH).exists():
             _files.write_text(self.out / _FINISH, "")
 
     def open(self, model: Decoder, identity: dict[str, Any], resume: Resume) -> Any:
-        """Claim it for a run of these settings.
+        """Open the folder for a run with these settings.
 
         Args:
-            model: tells the device.
-            identity: all that decides what the run computes.
-            resume: as of `grow`.
+            model: the model; its device is recorded.
+            identity: everything that decides what the run computes.
+            resume: as in `grow`.
 
         Returns:
-            The state of the last checkpoint; None where there is none.
+            The state of the last checkpoint; None if there is none.
 
         Raises:
             ConfigError: as `claim_folder`.
@@ -102,25 +101,25 @@ class RunFolder:
         self._checkpointer = Checkpointer(self.out / "checkpoints")
         latest = self._checkpointer.latest()
         saved = None if latest is None else self._checkpointer.load(latest)[_STATE]
-        # A run that was stopped before its first checkpoint may have left rows in the log.
+        # A run that was stopped before its first checkpoint may have written lines to the log.
         self.log.load_state_dict(RunLog().state_dict() if saved is None else saved["log"])
         return saved
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path | None:
-        """Write a checkpoint."""
+        """Write a checkpoint and return its path; None in a run without a folder."""
         if self._checkpointer is None:
             return None
         return self._checkpointer.save(step, {_STATE: {**state, "log": self.log.state_dict()}})
 
     def save_adapters(self, model: Decoder, index: int) -> None:
-        """Write what a stage's LoRA has learnt, if it has any."""
+        """Write the LoRA of a stage as adapter files, if it has any."""
         if self.out is not None and adapters(model):
             save_adapters(model, self.out / _adapters_of(index))
 
     def finish(self, model: Decoder, results: list[StageResult]) -> None:
         """Write the record and the model."""
         if self.out is not None:
-            _files.write_json(self.out / _RECORD, [asdict(result) for result in results])
+            _files.write_json(self.out / _RECORD, [result.to_dict() for result in results])
             model.save(self.out / _MODEL)
             shutil.rmtree(self.out / _MOMENTS, ignore_errors=True)
             (self.out / _FINISH).unlink(missing_ok=True)
@@ -131,25 +130,26 @@ def _adapters_of(index: int) -> str:
 
 
 def ask_to_finish(out: Path) -> bool:
-    """Have a process that is at work on a run begin the decay at its next step, and end with it.
+    """Request the process that runs a run to start the decay at its next step and end with it.
 
     Returns:
-        Whether there is one. Where there is none nothing is asked: `grow(…, finish=True)` goes on
-        with the run and does it.
+        Whether there is such a process. If there is none, nothing is requested: resume the run with
+        `grow(…, finish=True)` instead.
 
     Raises:
-        ConfigError: there is no run, it is finished, or its learning rate has no such decay.
+        ConfigError: there is no run, it is finished, or its learning-rate schedule has no decay of
+            this kind.
     """
     if not (out / RUN_RECORD).is_file():
-        raise ConfigError(f"{out}: holds no run that could be finished")
+        raise ConfigError(f"{out}: contains no run to finish")
     schedule = _files.read_json(out / RUN_RECORD).get("train", {}).get("schedule", "per-stage")
     if schedule != "wsd":
         raise ConfigError(
-            f"{out}: only a run under train.schedule=wsd can be finished early, this one's is "
-            f"{schedule}; stop it, or let it go on"
+            f"{out}: only a run with train.schedule=wsd can be finished early, this run has "
+            f"{schedule}; stop it, or let it continue"
         )
     if (out / _RECORD).is_file():
-        raise ConfigError(f"{out}: the run is finished; its model is {out / _MODEL}")
+        raise ConfigError(f"{out}: the run is already finished; its model is in {out / _MODEL}")
     try:
         with sole_user(out):
             return False

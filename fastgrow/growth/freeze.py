@@ -1,4 +1,4 @@
-"""What trains in a stage and what stands still, and the proof that it stood still."""
+"""Freezing: which parameters of a model are active in a stage, and a hash of all others."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from fastgrow.nn.tensor_digest import add_tensor
 
 
 def select_active(model: Decoder, shape: StageShape) -> dict[str, nn.Parameter]:
-    """Make what a stage trains require gradients, and freeze the rest.
+    """Set `requires_grad` of a stage's active parameters, and freeze all other parameters.
+
+    Active are the blocks in `shape.trained`, all LoRA matrices, and the final norm, the head and
+    the token table if the shape says so.
 
     Returns:
-        The active parameters by their name in the state dict, in the model's order.
+        The active parameters by their names in the state dict, in the model's order.
     """
     prefixes = [f"blocks.{i}." for i in shape.trained]
     prefixes += ["final_norm."] * shape.final_norm + ["lm_head."] * shape.head
     prefixes += ["embedding."] * shape.table
     active = {}
     for name, parameter in model.named_parameters():
-        trains = name.startswith(tuple(prefixes)) or name.endswith((".lora_A", ".lora_B"))
-        parameter.requires_grad_(trains)
-        # A gradient left from the last stage would be clipped and counted with the new ones.
+        is_active = name.startswith(tuple(prefixes)) or name.endswith((".lora_A", ".lora_B"))
+        parameter.requires_grad_(is_active)
+        # A gradient of the stage before would be clipped and added to the new ones.
         parameter.grad = None
-        if trains:
+        if is_active:
             active[name] = parameter
     return active
 
 
 def frozen_digest(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of every tensor that does not train."""
+    """Return the SHA-256 of the names and bytes of all frozen parameters and buffers."""
     digest = hashlib.sha256()
     frozen = [(n, p) for n, p in model.named_parameters() if not p.requires_grad]
     for name, tensor in [*frozen, *model.named_buffers()]:

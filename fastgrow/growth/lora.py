@@ -1,4 +1,4 @@
-"""LoRA for one stage: put on at its beginning, merged into plain weights at its end."""
+"""LoRA of one stage: attached at its start, merged into plain weights at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastgrow.nn import Decoder, DecoderConfig, LoRALinear
 
 @dataclass(frozen=True)
 class Drift:
-    """What rounding the merged weights has cost; the largest over all layers.
+    """The rounding error of merged weights; each the largest over all layers.
 
     Attributes:
         largest: distance of a merged weight from the sum in float32.
@@ -27,7 +27,7 @@ class Drift:
 
 
 def attach_lora(model: Decoder, lora: LoRA, shape: StageShape) -> None:
-    """Wrap the projections that a stage adapts; at first the model computes what it did before.
+    """Wrap the projections that a stage adapts; at first the model's output is unchanged.
 
     A is drawn from torch's global generator. Half-precision weights get float32 corrections.
     """
@@ -43,7 +43,7 @@ def adapt_block(
     rank: int,
     alpha: float | None = None,
 ) -> None:
-    """Wrap those projections of a block that it has."""
+    """Wrap the projections of a block that are in `targets`; those it does not have are skipped."""
     layers = dict(block.named_modules())
     for target in targets:
         layer = layers.get(target)
@@ -60,15 +60,15 @@ def adapt_block(
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """The wrapped layers by their names in the model."""
+    """Return the wrapped layers by their names in the model."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
 def merge_lora(model: nn.Module) -> Drift | None:
-    """Put plain layers, their corrections added, in the wrapped ones' places.
+    """Replace the wrapped layers by plain ones, with the corrections added to their weights.
 
     Returns:
-        What rounding has cost; None where nothing was wrapped.
+        The rounding error; None if no layer was wrapped.
     """
     merged = {name: layer.merge() for name, layer in adapters(model).items()}
     for name, result in merged.items():

@@ -1,4 +1,4 @@
-"""What becomes of the optimizer's state at the boundaries of stages, as settings."""
+"""Settings for the optimizer state at the boundaries of stages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from fastgrow.errors import ConfigError
 
 @dataclass(frozen=True)
 class Moments:
-    """What becomes of the optimizer's state where one stage ends and the next begins.
+    """What happens to the optimizer state at the boundary between two stages.
 
     Args:
-        trained_on: of parameters that train in both: kept, or begun afresh as in the papers.
-        copied: of new blocks that are copies: a copy of what the original's is, where that has
-            trained in the stage before; or fresh.
-        thawed: of parameters that rest and train again later: fresh, or restored to what it was
-            when they last trained. It is on disk meanwhile, in a run without a folder in memory.
+        trained_on: state of parameters that are active in both stages: `"keep"`, or `"fresh"` to
+            initialise it newly, as in the papers.
+        copied: state of new blocks that are copies: `"copy"` that of the original, if it was active
+            in the stage before, or `"fresh"`.
+        thawed: state of parameters that were frozen and are active again: `"restore"` the one they
+            had when they were last active, or `"fresh"`. Until then it is saved on disk, or in
+            memory in a run without a folder.
 
     Raises:
-        ConfigError: a value is none of these.
+        ConfigError: a value is not one of these.
     """
 
     trained_on: Literal["keep", "fresh"] = "keep"

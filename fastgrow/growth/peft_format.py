@@ -1,8 +1,9 @@
 """The adapters of a stage as PEFT's files: adapter_config.json and adapter_model.safetensors.
 
-PEFT corrects a matrix as a whole. One that is several layers, as queries, keys and values are, has
-its corrections side by side there: A below A, B on the diagonal, at a rank (`rank_pattern`) and an
-α (`alpha_pattern`) so many times as large, which leaves the factor α / r what it is.
+PEFT corrects a matrix as a whole. For a matrix that combines n layers, such as queries, keys and
+values, the n corrections are stacked: the A matrices below each other, the B matrices on the
+diagonal. Rank (`rank_pattern`) and α (`alpha_pattern`) are then n times as large, so that the
+factor α / r stays the same.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _PREFIX = "base_model.model."
 
 
 def save_adapters(model: nn.Module, folder: Path) -> None:
-    """Write the low-rank corrections that `model` carries; an earlier save there is replaced.
+    """Write the low-rank corrections of `model`; earlier files of this kind are replaced.
 
     Raises:
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder contains other files.
         OSError: the disk is full or not writable.
     """
     layers = adapters(model)

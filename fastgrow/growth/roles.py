@@ -1,8 +1,8 @@
-"""What each block of a stack does in a stage, and so what it computes and keeps.
+"""The role of each block in a stage: what it computes, and what it saves for the backward pass.
 
-A gradient flows down to the lowest tensor that trains and no further: below it a block runs forward
-alone. Inside a block the same rule decides for every product whether the gradients of its input and
-of its weight are made, and for every tensor whether it is kept for the backward pass.
+Gradients flow down to the lowest active parameter; blocks below it run the forward pass only.
+Inside a block the same rule decides for every matrix product whether the gradients of its input and
+of its weight are computed, and for every tensor whether it is saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Product:
     """A linear layer of a block.
 
     Attributes:
-        name: in the block's state dict.
-        inputs, outputs: its widths.
-        parts: layers that it stands for, each with a low-rank correction of its own.
+        name: name in the block's state dict.
+        inputs, outputs: input and output width.
+        parts: number of layers that it combines, each with a separate low-rank correction.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Product:
 
 @dataclass(frozen=True)
 class Role:
-    """What one block does in a stage.
+    """The role of one block in a stage.
 
     Attributes:
-        trained: its own weights train.
-        adapted: the layers that have a low-rank correction, by their names in the block.
-        rank: of those corrections; 0 without.
-        input_grad: its input asks for a gradient, because something below it trains.
+        trained: whether its own weights are active.
+        adapted: names of its layers that have a low-rank correction.
+        rank: rank of these corrections; 0 without any.
+        input_grad: whether its input requires a gradient, because something below is active.
     """
 
     trained: bool = False
@@ -48,7 +48,7 @@ class Role:
 
     @property
     def output_grad(self) -> bool:
-        """Whether its output asks for a gradient."""
+        """Whether its output requires a gradient."""
         return self.input_grad or self.trained or bool(self.adapted)
 
     def adapts(self, *names: str) -> bool:
@@ -57,20 +57,20 @@ class Role:
 
 
 def roles(shape: StageShape, lora: LoRA | None, config: DecoderConfig) -> list[Role]:
-    """The role of every block, from the lowest to the highest."""
-    there = [layer.name for layer in products(config)]
-    targets = () if lora is None else tuple(name for name in there if name in lora.targets)
-    flows, found = shape.table, []
+    """Return the role of every block, from the lowest to the highest."""
+    names = [layer.name for layer in products(config)]
+    targets = () if lora is None else tuple(name for name in names if name in lora.targets)
+    input_grad, found = shape.table, []
     for index in range(shape.depth):
         adapted = targets if index in shape.adapted else ()
         rank = (shape.rank or 0) if adapted else 0
-        found.append(Role(index in shape.trained, adapted, rank, flows))
-        flows = found[-1].output_grad
+        found.append(Role(index in shape.trained, adapted, rank, input_grad))
+        input_grad = found[-1].output_grad
     return found
 
 
 def products(config: DecoderConfig) -> list[Product]:
-    """The linear layers of a block, in the order in which they run."""
+    """Return the linear layers of a block, in the order in which they run."""
     d, m = config.d_model, config.mlp_width
     heads = config.n_head * config.head_dim
     layers = [
@@ -84,15 +84,15 @@ def products(config: DecoderConfig) -> list[Product]:
 
 
 @dataclass(frozen=True)
-class Asks:
-    """Which tensors inside a block ask for a gradient.
+class RequiresGrad:
+    """Which tensors inside a block require a gradient.
 
     Attributes:
-        normed: what qkv reads.
-        heads: queries, keys and values, and what `out` reads.
+        normed: the input of qkv.
+        heads: queries, keys and values, and the input of `out`.
         stream: the residual stream after attention.
-        mlp_in: what up and gate read.
-        hidden: what down reads.
+        mlp_in: the input of up and gate.
+        hidden: the input of down.
     """
 
     normed: bool
@@ -102,7 +102,7 @@ class Asks:
     hidden: bool
 
     @classmethod
-    def of(cls, role: Role) -> Asks:
+    def of(cls, role: Role) -> RequiresGrad:
         normed = role.input_grad or role.trained
         heads = normed or role.adapts("attention.qkv")
         stream = heads or role.adapts("attention.out")
@@ -110,7 +110,7 @@ class Asks:
         return cls(normed, heads, stream, mlp_in, mlp_in or role.adapts("mlp.up", "mlp.gate"))
 
     def input_of(self, product: str) -> bool:
-        """Whether what the layer reads asks for a gradient."""
+        """Whether the input of a layer requires a gradient."""
         return {
             "attention.qkv": self.normed,
             "attention.out": self.heads,

@@ -1,21 +1,24 @@
-"""Growing a model: for each stage freeze, stack, train; and survive being stopped anywhere.
+"""Growing a model: `grow` runs the stages of a schedule one after the other.
+
+Each stage inserts blocks, trains its active parameters and freezes all others; `StageRun`
+(stage_run.py) runs one stage. A run that was interrupted anywhere can be resumed.
 
 Source: "Growing Transformers: Modular Composition and Layer-wise Expansion on a Frozen Substrate"
-(arXiv 2507.07129), §3: train the newest blocks and the head, freeze, stack the next, repeat; and in
-its third version phases of LoRA in between, merged at their ends.
+(arXiv 2507.07129), §3: train the new blocks and the head, freeze them, stack the next blocks,
+repeat; its third version adds stages of LoRA in between, merged at their ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastgrow.errors import Interrupted
 from fastgrow.growth.boundary import rebuild
-from fastgrow.growth.carried import Carried
 from fastgrow.growth.folder import RunFolder
+from fastgrow.growth.optimizer_state import OptimizerStates
 from fastgrow.growth.result import GrowthResult, StageResult
 from fastgrow.growth.schedule import GrowthSchedule
 from fastgrow.growth.setup import Setup, Text
@@ -24,7 +27,7 @@ from fastgrow.growth.trunk import Trunk
 from fastgrow.growth.trunk.engine import TrunkEngine
 from fastgrow.nn import Decoder
 from fastgrow.training import InterruptGuard, Mixture, Resume, TextData, TrainConfig
-from fastgrow.training.pace import FINISH
+from fastgrow.training.lr_controller import FINISH
 from fastgrow.training.precision import resolve_precision
 
 
@@ -42,44 +45,43 @@ def grow(
     trunk: Trunk | None = None,
     finish: bool = False,
 ) -> GrowthResult:
-    """Grow `model` by `schedule`: stack blocks, train them with the final norm and head, freeze.
+    """Grow `model` by `schedule`: in each stage insert blocks, train the active set, freeze.
 
-    Blocks that `model` has already are the first frozen ones. Within a stage the optimizer holds
-    the active parameters and nothing else. Learning rate, data and the optimizer's state of what
-    trains on go through all stages as through one training, unless `train.schedule` is "per-stage",
-    where each stage begins anew. LoRA is merged into the weights when its stage ends, so that the
-    next one sees a plain model.
+    Blocks that `model` already has are old blocks of the first stage. Within a stage the optimizer
+    holds the active parameters and no others. Learning rate, order of the data and optimizer state
+    continue through all stages as in one training, unless `train.schedule` is "per-stage": then
+    each stage starts its own. LoRA is merged into the weights when its stage ends, so that the next
+    stage starts from a model without LoRA.
 
     Args:
-        model: grown in place, on the device where it stands.
-        data: `TextData` or `Mixture`; its validation text picks the best weights of the run, or of
-            each stage where they have schedules of their own.
+        model: the model to grow in place, on its present device.
+        data: `TextData` or `Mixture`. Its validation text picks the best weights of the run, or of
+            each stage if `train.schedule` is "per-stage".
         schedule: the stages.
-        train: how to train; its defaults suit small models.
+        train: training settings; the defaults suit small models.
         out: folder for checkpoints, logs, the record (`growth.json`), the model (`model/`) and,
-            in PEFT's format, the LoRA of each stage that had one (`adapters/stage-2/`). None keeps
+            in PEFT's format, the LoRA of each stage that has one (`adapters/stage-2/`). None keeps
             everything in memory.
-        resume: `"auto"` goes on with the run that stands in `out`, at the step where it stopped,
-            and returns at once if it is finished; `"never"` refuses a folder that holds a run.
-        evaluate_on: further texts to measure at every boundary, by name.
-        name: what the progress line calls this run; defaults to the folder's name.
+        resume: `"auto"` resumes the run in `out` at the step where it stopped, and returns at once
+            if it is finished; `"never"` raises an error if the folder contains a run.
+        evaluate_on: additional texts to evaluate at the end of every stage, by name.
+        name: name of the run in the progress line; the folder's name by default.
         quiet: print nothing.
-        trunk: how the frozen blocks below all that trains are run, and whether their output is kept
-            (`fastgrow.growth.Trunk`); None computes it in every step.
-        finish: begin the decay of the run that stands in `out` now, and end with it: its stages
-            after the present one are left out.
+        trunk: how the frozen blocks below the lowest active parameter are run, and whether their
+            output is cached (`fastgrow.growth.Trunk`); None computes it in every step.
+        finish: start the learning-rate decay of the run in `out` now, and end the run with it;
+            stages after the present one are left out.
 
     Returns:
-        The model and one `StageResult` a stage. A run that was stopped and resumed gives the same
+        The model and one `StageResult` per stage. A run that was stopped and resumed gives the same
         bits as one that was not, on a CPU with the same libraries and threads.
 
     Raises:
-        ConfigError: `out` holds a run of other settings, or one at all under `resume="never"`, or
-            another process is at work there; or a stage does not fit the model (`stage_shape`) or
-            the schedule of the learning rate, or waits for a plateau and there is no validation
-            text.
+        ConfigError: `out` contains a run with other settings, or any run if `resume="never"`, or
+            another process is running it; or a stage does not fit the model (`stage_shape`) or
+            the learning-rate schedule, or waits for a plateau without validation text.
         Interrupted: the user stopped the run (SIGINT or SIGTERM); its state is saved. A second
-            signal stops at once, by KeyboardInterrupt, and leaves the last checkpoint.
+            signal stops at once with KeyboardInterrupt and leaves the last checkpoint.
         FastgrowError: a frozen tensor changed during a stage.
     """
     out = None if out is None else Path(out)
@@ -92,49 +94,59 @@ def grow(
         evaluate_on or {},
         name or ("grow" if out is None else out.name),
     )
-    run = _Run(setup, RunFolder(out, quiet=quiet))
+    run = GrowthRun(setup, RunFolder(out, quiet=quiet))
     with run.folder.sole_user():
         run.open(resume)
         if finish:
             run.folder.ask_to_finish()
         with run.folder.log, run.interrupt, run.open_trunk():
             while not run.finished:
-                run.one_stage()
+                run.run_stage()
         return run.finish()
 
 
-class _Run:
-    """One call of `grow`: its stages one after the other, and where it stands among them."""
+class GrowthRun:
+    """One call of `grow`: runs the stages one after the other, and saves and loads its progress.
+
+    Args:
+        setup: the settings of the run, checked.
+        folder: the folder of the run.
+
+    Attributes:
+        results: the records of the finished stages.
+    """
 
     def __init__(self, setup: Setup, folder: RunFolder) -> None:
         self.setup = setup
         self.model = setup.model
         self.folder = folder
         self.results: list[StageResult] = []
-        # Within a stage the trainer has a guard of its own; this one is for what lies between.
+        # During training the trainer has its own guard; this one catches signals between trainings.
         self.interrupt = InterruptGuard()
-        self._carried = Carried(setup.moments, setup.schedule.stages, setup.shapes, folder.moments)
+        self._optimizer_states = OptimizerStates(
+            setup.moments, setup.schedule.stages, setup.shapes, folder.moments
+        )
         self._engine: TrunkEngine | None = None
         self._trunk_state: dict[str, Any] | None = None
         self._stage: StageRun | None = None
-        # Of a stage that was stopped in the middle, until it goes on.
-        self._unfinished: _Unfinished | None = None
+        # Set from a checkpoint within a stage, until that stage is resumed.
+        self._interrupted: _InterruptedStage | None = None
 
     def open(self, resume: Resume) -> None:
-        """Start anew, or take up the run that stands in the folder."""
+        """Start a new run, or load the state of the run in the folder."""
         saved = self.folder.open(self.model, self.setup.identity(), resume)
         if saved is not None:
             self.load_state_dict(saved)
 
     def open_trunk(self) -> TrunkEngine:
-        """What runs the frozen trunk of every stage, and keeps its output."""
+        """Return the engine that runs the frozen trunk of every stage and caches its output."""
         self._engine = TrunkEngine(
             self.model,
             self.setup.trunk,
             out=self.folder.out,
             log=self.folder.log,
             precision=resolve_precision(self.setup.train.precision, self.model.device),
-            pause=self._stop_if_asked,
+            pause=self._stop_if_interrupted,
         )
         if self._trunk_state is not None:
             self._engine.load_state_dict(self._trunk_state)
@@ -142,47 +154,51 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        return len(self.results) == self.setup.n_stages or self._was_finished
+        """Whether all stages are finished, or the user ended the run with the last one."""
+        return len(self.results) == self.setup.n_stages or self._ended_by_user
 
     @property
-    def _was_finished(self) -> bool:
-        """Whether the user had the run end with the last stage made."""
+    def _ended_by_user(self) -> bool:
         decision = self.results[-1].decision if self.results else None
-        return decision is not None and decision["reason"] == FINISH
+        return decision is not None and decision.reason == FINISH
 
-    def one_stage(self) -> None:
-        """Train the stage that is due, from its beginning or from where it was stopped."""
+    def run_stage(self) -> None:
+        """Run the next stage, from its start or from where it was interrupted."""
         assert self._engine is not None
-        steps_before = self.setup.steps_of(self.results)
+        index, steps_before = len(self.results), self.setup.steps_of(self.results)
         self._stage = StageRun(
-            self.setup, len(self.results), steps_before, self.folder, self._engine, self._carried
+            self.setup, index, steps_before, self.folder, self._engine, self._optimizer_states
         )
-        resumed, self._unfinished = self._unfinished, None
+        resumed, self._interrupted = self._interrupted, None
         if resumed is not None:
             self._stage.seconds = resumed.seconds
             self._stage.bits_at_start = resumed.bits_at_start
         trainer = None if resumed is None else resumed.trainer
-        self.results.append(self._stage.run(trainer, self._save, self._stop_if_asked))
-        # Its optimizer's memory goes before the next one's comes.
+        self.results.append(self._stage.run(trainer, self._save, self._stop_if_interrupted))
+        # Free the optimizer state of this stage before the next stage allocates its own.
         self._stage = None
         self._save()
-        self._stop_if_asked()
+        self._stop_if_interrupted()
 
     def finish(self) -> GrowthResult:
+        """Write the record and the model, and return the result."""
         self.folder.finish(self.model, self.results)
         return GrowthResult(self.model, self.results, self.folder.out)
 
-    def _stop_if_asked(self) -> None:
-        """Act on a signal that came outside the training proper, where all is saved."""
+    def _stop_if_interrupted(self) -> None:
+        """Raise `Interrupted` if a signal came outside of training; the state is saved there."""
         signal, done = self.interrupt.requested, len(self.results)
         if signal is None or self.finished:
             return
         stopped = f"stopped by {signal.name} after {done} of {self.setup.n_stages} stages"
         if self.folder.checkpoints is None:
-            raise Interrupted(f"{stopped}; this run keeps no checkpoints, so it starts anew")
+            raise Interrupted(
+                f"{stopped}; this run has no folder for checkpoints, so it cannot be resumed. To "
+                "be able to resume, set a folder (out)"
+            )
         raise Interrupted(
-            f"{stopped}; what was done is saved in {self.folder.checkpoints}. Start the same run "
-            'again, by the same command or with resume="auto", to go on'
+            f"{stopped}; the finished stages are saved in {self.folder.checkpoints}. To resume, "
+            'start the same run again, with the same command or with resume="auto"'
         )
 
     # -- saving and loading --------------------------------------------------------------------
@@ -193,43 +209,49 @@ class _Run:
         return self.folder.save(step, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands."""
+        """Return the progress of the run, with all tensors."""
         stage = self._stage
         trainer = None if stage is None else stage.trainer
         return {
             "progress": {
                 "stage": len(self.results),
-                "results": [asdict(result) for result in self.results],
+                "results": [result.to_dict() for result in self.results],
                 "seconds": 0.0 if stage is None else stage.seconds,
                 "bits_at_start": None if stage is None else stage.bits_at_start,
             },
             "model": self.model.state_dict(),
             "trainer": None if trainer is None else trainer.state_dict(),
             "trunk": None if self._engine is None else self._engine.state_dict(),
-            "carried": self._carried.state_dict(),
+            "carried": self._optimizer_states.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the progress that `state_dict` returned."""
         progress = state["progress"]
-        self.results = [StageResult(**result) for result in progress["results"]]
+        self.results = [StageResult.from_dict(result) for result in progress["results"]]
         self._trunk_state = state.get("trunk")
-        self._carried.load_state_dict(state.get("carried"))
-        last, begun = len(self.results) - 1, None
+        self._optimizer_states.load_state_dict(state.get("carried"))
+        last, started = len(self.results) - 1, None
         if state["trainer"] is not None:
-            self._unfinished = _Unfinished(
+            self._interrupted = _InterruptedStage(
                 state["trainer"], progress["seconds"], progress["bits_at_start"]
             )
             last += 1
-            begun = self.setup.schedule.stages[last]
+            started = self.setup.schedule.stages[last]
         if last >= 0:
-            rebuild(self.model, begun, self.setup.shapes[last])
+            rebuild(self.model, started, self.setup.shapes[last])
         self.model.load_state_dict(state["model"])
 
 
 @dataclass(frozen=True)
-class _Unfinished:
-    """Of a stage that was stopped in the middle: its trainer's state, and what else it knew."""
+class _InterruptedStage:
+    """The saved state of a stage that was interrupted.
+
+    Attributes:
+        trainer: state of the trainer.
+        seconds: time that the stage has taken.
+        bits_at_start: bits per character of the validation text before training.
+    """
 
     trainer: dict[str, Any]
     seconds: float

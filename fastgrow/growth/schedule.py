@@ -1,6 +1,6 @@
-"""What to grow and when: stages, and schedules made of them.
+"""Growth schedules: lists of stages, built by hand or by a recipe, and their controls.
 
-A schedule is plain data. The controls that a grown model is judged against are schedules too, so
+A schedule is plain data. The controls that a grown model is compared with are schedules too, so
 that one function (`fastgrow.grow`) runs all three and they differ in nothing else.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from fastgrow.errors import ConfigError
 from fastgrow.growth.moments import Moments
 from fastgrow.growth.stage import Insertion, Stage
-from fastgrow.growth.when import Budget
+from fastgrow.growth.stop_criteria import Budget
 
 Recipe = Literal["gradual", "windows", "published"]
 
@@ -24,10 +24,10 @@ class GrowthSchedule:
     """The stages of a run, in order.
 
     Args:
-        stages: at least one.
-        moments: what becomes of the optimizer's state between them; None keeps it where the run has
-            one schedule of the learning rate (`TrainConfig.schedule`), and begins it afresh where
-            each stage has its own.
+        stages: the stages, at least one.
+        moments: what happens to the optimizer state between stages. None keeps it if the run has
+            one learning-rate schedule (`TrainConfig.schedule`), and initialises it newly if each
+            stage has its own.
 
     Raises:
         ConfigError: there is no stage.
@@ -52,25 +52,26 @@ class GrowthSchedule:
         insertion: Insertion | None = None,
         overlap: int | None = None,
     ) -> GrowthSchedule:
-        """Growth to `n_stages * blocks_per_stage` blocks on `n_stages * tokens` tokens.
+        """Return a schedule to `n_stages * blocks_per_stage` blocks on `n_stages * tokens` tokens.
 
-        The default is the recipe that did best in our study (docs/study.md): `gradual`. The others
-        grow in equal stages: in `"windows"` new blocks start as copies of those below them and the
-        topmost `overlap` of the old blocks train on beside them, so that few blocks train at a
-        time; in `"published"` they start from random weights and train alone (Growing Transformers
-        §3).
+        The default recipe, `"gradual"`, did best in our study (docs/study.md). The other recipes
+        have equal stages. In `"windows"` new blocks start as copies of the blocks below them, and
+        the topmost `overlap` old blocks are active together with them, so that few blocks are
+        active at a time. In `"published"` new blocks start from random weights and are the only
+        active blocks (Growing Transformers §3).
 
         Args:
-            n_stages: how many stages of equal length, or as many tokens as they would read.
-            tokens: of each.
-            blocks_per_stage: new blocks of each.
-            recipe: of the growth.
-            insertion: of "windows": how blocks are put in, "copy" without; where there is nothing
-                to copy, at random.
-            overlap: of "windows": old blocks that train beside the new ones, 2 without.
+            n_stages: number of equal stages; for "gradual" only the total of tokens depends on it.
+            tokens: tokens of each stage.
+            blocks_per_stage: new blocks of each stage.
+            recipe: the recipe.
+            insertion: for "windows": how blocks are inserted; "copy" by default, and random in the
+                first stage, which has nothing to copy.
+            overlap: for "windows": number of old blocks that are active together with the new ones,
+                2 by default.
 
         Raises:
-            ConfigError: a value is out of range, or does not go with the recipe.
+            ConfigError: a value is out of range, or does not fit the recipe.
         """
         if n_stages < 1:
             raise ConfigError(f"GrowthSchedule.blocks: expected at least 1 stage, got {n_stages}")
@@ -81,7 +82,7 @@ class GrowthSchedule:
             )
         if recipe != "windows" and (insertion is not None or overlap is not None):
             raise ConfigError(
-                "GrowthSchedule.blocks: insertion and overlap go with recipe='windows', "
+                "GrowthSchedule.blocks: insertion and overlap are only for recipe='windows', "
                 f"got recipe={recipe!r}"
             )
         if recipe == "gradual":
@@ -108,18 +109,18 @@ class GrowthSchedule:
         place: Literal["top", "middle"] = "top",
         train: Literal["all", "new"] = "all",
     ) -> GrowthSchedule:
-        """Growth by copying the whole stack (G_stack, arXiv 2405.15319), once or several times.
+        """Return a schedule that copies the whole stack (G_stack, arXiv 2405.15319) at each share.
 
         Args:
-            n_blocks: at the end. With one share in `at`, training begins with half of them, with
-                two with a quarter; an odd number is halved upwards, and its last copy is a part of
-                the stack.
-            tokens: of the whole run.
+            n_blocks: number of blocks at the end. With one share in `at`, training starts with half
+                of them, with two shares with a quarter. An odd number is halved upwards; its last
+                copy is a part of the stack.
+            tokens: tokens of the whole run.
             at: the shares of the tokens after which the stack is doubled, ascending.
-            place: copies go on top of the stack, or each behind the block that it copies, which
-                keeps the order of what the blocks do (arXiv 2512.08819).
-            train: everything from then on, or the copies alone while the older half rests, which
-                saves memory and the backward pass of that half.
+            place: `"top"` inserts the copies on top of the stack, `"middle"` each above the block
+                that it copies, which keeps the order of the blocks' functions (arXiv 2512.08819).
+            train: `"all"` trains all blocks after doubling, `"new"` only the copies. The older half
+                is then frozen, which saves memory and the backward pass of that half.
 
         Raises:
             ConfigError: a value is out of range, or there are too few blocks to halve.
@@ -146,18 +147,18 @@ class GrowthSchedule:
         grown_by: float = 0.6,
         window: int | None = None,
     ) -> GrowthSchedule:
-        """Growth block by block: each new one is a copy of the one below it.
+        """Return a schedule that adds one block per stage, a copy of the block below it.
 
-        The first stages are equally long, and the last one takes what is left of the tokens, so
-        that the whole depth trains for a while.
+        All stages but the last one are equally long. The last one has the remaining tokens, so that
+        the full depth is trained for a while.
 
         Args:
-            n_blocks: at the end.
-            tokens: of the whole run.
-            start: blocks at the beginning; None for a third of them all, rounded up.
-            grown_by: share of the tokens after which the last block comes.
-            window: blocks, the topmost, that train at a time; the others are frozen, which takes
-                less memory and no backward pass through them. None trains everything.
+            n_blocks: number of blocks at the end.
+            tokens: tokens of the whole run.
+            start: number of blocks at the start; None for a third of `n_blocks`, rounded up.
+            grown_by: share of the tokens after which the last block is added.
+            window: number of topmost blocks that are active; the others are frozen, which saves
+                memory and their backward pass. None trains everything.
 
         Raises:
             ConfigError: a value is out of range.
@@ -169,7 +170,7 @@ class GrowthSchedule:
             raise ConfigError(f"{where}: expected a start from 1 to {n_blocks} blocks, got {start}")
         if window is not None and window < start:
             raise ConfigError(
-                f"{where}: expected a window of at least the {start} blocks of the start, "
+                f"{where}: expected a window of at least the {start} blocks at the start, "
                 f"got {window}"
             )
         if not 0 < grown_by < 1:
@@ -178,7 +179,7 @@ class GrowthSchedule:
         ends = [round(grown_by * tokens * step / max(steps, 1)) for step in range(steps + 1)]
         lengths = [end - begin for begin, end in zip(ends, [*ends[1:], tokens], strict=True)]
         if min(lengths) < 1:
-            raise ConfigError(f"{where}: tokens: expected some for each stage, got {tokens}")
+            raise ConfigError(f"{where}: tokens: expected at least 1 per stage, got {tokens}")
         stages = [Stage(start, lengths[0])]
         for depth, length in enumerate(lengths[1:], start=start + 1):
             if window is None or window >= depth:
@@ -189,13 +190,15 @@ class GrowthSchedule:
 
     @classmethod
     def jump(cls, n_blocks: int, *, tokens: int, start: int = 1, at: float = 0.5) -> GrowthSchedule:
-        """One jump from `start` blocks to all: copies of the stack, repeated, on top; all train.
+        """Return a schedule with one jump from `start` to `n_blocks` blocks, all of them trained.
+
+        The new blocks are repeated copies of the stack, on top of it.
 
         Args:
-            n_blocks: at the end.
-            tokens: of the whole run.
-            start: blocks until then.
-            at: share of the tokens after which the others come.
+            n_blocks: number of blocks at the end.
+            tokens: tokens of the whole run.
+            start: number of blocks before the jump.
+            at: share of the tokens after which the jump is made.
 
         Raises:
             ConfigError: a value is out of range.
@@ -220,7 +223,7 @@ class GrowthSchedule:
         train: Literal["all", "new"],
         what: str,
     ) -> GrowthSchedule:
-        """Stages that end at shares of the tokens, each of one depth."""
+        """Return a schedule whose stages have these depths and end after these shares."""
         where = f"GrowthSchedule.{what}"
         if place not in ("top", "middle") or train not in ("all", "new"):
             raise ConfigError(
@@ -232,7 +235,7 @@ class GrowthSchedule:
         ends = [round(share * tokens) for share in [*shares, 1.0]]
         lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
         if min(lengths) < 1:
-            raise ConfigError(f"{where}: tokens: expected some for each stage, got {tokens}")
+            raise ConfigError(f"{where}: tokens: expected at least 1 per stage, got {tokens}")
         stages = [Stage(depths[0], lengths[0])]
         for old, depth, length in zip(depths, depths[1:], lengths[1:], strict=False):
             new, at, copied = depth - old, None, None
@@ -240,13 +243,15 @@ class GrowthSchedule:
                 at = tuple(range(old - new + 1, old + 1))
                 copied = tuple(index - 1 for index in at)
             elif new > old > 1:
-                # Whole stacks from the lowest block on; the last one may be a part.
+                # Copies of the whole stack from the lowest block on; the last may be incomplete.
                 copied = tuple(index % old for index in range(new))
             stages.append(Stage(new, length, "copy", at=at, copy_of=copied, train=train))
         return cls(stages)
 
     def with_polish(self, share: float = 0.2) -> GrowthSchedule:
-        """The same with everything training in the last `share` of the tokens of every stage.
+        """Return the same schedule with a last stage in which everything is active.
+
+        The last stage has `share` of the tokens of every other stage.
 
         Raises:
             ConfigError: the share is not between 0 and 1, or a stage has too few tokens or a
@@ -260,8 +265,8 @@ class GrowthSchedule:
         for number, (stage, tokens) in enumerate(zip(self.stages, kept, strict=True), 1):
             if isinstance(stage.until, Budget) or not 0 < tokens < stage.tokens:
                 raise ConfigError(
-                    f"GrowthSchedule.with_polish: stage {number}: expected a length in tokens, "
-                    "and enough of them to share"
+                    f"GrowthSchedule.with_polish: stage {number}: expected a length in tokens, not "
+                    f"a budget, and enough tokens for a share of {share}, got {stage.tokens} tokens"
                 )
         stages = [
             replace(stage, tokens=stage.tokens - tokens)
@@ -271,21 +276,21 @@ class GrowthSchedule:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks that the whole schedule adds."""
+        """Number of blocks that the whole schedule adds."""
         return sum(stage.blocks for stage in self.stages)
 
     @property
     def tokens(self) -> int:
-        """Training tokens of the whole schedule, or the most of them where a stage has `until`."""
+        """Training tokens of the whole schedule; an upper bound if a stage has `until`."""
         return sum(stage.tokens for stage in self.stages)
 
     def as_monolith(self) -> GrowthSchedule:
-        """The control of equal depth and equal tokens: all blocks at once, and all of them train.
+        """Return the control of equal depth and tokens: all blocks from the beginning, all trained.
 
-        Blocks that the model has before the first stage rest, as they do when it grows. Learning
-        rate, head and final norm are the first stage's, which starts from nothing too; factors of
-        groups on it, and what becomes of the optimizer's state between stages, are not taken over.
-        Budgets of every stage in one unit are added up; a plateau is not taken over.
+        Blocks that the model has before the first stage are frozen, as they are when it grows.
+        Learning rate, head and final norm are those of the first stage, which also starts without
+        trained blocks. `Stage.rates` and `moments` are not used. If every stage has a budget in the
+        same unit, the budgets are added up; a plateau is not used.
 
         Raises:
             ConfigError: the schedule adds no block.
@@ -305,9 +310,9 @@ class GrowthSchedule:
         )
 
     def as_never_grown(self) -> GrowthSchedule:
-        """The control that stops growing: the first stage as it is, trained on all the tokens.
+        """Return the control that does not grow: the first stage, trained on all tokens.
 
-        Budgets as for `as_monolith`.
+        Budgets are added up as in `as_monolith`.
         """
         first = replace(self.stages[0], tokens=self.tokens, until=self._whole_budget())
         return GrowthSchedule([first])
@@ -324,7 +329,7 @@ class GrowthSchedule:
 
 
 def _require_shares(where: str, shares: Sequence[float]) -> None:
-    """Numbers between 0 and 1, ascending."""
+    """Raise unless the shares are numbers between 0 and 1, ascending."""
     numbers = all(isinstance(share, int | float) for share in shares)
     if not (numbers and list(shares) == sorted(set(shares)) and all(0 < s < 1 for s in shares)):
         raise ConfigError(
@@ -333,7 +338,7 @@ def _require_shares(where: str, shares: Sequence[float]) -> None:
 
 
 def _require_counts(where: str, **values: int | None) -> None:
-    """Each a whole number of at least 1, or None."""
+    """Raise unless each value is an integer of at least 1, or None."""
     for name, value in values.items():
         if value is None:
             continue

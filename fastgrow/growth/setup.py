@@ -1,8 +1,8 @@
-"""What a growth run is made of: all that its caller has decided, checked before the first stage."""
+"""The settings of a growth run, checked before its first stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ from fastgrow.growth.moments import FRESH, Moments
 from fastgrow.growth.result import StageResult
 from fastgrow.growth.schedule import GrowthSchedule
 from fastgrow.growth.stage import Stage
+from fastgrow.growth.stop_criteria import StageLength
 from fastgrow.growth.trunk import Trunk
-from fastgrow.growth.when import Budget, Plateau
 from fastgrow.nn import Decoder
 from fastgrow.nn.tensor_digest import tensor_digest
 from fastgrow.training import Batches, MixedStream, Mixture, TextData, TokenStream, TrainConfig
-from fastgrow.training.pace import Place
+from fastgrow.training.lr_controller import RunPosition
 from fastgrow.training.schedule import decay_begins
 
 Text = TokenStream | MixedStream
@@ -26,17 +26,17 @@ Text = TokenStream | MixedStream
 
 @dataclass(frozen=True)
 class Setup:
-    """A run as it was asked for.
+    """The settings of a run.
 
     Attributes:
-        model: as it grows.
-        data, schedule, train, trunk: as of `grow`.
-        evaluate_on: texts to measure at every boundary, the validation text among them.
-        validation: None where the data has none.
-        name: what progress and log call the run.
-        first_depth: blocks that were there before the first stage.
-        shapes: of every stage.
-        steps: of every stage, as planned; the most of them where it has `until`.
+        model: the model that grows.
+        data, schedule, train, trunk: as in `grow`.
+        evaluate_on: texts to evaluate at the end of every stage, including the validation text.
+        validation: the validation text; None if the data has none.
+        name: name of the run in progress lines and the log.
+        first_depth: number of blocks before the first stage.
+        shapes: shape of every stage.
+        steps: number of steps of every stage, as planned; the upper bound if it has `until`.
     """
 
     model: Decoder
@@ -62,11 +62,11 @@ class Setup:
         evaluate_on: Mapping[str, Text],
         name: str,
     ) -> Setup:
-        """Put together and checked: a late stage that cannot be is better refused now.
+        """Check the settings of a run, so that an impossible late stage is reported at the start.
 
         Raises:
-            ConfigError: a stage does not fit the model, waits for a plateau and there is no
-                validation text, or does not fit into the run's schedule of the learning rate.
+            ConfigError: a stage does not fit the model, waits for a plateau without validation
+                text, or does not fit the run's learning-rate schedule.
         """
         first_depth = model.n_layer
         shapes = [
@@ -74,16 +74,22 @@ class Setup:
             for index in range(len(schedule.stages))
         ]
         validation = data.validation if len(data.validation) else None
-        if validation is None and any(isinstance(s.until, Plateau) for s in schedule.stages):
-            raise ConfigError("Stage.until: a plateau needs validation text, and the data has none")
+        if validation is None:
+            for number, stage in enumerate(schedule.stages, 1):
+                if stage.until is not None and stage.until.needs_validation:
+                    raise ConfigError(
+                        f"stage {number}: Stage.until: {type(stage.until).__name__} needs "
+                        "validation text, and the data has none; add validation text, or end the "
+                        "stage by its tokens"
+                    )
         if validation is not None:
             evaluate_on = {"validation": validation, **evaluate_on}
         seq_len = train.seq_len or model.max_seq_len
-        steps = [
-            stage_length(stage, shape, model.config, train, seq_len).steps
+        lengths = [
+            stage_length(stage, shape, model.config, train, seq_len)
             for stage, shape in zip(schedule.stages, shapes, strict=True)
         ]
-        check_fits(schedule, steps, train)
+        check_fits(lengths, train)
         return cls(
             model=model,
             data=data,
@@ -95,7 +101,7 @@ class Setup:
             name=name,
             first_depth=first_depth,
             shapes=shapes,
-            steps=steps,
+            steps=[length.steps for length in lengths],
         )
 
     @property
@@ -109,16 +115,16 @@ class Setup:
 
     @property
     def shares_schedule(self) -> bool:
-        """Whether all stages are parts of one training: of its learning rate and its data."""
+        """Whether all stages share one learning-rate schedule and one order of the data."""
         return self.train.schedule != "per-stage"
 
     @property
     def moments(self) -> Moments:
-        """What becomes of the optimizer's state between stages."""
+        """What happens to the optimizer state at a boundary."""
         return self.schedule.moments or (Moments() if self.shares_schedule else FRESH)
 
     def batches(self, index: int, steps_before: int) -> Batches:
-        """The batches of stage `index` (from 0), which begins after so many steps of the run."""
+        """Return the batches of stage `index` (from 0), which starts after `steps_before` steps."""
         train, stage = self.train, 0 if self.shares_schedule else index
         seed = self.seed_of(stage)
         batches = Batches(self.data.train, train.batch_size, self.seq_len, seed=seed)
@@ -126,88 +132,97 @@ class Setup:
             batches.skip(steps_before * train.accumulate)
         return batches
 
-    def place(self, index: int, steps_before: int) -> Place:
-        """Where stage `index` (from 0), which begins after so many steps, stands in the run."""
-        # Where a stage ends by seconds its steps are no more than a bound, and say nothing.
-        known = [
+    def position(self, index: int, steps_before: int) -> RunPosition:
+        """Return the position in the run of stage `index` (from 0), for `LRController`.
+
+        Args:
+            index: index of the stage.
+            steps_before: number of steps that the run made before it.
+        """
+        # Steps that are an upper bound only do not count for the length of the warm-up.
+        planned = [
             steps
             for steps, stage in zip(self.steps, self.schedule.stages, strict=True)
-            if not (isinstance(stage.until, Budget) and stage.until.seconds is not None)
+            if stage.until is None or stage.until.tokens_are_planned
         ]
-        return Place(steps_before, sum(self.steps[index + 1 :]), sum(known) or None)
+        return RunPosition(steps_before, sum(self.steps[index + 1 :]), sum(planned) or None)
 
     def seed_of(self, index: int) -> int:
-        """What all that is drawn in stage `index` (from 0) depends on."""
-        # A large odd multiplier keeps the seeds of one run's stages apart from the next run's.
+        """Return the random seed of stage `index` (from 0)."""
+        # A large odd multiplier keeps the seeds of this run's stages apart from those of a run with
+        # the next seed.
         return (self.train.seed * 1_000_003 + index) % 2**63
 
     def steps_of(self, results: list[StageResult]) -> int:
-        """Steps of the optimizer in finished stages."""
+        """Return the number of optimizer steps of finished stages."""
         per_step = self.train.batch_size * self.train.accumulate * self.seq_len
         return sum(result.tokens for result in results) // per_step
 
     def identity(self) -> dict[str, Any]:
-        """All that decides what the run computes, as JSON values."""
+        """Return everything that decides what the run computes, as JSON values."""
         substrate = self.model.substrate
         config = asdict(self.model.config)
-        # A model that is resumed has grown; the depth that counts is the one it started from.
+        # The model of a resumed run has grown already; its first depth is compared.
         config["n_layer"] = self.first_depth
         return {
             "kind": "growth",
             "model": config,
             "substrate": None if substrate is None else substrate.fingerprint,
             "schedule": [_stage_settings(stage) for stage in self.schedule.stages],
-            # Left out where it follows from the schedule of the learning rate, as records do from
-            # before there was a choice.
+            # Left out if it follows from the learning-rate schedule: older records have no key.
             **({} if self.schedule.moments is None else {"moments": asdict(self.schedule.moments)}),
             "train": self.train.identity(),
             "data": self.data.train.digest,
             "evaluate_on": {name: text.digest for name, text in self.evaluate_on.items()},
-            # Where rows are kept changes no number beyond rounding; what they are computed in does.
+            # The place of the activation cache changes results by rounding only; its dtype changes
+            # them.
             "trunk": None if self.trunk.dtype == "same" else self.trunk.dtype,
-            # A frozen table that no substrate accounts for.
+            # A frozen token table that does not belong to a substrate.
             "table": None if self.model.own_table is None else tensor_digest(self.model.own_table),
         }
 
 
-def check_fits(schedule: GrowthSchedule, steps: list[int], train: TrainConfig) -> None:
-    """Refuse stages that may end at any time where the run's schedule cannot be kept with them.
+def check_fits(lengths: Sequence[StageLength], train: TrainConfig) -> None:
+    """Check that stages which may end early are compatible with the run's learning-rate schedule.
 
     Args:
-        schedule: the stages.
-        steps: of each, or the most of them.
-        train: its schedule of the learning rate.
+        lengths: lengths of the stages.
+        train: has the learning-rate schedule.
 
     Raises:
-        ConfigError: it is a cosine, or the decay would have to begin in the middle of such a stage.
+        ConfigError: a stage may end early under a cosine, or the run's decay would have to start in
+            the middle of such a stage.
     """
     if train.schedule == "per-stage":
         return
-    begins, end = decay_begins(sum(steps), train.decay), 0
-    for index, (stage, length) in enumerate(zip(schedule.stages, steps, strict=True)):
-        end += length
-        if stage.until is None or (isinstance(stage.until, Budget) and stage.until.flops):
+    total = sum(length.steps for length in lengths)
+    begins, end = decay_begins(total, train.decay), 0
+    for number, length in enumerate(lengths, 1):
+        end += length.steps
+        if length.rule is None:
             continue
         if train.schedule == "cosine":
             raise ConfigError(
-                f"stage {index + 1}: Stage.until: a cosine over the run has to know its length; "
-                'take train.schedule "wsd" or "per-stage", or a stage without until'
+                f'stage {number}: Stage.until: train.schedule "cosine" needs the length of the run '
+                'beforehand; use train.schedule "wsd" or "per-stage", or a stage without until'
             )
-        if end > begins and index + 1 < len(steps):
+        if end > begins and number < len(lengths):
             raise ConfigError(
-                f"stage {index + 1}: Stage.until may not have ended the stage when the run's decay "
-                f"has to begin: that is at step {begins} of {sum(steps)}, and the stage may last "
-                f"to step {end}. Give it fewer tokens or the later stages more, take a smaller "
-                "train.decay, or leave until to the last stage"
+                f"stage {number}: Stage.until may not have ended the stage when the run's decay "
+                f"has to start: that is at step {begins} of {total}, and the stage may last until "
+                f"step {end}. Give this stage fewer tokens or later stages more, use a smaller "
+                "train.decay, or use until in the last stage only"
             )
 
 
 def _stage_settings(stage: Stage) -> dict[str, Any]:
-    """A stage as JSON values.
+    """Return the settings of a stage as JSON values.
 
-    What is left at its default is left out, beyond the fields that stages have always had: a run
-    begun by an earlier version is still known as the same.
+    Fields that are not in the oldest records are left out if they have their default, so that a run
+    started by an earlier version is recognised as the same.
     """
-    usual, always = asdict(Stage()), ("blocks", "tokens", "insertion", "lr")
+    defaults, always = asdict(Stage()), ("blocks", "tokens", "insertion", "lr")
     values = asdict(stage)
-    return {name: v for name, v in values.items() if name in always or v != usual[name]}
+    if stage.until is not None:
+        values["until"] = stage.until.identity()
+    return {name: v for name, v in values.items() if name in always or v != defaults[name]}

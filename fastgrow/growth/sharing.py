@@ -1,7 +1,7 @@
-"""Copies that rest hold no memory of their own: a stack of depth by recursion costs one block.
+"""Shared weights of frozen copies: several copies of one block take the memory of one block.
 
-Source: relaxed recursive Transformers (arXiv 2410.20672, §2): one block at several depths, told
-apart by the low-rank corrections of each.
+Source: relaxed recursive Transformers (arXiv 2410.20672, §2): one block at several depths, each
+with separate low-rank corrections.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from fastgrow.growth.stage import Stage
 from fastgrow.nn import Decoder
 
 
-def resting_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
-    """The new blocks that keep being copies through a stage, and the block that each copies.
+def frozen_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
+    """Return the new blocks that stay equal to their originals in a stage, with these originals.
 
-    Both are indices in the stage's stack. What is adapted rests: its corrections train beside it.
+    Keys and values are indices in the stage. Blocks with LoRA are among them: their own weights are
+    frozen, only the corrections are active.
     """
     originals = {copy: shape.old[source] for copy, source in copied_from(stage, shape).items()}
     return {
@@ -25,16 +26,16 @@ def resting_copies(stage: Stage, shape: StageShape) -> dict[int, int]:
 
 
 def share_copies(model: Decoder, stage: Stage, shape: StageShape) -> None:
-    """Let resting copies read the weights that they copy."""
-    for copy, source in resting_copies(stage, shape).items():
-        theirs = dict(model.blocks[source].named_parameters())
+    """Let frozen copies use the weight tensors of their originals."""
+    for copy, source in frozen_copies(stage, shape).items():
+        originals = dict(model.blocks[source].named_parameters())
         for name, parameter in model.blocks[copy].named_parameters():
             if not name.endswith((".lora_A", ".lora_B")):
-                parameter.data = theirs[name].data
+                parameter.data = originals[name].data
 
 
 def separate_blocks(model: Decoder) -> None:
-    """Give every block weights of its own again, to the same bits."""
+    """Give every block separate weight tensors again, with the same bits."""
     seen = set()
     for parameter in model.blocks.parameters():
         if parameter.data_ptr() in seen:

@@ -1,4 +1,4 @@
-"""A stage of growth: what is put in, what trains, for how long and how fast."""
+"""A stage of growth: which blocks it inserts, what is active, its length and learning rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth.when import Until
+from fastgrow.growth.stop_criteria import StopCriterion
 from fastgrow.training.optimizer import Rate
 
 Insertion = Literal["random", "identity", "copy"]
@@ -17,20 +17,23 @@ PROJECTIONS = ("attention.qkv", "attention.out", "mlp.up", "mlp.gate", "mlp.down
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank corrections that train in a stage and are merged into plain weights at its end.
+    """Low-rank corrections that are trained in a stage and merged into plain weights at its end.
+
+    Exactly one of `rank` and `budget` is given.
 
     Args:
-        rank: of every correction; or
-        budget: numbers that train in the whole stage; the rank is the largest that stays within.
-        alpha: the correction is α / r · B · A; None takes the rank, for a factor of 1.
-        targets: projections of a block, by their names in the state dict. `attention.qkv` stands
-            for three, each with a correction of its own (so that all six cost 18 · d · r numbers a
-            block); `mlp.gate` is passed over where the activation has none.
-        blocks: `"frozen"` adapts every block whose own weights don't train, `"new"` the new ones,
-            or the blocks of these indices in the stage's stack.
+        rank: rank of every correction.
+        budget: number of active parameters of the whole stage; the rank is the largest that
+            fits.
+        alpha: the correction is α / r · B · A; None uses the rank, for a factor of 1.
+        targets: projections of a block, by their names in the state dict. `attention.qkv` means
+            three projections, each with a separate correction (all six then have 18 · d · r
+            parameters per block). `mlp.gate` is skipped if the activation has no gate.
+        blocks: `"frozen"` adapts every block whose own weights are frozen, `"new"` the new blocks;
+            or the indices of blocks in the stage.
 
     Raises:
-        ConfigError: a value is out of range or does not go with another.
+        ConfigError: a value is out of range or does not fit another.
     """
 
     rank: int | None = None
@@ -66,63 +69,65 @@ class LoRA:
             )
 
 
-_AS_IT_IS = Rate()
+_UNCHANGED = Rate()
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the groups of a stage's parameters make of its learning rate.
+    """Factors on a stage's learning rate, and warm-ups, for groups of its parameters.
 
     Args:
-        new: blocks that the stage puts in, and LoRA.
-        old: blocks that were there, and the token table.
+        new: new blocks and LoRA.
+        old: old blocks and the token table.
         head: the head and the final norm.
     """
 
-    new: Rate = _AS_IT_IS
-    old: Rate = _AS_IT_IS
-    head: Rate = _AS_IT_IS
+    new: Rate = _UNCHANGED
+    old: Rate = _UNCHANGED
+    head: Rate = _UNCHANGED
 
 
-_ALL_AS_IT_IS = Rates()
+_ALL_UNCHANGED = Rates()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of growth: put in new blocks, then train them with the final norm and the head.
+    """One stage of growth: insert new blocks, then train them with the final norm and the head.
 
-    The token table trains only where the model's configuration says `embedding="trainable"`, and
-    then while block 0 does.
+    The token table is active only if the model's configuration has `embedding="trainable"`, and
+    then in stages in which block 0 is active.
 
     Args:
-        blocks: new blocks. 0 where `lora`, `train="all"` or `window` gives something to train.
+        blocks: number of new blocks; 0 if `lora`, `train="all"` or `window` selects what to train.
         tokens: training tokens of the stage (targets seen by the optimizer), at least 1. Rounded up
-            to whole optimizer steps. The most that are used where `until` is given.
-        insertion: `"random"` as in the paper (Growing Transformers §3); `"identity"`: the new
-            blocks' output projections start at zero, so the model computes what it did before; or
-            `"copy"`: copies of blocks that are there (depth up-scaling, arXiv 2312.15166; a stack
-            copied whole, G_stack, arXiv 2405.15319).
-        lr: peak learning rate of this stage; None takes the run's.
-        at: for each new block the index of the old block it goes before, ascending; None is on top.
-        copy_of: for `"copy"`, the old block that each new one copies; None takes those below its
-            place, in order and from the start again where there are too few.
-        train: whose own block weights train: the `"new"` ones', `"all"` or `"none"`. With LoRA on
-            the new ones alone, copies that do not train are relaxed recursion (arXiv 2410.20672);
-            they take no memory of their own while the stage lasts.
-        window: the topmost `window` blocks train, beside the new ones: windows that overlap from
-            stage to stage. None trains the new ones alone.
-        lora: corrections that train in this stage.
-        head: trains on (`"keep"`), starts again from random weights (`"reset"`), rests (`"frozen"`)
-            or becomes the token table and rests (`"tied"`: logits = h · lift(table)ᵀ, its bias 0).
-            A later stage that keeps the head trains on from the table.
-        final_norm: whether it trains.
-        until: ends the stage earlier (`fastgrow.growth.Plateau`, `fastgrow.growth.Budget`). A share
-            of the steps, as the warm-up is, is then one of `tokens`.
-        rates: factors on the learning rate, and warm-ups of their own, for new blocks, old ones and
+            to whole optimizer steps. The upper bound if `until` is given.
+        insertion: `"random"` initialises new blocks as in the paper (Growing Transformers §3).
+            `"identity"` starts their output projections at zero, so the model's output is unchanged
+            at first. `"copy"` copies old blocks (depth up-scaling, arXiv 2312.15166; of a whole
+            stack: G_stack, arXiv 2405.15319).
+        lr: peak learning rate of this stage; None uses that of the run.
+        at: for each new block the index of the old block that it is inserted before, ascending;
+            None inserts all on top.
+        copy_of: for `"copy"`, the old block that each new block copies; None copies the blocks
+            below its position, in order, and repeats them if there are too few.
+        train: the blocks whose own weights are active: `"new"`, `"all"` or `"none"`. With LoRA on
+            the new blocks only, copies with frozen weights are relaxed recursion (arXiv
+            2410.20672); they share the memory of their originals during the stage.
+        window: the topmost `window` blocks are active in addition to the new ones, so that the
+            windows of consecutive stages overlap. None trains the new blocks only.
+        lora: low-rank corrections that are trained in this stage.
+        head: the head continues to train (`"keep"`), is initialised again and trained (`"reset"`),
+            is frozen (`"frozen"`), or is replaced by the token table and frozen (`"tied"`: logits =
+            h · lift(table)ᵀ, bias 0). A later stage with `"keep"` then trains it from the table.
+        final_norm: whether the final norm is active.
+        until: a `StopCriterion` that may end the stage earlier (`fastgrow.growth.Plateau`,
+            `fastgrow.growth.Budget`, or a user-defined one). A share of the steps, such as the
+            warm-up, is then a share of `tokens`.
+        rates: factors on the learning rate, and separate warm-ups, for new blocks, old blocks and
             the head.
 
     Raises:
-        ConfigError: a value is out of range or does not go with another.
+        ConfigError: a value is out of range or does not fit another.
     """
 
     blocks: int = 1
@@ -136,13 +141,13 @@ class Stage:
     lora: LoRA | None = None
     head: Head = "keep"
     final_norm: bool = True
-    until: Until | None = None
-    rates: Rates = _ALL_AS_IT_IS
+    until: StopCriterion | None = None
+    rates: Rates = _ALL_UNCHANGED
 
     def __post_init__(self) -> None:
         self._check_values()
-        self._check_places()
-        self._check_something_trains()
+        self._check_positions()
+        self._check_active()
 
     def _check_values(self) -> None:
         if self.blocks < 0:
@@ -160,7 +165,7 @@ class Stage:
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"Stage.lr: expected a positive number, got {self.lr}")
 
-    def _check_places(self) -> None:
+    def _check_positions(self) -> None:
         for name in ("at", "copy_of"):
             value = getattr(self, name)
             if value is None:
@@ -175,7 +180,7 @@ class Stage:
             _require_ascending("Stage.at", self.at, strictly=False)
         if self.copy_of is not None and self.insertion != "copy":
             raise ConfigError(
-                f"Stage.copy_of: goes with insertion='copy', got insertion={self.insertion!r}"
+                f"Stage.copy_of: only for insertion='copy', got insertion={self.insertion!r}"
             )
         if self.window is None:
             return
@@ -186,22 +191,24 @@ class Stage:
                 f"got train={self.train!r} and {self.window}"
             )
 
-    def _check_something_trains(self) -> None:
+    def _check_active(self) -> None:
         if not self.blocks and self.lora is None and self.train != "all" and self.window is None:
             raise ConfigError(
-                "Stage.blocks: 0 goes with lora, train='all' or window, which give something to "
-                "train; expected at least 1 without"
+                "Stage.blocks: 0 is possible only with lora, train='all' or window, which select "
+                "what to train; expected at least 1 without these"
             )
-        rests = self.head in ("frozen", "tied") and not self.final_norm
-        if self.train == "none" and self.lora is None and rests:
-            raise ConfigError("Stage: nothing trains: no block, no LoRA, no norm and no head")
+        top_is_frozen = self.head in ("frozen", "tied") and not self.final_norm
+        if self.train == "none" and self.lora is None and top_is_frozen:
+            raise ConfigError(
+                "Stage: nothing is active: expected blocks, lora, final_norm or the head to train"
+            )
         if self.lora is not None and self.lora.blocks == "new":
             if not self.blocks:
-                raise ConfigError("LoRA.blocks: 'new' expects a stage with new blocks, got 0")
+                raise ConfigError("LoRA.blocks: 'new' needs a stage with new blocks, got 0")
             if self.train != "none":
                 raise ConfigError(
-                    "LoRA.blocks: 'new' expects train='none': a block has corrections or trains "
-                    f"its own weights, got train={self.train!r}"
+                    "LoRA.blocks: 'new' needs train='none', because a block has either corrections "
+                    f"or active weights, got train={self.train!r}"
                 )
 
 

@@ -1,4 +1,18 @@
-"""The life of one stage: begun, trained, found to have left the frozen part alone, measured."""
+"""One stage of a run, from its boundary to its record.
+
+`StageRun.run` does this, in order:
+
+1. Insert the stage's blocks and attach its LoRA (`begin_stage` in boundary.py).
+2. Select the active parameters and freeze all others (`select_active` in freeze.py).
+3. Prepare the frozen trunk: the blocks below the lowest active parameter (`TrunkEngine`).
+4. Train the active parameters (`fastgrow.training.Trainer`). The learning rate of a step comes from
+   `LRController`: it schedules `TrainConfig.lr`, or `Stage.lr`, over the run or the stage
+   (`TrainConfig.schedule`), from the stage's position in the run (`Setup.position`). Each group of
+   parameters multiplies it by its factor (`Stage.rates`).
+5. Check that no frozen tensor changed (`frozen_digest` in freeze.py).
+6. Hand the optimizer state over to the next stages (`OptimizerStates`), merge the LoRA into the
+   weights, and evaluate.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +28,38 @@ from torch import nn
 from fastgrow.errors import FastgrowError
 from fastgrow.evaluation import bits_per_character
 from fastgrow.growth.boundary import begin_stage
-from fastgrow.growth.carried import Carried, block_of
 from fastgrow.growth.folder import RunFolder
 from fastgrow.growth.freeze import frozen_digest, select_active
-from fastgrow.growth.length import Length, stage_length
+from fastgrow.growth.length import stage_length
 from fastgrow.growth.lora import Drift, merge_lora
+from fastgrow.growth.optimizer_state import OptimizerStates, block_of
 from fastgrow.growth.result import StageResult
 from fastgrow.growth.setup import Setup, Text
 from fastgrow.growth.sharing import separate_blocks
+from fastgrow.growth.stop_criteria import StageLength
 from fastgrow.growth.trunk.engine import StageTrunk, TrunkEngine
-from fastgrow.growth.trunk.load import stage_loads
+from fastgrow.growth.trunk.placement import stage_loads
 from fastgrow.training import Trainer, TrainResult
 from fastgrow.training.activations import block_forwards, training_mode
 from fastgrow.training.optimizer import Rate
 
 
 class StageRun:
-    """One stage of a run.
+    """Runs one stage.
 
     Args:
-        setup: the run's.
-        index: of the stage, from 0.
-        steps_before: of the optimizer, in the stages before it.
-        folder: of the run.
+        setup: the settings of the run.
+        index: index of the stage, from 0.
+        steps_before: number of optimizer steps in the stages before it.
+        folder: folder of the run.
         engine: runs the frozen trunk.
-        carried: the optimizer's state from the stages before.
+        optimizer_states: optimizer state of the stages before.
 
     Attributes:
-        trainer: None until training begins.
-        seconds: that the stage has taken, up to the last checkpoint.
-        bits_at_start: of the validation text before any training; None without one.
+        trainer: the stage's trainer; None until training starts.
+        seconds: time that the stage has taken up to the last checkpoint.
+        bits_at_start: bits per character of the validation text before any training; None without
+            validation text.
     """
 
     def __init__(
@@ -53,7 +69,7 @@ class StageRun:
         steps_before: int,
         folder: RunFolder,
         engine: TrunkEngine,
-        carried: Carried,
+        optimizer_states: OptimizerStates,
     ) -> None:
         self.setup = setup
         self.index = index
@@ -64,79 +80,72 @@ class StageRun:
         self.bits_at_start: float | None = None
         self._folder = folder
         self._engine = engine
-        self._carried = carried
+        self._optimizer_states = optimizer_states
         self._trunk: StageTrunk | None = None
 
     def run(
         self,
         resumed: dict[str, Any] | None,
         save: Callable[[], Path | None],
-        stop_if_asked: Callable[[], None],
+        stop_if_interrupted: Callable[[], None],
     ) -> StageResult:
-        """Train it from its beginning, or from where it was stopped, to its end.
+        """Run the stage to its end, from its start or from where it was interrupted.
 
         Args:
-            resumed: the trainer's state; None at the beginning.
+            resumed: the state of the trainer; None starts the stage.
             save: writes a checkpoint.
-            stop_if_asked: acts on a signal that came before training.
+            stop_if_interrupted: raises if a signal came before training.
 
         Raises:
             FastgrowError: a frozen tensor changed.
         """
         try:
-            return self._run(resumed, save, stop_if_asked)
+            return self._run(resumed, save, stop_if_interrupted)
         finally:
-            # Also where it is stopped: the model is the caller's.
+            # Also after an interruption, because the caller keeps the model.
             separate_blocks(self.setup.model)
 
     def _run(
         self,
         resumed: dict[str, Any] | None,
         save: Callable[[], Path | None],
-        stop_if_asked: Callable[[], None],
+        stop_if_interrupted: Callable[[], None],
     ) -> StageResult:
         model = self.setup.model
         if resumed is None:
             begin_stage(model, self.stage, self.shape, self.setup.seed_of(self.index))
         active = select_active(model, self.shape)
-        began = time.perf_counter()
-        self._trunk = self._begin_trunk()
-        preparing = time.perf_counter() - began
+        before_trunk = time.perf_counter()
+        self._trunk = self._prepare_trunk()
+        preparing = time.perf_counter() - before_trunk
         if resumed is None and self.setup.validation is not None:
             self.bits_at_start = self._bits(self.setup.validation)
         frozen = frozen_digest(model)
-        length = stage_length(
-            self.stage, self.shape, model.config, self.setup.train, self.setup.seq_len
-        )
+        length = self._length()
         self.trainer = self._new_trainer(active, length)
         if resumed is None:
-            self.trainer.optimizer.adopt(self._carried.begin(self.index, list(active)))
+            states = self._optimizer_states.start_stage(self.index, list(active))
+            self.trainer.optimizer.adopt(states)
         else:
             self.trainer.load_state_dict(resumed)
-        stop_if_asked()
+        stop_if_interrupted()
         started = time.perf_counter() - preparing - self.seconds
-
-        def on_checkpoint(_: Trainer) -> Path | None:
-            self.seconds = time.perf_counter() - started
-            return save()
-
-        saves = self._folder.checkpoints is not None
-        trained = self.trainer.run(on_checkpoint if saves else None)
+        trained = self._train(self.trainer, started, save)
         if frozen_digest(model) != frozen:
             raise FastgrowError(
-                f"stage {self.index + 1}: a frozen tensor changed during training; "
-                "the model in memory is not to be trusted, the last checkpoint is"
+                f"stage {self.index + 1}: a frozen tensor changed during training. Do not use the "
+                "model in memory; the last checkpoint is intact"
             )
-        self._carried.end(self.index, self.trainer.optimizer.state_dict())
-        drift = self._merge()
-        numbers = sum(parameter.numel() for parameter in active.values())
-        result = self._result(trained, length, drift, numbers, started)
+        self._optimizer_states.end_stage(self.index, self.trainer.optimizer.state_dict())
+        drift = self._merge_lora()
+        n_active = sum(parameter.numel() for parameter in active.values())
+        result = self._result(trained, length, drift, n_active, started)
         self._trunk.close()
         return result
 
-    # -- beginning -----------------------------------------------------------------------------
+    # -- preparing -----------------------------------------------------------------------------
 
-    def _begin_trunk(self) -> StageTrunk:
+    def _prepare_trunk(self) -> StageTrunk:
         setup, index = self.setup, self.index
         train = setup.train
         batches = setup.batches(index, self.steps_before)
@@ -148,12 +157,18 @@ class StageRun:
             n_windows=batches.n_windows,
             seq_len=batches.seq_len,
         )
-        # As in training, so that rows have the bits that a step would compute.
+        # In training mode, so that cached activations have the bits that a step would compute.
         compiled = block_forwards(setup.model, compile=train.compile)
         with training_mode(setup.model), compiled:
             return self._engine.begin(index + 1, loads, batches)
 
-    def _new_trainer(self, active: dict[str, nn.Parameter], length: Length) -> Trainer:
+    def _length(self) -> StageLength:
+        setup = self.setup
+        return stage_length(self.stage, self.shape, setup.model.config, setup.train, setup.seq_len)
+
+    # -- training ------------------------------------------------------------------------------
+
+    def _new_trainer(self, active: dict[str, nn.Parameter], length: StageLength) -> Trainer:
         assert self._trunk is not None
         setup, stage = self.setup, self.stage
         rank = self.shape.rank
@@ -164,7 +179,7 @@ class StageRun:
             setup.train if stage.lr is None else replace(setup.train, lr=stage.lr),
             steps=length.steps,
             until=length.rule,
-            place=setup.place(self.index, self.steps_before),
+            position=setup.position(self.index, self.steps_before),
             finish=partial(self._folder.finish_asked, self.index),
             rates=self._rates(active),
             objective=self._trunk.objective,
@@ -174,27 +189,38 @@ class StageRun:
                 "run": setup.name,
                 "stage": f"{self.index + 1}/{setup.n_stages}",
                 "depth": setup.model.n_layer,
-                # Beside the parameters the frozen table counts, as in the published totals.
+                # The frozen token table is included, as in the totals of the papers.
                 "total_parameters": setup.model.num_parameters(),
                 **({} if rank is None else {"lora_rank": rank}),
             },
         )
 
     def _rates(self, active: Mapping[str, nn.Parameter]) -> dict[str, Rate]:
+        """Return for each active parameter the factor and warm-up of its group (`Stage.rates`)."""
         rates, new = self.stage.rates, self.shape.new
 
-        def of(name: str) -> Rate:
+        def rate_of(name: str) -> Rate:
             if name.startswith(("lm_head.", "final_norm.")):
                 return rates.head
             is_new = block_of(name) in new or name.endswith((".lora_A", ".lora_B"))
             return rates.new if is_new else rates.old
 
-        return {name: of(name) for name in active}
+        return {name: rate_of(name) for name in active}
+
+    def _train(
+        self, trainer: Trainer, started: float, save: Callable[[], Path | None]
+    ) -> TrainResult:
+        def on_checkpoint(_: Trainer) -> Path | None:
+            self.seconds = time.perf_counter() - started
+            return save()
+
+        saves = self._folder.checkpoints is not None
+        return trainer.run(on_checkpoint if saves else None)
 
     # -- ending --------------------------------------------------------------------------------
 
-    def _merge(self) -> Drift | None:
-        """End the stage's LoRA: keep the adapters as files, put their sums into the weights."""
+    def _merge_lora(self) -> Drift | None:
+        """Save the stage's LoRA as adapter files and merge it into the weights."""
         self._folder.save_adapters(self.setup.model, self.index)
         drift = merge_lora(self.setup.model)
         if drift is not None:
@@ -204,16 +230,16 @@ class StageRun:
     def _result(
         self,
         trained: TrainResult,
-        length: Length,
+        length: StageLength,
         drift: Drift | None,
-        active_parameters: int,
+        n_active: int,
         started: float,
     ) -> StageResult:
         model = self.setup.model
         return StageResult(
             stage=self.index + 1,
             depth=model.n_layer,
-            active_parameters=active_parameters,
+            active_parameters=n_active,
             total_parameters=model.num_parameters(),
             tokens=trained.tokens,
             seconds=time.perf_counter() - started,
@@ -226,6 +252,7 @@ class StageRun:
         )
 
     def _bits(self, text: Text) -> float:
+        """Return the bits per character of the model on a text."""
         setup = self.setup
         objective = None if self._trunk is None else self._trunk.objective
         return bits_per_character(
@@ -233,6 +260,6 @@ class StageRun:
             text,
             batch_size=setup.train.batch_size,
             seq_len=setup.seq_len,
-            # As far as training reads the validation text; other texts are measured whole.
+            # The validation text is read as far as in training; other texts are read completely.
             max_tokens=setup.train.eval_tokens if text is setup.validation else None,
         ).bits_per_character

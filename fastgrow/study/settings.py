@@ -240,7 +240,7 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
 
 
 def _one_of(base: Any, value: Any) -> Any:
-    """The first dataclass below a plain class, such as `Until`, that has the fields in `value`."""
+    """The first dataclass below a plain class (`StopCriterion`) that has the fields in `value`."""
     for kind in base.__subclasses__():
         names = {f.name for f in dataclasses.fields(kind)}
         if isinstance(value, Mapping) and names.issuperset(value):

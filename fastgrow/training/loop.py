@@ -20,8 +20,8 @@ from fastgrow.training.config import TrainConfig
 from fastgrow.training.data.batches import IGNORE_INDEX
 from fastgrow.training.interrupt import InterruptGuard
 from fastgrow.training.log import RunLog
+from fastgrow.training.lr_controller import LRController, RunPosition, StopDecision, StopRule
 from fastgrow.training.optimizer import Optimizer, Rate
-from fastgrow.training.pace import Pace, Place, StopRule
 from fastgrow.training.precision import autocast, resolve_precision
 from fastgrow.training.rng import rng_state, set_rng_state
 
@@ -50,7 +50,7 @@ class TrainResult:
         loss: training loss at the end, nats a token, averaged over the last logged steps.
         best_step: the step of the best validation; None without validation.
         best_bits_per_character: its bits per character; None without validation.
-        decision: why and when `until` ended it, as JSON values; None without.
+        decision: why and when `until` or the user ended it; None if it made its planned steps.
     """
 
     step: int
@@ -58,7 +58,7 @@ class TrainResult:
     loss: float
     best_step: int | None
     best_bits_per_character: float | None
-    decision: dict[str, Any] | None = None
+    decision: StopDecision | None = None
 
 
 class Trainer:
@@ -76,10 +76,11 @@ class Trainer:
         config: settings.
         steps: length of the run; or
         tokens: length of the run in tokens, rounded up to whole steps.
-        until: a rule that may end it earlier (`fastgrow.training.pace`).
-        place: where it stands in a run of several trainings that share one schedule; alone without.
-        finish: asked after each step, with its number, whether the user wants the run to end
-            (`Pace`).
+        until: a rule that may end it earlier (`fastgrow.training.lr_controller`).
+        position: position in a run of several trainings that share one learning-rate schedule; None
+            for a training on its own.
+        finish: called after each step with its number; True if the user wants the run to end
+            (`LRController`).
         rates: of parameters, by name, that do not take the learning rate as it is.
         validation: stream that is evaluated every `config.eval_every` steps and at the end.
         log: where progress goes; None is silent.
@@ -103,7 +104,7 @@ class Trainer:
         steps: int | None = None,
         tokens: int | None = None,
         until: StopRule | None = None,
-        place: Place | None = None,
+        position: RunPosition | None = None,
         finish: Callable[[int], bool] | None = None,
         rates: Mapping[str, Rate] | None = None,
         validation: EncodedText | None = None,
@@ -114,7 +115,7 @@ class Trainer:
     ) -> None:
         self._tokens_per_step = batches.tokens_per_batch * config.accumulate
         self._planned_steps = _run_length(steps, tokens, self._tokens_per_step)
-        self._pace = Pace(config, self._planned_steps, until, place, finish)
+        self._lr = LRController(config, self._planned_steps, until, position, finish)
         _check_active(model, active)
         self.device = torch.device(device) if device is not None else _device_of(active)
         self.model = model.to(self.device)
@@ -150,7 +151,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """The step at which the run ends, as far as is known."""
-        return self._pace.steps
+        return self._lr.steps
 
     @property
     def tokens(self) -> int:
@@ -191,7 +192,7 @@ class Trainer:
             best_bits_per_character=(
                 self.best_bits_per_character if self.best_step is not None else None
             ),
-            decision=self._pace.decision,
+            decision=self._lr.decision,
         )
 
     def _block_forwards(self) -> contextlib.AbstractContextManager[None]:
@@ -203,7 +204,7 @@ class Trainer:
         )
 
     def _train_step(self, *, check_gradients: bool) -> None:
-        self._rate = self._pace.rate(self.step)
+        self._rate = self._lr.rate(self.step)
         self._optimizer.set_rate(self._rate, self.step, self._planned_steps)
         loss = self._backward()
         if check_gradients:
@@ -281,12 +282,13 @@ class Trainer:
             self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
         loss = self._evaluate() if evaluates else None
         # Before anything is saved: a resumed run must not miss what this step showed.
-        was_last = self._pace.is_last
-        if self._pace.observe(self.step, loss):
-            decision = self._pace.decision or {}
-            text = f"ends after step {decision['last_step']:,}: {decision['reason']}"
-            self._log.event("cooldown", text, **decision)
-            if not was_last and self._pace.is_last:
+        was_last = self._lr.is_last
+        if self._lr.observe(self.step, loss):
+            decision = self._lr.decision
+            assert decision is not None
+            text = f"ends after step {decision.last_step:,}: {decision.reason}"
+            self._log.event("cooldown", text, **decision.to_dict())
+            if not was_last and self._lr.is_last:
                 # The weights to pick from are those that the decay leads to.
                 self.best_step, self.best_bits_per_character = None, math.inf
             if self.step == self.steps and not last:
@@ -355,7 +357,7 @@ class Trainer:
         if bits < self.best_bits_per_character:
             self.best_bits_per_character, self.best_step = bits, self.step
             # Another part of the run goes on from the last weights, as its optimizer's state does.
-            if self.config.pick == "best" and self._pace.is_last:
+            if self.config.pick == "best" and self._lr.is_last:
                 self._best_weights = {
                     name: p.detach().to("cpu", copy=True) for name, p in self.active.items()
                 }
@@ -394,7 +396,7 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "rng": rng_state(),
             "data": self.batches.state_dict(),
-            "pace": self._pace.state_dict(),
+            "pace": self._lr.state_dict(),
             "log": self._log.state_dict(),
             "best": {
                 "step": self.best_step,
@@ -427,7 +429,7 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["data"])
         self._log.load_state_dict(state["log"])
-        self._pace.load_state_dict(state.get("pace"))
+        self._lr.load_state_dict(state.get("pace"))
         self.step = int(state["step"])
         best, sums = state["best"], state["sums"]
         self.best_step = best["step"]

@@ -106,10 +106,10 @@ def test_a_stopped_run_is_finished_and_a_running_one_is_asked(
     assert out.startswith("stage 1: depth 1,")
     status, _, error = run(capsys, *arguments, "--finish")
     assert status == 1
-    assert "the run is finished; its model is" in error
+    assert "the run is already finished; its model is in" in error
     status, _, error = run(capsys, "grow", config, "--out", tmp_path / "none", "--finish")
     assert status == 1
-    assert "none: holds no run that could be finished" in error
+    assert "none: contains no run to finish" in error
 
 
 def test_a_schedule_may_be_named_by_its_recipe(config: Path) -> None:

@@ -15,7 +15,7 @@ from against_cpu import assert_follows
 
 from fastgrow.errors import Interrupted
 from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, grow
-from fastgrow.growth.trunk.store import MemoryStore
+from fastgrow.growth.trunk.stores import MemoryStore
 from fastgrow.nn import Decoder, DecoderConfig, LoRALinear
 from fastgrow.substrate import Substrate
 from fastgrow.training import TextData, TrainConfig, Trainer
@@ -85,7 +85,7 @@ def in_bf16(run: Run) -> list[float]:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
-    """Of each room made for rows in memory its name, device, and whether what is read is pinned."""
+    """For each store in memory: its place, and device and pinning of an entry that is read."""
     made: list[tuple[str, str, bool]] = []
     initialise = MemoryStore.__init__
 

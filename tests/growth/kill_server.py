@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # noqa: F401
 
 from fastgrow.growth import GrowthSchedule, LoRA, Moments, Plateau, Stage, grow
 
-# A block trains, rests beside LoRA on it, and thaws; in the last stage the loss stands still.
+# A block is active, frozen with LoRA on it, and active again; the last stage ends by a plateau.
 SCHEDULE = GrowthSchedule(
     [
         Stage(1, 1024),

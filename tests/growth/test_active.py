@@ -1,4 +1,4 @@
-"""The shape of a stage follows from the schedule and the configuration alone."""
+"""The shape of a stage depends on the schedule and the configuration only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shape_of(stage: Stage, config: DecoderConfig = CONFIG, depth: int = 3):
     return stage_shape(GrowthSchedule([stage]), 0, config, first_depth=depth)
 
 
-def test_new_blocks_train_with_norm_and_head_above_a_frozen_trunk() -> None:
+def test_new_blocks_norm_and_head_are_active_above_a_frozen_trunk() -> None:
     schedule = GrowthSchedule([Stage(2), Stage(1), Stage(3)])
     shapes = [stage_shape(schedule, i, CONFIG) for i in range(3)]
     assert [shape.depth for shape in shapes] == [2, 3, 6]
@@ -51,25 +51,25 @@ def test_new_blocks_train_with_norm_and_head_above_a_frozen_trunk() -> None:
         (Stage(1, train="none", lora=LoRA(rank=2)), (3,), (), (0, 1, 2, 3), 0),
     ],
 )
-def test_what_trains_and_what_is_adapted(stage, new, trained, adapted, n_trunk) -> None:
+def test_trained_and_adapted_blocks(stage, new, trained, adapted, n_trunk) -> None:
     shape = shape_of(stage)
     assert (shape.new, shape.trained, shape.adapted) == (new, trained, adapted)
     assert shape.n_trunk == n_trunk
 
 
-def test_the_trunk_ends_at_the_lowest_block_that_moves_even_if_nothing_does() -> None:
+def test_the_trunk_ends_at_the_lowest_active_block_if_there_is_one() -> None:
     assert shape_of(Stage(1, train="none", head="keep")).n_trunk == 4
 
 
 @pytest.mark.parametrize(
     ("head", "trains"), [("keep", True), ("reset", True), ("frozen", False), ("tied", False)]
 )
-def test_whether_head_and_norm_train(head, trains: bool) -> None:
+def test_whether_head_and_norm_are_active(head, trains: bool) -> None:
     shape = shape_of(Stage(1, head=head, final_norm=trains))
     assert shape.head == shape.final_norm == trains
 
 
-def test_a_trainable_table_trains_while_block_0_does() -> None:
+def test_a_trainable_table_is_active_together_with_block_0() -> None:
     schedule = GrowthSchedule([Stage(1), Stage(1), Stage(0, train="all"), Stage(1, window=3)])
     tables = [stage_shape(schedule, i, TRAINABLE).table for i in range(4)]
     assert tables == [True, False, True, True]
@@ -81,7 +81,7 @@ def test_a_trainable_table_trains_while_block_0_does() -> None:
 
 
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, activation="swiglu", n_kv_head=1)])
-def test_parameters_are_those_of_the_model(config: DecoderConfig) -> None:
+def test_active_parameters_are_counted_as_in_the_model(config: DecoderConfig) -> None:
     model = Decoder(replace(config, n_layer=4), table=torch.zeros(40, 8))
     block = sum(p.numel() for p in model.blocks[0].parameters())
     head = sum(p.numel() for p in model.lm_head.parameters())
@@ -96,7 +96,7 @@ def test_parameters_are_those_of_the_model(config: DecoderConfig) -> None:
     assert active(Stage(0, train="all"), trainable) == 3 * block + head + norm + 40 * 8
 
 
-def test_a_rank_costs_18_widths_a_block() -> None:
+def test_a_rank_has_18_widths_of_parameters_per_block() -> None:
     lora = Stage(0, lora=LoRA(rank=2), head="frozen", final_norm=False)
     assert active_parameters(lora, shape_of(lora), CONFIG) == 3 * 18 * 16 * 2
     some = replace(lora, lora=LoRA(rank=2, targets=("attention.out", "mlp.up")))
@@ -111,7 +111,7 @@ def test_the_rank_is_the_largest_within_the_budget() -> None:
         assert active_parameters(stage, shape, CONFIG) <= budget
         above = replace(shape, rank=shape.rank + 1)
         assert active_parameters(stage, above, CONFIG) > budget
-    # No projection of this model has more than 16 rows or columns to be low-rank in.
+    # All projections of this model have at most 16 rows or columns.
     assert shape_of(Stage(0, lora=LoRA(budget=10**9))).rank == 16
 
 
@@ -132,21 +132,21 @@ def test_the_long_runs_lora_phase_costs_three_blocks_at_rank_128() -> None:
         (Stage(1, at=(4,)), r"stage 1: Stage\.at: there are 3 old blocks"),
         (Stage(1, insertion="copy", copy_of=(3,)), r"Stage\.copy_of: .*3 old blocks"),
         (Stage(1, insertion="copy", at=(0,)), "no block below"),
-        (Stage(1, window=5), r"Stage\.window: there are 4 blocks, got 5"),
-        (Stage(0, lora=LoRA(rank=2, blocks=(3,))), r"block 3 is not there \(3 blocks\)"),
-        (Stage(1, lora=LoRA(rank=2, blocks=(3,))), "block 3 trains its own weights"),
-        (Stage(1, train="all", lora=LoRA(rank=2)), "no block rests"),
-        (Stage(0, lora=LoRA(rank=17)), r"LoRA\.rank: the narrowest projection has width 16"),
-        (Stage(0, lora=LoRA(budget=100)), r"LoRA\.budget: what else trains takes .* rank 1 864"),
-        (Stage(0, lora=LoRA(rank=1, targets=("mlp.gate",))), "have none of"),
+        (Stage(1, window=5), r"Stage\.window: expected at most 4, .* got 5"),
+        (Stage(0, lora=LoRA(rank=2, blocks=(3,))), r"block 3 does not exist \(3 blocks\)"),
+        (Stage(1, lora=LoRA(rank=2, blocks=(3,))), "block 3 is trained itself"),
+        (Stage(1, train="all", lora=LoRA(rank=2)), "adapts frozen blocks, but the stage has none"),
+        (Stage(0, lora=LoRA(rank=17)), r"LoRA\.rank: expected at most 16"),
+        (Stage(0, lora=LoRA(budget=100)), r"LoRA\.budget: expected at least .* rank 1 864"),
+        (Stage(0, lora=LoRA(rank=1, targets=("mlp.gate",))), "have no projection in"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_trains(stage: Stage, message: str) -> None:
+def test_impossible_stages_raise_before_training(stage: Stage, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         shape_of(stage)
 
 
-def test_a_head_is_not_tied_to_a_table_that_trains() -> None:
-    with pytest.raises(ConfigError, match="cannot be tied to a table that trains"):
+def test_a_head_is_not_tied_to_an_active_table() -> None:
+    with pytest.raises(ConfigError, match="cannot be tied to a token table that is trained"):
         shape_of(Stage(1, head="tied"), TRAINABLE, depth=0)
     assert not shape_of(Stage(1, head="tied"), TRAINABLE, depth=1).table

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on and ends as if nothing had happened."""
+"""A run that is killed at any moment and resumed ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class KillServer:
         assert self._answer() == "ready"
 
     def run(self, schedule: str, out: Path, kill_after: float | None = None) -> bool:
-        """Run, or go on, in a folder; True if it was killed after so many seconds."""
+        """Start or resume a run in a folder; True if it was killed after `kill_after` seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{schedule} {out}\n")
         self._process.stdin.flush()
@@ -71,7 +71,7 @@ def _kill(process: int) -> None:
 
 
 def left_behind(run: Path) -> dict[str, object]:
-    """All that a finished run leaves and that does not tell the time."""
+    """The files of a finished run, without times."""
     record = json.loads((run / "growth.json").read_text())
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     adapters = sorted((run / "adapters").rglob("*.*"))
@@ -92,7 +92,7 @@ def server(tmp_path_factory) -> Iterator[KillServer]:
 
 
 def uninterrupted(server: KillServer, schedule: str, out: Path) -> tuple[dict[str, object], float]:
-    """What the run leaves when nobody disturbs it, and the seconds that it takes."""
+    """The files of an uninterrupted run, and the seconds that it takes."""
     began = time.monotonic()
     assert not server.run(schedule, out)
     seconds = time.monotonic() - began
@@ -116,7 +116,7 @@ def uninterrupted(server: KillServer, schedule: str, out: Path) -> tuple[dict[st
 def test_killed_at_random_moments_it_ends_in_the_same_bits(
     server: KillServer, tmp_path: Path, schedule: str, kills: int
 ) -> None:
-    """Each run is killed again and again until it gets through; then nothing tells it apart."""
+    """A run that is killed repeatedly until it finishes has the files of an uninterrupted one."""
     left, seconds = uninterrupted(server, schedule, tmp_path / "whole" / "run")
     moments, done, number = random.Random(kills), 0, 0
     while done < kills:

@@ -1,4 +1,4 @@
-"""LoRA trains in a stage and is gone after it: merged into the weights, and kept as files."""
+"""LoRA is trained in a stage, then merged into the weights and saved as files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def phase(substrate, data, tmp_path: Path):
     """A run of two stages, the second with LoRA, and a run of the first alone."""
 
     def run(*stages: Stage, out: Path | None):
-        # Stages of their own: the first is the same in both runs.
+        # Per-stage schedules: the first stage is the same in both runs.
         train = make_train(pick="last", schedule="per-stage")
         return grow(
             make_model(substrate), data, GrowthSchedule(stages), train=train, out=out, quiet=True
@@ -34,7 +34,7 @@ def phase(substrate, data, tmp_path: Path):
     return run(FIRST, out=None), run(FIRST, PHASE, out=tmp_path / "run")
 
 
-def test_the_next_stage_sees_a_plain_model(phase, tmp_path: Path) -> None:
+def test_the_next_stage_has_a_plain_model(phase, tmp_path: Path) -> None:
     base, merged = phase
     assert not adapters(merged.model)
     assert sorted(merged.model.blocks[0].state_dict()) == sorted(base.model.blocks[0].state_dict())
@@ -43,7 +43,7 @@ def test_the_next_stage_sees_a_plain_model(phase, tmp_path: Path) -> None:
     assert digest(loaded) == digest(merged.model)
 
 
-def test_peft_files_hold_what_was_merged(phase, tmp_path: Path) -> None:
+def test_peft_files_contain_what_was_merged(phase, tmp_path: Path) -> None:
     """base + scale · B · A, by PEFT's rules for names, ranks and alphas, is the merged weight."""
     base, merged = phase
     folder = tmp_path / "run" / "adapters" / "stage-2"
@@ -99,7 +99,7 @@ def test_the_merged_model_computes_what_the_adapted_one_did(substrate) -> None:
     assert drift.largest == 0.0, "a float32 sum of float32 weights is stored as it is"
 
 
-def test_drift_is_of_half_precision_weights(substrate) -> None:
+def test_half_precision_weights_have_drift(substrate) -> None:
     model = make_model(substrate)
     model.append_blocks(1)
     model.to(torch.bfloat16)
@@ -136,7 +136,7 @@ def test_an_adapted_block_is_the_fused_one_with_its_sums(activation) -> None:
     torch.testing.assert_close(model(ids), adapted, rtol=1e-5, atol=1e-5)
 
 
-def test_queries_keys_and_values_are_corrected_apart(substrate) -> None:
+def test_queries_keys_and_values_are_corrected_separately(substrate) -> None:
     linear = torch.nn.Linear(16, 12, bias=False)
     weight = linear.weight.detach().clone()
     layer = LoRALinear(linear, 2, parts=(8, 2, 2))
@@ -149,7 +149,7 @@ def test_queries_keys_and_values_are_corrected_apart(substrate) -> None:
         torch.testing.assert_close(correction[rows], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_record_and_the_log_hold_rank_and_drift(phase, tmp_path: Path) -> None:
+def test_the_record_and_the_log_contain_rank_and_drift(phase, tmp_path: Path) -> None:
     stages = phase[1].stages
     assert stages[0].rank is None
     assert stages[0].drift is None
@@ -161,7 +161,7 @@ def test_the_record_and_the_log_hold_rank_and_drift(phase, tmp_path: Path) -> No
     assert [(row["stage"], row["drift"]) for row in merged] == [("2/2", 0.0)]
 
 
-def test_a_base_weight_that_moves_is_noticed(substrate, data, monkeypatch) -> None:
+def test_a_base_weight_that_changes_raises(substrate, data, monkeypatch) -> None:
     original = Trainer.run
 
     def run(trainer: Trainer, *args: object, **kwargs: object) -> object:

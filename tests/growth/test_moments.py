@@ -1,4 +1,4 @@
-"""The optimizer's state at a boundary: kept, fresh, copied, or put by until a block thaws."""
+"""The optimizer state at a boundary: kept, fresh, copied, or saved until a block thaws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastgrow.growth import stage_run as stage_run_module
 from fastgrow.training import Trainer
 
 TRAIN = make_train(pick="last")
-# The first block trains, rests for a stage beside LoRA on it, and thaws; a block comes below it.
+# The first block is active, frozen with LoRA for a stage, and active again, above a new block.
 THAWING = GrowthSchedule(
     [
         Stage(1, 256),
@@ -30,7 +30,7 @@ States = dict[str, dict[str, torch.Tensor]]
 
 @pytest.fixture
 def states(monkeypatch):
-    """What the optimizer of each stage begins and ends with, by stage and parameter."""
+    """The optimizer states at the start and end of each stage, by stage and parameter."""
     begun: list[States] = []
     ended: list[States] = []
 
@@ -63,7 +63,7 @@ def of_block(states: States, index: int) -> States:
     return {n.removeprefix(prefix): state for n, state in states.items() if n.startswith(prefix)}
 
 
-def test_what_trains_on_keeps_its_state_and_what_is_new_has_none(substrate, data, states) -> None:
+def test_active_parameters_keep_their_state_and_new_ones_have_none(substrate, data, states) -> None:
     begun, ended = states
     # Block 0 of the first stage is block 1 of the second.
     run(substrate, data, GrowthSchedule([Stage(1, 256), Stage(1, 256, at=(0,), train="all")]))
@@ -76,21 +76,21 @@ def test_what_trains_on_keeps_its_state_and_what_is_new_has_none(substrate, data
     assert float(now["mlp.up.weight"]["step"]) == 4.0
 
 
-def test_begun_afresh_nothing_is_kept(substrate, data, states) -> None:
+def test_with_fresh_nothing_is_kept(substrate, data, states) -> None:
     schedule = GrowthSchedule([Stage(1, 256), Stage(1, 256, train="all")])
     run(substrate, data, replace(schedule, moments=Moments(trained_on="fresh")))
     run(substrate, data, schedule, schedule="per-stage")
     assert states[0] == [{}, {}, {}, {}]
 
 
-def test_stages_of_their_own_may_keep_it(substrate, data, states) -> None:
+def test_per_stage_schedules_may_keep_the_state(substrate, data, states) -> None:
     schedule = GrowthSchedule([Stage(1, 256), Stage(1, 256, train="all")], moments=Moments())
     run(substrate, data, schedule, schedule="per-stage")
     assert of_block(states[0][1], 0) != {}
 
 
 @pytest.mark.parametrize("train", ["all", "new"])
-def test_copies_begin_with_a_copy_where_that_is_wanted(substrate, data, states, train) -> None:
+def test_copies_start_with_a_copied_state_if_requested(substrate, data, states, train) -> None:
     begun, ended = states
     stages = [Stage(2, 256), Stage(2, 256, "copy", at=(1, 2), copy_of=(1, 0), train=train)]
     run(substrate, data, GrowthSchedule(stages, moments=Moments(copied="copy")))
@@ -102,8 +102,8 @@ def test_copies_begin_with_a_copy_where_that_is_wanted(substrate, data, states, 
     assert bool(of_block(begun[1], 0)) == (train == "all")
 
 
-def test_a_copy_and_its_original_part_ways(substrate, data, states) -> None:
-    """The copy's state is memory of its own."""
+def test_a_copied_state_is_separate_from_its_original(substrate, data, states) -> None:
+    """The state of a copy has separate memory."""
     stages = [Stage(1, 256), Stage(1, 256, "copy", train="all")]
     run(substrate, data, GrowthSchedule(stages, moments=Moments(copied="copy")))
     end = states[1][1]
@@ -114,7 +114,7 @@ def test_a_copy_and_its_original_part_ways(substrate, data, states) -> None:
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
-def test_a_block_that_thaws_has_its_state_back(
+def test_a_block_that_thaws_has_its_state_restored(
     substrate, data, states, tmp_path: Path, on_disk: bool
 ) -> None:
     begun, ended = states
@@ -130,10 +130,10 @@ def test_a_block_that_thaws_has_its_state_back(
     assert not (tmp_path / "moments").exists(), "a finished run needs it no longer"
 
 
-def test_a_resting_block_is_followed_through_every_insertion(
+def test_a_frozen_block_is_tracked_through_every_insertion(
     substrate, data, states, tmp_path: Path
 ) -> None:
-    """It rests for three stages, is moved by blocks below it in two of them, and thaws."""
+    """It is frozen for three stages, is moved by blocks below it in two of them, and thaws."""
     stages = [
         Stage(1, 256),
         Stage(1, 256, at=(0,)),
@@ -156,7 +156,7 @@ def test_a_resting_block_is_followed_through_every_insertion(
         assert all(same(thawed[name], old[name]) for name in old), block
 
 
-def test_a_table_that_trains_keeps_its_state(substrate, data, states) -> None:
+def test_a_trainable_table_keeps_its_state(substrate, data, states) -> None:
     stages = [Stage(1, 256), Stage(1, 256, train="all")]
     model = make_model(substrate, embedding="trainable")
     grow(model, data, GrowthSchedule(stages), train=TRAIN, quiet=True)
@@ -165,21 +165,23 @@ def test_a_table_that_trains_keeps_its_state(substrate, data, states) -> None:
     assert same(begun[1][name], ended[0][name])
 
 
-def test_a_block_that_thaws_begins_afresh_where_that_is_wanted(substrate, data, states) -> None:
+def test_a_block_that_thaws_has_a_fresh_state_if_requested(substrate, data, states) -> None:
     run(substrate, data, replace(THAWING, moments=Moments(thawed="fresh")))
     assert of_block(states[0][2], 0) == {}
 
 
-def test_only_what_thaws_later_is_put_by(substrate, data, tmp_path: Path, monkeypatch) -> None:
+def test_only_states_of_blocks_that_thaw_later_are_saved(
+    substrate, data, tmp_path: Path, monkeypatch
+) -> None:
     """A run in which blocks never thaw writes no file."""
     written = []
-    monkeypatch.setattr("fastgrow.growth.carried.save_file", lambda *a: written.append(a))
+    monkeypatch.setattr("fastgrow.growth.optimizer_state.save_file", lambda *a: written.append(a))
     run(substrate, data, GrowthSchedule([Stage(1, 256), Stage(1, 256)]), tmp_path)
     assert written == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])
-def test_a_damaged_file_is_told(substrate, data, tmp_path, monkeypatch, damage: str) -> None:
+def test_a_damaged_file_raises(substrate, data, tmp_path, monkeypatch, damage: str) -> None:
     trainings = []
 
     class Stopping(Trainer):
@@ -201,7 +203,9 @@ def test_a_damaged_file_is_told(substrate, data, tmp_path, monkeypatch, damage: 
         content[-1] ^= 1
         file.write_bytes(content)
     found = "missing" if damage == "missing" else "damaged"
-    with pytest.raises(CheckpointError, match=rf"stage-1\.safetensors: .* rested is {found}; put"):
+    with pytest.raises(
+        CheckpointError, match=rf"stage-1\.safetensors: .* frozen blocks is {found}; restore"
+    ):
         run(substrate, data, THAWING, tmp_path)
 
 
@@ -239,7 +243,7 @@ def test_killed_at_every_boundary_it_ends_the_same(
 
 
 @pytest.mark.parametrize("between", [[], [Stage(1, 256, head="tied")]])
-def test_a_head_that_begins_again_has_no_state(substrate, data, states, between) -> None:
+def test_a_head_that_is_reset_has_no_state(substrate, data, states, between) -> None:
     head = "keep" if between else "reset"
     last = Stage(1, 256, head=head)
     run(substrate, data, GrowthSchedule([Stage(1, 256), *between, last]))
@@ -248,7 +252,7 @@ def test_a_head_that_begins_again_has_no_state(substrate, data, states, between)
     assert "final_norm.weight" in states[0][-1]
 
 
-def test_a_head_that_only_rested_goes_on(substrate, data, states) -> None:
+def test_a_head_that_was_frozen_continues_with_its_state(substrate, data, states) -> None:
     stages = [Stage(1, 256), Stage(1, 256, head="frozen"), Stage(1, 256)]
     run(substrate, data, GrowthSchedule(stages))
     begun, ended = states
@@ -256,6 +260,6 @@ def test_a_head_that_only_rested_goes_on(substrate, data, states) -> None:
 
 
 @pytest.mark.parametrize("name", ["trained_on", "copied", "thawed"])
-def test_an_unknown_choice_is_refused(name: str) -> None:
+def test_an_unknown_choice_raises(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"Moments\.{name}: expected '.*' or '.*', got 'lost'"):
         Moments(**{name: "lost"})

@@ -1,4 +1,4 @@
-"""One schedule over all stages: a run that is cut into stages is the run that is not."""
+"""One learning-rate schedule over all stages: a run cut into stages is the same training."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from fastgrow.growth import (
     Rate,
     Rates,
     Stage,
+    StopDecision,
     grow,
 )
 from fastgrow.growth.folder import ask_to_finish
 from fastgrow.growth.setup import check_fits
-from fastgrow.growth.when import SecondsRule
+from fastgrow.growth.stop_criteria import PlateauRule, SecondsRule, StageLength
 from fastgrow.training import Mixture, Trainer
 from fastgrow.training.run_folder import FolderInUse, sole_user
 
@@ -54,7 +55,7 @@ def rates_of(out: Path) -> list[float]:
 def test_cut_into_stages_it_is_the_same_training(
     substrate, data, tmp_path: Path, settings: dict[str, object]
 ) -> None:
-    """Rate, data and the optimizer's state go through a boundary at which nothing else changes."""
+    """Learning rate, data and optimizer state continue across a boundary that changes nothing."""
     train = make_train(pick="last", log_every=1, **settings)
 
     def run(name: str, schedule: GrowthSchedule) -> str:
@@ -71,7 +72,7 @@ def test_cut_into_stages_it_is_the_same_training(
     assert rates[-1] < rates[-2] < 0.3 * train.lr
 
 
-def test_a_mixture_goes_through_a_boundary_too(substrate, tmp_path: Path) -> None:
+def test_a_mixture_continues_across_a_boundary_too(substrate, tmp_path: Path) -> None:
     one, two = make_data(substrate, tmp_path / "one"), make_data(substrate, tmp_path / "two")
     data, train = Mixture([(one, 0.7), (two, 0.3)]), make_train(pick="last")
     cut, whole = (
@@ -91,7 +92,7 @@ def test_a_mixture_goes_through_a_boundary_too(substrate, tmp_path: Path) -> Non
     ],
     ids=["state begun afresh", "old blocks slower", "head warmed up again", "another peak"],
 )
-def test_what_may_change_at_a_boundary_does(substrate, data, change) -> None:
+def test_settings_that_may_change_at_a_boundary_do(substrate, data, change) -> None:
     train = make_train(pick="last")
     ends = [
         digest(grow(make_model(substrate), data, schedule, train=train, quiet=True).model)
@@ -100,15 +101,15 @@ def test_what_may_change_at_a_boundary_does(substrate, data, change) -> None:
     assert ends[0] != ends[1]
 
 
-def test_stages_of_their_own_begin_anew(substrate, data, tmp_path: Path) -> None:
+def test_per_stage_schedules_start_again_at_each_stage(substrate, data, tmp_path: Path) -> None:
     train = make_train(log_every=1, schedule="per-stage", warmup=0.0)
     grow(make_model(substrate), data, CUT, train=train, out=tmp_path, quiet=True)
     rates = rates_of(tmp_path)
     assert [rates[step] for step in (0, 5, 17)] == [train.lr] * 3
 
 
-def test_the_last_stage_alone_picks_the_best_weights(substrate, data, monkeypatch) -> None:
-    """Another stage goes on from the weights that the optimizer's state belongs to."""
+def test_only_the_last_stage_picks_the_best_weights(substrate, data, monkeypatch) -> None:
+    """Other stages continue from the weights that the optimizer state belongs to."""
     kept = []
     restore = Trainer._restore_best
 
@@ -129,7 +130,7 @@ def test_the_last_stage_alone_picks_the_best_weights(substrate, data, monkeypatc
 # -- stages that end early ------------------------------------------------------------------------
 
 
-def test_a_plateau_in_the_stable_part_hands_on_at_the_same_rate(
+def test_after_a_plateau_the_next_stage_continues_at_the_same_rate(
     substrate, data, tmp_path: Path
 ) -> None:
     """The text is random letters: nothing improves by a whole nat after the first evaluation."""
@@ -144,18 +145,18 @@ def test_a_plateau_in_the_stable_part_hands_on_at_the_same_rate(
     )
     decision = result.stages[0].decision
     assert decision is not None
-    assert decision["reason"] == "plateau"
-    assert decision["last_step"] == decision["step"], "no decay in the middle of the run"
-    first = decision["step"]
+    assert decision.reason == "plateau"
+    assert decision.last_step == decision.step, "no decay in the middle of the run"
+    first = decision.step
     rates = rates_of(out)
     assert len(rates) == first + 20
-    # The decay is a quarter of the run as long as it came to be.
+    # The decay is a quarter of the run at its final length.
     begins = first + 20 - round((first + 20) / 4)
     assert rates[:begins] == [train.lr] * begins
     assert rates[begins] == train.lr > rates[begins + 1]
 
 
-def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path: Path) -> None:
+def test_a_plateau_in_the_last_stage_starts_the_decay(substrate, data, tmp_path: Path) -> None:
     stages = [Stage(1, 64 * 4), Stage(1, 64 * 400, until=Plateau(patience=2, min_delta=1.0))]
     train = make_train(log_every=1, eval_every=2, decay=0.25, warmup=0.0)
     out = tmp_path / "run"
@@ -164,13 +165,13 @@ def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path:
     )
     decision = result.stages[1].decision
     assert decision is not None
-    assert decision["reason"] == "plateau"
-    whole = 4 + decision["last_step"]
+    assert decision.reason == "plateau"
+    whole = 4 + decision.last_step
     # A quarter of all steps, rounded up.
-    assert decision["last_step"] - decision["step"] == -(-(4 + decision["step"]) // 3)
+    assert decision.last_step - decision.step == -(-(4 + decision.step) // 3)
     rates = rates_of(out)
     assert len(rates) == whole
-    begins = 4 + decision["step"]
+    begins = 4 + decision.step
     assert rates[:begins] == [train.lr] * begins
     steps = [a - b for a, b in zip(rates[begins:], rates[begins + 1 :], strict=False)]
     assert steps == pytest.approx([train.lr / (whole - begins)] * len(steps))
@@ -182,7 +183,7 @@ def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path:
         (
             [Stage(1, 640, until=Plateau()), Stage(1, 64)],
             {"decay": 0.5},
-            r"stage 1: Stage\.until may not have ended .* at step 5 of 11, .* last to step 10\. ",
+            r"stage 1: Stage\.until may not have ended .* at step 5 of 11, .* until step 10\. ",
         ),
         (
             [Stage(1, 640, until=Budget(seconds=9)), Stage(1, 64)],
@@ -192,11 +193,11 @@ def test_a_plateau_in_the_last_stage_begins_the_decay(substrate, data, tmp_path:
         (
             [Stage(1, 640, until=Plateau())],
             {"schedule": "cosine"},
-            r"stage 1: Stage\.until: a cosine over the run has to know its length; take",
+            r"stage 1: Stage\.until: train\.schedule \"cosine\" needs the length of the run",
         ),
     ],
 )
-def test_stages_that_cannot_keep_the_schedule_are_refused(
+def test_stages_that_do_not_fit_the_schedule_raise(
     substrate, data, monkeypatch, stages, settings, message: str
 ) -> None:
     monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained before checking"))
@@ -205,7 +206,7 @@ def test_stages_that_cannot_keep_the_schedule_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_a_budget_that_is_known_beforehand_goes_with_a_cosine(substrate, data) -> None:
+def test_a_budget_in_flops_is_compatible_with_a_cosine(substrate, data) -> None:
     stages = [Stage(1, 640, until=Budget(flops=1e6)), Stage(1, 64)]
     result = grow(
         make_model(substrate),
@@ -215,10 +216,10 @@ def test_a_budget_that_is_known_beforehand_goes_with_a_cosine(substrate, data) -
         quiet=True,
     )
     assert result.stages[0].decision is not None
-    assert result.stages[0].decision["reason"] == "flops"
+    assert result.stages[0].decision.reason == "flops"
 
 
-def test_another_schedule_at_a_resume_is_told_in_a_line(substrate, data, tmp_path: Path) -> None:
+def test_resuming_with_another_schedule_raises_one_line(substrate, data, tmp_path: Path) -> None:
     grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
     for change, message in (
         ({"schedule": "cosine"}, r"another train\.schedule \('wsd', now 'cosine'\); choose"),
@@ -239,7 +240,7 @@ def test_another_schedule_at_a_resume_is_told_in_a_line(substrate, data, tmp_pat
 
 
 class Clock:
-    """Each look at it takes a quarter of a second."""
+    """A clock that advances by a quarter of a second at each call."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -250,10 +251,12 @@ class Clock:
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_seconds_are_kept(substrate, data, monkeypatch, tmp_path: Path, last: bool) -> None:
-    """In the middle no time is kept for a decay; in the end a decay takes no more than is left."""
+def test_a_budget_in_seconds_is_not_exceeded(
+    substrate, data, monkeypatch, tmp_path: Path, last: bool
+) -> None:
+    """In the middle no time is reserved for a decay; at the end the decay fits the time left."""
     rule = functools.partial(SecondsRule, clock=Clock())
-    monkeypatch.setattr("fastgrow.growth.length.SecondsRule", rule)
+    monkeypatch.setattr("fastgrow.growth.stop_criteria.SecondsRule", rule)
     bounded = Stage(1, 64 * 60, "copy", train="all", until=Budget(seconds=10))
     stages = [Stage(1, 64 * 40), bounded, *([] if last else [Stage(1, 64 * 300)])]
     train = make_train(log_every=1, eval_every=10**6, warmup=0.0, decay=0.4)
@@ -262,28 +265,27 @@ def test_seconds_are_kept(substrate, data, monkeypatch, tmp_path: Path, last: bo
     )
     decision = result.stages[1].decision
     assert decision is not None
-    assert decision["reason"] == "seconds"
-    # A step looks at the clock up to three times; a decay of the run would be 27 steps or more.
-    assert 5 <= decision["last_step"] <= 40
-    assert (decision["last_step"] > decision["step"]) == last
+    assert decision.reason == "seconds"
+    # A step reads the clock up to three times; a decay of the run would take 27 steps or more.
+    assert 5 <= decision.last_step <= 40
+    assert (decision.last_step > decision.step) == last
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     ended = [row for row in rows if row.get("stage", "").startswith("2/")]
     assert "validation_loss" in ended[-2] or "validation_loss" in ended[-1]
-    assert max(row["step"] for row in ended) == decision["last_step"]
+    assert max(row["step"] for row in ended) == decision.last_step
 
 
-def test_a_plateau_may_last_until_the_decay_begins(substrate, data) -> None:
-    stages = [Stage(1, 64 * 5, until=Plateau()), Stage(1, 64 * 5)]
+def test_a_plateau_may_last_until_the_decay_begins() -> None:
+    lengths = [StageLength(5, PlateauRule(Plateau())), StageLength(5)]
     for decay, fits in ((0.5, True), (0.6, False)):
-        steps, train = [5, 5], make_train(decay=decay)
         with contextlib.nullcontext() if fits else pytest.raises(ConfigError):
-            check_fits(GrowthSchedule(stages), steps, train)
+            check_fits(lengths, make_train(decay=decay))
 
 
 def test_the_best_weights_of_a_finished_run_are_of_its_decay(
     substrate, data, tmp_path: Path, monkeypatch
 ) -> None:
-    """What was best before, in a stage that was not to be the last, was not kept."""
+    """Weights from before the decay are not kept: their stage was not planned to be the last."""
     out, bests = tmp_path / "run", []
     finish_at(20, out, monkeypatch)
     restore = Trainer._restore_best
@@ -339,18 +341,18 @@ FINISHED = make_train(log_every=1, checkpoint_every=1, decay=0.25, warmup=0.0, e
 
 
 def finish_at(step: int, out: Path, monkeypatch) -> None:
-    """Have the user ask after so many steps of stage 2."""
+    """Request the run to finish after `step` steps of stage 2."""
     train_step = Trainer._train_step
 
-    def asking(trainer: Trainer, **options: bool) -> None:
+    def requesting(trainer: Trainer, **options: bool) -> None:
         train_step(trainer, **options)
         if trainer.labels["stage"] == "2/3" and trainer.step == step:
-            assert ask_to_finish(out), "a process is at work there"
+            assert ask_to_finish(out), "a process runs it"
 
-    monkeypatch.setattr(Trainer, "_train_step", asking)
+    monkeypatch.setattr(Trainer, "_train_step", requesting)
 
 
-def test_a_running_run_decays_and_ends_when_it_is_asked(
+def test_a_running_run_decays_and_ends_on_request(
     substrate, data, tmp_path: Path, monkeypatch
 ) -> None:
     out = tmp_path / "run"
@@ -358,24 +360,24 @@ def test_a_running_run_decays_and_ends_when_it_is_asked(
     result = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
     assert [stage.depth for stage in result.stages] == [1, 2]
     # A third of the sixty steps made is a quarter of all.
-    assert result.stages[1].decision == {"reason": "finish", "step": 20, "last_step": 40}
+    assert result.stages[1].decision == StopDecision("finish", 20, 40)
     rates = rates_of(out)
     assert rates[:61] == [FINISHED.lr] * 61
     assert rates[61:] == pytest.approx([FINISHED.lr * (1 - n / 20) for n in range(1, 20)])
-    with pytest.raises(ConfigError, match="the run is finished; its model is"):
+    with pytest.raises(ConfigError, match="the run is already finished; its model is in"):
         ask_to_finish(out)
-    # The same command again finds it finished.
+    # The same command again returns the finished run.
     again = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
     assert digest(again.model) == digest(result.model)
     assert not (out / "finish").exists()
 
 
 @pytest.mark.parametrize("killed_at", [21, 30])
-def test_a_run_that_was_asked_and_killed_ends_the_same(
+def test_a_run_that_is_killed_after_the_request_ends_the_same(
     substrate, data, tmp_path: Path, monkeypatch, killed_at: int
 ) -> None:
     out = tmp_path / "run"
-    # Of the last checkpoint before the kill nothing tells that it was asked since.
+    # The last checkpoint before the kill does not contain the request.
     train = replace(FINISHED, checkpoint_every=16)
     with monkeypatch.context() as patch:
         finish_at(20, tmp_path / "whole", patch)
@@ -399,7 +401,7 @@ def test_a_run_that_was_asked_and_killed_ends_the_same(
     assert digest(resumed.model) == digest(whole.model)
 
 
-def test_a_stopped_run_finishes_from_where_it_stopped(
+def test_a_stopped_run_is_finished_from_where_it_stopped(
     substrate, data, tmp_path: Path, monkeypatch
 ) -> None:
     train_step = Trainer._train_step
@@ -413,7 +415,7 @@ def test_a_stopped_run_finishes_from_where_it_stopped(
         patch.setattr(Trainer, "_train_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             grow(make_model(substrate), data, LONG, train=FINISHED, out=tmp_path, quiet=True)
-    assert not ask_to_finish(tmp_path), "nobody is at work there"
+    assert not ask_to_finish(tmp_path), "no process runs it"
     other = replace(FINISHED, lr=0.5)
     with pytest.raises(ConfigError, match=r"another train\.lr"):
         grow(make_model(substrate), data, LONG, train=other, out=tmp_path, quiet=True, finish=True)
@@ -424,25 +426,25 @@ def test_a_stopped_run_finishes_from_where_it_stopped(
     decision = result.stages[-1].decision
     assert decision is not None
     # At the first step that the resumed run makes; 49 were made by then.
-    assert (decision["reason"], decision["step"], decision["last_step"]) == ("finish", 9, 9 + 17)
+    assert (decision.reason, decision.step, decision.last_step) == ("finish", 9, 9 + 17)
 
 
-def test_what_cannot_be_finished_is_told(substrate, data, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no run that could be finished"):
+def test_finishing_an_unsuitable_run_raises(substrate, data, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="contains no run to finish"):
         ask_to_finish(tmp_path)
     train = make_train(schedule="per-stage")
     grow(make_model(substrate), data, WHOLE, train=train, out=tmp_path, quiet=True)
-    with pytest.raises(ConfigError, match=r"only a run under train\.schedule=wsd .* is per-stage"):
+    with pytest.raises(ConfigError, match=r"only a run with train\.schedule=wsd .* has per-stage"):
         ask_to_finish(tmp_path)
 
 
 def test_one_process_at_a_time(substrate, data, tmp_path: Path) -> None:
-    """`flock` belongs to the open file, so that a second one here is like another process."""
+    """`flock` belongs to the open file, so a second one here acts like another process."""
     with (
         sole_user(tmp_path),
         pytest.raises(FolderInUse, match=r"another process is at work on this run \(number \d+\)"),
     ):
         grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
-    # A lock that was left behind is no obstacle.
+    # A lock file without a lock has no effect.
     assert (tmp_path / "lock").exists()
     grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)

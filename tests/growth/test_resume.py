@@ -1,4 +1,4 @@
-"""Stopped anywhere and resumed, a run ends in the same bits as one that was left alone."""
+"""A run that is stopped anywhere and resumed ends in the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ grow(
 
 
 def run(out: Path, interrupt_at: str) -> subprocess.CompletedProcess[str]:
-    """The run in a process of its own, which gets SIGINT once a path of the pattern is there."""
+    """Run in another process, which gets SIGINT once a path with the pattern exists."""
     return interrupted(RUN, interrupt_at, [out], cwd=Path(__file__).parent)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     done = run(whole, "nowhere")
     assert done.returncode == 0, done.stderr

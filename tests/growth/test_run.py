@@ -1,4 +1,4 @@
-"""The guarantees at a stage's boundary: what is frozen stands still, what is active trains."""
+"""The guarantees of a stage: frozen tensors do not change, active parameters are trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEDULE = GrowthSchedule([Stage(1, 512), Stage(2, 512), Stage(1, 512)])
 
 
 class Spy:
-    """Records, at the start and end of every stage, what trains and what everything holds."""
+    """Records the active parameters and all values at the start and end of every stage."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stages: list[dict] = []
@@ -51,7 +51,7 @@ class Spy:
         monkeypatch.setattr(Trainer, "run", run)
 
 
-def test_only_the_newest_blocks_norm_and_head_move(substrate, data, monkeypatch) -> None:
+def test_only_new_blocks_norm_and_head_change(substrate, data, monkeypatch) -> None:
     spy = Spy(monkeypatch)
     result = grow(make_model(substrate), data, SCHEDULE, train=make_train(pick="last"), quiet=True)
     assert [stage.depth for stage in result.stages] == [1, 3, 4]
@@ -78,7 +78,7 @@ def test_a_trainable_table_trains_with_the_first_blocks_only(substrate, data, mo
     assert [len(names) for names in moved] == [1, 0, 0]
 
 
-def test_blocks_that_were_there_stay_frozen(substrate, data) -> None:
+def test_old_blocks_stay_frozen(substrate, data) -> None:
     model = make_model(substrate)
     model.append_blocks(2)
     before = {n: t.clone() for n, t in model.blocks.state_dict().items()}
@@ -90,7 +90,7 @@ def test_blocks_that_were_there_stay_frozen(substrate, data) -> None:
 
 def test_identity_insertion_changes_nothing_at_first(substrate, data) -> None:
     schedule = GrowthSchedule([Stage(1, 512), Stage(1, 512, "identity"), Stage(1, 512, "random")])
-    # The last weights are kept: the next stage starts from exactly what this one measured.
+    # The last weights are used: the next stage starts from exactly those evaluated here.
     stages = grow(
         make_model(substrate), data, schedule, train=make_train(pick="last"), quiet=True
     ).stages
@@ -98,7 +98,7 @@ def test_identity_insertion_changes_nothing_at_first(substrate, data) -> None:
     assert stages[2].bits_at_start != pytest.approx(stages[1].bits["validation"], rel=1e-3)
 
 
-def test_a_frozen_tensor_that_moves_is_noticed(substrate, data, monkeypatch) -> None:
+def test_a_frozen_tensor_that_changes_raises(substrate, data, monkeypatch) -> None:
     original = Trainer.run
 
     def run(trainer: Trainer, *args: object, **kwargs: object) -> object:
@@ -130,7 +130,7 @@ def test_frozen_digest_sees_the_table_and_every_frozen_bit(substrate) -> None:
     assert frozen_digest(model) == first
 
 
-def test_gradients_of_the_last_stage_are_gone(substrate) -> None:
+def test_gradients_of_the_stage_before_are_removed(substrate) -> None:
     model = make_model(substrate)
     model.append_blocks(2)
     for parameter in model.parameters():
@@ -194,18 +194,20 @@ def test_a_signal_between_trainings_loses_nothing(
     assert digest(once(tmp_path)) == digest(once(None))
 
 
-def test_a_signal_in_memory_says_that_nothing_is_kept(substrate, data, monkeypatch) -> None:
+def test_a_signal_without_a_folder_reports_that_nothing_is_saved(
+    substrate, data, monkeypatch
+) -> None:
     def interrupted(*arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments, **options)
 
     evaluate = stage_run.bits_per_character
     monkeypatch.setattr(stage_run, "bits_per_character", interrupted)
-    with pytest.raises(Interrupted, match="keeps no checkpoints"):
+    with pytest.raises(Interrupted, match="has no folder for checkpoints"):
         grow(make_model(substrate), data, SCHEDULE, train=make_train(), quiet=True)
 
 
-def test_runs_of_other_settings_are_refused_and_kept(substrate, data, tmp_path: Path) -> None:
+def test_runs_with_other_settings_raise_and_are_kept(substrate, data, tmp_path: Path) -> None:
     short = GrowthSchedule.blocks(1, tokens=128)
     run = {"train": make_train(), "out": tmp_path / "run", "quiet": True}
     grow(make_model(substrate), data, short, **run)
@@ -253,7 +255,7 @@ def test_the_record_holds_what_was_measured(substrate, data, tmp_path: Path) -> 
         assert logged["total_parameters"] == totals[logged["depth"]]
 
 
-def test_boundaries_read_as_much_validation_text_as_training(substrate, data) -> None:
+def test_stage_results_read_as_much_validation_text_as_training(substrate, data) -> None:
     def validation_bits(limit: int | None) -> float:
         train = make_train(pick="last", eval_tokens=limit)
         one = GrowthSchedule.blocks(1, tokens=64)
@@ -276,7 +278,7 @@ def test_an_unwritable_folder_is_found_at_the_start(substrate, data, tmp_path, m
 
 
 def test_a_plain_schedule_is_recorded_as_it_always_was(substrate, data, tmp_path: Path) -> None:
-    """Runs that an earlier version began are the same runs to this one."""
+    """Runs that were started by an earlier version are recognised as the same."""
     schedule = GrowthSchedule([Stage(1, 128), Stage(1, 128, head="frozen")])
     grow(make_model(substrate), data, schedule, train=make_train(), out=tmp_path, quiet=True)
     plain = {"blocks": 1, "tokens": 128, "insertion": "random", "lr": None}
@@ -284,7 +286,7 @@ def test_a_plain_schedule_is_recorded_as_it_always_was(substrate, data, tmp_path
     assert record["schedule"] == [plain, {**plain, "head": "frozen"}]
 
 
-def test_where_a_run_was_begun_is_recorded(substrate, data, tmp_path: Path) -> None:
+def test_the_machine_that_started_a_run_is_recorded(substrate, data, tmp_path: Path) -> None:
     short = GrowthSchedule.blocks(1, tokens=128)
     grow(make_model(substrate), data, short, train=make_train(), out=tmp_path, quiet=True)
     begun = json.loads((tmp_path / "run.json").read_text())
@@ -296,8 +298,8 @@ def test_where_a_run_was_begun_is_recorded(substrate, data, tmp_path: Path) -> N
     assert json.loads((tmp_path / "run.json").read_text()) == begun
 
 
-def test_growth_does_without_its_planner() -> None:
-    """Only the planner and the doctor's users need what they import."""
+def test_growth_does_not_import_its_planner() -> None:
+    """Only users of the planner and the doctor need their imports."""
     root = Path(growth.__file__).parent
     apart = ("plan", "doctor")
     for file in root.rglob("*.py"):
@@ -308,7 +310,7 @@ def test_growth_does_without_its_planner() -> None:
                 assert not node.module.startswith(tuple(f"fastgrow.growth.{a}" for a in apart))
 
 
-def test_what_a_killed_run_left_half_written_is_cleared(substrate, data, tmp_path: Path) -> None:
+def test_partly_written_files_of_a_killed_run_are_removed(substrate, data, tmp_path: Path) -> None:
     for name in (".model.abcd1234.tmp", ".growth.json.abcd1234.tmp", ".run.json.abcd1234.tmp"):
         (tmp_path / name).write_text("half")
     half = tmp_path / "adapters" / ".stage-1.abcd1234.tmp"

@@ -1,4 +1,4 @@
-"""Copies that rest share the weights they copy within their stage, and own them afterwards."""
+"""Frozen copies share the weights of their originals in their stage, and have their own after."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from growing import digest, make_model, make_train
 
 from fastgrow.errors import Interrupted
 from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, boundary, grow, stage_shape
-from fastgrow.growth.sharing import resting_copies
+from fastgrow.growth.sharing import frozen_copies
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
 
@@ -23,7 +23,7 @@ def storages(model: Decoder) -> list[int]:
 
 @pytest.fixture
 def seen(monkeypatch) -> list[list[int]]:
-    """Where the blocks' weights lie in every step."""
+    """The addresses of the blocks' weights in every step."""
     found, step = [], Trainer._train_step
 
     def watching(trainer: Trainer, **options: object) -> None:
@@ -39,7 +39,9 @@ def run(substrate, data, out: Path | None = None) -> GrowthResult:
     return grow(make_model(substrate), data, SCHEDULE, train=train, out=out, quiet=True)
 
 
-def test_resting_copies_lie_where_the_copied_do(substrate, data, seen, monkeypatch) -> None:
+def test_frozen_copies_have_the_storage_of_their_originals(
+    substrate, data, seen, monkeypatch
+) -> None:
     result = run(substrate, data)
     first, second, third = seen[0], seen[4], seen[8]
     assert len(set(first)) == 2
@@ -52,7 +54,7 @@ def test_resting_copies_lie_where_the_copied_do(substrate, data, seen, monkeypat
     assert len(set(seen[4])) == 5
 
 
-def test_stopped_in_between_they_are_the_callers_own(substrate, data, tmp_path, seen) -> None:
+def test_after_an_interruption_weights_are_separate(substrate, data, tmp_path, seen) -> None:
     whole = digest(run(substrate, data).model)
     model, step = make_model(substrate), Trainer._train_step
 
@@ -69,16 +71,16 @@ def test_stopped_in_between_they_are_the_callers_own(substrate, data, tmp_path, 
     assert len(set(storages(model))) == 5
     seen.clear()
     assert digest(run(substrate, data, tmp_path).model) == whole
-    # Taken up in the middle of its stage, the copies share again.
+    # After resuming in the middle of the stage, the copies share weights again.
     assert len(set(seen[0])) == 2
 
 
-def test_what_trains_is_not_shared(substrate) -> None:
+def test_active_weights_are_not_shared(substrate) -> None:
     config = make_model(substrate).config
 
     def copies(*stages: Stage) -> dict[int, int]:
         schedule = GrowthSchedule(list(stages))
-        return resting_copies(stages[-1], stage_shape(schedule, len(stages) - 1, config))
+        return frozen_copies(stages[-1], stage_shape(schedule, len(stages) - 1, config))
 
     assert copies(Stage(2), RECURSION) == {2: 0, 3: 1, 4: 0}
     assert copies(Stage(2), Stage(1, insertion="copy")) == {}

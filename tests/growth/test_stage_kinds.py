@@ -1,4 +1,4 @@
-"""Stages of every kind: what moves is what the stage's shape says, and nothing else."""
+"""Stages of every kind: exactly the parameters in the stage's shape change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def expected_active(stage: Stage, shape) -> set[str]:
-    """The places in the state dict that a stage trains, from its shape."""
+    """The names in the state dict that are active in a stage, from its shape."""
     places = {f"blocks.{i}" for i in shape.trained}
     places |= {"final_norm"} if shape.final_norm else set()
     places |= {"lm_head"} if shape.head else set()
@@ -41,8 +41,8 @@ def expected_active(stage: Stage, shape) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exactly_the_active_set_moves(substrate, data, monkeypatch, kind: str) -> None:
-    """With strong weight decay, which moves whatever an optimizer holds, gradient or not."""
+def test_exactly_the_active_set_changes(substrate, data, monkeypatch, kind: str) -> None:
+    """With strong weight decay, which changes all parameters of the optimizer, gradient or not."""
     spy, schedule = Spy(monkeypatch), GrowthSchedule([FIRST, KINDS[kind]])
     train = make_train(pick="last", weight_decay=0.5)
     model = grow(make_model(substrate), data, schedule, train=train, quiet=True).model
@@ -59,7 +59,7 @@ def test_exactly_the_active_set_moves(substrate, data, monkeypatch, kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["between", "lora-alone"])
-def test_what_changes_nothing_at_first_starts_where_the_last_stage_ended(
+def test_insertions_that_change_nothing_start_where_the_last_stage_ended(
     substrate, data, kind: str
 ) -> None:
     schedule = GrowthSchedule([FIRST, KINDS[kind]])
@@ -69,7 +69,7 @@ def test_what_changes_nothing_at_first_starts_where_the_last_stage_ended(
 
 
 def model_before_training(substrate, data, monkeypatch, stage: Stage):
-    """The model as the second stage's training finds it."""
+    """The model right before the training of the second stage."""
     found = []
 
     def keep(trainer: Trainer, *args: object, **kwargs: object):
@@ -109,14 +109,14 @@ def test_a_head_is_reset_from_the_runs_seed(substrate, data, monkeypatch) -> Non
     assert not one["lm_head.bias"].any()
 
 
-def test_copies_are_of_the_blocks_named(substrate, data, monkeypatch) -> None:
+def test_copies_are_of_the_given_blocks(substrate, data, monkeypatch) -> None:
     _, state = model_before_training(substrate, data, monkeypatch, KINDS["copies-between"])
     for name in ("attention.qkv.weight", "mlp.down.bias", "mlp_norm.weight"):
         assert torch.equal(state[f"blocks.1.{name}"], state[f"blocks.0.{name}"])
         assert not torch.equal(state[f"blocks.2.{name}"], state[f"blocks.0.{name}"])
 
 
-def test_a_table_freezes_after_the_first_stage_and_thaws_with_everything(
+def test_a_table_is_frozen_after_the_first_stage_and_thaws_with_everything(
     substrate, data, monkeypatch
 ) -> None:
     spy = Spy(monkeypatch)
@@ -126,16 +126,14 @@ def test_a_table_freezes_after_the_first_stage_and_thaws_with_everything(
     assert ["embedding.table" in seen["active"] for seen in spy.stages] == [True, False, True]
 
 
-def test_a_stage_that_cannot_be_is_refused_before_the_first_one(
-    substrate, data, monkeypatch
-) -> None:
+def test_an_impossible_stage_raises_before_the_first_one(substrate, data, monkeypatch) -> None:
     monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained before checking"))
     schedule = GrowthSchedule([FIRST, Stage(1, 256, at=(3,))])
     with pytest.raises(ConfigError, match=r"stage 2: Stage\.at: there are 2 old blocks"):
         grow(make_model(substrate), data, schedule, train=make_train(), quiet=True)
 
 
-def test_new_blocks_are_the_same_whatever_the_callers_random_numbers(substrate, data) -> None:
+def test_new_blocks_do_not_depend_on_the_callers_random_numbers(substrate, data) -> None:
     def run(seed: int) -> str:
         model = make_model(substrate)
         torch.manual_seed(seed)

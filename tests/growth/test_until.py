@@ -1,44 +1,52 @@
-"""Stages that end by a plateau or a budget: when, why, and the same after a resume."""
+"""Stages that end by a plateau, a budget or a user-defined criterion, also after a resume."""
 
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from growing import digest, make_model, make_train
 
 from fastgrow.errors import ConfigError
-from fastgrow.growth import Budget, GrowthSchedule, Plateau, Stage, grow, stage_shape
+from fastgrow.growth import (
+    Budget,
+    GrowthSchedule,
+    Plateau,
+    Stage,
+    StageLength,
+    StageResult,
+    StopCriterion,
+    StopDecision,
+    grow,
+    stage_shape,
+)
 from fastgrow.growth.flops import stack_flops
 from fastgrow.growth.length import stage_length
 from fastgrow.growth.roles import roles
-from fastgrow.growth.when import PlateauRule, SecondsRule
+from fastgrow.growth.stop_criteria import PlateauRule, SecondsRule
 from fastgrow.training import TextData, Trainer
 
 SLOW = make_train(pick="last", checkpoint_every=3, eval_every=2, schedule="per-stage")
-# The text is random letters, so nothing improves on the first losses by a tenth of a nat for long.
+# The text is random letters, so the loss soon stops improving by a tenth of a nat.
 PLATEAU = Stage(1, 64 * 64, until=Plateau(patience=2, min_delta=0.1, cooldown=0.5))
 
 
 def test_a_plateau_is_patience_evaluations_without_improvement() -> None:
     rule = PlateauRule(Plateau(patience=2, min_delta=0.1))
     losses = [(2, 3.0), (4, 2.5), (6, 2.45), (8, 2.3), (10, 2.25), (12, 2.21)]
-    said = [rule.observe(step, loss) for step, loss in losses]
-    # 2.45 is no improvement on 2.5 by 0.1; 2.3 is, and the count begins again.
-    assert said[:-1] == [None] * 5
-    assert said[-1] == {
-        "reason": "plateau",
-        "best_loss": 2.3,
-        "losses_since": [[10, 2.25], [12, 2.21]],
-    }
-    assert rule.observe(13, None) is None, "steps without an evaluation show nothing"
+    observed = [rule.observe(step, loss) for step, loss in losses]
+    # 2.45 is no improvement on 2.5 by 0.1; 2.3 is, and the count starts again.
+    assert observed[:-1] == [None] * 5
+    assert observed[-1] == {"best_loss": 2.3, "losses_since": [[10, 2.25], [12, 2.21]]}
+    assert rule.observe(13, None) is None, "steps without an evaluation are ignored"
 
 
-def test_a_plateaus_state_is_its_counting() -> None:
+def test_the_state_of_a_plateau_is_its_count() -> None:
     first, second = PlateauRule(Plateau(patience=2)), PlateauRule(Plateau(patience=2))
     for step, loss in ((1, 2.0), (2, 2.0)):
         assert first.observe(step, loss) is None
@@ -61,9 +69,9 @@ def test_seconds_spent_before_an_interruption_count() -> None:
     assert resumed.observe(20, None, cooldown=2) is None
     # A tenth of the steps follow: at 10 s they end at 11 s.
     now[0] += 0.2
-    decision = resumed.observe(30, None, cooldown=3)
-    assert decision is not None
-    assert decision["seconds"] == pytest.approx(10.1)
+    evidence = resumed.observe(30, None, cooldown=3)
+    assert evidence is not None
+    assert evidence["seconds"] == pytest.approx(10.1)
 
 
 def test_a_plateau_ends_a_stage_and_the_evidence_is_kept(substrate, data, tmp_path: Path) -> None:
@@ -72,38 +80,39 @@ def test_a_plateau_ends_a_stage_and_the_evidence_is_kept(substrate, data, tmp_pa
     first, second = result.stages
     decision = first.decision
     assert decision is not None
-    assert decision["reason"] == "plateau"
-    assert len(decision["losses_since"]) == 2
-    assert all(loss > decision["best_loss"] - 0.1 for _, loss in decision["losses_since"])
-    step = decision["losses_since"][-1][0]
-    assert (decision["step"], decision["last_step"]) == (step, step + -(-step // 2))
-    assert first.tokens == decision["last_step"] * 64 < PLATEAU.tokens
+    assert decision.reason == "plateau"
+    losses = decision.evidence["losses_since"]
+    assert len(losses) == 2
+    assert all(loss > decision.evidence["best_loss"] - 0.1 for _, loss in losses)
+    step = losses[-1][0]
+    assert (decision.step, decision.last_step) == (step, step + -(-step // 2))
+    assert first.tokens == decision.last_step * 64 < PLATEAU.tokens
     assert second.decision is None
     assert second.tokens == 256
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = [row for row in rows if row.get("event") == "cooldown"]
-    assert [row["losses_since"] for row in told] == [decision["losses_since"]]
+    events = [row for row in rows if row.get("event") == "cooldown"]
+    assert [row["losses_since"] for row in events] == [losses]
     rates = {
         row["step"]: row["learning_rate"]
         for row in rows
         if row.get("stage") == "1/2" and "learning_rate" in row
     }
-    assert rates[decision["last_step"]] == pytest.approx(SLOW.lr * SLOW.min_lr_ratio)
+    assert rates[decision.last_step] == pytest.approx(SLOW.lr * SLOW.min_lr_ratio)
 
 
 @pytest.mark.parametrize("since_decision", [-1, 0, 1])
 def test_a_plateau_is_the_same_after_a_resume(
     substrate, data, tmp_path, monkeypatch, since_decision: int
 ) -> None:
-    """Stopped while it counts, at the decision, and in the cooldown."""
+    """Stopped before the decision, at the decision, and in the cooldown."""
     schedule, train = GrowthSchedule([PLATEAU, Stage(1, 256)]), replace(SLOW, checkpoint_every=1)
 
     def once(out: Path | None):
         return grow(make_model(substrate), data, schedule, train=train, out=out, quiet=True)
 
     whole = once(None)
-    stop_after = whole.stages[0].decision["step"] + since_decision
-    assert stop_after < whole.stages[0].decision["last_step"]
+    stop_after = whole.stages[0].decision.step + since_decision
+    assert stop_after < whole.stages[0].decision.last_step
     step = Trainer._train_step
 
     def kill(trainer: Trainer, **options: bool) -> None:
@@ -125,11 +134,11 @@ def test_a_plateau_needs_validation_text(substrate, monkeypatch) -> None:
     data = TextData.from_splits(
         train=["abc " * 20], validation=[], test=["abc"], substrate=substrate
     )
-    with pytest.raises(ConfigError, match="plateau needs validation text"):
+    with pytest.raises(ConfigError, match=r"stage 1: Stage\.until: Plateau needs validation text"):
         grow(make_model(substrate), data, GrowthSchedule([PLATEAU]), train=SLOW, quiet=True)
 
 
-def test_a_budget_in_flops_buys_as_many_steps_as_it_pays_for(substrate, data) -> None:
+def test_a_budget_in_flops_sets_the_number_of_steps(substrate, data) -> None:
     model = make_model(substrate)
     probe = GrowthSchedule([Stage(1, 64)])
     shape = stage_shape(probe, 0, model.config)
@@ -139,7 +148,7 @@ def test_a_budget_in_flops_buys_as_many_steps_as_it_pays_for(substrate, data) ->
         schedule = GrowthSchedule([Stage(1, 8 * 64, until=Budget(flops=budget))])
         result = grow(make_model(substrate), data, schedule, train=SLOW, quiet=True).stages[0]
         assert result.tokens == steps * 64
-        assert result.decision == {
+        assert result.decision.to_dict() == {
             "reason": reason,
             "step": steps,
             "flops": steps * a_step,
@@ -147,7 +156,7 @@ def test_a_budget_in_flops_buys_as_many_steps_as_it_pays_for(substrate, data) ->
         }
 
 
-def test_flops_follow_what_trains(substrate) -> None:
+def test_flops_depend_on_the_active_set(substrate) -> None:
     config = make_model(substrate).config
     budget = Budget(flops=1e7)
 
@@ -162,16 +171,16 @@ def test_flops_follow_what_trains(substrate) -> None:
 def test_a_budget_in_seconds_ends_a_stage(substrate, data, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     rule = functools.partial(SecondsRule, clock=lambda: next(seconds) / 2)
-    monkeypatch.setattr("fastgrow.growth.length.SecondsRule", rule)
+    monkeypatch.setattr("fastgrow.growth.stop_criteria.SecondsRule", rule)
     schedule = GrowthSchedule([Stage(1, 10**9, until=Budget(seconds=11.0))])
     train = make_train(eval_every=10**6, schedule="per-stage")
     result = grow(make_model(substrate), data, schedule, train=train, quiet=True)
     (stage,) = result.stages
     assert stage.decision is not None
-    assert stage.decision["reason"] == "seconds"
-    # With the cooldown's tenth the 11 seconds are full.
-    assert stage.decision["seconds"] == 10.0
-    assert stage.tokens == 64 * stage.decision["last_step"] < 10**9
+    assert stage.decision.reason == "seconds"
+    # The cooldown, a tenth of the steps, uses up the 11 seconds.
+    assert stage.decision.evidence["seconds"] == 10.0
+    assert stage.tokens == 64 * stage.decision.last_step < 10**9
 
 
 @pytest.mark.parametrize(
@@ -186,6 +195,60 @@ def test_a_budget_in_seconds_ends_a_stage(substrate, data, monkeypatch: pytest.M
         (lambda: Budget(flops=float("inf")), r"Budget\.flops: expected a positive number"),
     ],
 )
-def test_senseless_ends_are_refused(make, message: str) -> None:
+def test_invalid_criteria_raise(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_criterion_may_be_user_defined(substrate, data, tmp_path: Path) -> None:
+    class StepsRule:
+        reason, cooldown, used = "steps", 0.0, None
+
+        def __init__(self, steps: int) -> None:
+            self.steps = steps
+
+        def observe(self, step: int, validation_loss: float | None, cooldown: int) -> dict | None:
+            return {"limit": self.steps} if step == self.steps else None
+
+        def state_dict(self) -> dict:
+            return {}
+
+        def load_state_dict(self, state: object) -> None:
+            pass
+
+    @dataclass(frozen=True)
+    class Steps(StopCriterion):
+        steps: int = 2
+
+        def length(self, steps: int, flops_per_step: int) -> StageLength:
+            return StageLength(steps, StepsRule(self.steps))
+
+    try:
+        schedule = GrowthSchedule([Stage(1, 64 * 20, until=Steps(3)), Stage(1, 64 * 20)])
+        result = grow(
+            make_model(substrate), data, schedule, train=make_train(), out=tmp_path, quiet=True
+        )
+        assert result.stages[0].decision == StopDecision("steps", 3, 3, {"limit": 3})
+        assert [stage.tokens for stage in result.stages] == [3 * 64, 20 * 64]
+        (first, _) = json.loads((tmp_path / "run.json").read_text())["schedule"]
+        assert first["until"]["steps"] == 3
+        assert first["until"]["criterion"].endswith("Steps")
+    finally:
+        # A class below `StopCriterion` is a form of `until` in configurations until it is deleted.
+        del Steps, schedule
+        gc.collect()
+
+
+def test_records_of_stages_are_flat_and_read_back() -> None:
+    for decision in (
+        StopDecision("plateau", 9, 12, {"best_loss": 2.0}),
+        StopDecision("flops", 3, evidence={"flops": 5, "budget": 6.0}),
+        None,
+    ):
+        result = StageResult(1, 2, 3, 4, 5, 6.0, {"test": 1.0}, None, decision=decision)
+        values = json.loads(json.dumps(result.to_dict()))
+        assert StageResult.from_dict(values) == result
+    older = {"reason": "plateau", "best_loss": 2.0, "step": 9, "last_step": 12}
+    assert StopDecision.from_dict(older).to_dict() == older
+    del values["decision"], values["rank"]
+    assert StageResult.from_dict(values) == result

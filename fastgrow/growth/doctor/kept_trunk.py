@@ -11,10 +11,10 @@ from fastgrow.growth.active import StageShape
 from fastgrow.growth.doctor.findings import Finding
 from fastgrow.growth.doctor.stage import ON_GPU, ROUNDING, Setting
 from fastgrow.growth.trunk import Trunk
-from fastgrow.growth.trunk.batches import CachedBatches
-from fastgrow.growth.trunk.choice import StageLoad
+from fastgrow.growth.trunk.activations import CachedBatches
 from fastgrow.growth.trunk.engine import TrunkEngine
 from fastgrow.growth.trunk.frozen import Difference, FrozenTrunk
+from fastgrow.growth.trunk.placement import StageLoad
 from fastgrow.nn import Decoder
 from fastgrow.training import RunLog
 from fastgrow.training.activations import training_mode
@@ -67,9 +67,9 @@ class TrunkExam:
     def _compare(self, engine: TrunkEngine, number: int, n: int) -> Finding:
         batches, again = self._setting.batches(), self._setting.batches()
         reads = self._setting.steps * self._setting.train.accumulate
-        rows = min(reads, batches.n_windows / batches.batch_size)
-        share = rows * batches.batch_size / batches.n_windows
-        stage = engine.begin(number, [StageLoad(n, reads, rows, share, grown=False)], batches)
+        distinct = min(reads, batches.n_windows / batches.batch_size)
+        share = distinct * batches.batch_size / batches.n_windows
+        stage = engine.begin(number, [StageLoad(n, reads, distinct, share, grown=False)], batches)
         if not isinstance(stage.batches, CachedBatches):
             why = "nothing is kept by these settings" if n else "no frozen trunk"
             return Finding(number, "trunk", None, why)

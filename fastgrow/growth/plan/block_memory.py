@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastgrow.growth.roles import Asks, Role, products
+from fastgrow.growth.roles import RequiresGrad, Role, products
 from fastgrow.nn import DecoderConfig
 
 WIDE = 4  # bytes of a float32
@@ -98,7 +98,7 @@ def _gradients(config: DecoderConfig, role: Role) -> tuple[int, int]:
 
 def _attention_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
     """The first norm's input, what qkv reads, what SDPA keeps, what `out` reads."""
-    asks, d = Asks.of(role), config.d_model
+    asks, d = RequiresGrad.of(role), config.d_model
     heads = config.n_head * config.head_dim
     keys = config.kv_heads * config.head_dim
     kept = 0
@@ -121,7 +121,7 @@ def _attention_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
 
 def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
     """The second norm's input, what up and gate read, the activation's input, what down reads."""
-    asks, d, m = Asks.of(role), config.d_model, config.mlp_width
+    asks, d, m = RequiresGrad.of(role), config.d_model, config.mlp_width
     gated = config.activation == "swiglu"
     kept = 0
     if asks.mlp_in or role.trained:

@@ -24,12 +24,11 @@ from fastgrow.growth.plan.trunk_cache import (
 )
 from fastgrow.growth.roles import Role, products, roles
 from fastgrow.growth.schedule import GrowthSchedule
-from fastgrow.growth.sharing import resting_copies
+from fastgrow.growth.sharing import frozen_copies
 from fastgrow.growth.stage import Stage
 from fastgrow.growth.trunk import Trunk
-from fastgrow.growth.trunk.choice import StageLoad
 from fastgrow.growth.trunk.costs import Costs, free_bytes
-from fastgrow.growth.trunk.load import stage_loads
+from fastgrow.growth.trunk.placement import StageLoad, stage_loads
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import TrainConfig
 from fastgrow.training.precision import resolve_precision
@@ -211,7 +210,7 @@ class _Planner:
         low_rank = active - self._own(shape)
         weights = WIDE * (total - config.vocab_size * config.embed_width + low_rank)
         weights += self.table_bytes + WIDE * config.max_seq_len * config.head_dim
-        weights -= WIDE * len(resting_copies(case.stage, shape)) * block_parameters(config)
+        weights -= WIDE * len(frozen_copies(case.stage, shape)) * block_parameters(config)
         optimizer = WIDE * (2 * active - self._by_muon(shape))
         # Of stages that share a schedule only the last one picks.
         picks = train.pick == "best" and (case.is_last or train.schedule == "per-stage")

@@ -12,9 +12,15 @@ import torch
 
 from fastgrow.growth.plan.block_memory import WIDE
 from fastgrow.growth.trunk import Trunk
-from fastgrow.growth.trunk.choice import StageLoad, break_even, weigh
 from fastgrow.growth.trunk.costs import Costs, measure_places
-from fastgrow.growth.trunk.placing import Plan, Room, choose
+from fastgrow.growth.trunk.placement import (
+    CacheBudget,
+    Placement,
+    StageLoad,
+    break_even,
+    choose_place,
+    estimate,
+)
 from fastgrow.nn import DecoderConfig
 
 # Of the rows that places are timed with: enough to be read at the speed of many.
@@ -115,9 +121,9 @@ def plan_caches(
 class _Decision:
     """The engine's plan for a stage, with what it was made from."""
 
-    plan: Plan
+    placement: Placement
     load: StageLoad
-    room: Room
+    budget: CacheBudget
     pays: bool | None
 
 
@@ -131,40 +137,40 @@ def _decisions(loads: Sequence[StageLoad], width: int, rates: Rates) -> list[_De
             decisions.append(None)
             kept = None
             continue
-        room = Room(
-            need=round(load.rows * windows) * seq_len * width,
+        budget = CacheBudget(
+            need=round(load.distinct * windows) * seq_len * width,
             limit=rates.settings.limit,
             free=rates.free,
         )
         if kept is not None and load.grown:
-            room = replace(
-                room,
-                old_place=kept.plan.place,
-                old_bytes=kept.room.need,
+            budget = replace(
+                budget,
+                old_place=kept.placement.place,
+                old_bytes=kept.budget.need,
                 same_windows=load.share == kept.load.share == 1,
-                known=kept.load.share,
-                n_known=kept.load.n,
+                available=kept.load.share,
+                available_depth=kept.load.n,
             )
-        decision = _decide(loads[index:], room, rates)
+        decision = _decide(loads[index:], budget, rates)
         decisions.append(decision)
-        kept = decision if decision.plan.place is not None else None
+        kept = decision if decision.placement.place is not None else None
     return decisions
 
 
-def _decide(loads: Sequence[StageLoad], room: Room, rates: Rates) -> _Decision:
+def _decide(loads: Sequence[StageLoad], budget: CacheBudget, rates: Rates) -> _Decision:
     costs, asked = rates.costs, rates.settings.cache
     # What pays is said of runs that keep nothing, too.
     asked = "auto" if asked == "off" else asked
     if costs is None and asked == "auto":
-        return _Decision(Plan(None, "not measured"), loads[0], room, None)
-    plan = choose(asked, rates.device, loads, room, lambda: _measured(costs))
+        return _Decision(Placement(None, "not measured"), loads[0], budget, None)
+    placement = choose_place(asked, rates.device, loads, budget, lambda: _measured(costs))
     pays = None
     if costs is not None and asked == "auto":
-        pays = plan.place is not None
-    elif costs is not None and plan.place in costs.places:
-        known = 0.0 if plan.drop_old else room.known
-        pays = weigh(loads, costs, plan.place, known, room.n_known).pays
-    return _Decision(plan, loads[0], room, pays)
+        pays = placement.place is not None
+    elif costs is not None and placement.place in costs.places:
+        available = 0.0 if placement.drop_old else budget.available
+        pays = estimate(loads, costs, placement.place, available, budget.available_depth).pays
+    return _Decision(placement, loads[0], budget, pays)
 
 
 def _measured(costs: Costs | None) -> Costs:
@@ -175,18 +181,18 @@ def _measured(costs: Costs | None) -> Costs:
 def _facts(decision: _Decision | None, costs: Costs | None) -> dict[str, Any]:
     """The fields of a `CachePlan` that a decision settles."""
     assert decision is not None
-    plan, load, room = decision.plan, decision.load, decision.room
+    placement, load, budget = decision.placement, decision.load, decision.budget
     facts = {
-        "bytes": room.need,
-        "passes": load.reads / load.rows,
-        "place": plan.place,
-        "reason": plan.reason,
+        "bytes": budget.need,
+        "passes": load.reads / load.distinct,
+        "place": placement.place,
+        "reason": placement.reason,
         "pays": decision.pays,
     }
-    if costs is not None and plan.place in costs.places:
-        read, write = costs.places[plan.place]
-        advanced = 0.0 if plan.drop_old else room.known * room.n_known
-        facts["filling"] = load.rows * ((load.n - advanced) * costs.block + write)
+    if costs is not None and placement.place in costs.places:
+        read, write = costs.places[placement.place]
+        advanced = 0.0 if placement.drop_old else budget.available * budget.available_depth
+        facts["filling"] = load.distinct * ((load.n - advanced) * costs.block + write)
         facts["reading"] = read
     return facts
 

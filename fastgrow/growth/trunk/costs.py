@@ -1,4 +1,4 @@
-"""A short measurement of what running a block costs here, and what keeping its output does."""
+"""Measured costs on this machine: running a frozen block, and reading and writing activations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgrow.growth.trunk.disk import PROBE, DiskStore
 from fastgrow.growth.trunk.frozen import FrozenTrunk
-from fastgrow.growth.trunk.store import MemoryStore, RowStore
+from fastgrow.growth.trunk.stores import PROBE, ActivationStore, DiskStore, MemoryStore
 
 _RUNS = 3
 
@@ -28,7 +27,7 @@ class Costs:
 
     Attributes:
         block: one frozen block's forward pass.
-        places: reading from, and writing to, each place that there is, by its name.
+        places: seconds to read from, and to write to, each available place, by its name.
     """
 
     block: float
@@ -39,20 +38,20 @@ def measure_costs(trunk: FrozenTrunk, x: Tensor, folder: Path | None) -> Costs:
     """Time the top block of the trunk, and one batch in each place; the best of three.
 
     Args:
-        trunk: of at least one block.
+        trunk: a trunk of at least one block.
         x: the trunk's output for a batch.
-        folder: where files would lie; None leaves the disk out.
+        folder: folder for files; None leaves the disk out.
     """
-    block = _best(lambda: trunk.onward(x, trunk.n - 1), x.device)
+    block = _best(lambda: trunk.run_from(x, trunk.n - 1), x.device)
     return Costs(block, measure_places(x, folder))
 
 
 def measure_places(x: Tensor, folder: Path | None) -> dict[str, tuple[float, float]]:
-    """Seconds to read, and to write, one batch in each place that there is, by its name.
+    """Return the seconds to read and to write one batch in each available place, by its name.
 
     Args:
-        x: a batch of rows, on the model's device.
-        folder: where files would lie; None leaves the disk out.
+        x: a batch of activations, on the model's device.
+        folder: folder for files; None leaves the disk out.
     """
     places = {}
     for place in ("device", "ram") if x.device.type == "cuda" else ("ram",):
@@ -70,7 +69,7 @@ def _of_disk(x: Tensor, folder: Path) -> tuple[float, float]:
         shape = (x.shape[1], x.shape[2])
         store = DiskStore.create(scratch, {}, np.arange(len(x)), shape, x.dtype)
         try:
-            return _of_store(store, x, forget=store.forget)
+            return _of_store(store, x, before_read=store.drop_page_cache)
         finally:
             store.close()
     finally:
@@ -78,7 +77,7 @@ def _of_disk(x: Tensor, folder: Path) -> tuple[float, float]:
 
 
 def _of_store(
-    store: RowStore, x: Tensor, forget: Callable[[], None] = lambda: None
+    store: ActivationStore, x: Tensor, before_read: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
     slots = np.arange(len(x))
     write = _best(lambda: store.write(slots, x), x.device)
@@ -86,7 +85,7 @@ def _of_store(
     def read() -> None:
         store.read(slots).to(x.device)
 
-    return _best(read, x.device, forget), write
+    return _best(read, x.device, before_read), write
 
 
 def _best(
@@ -95,28 +94,28 @@ def _best(
     seconds = []
     for _ in range(_RUNS):
         before()
-        _wait(device)
+        _synchronize(device)
         started = time.perf_counter()
         run()
-        _wait(device)
+        _synchronize(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def free_bytes(place: str, device: torch.device, folder: Path | None) -> int:
-    """What a place has left, with a reserve for everybody else."""
+    """Return the bytes that a place has left, minus a reserve for other processes."""
     if place == "disk":
         assert folder is not None
         try:
-            there = next(p for p in (folder, *folder.parents) if p.exists())
-            return int(0.95 * shutil.disk_usage(there).free)
+            existing = next(p for p in (folder, *folder.parents) if p.exists())
+            return int(0.95 * shutil.disk_usage(existing).free)
         except OSError:
-            # Where one may not even look there is no room for rows.
+            # A folder whose disk cannot be examined is not used.
             return 0
     if place == "device" and device.type == "cuda":
         return int(0.5 * torch.cuda.mem_get_info(device)[0])
@@ -124,7 +123,7 @@ def free_bytes(place: str, device: torch.device, folder: Path | None) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of main memory that a new process could use."""
+    """Return the bytes of main memory that a new process could use."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

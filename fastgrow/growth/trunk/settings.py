@@ -1,4 +1,4 @@
-"""What a user says about the frozen trunk."""
+"""The user's settings for the frozen trunk."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ DTYPES = ("same", "bf16", "int8", "fp8")
 
 @dataclass(frozen=True)
 class Trunk:
-    """How the blocks below everything that trains are run.
+    """How the frozen blocks below the lowest active parameter are run.
 
     Attributes:
-        cache: where their output is kept for the windows that a stage reads. `"off"` computes it
-            anew in every step; `"auto"` measures at the stage's beginning what pays, and says why
-            in the log; `"device"`, `"ram"` and `"disk"` ask for a place.
-        limit: bytes that everything kept may take at any moment. What does not fit is recomputed.
-        dtype: of the trunk's arithmetic. `"same"` is what the model computes in; `"bf16"` runs
-            bfloat16 copies of the blocks, `"int8"` and `"fp8"` round their matrices to one byte a
-            number with a scale for each output channel. All but `"same"` change what is trained
-            on; the error is logged at each stage. Validation always runs the exact model.
-        folder: for the files of `"disk"`; None takes the run's folder, or a temporary one.
+        cache: where their output is cached for the windows that a stage reads. `"off"` computes it
+            again in every step; `"auto"` measures at the start of the stage what is faster, and
+            logs the reason; `"device"`, `"ram"` and `"disk"` select a place.
+        limit: largest number of bytes of all cached activations at any moment. What does not fit is
+            recomputed.
+        dtype: dtype of the trunk's arithmetic. `"same"` is the model's own; `"bf16"` runs
+            bfloat16 copies of the blocks, `"int8"` and `"fp8"` round their matrices to one byte
+            per number with a scale for each output channel. All but `"same"` change the input of
+            the active blocks; the error is logged at each stage. Validation always runs the exact
+            model.
+        folder: folder for the files of `"disk"`; None uses the run's folder, or a temporary one.
 
     Raises:
-        ConfigError: a value is unknown or the limit negative.
+        ConfigError: a value is unknown or the limit is negative.
     """
 
     cache: Literal["auto", "off", "device", "ram", "disk"] = "auto"
@@ -47,10 +49,12 @@ class Trunk:
                     f"Trunk.{name}: expected one of {', '.join(known)}, got {value!r}"
                 )
         if not isinstance(self.limit, int) or self.limit < 0:
-            raise ConfigError(f"Trunk.limit: expected bytes, at least 0, got {self.limit!r}")
+            raise ConfigError(
+                f"Trunk.limit: expected a number of bytes of at least 0, got {self.limit!r}"
+            )
 
     def folder_for(self, out: Path | None) -> Path:
-        """Where the files of a run lie that writes to `out`: a folder of this run alone."""
+        """Return the folder for the files of a run that writes to `out`; no other run uses it."""
         if out is None:
             base = Path(self.folder or tempfile.gettempdir())
             return base / f"fastgrow-trunk-{os.getpid()}-{id(self):x}"

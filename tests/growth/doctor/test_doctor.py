@@ -1,4 +1,4 @@
-"""The doctor finds nothing wrong with a sound run, and names every fault that is put into one."""
+"""The doctor finds no fault in a correct run, and reports every fault that is put into one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, freeze, run
 from fastgrow.growth.doctor import CHECKS, Diagnosis, diagnose
 from fastgrow.growth.doctor import stage as examination
-from fastgrow.growth.trunk.rows import TrunkRows
+from fastgrow.growth.trunk.activations import CachedActivations
 from fastgrow.nn import Block, Decoder, LoRALinear
 from fastgrow.nn import decoder as decoder_module
 from fastgrow.nn.lora import Merged
@@ -68,7 +68,9 @@ def test_a_sound_run_of_every_kind_of_stage(substrate, tmp_path: Path, embedding
 
 
 @pytest.mark.parametrize("cache", ["auto", "disk"])
-def test_a_kept_trunk_is_compared_with_recomputing(substrate, tmp_path: Path, cache: str) -> None:
+def test_cached_activations_are_compared_with_recomputing(
+    substrate, tmp_path: Path, cache: str
+) -> None:
     stages = [Stage(1), Stage(1), Stage(1, lora=LoRA(rank=2, blocks=(1,))), Stage(1, at=(1,))]
     diagnosis = examine(substrate, tmp_path, stages, trunk=Trunk(cache=cache))
     assert failures(diagnosis) == {}
@@ -91,9 +93,9 @@ def test_without_a_trunk_there_is_nothing_to_compare(substrate, tmp_path: Path) 
         assert (second.ok, second.detail) == (None, why)
 
 
-def test_a_kept_trunk_that_is_another(substrate, tmp_path: Path, monkeypatch) -> None:
-    original = TrunkRows.read
-    monkeypatch.setattr(TrunkRows, "read", lambda rows, windows: 1.01 * original(rows, windows))
+def test_cached_activations_that_differ(substrate, tmp_path: Path, monkeypatch) -> None:
+    read = CachedActivations.read
+    monkeypatch.setattr(CachedActivations, "read", lambda self, windows: 1.01 * read(self, windows))
     found = failures(examine(substrate, tmp_path, trunk=Trunk(cache="ram")))
     assert set(found) == {"trunk 2"}
     assert "maximum error" in found["trunk 2"]
@@ -126,7 +128,7 @@ def test_an_optimizer_that_holds_one_more(substrate, tmp_path: Path, monkeypatch
     assert "a tensor that is not the model's" in found["optimizer 1"]
 
 
-def test_an_optimizer_that_lacks_one(substrate, tmp_path: Path, monkeypatch) -> None:
+def test_an_optimizer_without_one(substrate, tmp_path: Path, monkeypatch) -> None:
     class OneLess(Optimizer):
         def __init__(self, active, config, rates):
             rest = {n: p for n, p in active.items() if n != "final_norm.bias"}
@@ -185,7 +187,9 @@ def test_an_optimizer_state_that_is_not_restored(substrate, tmp_path: Path, monk
     assert found["state 1"].startswith("not as it was saved: blocks.0.attention_norm.weight")
 
 
-def test_an_identity_that_is_none(substrate, tmp_path: Path, monkeypatch) -> None:
+def test_an_identity_insertion_that_changes_the_output(
+    substrate, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(Block, "make_identity", lambda block: None)
     found = failures(examine(substrate, tmp_path, [Stage(1), Stage(1, insertion="identity")]))
     assert set(found) == {"insertion 2"}
@@ -256,8 +260,8 @@ def test_a_run_that_resumes_as_another(substrate, tmp_path: Path, monkeypatch) -
         original(running, state)
         running.model.lm_head.bias.data += 1e-3
 
-    original = run._Run.load_state_dict
-    monkeypatch.setattr(run._Run, "load_state_dict", other)
+    original = run.GrowthRun.load_state_dict
+    monkeypatch.setattr(run.GrowthRun, "load_state_dict", other)
     found = failures(examine(substrate, tmp_path))
     assert set(found) == {"run 2"}
     assert "killed and resumed it ends differently" in found["run 2"]
@@ -272,7 +276,7 @@ def test_a_loss_that_is_not_finite(substrate, tmp_path: Path) -> None:
     assert "the loss became nan" in found["training 1"]
 
 
-def test_a_stage_that_cannot_be(substrate, tmp_path: Path) -> None:
+def test_an_impossible_stage(substrate, tmp_path: Path) -> None:
     diagnosis = examine(substrate, tmp_path, [Stage(1), Stage(1, window=5), Stage(1)])
     assert "there are 2 blocks, got 5" in failures(diagnosis)["active set 2"]
     third = [f for f in diagnosis.findings if f.stage == 3]

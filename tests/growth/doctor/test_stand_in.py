@@ -1,4 +1,4 @@
-"""The narrow stand-in for a run whose data is not at hand."""
+"""The narrow stand-in for a run whose data is not available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real steps of stages of every kind, to hold a plan against."""
+"""Real steps of stages of every kind, to compare a plan with."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def make_step(
     seq_len: int = 32,
     **options: object,
 ) -> Step:
-    """The last of the stages, begun."""
+    """Return the last stage of the schedule, started."""
     torch.manual_seed(0)
     config = DecoderConfig(
         vocab_size=vocabulary,

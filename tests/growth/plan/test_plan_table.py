@@ -1,4 +1,4 @@
-"""The plan as data: parameters, bytes that stand, times, and the monolith beside it."""
+"""The plan as data: parameters, bytes, times, and the monolith for comparison."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ THREE = GrowthSchedule([Stage(1, 1_000)] * 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_is_counted_exactly(kind: str) -> None:
+def test_weights_and_optimizer_are_counted_exactly(kind: str) -> None:
     step = make_step(KINDS[kind])
     stage = make_plan(step.config, step.schedule, TRAIN, measure=False).stages[-1]
     assert stage.active_parameters == sum(p.numel() for p in step.active.values())
     low_rank = sum(p.numel() for n, p in step.active.items() if ".lora_" in n)
     assert stage.total_parameters == step.model.num_parameters() - low_rank
     tensors = [*step.model.parameters(), *step.model.buffers()]
-    # Copies at rest share the memory of what they copy.
+    # Frozen copies share the memory of their originals.
     memory = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     assert stage.weights == sum(memory.values())
     step.loss().backward()
@@ -43,7 +43,7 @@ def test_what_stands_is_counted_exactly(kind: str) -> None:
         assert planned.optimizer == sum(t.nbytes for t in held)
 
 
-def test_the_best_weights_are_kept_where_they_are_picked() -> None:
+def test_the_best_weights_are_kept_in_stages_that_pick() -> None:
     """By the last stage of a run that shares a schedule, and by each stage that has its own."""
     for schedule, kept in (("wsd", [False, False, True]), ("per-stage", [True] * 3)):
         plan = make_plan(CONFIG, THREE, TrainConfig(schedule=schedule), measure=False)
@@ -57,7 +57,7 @@ def test_tokens_are_whole_steps() -> None:
     assert stage.total_flops == 1_024 * stage.flops.total
 
 
-def test_blocks_that_were_there_are_counted() -> None:
+def test_old_blocks_are_counted() -> None:
     config = DecoderConfig(300, 64, n_layer=2, n_head=4, max_seq_len=32)
     plan = make_plan(config, GrowthSchedule([Stage(1)]), TRAIN, measure=False)
     assert (plan.stages[0].shape.depth, plan.stages[0].shape.n_trunk) == (3, 2)
@@ -83,7 +83,7 @@ def test_a_schedule_without_new_blocks_has_no_monolith() -> None:
     assert make_plan(config, schedule, TRAIN, measure=False).monolith is None
 
 
-def test_a_stage_that_may_end_earlier_says_so() -> None:
+def test_a_stage_that_may_end_earlier_is_marked() -> None:
     schedule = GrowthSchedule([Stage(1), Stage(1, until=Plateau())])
     stages = make_plan(CONFIG, schedule, TRAIN, measure=False).stages
     assert [stage.may_end_earlier for stage in stages] == [False, True]

@@ -1,4 +1,4 @@
-"""Blocks that run again in the backward pass are planned as they run."""
+"""Plans of blocks that are computed again in the backward pass (checkpoint_activations)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAIN = TrainConfig(batch_size=4, seq_len=32)
 AGAIN = replace(TRAIN, checkpoint_activations=True)
 
 
-def test_they_spare_memory() -> None:
+def test_they_save_memory() -> None:
     plans = [
         make_plan(CONFIG, GrowthSchedule([Stage(4)]), t, measure=False) for t in (TRAIN, AGAIN)
     ]

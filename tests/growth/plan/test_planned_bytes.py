@@ -1,4 +1,4 @@
-"""Counted bytes are those that a real step holds."""
+"""Counted bytes are those that a real step allocates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastgrow.growth.roles import roles
 from fastgrow.ops.heads import loss_workspace
 from fastgrow.training.activations import block_forwards
 
-# Shapes that nothing was tuned on: one where weights weigh most, one where activations do, and one
-# whose logits are made some rows at a time.
+# Shapes that nothing was tuned on: one with mostly weights, one with mostly activations, and one
+# whose logits are computed in parts.
 SHAPES = {
     "weights": {"d": 96, "heads": 6, "vocabulary": 700, "batch": 1, "seq_len": 24},
     "activations": {"d": 48, "heads": 4, "vocabulary": 200, "batch": 8, "seq_len": 80},
@@ -41,7 +41,7 @@ def planned(step: Step, accumulate: int = 1, *, again: bool = False) -> StepByte
 
 
 def kept_bytes(step: Step) -> int:
-    """Memory that autograd keeps, each piece once, weights and the loss's own left out."""
+    """Bytes that autograd saves, each tensor once, without weights and the loss's own."""
     model = step.model
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
@@ -103,7 +103,7 @@ def test_gradients_and_optimizer_are_exact() -> None:
         assert planned(step).gradients == gradients, kind
 
 
-def test_gradients_of_earlier_micro_batches_stand() -> None:
+def test_gradients_of_earlier_micro_batches_are_counted() -> None:
     step = make_step(KINDS["on top"], d=96, heads=6, batch=1)
     once, twice = (planned(step, n).peak for n in (1, 2))
     assert twice > once

@@ -1,4 +1,4 @@
-"""What the plan says of the trunk's output is what the engine does at the same rates."""
+"""The planned activation cache is the one that the engine chooses with the same costs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastgrow.growth import GrowthSchedule, LoRA, Stage, Trunk, grow, stage_shap
 from fastgrow.growth.plan import make_plan
 from fastgrow.growth.plan import plan as planning
 from fastgrow.growth.plan.trunk_cache import CachePlan, Rates, plan_caches
-from fastgrow.growth.trunk import keeper
+from fastgrow.growth.trunk import cache as activation_cache
 from fastgrow.growth.trunk.costs import Costs
-from fastgrow.growth.trunk.load import stage_loads
+from fastgrow.growth.trunk.placement import stage_loads
 from fastgrow.nn import DecoderConfig
 from fastgrow.training import Batches, TextData, TrainConfig
 
@@ -43,8 +43,8 @@ SCHEDULES = {
 }
 TRUNKS = {
     "auto": Trunk(),
-    "no room for two": Trunk(limit=40_000),
-    "no room": Trunk(limit=10_000),
+    "no space for two": Trunk(limit=40_000),
+    "no space": Trunk(limit=10_000),
     "disk": Trunk(cache="disk"),
     "device": Trunk(cache="device"),
 }
@@ -76,8 +76,8 @@ def test_the_engine_does_what_was_planned(
     substrate, text, tmp_path: Path, monkeypatch, trunk: str, places: dict
 ) -> None:
     costs = Costs(block=1.0, places=places)
-    monkeypatch.setattr(keeper, "measure_costs", lambda *arguments: costs)
-    monkeypatch.setattr(keeper, "free_bytes", lambda *arguments: ROOM)
+    monkeypatch.setattr(activation_cache, "measure_costs", lambda *arguments: costs)
+    monkeypatch.setattr(activation_cache, "free_bytes", lambda *arguments: ROOM)
     for name, stages in SCHEDULES.items():
         schedule, model = GrowthSchedule(stages), make_model(substrate)
         plans = planned(schedule, model.config, text, TRUNKS[trunk], costs)
@@ -85,7 +85,7 @@ def test_the_engine_does_what_was_planned(
         grow(model, text, schedule, train=make_train(), out=out, quiet=True, trunk=TRUNKS[trunk])
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         done = [row["cache"] for row in rows if row.get("event") == "trunk" and "cache" in row]
-        # The first stage has nothing below it, and says nothing.
+        # The first stage has no trunk, and logs nothing.
         assert plans[0] is None
         assert done == [(p and p.place) or "off" for p in plans[1:]], name
 
@@ -104,7 +104,7 @@ def test_the_cases_above_are_decided_both_ways(substrate, text) -> None:
     assert places("less than one pass", FAST)[1:] == [None, None]
 
 
-def test_kept_rows_count_in_memory_and_time(monkeypatch) -> None:
+def test_cached_activations_count_in_memory_and_time(monkeypatch) -> None:
     def plan(trunk: Trunk | None):
         monkeypatch.setattr(planning, "probe_places", lambda *a: {"ram": (1e-7, 2e-7)})
         monkeypatch.setattr(planning, "calibrate", lambda *a: speeds)
@@ -121,7 +121,7 @@ def test_kept_rows_count_in_memory_and_time(monkeypatch) -> None:
         assert (a.cache.kept, b.cache.kept) == (0, 32 * 32 * 64 * 4)
         assert b.peak - a.peak == b.cache.kept
         assert (a.cache.passes, b.cache.passes, b.cache.place) == (4.0, 4.0, "ram")
-        # 32 steps of 128 tokens: recomputed n blocks each; kept, 8 batches through one new block.
+        # 32 steps of 128 tokens: recomputed n blocks each; cached, 8 batches through one new block.
         assert a.seconds - b.seconds == pytest.approx(
             32 * (n * 128e-5 - 1e-7) - 8 * (128e-5 + 2e-7)
         )
@@ -135,7 +135,7 @@ def make_speeds(block: float, head: float):
     return planning.Speeds(Same(), {True: head, False: head}, 0.0)
 
 
-def test_a_run_that_keeps_nothing_is_told_what_would_pay() -> None:
+def test_the_plan_of_a_run_without_a_cache_reports_what_would_pay() -> None:
     rates = Rates(
         Trunk(cache="off"), (4, 32), torch.device("cpu"), lambda place: ROOM, Costs(1.0, FAST)
     )

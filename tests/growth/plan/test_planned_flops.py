@@ -1,4 +1,4 @@
-"""Counted FLOPs are those that torch's counter sees in a real step."""
+"""Counted FLOPs are those that torch's counter finds in a real step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _attention_backward(dy, q, k, v, *_, **__) -> int:
 
 
 def _with_heads_of(q, k, v) -> list[tuple[int, ...]]:
-    """A head of keys serves several of queries; the counter of torch 2.11 does not know that."""
+    """A head of keys serves several of queries; the counter of torch 2.11 ignores that."""
     return [(shape[0], q[1], *shape[2:]) for shape in (k, v)]
 
 
@@ -32,7 +32,7 @@ def _added_product(total, a, b, *_, **__) -> int:
     return flop_counter.addmm_flop(total, a, b)
 
 
-# The counter knows the GPU's fused attention and not the CPU's, and no product added in place.
+# The counter supports the GPU's fused attention but not the CPU's, nor in-place added products.
 ON_CPU = {
     aten.addmm_: _added_product,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
@@ -79,14 +79,14 @@ def test_other_models(options: dict) -> None:
         assert planned(step) == pytest.approx(counted(step), rel=1e-3)
 
 
-def test_a_loss_that_the_counter_does_not_see() -> None:
+def test_a_loss_that_the_counter_does_not_count() -> None:
     """Many logits are made some rows at a time, by an operation that is one call to the counter."""
     step = make_step([Stage(1), Stage(1)], vocabulary=40_000, batch=2)
     head = 2 * step.config.d_model * step.config.vocab_size * step.ids.numel()
     assert sum(planned(step)) == pytest.approx(sum(counted(step)) + 3 * head, rel=1e-3)
 
 
-def test_a_table_that_trains_takes_the_gradient_to_the_bottom() -> None:
+def test_an_active_table_needs_the_gradient_of_all_blocks() -> None:
     stages = GrowthSchedule([Stage(1)])
     frozen, trainable = (
         make_step(list(stages.stages), embedding=e) for e in ("frozen", "trainable")

@@ -1,4 +1,4 @@
-"""Growing on a kept trunk: the numbers of recomputing, whatever happens to the cache."""
+"""Growing with an activation cache: the results of recomputing, whatever happens to the cache."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from growing import LETTERS, digest, make_model, make_train
 
 from fastgrow.errors import ConfigError, Interrupted
 from fastgrow.growth import GrowthResult, GrowthSchedule, LoRA, Stage, Trunk, grow
-from fastgrow.growth.trunk.disk import DiskStore
+from fastgrow.growth.trunk.activations import CacheWriter
 from fastgrow.growth.trunk.engine import TrunkEngine
 from fastgrow.growth.trunk.frozen import FrozenTrunk
-from fastgrow.growth.trunk.rows import Filler
+from fastgrow.growth.trunk.stores import DiskStore
 from fastgrow.nn import Decoder
 from fastgrow.training import TextData, Trainer, activations
 
 # The first stages read some windows of the text twice, the last one not all.
 WINDOWS = 29
 SCHEDULE = GrowthSchedule([Stage(1, 512), Stage(1, 512), Stage(2, 512), Stage(1, 192)])
-NO_ROOM = 1000
+NO_SPACE = 1000
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def grown(substrate, data) -> Callable[..., GrowthResult]:
 
 @pytest.fixture(scope="module")
 def plain(grown) -> list[object]:
-    """Of the run without an engine's settings."""
+    """Results of the run without trunk settings."""
     return measured(grown(None))
 
 
-def told(out: Path) -> list[dict]:
-    """What the trunk's events say."""
+def trunk_events(out: Path) -> list[dict]:
+    """The trunk's events in the log."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row.get("event") == "trunk"]
 
@@ -68,27 +68,27 @@ def measured(result: GrowthResult) -> list[object]:
     return [digest(result.model), [(s.bits, s.bits_at_start) for s in result.stages]]
 
 
-Through = Callable[[FrozenTrunk, torch.Tensor, int], torch.Tensor]
+Run = Callable[[FrozenTrunk, torch.Tensor, int], torch.Tensor]
 
 
-def by_place(share: float) -> Through:
-    """`FrozenTrunk._through` on a machine whose products round a row by its place."""
+def by_position(share: float) -> Run:
+    """`FrozenTrunk._run` on a machine whose products round a row by its position in the batch."""
 
-    def through(trunk: FrozenTrunk, x: torch.Tensor, first: int) -> torch.Tensor:
+    def run(trunk: FrozenTrunk, x: torch.Tensor, first: int) -> torch.Tensor:
         rope = trunk.model.rope(x.shape[1])
         for block in trunk._blocks[first:]:
             x = block(x, rope) * (1 + share * torch.arange(len(x)))[:, None, None]
         return x
 
-    return through
+    return run
 
 
 @pytest.fixture
 def assert_same(substrate) -> Callable[[list[object], list[object]], None]:
-    """Whether two runs are one: to the bit where a product does not round by a row's place.
+    """Whether two runs are the same: bit for bit if products don't round a row by its position.
 
-    Elsewhere a kept row, which was computed at another place of a micro-batch, differs by rounding,
-    and training carries that on.
+    Otherwise cached activations, which were computed at another position of a micro-batch, differ
+    by rounding, and so does training.
     """
 
     def same(found: Any, expected: Any) -> None:
@@ -106,48 +106,48 @@ def assert_same(substrate) -> Callable[[list[object], list[object]], None]:
 
 
 @pytest.mark.parametrize("cache", ["off", "ram", "device", "disk", "auto"])
-def test_kept_or_not_a_run_has_the_same_bits(grown, plain, cache, assert_same) -> None:
+def test_cached_or_not_a_run_has_the_same_bits(grown, plain, cache, assert_same) -> None:
     assert_same(measured(grown(Trunk(cache=cache))), plain)
 
 
-def test_where_products_round_by_place_it_differs_by_rounding(
+def test_if_products_round_by_position_runs_differ_by_rounding(
     grown, monkeypatch, assert_same
 ) -> None:
-    monkeypatch.setattr(FrozenTrunk, "_through", by_place(1e-7))
+    monkeypatch.setattr(FrozenTrunk, "_run", by_position(1e-7))
     kept, recomputed = (measured(grown(Trunk(cache=cache))) for cache in ("ram", "off"))
     assert kept != recomputed
     assert_same(kept, recomputed)
 
 
-def test_gradients_are_accumulated_over_kept_rows(grown, plain, assert_same) -> None:
+def test_gradients_are_accumulated_over_cached_activations(grown, plain, assert_same) -> None:
     recomputed = measured(grown(None, accumulate=3))
     assert_same(measured(grown(Trunk(cache="disk"), accumulate=3)), recomputed)
     assert recomputed != plain
 
 
-def test_a_stage_advances_the_rows_of_the_one_before(grown, monkeypatch, tmp_path: Path) -> None:
+def test_a_stage_advances_the_activations_before(grown, monkeypatch, tmp_path: Path) -> None:
     computed: list[int] = []
-    compute = Filler.compute
+    compute = CacheWriter.compute
 
-    def counting(self: Filler, windows):
+    def counting(self: CacheWriter, windows):
         computed.append(self.trunk.n)
         return compute(self, windows)
 
-    monkeypatch.setattr(Filler, "compute", counting)
+    monkeypatch.setattr(CacheWriter, "compute", counting)
     grown(Trunk(cache="ram"), out=tmp_path)
     # All windows in micro-batches of 4.
     assert computed == [1] * 8
-    assert all(event["maximum_error"] < 1e-5 for event in told(tmp_path))
+    assert all(event["maximum_error"] < 1e-5 for event in trunk_events(tmp_path))
 
 
-def test_what_does_not_fit_is_recomputed_and_said(grown, plain, tmp_path: Path) -> None:
-    result = grown(Trunk(cache="disk", limit=NO_ROOM), out=tmp_path)
+def test_what_does_not_fit_is_recomputed_and_logged(grown, plain, tmp_path: Path) -> None:
+    result = grown(Trunk(cache="disk", limit=NO_SPACE), out=tmp_path)
     assert measured(result) == plain
-    assert all(event["cache"] == "off" for event in told(tmp_path))
-    assert all("the limit is 0.0 MB" in event["message"] for event in told(tmp_path))
+    assert all(event["cache"] == "off" for event in trunk_events(tmp_path))
+    assert all("the limit is 0.0 MB" in event["message"] for event in trunk_events(tmp_path))
 
 
-def test_files_stay_within_the_limit_and_are_gone_at_the_end(
+def test_files_stay_within_the_limit_and_are_removed_at_the_end(
     grown, plain, tmp_path, monkeypatch, assert_same
 ) -> None:
     row_bytes, sizes = 16 * 16 * 4, []
@@ -169,7 +169,7 @@ def test_files_stay_within_the_limit_and_are_gone_at_the_end(
     assert not [f for f in checkpoints if "trunk" in f.name]
 
 
-def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(
+def test_nothing_is_cached_while_lora_adapts_the_lowest_block(
     grown, tmp_path: Path, assert_same
 ) -> None:
     schedule = GrowthSchedule(
@@ -182,14 +182,14 @@ def test_no_trunk_is_kept_while_lora_adapts_its_lowest_block(
     )
     result = grown(Trunk(cache="ram"), schedule, out=tmp_path)
     assert_same(measured(result), measured(grown(None, schedule)))
-    events = told(tmp_path)
+    events = trunk_events(tmp_path)
     assert "no frozen trunk" in events[1]["message"]
-    # What was merged has changed the trunk: its rows are computed, not advanced.
+    # Merging has changed the trunk: its activations are computed, not advanced.
     assert events[2]["cache"] == "ram"
     assert "advanced" not in events[2]["message"]
 
 
-def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(
+def test_a_quantized_trunk_logs_its_error_and_is_another_run(
     grown, plain, tmp_path: Path, assert_same
 ) -> None:
     for dtype, worst in (("bf16", 0.02), ("int8", 0.01), ("fp8", 0.05)):
@@ -197,7 +197,7 @@ def test_a_trunk_in_fewer_bits_says_its_error_and_is_another_run(
         kept = grown(Trunk(cache="ram", dtype=dtype), out=out)
         assert_same(measured(kept), measured(grown(Trunk(cache="off", dtype=dtype))))
         assert measured(kept) != plain
-        errors = [e["relative_error"] for e in told(out) if e.get("dtype") == dtype]
+        errors = [e["relative_error"] for e in trunk_events(out) if e.get("dtype") == dtype]
         assert len(errors) == 3
         assert all(0 < error < worst for error in errors)
         with pytest.raises(ConfigError, match="another trunk"):
@@ -212,7 +212,7 @@ def spoil_cache(folder: Path, how: str) -> None:
             content[row * 1024 + 100] ^= 1
         rows.write_bytes(content)
     if how == "other trunk":
-        # Whole, with right checksums, but of other weights.
+        # Complete and with correct checksums, but of other weights.
         old = DiskStore.open(header)
         identity = {**old.identity, "trunk": "0" * 64}
         new = DiskStore.create(folder, identity, old.windows, (16, 16), torch.float32)
@@ -224,11 +224,11 @@ def spoil_cache(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["keep", "remove", "damage", "other trunk"])
-def test_a_run_goes_on_with_and_without_its_cache(
+def test_a_run_is_resumed_with_and_without_its_cache(
     grown, tmp_path: Path, monkeypatch, spoil: str
 ) -> None:
     """Stopped in the third stage between two checkpoints, with batches read ahead."""
-    monkeypatch.setattr(FrozenTrunk, "_through", by_place(1e-3))
+    monkeypatch.setattr(FrozenTrunk, "_run", by_position(1e-3))
     whole = measured(grown(Trunk(cache="disk")))
     assert whole != measured(grown(Trunk(cache="off")))
     step = Trainer._train_step
@@ -243,19 +243,19 @@ def test_a_run_goes_on_with_and_without_its_cache(
         with pytest.raises(Interrupted):
             grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=3)
     spoil_cache(tmp_path / "trunk", spoil)
-    said: list[str] = []
-    # What a resumed run says before its first step is not in the log: that goes on from where the
-    # checkpoint was.
-    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
+    messages: list[str] = []
+    # Messages of a resumed run before its first step are not in the log, which continues from the
+    # checkpoint.
+    monkeypatch.setattr(TrunkEngine, "_report", lambda self, text, **v: messages.append(text))
     resumed = grown(Trunk(cache="disk"), out=tmp_path, checkpoint_every=3)
     assert measured(resumed) == whole
-    told_now = " | ".join(said)
-    assert ("found again" in told_now) == (spoil in ("keep", "damage"))
-    assert ("kept rows of the trunk were damaged" in told_now) == (spoil == "damage")
-    assert ("is of another trunk or text" in told_now) == (spoil == "other trunk")
+    logged = " | ".join(messages)
+    assert ("found again" in logged) == (spoil in ("keep", "damage"))
+    assert ("cached activations were damaged" in logged) == (spoil == "damage")
+    assert ("is of another trunk or text" in logged) == (spoil == "other trunk")
 
 
-def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, monkeypatch) -> None:
+def test_a_resumed_stage_keeps_its_choice(grown, tmp_path: Path, monkeypatch) -> None:
     step = Trainer._train_step
 
     def stopping(trainer: Trainer, **options) -> None:
@@ -266,12 +266,12 @@ def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", stopping)
         with pytest.raises(Interrupted):
-            grown(Trunk(cache="auto", limit=NO_ROOM), out=tmp_path, checkpoint_every=3)
-    said: list[str] = []
-    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
+            grown(Trunk(cache="auto", limit=NO_SPACE), out=tmp_path, checkpoint_every=3)
+    messages: list[str] = []
+    monkeypatch.setattr(TrunkEngine, "_report", lambda self, text, **v: messages.append(text))
     grown(Trunk(cache="ram"), out=tmp_path, checkpoint_every=3)
-    assert "as before the interruption" in said[0]
-    assert "kept in ram" in said[1]
+    assert "as before the interruption" in messages[0]
+    assert "cached in ram" in messages[1]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_the_choice_of_a_stage_is_kept_when_it_goes_on(grown, tmp_path: Path, mo
     # Frozen; active on what needs no gradient; with an overlap also active on active blocks.
     [(0, 2), (1, 3)],
 )
-def test_compiled_blocks_run_the_same_kept_or_not(
+def test_compiled_blocks_run_the_same_cached_or_not(
     grown, monkeypatch, overlap: int, n_graphs: int, assert_same
 ) -> None:
     graphs = []
@@ -299,13 +299,13 @@ def test_compiled_blocks_run_the_same_kept_or_not(
 
 
 class Doubled(Decoder):
-    """A model whose training is not that of a plain decoder."""
+    """A model with another loss than a plain decoder."""
 
     def loss(self, ids: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
         return 2 * super().loss(ids, targets, **options)
 
 
-def test_a_loss_of_the_models_own_is_still_called(substrate, data) -> None:
+def test_an_overridden_loss_is_still_called(substrate, data) -> None:
     ends = []
     for kind in (Decoder, Doubled):
         model = make_model(substrate)
@@ -315,5 +315,5 @@ def test_a_loss_of_the_models_own_is_still_called(substrate, data) -> None:
         result = grow(model, data, schedule, train=train, quiet=True, trunk=Trunk(cache="ram"))
         ends.append([stage.bits["validation"] for stage in result.stages])
     plain, doubled = ends
-    # Adam hardly minds the factor, the measure does.
+    # The factor hardly changes Adam's steps, but it changes the measured loss.
     assert all(b > 1.5 * a for a, b in zip(plain, doubled, strict=True))

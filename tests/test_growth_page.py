@@ -1,4 +1,4 @@
-"""The code on the pages about growing and composing runs."""
+"""The schedule on docs/growth.md fits a model of the papers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_the_schedule_on_the_page_fits_a_model() -> None:
     assert shapes[2].adapted == tuple(range(6))
     assert shapes[3].new == (2, 5)
     assert shapes[4].trained == tuple(range(8))
-    # And into the default schedule of the learning rate.
+    # And the default learning-rate schedule.
     train = fg.TrainConfig()
-    steps = [
-        stage_length(stage, shape, config, train, 1_024).steps
+    lengths = [
+        stage_length(stage, shape, config, train, 1_024)
         for stage, shape in zip(names["schedule"].stages, shapes, strict=True)
     ]
-    check_fits(names["schedule"], steps, train)
+    check_fits(lengths, train)

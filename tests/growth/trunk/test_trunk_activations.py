@@ -1,4 +1,4 @@
-"""Rows in memory and in files, read in the order of the batches, and never when damaged."""
+"""Cached activations in memory and in files: batches in order, damaged entries not returned."""
 
 from __future__ import annotations
 
@@ -17,63 +17,72 @@ from growing import make_data, make_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastgrow.errors import CheckpointError
-from fastgrow.growth.trunk.batches import CachedBatches
-from fastgrow.growth.trunk.disk import DiskStore, headers, remove_caches
-from fastgrow.growth.trunk.frozen import FrozenTrunk
-from fastgrow.growth.trunk.key import can_advance, identity, trunk_digests
-from fastgrow.growth.trunk.objective import Memo
-from fastgrow.growth.trunk.rows import Filler, TrunkRows
-from fastgrow.growth.trunk.store import DamagedRows, MemoryStore
+from fastgrow.growth.trunk.activations import (
+    CachedActivations,
+    CachedBatches,
+    CacheWriter,
+    can_advance,
+    identity,
+)
+from fastgrow.growth.trunk.engine import EvaluationCache
+from fastgrow.growth.trunk.frozen import FrozenTrunk, trunk_digests
+from fastgrow.growth.trunk.stores import (
+    DamagedEntries,
+    DiskStore,
+    MemoryStore,
+    headers,
+    remove_caches,
+)
 from fastgrow.training import Batches
 
-ROWS = torch.arange(5 * 3 * 4, dtype=torch.float32).reshape(5, 3, 4)
+ENTRIES = torch.arange(5 * 3 * 4, dtype=torch.float32).reshape(5, 3, 4)
 
 
-def written(folder: Path, rows: torch.Tensor = ROWS) -> DiskStore:
-    windows = np.arange(10, 10 + len(rows))
-    store = DiskStore.create(folder, {"n": 1}, windows, (3, 4), rows.dtype)
-    store.write(np.arange(len(rows)), rows)
+def written(folder: Path, entries: torch.Tensor = ENTRIES) -> DiskStore:
+    windows = np.arange(10, 10 + len(entries))
+    store = DiskStore.create(folder, {"n": 1}, windows, (3, 4), entries.dtype)
+    store.write(np.arange(len(entries)), entries)
     store.finish()
     return store
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_file_gives_back_its_rows_and_windows(tmp_path: Path, dtype: torch.dtype) -> None:
-    written(tmp_path, ROWS.to(dtype)).close()
+def test_a_file_returns_its_entries_and_windows(tmp_path: Path, dtype: torch.dtype) -> None:
+    written(tmp_path, ENTRIES.to(dtype)).close()
     (header,) = headers(tmp_path)
     store = DiskStore.open(header)
     assert store.identity == {"n": 1}
     assert store.windows.tolist() == [10, 11, 12, 13, 14]
     slots = np.array([3, 0, 3])
-    rows = store.read(slots)
-    assert rows.dtype == dtype
-    assert torch.equal(rows, ROWS.to(dtype)[[3, 0, 3]])
+    entries = store.read(slots)
+    assert entries.dtype == dtype
+    assert torch.equal(entries, ENTRIES.to(dtype)[[3, 0, 3]])
     store.discard()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_changed_byte_is_noticed_in_its_row_alone(tmp_path: Path) -> None:
+def test_a_changed_byte_damages_its_entry_only(tmp_path: Path) -> None:
     store = written(tmp_path)
     with store._path.open("r+b") as file:
         file.seek(2 * 48 + 7)
         file.write(b"\x99")
-    assert torch.equal(store.read(np.array([0, 1, 3, 4])), ROWS[[0, 1, 3, 4]])
-    with pytest.raises(DamagedRows) as damaged:
+    assert torch.equal(store.read(np.array([0, 1, 3, 4])), ENTRIES[[0, 1, 3, 4]])
+    with pytest.raises(DamagedEntries) as damaged:
         store.read(np.array([1, 2]))
     assert damaged.value.slots.tolist() == [2]
-    store.write(np.array([2]), ROWS[2:3])
-    assert torch.equal(store.read(np.arange(5)), ROWS)
+    store.write(np.array([2]), ENTRIES[2:3])
+    assert torch.equal(store.read(np.arange(5)), ENTRIES)
 
 
-def test_a_file_cut_short_is_noticed(tmp_path: Path) -> None:
+def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
     store = written(tmp_path)
     os.truncate(store._path, 48 + 10)
-    with pytest.raises(DamagedRows) as damaged:
+    with pytest.raises(DamagedEntries) as damaged:
         store.read(np.arange(5))
     assert damaged.value.slots.tolist() == [1, 2, 3, 4]
     store.close()
     (header,) = headers(tmp_path)
-    with pytest.raises(CheckpointError, match="does not belong to its rows"):
+    with pytest.raises(CheckpointError, match="does not match its file of entries"):
         DiskStore.open(header)
 
 
@@ -92,7 +101,7 @@ def test_an_unfinished_or_damaged_cache_is_not_found(tmp_path: Path) -> None:
     assert not tmp_path.exists()
 
 
-def test_a_full_disk_is_found_out_before_anything_is_written(tmp_path, monkeypatch) -> None:
+def test_a_full_disk_raises_before_anything_is_written(tmp_path, monkeypatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -113,7 +122,7 @@ def trunk(substrate) -> FrozenTrunk:
 def filled(trunk: FrozenTrunk, substrate, tmp_path: Path):
     data = make_data(substrate, tmp_path / "tokens")
 
-    def fill(place: str) -> tuple[TrunkRows, Filler, Batches]:
+    def fill(place: str) -> tuple[CachedActivations, CacheWriter, Batches]:
         batches = Batches(data.train, 4, 16, seed=3)
         windows = batches.windows_of(6)
         wanted = identity(trunk, trunk_digests(trunk.model, 2)[2], batches, windows)
@@ -123,22 +132,22 @@ def filled(trunk: FrozenTrunk, substrate, tmp_path: Path):
             if place == "disk"
             else MemoryStore(place, (len(windows), 16, 16), like)
         )
-        rows, filler = TrunkRows(windows, store, wanted), Filler(trunk, batches)
-        filler.fill(rows, None)
-        return rows, filler, batches
+        cached, writer = CachedActivations(windows, store, wanted), CacheWriter(trunk, batches)
+        writer.write(cached, None)
+        return cached, writer, batches
 
     return fill
 
 
-def assert_rows(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """The same windows' rows; they were computed at other places, which may round otherwise."""
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The same windows' activations, computed at other positions, which may round differently."""
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("place", ["ram", "disk"])
-def test_batches_come_in_order_and_go_on_where_they_were(filled, trunk, place, ahead) -> None:
-    rows, filler, batches = filled(place)
+def test_batches_are_in_order_and_resume_at_their_position(filled, trunk, place, ahead) -> None:
+    cached, writer, batches = filled(place)
     plain = Batches(batches.stream, 4, 16, seed=3)
     expected = []
     for _ in range(6):
@@ -146,73 +155,73 @@ def test_batches_come_in_order_and_go_on_where_they_were(filled, trunk, place, a
         expected.append((trunk(ids), targets, plain.state_dict()))
 
     def repair(slots: np.ndarray) -> None:
-        filler.repair(rows, slots)
+        writer.repair(cached, slots)
 
-    cached = CachedBatches(batches, rows, repair, ahead, compute=filler.rows_of)
-    states = [cached.state_dict()]
+    reader = CachedBatches(batches, cached, repair, ahead, compute=writer.compute_any)
+    states = [reader.state_dict()]
     for x, targets, state in expected:
-        got = next(cached)
-        assert_rows(got[0], x)
+        got = next(reader)
+        assert_close(got[0], x)
         assert torch.equal(got[1], targets)
-        assert cached.state_dict() == state
+        assert reader.state_dict() == state
         states.append(state)
     for position in (3, 1):
-        cached.load_state_dict(states[position])
-        assert_rows(next(cached)[0], expected[position][0])
-    cached.close()
+        reader.load_state_dict(states[position])
+        assert_close(next(reader)[0], expected[position][0])
+    reader.close()
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_damaged_rows_are_computed_anew_and_not_handed_out(filled, trunk, ahead: int) -> None:
-    rows, filler, batches = filled("disk")
-    rows.store._path.write_bytes(bytes(rows.store.nbytes))
+def test_damaged_entries_are_computed_again_and_not_returned(filled, trunk, ahead: int) -> None:
+    cached, writer, batches = filled("disk")
+    cached.store._path.write_bytes(bytes(cached.store.nbytes))
     repaired: list[int] = []
 
     def repair(slots: np.ndarray) -> None:
         repaired.extend(slots)
-        filler.repair(rows, slots)
+        writer.repair(cached, slots)
 
     plain = Batches(batches.stream, 4, 16, seed=3)
-    cached = CachedBatches(batches, rows, repair, ahead, compute=filler.rows_of)
+    reader = CachedBatches(batches, cached, repair, ahead, compute=writer.compute_any)
     for _ in range(6):
-        assert_rows(next(cached)[0], trunk(next(plain)[0]))
-    assert sorted(repaired) == list(range(len(rows.windows)))
-    cached.close()
+        assert_close(next(reader)[0], trunk(next(plain)[0]))
+    assert sorted(repaired) == list(range(len(cached.windows)))
+    reader.close()
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_windows_without_a_row_are_computed(filled, trunk, ahead: int) -> None:
-    """Of a stage that trains on beyond what it was planned for, as when its decay is asked for."""
-    rows, filler, batches = filled("ram")
+def test_windows_that_are_not_cached_are_computed(filled, trunk, ahead: int) -> None:
+    """A stage may train beyond its planned length, if the user ends the run and the decay lasts."""
+    cached, writer, batches = filled("ram")
     plain = Batches(batches.stream, 4, 16, seed=3)
-    assert len(rows.windows) < batches.n_windows
-    cached = CachedBatches(
+    assert len(cached.windows) < batches.n_windows
+    reader = CachedBatches(
         batches,
-        rows,
+        cached,
         lambda slots: pytest.fail("nothing is damaged"),
         ahead,
-        compute=filler.rows_of,
+        compute=writer.compute_any,
     )
     for _ in range(12):
-        x, targets = next(cached)
+        x, targets = next(reader)
         ids, expected = next(plain)
-        assert_rows(x, trunk(ids))
+        assert_close(x, trunk(ids))
         assert torch.equal(targets, expected)
-    cached.close()
+    reader.close()
 
 
-def test_rows_of_any_windows_have_the_bits_of_kept_ones(filled) -> None:
-    """Also where several have the same place in a micro-batch."""
-    rows, filler, _ = filled("ram")
-    windows = rows.windows[[9, 1, 5, 0, 13, 2, 17]]
+def test_activations_of_any_windows_have_the_bits_of_cached_ones(filled) -> None:
+    """Also if several windows have the same position in a micro-batch."""
+    cached, writer, _ = filled("ram")
+    windows = cached.windows[[9, 1, 5, 0, 13, 2, 17]]
     assert len({int(w) % 4 for w in windows}) < len(windows)
-    assert torch.equal(filler.rows_of(windows), rows.read(windows))
+    assert torch.equal(writer.compute_any(windows), cached.read(windows))
 
 
-def test_rows_that_are_read_ahead_are_made_on_the_stream_of_the_caller(
+def test_activations_read_ahead_are_made_on_the_stream_of_the_caller(
     filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, filler, batches = filled("ram")
+    cached, writer, batches = filled("ram")
     entered: list[tuple[object, bool]] = []
 
     @contextlib.contextmanager
@@ -223,20 +232,20 @@ def test_rows_that_are_read_ahead_are_made_on_the_stream_of_the_caller(
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the caller's")
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    cached = CachedBatches(batches, rows, lambda slots: None, 2, compute=filler.rows_of)
-    next(cached)
-    cached.close()
+    reader = CachedBatches(batches, cached, lambda slots: None, 2, compute=writer.compute_any)
+    next(reader)
+    reader.close()
     assert set(entered) == {("the caller's", False)}
 
 
-def test_for_a_gpu_rows_in_main_memory_are_not_pinned_and_what_is_read_is(
+def test_for_a_gpu_only_what_is_read_from_host_memory_is_pinned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of them would take the next power of two."""
+    """A pinned allocation of the whole store would be rounded up to a power of two."""
     with FakeTensorMode():
         like = torch.empty(0, device="cuda")
     store = MemoryStore("ram", (5, 3, 4), like)
-    store.write(np.arange(5), ROWS)
+    store.write(np.arange(5), ENTRIES)
     pinned: list[tuple[int, ...]] = []
     empty = torch.empty
 
@@ -246,11 +255,11 @@ def test_for_a_gpu_rows_in_main_memory_are_not_pinned_and_what_is_read_is(
         return empty(shape, **options)
 
     monkeypatch.setattr(torch, "empty", noted)
-    assert torch.equal(store.read(np.array([3, 0])), ROWS[[3, 0]])
+    assert torch.equal(store.read(np.array([3, 0])), ENTRIES[[3, 0]])
     assert pinned == [(2, 3, 4)]
 
 
-def test_every_weight_text_and_cut_makes_another_key(trunk, substrate, tmp_path: Path) -> None:
+def test_every_weight_text_and_setting_changes_identity(trunk, substrate, tmp_path: Path) -> None:
     model = trunk.model
     data = make_data(substrate, tmp_path)
     batches = Batches(data.train, 4, 16)
@@ -275,19 +284,19 @@ def test_every_weight_text_and_cut_makes_another_key(trunk, substrate, tmp_path:
     assert identity(trunk, digests[2], Batches(data.validation, 4, 16), windows) != key
 
 
-def test_the_memo_answers_with_the_bits_it_computed_within_its_limit() -> None:
+def test_the_evaluation_cache_returns_the_computed_bits_within_its_limit() -> None:
     calls = []
 
     def compute(ids: torch.Tensor) -> torch.Tensor:
         calls.append(ids)
         return ids.float()[..., None] * 2
 
-    memo = Memo(limit=100)
+    cache = EvaluationCache(limit=100)
     one, two, large = torch.arange(4)[None], torch.arange(4)[None] + 1, torch.arange(50)[None]
     for ids in (one, two, large, one, two, large):
-        assert torch.equal(memo.output(ids, compute), ids.float()[..., None] * 2)
+        assert torch.equal(cache.output(ids, compute), ids.float()[..., None] * 2)
     assert [len(ids[0]) for ids in calls] == [4, 4, 50, 50]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        memo.output(one, compute)
+        cache.output(one, compute)
     assert len(calls) == 5
-    assert memo.nbytes <= 100
+    assert cache.nbytes <= 100

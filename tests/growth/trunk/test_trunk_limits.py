@@ -1,4 +1,4 @@
-"""Whatever is kept stays within the limit, and a disk that fails costs the cache alone."""
+"""Cached activations stay within the limit, and if a disk fails, only the cache is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from growing import make_model, make_train
 from test_trunk_runs import (
-    NO_ROOM,
+    NO_SPACE,
     SCHEDULE,
     WINDOWS,
     assert_same,
@@ -21,54 +21,53 @@ from test_trunk_runs import (
     grown,
     measured,
     plain,
-    told,
+    trunk_events,
 )
 
 from fastgrow.errors import FastgrowError, Interrupted
 from fastgrow.evaluation import uniform_bits
 from fastgrow.growth import GrowthSchedule, Trunk, grow
+from fastgrow.growth.trunk.activations import CachedActivations
+from fastgrow.growth.trunk.cache import ActivationCache
 from fastgrow.growth.trunk.costs import free_bytes
-from fastgrow.growth.trunk.disk import DiskStore, remove_caches
 from fastgrow.growth.trunk.engine import TrunkEngine
-from fastgrow.growth.trunk.keeper import RowKeeper
-from fastgrow.growth.trunk.rows import TrunkRows
-from fastgrow.growth.trunk.store import DamagedRows, MemoryStore
+from fastgrow.growth.trunk.stores import DamagedEntries, DiskStore, MemoryStore, remove_caches
 from fastgrow.nn import Decoder
 from fastgrow.training import Trainer
 
 __all__ = ["assert_same", "data", "grown", "plain"]
 
 
-def test_the_validations_outputs_give_way_to_rows(
+def test_outputs_of_evaluations_are_freed_for_activations(
     grown, plain, tmp_path, monkeypatch, assert_same
 ) -> None:
-    """Old and new rows fit side by side; with the outputs beside them they would not."""
+    """Old and new activations fit together; with the evaluation's outputs they would not."""
     limit = 2 * WINDOWS * (16 * 16 * 4 + 12) + 100
     taken: list[int] = []
     engines: list[TrunkEngine] = []
-    begin, store = TrunkEngine.begin, RowKeeper._store
+    begin, store = TrunkEngine.begin, ActivationCache._new_store
 
     def watched_begin(engine: TrunkEngine, *arguments: Any) -> object:
         engines.append(engine)
         return begin(engine, *arguments)
 
-    def watched_store(keeper: RowKeeper, place: str, wanted, windows, example, old):
-        new = store(keeper, place, wanted, windows, example, old)
-        memo = engines[-1]._memo
+    def watched_store(cache: ActivationCache, place: str, wanted, windows, example, old):
+        new = store(cache, place, wanted, windows, example, old)
+        evaluations = engines[-1]._evaluations
         stores = {id(s): s.nbytes for s in (new, *([] if old is None else [old.store]))}
-        taken.append(sum(stores.values()) + (0 if memo is None else memo[0].nbytes))
+        taken.append(sum(stores.values()) + (0 if evaluations is None else evaluations[0].nbytes))
         return new
 
     monkeypatch.setattr(TrunkEngine, "begin", watched_begin)
-    monkeypatch.setattr(RowKeeper, "_store", watched_store)
+    monkeypatch.setattr(ActivationCache, "_new_store", watched_store)
     assert_same(measured(grown(Trunk(cache="disk", limit=limit), out=tmp_path)), plain)
     assert len(taken) == 3
     assert max(taken) <= limit
-    assert max(taken) > limit // 2, "at some moment the rows of two stages stood side by side"
+    assert max(taken) > limit // 2, "at some moment the activations of two stages are stored"
 
 
 def stopped(grown, trunk: Trunk, out: Path, monkeypatch) -> None:
-    """A run that was stopped in its third stage."""
+    """Stop a run in its third stage."""
     step = Trainer._train_step
 
     def stopping(trainer: Trainer, **options: bool) -> None:
@@ -82,18 +81,18 @@ def stopped(grown, trunk: Trunk, out: Path, monkeypatch) -> None:
             grown(trunk, out=out, checkpoint_every=3)
 
 
-def test_a_lower_limit_holds_for_a_run_that_goes_on(
+def test_a_lower_limit_holds_for_a_resumed_run(
     grown, plain, tmp_path, monkeypatch, assert_same
 ) -> None:
     stopped(grown, Trunk(cache="disk"), tmp_path, monkeypatch)
-    said: list[str] = []
-    monkeypatch.setattr(TrunkEngine, "_say", lambda self, text, **values: said.append(text))
-    resumed = grown(Trunk(cache="disk", limit=NO_ROOM), out=tmp_path, checkpoint_every=3)
+    messages: list[str] = []
+    monkeypatch.setattr(TrunkEngine, "_report", lambda self, text, **v: messages.append(text))
+    resumed = grown(Trunk(cache="disk", limit=NO_SPACE), out=tmp_path, checkpoint_every=3)
     assert_same(measured(resumed), plain)
-    assert "the limit is 0.0 MB" in said[0]
+    assert "the limit is 0.0 MB" in messages[0]
 
 
-def test_files_are_gone_though_the_run_goes_on_without_a_cache(
+def test_files_are_removed_if_the_run_is_resumed_without_a_cache(
     grown, plain, tmp_path, monkeypatch, assert_same
 ) -> None:
     stopped(grown, Trunk(cache="disk"), tmp_path, monkeypatch)
@@ -103,7 +102,7 @@ def test_files_are_gone_though_the_run_goes_on_without_a_cache(
 
 
 @pytest.mark.parametrize("failing", ["write", "finish"])
-def test_a_disk_that_fails_while_rows_are_written_ends_no_run(
+def test_a_disk_that_fails_while_activations_are_written_ends_no_run(
     grown, plain, tmp_path: Path, monkeypatch, failing: str
 ) -> None:
     def full(*arguments: object) -> None:
@@ -111,9 +110,9 @@ def test_a_disk_that_fails_while_rows_are_written_ends_no_run(
 
     monkeypatch.setattr(DiskStore, failing, full)
     assert measured(grown(Trunk(cache="disk"), out=tmp_path)) == plain
-    told_of = [event["message"] for event in told(tmp_path)]
-    assert len(told_of) == len(SCHEDULE.stages) - 1
-    assert all("recomputed: disk failed" in text and "No space" in text for text in told_of)
+    messages = [event["message"] for event in trunk_events(tmp_path)]
+    assert len(messages) == len(SCHEDULE.stages) - 1
+    assert all("recomputed: disk failed" in text and "No space" in text for text in messages)
     assert not (tmp_path / "trunk").exists()
 
 
@@ -129,7 +128,7 @@ def test_a_part_of_the_disk_that_cannot_be_read_is_damaged(tmp_path: Path, monke
         return preadv(file, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", bad_sector)
-    with pytest.raises(DamagedRows) as damaged:
+    with pytest.raises(DamagedEntries) as damaged:
         store.read(np.arange(3))
     assert damaged.value.slots.tolist() == [1]
     store.close()
@@ -137,7 +136,7 @@ def test_a_part_of_the_disk_that_cannot_be_read_is_damaged(tmp_path: Path, monke
         store.read(np.arange(1))
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "trunk"
     (folder / ".probe.abc").mkdir(parents=True)
     (folder / ".probe.abc" / "x.trunk.rows").write_bytes(b"rows")
@@ -146,36 +145,36 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_a_window_without_a_row_is_refused_and_not_answered_with_anothers() -> None:
+def test_reading_a_window_that_is_not_cached_raises() -> None:
     windows = np.array([2, 5, 7])
     store = MemoryStore("ram", (3, 2, 4), torch.empty(0))
     store.write(np.arange(3), torch.arange(24.0).reshape(3, 2, 4))
-    rows = TrunkRows(windows, store, {"n": 1})
-    assert torch.equal(rows.read(np.array([7, 2])), store.read(np.array([2, 0])))
+    cached = CachedActivations(windows, store, {"n": 1})
+    assert torch.equal(cached.read(np.array([7, 2])), store.read(np.array([2, 0])))
     for foreign in (0, 3, 8):
-        with pytest.raises(FastgrowError, match=f"window {foreign} has no kept row"):
-            rows.read(np.array([5, foreign]))
+        with pytest.raises(FastgrowError, match=f"window {foreign} has no cached activations"):
+            cached.read(np.array([5, foreign]))
 
 
 class Shifted(Decoder):
-    """A model that hands its head something else."""
+    """A model whose head reads zeros."""
 
     def hidden(self, ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         return 0 * super().hidden(ids, *arguments, **options)
 
 
-def test_what_a_model_computes_in_its_own_way_is_computed_whole(substrate, data) -> None:
+def test_a_model_that_overrides_hidden_is_not_split(substrate, data) -> None:
     schedule, train = GrowthSchedule.blocks(2, tokens=256), make_train(lr=1e-9)
     model = make_model(substrate)
     model.__class__ = Shifted
     second = grow(model, data, schedule, train=train, quiet=True).stages[1]
-    # Of a head that reads zeros only its bias is left, which is near zero.
+    # Only the head's bias is left, which is near zero.
     assert second.bits["validation"] == pytest.approx(
         uniform_bits(data.validation).bits_per_character, rel=1e-3
     )
 
 
-def test_a_loss_that_is_a_function_is_called(substrate, data) -> None:
+def test_a_loss_set_on_the_model_is_called(substrate, data) -> None:
     model = make_model(substrate)
     called: list[bool] = []
     loss = model.loss
@@ -189,7 +188,7 @@ def test_a_loss_that_is_a_function_is_called(substrate, data) -> None:
     assert sum(called) == 8
 
 
-def test_where_one_may_not_look_there_is_no_room(tmp_path: Path, monkeypatch) -> None:
+def test_a_disk_that_cannot_be_examined_has_no_space(tmp_path: Path, monkeypatch) -> None:
     def forbidden(path: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 

@@ -1,4 +1,4 @@
-"""The optimizer's state at the boundaries of stages: kept, dropped, copied, or put by on disk."""
+"""The optimizer state at the boundaries of stages: kept, dropped, copied, or saved to disk."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ State = dict[str, dict[str, Any]]
 _HEAD = "lm_head."
 
 
-class Carried:
-    """The optimizer's state between the stages of a run, and that of what rests meanwhile.
+class OptimizerStates:
+    """The optimizer state between the stages of a run, including that of frozen parameters.
 
-    State is held by the names of parameters in the stack of the last stage.
+    States are held by the names that their parameters have in the stack of the last stage.
 
     Args:
-        moments: what becomes of it.
-        stages, shapes: of the run.
-        folder: where the state of what rests is kept; None keeps it in memory.
+        moments: what happens to the states at a boundary.
+        stages, shapes: the stages of the run and their shapes.
+        folder: folder for the states of frozen parameters; None keeps them in memory.
     """
 
     def __init__(
@@ -39,58 +39,58 @@ class Carried:
         self._moments = moments
         self._stages, self._shapes = stages, shapes
         self._live: State = {}
-        self._resting = Resting(folder)
+        self._frozen = FrozenStates(folder)
 
-    def begin(self, index: int, active: Collection[str]) -> State:
-        """The state that active parameters of stage `index` (from 0) begin with; some have none.
+    def start_stage(self, index: int, active: Collection[str]) -> State:
+        """Return the states that active parameters of stage `index` (from 0) start with.
 
-        What is given out is not kept here: from then on it is the trainer's.
+        Some parameters have none. The returned states are removed here; the trainer owns them.
         """
         stage, shape = self._stages[index], self._shapes[index]
         moved, copied = shape.old, copied_from(stage, shape)
         origin = {new: old for old, new in enumerate(moved)}
         live, self._live = self._live, {}
-        self._resting.rename(moved)
+        self._frozen.rename(moved)
         if stage.head in ("reset", "tied"):
-            # Its weights are other ones now.
+            # The head's weights have been replaced.
             live = {name: state for name, state in live.items() if not name.startswith(_HEAD)}
-            self._resting.forget(_HEAD)
-        begun = self._resting.take([name for name in active if name in self._resting])
+            self._frozen.forget(_HEAD)
+        start = self._frozen.pop([name for name in active if name in self._frozen])
         for name in active:
             block = block_of(name)
             if block in copied:
                 original = live.get(_in_block(name, copied[block]))
                 if self._moments.copied == "copy" and original is not None:
-                    begun[name] = {key: value.clone() for key, value in original.items()}
+                    start[name] = {key: value.clone() for key, value in original.items()}
             elif self._moments.trained_on == "keep" and (block is None or block in origin):
                 before = name if block is None else _in_block(name, origin[block])
                 if before in live:
-                    begun[name] = live[before]
-        return begun
+                    start[name] = live[before]
+        return start
 
-    def end(self, index: int, state: State) -> None:
-        """Take over what stage `index` leaves."""
-        self._live, rests = {}, {}
+    def end_stage(self, index: int, state: State) -> None:
+        """Keep the states of stage `index` that a later stage needs."""
+        self._live, frozen = {}, {}
         for name, tensors in state.items():
             if name.endswith((".lora_A", ".lora_B")):
                 continue
-            if self._is_wanted_next(name, index):
+            if self._is_needed_next(name, index):
                 self._live[name] = tensors
-            if not self._trains_in(index + 1, name) and self._trains_after(index + 1, name):
-                rests[name] = tensors
-        if rests and self._moments.thawed == "restore":
-            self._resting.put(f"stage-{index + 1}", rests)
+            if not self._is_active_in(index + 1, name) and self._is_active_from(index + 1, name):
+                frozen[name] = tensors
+        if frozen and self._moments.thawed == "restore":
+            self._frozen.save(f"stage-{index + 1}", frozen)
 
-    def _is_wanted_next(self, name: str, index: int) -> bool:
+    def _is_needed_next(self, name: str, index: int) -> bool:
         if index + 1 == len(self._stages):
             return False
-        if self._moments.trained_on == "keep" and self._trains_in(index + 1, name):
+        if self._moments.trained_on == "keep" and self._is_active_in(index + 1, name):
             return True
         copied = copied_from(self._stages[index + 1], self._shapes[index + 1])
         return self._moments.copied == "copy" and block_of(name) in copied.values()
 
-    def _trains_in(self, index: int, name: str) -> bool:
-        """Whether a parameter, named as in the stack before stage `index`, trains in it."""
+    def _is_active_in(self, index: int, name: str) -> bool:
+        """Whether a parameter, named as in the stack before stage `index`, is active in it."""
         if index >= len(self._shapes):
             return False
         shape = self._shapes[index]
@@ -100,9 +100,10 @@ class Carried:
         part = name.partition(".")[0]
         return {"embedding": shape.table, "final_norm": shape.final_norm}.get(part, shape.head)
 
-    def _trains_after(self, index: int, name: str) -> bool:
+    def _is_active_from(self, index: int, name: str) -> bool:
+        """Whether the same parameter is active in stage `index` or in a later one."""
         for later in range(index, len(self._shapes)):
-            if self._trains_in(later, name):
+            if self._is_active_in(later, name):
                 return True
             block = block_of(name)
             if block is not None:
@@ -110,26 +111,26 @@ class Carried:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"live": self._live, "resting": self._resting.state_dict()}
+        """Return the states for resuming."""
+        return {"live": self._live, "resting": self._frozen.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Put back what `state_dict` returned; None of a run from before there was a choice."""
+        """Restore what `state_dict` returned; checkpoints of older versions have None."""
         if state is not None:
             self._live = dict(state["live"])
-            self._resting.load_state_dict(state["resting"])
+            self._frozen.load_state_dict(state["resting"])
 
 
-class Resting:
-    """The optimizer's state of parameters that rest: a file for each stage that put some by.
+class FrozenStates:
+    """The optimizer state of frozen parameters: a file for each stage after which some are frozen.
 
     Args:
-        folder: of the files; None keeps tensors in memory.
+        folder: folder of the files; None keeps tensors in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        # Parameter → the file and the name that it has there; file → its SHA-256.
+        # Parameter → its file and its name in that file; file → its SHA-256.
         self._places: dict[str, tuple[str, str]] = {}
         self._digests: dict[str, str] = {}
         self._memory: dict[str, State] = {}
@@ -137,8 +138,8 @@ class Resting:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
-    def put(self, file: str, state: State) -> None:
-        """Put by the state of some parameters."""
+    def save(self, file: str, state: State) -> None:
+        """Save the states of some parameters."""
         if self._folder is None:
             self._memory[file] = {n: {k: v.cpu() for k, v in t.items()} for n, t in state.items()}
         else:
@@ -152,8 +153,8 @@ class Resting:
             self._digests[file] = _files.sha256_file(self._path(file))
         self._places |= {name: (file, name) for name in state}
 
-    def take(self, names: Iterable[str]) -> State:
-        """The state of parameters that rest no longer.
+    def pop(self, names: Iterable[str]) -> State:
+        """Remove and return the states of parameters that are active again.
 
         Raises:
             CheckpointError: a file is missing or damaged.
@@ -172,9 +173,9 @@ class Resting:
         path = self._path(file)
         if not path.is_file() or _files.sha256_file(path) != self._digests[file]:
             raise CheckpointError(
-                f"{path}: the optimizer's state of blocks that rested is "
-                f"{'damaged' if path.is_file() else 'missing'}; put the file back from a copy of "
-                "the run's folder, or start the run anew in another"
+                f"{path}: the optimizer state of frozen blocks is "
+                f"{'damaged' if path.is_file() else 'missing'}; restore the file from a copy of "
+                "the run's folder, or start the run again in another folder"
             )
         state: State = {}
         for key, value in load_file(path).items():
@@ -183,11 +184,15 @@ class Resting:
         return state
 
     def forget(self, prefix: str) -> None:
-        """Drop the state of parameters whose names begin so."""
+        """Drop the states of parameters whose names start with `prefix`."""
         self._places = {n: place for n, place in self._places.items() if not n.startswith(prefix)}
 
     def rename(self, moved: Sequence[int]) -> None:
-        """Follow blocks to their indices, by the old ones, in a stack that has grown."""
+        """Rename parameters after blocks were inserted.
+
+        Args:
+            moved: new index of each old block.
+        """
         self._places = {
             name if (block := block_of(name)) is None else _in_block(name, moved[block]): place
             for name, place in self._places.items()
@@ -209,11 +214,11 @@ class Resting:
 
 
 def block_of(name: str) -> int | None:
-    """The index of the block that a parameter is in; None of the others."""
+    """Return the index of the block that a parameter is in; None if it is in no block."""
     part, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) if part == "blocks" else None
 
 
 def _in_block(name: str, index: int) -> str:
-    """The parameter of that name in another block."""
+    """Return the name that a block's parameter has in the block with this index."""
     return f"blocks.{index}.{name.split('.', 2)[2]}"
