@@ -440,7 +440,7 @@ def test_one_process_at_a_time(substrate, data, tmp_path: Path) -> None:
     """`flock` belongs to the open file, so that a second one here is like another process."""
     with (
         sole_user(tmp_path),
-        pytest.raises(FolderInUse, match=r"another process is at work on this run \(number \d+\)"),
+        pytest.raises(FolderInUse, match=r"another process \(PID \d+\) is using"),
     ):
         grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
     # A lock that was left behind is no obstacle.

@@ -100,7 +100,7 @@ def test_folder_says_what_it_is(saved: Path, substrate: TinySubstrate) -> None:
 def test_saving_again_replaces_and_spares_what_is_not_ours(model: Decoder, saved: Path) -> None:
     model.save(saved)
     (saved / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"'notes\.txt', which would be lost"):
+    with pytest.raises(FileExistsError, match=r"'notes\.txt', which would be deleted"):
         model.save(saved)
     assert (saved / "notes.txt").read_text() == "mine"
 
