@@ -91,7 +91,7 @@ def claim_folder(
         if there.get(key) != value:
             place, was, now = _difference(key, there.get(key), value)
             raise ConfigError(
-                f"{out}: contains a run with a different {place} ({was!r}, now {now!r}); choose "
+                f"{out}: contains a run with another {place} ({was!r}, now {now!r}); choose "
                 "another folder, or resume with the old settings"
             )
 

@@ -114,7 +114,7 @@ def test_another_setting_is_another_run(
     teacher = make_teacher(substrate, dtype=torch.float32)
     student = make_decoder(substrate, 9, dtype=torch.float32)
     distill(teacher, student, data, tokens=64, train=TRAIN, out=tmp_path, quiet=True)
-    with pytest.raises(ConfigError, match=r"a different temperature \(1\.0, now 2"):
+    with pytest.raises(ConfigError, match=r"contains a run with another temperature \(1\.0, now 2"):
         distill(
             teacher, student, data, tokens=64, train=TRAIN, temperature=2.0, out=tmp_path,
             quiet=True,

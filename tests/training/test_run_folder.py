@@ -21,7 +21,7 @@ def test_a_run_can_be_resumed_on_another_machine(tmp_path: Path) -> None:
     claim_folder(tmp_path, {"seed": 3}, "auto", {"torch": "2"})
     claim_folder(tmp_path, {"seed": 3}, "auto")
     assert (tmp_path / "run.json").read_bytes() == begun
-    with pytest.raises(ConfigError, match="a different seed"):
+    with pytest.raises(ConfigError, match="another seed"):
         claim_folder(tmp_path, {"seed": 4}, "auto", {"torch": "1"})
 
 
