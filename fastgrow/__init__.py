@@ -1,8 +1,8 @@
 """fastgrow: grow Transformers on a frozen glyph substrate, and compose them.
 
-Text becomes frozen vectors, vectors pass a stack of blocks that grows, several stacks speak as one
-("Growing Transformers: Modular Composition and Layer-wise Expansion on a Frozen Substrate",
-arXiv 2507.07129).
+Text is mapped to frozen token vectors, a stack of Transformer blocks is grown and trained in stages
+on top of them, and several models are combined by averaging their logits ("Growing Transformers:
+Modular Composition and Layer-wise Expansion on a Frozen Substrate", arXiv 2507.07129).
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ __version__ = "0.1.0"
 
 _PACKAGE = Path(__file__).resolve().parent
 if not (_PACKAGE / "kernels").is_dir():
-    # In a working copy the kernels stand beside the package (setup.py says why), where neither
-    # Python nor setuptools' editable finder looks for a package without an __init__.py.
+    # In a working copy the kernels are next to the package directory (setup.py explains why).
+    # Neither Python nor setuptools' editable finder looks there for a package without __init__.py.
     kernels = ModuleType("fastgrow.kernels")
     kernels.__path__ = [str(_PACKAGE.parent / "kernels")]
     sys.modules["fastgrow.kernels"] = kernels
 
-# Names are loaded on first use, so that `import fastgrow` costs next to nothing and a machine
-# without one of the heavier packages can still use the rest.
+# Names are imported on first use, so that `import fastgrow` is fast and a machine without one of
+# the heavier packages can still use the other modules.
 _HOME = {
     "Budget": "fastgrow.growth",
     "Contrast": "fastgrow.compose",

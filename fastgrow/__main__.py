@@ -1,4 +1,4 @@
-"""`python -m fastgrow` is the command line."""
+"""Entry point of the command line: `python -m fastgrow`."""
 
 import sys
 

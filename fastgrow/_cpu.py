@@ -1,4 +1,4 @@
-"""What Linux tells of the processor."""
+"""Processor name and features, as reported by Linux."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_model() -> str:
-    """The processor's name, or else its architecture."""
+    """Return the processor's model name, or its architecture if the name is unknown."""
     found = re.search(r"^model name\s*:\s*(.+)$", _text(), re.MULTILINE)
     return found[1].strip() if found else platform.machine()
 
 
 def cpu_flags() -> set[str]:
-    """The names of what it can do, such as avx2; none where they are not known."""
+    """Return the processor's feature flags, such as avx2; an empty set if they are unknown."""
     found = re.search(r"^(?:flags|Features)\s*:(.+)$", _text(), re.MULTILINE)
     return set(found[1].split()) if found else set()
 

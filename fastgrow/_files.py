@@ -1,7 +1,8 @@
-"""Writing files so that a reader never sees half of one.
+"""Atomic file and folder writes: a reader never sees partly written content.
 
-Everything goes to a temporary sibling first, is flushed to the disk and then renamed: a crash, a
-full disk or a second process leaves either the old content or the new one.
+Content is written to a temporary file or folder in the same directory, flushed to disk and then
+renamed. After a crash, on a full disk or with a second process, a path has either its old content
+or its new content.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastgrow.errors import CheckpointError
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's directory entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,7 +35,7 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes `path`'s place when the block ends well.
+    """Yield a temporary path in the folder of `path`; it replaces `path` if the block succeeds.
 
     Raises:
         OSError: the disk is full, the folder is not writable, …; its `filename` is `path`.
@@ -47,7 +48,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            # mkstemp makes private files; a finished file follows the user's umask as open() would.
+            # mkstemp creates private files; the finished file follows the user's umask.
             temporary.chmod(0o666 & ~_umask())
             fsync_path(temporary)
             temporary.replace(path)
@@ -59,17 +60,17 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path | str, owned: Collection[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes `path`'s place when the block ends well.
+    """Yield a temporary folder next to `path`; it replaces `path` if the block succeeds.
 
     Args:
-        path: the folder to make or replace.
-        owned: names that an existing folder may hold. Replacing a folder throws its content away,
-            so one that holds anything else is not ours to replace.
+        path: the folder to create or replace.
+        owned: file names that an existing folder may contain. Replacing a folder deletes its
+            content, so a folder with any other file is not replaced.
 
     Raises:
-        FileExistsError: `path` is a file, or a folder that holds a name not in `owned`.
+        FileExistsError: `path` is a file, or a folder with a file whose name is not in `owned`.
         OSError: the disk is full, the folder is not writable, …; its `filename` is `path`, or
-            another file at fault.
+            the file that could not be written.
     """
     path = Path(path)
     _refuse_foreign(path, owned)
@@ -80,7 +81,7 @@ def atomic_folder(path: Path | str, owned: Collection[str]) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
-                # safetensors makes private files, as mkstemp does.
+                # safetensors creates private files, as mkstemp does.
                 file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 fsync_path(file)
             fsync_path(temporary)
@@ -88,12 +89,12 @@ def atomic_folder(path: Path | str, owned: Collection[str]) -> Iterator[Path]:
             _rename_over(temporary, path)
             fsync_path(path.parent)
         finally:
-            # After a swap this is the previous content, after a failure the unfinished one.
+            # After a swap this is the previous content; after a failure, the unfinished content.
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: Path | str) -> None:
-    """Remove what a process that was killed while it wrote `path` has left beside it."""
+    """Remove temporary files and folders of a process that was killed while it wrote `path`."""
     path = Path(path)
     for entry in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
         if entry.is_dir():
@@ -104,7 +105,10 @@ def remove_leftovers(path: Path | str) -> None:
 
 @contextlib.contextmanager
 def _errors_naming(path: Path) -> Iterator[None]:
-    """Let errors of the disk name `path`: a full disk names no file, and others a temporary one."""
+    """Set the file name of disk errors to `path`.
+
+    The error of a full disk has no file name; other errors have that of the temporary file.
+    """
     try:
         yield
     except _safetensor_errors() as error:
@@ -120,7 +124,7 @@ def _errors_naming(path: Path) -> Iterator[None]:
 
 
 def _safetensor_errors() -> tuple[type[Exception], ...]:
-    """None where safetensors was not imported: the benchmarks do without it, and nothing raises."""
+    """Return safetensors' error class; an empty tuple if safetensors was not imported."""
     module = sys.modules.get("safetensors")
     return () if module is None else (module.SafetensorError,)
 
@@ -129,22 +133,22 @@ def _refuse_foreign(path: Path, owned: Collection[str]) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise FileExistsError(f"{path}: is a file; a folder was to be written there")
+        raise FileExistsError(f"{path}: is a file, expected a folder or an unused path")
     foreign = sorted({entry.name for entry in path.iterdir()} - set(owned))
     if foreign:
         raise FileExistsError(
-            f"{path}: holds {foreign[0]!r}, which would be lost by writing there; "
-            "choose another folder or move it away"
+            f"{path}: contains {foreign[0]!r}, which would be deleted by writing this folder; "
+            "choose another folder or move the file away"
         )
 
 
 def _rename_over(source: Path, target: Path) -> None:
-    """Put folder `source` at `target`; what stood at `target` is at `source` afterwards."""
+    """Move folder `source` to `target`; the previous content of `target` ends up at `source`."""
     if not target.exists():
         source.replace(target)
         return
-    # rename(2) does not replace a non-empty folder, and two renames would leave a moment with
-    # neither; Linux can swap the two names in one step.
+    # rename(2) does not replace a non-empty folder, and between two renames neither folder would be
+    # at `target`; Linux can swap the two names in one step.
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         at_fdcwd, rename_exchange = -100, 2
@@ -170,7 +174,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON atomically, readable by people and stable under `diff`."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -191,13 +195,13 @@ def read_json(path: Path | str) -> Any:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:
-    # There is no way to read the mask without setting it.
+    # The umask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub; one that cannot be had is known at once."""
+"""Datasets of the Hugging Face Hub, with a short time limit if the Hub cannot be reached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def is_dataset_name(text: str) -> bool:
-    """Whether it could be the "owner/name" of a dataset."""
+    """Whether the text has the form "owner/name" of a Hub dataset."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -27,20 +27,24 @@ def open_dataset(
     revision: str | None = None,
     streaming: bool = False,
 ) -> tuple[Any, str | None]:
-    """A dataset's rows and the commit they are of; a Hub out of reach is known after two seconds.
+    """Load a dataset and resolve its commit.
+
+    If the Hub cannot be reached, an error is raised after two seconds.
 
     Args:
-        name: "owner/name".
-        config: its configuration, where it has several.
-        split: which of its splits.
+        name: dataset name, "owner/name".
+        config: name of the dataset configuration, if it has several.
+        split: name of the split.
         revision: branch, tag or commit.
-        streaming: read over the network as it goes, without storing the dataset.
+        streaming: stream rows over the network instead of storing the dataset.
 
     Returns:
-        The rows of `datasets`, and the commit; None in offline mode (HF_HUB_OFFLINE=1).
+        The dataset object of the `datasets` library, and the commit; the commit is None in offline
+        mode (HF_HUB_OFFLINE=1).
 
     Raises:
-        DataError: the Hub or the dataset cannot be reached, or has no such configuration or split.
+        DataError: the Hub or the dataset cannot be reached, or the dataset has no such
+            configuration or split.
     """
     import datasets
     from huggingface_hub import HfApi, constants
@@ -48,7 +52,7 @@ def open_dataset(
     title = f"Hub dataset {name!r}"
     commit = None
     if not constants.HF_HUB_OFFLINE:
-        # `datasets` would retry for half a minute; one question first settles whether it can work.
+        # `datasets` would retry for half a minute, so one request first checks the connection.
         try:
             info = _within(
                 _SECONDS,
@@ -56,8 +60,8 @@ def open_dataset(
             )
         except Exception as error:
             raise DataError(
-                f"{title}: cannot be had from {constants.ENDPOINT} ({first_line(error)}). For a "
-                "local copy give its path; HF_HUB_OFFLINE=1 uses a copy in the Hub's cache"
+                f"{title}: cannot be loaded from {constants.ENDPOINT} ({first_line(error)}). Give "
+                "the path of a local copy, or set HF_HUB_OFFLINE=1 to use a copy in the Hub's cache"
             ) from error
         revision = commit = info.sha
     try:
@@ -70,15 +74,15 @@ def open_dataset(
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result; a look-up of a host name has no time limit of its own.
+    """Return the result of `call`, run in a thread because host name look-ups have no timeout.
 
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: the call took longer than `seconds`.
     """
     results: list[T] = []
     errors: list[Exception] = []

@@ -1,4 +1,4 @@
-"""Which other packages are installed."""
+"""Whether optional packages are installed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import importlib.util
 
 
 def is_there(module: str) -> bool:
-    """Is a module installed? Its parents are imported, as finding it takes."""
-    # Finding is cheap where importing takes a while; a finder may also refuse by raising.
+    """Whether a module is installed. Only its parent packages are imported."""
+    # Finding a module is much faster than importing it. A finder may raise for a missing module.
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""Text files and JSON-lines files, line by line; what is wrong in them is named with its line."""
+"""Read text and JSON Lines files line by line; errors report the line number."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without its line end) of each line.
+    """Yield (line number from 1, text without line ending) for each line of a file.
 
     Raises:
-        DataError: the file is not UTF-8; the message has the byte's offset.
-        OSError: it cannot be read.
+        DataError: the file is not UTF-8; the message contains the byte's offset.
+        OSError: the file cannot be read.
     """
     offset = 0
     with path.open("rb") as file:
@@ -40,14 +40,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_json_lines(
     path: Path, *, expected: str = "an object"
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, row) of each line that is not blank.
+    """Yield (line number from 1, row) for each line of a JSON Lines file that is not blank.
 
     Args:
         path: the file.
-        expected: what a row is, for the message about one that is not an object.
+        expected: description of a row, used in the message if a line is not an object.
 
     Raises:
-        DataError: a line is not valid JSON or not an object; or as `read_lines`.
+        DataError: a line is not valid JSON or not an object, or the file is not UTF-8.
         OSError: the file cannot be read.
     """
     for number, line in read_lines(path):

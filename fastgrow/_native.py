@@ -1,7 +1,7 @@
-"""The compiled extension: used where it is there, never required.
+"""The compiled extension, which is optional.
 
-Importing this module loads it, once; `CPU` and `CUDA` then say whether its operations can be
-called, and if not why. They are plain values because torch.compile reads them while tracing.
+Importing this module loads it once. `CPU` and `CUDA` then report whether its operations can be
+called, and the reason if not. They are plain values because torch.compile reads them while tracing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ PACKAGE = Path(__file__).resolve().parent
 class Extension:
     """State of one compiled library: `fastgrow._C` (CPU) or `fastgrow._C_cuda`.
 
-    Args:
-        source: a digest of what it was, or would have been, made from; empty where no build says.
+    Attributes:
+        name: "_C" or "_C_cuda".
+        loaded: whether the library is loaded.
+        reason: details of the build, or why the library is not loaded.
+        source: digest of the library's source files as recorded by the build; empty without a
+            build record.
     """
 
     name: str
@@ -41,14 +45,14 @@ def _load(name: str, package: Path) -> Extension:
 
 
 def _load_library(name: str, package: Path, state: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the library could be loaded, and why not."""
+    """Load the library; return whether that succeeded, and details or the reason if not."""
     library = package / f"{name}.so"
     if not library.is_file():
         why = state.get("detail", "it has not been built")
-        return False, f"fastgrow.{name} is not there: {why}"
+        return False, f"fastgrow.{name} is not available: {why}"
     changed = _changed_source(state, package.parent)
     if changed is not None:
-        return False, f"fastgrow.{name} is older than {changed}: build it again"
+        return False, f"fastgrow.{name} is older than {changed}: rebuild it"
     try:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
@@ -57,7 +61,7 @@ def _load_library(name: str, package: Path, state: dict[str, Any]) -> tuple[bool
 
 
 def _build_state(name: str, package: Path) -> dict[str, Any]:
-    """What setup.py recorded of the build."""
+    """Return the build record that setup.py wrote for one library; empty if there is none."""
     try:
         state = json.loads((package / "_build.json").read_text())[name]
     except (OSError, ValueError, KeyError, TypeError):
@@ -66,7 +70,10 @@ def _build_state(name: str, package: Path) -> dict[str, Any]:
 
 
 def _changed_source(state: dict[str, Any], root: Path) -> str | None:
-    """A source file that no longer is what the library was made from (in a working copy)."""
+    """Return a source file that has changed since the library was built, or None.
+
+    Sources are only present in a working copy.
+    """
     for name, digest in state.get("sources", {}).items():
         file = root / name
         if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != digest:

@@ -1,4 +1,7 @@
-"""How settings are recorded, so that a record keeps its meaning when a class gets a new field."""
+"""Rules for leaving settings out of run records.
+
+Records of older versions stay comparable after a settings class gets a new field or a new default.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,17 @@ _BEFORE = "before"
 
 
 def before(value: Any) -> dict[str, Any]:
-    """Metadata of a field whose value is left out of records where it is `value`.
+    """Return dataclass field metadata that leaves the field out of records if it equals `value`.
 
-    That is what records from before the field, or before its default changed, stand for.
+    `value` is the behaviour of runs from before the field existed, or before its default changed.
     """
     return {_BEFORE: value}
 
 
 def left_out(field: dataclasses.Field[Any]) -> Any:
-    """The value of a field that records leave out; `dataclasses.MISSING` if there is none."""
+    """Return the value at which a field is left out of records.
+
+    This is the value given to `before`, or else the field's default; `dataclasses.MISSING` if the
+    field has neither.
+    """
     return field.metadata.get(_BEFORE, field.default)

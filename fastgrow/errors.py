@@ -1,8 +1,8 @@
-"""Errors a user can meet.
+"""Exceptions that fastgrow raises.
 
-Each message says what was wrong, where, and what was expected. The command line prints the message
-alone, so it has to stand without a traceback. Every class also derives from the built-in exception
-that a caller who does not know fastgrow would catch.
+Each message states what was wrong, where, and what was expected. The command line prints only the
+message, so it must be understandable without a traceback. Each class also derives from the built-in
+exception that describes the same kind of error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FastgrowError(Exception):
-    """Base of every error that fastgrow raises on purpose."""
+    """Base class of all errors that fastgrow raises."""
 
 
 class ConfigError(FastgrowError, ValueError):
@@ -22,11 +22,11 @@ class ConfigError(FastgrowError, ValueError):
 
 
 class ArgumentError(FastgrowError, ValueError):
-    """A tensor has a shape, dtype, device or content that an operation or module cannot take."""
+    """An operation or module does not accept a tensor's shape, dtype, device or content."""
 
 
 class DataError(FastgrowError, ValueError):
-    """A text, corpus or token stream cannot be used as given."""
+    """A text, corpus or token stream is missing, malformed or unsuitable."""
 
 
 class SubstrateError(FastgrowError, ValueError):
@@ -34,7 +34,7 @@ class SubstrateError(FastgrowError, ValueError):
 
 
 class CheckpointError(FastgrowError, RuntimeError):
-    """A file on disk is missing, damaged or does not fit the object it is loaded into."""
+    """A file on disk is missing, damaged, or does not match the object it is loaded into."""
 
 
 class DivergenceError(FastgrowError, ArithmeticError):
@@ -42,15 +42,15 @@ class DivergenceError(FastgrowError, ArithmeticError):
 
 
 class Interrupted(FastgrowError):
-    """A run was stopped by the user after its state had been saved."""
+    """The user stopped a run. Its state was saved if the run writes checkpoints."""
 
 
 def argument_error(where: str, argument: str, expected: str, got: object) -> ArgumentError:
-    """The error for an argument that an operation or module cannot take; the caller raises it."""
+    """Return the error for an argument that an operation or module does not accept."""
     return ArgumentError(f"{where}: {argument} must be {expected}, got {got}")
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape, dtype and device, for error messages."""
+    """Return a tensor's shape, dtype and device as text for error messages."""
     shape = ", ".join(str(n) for n in tensor.shape)
     return f"[{shape}] {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"

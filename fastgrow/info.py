@@ -1,6 +1,6 @@
-"""What fastgrow finds on this machine: `python -m fastgrow.info`.
+"""Report of versions, devices and available implementations: `python -m fastgrow.info`.
 
-The last line is the one command that would make this machine faster.
+The last line recommends a command that would make fastgrow faster on this machine.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fastgrow.ops.softmax_attention import explain_sdpa
 
 PACKAGES = ("triton", "numpy", "tokenizers", "safetensors")
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd")
-# What `instruction_set` of csrc/cpu/instruction_set.h counts.
+# Names of the values that `instruction_set` of csrc/cpu/instruction_set.h returns.
 INSTRUCTION_SETS = ("portable code", "AVX2", "AVX-512")
 
 
 def report() -> str:
-    """The whole report as text."""
+    """Return the report as text."""
     sections = {
         "Versions": _versions(),
         "Device": _device(),
@@ -42,17 +42,17 @@ def report() -> str:
 
 
 def device() -> torch.device:
-    """The device that fastgrow's commands use by default: the first GPU, or else the CPU."""
+    """Return the default device of fastgrow's commands: the first GPU, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def advice() -> str:
-    """The one command that would make this machine faster."""
+    """Return a command that would make fastgrow faster on this machine, or "nothing to do"."""
     rebuild = "pip install --no-build-isolation --force-reinstall --no-deps fastgrow"
     if (_native.PACKAGE.parent / "setup.py").is_file():
         rebuild = "pip install --no-build-isolation --no-deps -e ."
     if torch.version.cuda is None and shutil.which("nvidia-smi") is not None:
-        return "pip install --force-reinstall torch  (this torch does not see the NVIDIA GPU)"
+        return "pip install --force-reinstall torch  (this torch build cannot use the NVIDIA GPU)"
     if _version("triton") is None and torch.cuda.is_available():
         return "pip install triton"
     if not _native.CPU.loaded:
@@ -73,7 +73,7 @@ def _version(package: str) -> str | None:
 def _versions() -> list[str]:
     lines = [f"fastgrow {fastgrow.__version__} in {_native.PACKAGE}"]
     lines.append(f"Python {platform.python_version()} on {platform.platform()}")
-    # With the build, such as 2.13.0+cpu, which the installed package may not tell.
+    # torch.__version__ includes the build, such as 2.13.0+cpu; the package metadata may not.
     lines.append(f"torch {torch.__version__}")
     return lines + [f"{name} {_version(name) or 'is not installed'}" for name in PACKAGES]
 
@@ -101,7 +101,7 @@ def _extension() -> list[str]:
     if _native.CPU.loaded:
         used = INSTRUCTION_SETS[torch.ops.fastgrow_native.instruction_set()]
         lines.append(f"CPU operations run with {used}")
-    lines.append("what it has, built or not:")
+    lines.append("supported operations, whether built or not:")
     for names, on_cpu, on_gpu in ops.native_support():
         lines.append(f"  {', '.join(names)}: on a CPU {on_cpu}; on a GPU {on_gpu}")
     return lines

@@ -1,4 +1,4 @@
-"""Atomic writes: after any failure the old content stands, and nothing of the attempt is left."""
+"""Atomic writes: after a failure the old content is unchanged and no temporary file is left."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, fail: Callable[[], None], in
     assert names(tmp_path) == []
 
 
-def test_errors_of_other_files_and_kinds_pass_unchanged(tmp_path: Path) -> None:
+def test_errors_of_other_files_and_kinds_are_unchanged(tmp_path: Path) -> None:
     for error in (FileNotFoundError(2, "No such file", "source.txt"), SafetensorError("too long")):
         with pytest.raises(type(error)) as caught, _files.atomic_file(tmp_path / "a.txt"):
             raise error
@@ -146,7 +146,7 @@ for i in itertools.count():
 """
 
 
-def test_a_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
+def test_a_reader_always_finds_a_complete_folder(tmp_path: Path) -> None:
     path = tmp_path / "model"
     writer = subprocess.Popen(
         [sys.executable, "-c", KILLED_WHILE_REPLACING, str(path)], stdout=subprocess.PIPE

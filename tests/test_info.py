@@ -1,4 +1,4 @@
-"""The report names what there is, and ends with the command that would help."""
+"""The report lists what is installed, and ends with the recommended command."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_every_operation_is_explained() -> None:
         assert [line for line in lines if line.startswith(f"  {name}: ")]
 
 
-def test_what_the_extension_has_is_told_of_both_devices() -> None:
+def test_operations_of_the_extension_are_listed_for_both_devices() -> None:
     (line,) = [line for line in info.report().splitlines() if line.startswith("    linear_kl: ")]
     assert line == "    linear_kl: on a CPU –; on a GPU fp32, bf16, fp16"
 
 
-def test_the_backend_of_attention_is_told() -> None:
+def test_the_backend_of_attention_is_reported() -> None:
     lines = info.report().splitlines()
     at = lines.index("Attention by SDPA")
     assert lines[at + 1].startswith("  training and prefill: ")
@@ -52,12 +52,12 @@ def test_variables_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "  logit_mean: eager (requested by FASTGROW_IMPL)" in report
 
 
-def test_missing_extension_and_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = _native.Extension("_C", False, "fastgrow._C is not there: no C++ compiler")
+def test_missing_extension_and_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = _native.Extension("_C", False, "fastgrow._C is not available: no C++ compiler")
     monkeypatch.setattr(_native, "CPU", missing)
     report = info.report()
     assert f"  {missing.reason}" in report
-    assert "  logit_mean: eager (not native: fastgrow._C is not there" in report
+    assert "  logit_mean: eager (not native: fastgrow._C is not available" in report
     monkeypatch.setattr(info.shutil, "which", lambda name: None)
     assert info.advice().startswith("apt-get install g++ && pip install --no-build-isolation")
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def test_missing_extension_and_its_cure(monkeypatch: pytest.MonkeyPatch) -> None
     assert info.advice().startswith("FASTGROW_BUILD_EXT=auto pip install --no-build-isolation")
 
 
-def test_nothing_to_do_where_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_do_if_everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "CPU", _native.Extension("_C", True, "built"))
     monkeypatch.setattr(info.shutil, "which", lambda name: None)
     monkeypatch.setattr(info, "_extension", list)

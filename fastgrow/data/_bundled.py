@@ -1,4 +1,4 @@
-"""Reading the files that ship inside the package."""
+"""Read the data files that ship with the package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SUMS = "SHA256SUMS"
 
 
 def read(name: str) -> bytes:
-    """The decompressed content of a bundled `.xz` file.
+    """Return the decompressed content of a bundled `.xz` file.
 
     Raises:
-        DataError: the file is missing or is not the one that was shipped.
+        DataError: the file is missing, or its SHA-256 is not that of the shipped file.
     """
     compressed = _bytes(name)
     expected = _sums().get(name)

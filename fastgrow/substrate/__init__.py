@@ -1,4 +1,4 @@
-"""Text to ids to frozen vectors: vocabulary, tokenizer, glyphs, table, codes (free of torch)."""
+"""The substrate: vocabulary, tokenizer and frozen token vectors. Does not import torch."""
 
 from fastgrow.substrate.drawing import Drawing
 from fastgrow.substrate.picture import draw_glyph_sheet, glyph_sheet

@@ -1,6 +1,6 @@
-"""Token codes that show nothing of a token: the digits of its id, or random bits.
+"""Token codes without visual information: the binary digits of the id, or random bits.
 
-They are the controls of arXiv 2507.04886 and 2507.07129 for what the glyphs contribute.
+They are the controls of arXiv 2507.04886 and 2507.07129 that measure what glyphs contribute.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ CODES = ("id-16", *(f"random-{bits}" for bits in RANDOM_BITS))
 
 @dataclass(frozen=True)
 class Code:
-    """A kind of code.
+    """A kind of token code.
 
     Attributes:
-        random: random unique bits; otherwise the binary digits of the id, the highest first.
-        n_bits: bits in a code.
-        real: PCA and L2 normalisation turn the bits into real numbers ("float" in the paper).
+        random: True for random unique bits; False for the binary digits of the id, most
+            significant first.
+        n_bits: number of bits in a code.
+        real: whether the bits are converted to real vectors by PCA and L2 normalisation ("float"
+            in the paper).
     """
 
     random: bool
@@ -33,21 +35,22 @@ class Code:
 
     @classmethod
     def parse(cls, name: str) -> Code:
-        """Read a name such as "id-16" or "random-256-float".
+        """Parse a name such as "id-16" or "random-256-float".
 
         Raises:
-            SubstrateError: no such code.
+            SubstrateError: there is no such code.
         """
         match = re.fullmatch(r"(.+?)(-float)?", name)
         if match is None or match[1] not in CODES:
             raise SubstrateError(
-                f"no codes {name!r}; there are {', '.join(CODES)}, each also with '-float' behind"
+                f"no codes {name!r}; expected one of {', '.join(CODES)}, each also with the suffix "
+                "'-float'"
             )
         kind, bits = match[1].split("-")
         return cls(kind == "random", int(bits), match[2] is not None)
 
     def bits(self, n_tokens: int, seed: int) -> np.ndarray:
-        """Codes of the ids 0 to `n_tokens` - 1, all different: uint8 `[n_tokens, n_bits / 8]`.
+        """Return distinct codes of the ids 0 … `n_tokens` - 1: uint8 `[n_tokens, n_bits / 8]`.
 
         Raises:
             SubstrateError: there are fewer codes than tokens.
@@ -63,15 +66,15 @@ class Code:
 
 
 def _random_rows(n_rows: int, n_bytes: int, seed: int) -> np.ndarray:
-    """Different rows of random bytes.
+    """Return distinct rows of random bytes.
 
-    They are cut from the stream of SHAKE-256, which is the same on every machine for ever; rows
-    that came before are passed over.
+    They are taken from the output of SHAKE-256, which is the same on every machine; repeated rows
+    are skipped.
     """
     drawn = 2 * n_rows
     while True:
         stream = hashlib.shake_256(f"fastgrow codes {seed}".encode()).digest(drawn * n_bytes)
-        # Sorting numbers is many times faster than sorting strings of bytes.
+        # Sorting integers is many times faster than sorting byte strings.
         rows = np.frombuffer(stream, f"u{n_bytes}" if n_bytes in (2, 8) else f"V{n_bytes}")
         first = np.sort(np.unique(rows, return_index=True)[1])
         if len(first) >= n_rows:

@@ -1,9 +1,9 @@
-"""Draw tokens as small black-and-white pictures, by the recipe of arXiv 2507.04886.
+"""Draw tokens as small black-and-white bitmaps, by the recipe of arXiv 2507.04886.
 
-The characters of a token stand side by side, each centred in a square cell. A constant distortion
-follows; *easy* text (Latin, Greek, Cyrillic, Armenian) is rotated, shifted, speckled and blurred,
-everything else is only speckled. What has less than half of full white is ink. A row of more than
-one cell is then squeezed into one by taking every n-th column.
+The characters of a token are drawn next to each other, each centred in a square cell. Then a fixed
+distortion is applied: *easy* text (Latin, Greek, Cyrillic, Armenian) is rotated, shifted, speckled
+and blurred; all other text is only speckled. Pixels darker than half of full white are ink. A token
+of n characters is downsampled to one cell by keeping every n-th column.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Newline = Literal["blank", "glyph"]
 _SEED = 42
 _EASY = ((0x0000, 0x024F), (0x0370, 0x058F))
 _BLUR = 0.5
-# Pixels drawn at once: small enough to stay in the processor's cache.
+# Number of pixels drawn at once, so that they fit in the processor's cache.
 _BATCH = 1 << 19
 
 
@@ -32,12 +32,13 @@ class Drawing:
     """How tokens are drawn; the defaults are those of bvv241-2-3.
 
     Attributes:
-        cell: side of the picture, and the size of the font, in pixels.
-        rotation: easy text is rotated by a constant drawn from ±`rotation` degrees.
-        shift: easy text is moved by constants drawn from ±`shift` pixels.
-        speckle: share of black pixels thrown on easy text.
-        plain_speckle: the same for all other text.
-        newline: "blank" as Pillow draws it, where it cannot be told from a space, or its "glyph".
+        cell: side length of the bitmap, and font size, in pixels.
+        rotation: easy text is rotated by a fixed angle drawn from ±`rotation` degrees.
+        shift: easy text is shifted by fixed offsets drawn from ±`shift` pixels.
+        speckle: share of pixels of easy text that are set to black.
+        plain_speckle: share of pixels of all other text that are set to black.
+        newline: "blank" draws a newline as Pillow does, identical to a space; "glyph" draws the
+            glyph of the font.
     """
 
     cell: int = 32
@@ -49,11 +50,11 @@ class Drawing:
 
 
 def draw_tokens(tokens: Sequence[str], source: GlyphSource, drawing: Drawing) -> np.ndarray:
-    """The pictures of `tokens`, one bit a pixel.
+    """Draw the bitmaps of `tokens`, one bit per pixel.
 
     Returns:
-        uint8 `[len(tokens), cell * cell / 8]`: 1 is ink; pixels in `raster.polar_order`, the first
-        in the highest bit.
+        uint8 `[len(tokens), cell * cell / 8]`: 1 is ink; pixels are in `raster.polar_order`, the
+        first in the most significant bit.
     """
     cell = drawing.cell
     order = raster.polar_order(cell)
@@ -72,14 +73,14 @@ def draw_tokens(tokens: Sequence[str], source: GlyphSource, drawing: Drawing) ->
 
 
 def unpack_bitmap(packed: np.ndarray, cell: int) -> np.ndarray:
-    """One packed picture as bool `[cell, cell]`, row by row."""
+    """Unpack one bitmap to bool `[cell, cell]` in row-major order."""
     bitmap = np.zeros(cell * cell, bool)
     bitmap[raster.polar_order(cell)] = np.unpackbits(packed, count=cell * cell)
     return bitmap.reshape(cell, cell)
 
 
 def _by_length(tokens: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of the tokens of each length, and their code points uint32 `[n, length]`."""
+    """Yield the indices of all tokens of a length and their code points, uint32 `[n, length]`."""
     lengths = np.array([len(token) for token in tokens])
     for length in np.unique(lengths).tolist():
         members = np.flatnonzero(lengths == length)
@@ -88,15 +89,15 @@ def _by_length(tokens: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def _is_easy(codes: np.ndarray) -> np.ndarray:
-    """Which rows of code points hold nothing but easy ones."""
+    """Whether each row of code points has only characters of easy text, bool `[n]`."""
     inside = [(codes >= first) & (codes <= last) for first, last in _EASY]
     return np.logical_or.reduce(inside).all(axis=1)
 
 
 def _write(codes: np.ndarray, source: GlyphSource, drawing: Drawing) -> np.ndarray:
-    """Rows of cells, black on white: uint8 `[n, cell, length * cell]`.
+    """Draw the characters of each token in a row of cells, uint8 `[n, cell, length * cell]`.
 
-    Ink that juts out of its cell lies over the neighbour's.
+    Black is 0 and white is 255. Glyphs wider than their cell overlap the neighbouring cells.
     """
     cell, length = drawing.cell, codes.shape[1]
     characters, index = np.unique(codes, return_inverse=True)
@@ -113,13 +114,13 @@ def _write(codes: np.ndarray, source: GlyphSource, drawing: Drawing) -> np.ndarr
 
 
 def _speckles(share: float, cell: int, length: int) -> np.ndarray:
-    """The pixels that turn black, bool `[cell, length * cell]`: the same ones in every token."""
-    # The reference's generator, whose stream numpy has promised to keep.
+    """Return a mask of pixels to set to black in all tokens, bool `[cell, length * cell]`."""
+    # The generator of the reference; numpy guarantees that its stream does not change.
     return np.random.RandomState(_SEED).rand(cell, length * cell) < share
 
 
 def _sampled_columns(length: int) -> slice:
-    """The columns that a resize to nearest neighbours keeps of `length` cells."""
+    """Return the columns of `length` cells that a nearest-neighbour resize to one cell keeps."""
     return slice(length // 2, None, length)
 
 

@@ -1,4 +1,4 @@
-"""Glyphs of any TTF, OTF or BDF file, through FreeType."""
+"""Glyphs of TTF, OTF or BDF font files, rendered by FreeType."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from fastgrow.substrate.glyphs import Glyphs
 
 
 class FontFile:
-    """A font file as a source of glyphs; characters that it lacks get its missing-glyph box.
+    """A font file as a source of glyphs.
 
-    A bitmap font has fixed sizes: it is drawn at the largest that divides the size asked for, each
-    pixel enlarged. Nothing is shaped: one character, one glyph.
+    Characters that the font does not contain get its missing-glyph box. A bitmap font has fixed
+    sizes: the largest size that divides the requested size is used, and each pixel is enlarged.
+    There is no text shaping: each character is one glyph.
 
     Args:
-        path: a TTF, OTF, BDF or any other file that FreeType reads.
+        path: a TTF, OTF, BDF or other font file that FreeType can read.
 
     Raises:
         SubstrateError: the file is missing or is not a font.
@@ -52,7 +53,7 @@ class FontFile:
         return Glyphs(ink, left, width, top, height).scaled(factor)
 
     def _set_size(self, size: int) -> int:
-        """Select the size to draw at; returns how much to enlarge what is drawn."""
+        """Select the font size to render at, and return the factor to enlarge the glyphs by."""
         if self._face.is_scalable:
             self._face.set_pixel_sizes(0, size)
             return 1
@@ -60,18 +61,19 @@ class FontFile:
         usable = [height for height in heights if height and size % height == 0]
         if not usable:
             raise SubstrateError(
-                f"{self.path}: a bitmap font of {heights} pixels; none of these divides {size}"
+                f"{self.path}: a bitmap font of {heights} pixels; none of these divides the "
+                f"requested size of {size} pixels"
             )
         self._face.select_size(heights.index(max(usable)))
         return size // max(usable)
 
     def _draw(self, character: str) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-        """The glyph's box as a uint8 bitmap and as (left, width, top, height)."""
+        """Return the glyph's box as a uint8 bitmap and as (left, width, top, height)."""
         import freetype
 
         self._face.load_char(character, freetype.FT_LOAD_RENDER)
         slot, bitmap = self._face.glyph, self._face.glyph.bitmap
-        # The box takes in the pen's start, the advance and the baseline, as Pillow's does.
+        # The box includes the pen's start, the advance and the baseline, as in Pillow.
         left = min(0, slot.bitmap_left)
         right = max(round(slot.advance.x / 64), slot.bitmap_left + bitmap.width)
         above = max(0, slot.bitmap_top)
@@ -84,7 +86,7 @@ class FontFile:
 
 
 def _coverage(bitmap: Any) -> np.ndarray:
-    """A FreeType bitmap, of one bit or of grey levels, as uint8 `[rows, width]`, 0 to 255."""
+    """Convert a 1-bit or greyscale FreeType bitmap to uint8 `[rows, width]`, 0 to 255."""
     import freetype
 
     if not bitmap.rows or not bitmap.width:

@@ -1,4 +1,4 @@
-"""Glyphs of single characters, and their places in a row of square cells."""
+"""Glyphs of single characters, and their positions in a row of square cells."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Glyphs:
-    """The black-and-white or grey glyphs of `n` characters at one size.
+    """Black-and-white or greyscale glyphs of `n` characters at one size.
 
-    A glyph has a box that takes in its ink, the pen's start, the advance and the baseline: it runs
-    from `left` (0, or negative where the ink starts before the pen) for `width` pixels and from
-    `top` (below the ascender) for `height`.
+    The box of a glyph includes its ink, the pen's start, the advance and the baseline. It extends
+    from `left` (0, or negative if the ink starts before the pen) over `width` pixels, and from
+    `top` (measured down from the ascender) over `height` pixels.
 
     Attributes:
-        ink: uint8 `[n, rows, columns]`, coverage 0 to 255, each box flush with the top left corner.
-        left, width, top, height: int32 `[n]`, pixels.
+        ink: uint8 `[n, rows, columns]`, coverage 0 to 255, each box aligned to the top left corner.
+        left, width, top, height: int32 `[n]`, in pixels.
     """
 
     ink: np.ndarray
@@ -31,13 +31,13 @@ class Glyphs:
         return len(self.ink)
 
     def take(self, rows: np.ndarray) -> Glyphs:
-        """The glyphs at `rows` (integers), in that order."""
+        """Return the glyphs at the integer indices `rows`, in that order."""
         return Glyphs(
             self.ink[rows], self.left[rows], self.width[rows], self.top[rows], self.height[rows]
         )
 
     def scaled(self, factor: int) -> Glyphs:
-        """The same glyphs with each pixel drawn as `factor` x `factor` pixels."""
+        """Return the glyphs with each pixel enlarged to `factor` x `factor` pixels."""
         return Glyphs(
             self.ink.repeat(factor, axis=1).repeat(factor, axis=2),
             self.left * factor,
@@ -48,21 +48,21 @@ class Glyphs:
 
 
 class GlyphSource(Protocol):
-    """A font: hands out glyphs of characters at a size in pixels."""
+    """Protocol of a font that renders the glyphs of characters at a size in pixels."""
 
     def glyphs(self, characters: str, size: int) -> Glyphs:
-        """Glyphs of `characters`, in order, at `size` pixels to the em."""
+        """Return the glyphs of `characters`, in order, at `size` pixels per em."""
 
 
 def place_in_cells(glyphs: Glyphs, cell: int) -> tuple[np.ndarray, int]:
-    """Centre each glyph's box in a cell of its own; what juts out falls into the neighbours.
+    """Centre each glyph's box in a cell; wider glyphs extend into the neighbouring cells.
 
-    A box stands at x = (cell - width) // 2 and y = (cell - height) // 2 of its cell
-    (arXiv 2507.04886; its top bearing cancels). Ink above or below the cell is lost.
+    A box is placed at x = (cell - width) // 2 and y = (cell - height) // 2 of its cell
+    (arXiv 2507.04886; its top bearing cancels). Ink above or below the cell is cropped.
 
     Returns:
-        (ink, reach): uint8 `[n, cell, (2 * reach + 1) * cell]`, the glyph's own cell in the middle
-        of `reach` neighbours on either side; the furthest glyph needs them all.
+        (ink, reach): uint8 `[n, cell, (2 * reach + 1) * cell]`, the glyph's cell with `reach`
+        neighbouring cells on either side; `reach` is the number that the widest glyph requires.
     """
     rows, columns = glyphs.ink.shape[1:]
     x = (cell - glyphs.width) // 2 + glyphs.left
@@ -70,7 +70,8 @@ def place_in_cells(glyphs: Glyphs, cell: int) -> tuple[np.ndarray, int]:
     beyond = np.maximum(-x, x + glyphs.width - cell).max(initial=0)
     reach = -(-int(beyond) // cell)
     placed = np.zeros((len(glyphs), cell, (2 * reach + 1) * cell), np.uint8)
-    # Boxes come in a few hundred places, so a slice for each place beats an index for each pixel.
+    # There are only a few hundred distinct positions: a slice for each is faster than an index for
+    # each pixel.
     places, group = np.unique(np.stack([x, y], axis=1), axis=0, return_inverse=True)
     order = np.argsort(group.ravel(), kind="stable")
     ends = np.cumsum(np.bincount(group.ravel(), minlength=len(places)))

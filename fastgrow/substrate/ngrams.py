@@ -1,7 +1,7 @@
-"""Lists of n-grams, and how bvv241 chooses from them.
+"""Lists of n-grams, and the selection of n-grams as in bvv241.
 
-A list holds, for several languages, the most frequent n-grams of each length, best first. A
-vocabulary takes the top k of every language and length.
+A list has, for several languages, the most frequent n-grams of each length, most frequent first. A
+vocabulary contains the top k of each language and length.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastgrow.errors import SubstrateError
 
 @dataclass(frozen=True)
 class LanguageNgrams:
-    """The n-grams of one language: by length, best first."""
+    """The n-grams of one language by length, most frequent first."""
 
     language: str
     by_length: dict[int, list[str]]
@@ -30,7 +30,7 @@ class LanguageNgrams:
 
 @functools.cache
 def bundled() -> tuple[LanguageNgrams, ...]:
-    """2- and 3-grams of the Universal Declaration of Human Rights in 32 languages."""
+    """Return 2- and 3-grams of the Universal Declaration of Human Rights in 32 languages."""
     content = json.loads(data.read("ngrams-udhr.json.xz"))
     return tuple(
         LanguageNgrams(language, {int(n): ngrams.split(" ") for n, ngrams in by_length.items()})
@@ -39,13 +39,14 @@ def bundled() -> tuple[LanguageNgrams, ...]:
 
 
 def read_lists(path: Path | str) -> list[LanguageNgrams]:
-    """Read a file of the author's form: a Python literal, plain or `.xz`.
+    """Read a file in the format of bvv241's author: a Python literal, plain or `.xz`.
 
     The literal is a list of `{'lang': str, 'language_name': str, 'top_ngrams': {n: [(str, count),
-    …]}}`, written as `repr` writes it. It is parsed, never evaluated.
+    …]}}`, as formatted by `repr`. It is parsed, never evaluated.
 
     Raises:
-        SubstrateError: the file is missing, damaged or of another form; the message says where.
+        SubstrateError: the file is missing, damaged or in a different format; the message has the
+            position.
     """
     path = Path(path)
     try:
@@ -55,17 +56,17 @@ def read_lists(path: Path | str) -> list[LanguageNgrams]:
 
 
 def read_lines(path: Path | str) -> list[str]:
-    """Read a file of one n-gram a line, plain or `.xz`; single characters and "" are left out.
+    """Read a file with one n-gram per line, plain or `.xz`; lines of 0 or 1 character are skipped.
 
     Raises:
         SubstrateError: the file is missing or damaged.
     """
-    # Not splitlines: a form feed or a U+2028 may be part of an n-gram.
+    # splitlines would also split at a form feed or U+2028, which may be part of an n-gram.
     return [line for line in read_text(Path(path)).split("\n") if len(line) > 1]
 
 
 def top(lists: Sequence[LanguageNgrams], k: int, lengths: Collection[int]) -> set[str]:
-    """The distinct n-grams among the `k` best of every language and length."""
+    """Return the distinct n-grams among the `k` most frequent of each language and length."""
     return {
         ngram
         for language in lists
@@ -76,7 +77,7 @@ def top(lists: Sequence[LanguageNgrams], k: int, lengths: Collection[int]) -> se
 
 
 def largest_k(lists: Sequence[LanguageNgrams], places: int, lengths: Collection[int]) -> int:
-    """The largest k of `top` whose distinct n-grams number at most `places`."""
+    """Return the largest k for which `top` returns at most `places` n-grams."""
     longest = max(len(ngrams) for language in lists for ngrams in language.by_length.values())
     return bisect.bisect_right(
         range(1, longest + 1), places, key=lambda k: len(top(lists, k, lengths))
@@ -84,9 +85,10 @@ def largest_k(lists: Sequence[LanguageNgrams], places: int, lengths: Collection[
 
 
 def ranked(lists: Sequence[LanguageNgrams]) -> list[str]:
-    """All distinct n-grams by their best rank in any language; a prefix is near some `top`.
+    """Return all distinct n-grams sorted by their best rank in any language.
 
-    Ties go to the shorter n-gram, then to the earlier language.
+    A prefix of the result is approximately the result of `top` for some k. Among equal ranks,
+    shorter n-grams come first, then those of earlier languages.
     """
     rank: dict[str, tuple[int, int, int]] = {}
     for place, language in enumerate(lists):
@@ -99,7 +101,7 @@ def ranked(lists: Sequence[LanguageNgrams]) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, decompressed where its name ends in `.xz`.
+    """Return the text of a UTF-8 file, decompressed if its name ends in `.xz`.
 
     Raises:
         SubstrateError: the file is missing, cannot be decompressed or is not UTF-8.
@@ -124,7 +126,7 @@ _PAIR = rf"\({_STRING}, \d+\)"
 
 
 class _Parser:
-    """Reads the literal with regular expressions: the general parser takes far longer."""
+    """Parse the literal with regular expressions, which is much faster than `ast`."""
 
     _LANGUAGE = re.compile(
         rf"\{{'lang': ({_STRING}), 'language_name': {_STRING}, 'top_ngrams': \{{"

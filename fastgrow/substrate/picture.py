@@ -1,4 +1,4 @@
-"""A sheet of tokens as a model sees them, for people to look at."""
+"""Image of the glyph bitmaps of a text's tokens."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ _COLUMNS = 8
 
 
 def draw_glyph_sheet(substrate: Substrate, text: str, *, columns: int = _COLUMNS) -> np.ndarray:
-    """The pictures of a text's tokens, enlarged, each above its name and its id.
+    """Draw the enlarged bitmaps of a text's tokens, each with the token's name and id below it.
 
     Args:
-        substrate: one of pictures.
-        text: encoded into tokens.
-        columns: pictures in a row.
+        substrate: a substrate of glyph bitmaps.
+        text: text to encode into tokens.
+        columns: number of bitmaps in a row.
 
     Returns:
-        uint8 `[height, width]`, 0 black to 255 white.
+        uint8 `[height, width]`, from 0 (black) to 255 (white).
 
     Raises:
-        SubstrateError: an empty text, an unknown character, or a substrate of codes.
+        SubstrateError: the text is empty or has an unknown character, or the substrate is made of
+            codes.
     """
     ids = substrate.encode(text)
     if not ids:
-        raise SubstrateError("the text to show is empty")
+        raise SubstrateError("the text to draw is empty")
     tiles = [_tile(substrate, id_) for id_ in ids]
     blank = np.full_like(tiles[0], _PAPER)
     width = min(columns, len(tiles))
@@ -45,10 +46,10 @@ def draw_glyph_sheet(substrate: Substrate, text: str, *, columns: int = _COLUMNS
 def glyph_sheet(
     substrate: Substrate, text: str, path: Path | str, *, columns: int = _COLUMNS
 ) -> None:
-    """Write `draw_glyph_sheet` as an image file, whose name tells the format.
+    """Write the image of `draw_glyph_sheet` to a file. The file's suffix selects the format.
 
     Raises:
-        SubstrateError: as `draw_glyph_sheet`, or a name without the ending of an image format.
+        SubstrateError: see `draw_glyph_sheet`; or the suffix is not that of an image format.
         OSError: the file cannot be written.
     """
     from PIL import Image
@@ -57,13 +58,13 @@ def glyph_sheet(
     image = Image.fromarray(draw_glyph_sheet(substrate, text, columns=columns))
     format_ = Image.registered_extensions().get(path.suffix.lower())
     if format_ is None:
-        raise SubstrateError(f"{path}: name an image file, such as {path.stem}.png")
+        raise SubstrateError(f"{path}: expected the name of an image file, such as {path.stem}.png")
     with atomic_file(path) as temporary:
         image.save(temporary, format=format_)
 
 
 def _tile(substrate: Substrate, id_: int) -> np.ndarray:
-    """One enlarged picture in a frame, with two lines below."""
+    """Draw one enlarged bitmap in a frame, with two lines of text below it."""
     bitmap = substrate.bitmap(id_)
     scale = max(1, _SIDE // len(bitmap))
     picture = np.where(bitmap, _INK, _PAPER).astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
@@ -77,7 +78,7 @@ def _tile(substrate: Substrate, id_: int) -> np.ndarray:
 
 
 def _line(text: str, width: int) -> np.ndarray:
-    """A line of small text in the embedded font, centred: uint8 `[16, width]`."""
+    """Draw a centred line of text in the embedded font, uint8 `[16, width]`."""
     glyphs = Unifont().glyphs(text, SIZE)
     line = np.full((SIZE, int(glyphs.width.sum())), _PAPER, np.uint8)
     pen = 0

@@ -1,7 +1,7 @@
-"""Pixel operations of the reference's recipe, for many small grey images at once.
+"""Pixel operations of the reference recipe, for batches of small greyscale images.
 
-The reference draws with Pillow. These are Pillow's own integer formulas on whole batches, so that
-the result is the same to the last bit and depends neither on Pillow's version nor on a BLAS.
+The reference draws with Pillow. These functions apply Pillow's integer formulas to whole batches.
+Their results are bit-identical to Pillow's and depend neither on Pillow's version nor on a BLAS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _HALF = 1 << 15
 
 
 def rotation_sources(height: int, width: int, degrees: float) -> np.ndarray:
-    """Where each pixel of an image rotated about its centre comes from (nearest neighbour).
+    """Return the source of each pixel of an image rotated about its centre (nearest neighbour).
 
     Returns:
         int64 `[height, width]`: index of the source pixel in the flattened image, or `OUTSIDE`.
@@ -34,7 +34,7 @@ def rotation_sources(height: int, width: int, degrees: float) -> np.ndarray:
 
 
 def shift_sources(sources: np.ndarray, dx: int, dy: int) -> np.ndarray:
-    """`sources` of an image that is then moved right by `dx` and down by `dy` pixels."""
+    """Return `sources` for an image that is shifted right by `dx` and down by `dy` pixels."""
     height, width = sources.shape
     moved = np.full_like(sources, OUTSIDE)
     to_x, to_y = slice(max(0, dx), width + min(0, dx)), slice(max(0, dy), height + min(0, dy))
@@ -44,11 +44,12 @@ def shift_sources(sources: np.ndarray, dx: int, dy: int) -> np.ndarray:
 
 
 def gather(images: np.ndarray, sources: np.ndarray, outside: int) -> np.ndarray:
-    """Images whose pixels come from `sources`, or are `outside` where those are `OUTSIDE`.
+    """Gather the pixels of images from the indices in `sources`.
 
     Args:
         images: uint8 `[n, height, width]`.
-        sources: int64 `[height, width]`.
+        sources: int64 `[height, width]`, indices into a flattened image, or `OUTSIDE`.
+        outside: value of pixels whose source is `OUTSIDE`.
     """
     flat = np.full((len(images), sources.size + 1), outside, np.uint8)
     flat[:, :-1] = images.reshape(len(images), -1)
@@ -61,13 +62,14 @@ def _fixed(value: float) -> int:
 
 
 def blur(images: np.ndarray, radius: float, axis: int) -> np.ndarray:
-    """One direction of Pillow's Gaussian blur, three box blurs in a row.
+    """Apply one direction of Pillow's Gaussian blur, which is three successive box blurs.
 
     Pillow blurs along the rows (axis 2) first and then along the columns (axis 1).
 
     Args:
         images: uint8 `[n, height, width]`.
-        radius: standard deviation in pixels, below 1.4 (the box then reaches one neighbour).
+        radius: standard deviation in pixels, below 1.4 (so that a box includes one neighbour only).
+        axis: axis to blur along, 1 or 2.
     """
     centre, side = _box_weights(radius)
     for _ in range(3):
@@ -76,12 +78,12 @@ def blur(images: np.ndarray, radius: float, axis: int) -> np.ndarray:
 
 
 def _box_weights(radius: float) -> tuple[np.uint32, np.uint32]:
-    """Weights, in units of 2^-24, of a pixel and of each neighbour in one of the three boxes."""
-    # Single precision, as in Pillow: the weights' last bits decide some roundings.
+    """Return the weights of a pixel and of each neighbour in a box blur, in units of 2^-24."""
+    # Single precision, as in Pillow: the last bits of the weights affect the rounding.
     one, three, six = np.float32(1), np.float32(3), np.float32(6)
     variance = np.float32(radius) * np.float32(radius) / three
     if math.sqrt(12 * variance + 1) >= 3:
-        raise ValueError(f"a blur of radius {radius} reaches beyond one neighbour")
+        raise ValueError(f"a blur of radius {radius} extends beyond one neighbour")
     box = three * variance / (six * (one - variance))
     centre = int(np.float32(1 << 24) / (box + box + one))
     return np.uint32(centre), np.uint32(((1 << 24) - centre) // 2)
@@ -103,12 +105,12 @@ def _box_blur(images: np.ndarray, centre: np.uint32, side: np.uint32, axis: int)
 
 
 def polar_order(size: int) -> np.ndarray:
-    """Pixels of a square image by distance from its centre (size / 2, size / 2), then by angle.
+    """Order the pixels of a square image by distance from (size / 2, size / 2), then by angle.
 
     Returns:
         int64 `[size * size]`: row-major indices in polar order.
     """
     y, x = np.divmod(np.arange(size * size), size)
     from_x, from_y = 2 * x - size, 2 * y - size
-    # Squared integer distances: a rounded root could part pixels that are equally far.
+    # Squared integer distances: rounded square roots could separate pixels of equal distance.
     return np.lexsort((y, x, np.arctan2(from_y, from_x), from_x**2 + from_y**2))

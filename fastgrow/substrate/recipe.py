@@ -1,4 +1,4 @@
-"""What turns a vocabulary into bits and bits into vectors."""
+"""The recipe that turns the tokens of a vocabulary into bits, and the bits into vectors."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _CELLS = range(8, 129)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the vectors of a vocabulary are made: from pictures, or from codes.
+    """How the vectors of a vocabulary are made: from glyph bitmaps or from codes.
 
     Attributes:
         drawing: how tokens are drawn; not used with codes.
-        font: a font file; None for the embedded Unifont.
-        codes: name of the codes that stand in for pictures (`Code.parse`), or None.
-        seed: of random codes.
-        n_components: principal components that make a vector; None for as many as there are bits.
-            Codes without "-float" have none: there the vectors are the bits.
+        font: path of a font file; None for the embedded Unifont.
+        codes: name of the codes to use instead of glyph bitmaps (`Code.parse`); None for bitmaps.
+        seed: random seed of random codes.
+        n_components: number of principal components, the width of the vectors; None for the number
+            of bits. Not available for codes without "-float", whose vectors are the bits.
 
     Raises:
-        SubstrateError: a value out of range, or values that do not go together.
+        SubstrateError: a value is out of range, or values cannot be combined.
     """
 
     drawing: Drawing = DRAWINGS["default"]
@@ -55,23 +55,25 @@ class Recipe:
                 f"cell={self.drawing.cell}: expected {_CELLS.start} to {_CELLS.stop - 1} pixels"
             )
         if self.codes is not None and self.font is not None:
-            raise SubstrateError(f"codes {self.codes!r} are not drawn: they need no font")
+            raise SubstrateError(
+                f"codes={self.codes!r} cannot be combined with font=, because codes are not drawn"
+            )
         if self.n_components is not None:
             if not self.is_real:
                 raise SubstrateError(
-                    f"n_components={self.n_components}: the codes {self.codes!r} are used as they "
-                    f"are; '{self.codes}-float' has components"
+                    f"n_components={self.n_components}: the codes {self.codes!r} have no principal "
+                    f"components; use '{self.codes}-float'"
                 )
             check_components(self.n_components, self.n_bits)
 
     @property
     def is_real(self) -> bool:
-        """Whether PCA and normalisation follow; otherwise the vectors are the bits."""
+        """Whether PCA and L2 normalisation are applied; otherwise the vectors are the bits."""
         return self.codes is None or Code.parse(self.codes).real
 
     @property
     def n_bits(self) -> int:
-        """Bits a token."""
+        """Number of bits per token."""
         return self.drawing.cell**2 if self.codes is None else Code.parse(self.codes).n_bits
 
     @property
@@ -81,7 +83,7 @@ class Recipe:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What, beside vocabulary and bits, decides the vectors."""
+        """The parameters that determine the vectors, in addition to the vocabulary and the bits."""
         return {
             "source": "glyphs" if self.codes is None else "codes",
             "n_bits": self.n_bits,
@@ -89,10 +91,11 @@ class Recipe:
         }
 
     def make_bits(self, tokens: Sequence[str]) -> np.ndarray:
-        """Pictures or codes of the tokens: uint8 `[len(tokens), n_bits / 8]`.
+        """Return the glyph bitmaps or codes of tokens, uint8 `[len(tokens), n_bits / 8]`.
 
         Raises:
-            SubstrateError: the font cannot be read or lacks the size, or codes run out.
+            SubstrateError: the font cannot be read or does not have the size, or there are fewer
+                codes than tokens.
         """
         if self.codes is not None:
             return Code.parse(self.codes).bits(len(tokens), self.seed)
@@ -100,7 +103,7 @@ class Recipe:
         return draw_tokens(tokens, source, self.drawing)
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as JSON values."""
+        """Return the recipe as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod

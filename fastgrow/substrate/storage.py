@@ -1,10 +1,10 @@
-"""A substrate on disk.
+"""Save and load a substrate.
 
     tokenizer.json          the vocabulary and its merges, for the `tokenizers` library
-    substrate.safetensors   bits and, where there are any, principal axes; or
-    substrate.json          the recipe alone, from which both are made again
+    substrate.safetensors   the bits and, if there are any, the principal axes; or
+    substrate.json          only the recipe, from which both are computed again
 
-Either second file also holds the recipe and the digests of what it was saved with.
+The second file, in either form, also contains the recipe and the digests of the saved content.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Header:
-    """What both forms hold beside the bits.
+    """The description of a substrate that both forms contain.
 
     Attributes:
         recipe: how bits and vectors were made.
-        fingerprint: of the substrate.
-        digests: SHA-256 of the vocabulary, of the bits, and of the axes where they are stored.
+        fingerprint: fingerprint of the substrate.
+        digests: SHA-256 of the vocabulary, the bits and, if stored, the axes.
     """
 
     recipe: Recipe
@@ -56,7 +56,7 @@ class Header:
         """Inverse of `to_json`.
 
         Raises:
-            CheckpointError: `content` is something else or of another format.
+            CheckpointError: `content` does not describe a substrate, or has a different format.
         """
         try:
             found = content["format"]
@@ -66,7 +66,9 @@ class Header:
                 return cls(recipe, content["fingerprint"], digests)
         except (KeyError, TypeError, SubstrateError) as error:
             raise CheckpointError(f"{file}: does not describe a substrate ({error})") from None
-        raise CheckpointError(f"{file}: written in format {found}; this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{file}: has format {found}, this version of fastgrow reads format {FORMAT}"
+        )
 
 
 def write(
@@ -75,10 +77,10 @@ def write(
     header: Header,
     tensors: Mapping[str, np.ndarray] | None,
 ) -> None:
-    """Write a substrate; `tensors` are "bits" and "axes", or None to save the recipe alone.
+    """Write a substrate; `tensors` are "bits" and "axes", or None to save only the recipe.
 
-    A folder that holds nothing but a substrate is replaced in one step; beside the files of others,
-    each file is.
+    A folder that contains only a substrate is replaced atomically. In a folder with other files,
+    each file of the substrate is replaced atomically.
     """
     names = (TOKENIZER, PACKED, RECIPE)
     if not folder.is_dir() or all(entry.name in names for entry in folder.iterdir()):
@@ -106,10 +108,10 @@ def _write_files(
 
 
 def read(folder: Path) -> tuple[Tokenizer, Header, dict[str, np.ndarray]]:
-    """Read what `write` wrote; the tensors are empty where only the recipe was saved.
+    """Read the files that `write` wrote; the tensors are empty if only the recipe was saved.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another format; the message names it.
+        CheckpointError: a file is missing, damaged or of a different format; the message names it.
         SubstrateError: tokenizer.json is missing or damaged.
     """
     packed, recipe = folder / PACKED, folder / RECIPE
@@ -123,7 +125,7 @@ def read(folder: Path) -> tuple[Tokenizer, Header, dict[str, np.ndarray]]:
     elif recipe.is_file():
         header, tensors = Header.from_json(read_json(recipe), recipe), {}
     else:
-        raise CheckpointError(f"{folder}: no substrate there (neither {PACKED} nor {RECIPE})")
+        raise CheckpointError(f"{folder}: no substrate found (neither {PACKED} nor {RECIPE})")
     return Tokenizer.load(folder / TOKENIZER), header, tensors
 
 
@@ -139,10 +141,10 @@ def _read_packed(file: Path) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def check_digest(file: Path, name: str, found: str, expected: str | None) -> None:
-    """Refuse content that is not what was saved."""
+    """Raise `CheckpointError` if the digest differs from that of the saved content."""
     if found != expected:
         raise CheckpointError(
-            f"{file}: {name} differ from what was saved: SHA-256 {found[:16]}…, "
+            f"{file}: {name} changed since the substrate was saved: SHA-256 is {found[:16]}…, "
             f"expected {str(expected)[:16]}…"
         )
 
@@ -152,5 +154,5 @@ def _recipe_digest(recipe: Recipe) -> str:
 
 
 def digest(content: bytes) -> str:
-    """Hexadecimal SHA-256."""
+    """Return the hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""The frozen substrate: text to ids to vectors, as one object with one fingerprint."""
+"""The frozen substrate: the map from text to token ids and token vectors."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ from fastgrow.substrate.vocabulary_recipes import NgramSource, build_vocabulary
 class Substrate:
     """A tokenizer and a frozen vector for each of its tokens (arXiv 2507.04886).
 
-    Made by `build`, `from_vocabulary` or `load`; it never changes. Tokens that look the same, such
-    as Latin A, Greek Α and Cyrillic А, have the same vector, to the last digit: `collisions` lists
-    them.
+    A substrate is created by `build`, `from_vocabulary` or `load`, and is immutable. Tokens with
+    the same glyph bitmap, such as Latin A, Greek Α and Cyrillic А, have bit-identical vectors;
+    `collisions` returns them.
 
     Attributes:
-        tokenizer: text to ids and back.
+        tokenizer: converts text to token ids and back.
         recipe: how the vectors are made.
-        bits: uint8 `[V, recipe.n_bits / 8]`, what they are made from: packed pictures or codes.
+        bits: uint8 `[V, recipe.n_bits / 8]`, the packed glyph bitmaps or codes that the vectors are
+            computed from.
     """
 
     def __init__(
@@ -72,28 +73,30 @@ class Substrate:
         codes: str | None = None,
         seed: int = 0,
     ) -> Substrate:
-        """Build a substrate from a recipe's name and options.
+        """Build a substrate from the name of a recipe and options.
 
-        Without options it has 65,536 tokens: the Basic Multilingual Plane and common n-grams, drawn
-        in 32 x 32 pixels. With `scripts`, `blocks` or `characters` it has those tokens only.
+        By default it has 65,536 tokens: the Basic Multilingual Plane and common n-grams, drawn as
+        bitmaps of 32 x 32 pixels. With `scripts`, `blocks` or `characters` it has only those
+        characters and n-grams of them.
 
         Args:
-            recipe: "default", "bvv241-2-3", "bvv241-max" or "bvv241-abs"; the latter three need
+            recipe: "default", "bvv241-2-3", "bvv241-max" or "bvv241-abs"; the latter three require
                 the author's n-gram files.
-            ngrams, scripts, blocks, characters, specials, n_ngrams, max_size: the vocabulary, see
-                `build_vocabulary`.
-            n_components: width of the vectors, at most the number of pixels; all by default.
-            newline: "blank" as in the reference, where it looks like a space, or "glyph" to draw
-                the newline's own picture.
-            cell: side of the pictures in pixels, instead of the recipe's.
-            font: a TTF, OTF or BDF file, instead of the embedded Unifont.
-            codes: "id-16" or "random-16", "-64", "-256", "-1024", each also with "-float" behind:
-                codes in place of pictures.
-            seed: of random codes.
+            ngrams, scripts, blocks, characters, specials, n_ngrams, max_size: options of the
+                vocabulary, see `build_vocabulary`.
+            n_components: width of the vectors, at most the number of pixels; None for the number of
+                pixels.
+            newline: "blank" draws a newline like a space, as in the reference; "glyph" draws the
+                newline's glyph.
+            cell: side length of the bitmaps in pixels; None for that of the recipe.
+            font: path of a TTF, OTF or BDF file; None for the embedded Unifont.
+            codes: codes to use instead of glyph bitmaps: "id-16", "random-16", "random-64",
+                "random-256" or "random-1024", each also with the suffix "-float".
+            seed: random seed of random codes.
 
         Raises:
-            SubstrateError: an unknown name, options that do not go together, or a file that is
-                missing or malformed.
+            SubstrateError: a name is unknown, options cannot be combined, or a file is missing or
+                malformed.
         """
         vocabulary = build_vocabulary(
             recipe,
@@ -113,17 +116,17 @@ class Substrate:
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary, recipe: Recipe | None = None) -> Substrate:
-        """Build a substrate for a vocabulary at hand; by default drawn as bvv241-2-3."""
+        """Build a substrate for a given vocabulary; by default drawn as in bvv241-2-3."""
         recipe = recipe or Recipe()
         return cls(Tokenizer(vocabulary), recipe, recipe.make_bits(vocabulary.tokens))
 
     @classmethod
     def load(cls, path: Path | str) -> Substrate:
-        """Read the substrate in a folder, which may be a model's.
+        """Load the substrate in a folder, which may be the folder of a model.
 
         Raises:
-            CheckpointError: a file is missing, damaged, or not the one that was saved with the
-                rest; the message says which and what differs.
+            CheckpointError: a file is missing, damaged, or was not saved together with the other
+                files; the message names the file and the difference.
             SubstrateError: tokenizer.json is missing or damaged.
         """
         folder = Path(path)
@@ -143,26 +146,26 @@ class Substrate:
             storage.check_digest(folder / file, name, found, header.digests.get(name))
         if substrate.fingerprint != header.fingerprint:
             raise CheckpointError(
-                f"{folder}: the substrate's fingerprint is {substrate.fingerprint}, "
-                f"but it was saved as {header.fingerprint}: its parameters have changed"
+                f"{folder}: the substrate's fingerprint is {substrate.fingerprint}, expected "
+                f"{header.fingerprint} as saved: its parameters have changed"
             )
         return substrate
 
     def save(self, path: Path | str, *, as_recipe: bool = False) -> None:
-        """Write the substrate into a folder: tokenizer.json and substrate.safetensors.
+        """Save the substrate to a folder: tokenizer.json and substrate.safetensors.
 
         Args:
-            path: the folder; files of others in it, such as a model's, are left alone.
-            as_recipe: write a small substrate.json in place of the bits; loading makes them again,
+            path: the folder; other files in it, such as those of a model, are not changed.
+            as_recipe: write a small substrate.json instead of the bits. Loading then draws the bits
                 and computes the principal axes again, which may differ in the last digits.
 
         Raises:
-            SubstrateError: `as_recipe` for pictures that come from a font file.
+            SubstrateError: `as_recipe` is True and the glyphs come from a font file.
         """
         if as_recipe and self.recipe.font is not None:
             raise SubstrateError(
-                f"the pictures come from {self.recipe.font}, which a recipe does not hold: "
-                "save the bits"
+                f"the glyphs come from {self.recipe.font}, which a recipe does not contain; "
+                "use as_recipe=False to save the bits"
             )
         tensors = {"bits": self.bits}
         if self.recipe.is_real:
@@ -186,7 +189,7 @@ class Substrate:
 
     @property
     def n_characters(self) -> np.ndarray:
-        """Characters that each token stands for, int32 [V]."""
+        """Number of characters of each token, int32 [V]; 0 for special tokens and unused ids."""
         return self.vocabulary.n_characters
 
     @property
@@ -219,9 +222,9 @@ class Substrate:
 
     @property
     def packed_table(self) -> np.ndarray | None:
-        """The vectors as packed bits, uint8 `[V, n_embed / 8]`, where they are codes of 0 and 1.
+        """The vectors as packed bits, uint8 `[V, n_embed / 8]`; None if they are real numbers.
 
-        None where they are real numbers. It is the same array at every call.
+        Each call returns the same array.
         """
         return None if self.recipe.is_real else self.bits
 
@@ -231,20 +234,20 @@ class Substrate:
 
     @property
     def bitmaps(self) -> np.ndarray:
-        """The pictures, packed: uint8 `[V, cell * cell / 8]`, 1 is ink, pixels in polar order.
+        """The packed glyph bitmaps, uint8 `[V, cell * cell / 8]`, 1 is ink, in polar pixel order.
 
         Raises:
             SubstrateError: this substrate is made of codes.
         """
         if self.recipe.codes is not None:
-            raise SubstrateError(f"a substrate of codes {self.recipe.codes!r} has no pictures")
+            raise SubstrateError(f"a substrate of codes {self.recipe.codes!r} has no glyph bitmaps")
         return self.bits
 
     def bitmap(self, token: str | int) -> np.ndarray:
-        """The picture of one token, bool `[cell, cell]`, row by row; True is ink.
+        """Return the glyph bitmap of a token, bool `[cell, cell]` in row-major order; True is ink.
 
         Raises:
-            SubstrateError: no such token or id, or a substrate made of codes.
+            SubstrateError: there is no such token or id, or the substrate is made of codes.
         """
         bitmaps = self.bitmaps
         return unpack_bitmap(bitmaps[self._id(token)], self.recipe.drawing.cell)
@@ -261,17 +264,17 @@ class Substrate:
     def encode(
         self, text: str, unknown: Unknown = "error", *, allow_special: bool = False
     ) -> list[int]:
-        """The ids of a text, see `Tokenizer.encode`."""
+        """Encode a text into ids, see `Tokenizer.encode`."""
         return self.tokenizer.encode(text, unknown=unknown, allow_special=allow_special)
 
     def encode_batch(
         self, texts: Sequence[str], unknown: Unknown = "error", *, allow_special: bool = False
     ) -> list[list[int]]:
-        """The ids of several texts, see `Tokenizer.encode_batch`."""
+        """Encode several texts into ids, see `Tokenizer.encode_batch`."""
         return self.tokenizer.encode_batch(texts, unknown=unknown, allow_special=allow_special)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of a sequence of ids, see `Tokenizer.decode`."""
+        """Decode a sequence of ids into text, see `Tokenizer.decode`."""
         return self.tokenizer.decode(ids, skip_special=skip_special)
 
     @cached_property
@@ -287,15 +290,16 @@ class Substrate:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of vocabulary, bits and parameters: the same on every machine.
+        """SHA-256 of vocabulary, bits and parameters; the same on every machine.
 
-        The vectors are not part of it: their last digits depend on the machine's linear algebra.
+        The vectors are not included, because their last digits depend on the machine's linear
+        algebra library.
         """
         content = json.dumps({**self._digests, **self.recipe.parameters}, sort_keys=True)
         return storage.digest(content.encode())
 
     def difference(self, other: Substrate) -> str:
-        """What sets another substrate apart, in words; "" where the fingerprints are equal."""
+        """Describe the first difference from another substrate; "" if fingerprints are equal."""
         if self.fingerprint == other.fingerprint:
             return ""
         vocabulary = self.vocabulary.difference(other.vocabulary)
@@ -306,12 +310,12 @@ class Substrate:
             if mine != theirs[name]:
                 return f"{name}: {mine} against {theirs[name]}"
         differing = np.flatnonzero((self.bits != other.bits).any(axis=1))
-        what = "pictures" if self.recipe.codes is None else "codes"
+        what = "glyph bitmaps" if self.recipe.codes is None else "codes"
         token = self.vocabulary.tokens[int(differing[0])]
-        return f"{what} of {len(differing):,} tokens, the first id {differing[0]} ({token!r})"
+        return f"{what} of {len(differing):,} tokens, first at id {differing[0]} ({token!r})"
 
     def collisions(self) -> list[list[int]]:
-        """Groups of ids whose vectors are equal, each in rising order, by their first id."""
+        """Return groups of ids with equal vectors, each in ascending order, sorted by first id."""
         first = first_equal_rows(self.bits)
         members: dict[int, list[int]] = {}
         for id_ in np.flatnonzero(np.bincount(first, minlength=len(self))[first] > 1).tolist():
@@ -319,13 +323,13 @@ class Substrate:
         return list(members.values())
 
     def describe_collisions(self, limit: int = 10) -> str:
-        """A report of `collisions`: how many vectors are distinct, and the first `limit` groups."""
+        """Describe `collisions`: the number of distinct vectors, and the first `limit` groups."""
         groups = self.collisions()
         if not groups:
-            return f"all {len(self):,} tokens have vectors of their own"
+            return f"all {len(self):,} tokens have distinct vectors"
         distinct = len(self) - sum(len(group) - 1 for group in groups)
         lines = [
-            f"{distinct:,} distinct vectors for {len(self):,} tokens; a model cannot tell apart "
+            f"{distinct:,} distinct vectors for {len(self):,} tokens; a model cannot distinguish "
             f"the tokens within each of {len(groups):,} groups:"
         ]
         for group in groups[:limit]:

@@ -1,4 +1,4 @@
-"""From bits to frozen vectors: principal components, each row of unit length."""
+"""Compute frozen token vectors from bits: principal components with rows of unit length."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from fastgrow.errors import SubstrateError
 
 T = TypeVar("T")
 
-# Bits unpacked at once by each thread: 16 MB of float32.
+# Number of bits that each thread unpacks at once: 16 MB of float32.
 _BATCH = 1 << 22
-# Loadings this close to the largest count as the largest too: rounding cannot decide between them.
+# Loadings within this relative distance of the largest count as ties, so that rounding does not
+# decide between them.
 _TIE = 1e-6
 
 
 def principal_axes(packed: np.ndarray, n_bits: int, n_components: int) -> np.ndarray:
-    """The directions along which rows of bits vary most, by falling variance.
+    """Compute the principal axes of rows of bits, in descending order of variance.
 
-    An axis is free in its sign, and axes of one variance are free to turn among themselves: which
-    of them an eigensolver returns depends on the machine. Here an axis's largest loading is
-    positive, and axes of one variance are those of `_fixed_basis`. Axes along which the rows do not
-    vary are all zeros.
+    The sign of an axis is arbitrary, and axes of equal variance can be rotated among each other;
+    which ones an eigensolver returns depends on the machine. Here the largest loading of each axis
+    is positive, and axes of equal variance are those of `_fixed_basis`. Axes of zero variance are
+    set to zero.
 
     Args:
-        packed: uint8 `[V, n_bits / 8]`, the first bit in the highest place.
-        n_bits: bits in a row.
-        n_components: axes to keep, at most `n_bits`.
+        packed: uint8 `[V, n_bits / 8]`, the first bit in the most significant position.
+        n_bits: number of bits in a row.
+        n_components: number of axes to return, at most `n_bits`.
 
     Returns:
-        float32 `[n_bits, n_components]`, orthonormal columns but for the zeros.
+        float32 `[n_bits, n_components]`, with columns that are orthonormal or zero.
 
     Raises:
-        SubstrateError: `n_components` out of range.
+        SubstrateError: `n_components` is out of range.
     """
     check_components(n_components, n_bits)
-    # Sums of products of bits are whole numbers below 2^24: exact in float32, in any order.
+    # Sums of products of bits are integers below 2^24, which float32 sums exactly in any order.
     together = np.zeros((n_bits, n_bits), np.float64)
     for products in _over_batches(lambda rows, _: rows.T @ rows, packed, n_bits):
         together += products
     mean = np.diagonal(together) / len(packed)
     covariance = together / len(packed) - np.outer(mean, mean)
-    # The eigensolver's threads wait for each other thousands of times: on a busy machine two took
-    # ten seconds where one takes a quarter of a second.
+    # The eigensolver's threads synchronize thousands of times: on a busy machine two threads took
+    # ten seconds, and one thread takes a quarter of a second.
     with threadpool_limits(1, "blas"):
         variance, axes = np.linalg.eigh(covariance)
     variance, axes = variance[::-1], axes[:, ::-1]
-    # Variances this close are equal but for rounding.
+    # Variances that differ by less than this are equal up to rounding.
     rounding = variance[0] * n_bits * np.finfo(np.float64).eps
     n_varying = int((variance > rounding).sum())
     starts = np.flatnonzero(-np.diff(variance[:n_varying], prepend=np.inf) > rounding)
@@ -65,10 +66,10 @@ def principal_axes(packed: np.ndarray, n_bits: int, n_components: int) -> np.nda
 
 
 def _fixed_basis(axes: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns' span that depends on the span alone.
+    """Return an orthonormal basis of the columns' span that depends only on the span.
 
-    Its first vector is, of all unit vectors in the span, the one with the largest loading on any
-    one bit; the next is so among those orthogonal to the first, and so on.
+    The first vector is the unit vector in the span with the largest loading on any single bit. Each
+    following vector is the one among those orthogonal to the previous vectors.
     """
     basis = np.empty_like(axes)
     projection = axes @ axes.T
@@ -80,21 +81,21 @@ def _fixed_basis(axes: np.ndarray) -> np.ndarray:
 
 
 def _first_largest(sizes: np.ndarray) -> np.ndarray:
-    """The place of each column's largest, the first of those that only rounding tells apart."""
+    """Return the index of each column's largest value; the first one among ties (`_TIE`)."""
     return (sizes >= sizes.max(axis=0) * (1 - _TIE)).argmax(axis=0)
 
 
 def principal_table(packed: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """The visual table of arXiv 2507.04886: PCA of the bits, then L2-normalised rows.
+    """Compute the visual table of arXiv 2507.04886: PCA of the bits, then L2-normalised rows.
 
-    Rows of equal bits are equal to the last digit.
+    Rows of equal bits are bit-identical.
 
     Args:
         packed: uint8 `[V, n_bits / 8]`.
-        axes: float32 `[n_bits, n_components]`, of `principal_axes`.
+        axes: float32 `[n_bits, n_components]`, from `principal_axes`.
 
     Returns:
-        float32 `[V, n_components]`; a row that does not differ from the mean is zeros.
+        float32 `[V, n_components]`; a row that equals the mean is zero.
     """
     n_bits, n_components = axes.shape
     ones = np.zeros(n_bits, np.float64)
@@ -102,12 +103,12 @@ def principal_table(packed: np.ndarray, axes: np.ndarray) -> np.ndarray:
         ones += sums
     centre = (ones / len(packed) @ axes).astype(np.float32)
     table = np.empty((len(packed), n_components), np.float32)
-    # Distinct rows alone are projected, since a matrix product may round equal rows differently: it
-    # adds in another order at the edge of a block than in its middle.
+    # Only distinct rows are projected, because a matrix product may round equal rows differently:
+    # the order of summation at the edge of a tile may differ from that in its middle.
     first = first_equal_rows(packed)
     is_first = first == np.arange(len(packed))
     distinct, repeated = np.flatnonzero(is_first), np.flatnonzero(~is_first)
-    # A shorter vector may be the product's rounding alone.
+    # A shorter vector may consist of rounding errors only.
     shortest = n_bits * np.finfo(np.float32).eps
 
     def project(rows: np.ndarray, place: slice) -> None:
@@ -123,32 +124,30 @@ def principal_table(packed: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def first_equal_rows(packed: np.ndarray) -> np.ndarray:
-    """For every row of bytes, the first row that is equal to it: int64 `[V]`."""
+    """Return the index of the first row equal to each row of bytes, int64 `[V]`."""
     rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
     _, first, group = np.unique(rows, return_index=True, return_inverse=True)
     return first[group]
 
 
 def binary_table(packed: np.ndarray, n_bits: int) -> np.ndarray:
-    """The bits themselves, 0 and 1, as float32 `[V, n_bits]`."""
+    """Return the bits, 0 and 1, as float32 `[V, n_bits]`."""
     return np.unpackbits(packed, axis=1, count=n_bits).astype(np.float32)
 
 
 def check_components(n_components: int, n_bits: int) -> None:
-    """Refuse a number of components that `n_bits` bits do not have."""
+    """Check that the number of components is from 1 to `n_bits`."""
     if not 1 <= n_components <= n_bits:
-        raise SubstrateError(
-            f"n_components={n_components}: rows of {n_bits:,} bits have 1 to {n_bits:,} components"
-        )
+        raise SubstrateError(f"n_components={n_components}: expected 1 to {n_bits:,} (one per bit)")
 
 
 def _over_batches(
     function: Callable[[np.ndarray, slice], T], packed: np.ndarray, n_bits: int
 ) -> Iterator[T]:
-    """`function(rows, place)` of each batch of unpacked rows, in order, on all processors.
+    """Yield `function(rows, place)` for each batch of unpacked rows, in order, using all CPU cores.
 
-    A batch is one thread's work from end to end, so the results do not depend on how many threads
-    there are.
+    Each batch is processed by a single thread, so that results do not depend on the number of
+    threads.
     """
     step = max(1, _BATCH // n_bits)
     places = [slice(start, start + step) for start in range(0, len(packed), step)]

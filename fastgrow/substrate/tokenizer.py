@@ -1,8 +1,8 @@
-"""The tokenizer: text to ids and back, byte for byte.
+"""The tokenizer: lossless conversion of text to ids and back.
 
-Byte-pair merging over a `Vocabulary` with nothing before or after it: no normaliser, no
-pre-tokenizer, no post-processor, and a decoder that joins. So `decode(encode(text)) == text` for
-every text of known characters.
+It is byte-pair encoding over a `Vocabulary`, without normaliser, pre-tokenizer and post-processor,
+and with a decoder that concatenates tokens. `decode(encode(text)) == text` for every text whose
+characters are in the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fastgrow._files import write_text
 from fastgrow.errors import SubstrateError
 from fastgrow.substrate.vocabulary import Kind, Vocabulary, describe
 
-# The library's merging costs more than linear time in the length of a text, and one text keeps one
-# thread busy; pieces of this many characters are merged in parallel. It also keeps some hundred
-# bytes a token until its answer is dropped, so it gets this many pieces at a time.
+# The library's merging takes more than linear time in the length of a text, and uses one thread for
+# each text. Texts are therefore cut into pieces of PIECE characters, which are merged in parallel.
+# Its results take some hundred bytes per token, so at most GROUP pieces are encoded in one call.
 PIECE = 8_192
 GROUP = 512
 
@@ -34,43 +34,45 @@ Unknown = Literal["error", "unk"]
 
 
 class Tokenizer:
-    """Encode and decode with a vocabulary.
+    """Encode and decode text with a vocabulary.
 
-    Text that spells a special token, such as "</s>", is text: it becomes the ids of its characters,
-    never the special id, unless `allow_special` says otherwise. A file written by `save` and loaded
-    by the `tokenizers` library alone recognises special tokens in text, as that library does.
+    The name of a special token in a text, such as "</s>", is encoded as ordinary characters unless
+    `allow_special` is True. A file that `save` wrote recognises special tokens in text if it is
+    loaded directly with the `tokenizers` library, which is that library's default.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._backend = _backend(vocabulary)
-        # Not part of the saved file: the library then treats specials in a text as text.
+        # With this option the library encodes names of special tokens as text. It is not part of
+        # the saved file.
         self._backend.encode_special_tokens = True
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary]]:
-        # Copies and pickles are built anew: the library's own would forget that switch.
+        # Copies and pickles are rebuilt, because the library's own pickles lose this option.
         return Tokenizer, (self.vocabulary,)
 
     def encode(
         self, text: str, *, unknown: Unknown = "error", allow_special: bool = False
     ) -> list[int]:
-        """The ids of a text.
+        """Encode a text into ids.
 
         Args:
-            text: any text without lone surrogates.
-            unknown: what a character outside the vocabulary is: an "error", or the id of `<unk>`.
-            allow_special: read the names of special tokens in the text as those tokens.
+            text: text without lone surrogates.
+            unknown: "error" raises an error for a character outside the vocabulary; "unk" encodes
+                it as `<unk>`.
+            allow_special: whether names of special tokens in the text are encoded as those tokens.
 
         Raises:
-            SubstrateError: an unknown character under `unknown="error"`, or a lone surrogate; the
-                message names the character and its position.
+            SubstrateError: the text has an unknown character and `unknown` is "error", or it has a
+                lone surrogate; the message has the character and its position.
         """
         return self.encode_batch([text], unknown=unknown, allow_special=allow_special)[0]
 
     def encode_batch(
         self, texts: Sequence[str], *, unknown: Unknown = "error", allow_special: bool = False
     ) -> list[list[int]]:
-        """`encode` of several texts, in parallel."""
+        """Encode several texts in parallel, see `encode`."""
         if unknown not in ("error", "unk"):
             raise SubstrateError(f"unknown={unknown!r}: expected 'error' or 'unk'")
         cut: list[list[str]] = []
@@ -98,14 +100,15 @@ class Tokenizer:
         return result
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of a sequence of ids.
+        """Decode a sequence of ids into text.
 
         Args:
             ids: integers in [0, V).
-            skip_special: leave out special tokens and holes; otherwise their names appear.
+            skip_special: whether to leave out special tokens and unused ids; otherwise their names
+                are part of the text.
 
         Raises:
-            SubstrateError: an id out of range; the message names it and its position.
+            SubstrateError: an id is out of range; the message has the id and its position.
         """
         strings = self._strings if skip_special else self.vocabulary.tokens
         ids = list(ids)
@@ -118,16 +121,16 @@ class Tokenizer:
         return "".join([strings[id_] for id_ in ids])
 
     def save(self, path: Path | str) -> None:
-        """Write a tokenizer.json that the `tokenizers` library loads by itself."""
+        """Write a tokenizer.json that the `tokenizers` library can load."""
         write_text(path, self._backend.to_str())
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """Read a tokenizer.json of this construction, whoever wrote it.
+        """Load a tokenizer.json, written by `save` or by another program in the same form.
 
         Raises:
-            SubstrateError: the file is missing, is not JSON, or holds a tokenizer of another
-                construction (other merges, a normaliser, …); the message says which.
+            SubstrateError: the file is missing, is not JSON, or contains a different kind of
+                tokenizer (other merges, a normaliser, …); the message has the difference.
         """
         path = Path(path)
         try:
@@ -143,7 +146,7 @@ class Tokenizer:
 
     @cached_property
     def _strings(self) -> list[str]:
-        """What each id contributes to a text."""
+        """The text that each id is decoded to."""
         shown = self.vocabulary.kinds <= Kind.NGRAM
         return [
             token if show else ""
@@ -152,7 +155,7 @@ class Tokenizer:
 
     @cached_property
     def _joins(self) -> frozenset[str]:
-        """The pairs of neighbouring characters that some merge may bring together."""
+        """The pairs of neighbouring characters that occur in an n-gram."""
         return frozenset(
             ngram[i : i + 2] for ngram in self.vocabulary.ngrams for i in range(len(ngram) - 1)
         )
@@ -163,7 +166,7 @@ class Tokenizer:
         return re.compile("(" + "|".join(map(re.escape, names)) + ")")
 
     def _pieces(self, text: str, allow_special: bool) -> Iterator[str]:
-        """Cut a text so that encoding the pieces one by one gives the ids of the whole."""
+        """Cut a text such that the ids of its pieces are those of the whole text."""
         if allow_special:
             for part in self._special.split(text):
                 yield from self._cut(part)
@@ -171,7 +174,7 @@ class Tokenizer:
             yield from self._cut(text)
 
     def _cut(self, text: str) -> Iterator[str]:
-        # No token spans two neighbours that stand together in no n-gram: a cut there is invisible.
+        # A cut between two characters that are neighbours in no n-gram does not change the ids.
         start = 0
         while len(text) - start > PIECE:
             cut = start + PIECE
@@ -208,7 +211,8 @@ def _refuse_surrogates(texts: Sequence[str]) -> None:
         if found:
             raise SubstrateError(
                 f"lone surrogate U+{ord(found[0]):04X} at position {found.start()}"
-                f"{_of_text(index, texts)}: not Unicode text (were its bytes invalid UTF-8?)"
+                f"{_of_text(index, texts)}: the text is not valid Unicode (it may have been read "
+                "from bytes that are not UTF-8)"
             )
 
 
@@ -221,14 +225,14 @@ def _backend(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     unk = vocabulary.tokens[vocabulary.unk_id]
     model = models.BPE(vocab=dict(vocabulary.ids), merges=vocabulary.merges(), unk_token=unk)
     backend = tokenizers.Tokenizer(model)
-    # Without a decoder the library would join tokens with spaces.
+    # Without a decoder the library joins tokens with spaces.
     backend.decoder = decoders.Sequence([])
     backend.add_special_tokens(names)
     return backend
 
 
 def _vocabulary_of(content: Any) -> Vocabulary:
-    """The vocabulary of a parsed tokenizer.json, if this tokenizer would write the same file."""
+    """Return the vocabulary of a parsed tokenizer.json, after checking that the rest matches it."""
     try:
         model = content["model"]
         specials = [added["content"] for added in content["added_tokens"]]
@@ -241,10 +245,10 @@ def _vocabulary_of(content: Any) -> Vocabulary:
     except (KeyError, TypeError, AttributeError) as error:
         raise SubstrateError(f"not a tokenizer.json ({type(error).__name__}: {error})") from None
     if kind != "BPE":
-        raise SubstrateError(f"a tokenizer of type {kind!r}, expected 'BPE'")
+        raise SubstrateError(f"the tokenizer has type {kind!r}, expected 'BPE'")
     for name, step in steps.items():
         if step:
-            raise SubstrateError(f"the tokenizer has {name} = {step!r}, expected none")
+            raise SubstrateError(f"the tokenizer has {name} = {step!r}, expected null")
     expected = vocabulary.merges()
     if merges != expected:
         at = next(
@@ -252,6 +256,7 @@ def _vocabulary_of(content: Any) -> Vocabulary:
             min(len(merges), len(expected)),
         )
         raise SubstrateError(
-            f"{len(merges):,} merges, expected {len(expected):,}; first difference at merge {at}"
+            f"the tokenizer has {len(merges):,} merges, expected {len(expected):,}; first "
+            f"difference at merge {at}"
         )
     return vocabulary

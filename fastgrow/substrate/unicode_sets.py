@@ -1,8 +1,8 @@
 """Characters by Unicode script or block, for compact vocabularies.
 
-The sets are those of one Unicode version and ship with the package: Python's own tables change with
-Python, and a recipe has to give the same vocabulary everywhere. They cover the Basic Multilingual
-Plane; characters beyond it can be named one by one.
+The sets are those of one Unicode version and ship with the package. Python's own tables change with
+its version, and a recipe must give the same vocabulary everywhere. The sets cover the Basic
+Multilingual Plane; other characters can be given one by one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from fastgrow import data
 from fastgrow.errors import SubstrateError
 
-# What text in any script uses beside its letters. The three characters that stand alone are the
-# apostrophe letter of Ukrainian and Belarusian, the numero sign and the stress accent.
+# Characters that text in any script uses in addition to its letters. ʼ is the apostrophe letter of
+# Ukrainian and Belarusian, № the numero sign and U+0301 the stress accent.
 _SHARED_BLOCKS = ("Basic Latin", "Latin-1 Supplement", "General Punctuation", "Currency Symbols")
 _SHARED_CHARACTERS = "\t\nʼ№\u0301"
 _EAST_ASIAN = frozenset({"Han", "Hiragana", "Katakana", "Hangul", "Bopomofo"})
@@ -25,25 +25,25 @@ _EAST_ASIAN_BLOCKS = ("CJK Symbols and Punctuation", "Halfwidth and Fullwidth Fo
 
 
 def script_names() -> list[str]:
-    """Names of the known scripts, such as "Latin"."""
+    """Return the names of the available scripts, such as "Latin"."""
     return list(_table()["scripts"])
 
 
 def block_names() -> list[str]:
-    """Names of the known blocks, such as "Basic Latin"."""
+    """Return the names of the available blocks, such as "Basic Latin"."""
     return list(_table()["blocks"])
 
 
 def script_characters(name: str) -> set[str]:
-    """The characters of a script, with the punctuation, digits and symbols that its text uses.
+    """Return the characters of a script, with the punctuation, digits and symbols its text uses.
 
-    Those are the characters that Unicode lists for the script and a few others (its script
-    extensions), the tab, the newline, the common characters of the blocks Basic Latin, Latin-1
-    Supplement, General Punctuation and Currency Symbols and, for East Asian scripts, those of CJK
-    Symbols and Punctuation and of Halfwidth and Fullwidth Forms.
+    The result consists of the script's characters and Unicode's script extensions, tab and newline,
+    the common characters of the blocks Basic Latin, Latin-1 Supplement, General Punctuation and
+    Currency Symbols and, for East Asian scripts, those of CJK Symbols and Punctuation and of
+    Halfwidth and Fullwidth Forms.
 
     Raises:
-        SubstrateError: no such script.
+        SubstrateError: there is no such script.
     """
     name = _known(name, script_names(), "script")
     table = _table()
@@ -54,10 +54,10 @@ def script_characters(name: str) -> set[str]:
 
 
 def block_characters(name: str) -> set[str]:
-    """The assigned characters of a block.
+    """Return the assigned characters of a block.
 
     Raises:
-        SubstrateError: no such block in the Basic Multilingual Plane.
+        SubstrateError: there is no such block in the Basic Multilingual Plane.
     """
     first, last = _table()["blocks"][_known(name, block_names(), "block")]
     return {chr(point) for point in range(first, last + 1) if point in _assigned()}
@@ -69,15 +69,15 @@ def characters_of(
     blocks: Iterable[str] | None = None,
     characters: Iterable[str] | None = None,
 ) -> list[str]:
-    """The union of the characters asked for, by code point.
+    """Return the union of the given characters, sorted by code point.
 
     Args:
-        scripts: names of scripts, each with what its text uses (`script_characters`).
+        scripts: names of scripts (see `script_characters`).
         blocks: names of blocks.
-        characters: single characters, or any text that holds them.
+        characters: single characters, or strings whose characters are used.
 
     Raises:
-        SubstrateError: an unknown name.
+        SubstrateError: a name is unknown.
     """
     result: set[str] = set().union(*(characters or ()))
     for script in scripts or ():
@@ -98,18 +98,18 @@ def _points(ranges: Iterable[tuple[int, int]]) -> set[int]:
 
 @functools.cache
 def _assigned() -> frozenset[int]:
-    # Every assigned character has a script; Common and Inherited count as scripts.
+    # Every assigned character has a script, which may be Common or Inherited.
     return frozenset().union(*map(_points, _table()["scripts"].values()))
 
 
 def _common(block: str) -> set[str]:
-    """Characters of a block that belong to no one script, without controls."""
+    """Return the characters of a block in the script Common, without control characters."""
     common = _points(_table()["scripts"]["Common"]) - _points(_table()["controls"])
     return {character for character in block_characters(block) if ord(character) in common}
 
 
 def _known(name: str, names: Collection[str], what: str) -> str:
-    """The name as Unicode spells it; case, "_" and " " do not matter."""
+    """Return the name in Unicode's spelling, ignoring case and treating "_" as a space."""
     spelled = {_folded(known): known for known in names}
     found = spelled.get(_folded(name))
     if found is None:

@@ -1,9 +1,9 @@
-"""The embedded font: the Basic Multilingual Plane of GNU Unifont 15.0.01, one bit a pixel.
+"""The embedded font: the Basic Multilingual Plane of GNU Unifont 15.0.01, one bit per pixel.
 
-`scripts/build_unifont_table.py` writes the table from Debian's package: five arrays of 65,537 rows,
-one a code point and the last for characters that the font lacks. They are left int8, width uint8,
+`scripts/build_unifont_table.py` writes the table from Debian's package. It consists of five arrays
+of 65,537 rows, one for each code point and the last for missing characters: left int8, width uint8,
 top uint8, height uint8, and sixteen columns of sixteen pixels, leftmost column first and topmost
-pixel in the highest bit (columns compress better than rows by a fifth).
+pixel in the most significant bit (columns compress better than rows by a fifth).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ROWS = MISSING + 1
 class Unifont:
     """The embedded font as a source of glyphs, at multiples of its 16 pixels.
 
-    Characters outside the Basic Multilingual Plane come out as the font's missing-glyph box, as
-    they do when the font file itself is drawn.
+    Characters outside the Basic Multilingual Plane are drawn as the font's missing-glyph box, as
+    with the font file itself.
     """
 
     def glyphs(self, characters: str, size: int) -> Glyphs:
@@ -37,8 +37,8 @@ class Unifont:
         """
         if size <= 0 or size % SIZE:
             raise SubstrateError(
-                f"the embedded Unifont comes in multiples of {SIZE} pixels, not in {size}; "
-                "name a font file to draw other sizes"
+                f"cell={size}: the embedded Unifont can be drawn in multiples of {SIZE} pixels; "
+                "use a font file (font=) for other sizes"
             )
         codes = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
         return _table().take(np.minimum(codes, MISSING)).scaled(size // SIZE)

@@ -1,9 +1,9 @@
-"""The vocabulary: which string each token id stands for.
+"""The vocabulary: the string of each token id.
 
-Two layouts.  The *full* one of bvv241 ("Emergent Semantics Beyond Token Embeddings",
-arXiv 2507.04886): the id of a character is its code point, and n-grams and special tokens take the
-ids that Unicode leaves to surrogates and private use.  The *compact* one: special tokens, then the
-characters asked for by code point, then n-grams of those characters.
+There are two layouts. In the *full* layout of bvv241 ("Emergent Semantics Beyond Token Embeddings",
+arXiv 2507.04886), the id of a character is its code point, and n-grams and special tokens have the
+ids that Unicode reserves for surrogates and private use. The *compact* layout has special tokens,
+then the requested characters by code point, then n-grams of those characters.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NGRAM_IDS = (range(0xD800, 0xE000), range(0xE100, 0xF900), range(0x10000, 0x1FF
 
 
 class Kind(enum.IntEnum):
-    """What an id stands for."""
+    """The kind of token of an id; HOLE is an unused id."""
 
     CHARACTER = 0
     NGRAM = 1
@@ -61,11 +61,12 @@ class Vocabulary:
     """An immutable map from id to token.
 
     Attributes:
-        tokens: the token of each id; `<unused_{id}>` for a hole.
-        specials: id by name of the special tokens; holds at least `<pad>`, `<s>`, `</s>`, `<unk>`.
+        tokens: the token of each id; `<unused_{id}>` for an unused id.
+        specials: ids of special tokens by name; at least `<pad>`, `<s>`, `</s>` and `<unk>`.
         kinds: uint8 [V], the `Kind` of each id.
-        ids: id by token, the inverse of `tokens`.
-        n_characters: int32 [V], characters that a token stands for; 0 for specials and holes.
+        ids: ids by token, the inverse of `tokens`.
+        n_characters: int32 [V], number of characters of a token; 0 for special tokens and unused
+            ids.
     """
 
     tokens: Sequence[str]
@@ -78,21 +79,24 @@ class Vocabulary:
     def full(
         cls, ngrams: Iterable[str], *, size: int = 0x10000, truncate: bool = False
     ) -> Vocabulary:
-        """The bvv241 layout: id = code point, n-grams and specials in the ids Unicode leaves free.
+        """Create a vocabulary in the full layout of bvv241, in which ids are code points.
+
+        N-grams and special tokens have ids that Unicode assigns to no character.
 
         Args:
-            ngrams: strings of at least two characters, in any order; repeats count once. They are
-                placed longest first, ties in code-point order.
-            size: 65,536 (8,192 places for n-grams) or 131,072 (73,727 places).
-            truncate: drop the n-grams that find no place instead of refusing them.
+            ngrams: strings of at least two characters, in any order; duplicates are ignored. Ids
+                are assigned to the longest n-grams first, in code-point order among equal lengths.
+            size: 65,536 (8,192 ids for n-grams) or 131,072 (73,727 ids for n-grams).
+            truncate: whether to drop n-grams for which there is no id instead of raising an error.
 
         Raises:
-            SubstrateError: another size, an n-gram of characters that have no id or that spells a
-                special token, or more n-grams than places.
+            SubstrateError: the size is unsupported, an n-gram has a character without an id or is
+                the name of a special token, or there are more n-grams than ids for them.
         """
         if size not in FULL_SIZES:
             raise SubstrateError(
-                f"a full vocabulary has {FULL_SIZES[0]:,} or {FULL_SIZES[1]:,} tokens, not {size:,}"
+                f"size={size:,}: a full vocabulary has {FULL_SIZES[0]:,} or {FULL_SIZES[1]:,} "
+                "tokens"
             )
         tokens: dict[int, str] = {id_: chr(id_) for ids in _CHARACTER_IDS for id_ in ids}
         specials = dict(zip(SPECIALS, _SPECIAL_IDS, strict=False))
@@ -103,8 +107,8 @@ class Vocabulary:
         places = [id_ for ids in _NGRAM_IDS for id_ in ids if id_ < size]
         if len(ordered) > len(places) and not truncate:
             raise SubstrateError(
-                f"{len(ordered):,} n-grams do not fit the {len(places):,} places of a vocabulary "
-                f"of {size:,} tokens"
+                f"{len(ordered):,} n-grams do not fit into the {len(places):,} ids for n-grams of "
+                f"a vocabulary of {size:,} tokens"
             )
         tokens.update(zip(places, ordered, strict=False))
         return cls._assemble(size, tokens, specials)
@@ -119,48 +123,51 @@ class Vocabulary:
         n_ngrams: int | None = None,
         max_size: int | None = None,
     ) -> Vocabulary:
-        """Only the characters asked for: specials, characters by code point, n-grams.
+        """Create a vocabulary in the compact layout: specials, characters by code point, n-grams.
 
         Args:
-            characters: the characters; repeats count once.
-            ngrams: candidates, best first; those with another character, and those that no
-                sequence of merges within the vocabulary produces, are left out.
+            characters: single characters; duplicates are ignored.
+            ngrams: candidates, best first. Those with other characters, and those that no sequence
+                of merges within the vocabulary produces, are left out.
             specials: names of the special tokens in the order of their ids; the four required ones
                 come first and need not be repeated. `SPECIALS` is the full list of bvv241.
-            n_ngrams: keep at most this many n-grams, the best ones.
-            max_size: keep at most as many n-grams as make this many tokens in all.
+            n_ngrams: maximum number of n-grams; the best ones are kept.
+            max_size: maximum number of all tokens; the best n-grams are kept.
 
         Raises:
-            SubstrateError: no characters, something that is not one character, or a `max_size`
-                below the number of specials and characters.
+            SubstrateError: there are no characters, an item is not a single character, or
+                `max_size` is less than the number of special tokens and characters.
         """
         names = tuple(dict.fromkeys((*REQUIRED_SPECIALS, *specials)))
         if short := [name for name in names if len(name) < 2]:
-            raise SubstrateError(f"{short[0]!r} is too short to name a special token")
+            raise SubstrateError(
+                f"{short[0]!r} is too short to name a special token; expected at least 2 characters"
+            )
         ordered = sorted(set(characters))
         if not ordered:
-            raise SubstrateError("a vocabulary needs at least one character; none was given")
+            raise SubstrateError("a vocabulary must have at least one character; none was given")
         for character in ordered:
             if len(character) != 1 or 0xD800 <= ord(character) < 0xE000:
-                raise SubstrateError(f"{character!r} is not one character of a vocabulary")
-        room = len(names) + len(ordered)
+                raise SubstrateError(f"{character!r}: expected a single character")
+        n_fixed = len(names) + len(ordered)
         if max_size is not None:
-            if room > max_size:
+            if n_fixed > max_size:
                 raise SubstrateError(
                     f"{len(names)} special tokens and {len(ordered):,} characters do not fit a "
                     f"vocabulary of at most {max_size:,} tokens"
                 )
-            n_ngrams = max_size - room if n_ngrams is None else min(n_ngrams, max_size - room)
+            n_free = max_size - n_fixed
+            n_ngrams = n_free if n_ngrams is None else min(n_ngrams, n_free)
         kept = placing_order(reachable(ngrams, ordered)[:n_ngrams])
         tokens = dict(enumerate((*ordered, *kept), start=len(names)))
-        return cls._assemble(room + len(kept), tokens, _numbered(names))
+        return cls._assemble(n_fixed + len(kept), tokens, _numbered(names))
 
     @classmethod
     def from_ids(cls, ids: Mapping[str, int], specials: Iterable[str]) -> Vocabulary:
-        """Rebuild a vocabulary from the id of each token, as a tokenizer.json lists them.
+        """Create a vocabulary from the id of each token, as listed in a tokenizer.json.
 
         Raises:
-            SubstrateError: ids with gaps or repeats, or special tokens without an id.
+            SubstrateError: ids are missing or repeated, or a special token has no id.
         """
         names = set(specials)
         absent = sorted(names - ids.keys())
@@ -170,7 +177,7 @@ class Vocabulary:
         if by_id.keys() != set(range(len(ids))):
             gap = next(id_ for id_ in range(len(ids)) if id_ not in by_id)
             raise SubstrateError(
-                f"{len(ids):,} tokens need the ids 0 … {len(ids) - 1}; none has {gap}"
+                f"{len(ids):,} tokens must have the ids 0 … {len(ids) - 1}; no token has id {gap}"
             )
         tokens = {
             id_: token for id_, token in by_id.items() if token not in names and token != _hole(id_)
@@ -181,10 +188,10 @@ class Vocabulary:
     def _assemble(
         cls, size: int, tokens: Mapping[int, str], specials: Mapping[str, int]
     ) -> Vocabulary:
-        """Check the tokens; ids that neither `tokens` nor `specials` names become holes."""
+        """Check the tokens and create the vocabulary; ids that are not given are unused."""
         missing = [name for name in REQUIRED_SPECIALS if name not in specials]
         if missing:
-            raise SubstrateError(f"the vocabulary lacks the special token {missing[0]!r}")
+            raise SubstrateError(f"the vocabulary has no special token {missing[0]!r}")
         strings = [_hole(id_) for id_ in range(size)]
         kinds = np.full(size, Kind.HOLE, np.uint8)
         n_characters = np.zeros(size, np.int32)
@@ -198,7 +205,7 @@ class Vocabulary:
         ids = {token: id_ for id_, token in enumerate(strings)}
         if len(ids) != size:
             repeated = next(token for id_, token in enumerate(strings) if ids[token] != id_)
-            raise SubstrateError(f"the vocabulary holds the token {repeated!r} twice")
+            raise SubstrateError(f"the vocabulary contains the token {repeated!r} twice")
         _check_ngrams(tokens.values())
         kinds.setflags(write=False)
         n_characters.setflags(write=False)
@@ -251,23 +258,23 @@ class Vocabulary:
         return [self.tokens[id_] for id_ in np.flatnonzero(self.kinds == kind).tolist()]
 
     def merges(self) -> list[tuple[str, str]]:
-        """BPE merges, the first to be tried first.
+        """Return the BPE merges in order of priority.
 
-        Every split of every n-gram whose halves are both tokens: longest n-gram first, ties in the
-        order of ids, split point left to right.
+        They are all splits of n-grams into two tokens: longest n-grams first, in the order of ids
+        among equal lengths, and split points from left to right.
         """
         ngrams = self.ngrams
         halves = {*self.characters, *ngrams}
         return [
             (ngram[:split], ngram[split:])
-            # A stable sort: n-grams already stand longest first in both layouts.
+            # The sort is stable: among equal lengths the order of ids is kept.
             for ngram in sorted(ngrams, key=len, reverse=True)
             for split in range(1, len(ngram))
             if ngram[:split] in halves and ngram[split:] in halves
         ]
 
     def difference(self, other: Vocabulary) -> str:
-        """The first difference in words, or "" where both vocabularies are the same."""
+        """Describe the first difference from another vocabulary; "" if they are equal."""
         if len(self) != len(other):
             return f"{len(self):,} tokens against {len(other):,}"
         for id_, (mine, theirs) in enumerate(zip(self.tokens, other.tokens, strict=True)):
@@ -282,19 +289,19 @@ class Vocabulary:
 
 
 def placing_order(ngrams: Iterable[str]) -> list[str]:
-    """Distinct n-grams as bvv241 places them: longest first, ties in code-point order."""
+    """Return distinct n-grams in the order of bvv241: by descending length, then by code points."""
     return sorted(set(ngrams), key=lambda ngram: (-len(ngram), ngram))
 
 
 def reachable(ngrams: Iterable[str], characters: Iterable[str]) -> list[str]:
-    """The n-grams that merges can produce from `characters`, best first.
+    """Return the n-grams that merges can produce from `characters`, best first.
 
-    A merge joins two tokens, so an n-gram needs a split whose halves are tokens as well. Each
-    n-gram is given the rank at which it and the best chain of halves to it are all present; then
-    every prefix of the answer is reachable from itself.
+    A merge joins two tokens, so an n-gram is reachable only if it can be split into two tokens. The
+    rank of an n-gram is the lowest position in `ngrams` up to which it and all parts of one such
+    chain of splits are present. Therefore, merges can produce every prefix of the result.
 
     Args:
-        ngrams: candidates, best first; repeats count at their first place.
+        ngrams: candidates, best first; of duplicates the first one counts.
         characters: the single characters of the vocabulary.
     """
     present_from = dict.fromkeys(characters, -1)
@@ -326,12 +333,12 @@ def _numbered(names: Sequence[str]) -> dict[str, int]:
 
 
 def _check_ngrams(tokens: Iterable[str]) -> None:
-    """Refuse a token of several characters if one of them is no token."""
+    """Check that the characters of all n-grams are tokens."""
     characters: set[str] = set()
     ngrams: list[str] = []
     for token in tokens:
         if not token:
-            raise SubstrateError("the empty string is no token")
+            raise SubstrateError("the empty string cannot be a token")
         if len(token) == 1:
             characters.add(token)
         else:
@@ -341,11 +348,11 @@ def _check_ngrams(tokens: Iterable[str]) -> None:
         ngram = next(ngram for ngram in ngrams if unknown.intersection(ngram))
         character = next(character for character in ngram if character in unknown)
         raise SubstrateError(
-            f"the n-gram {ngram!r} holds {describe(character)}, which is no character of the "
+            f"the n-gram {ngram!r} contains {describe(character)}, which is not a character of the "
             "vocabulary"
         )
 
 
 def describe(character: str) -> str:
-    """A character as error messages name it: `'é' (U+00E9)`."""
+    """Return a character with its code point for error messages, such as `'é' (U+00E9)`."""
     return f"{character!r} (U+{ord(character):04X})"

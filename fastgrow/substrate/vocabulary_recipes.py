@@ -1,4 +1,4 @@
-"""Vocabularies by name: the default, the author's two, and compact ones."""
+"""Build vocabularies by recipe: the default, those of bvv241, and compact ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastgrow.substrate import ngrams as lists
 from fastgrow.substrate.unicode_sets import characters_of
 from fastgrow.substrate.vocabulary import REQUIRED_SPECIALS, Vocabulary
 
-# A file of n-grams, a folder of the author's files, several files, or the n-grams themselves.
+# A file of n-grams, a folder with the author's files, several files, or a list of n-grams.
 NgramSource = Path | str | Sequence[Path] | Sequence[str]
 
 RECIPES = ("default", "bvv241-2-3", "bvv241-abs", "bvv241-max")
@@ -35,41 +35,44 @@ def build_vocabulary(
 ) -> Vocabulary:
     """Build a vocabulary.
 
-    With `scripts`, `blocks` or `characters` it is compact: only those characters, and the n-grams
-    made of them. Otherwise it is the full layout that the recipe names:
+    With `scripts`, `blocks` or `characters` it has the compact layout: only those characters and
+    n-grams of them. Otherwise it has the full layout of the recipe:
 
-    - "default": 65,536 tokens, n-grams of the bundled declarations of human rights.
-    - "bvv241-2-3": 65,536 tokens of the author's 2- and 3-grams (top 338 a language).
-    - "bvv241-abs", "bvv241-max": 131,072 tokens of the author's 2- to 5-grams (top 906) and of the
-      tokens that five public vocabularies share. Of 73,768 n-grams the last 41 find no place.
+    - "default": 65,536 tokens, with n-grams of the bundled declarations of human rights.
+    - "bvv241-2-3": 65,536 tokens, with the author's 2- and 3-grams (top 338 of each language).
+    - "bvv241-abs", "bvv241-max": 131,072 tokens, with the author's 2- to 5-grams (top 906) and the
+      tokens that five public vocabularies share. Of 73,768 n-grams the last 41 are left out.
 
     Args:
-        recipe: one of `RECIPES`; compact vocabularies take "default".
-        ngrams: where the n-grams come from. The author's recipes need it: a folder with the files
-            under their names, or the files. Elsewhere a file (the author's form, or one n-gram a
-            line, best first) or a list of n-grams, best first, replaces the bundled ones.
-        scripts, blocks, characters: what a compact vocabulary holds (`characters_of`).
+        recipe: one of `RECIPES`; "default" for compact vocabularies.
+        ngrams: source of the n-grams. The author's recipes require a folder with the files under
+            their original names, or the files. For "default", a file (in the author's format, or
+            one n-gram per line, best first) or a list of n-grams, best first, replaces the bundled
+            ones.
+        scripts, blocks, characters: characters of a compact vocabulary (`characters_of`).
         specials: names of special tokens of a compact vocabulary (`Vocabulary.compact`).
-        n_ngrams, max_size: limits of a compact vocabulary (`Vocabulary.compact`). Without one it
-            takes no bundled n-grams beyond those of the default recipe.
+        n_ngrams, max_size: limits of a compact vocabulary (`Vocabulary.compact`). Without a limit,
+            only those bundled n-grams are used that the default recipe has.
 
     Raises:
-        SubstrateError: an unknown recipe, options that do not go together, n-gram files that are
-            missing or malformed, or n-grams that do not fit.
+        SubstrateError: the recipe is unknown, options cannot be combined, n-gram files are missing
+            or malformed, or there are more n-grams than ids for them.
     """
     if recipe not in RECIPES:
-        raise SubstrateError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+        raise SubstrateError(f"no recipe {recipe!r}; expected one of {', '.join(RECIPES)}")
     compact = not (scripts is None and blocks is None and characters is None)
     if recipe != "default":
         if compact:
-            raise SubstrateError(f"recipe {recipe!r} has its own characters; choose none")
+            raise SubstrateError(
+                f"recipe {recipe!r} has fixed characters; remove scripts, blocks and characters"
+            )
         if ngrams is None:
-            raise SubstrateError(f"recipe {recipe!r} needs ngrams=, the author's n-gram files")
+            raise SubstrateError(f"recipe {recipe!r} requires ngrams=, the author's n-gram files")
     unlimited = n_ngrams is None and max_size is None
     if not compact and not (unlimited and specials == REQUIRED_SPECIALS):
         raise SubstrateError(
-            "specials, n_ngrams and max_size belong to compact vocabularies: choose scripts, "
-            "blocks or characters"
+            "specials, n_ngrams and max_size are options of compact vocabularies; they require "
+            "scripts, blocks or characters"
         )
     if compact:
         return Vocabulary.compact(
@@ -105,15 +108,15 @@ def _author_files(recipe: str, source: NgramSource) -> list[Path]:
     names = _BVV_FILES[recipe]
     if isinstance(source, Path | str):
         path = Path(source)
-        return [path / name for name in names] if path.is_dir() else _enough([path], recipe)
-    return _enough([Path(file) for file in source], recipe)
+        return [path / name for name in names] if path.is_dir() else _checked([path], recipe)
+    return _checked([Path(file) for file in source], recipe)
 
 
-def _enough(files: list[Path], recipe: str) -> list[Path]:
+def _checked(files: list[Path], recipe: str) -> list[Path]:
     names = _BVV_FILES[recipe]
     if len(files) != len(names):
         raise SubstrateError(
-            f"recipe {recipe!r} needs {len(names)} n-gram files ({', '.join(names)}) or their "
+            f"recipe {recipe!r} requires {len(names)} n-gram files ({', '.join(names)}) or their "
             f"folder, got {len(files)}: {', '.join(map(str, files))}"
         )
     return files

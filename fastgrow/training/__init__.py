@@ -1,4 +1,4 @@
-"""Training: data, the loop, checkpoints and the log. Knows nothing of growth."""
+"""Training: data, training loop, checkpoints and log. It does not depend on `fastgrow.growth`."""
 
 from fastgrow.training.checkpoint import Checkpointer, load_checkpoint, verify_checkpoint
 from fastgrow.training.config import TrainConfig

@@ -1,4 +1,4 @@
-"""How blocks run while a model trains: activations saved or computed again, compiled or not."""
+"""Activation checkpointing and compilation of blocks during training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastgrow.nn import Block
 
-# One block is compiled for the training of it, once for running it frozen, and anew for every
-# other shape. Past the limit dynamo would quietly run eager; here it raises.
+# A block is compiled once as an active block, once as a frozen block, and again for every other
+# input shape. Beyond the limit dynamo would silently run eagerly; here it raises an error.
 RECOMPILE_LIMIT = 32
 BACKEND: str | Callable[..., Any] = "inductor"
 
@@ -26,22 +26,25 @@ Forward = Callable[..., Tensor]
 def block_forwards(
     model: nn.Module, *, checkpoint_activations: bool = False, compile: bool = False
 ) -> Iterator[None]:
-    """Within it the model's blocks run as asked; evaluation mode leaves them plain.
+    """Context manager that checkpoints or compiles the model's blocks in training mode.
+
+    In evaluation mode the blocks run as usual.
 
     Args:
-        model: its `Block`s are meant, wherever they stand.
-        checkpoint_activations: blocks of which something trains save their input alone and run
-            again in the backward pass (arXiv 1604.06174), to the same bits. Frozen blocks below
-            them save nothing anyway; those above save what a gradient on its way down needs.
-        compile: blocks are compiled one by one. All of one shape share their graphs: one for those
-            that train and one for those that don't. A model compiled as a whole would be compiled
-            anew in every stage.
+        model: model that contains `Block` modules, at any level.
+        checkpoint_activations: blocks with an active parameter save only their input and are
+            recomputed in the backward pass (arXiv 1604.06174), with bit-identical results. Frozen
+            blocks below them save no activations in either case; frozen blocks above them save
+            what the gradient of their input requires.
+        compile: compile each block by itself. Blocks of the same shape share two graphs, one for
+            active blocks and one for frozen blocks. The whole model would have to be compiled again
+            in every stage.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     if not blocks or not (checkpoint_activations or compile):
         yield
         return
-    # Bound to the block as methods are, so that a copy of the block runs the copy.
+    # Bound to the block like a method, so that a copy of the block runs its own forward.
     for block in blocks:
         run: Forward = _compiled(type(block).forward, BACKEND) if compile else type(block).forward
         chosen = functools.partial(_forward, run, checkpoint_activations)
@@ -56,7 +59,7 @@ def block_forwards(
 
 @contextlib.contextmanager
 def training_mode(model: nn.Module, mode: bool = True) -> Iterator[None]:
-    """Training mode, or evaluation mode, for all modules; each gets its own mode back."""
+    """Context manager that sets the mode of all modules and restores each module's mode on exit."""
     modes = {module: module.training for module in model.modules()}
     model.train(mode)
     try:
@@ -71,13 +74,13 @@ def _forward(run: Forward, checkpointing: bool, block: Block, *arguments: Any) -
         return type(block).forward(block, *arguments)
     trains = torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
     if checkpointing and trains:
-        # There is no dropout, so no random numbers have to be the same again.
+        # Blocks have no dropout, so the RNG state need not be restored for the recomputation.
         return checkpoint(run, block, *arguments, use_reentrant=False, preserve_rng_state=False)
     return run(block, *arguments)
 
 
 def _limited() -> contextlib.AbstractContextManager[None]:
-    # Loading the compiler takes a second, which only those who use it should spend.
+    # Imported here because importing the compiler takes about a second.
     import torch._dynamo.config as dynamo
 
     limits = {"recompile_limit": RECOMPILE_LIMIT, "fail_on_recompile_limit_hit": True}

@@ -1,8 +1,8 @@
 """Checkpoints of any stateful object, without pickle.
 
-A checkpoint is a folder `step-00000123/` with, for each named state, `name.json` (its structure and
-plain values) and `name.safetensors` (its tensors), and `manifest.json` with the size and SHA-256 of
-every file. The folder appears under its name only when it is complete and on the disk.
+A checkpoint is a folder `step-00000123/`. For each named state it contains `name.json` (structure
+and plain values) and `name.safetensors` (tensors); `manifest.json` has the size and SHA-256 of each
+file. The folder is renamed to its final name only after it is complete and flushed to disk.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _FORMAT = 1
 
 
 class Checkpointer:
-    """Writes, finds and reads the checkpoints of one run.
+    """Write, find and load the checkpoints of a run.
 
     Args:
-        folder: where they stand; made if missing.
-        keep: how many good checkpoints to keep.
+        folder: folder of the checkpoints; created if missing.
+        keep: number of intact checkpoints to keep.
 
     Raises:
         ConfigError: keep is less than 1.
-        CheckpointError: the folder cannot be written; better known now than after an hour.
+        CheckpointError: the folder is not writable. This is checked here so that a run fails at its
+            start and not at its first checkpoint.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2) -> None:
@@ -57,26 +58,30 @@ class Checkpointer:
             ) from error
 
     def save(self, step: int, states: Mapping[str, Any]) -> Path:
-        """Write a checkpoint and drop the oldest ones beyond `keep`.
+        """Write a checkpoint and delete the oldest ones beyond `keep`.
 
         Args:
-            step: number of the checkpoint; one that stands under it is replaced.
-            states: name to an object with `state_dict()`, or to a state itself: nested dicts, lists
-                and tuples of tensors, numpy arrays and JSON values.
+            step: step number of the checkpoint; an existing checkpoint of this step is replaced.
+            states: objects with `state_dict()`, or states, by name. A state consists of nested
+                dicts, lists and tuples of tensors, numpy arrays and JSON values.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            CheckpointError: it could not be written (disk full, …); earlier checkpoints stand.
-            TypeError: a state holds something that is neither tensor, array nor JSON value.
+            CheckpointError: the checkpoint could not be written (disk full, …); earlier checkpoints
+                are unchanged.
+            TypeError: a state contains a value that is not a tensor, an array or a JSON value.
         """
         path = self.folder / f"step-{step:08d}"
-        # Everything is checked before the first byte is written.
+        # All states are checked before anything is written.
         flat = {}
         for name, value in states.items():
             if not _NAME.fullmatch(name) or f"{name}.json" == _MANIFEST:
-                raise ConfigError(f"{name!r} cannot name a state: it becomes a file name")
+                raise ConfigError(
+                    f"{name!r} cannot name a state, because it is used as a file name: expected "
+                    'letters, digits, ".", "-" and "_", and not "manifest"'
+                )
             state = value.state_dict() if hasattr(value, "state_dict") else value
             flat[name] = flatten_state(state, name)
         self._remove_leftovers()
@@ -93,25 +98,25 @@ class Checkpointer:
                 _dump(folder / _MANIFEST, {**manifest, "sha256": _manifest_hash(manifest)})
         except OSError as error:
             previous = next(self._newest_first(), None)
-            stands = f"{previous} still stands" if previous else "there was none before it"
+            kept = f"{previous} is unchanged" if previous else "there is no earlier checkpoint"
             raise CheckpointError(
-                f"{path}: the checkpoint could not be written ({error.strerror or error}); {stands}"
+                f"{path}: the checkpoint could not be written ({error.strerror or error}); {kept}"
             ) from error
         self._known_good.add(path)
         self._prune()
         return path
 
     def latest(self) -> Path | None:
-        """The newest checkpoint whose every file is as it was written; None if there is none.
+        """Return the latest intact checkpoint; None if there is none.
 
-        Damaged ones are passed over with a warning that names the file.
+        Damaged checkpoints are skipped with a warning that names the damaged file.
         """
         for path in self._newest_first():
             try:
                 verify_checkpoint(path)
             except CheckpointError as error:
                 warnings.warn(
-                    f"{error}; going back to the checkpoint before it", RuntimeWarning, stacklevel=2
+                    f"{error}; using the checkpoint before it", RuntimeWarning, stacklevel=2
                 )
             else:
                 self._known_good.add(path)
@@ -119,21 +124,21 @@ class Checkpointer:
         return None
 
     def load(self, path: Path | str | None = None) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Load a checkpoint.
 
         Args:
-            path: its folder; None reads the latest good one.
+            path: folder of the checkpoint; None for the latest intact one.
 
         Returns:
-            Name to state, as they were saved. Tensors are on the CPU.
+            The saved states by name. Tensors are on the CPU.
 
         Raises:
-            CheckpointError: there is none, or the one asked for is damaged.
+            CheckpointError: there is no intact checkpoint, or that at `path` is damaged.
         """
         if path is None:
             path = self.latest()
             if path is None:
-                raise CheckpointError(f"{self.folder}: there is no good checkpoint")
+                raise CheckpointError(f"{self.folder}: there is no intact checkpoint")
         return load_checkpoint(path)
 
     def _newest_first(self) -> Iterator[Path]:
@@ -156,7 +161,7 @@ class Checkpointer:
                 good += 1
 
     def _remove_leftovers(self) -> None:
-        """Unfinished folders of a process that was killed while it wrote."""
+        """Remove unfinished folders of a process that was killed while it wrote a checkpoint."""
         for entry in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -165,7 +170,7 @@ def verify_checkpoint(path: Path | str) -> dict[str, Any]:
     """Compare every file of a checkpoint with its manifest, and return the manifest.
 
     Raises:
-        CheckpointError: a file is missing, cut short or changed; the message names it.
+        CheckpointError: a file is missing, truncated or changed; the message names it.
     """
     path = Path(path)
     manifest = read_json(path / _MANIFEST)
@@ -174,13 +179,13 @@ def verify_checkpoint(path: Path | str) -> dict[str, Any]:
     written = manifest.pop("sha256", None)
     if written != _manifest_hash(manifest):
         raise CheckpointError(
-            f"{path / _MANIFEST}: is damaged (SHA-256 {_manifest_hash(manifest)}, "
-            f"{written} was written)"
+            f"{path / _MANIFEST}: is damaged (SHA-256 {_manifest_hash(manifest)}, expected "
+            f"{written})"
         )
     if manifest.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path / _MANIFEST}: format {manifest.get('format')!r}, "
-            f"this version reads format {_FORMAT}"
+            f"{path / _MANIFEST}: has format {manifest.get('format')!r}, "
+            f"this version of fastgrow reads format {_FORMAT}"
         )
     for name, expected in manifest["files"].items():
         file = path / name
@@ -188,20 +193,20 @@ def verify_checkpoint(path: Path | str) -> dict[str, Any]:
             raise CheckpointError(f"{file}: is missing from the checkpoint")
         size = file.stat().st_size
         if size != expected["bytes"]:
-            raise CheckpointError(f"{file}: has {size} bytes, {expected['bytes']} were written")
+            raise CheckpointError(f"{file}: has {size} bytes, expected {expected['bytes']}")
         digest = sha256_file(file)
         if digest != expected["sha256"]:
             raise CheckpointError(
-                f"{file}: is damaged (SHA-256 {digest}, {expected['sha256']} was written)"
+                f"{file}: is damaged (SHA-256 {digest}, expected {expected['sha256']})"
             )
     return manifest
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Verify and read one checkpoint folder.
+    """Verify and load a checkpoint folder.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: the checkpoint is missing or damaged.
     """
     path = Path(path)
     manifest = verify_checkpoint(path)
@@ -226,7 +231,7 @@ def _is_good(path: Path) -> bool:
 
 
 def _files_of(path: Path) -> list[str]:
-    """Names that a checkpoint may hold, of those that stand in `path`."""
+    """Return the names of the files in `path` that may belong to a checkpoint."""
     if not path.is_dir():
         return []
     return [file.name for file in path.iterdir() if file.suffix in (".json", ".safetensors")]

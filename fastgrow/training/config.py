@@ -1,4 +1,4 @@
-"""The settings of one training run."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
@@ -16,35 +16,39 @@ Schedule = Literal["wsd", "cosine", "per-stage"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a set of parameters is trained.
+    """Batch size, learning rate, optimizer and other settings of a training run.
 
     Attributes:
-        batch_size: windows in a micro-batch.
-        accumulate: micro-batches whose gradients make one step.
-        seq_len: tokens in a window; None takes the model's `max_seq_len`.
-        schedule: of the learning rate. "wsd" warms up, stays at lr and decays in a line, and
-            "cosine" warms up and decays by half a cosine, both once over a whole run, however many
-            stages it has; "per-stage" is a cosine for each stage, as in the papers.
+        batch_size: number of windows in a micro-batch.
+        accumulate: number of micro-batches whose gradients are accumulated for one optimizer step.
+        seq_len: number of tokens in a window; None for the model's `max_seq_len`.
+        schedule: learning-rate schedule. "wsd" (warmup, stable, decay) warms up, stays at lr and
+            decays linearly; "cosine" warms up and decays along half a cosine. Both extend over the
+            whole run, whatever its number of stages. "per-stage" is one cosine schedule for each
+            stage, as in the papers.
         lr: peak learning rate.
-        min_lr_ratio: the decay ends at lr * min_lr_ratio.
+        min_lr_ratio: ratio of the final learning rate to lr.
         warmup: share of the steps over which the learning rate rises from 0 to lr.
-        decay: of "wsd", share of the steps over which the learning rate falls.
-        optimizer: "adamw", or "muon" for the matrices of blocks beside AdamW for all else.
-        betas: of AdamW; the first is Muon's momentum too.
-        eps: of AdamW.
-        weight_decay: of both; matrices only, never biases or norms.
-        grad_clip: largest global gradient norm; None does not clip.
-        precision: "auto" is bf16 autocast on a GPU that has it and fp32 elsewhere.
-        eval_every: steps between evaluations; None evaluates ten times in a run.
-        eval_tokens: tokens of the validation stream to read; None reads all.
-        log_every: steps between logged rows.
-        checkpoint_every: steps between checkpoints; None writes one on interruption only.
-        seed: of the order of the data.
-        checkpoint_activations: the blocks that train save their inputs alone, and run again in the
-            backward pass: less memory, a forward pass more, the same gradients.
+        decay: share of the steps over which the learning rate falls ("wsd" only).
+        optimizer: "adamw", or "muon": Muon for the matrices of blocks and AdamW for all other
+            parameters.
+        betas: betas of AdamW; the first one is also Muon's momentum.
+        eps: eps of AdamW.
+        weight_decay: weight decay of both optimizers, applied to matrices only, not to biases and
+            norms.
+        grad_clip: maximum global gradient norm; None for no clipping.
+        precision: "auto" is bf16 autocast on a GPU that supports it, and fp32 elsewhere.
+        eval_every: number of steps between evaluations; None for ten evaluations in a run.
+        eval_tokens: number of tokens of the validation stream to evaluate; None for all.
+        log_every: number of steps between logged rows.
+        checkpoint_every: number of steps between checkpoints; None to write one only if the run is
+            interrupted.
+        seed: random seed of the data order.
+        checkpoint_activations: active blocks save only their inputs and are recomputed in the
+            backward pass. This takes less memory and one more forward pass; gradients are the same.
         compile: run blocks through torch.compile while training.
-        pick: "best" ends with the weights that were best on validation, "last" with the last ones;
-            of stages that share a schedule only the last one picks.
+        pick: "best" restores the weights with the best validation loss at the end, "last" keeps the
+            last weights. If stages share a learning-rate schedule, only the last stage restores.
     """
 
     batch_size: int = 16
@@ -106,11 +110,14 @@ class TrainConfig:
             raise ConfigError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
     def identity(self) -> dict[str, Any]:
-        """What decides a run's numbers, in JSON values: not when to log, nor what to save."""
+        """Return the settings that affect the results of a run, as JSON values.
+
+        Settings of logging and checkpoints are left out.
+        """
         free = {"log_every", "checkpoint_every", "checkpoint_activations"}
         if self.schedule != "wsd":
             free.add("decay")
-        # As in the records of runs from before there was a choice.
+        # Left out at the value of runs recorded before these settings existed.
         free |= {
             choice.name
             for choice in dataclasses.fields(self)
@@ -124,7 +131,7 @@ class TrainConfig:
         }
 
     def steps_for(self, tokens: int, seq_len: int) -> int:
-        """Steps that read at least `tokens` tokens.
+        """Return the number of steps that read at least `tokens` tokens.
 
         Raises:
             ConfigError: tokens is not positive.

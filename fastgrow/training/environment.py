@@ -1,4 +1,4 @@
-"""What a run was computed by and on: recorded for whoever asks later, and compared with nothing."""
+"""Record of the software and hardware of a run. It is for information and is never compared."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_info
 
 from fastgrow._cpu import cpu_model
 
-# They have a library take other instructions than the processor's best, which add in another order.
-CHOOSING = (
+# Variables that make a library use other CPU instructions, which may sum in a different order.
+INSTRUCTION_VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "FASTGROW_CPU_CAPABILITY",
     "MKL_CBWR",
@@ -26,12 +26,12 @@ CHOOSING = (
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads, and what chooses the order of sums on a CPU, as JSON values.
+    """Return versions, device, threads and the selected CPU instructions, as JSON values.
 
-    On a CPU a run repeats to the bit where all of it is the same.
+    On a CPU, runs are bit-identical if all of these values are equal.
 
     Args:
-        device: that the run computes on.
+        device: device of the run.
     """
     on_gpu = device.type == "cuda"
     return {
@@ -44,15 +44,15 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cpu": cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "numpy_blas": _numpy_blas(),
-        "chosen": {name: os.environ[name] for name in CHOOSING if name in os.environ},
+        "chosen": {name: os.environ[name] for name in INSTRUCTION_VARIABLES if name in os.environ},
         "threads": torch.get_num_threads(),
     }
 
 
 def _numpy_blas() -> str | None:
-    """The library, and the kind of processor that its kernels are for; None for an unknown one."""
+    """Return numpy's BLAS library and the CPU architecture of its kernels; None if unknown."""
     for library in threadpool_info():
-        # Others may be in the process: torch's, or scipy's.
+        # The process may have loaded other BLAS libraries, such as torch's or scipy's.
         if library["user_api"] == "blas" and "numpy" in library["filepath"]:
             return f"{library['internal_api']} {library.get('architecture', '')}".strip()
     return None
@@ -62,5 +62,5 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        # A tree that is on the path and not installed.
+        # A source tree that is on the path but not installed.
         return None

@@ -1,8 +1,8 @@
 """A TensorBoard event file of scalars.
 
-TensorBoard's own writer writes from a thread: what it holds is lost when a process is killed, and
-a full disk shows as a traceback of that thread. This one writes at once and raises where it is
-called.
+TensorBoard's own writer writes from a thread: buffered events are lost if the process is killed,
+and a full disk shows as a traceback of that thread. This writer writes immediately and raises
+errors in the calling thread.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 
 class EventFile:
-    """Scalars by step, in a new file of the folder that `tensorboard --logdir` is given.
+    """Write scalars by step to a new event file.
 
     Args:
-        folder: where the file is made.
-        first_step: events of this step and later ones in the folder's other files are hidden: an
-            interrupted run may have left some.
+        folder: folder of the file, to be passed to `tensorboard --logdir`.
+        first_step: TensorBoard hides events from this step on in the folder's other files, which an
+            interrupted run may have written.
 
     Raises:
         ImportError: TensorBoard is not installed.

@@ -1,4 +1,4 @@
-"""Training some parameters of a model once, in a folder that survives being stopped."""
+"""Train some parameters of a model in one run that can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ def fit(
 ) -> TrainResult:
     """Train the parameters `active` of a model for a number of tokens.
 
-    A run in a folder that was stopped goes on from its last checkpoint, which holds the active
-    parameters alone, and ends in the same bits as one that was not (on a CPU with the same
-    libraries and threads).
+    If the folder has a run that was stopped, the run is resumed from its last checkpoint, which
+    contains the active parameters only. On a CPU, with the same libraries and number of threads, a
+    resumed run ends with bit-identical weights to an uninterrupted one.
 
     Args:
-        model: has `loss` and `max_seq_len`; all its other parameters are frozen.
-        active: name to parameter.
-        data: its validation text picks the best weights.
-        tokens: rounded up to whole steps.
-        train: how to train.
-        settings: what else decides the run's numbers, in JSON values.
-        out: folder for checkpoints and logs; None keeps everything in memory.
-        resume: as `claim_folder`.
-        quiet: print nothing.
+        model: a model with `loss` and `max_seq_len`; all parameters not in `active` are frozen.
+        active: parameters to train, by name.
+        data: training text, and validation text to select the best weights.
+        tokens: number of tokens to train on, rounded up to whole steps.
+        train: training settings.
+        settings: all other settings that affect the results of the run, as JSON values.
+        out: folder for checkpoints and logs; None to write no files.
+        resume: "auto" resumes a run in `out`; "never" raises an error if there is one (see
+            `claim_folder`).
+        quiet: whether to print nothing.
 
     Raises:
-        ConfigError, Interrupted, DivergenceError: as `claim_folder` and `Trainer`.
+        ConfigError, Interrupted, DivergenceError: see `claim_folder` and `Trainer`.
     """
     seq_len = train.seq_len or int(model.max_seq_len)  # type: ignore[arg-type]
     validation = data.validation if len(data.validation) else None

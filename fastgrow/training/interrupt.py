@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the running step finish."""
+"""Handle SIGINT (Ctrl-C) and SIGTERM so that the current step is finished."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-_NOTICE = b"\nstopping after this step and saving; once more stops at once, without saving\n"
+_NOTICE = b"\nstopping after this step and saving; a second signal stops at once, without saving\n"
 
 
 class InterruptGuard:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one stops at once.
+    """Context manager in which the first SIGINT or SIGTERM only sets `requested`.
 
-    Handlers belong to a process's main thread: elsewhere the guard does nothing.
+    A second signal stops the process at once. Python runs signal handlers in the main thread only;
+    in other threads the guard does nothing.
     """
 
     def __init__(self) -> None:
@@ -43,5 +44,5 @@ class InterruptGuard:
                 raise SystemExit(128 + number)
             raise KeyboardInterrupt
         self.requested = signal.Signals(number)
-        # A handler may run in the middle of a print: the stream objects are not safe here.
+        # The handler may run in the middle of a print, so it must not use the stream objects.
         os.write(2, _NOTICE)

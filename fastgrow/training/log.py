@@ -1,4 +1,4 @@
-"""What a run tells while it runs: one live line, metrics.jsonl, TensorBoard."""
+"""The log of a run: progress line, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ _LIVE_SECONDS = 0.1
 
 
 class RunLog:
-    """The log of one run, which may consist of several trainings one after the other.
+    """The log of a run, which may consist of several stages.
 
-    On a terminal one line is rewritten in place; elsewhere a plain line appears at most every 15
-    seconds. Rows go to `metrics.jsonl` and, where TensorBoard is installed, to an event file.
+    On a terminal, one progress line is updated in place; elsewhere a line is printed at most every
+    15 seconds. Rows are written to `metrics.jsonl` and, if TensorBoard is installed, to an event
+    file.
 
-    A row is one JSON object: "step" counts within a training, "global_step" over the run, and the
-    training's labels ("stage", "depth", …) are in every row. The file's length is part of
-    `state_dict`: loading a state cuts off the rows that were written after it, so a resumed run's
-    file holds each step once, as if nothing had happened.
+    A row is one JSON object: "step" counts within a stage and "global_step" over the whole run;
+    each row also has the stage's labels ("stage", "depth", …). The length of metrics.jsonl is part
+    of `state_dict`. Loading a state truncates the file to that length, so that the file of a
+    resumed run has each step exactly once.
 
     Args:
-        folder: of metrics.jsonl; None writes no files.
-        stream: of the lines; None takes standard error.
-        quiet: write no lines.
-        tensorboard: write event files too, if the package is there.
+        folder: folder of metrics.jsonl; None to write no files.
+        stream: stream of the progress lines; None for standard error.
+        quiet: whether to print nothing.
+        tensorboard: whether to write event files if TensorBoard is installed.
 
     Raises:
-        CheckpointError: the folder cannot be written; later, from any method that writes a row, the
-            disk is full.
+        CheckpointError: the folder is not writable. Methods that write a row raise it if the disk
+            is full.
     """
 
     def __init__(
@@ -72,33 +73,33 @@ class RunLog:
         return self.folder / "metrics.jsonl"
 
     def begin(self, labels: Mapping[str, Any]) -> None:
-        """A training begins, or goes on if the labels are those of the one before."""
+        """Start a stage, or continue the current one if the labels are the same."""
         if dict(labels) != self._labels:
             self._labels = dict(labels)
             self._base = self._global_step
             self._latest = {}
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write one row of metrics at a step of the training."""
+        """Write one row of metrics at a step of the stage."""
         self._global_step = self._base + step
         self._write({"step": step, "global_step": self._global_step, **self._labels, **values})
         for name, value in values.items():
             self._scalar(name, value)
 
     def event(self, name: str, text: str | None = None, **values: Any) -> None:
-        """Write a row that is not of a step ("boundary", "resumed", …), and a line of text."""
+        """Write a row for an event ("boundary", "resumed", …), and print `text` if given."""
         self._write({"event": name, "global_step": self._global_step, **self._labels, **values})
         if text is not None:
             self.print(text)
 
     def progress(self, step: int, steps: int, values: Mapping[str, Any], *, seconds: float) -> None:
-        """Show where the training stands.
+        """Show the progress of the stage.
 
         Args:
-            step: steps done.
-            steps: steps in all.
-            values: newest values; earlier ones that are not among them stay shown.
-            seconds: expected time to the end.
+            step: number of finished steps.
+            steps: total number of steps.
+            values: latest values; earlier values of other names are still shown.
+            seconds: expected time to the end, in seconds.
         """
         self.note(values)
         now = time.monotonic()
@@ -114,11 +115,11 @@ class RunLog:
             self.print(line)
 
     def note(self, values: Mapping[str, Any]) -> None:
-        """Remember values for the next progress line."""
+        """Store values for the next progress line."""
         self._latest.update(values)
 
     def print(self, text: str) -> None:
-        """Write a line that stays."""
+        """Print a permanent line."""
         if self._quiet:
             return
         self.clear_line()
@@ -126,14 +127,14 @@ class RunLog:
         self._stream.flush()
 
     def clear_line(self) -> None:
-        """Take the live line away, so that other output starts on a clean line."""
+        """Erase the progress line, so that other output starts on an empty line."""
         if self._live_width:
             self._stream.write("\r" + " " * self._live_width + "\r")
             self._stream.flush()
             self._live_width = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """How much has been written, and where in the run that was."""
+        """Return the length of metrics.jsonl and the current position in the run."""
         size = 0
         if self._file is not None:
             self._file.flush()
@@ -146,20 +147,20 @@ class RunLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; rows written after it are dropped from metrics.jsonl."""
+        """Restore `state`; rows written after it are removed from metrics.jsonl."""
         self._base = int(state["base"])
         self._global_step = int(state["global_step"])
         self._labels = dict(state["labels"])
         if self._file is not None:
             self._file.flush()
-            # The file may be another, shorter one (moved away, a new folder): nothing is cut then.
+            # A shorter file is not the one the state was saved with (it was moved): keep all of it.
             if self._metrics_path.stat().st_size > state["bytes"]:
                 self._file.truncate(state["bytes"])
 
     def close(self) -> None:
         """Flush and close the files."""
         self.clear_line()
-        # Rows are flushed as they are written: what is left here is a row that could not be.
+        # Rows are flushed when written; only a row that could not be written is still buffered.
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -213,9 +214,9 @@ def format_line(
     seconds: float,
     width: int | None = None,
 ) -> str:
-    """One line: labels, progress, loss, bits per character, speed, time to go.
+    """Return the progress line: labels, step, loss, bits per character, speed, remaining time.
 
-    Where it is wider than `width`, what matters least is left out.
+    If it is wider than `width`, the least important parts are left out.
     """
     parts = {name: f"{name} {label}" for name, label in labels.items() if name not in _COUNTS}
     if "active_parameters" in labels:
@@ -229,7 +230,7 @@ def format_line(
         parts["speed"] = f"{format_count(values['tokens_per_second'])} tok/s"
     parts["eta"] = f"ETA {format_seconds(seconds)}"
     line = " · ".join(parts.values())
-    for name in _SPARED:
+    for name in _DROPPABLE:
         if width is None or len(line) <= width:
             return line
         parts.pop(name, None)
@@ -240,7 +241,7 @@ def format_line(
 
 
 _COUNTS = frozenset({"active_parameters", "total_parameters"})
-_SPARED = ("run", "step", "validation_bits_per_character")
+_DROPPABLE = ("run", "step", "validation_bits_per_character")
 _SHOWN = {
     "loss": "loss {:.3f}",
     "bits_per_character": "{:.3f} bits/char",
@@ -249,7 +250,7 @@ _SHOWN = {
 
 
 def format_count(value: float) -> str:
-    """Three digits and a unit: 950, 12.6K, 105M."""
+    """Format a count with three digits and a unit, such as 950, 12.6K or 105M."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -257,7 +258,7 @@ def format_count(value: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """0:07, 12:30 or 3:02:00."""
+    """Format a duration, such as 0:07, 12:30 or 3:02:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

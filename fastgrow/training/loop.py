@@ -1,4 +1,4 @@
-"""The training loop: a set of parameters, a stream of batches, a number of steps."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastgrow.training.rng import rng_state, set_rng_state
 
 
 class BatchSource(Protocol):
-    """Where steps come from; `Batches` is one."""
+    """Protocol of an iterator of training batches, such as `Batches`."""
 
     @property
     def stream(self) -> Any: ...
@@ -42,15 +42,16 @@ class BatchSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a finished training came to.
+    """The result of `Trainer.run`.
 
     Attributes:
-        step: steps made.
-        tokens: tokens read.
-        loss: training loss at the end, nats a token, averaged over the last logged steps.
-        best_step: the step of the best validation; None without validation.
-        best_bits_per_character: its bits per character; None without validation.
-        decision: why and when `until` or the user ended it; None if it made its planned steps.
+        step: number of steps made.
+        tokens: number of tokens read.
+        loss: final training loss in nats per token, averaged over the last logged steps.
+        best_step: step with the best validation result; None without validation.
+        best_bits_per_character: bits per character at that step; None without validation.
+        decision: why and when `until` or the user ended the training; None if it made
+            its planned steps.
     """
 
     step: int
@@ -62,36 +63,40 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains exactly the parameters in `active` for a number of steps.
+    """Train the parameters in `active`, and no others, for a number of steps.
 
-    One step: `config.accumulate` micro-batches, whose gradients are weighted by their targets so
-    that the sum is the gradient of the mean loss over all of them; clipping; the optimizer. On a
-    CPU, with the same libraries and threads, a run that was stopped at any step and resumed ends in
-    the same bits as one that was not.
+    A step runs `config.accumulate` micro-batches, clips the gradients and calls the optimizer. The
+    micro-batches are weighted by their number of targets, so that the accumulated gradient is that
+    of the mean loss over all targets. On a CPU, with the same libraries and number of threads, a
+    run that was stopped at any step and resumed ends with bit-identical weights to an uninterrupted
+    one.
 
     Args:
-        model: has `loss(ids, targets, ignore_index=…, reduction="mean")`. Moved to `device`.
-        active: name to parameter of the model. Every other parameter of the model must be frozen.
+        model: a model with `loss(ids, targets, ignore_index=…, reduction="mean")`. It is moved to
+            `device`.
+        active: parameters to train, by name. All other parameters of the model must be frozen.
         batches: training data.
-        config: settings.
-        steps: length of the run; or
-        tokens: length of the run in tokens, rounded up to whole steps.
-        until: a rule that may end it earlier (`fastgrow.training.lr_controller`).
-        position: position in a run of several trainings that share one learning-rate schedule; None
-            for a training on its own.
-        finish: called after each step with its number; True if the user wants the run to end
-            (`LRController`).
-        rates: of parameters, by name, that do not take the learning rate as it is.
+        config: training settings.
+        steps: number of steps. Give either `steps` or `tokens`.
+        tokens: number of tokens, rounded up to whole steps.
+        until: rule that may end the training earlier (`fastgrow.training.lr_controller`).
+        position: position of this training in a run whose stages share one learning-rate schedule;
+            None if the schedule covers this training alone.
+        finish: function called with the number of each finished step; it returns whether the user
+            requested the run to end (see `LRController`).
+        rates: learning-rate multipliers by parameter name; parameters without one use the learning
+            rate itself.
         validation: stream that is evaluated every `config.eval_every` steps and at the end.
-        log: where progress goes; None is silent.
-        device: None keeps the model where it is.
-        labels: what the log calls this training ("stage": 2, "depth": 3).
-        objective: computes the losses of training and validation in place of the model itself, from
-            what `batches` gives and from the ids of the validation text.
+        log: log of the run; None for no output.
+        device: device to train on; None for the device of the active parameters.
+        labels: labels of this training in the log, such as {"stage": 2, "depth": 3}.
+        objective: object that computes training and validation losses instead of the model. Its
+            inputs are the items of `batches` and the ids of the validation text.
 
     Raises:
-        ConfigError: neither or both of steps and tokens; an active parameter is frozen or not the
-            model's; another one is not frozen; the device lacks the precision.
+        ConfigError: neither or both of steps and tokens are given; an active parameter is frozen or
+            not a parameter of the model; another parameter is not frozen; the device does not
+            support the precision.
     """
 
     def __init__(
@@ -138,8 +143,9 @@ class Trainer:
         self._optimizer = Optimizer(self.active, config, rates)
         self._parameters = list(self.active.values())
         self._eval_every = config.eval_every or max(1, math.ceil(self._planned_steps / 10))
-        # Reading a value of a CPU tensor costs nothing. Elsewhere it would wait for the device, so
-        # losses are added up there and looked at when something is due; a sum keeps a NaN.
+        # Reading a value of a CPU tensor is free. On other devices it would synchronize, so losses
+        # are summed on the device and read only for logging, evaluation or a checkpoint. A NaN
+        # propagates through the sum.
         self._reads_every_step = self.device.type == "cpu"
         self._loss_sum = torch.zeros((), device=self.device)
         self._norm_sum = torch.zeros((), device=self.device)
@@ -150,26 +156,29 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """The step at which the run ends, as far as is known."""
+        """The step at which the training is currently expected to end."""
         return self._lr.steps
 
     @property
     def tokens(self) -> int:
-        """Tokens read so far."""
+        """Number of tokens read so far."""
         return self.step * self._tokens_per_step
 
     def run(
         self, on_checkpoint: Callable[[Trainer], Path | str | None] | None = None
     ) -> TrainResult:
-        """Train from the present step to the last one.
+        """Train from the current step to the last one.
 
         Args:
-            on_checkpoint: called every `config.checkpoint_every` steps, and when the run is
-                interrupted; saves what has to be saved and may return where.
+            on_checkpoint: function that saves a checkpoint. It is called every
+                `config.checkpoint_every` steps and if the run is interrupted, and may return the
+                path of the checkpoint.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came. The step was finished and `on_checkpoint` called.
-            DivergenceError: loss or gradients are NaN or infinite. Nothing was saved since.
+            Interrupted: the process received SIGINT or SIGTERM. The current step was finished and
+                `on_checkpoint` was called.
+            DivergenceError: the loss or gradients are NaN or infinite. No checkpoint was saved
+                since.
         """
         self._log.begin(self.labels)
         try:
@@ -220,7 +229,7 @@ class Trainer:
         self.step += 1
 
     def _backward(self) -> torch.Tensor:
-        """Gradients of the mean loss over all micro-batches; returns that loss."""
+        """Accumulate gradients of the mean loss over all micro-batches, and return that loss."""
         batches = [next(self.batches) for _ in range(self.config.accumulate)]
         counts = [int((targets != IGNORE_INDEX).sum()) for _, targets in batches]
         total = torch.zeros((), device=self.device)
@@ -261,12 +270,12 @@ class Trainer:
             if not math.isfinite(value):
                 raise DivergenceError(
                     f"the {what} became {value} at step {step} of {self.steps} (learning rate "
-                    f"{self._rate:.3g}); nothing was saved since. Go "
-                    "back to the last checkpoint with a lower learning rate or stronger clipping"
+                    f"{self._rate:.3g}); no checkpoint was saved since. Resume from the last "
+                    "checkpoint with a lower learning rate or stronger gradient clipping"
                 )
 
     def _report(self, on_checkpoint: Callable[[Trainer], Path | str | None] | None) -> None:
-        """After a step: whatever is due of logging, evaluation and checkpoint."""
+        """Log, evaluate and save a checkpoint after a step, if due."""
         last = self.step == self.steps
         config = self.config
         evaluates = self.validation is not None and (last or self.step % self._eval_every == 0)
@@ -278,10 +287,10 @@ class Trainer:
         )
         logs = last or self.step % config.log_every == 0
         if logs or evaluates or saves:
-            # A broken model must neither count as the best nor reach the disk.
+            # A diverged model must neither count as the best nor be saved.
             self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
         loss = self._evaluate() if evaluates else None
-        # Before anything is saved: a resumed run must not miss what this step showed.
+        # Before a checkpoint is saved, so that a resumed run has this step's observation.
         was_last = self._lr.is_last
         if self._lr.observe(self.step, loss):
             decision = self._lr.decision
@@ -289,10 +298,10 @@ class Trainer:
             text = f"ends after step {decision.last_step:,}: {decision.reason}"
             self._log.event("cooldown", text, **decision.to_dict())
             if not was_last and self._lr.is_last:
-                # The weights to pick from are those that the decay leads to.
+                # The best weights are chosen only from those of the decay phase.
                 self.best_step, self.best_bits_per_character = None, math.inf
             if self.step == self.steps and not last:
-                # It has ended here, which was not known before.
+                # The training has just been found to end at this step.
                 self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
                 logs, saves = True, False
                 if self.validation is not None and not evaluates:
@@ -305,7 +314,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _off_the_clock(self) -> Iterator[None]:
-        """Tokens per second are of training alone."""
+        """Exclude the time of the block from tokens per second."""
         started = time.perf_counter()
         yield
         self._clock += time.perf_counter() - started
@@ -334,7 +343,10 @@ class Trainer:
         self._summed_steps = 0
 
     def _evaluate(self) -> float:
-        """Measure on the validation text, keep the weights if they are the best; the loss."""
+        """Evaluate on the validation text, keep the weights if they are the best; return the loss.
+
+        The time is excluded from tokens per second.
+        """
         with self._off_the_clock():
             return self._measure()
 
@@ -356,7 +368,8 @@ class Trainer:
         self._log.note(values)
         if bits < self.best_bits_per_character:
             self.best_bits_per_character, self.best_step = bits, self.step
-            # Another part of the run goes on from the last weights, as its optimizer's state does.
+            # Earlier stages that share the schedule continue from their last weights, to which the
+            # optimizer state belongs.
             if self.config.pick == "best" and self._lr.is_last:
                 self._best_weights = {
                     name: p.detach().to("cpu", copy=True) for name, p in self.active.items()
@@ -374,22 +387,24 @@ class Trainer:
     ) -> None:
         stopped = f"stopped by {signal_name} after step {self.step:,} of {self.steps:,}"
         if on_checkpoint is None:
-            raise Interrupted(f"{stopped}; this run keeps no checkpoints, so it starts anew")
+            raise Interrupted(
+                f"{stopped}; this run keeps no checkpoints and has to start from the beginning"
+            )
         self._require_finite(self._loss_sum.item(), self._norm_sum.item(), self.step)
         path = on_checkpoint(self)
         where = f" in {path}" if path is not None else ""
         raise Interrupted(
-            f"{stopped}; the state is saved{where}. Start the same run again, by the same "
-            'command or with resume="auto", to go on from this step'
+            f"{stopped}; the state is saved{where}. To continue from this step, repeat the "
+            'same command, or call the same function with resume="auto"'
         )
 
     @property
     def optimizer(self) -> Optimizer:
-        """What moves the active parameters."""
+        """The optimizer of the active parameters."""
         return self._optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a run needs to go on but the model's weights, which are the model's state."""
+        """Return the state needed to resume, except the model's weights."""
         return {
             "step": self.step,
             "plan": self._plan(),
@@ -413,10 +428,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; the model's weights of that moment are loaded by the caller.
+        """Restore `state`. The caller loads the model's weights of the same checkpoint.
 
         Raises:
-            CheckpointError: the state belongs to a run with other settings, parameters or data.
+            CheckpointError: the state belongs to a run with different settings, parameters or data.
         """
         mine = self._plan()
         for name, expected in mine.items():
@@ -443,7 +458,7 @@ class Trainer:
         set_rng_state(state["rng"])
 
     def _plan(self) -> dict[str, Any]:
-        """What decides the run's numbers, in JSON values."""
+        """Return the settings that affect the results of the run, as JSON values."""
         return {
             **self.config.identity(),
             "steps": self._planned_steps,
@@ -453,12 +468,12 @@ class Trainer:
 
 def _run_length(steps: int | None, tokens: int | None, tokens_per_step: int) -> int:
     if (steps is None) == (tokens is None):
-        raise ConfigError("the length of a run is given by either steps or tokens")
+        raise ConfigError("Trainer: expected exactly one of steps= and tokens=")
     if steps is None:
         assert tokens is not None
         steps = math.ceil(tokens / tokens_per_step)
     if steps < 1:
-        raise ConfigError(f"a run takes at least one step, got {steps}")
+        raise ConfigError(f"Trainer: a run must have at least one step, got {steps}")
     return steps
 
 
@@ -467,7 +482,7 @@ def _device_of(active: Mapping[str, nn.Parameter]) -> torch.device:
 
 
 def _check_active(model: nn.Module, active: Mapping[str, nn.Parameter]) -> None:
-    """Every active parameter is the model's, and no other parameter would move or cost anything."""
+    """Check that active parameters belong to the model and all its other parameters are frozen."""
     owned = {id(parameter) for parameter in model.parameters()}
     for name, parameter in active.items():
         if id(parameter) not in owned:

@@ -1,4 +1,4 @@
-"""The optimizer over exactly the parameters that a run trains."""
+"""The optimizer of the active parameters: AdamW, or Muon combined with AdamW."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import nn
 from fastgrow.errors import CheckpointError, ConfigError
 from fastgrow.training.config import TrainConfig
 
-# Muon is for matrices that map hidden states to hidden states; a table or a head is not one, and
-# neither is one of the two factors of a low-rank correction.
+# Muon is meant for matrices that map hidden states to hidden states. It is not used for the token
+# table, the head, or the two factors of a LoRA adapter.
 _NOT_HIDDEN = ("embedding.", "lm_head.")
 _FACTORS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a group of parameters makes of a training's learning rate.
+    """Learning-rate multiplier of a parameter group, with an optional warmup.
 
     Attributes:
-        factor: on the rate.
-        warmup: share of the training's steps over which the factor rises from near 0.
+        factor: multiplier of the learning rate.
+        warmup: share of the training steps over which the multiplier rises from near 0 to `factor`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -41,22 +41,24 @@ class Rate:
             raise ConfigError(f"Rate.warmup: expected between 0 and 1, got {self.warmup}")
 
     def at(self, step: int, steps: int) -> float:
-        """The factor of step 0 … steps - 1."""
+        """Return the multiplier at a step from 0 to steps - 1."""
         warmup_steps = round(self.warmup * steps)
         return self.factor * (min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0)
 
 
 class Optimizer:
-    """One or two of torch's optimizers, whose groups take the rate that is meant for them.
+    """Wrapper of one or two torch optimizers with a learning rate for each parameter group.
 
-    Matrices decay, biases and norms do not. With "muon" the matrices of blocks are in
-    `torch.optim.Muon`, whose updates are scaled to the size of AdamW's, so that one learning rate
-    and decay serve both (Moonlight, arXiv 2502.16982, §2.2); the rest is in AdamW.
+    Weight decay is applied to matrices, not to biases and norms. With "muon", the matrices of
+    blocks are updated by `torch.optim.Muon` and all other parameters by AdamW. Muon's updates are
+    scaled to the RMS of AdamW's, so that both use the same learning rate and weight decay
+    (Moonlight, arXiv 2502.16982, §2.2).
 
     Args:
-        active: name to parameter; nothing else is held, so nothing else can move.
-        config: which optimizer, and its numbers.
-        rates: of parameters, by name, that do not take the training's rate as it is.
+        active: parameters to update, by name. The optimizer holds no other parameters.
+        config: optimizer and its hyperparameters.
+        rates: learning-rate multipliers by parameter name; parameters without one use the learning
+            rate itself.
 
     Raises:
         ConfigError: no parameter is given, or one does not require a gradient.
@@ -69,10 +71,13 @@ class Optimizer:
         rates: Mapping[str, Rate] | None = None,
     ) -> None:
         if not active:
-            raise ConfigError("there is nothing to train: no active parameter was given")
+            raise ConfigError("there is nothing to train: `active` has no parameters")
         for name, parameter in active.items():
             if not parameter.requires_grad:
-                raise ConfigError(f"{name} is to be trained but does not require a gradient")
+                raise ConfigError(
+                    f"{name} is to be trained but does not require a gradient; call "
+                    "requires_grad_(True) on it"
+                )
         self._active = dict(active)
         self._rates = dict(rates or {})
         muon = config.optimizer == "muon"
@@ -108,7 +113,7 @@ class Optimizer:
         )
 
     def _groups(self, names: Iterable[str], weight_decay: float) -> list[dict[str, Any]]:
-        """Parameters that decay alike and take the same rate together."""
+        """Group parameters by weight decay and learning-rate multiplier."""
         groups: dict[tuple[bool, Rate], list[nn.Parameter]] = {}
         for name in names:
             parameter = self._active[name]
@@ -121,41 +126,41 @@ class Optimizer:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Of all parts."""
+        """The parameter groups of all torch optimizers."""
         return [group for part in self._parts for group in part.param_groups]
 
     @property
     def held(self) -> dict[torch.Tensor, dict[str, Any]]:
-        """Every parameter that has a state, and that state."""
+        """The optimizer state of each parameter that has one."""
         return {p: state for part in self._parts for p, state in part.state.items()}
 
     def set_rate(self, rate: float, step: int, steps: int) -> None:
-        """Give each group its learning rate for step 0 … steps - 1 of the training."""
+        """Set the learning rate of each group for a step from 0 to steps - 1."""
         for group in self.param_groups:
             group["lr"] = rate * group["rate"].at(step, steps)
 
     def step(self) -> None:
-        """Move the parameters."""
+        """Update the parameters."""
         for part in self._parts:
             part.step()
 
     def zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Set the gradients to None."""
         for part in self._parts:
             part.zero_grad(set_to_none=True)
 
     # -- its state -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Its tensors under the parameters' names, so that no order has to be kept."""
+        """Return the state tensors by parameter name, independent of the parameters' order."""
         held = self.held
         return {name: dict(held[p]) for name, p in self._active.items() if p in held}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Put back what `state_dict` returned.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            CheckpointError: the state holds other parameters or other shapes.
+            CheckpointError: the state belongs to different parameters or shapes.
         """
         missing = sorted(set(self._active) - set(state))
         # Before its first step an optimizer has no state at all.
@@ -168,13 +173,13 @@ class Optimizer:
         self.adopt({n: {k: v.clone() for k, v in parts.items()} for n, parts in state.items()})
 
     def adopt(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Go on from the state that some of the parameters had in an earlier training.
+        """Continue from the state that some of the parameters had in an earlier stage.
 
         Args:
-            state: taken over, not copied.
+            state: optimizer state by parameter name; its tensors are used without a copy.
 
         Raises:
-            CheckpointError: a state is of a parameter that does not train here, or of another
+            CheckpointError: a state belongs to a parameter that is not active, or has a different
                 shape.
         """
         if foreign := sorted(set(state) - set(self._active)):

@@ -1,4 +1,4 @@
-"""Which number format a run computes in."""
+"""Floating-point precision of a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastgrow.errors import ConfigError
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The autocast dtype for a device; float32 means that nothing is cast.
+    """Return the autocast dtype for a device; float32 means that autocast is off.
 
-    bf16 products on a CPU without AMX or AVX512-BF16 are several times slower than fp32, so asking
-    for them there is answered with a warning; "auto" never chooses bf16 on a CPU.
+    bf16 matrix products on a CPU without AMX or AVX512-BF16 are several times slower than fp32, so
+    "bf16" issues a warning there. "auto" never selects bf16 on a CPU.
 
     Raises:
-        ConfigError: the device cannot compute in the format asked for.
+        ConfigError: the device does not support the precision.
     """
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -45,7 +45,7 @@ def cpu_has_bf16() -> bool:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The context in which the loss is computed."""
+    """Return the autocast context in which the loss is computed."""
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)

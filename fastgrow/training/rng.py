@@ -1,4 +1,4 @@
-"""The state of every random generator that a training step may use."""
+"""Seeds and states of the random generators that a training step may use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of Python's, numpy's and torch's global generators (CPU and every CUDA device)."""
+    """Return the state of Python's, numpy's and torch's global generators (CPU and CUDA)."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     return {
@@ -35,9 +35,9 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `rng_state` returned.
+    """Restore a state that `rng_state` returned.
 
-    CUDA generators are restored where the machine has as many devices as the state.
+    CUDA generators are restored only if the machine has as many devices as the state.
     """
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))

@@ -1,4 +1,4 @@
-"""The folder of a run, and the settings that it was begun with."""
+"""The run folder: its lock, and the recorded settings of the run."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ LOCK = "lock"
 
 
 class FolderInUse(ConfigError):
-    """Another process is at work in the folder."""
+    """Another process uses the run folder."""
 
 
 @contextmanager
 def sole_user(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Be the one process at work in a folder; that is over with this process, however it ends.
+    """Context manager that locks a run folder for this process.
+
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
-        folder: made where it is missing.
-        name: of the file that is locked.
+        folder: folder to lock; created if missing.
+        name: name of the lock file.
 
     Raises:
-        FolderInUse: another process is.
-        CheckpointError: the folder cannot be written.
+        FolderInUse: another process holds the lock.
+        CheckpointError: the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / name).open("a+")
     except OSError as error:
-        raise CheckpointError(f"{folder}: a run cannot be written there ({error})") from None
+        raise CheckpointError(f"{folder}: the run folder is not writable ({error})") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,9 +48,8 @@ def sole_user(folder: Path, name: str = LOCK) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip()
             raise FolderInUse(
-                f"{folder}: another process is at work on this run"
-                f"{f' (number {holder})' if holder else ''}; wait until it ends, or choose another "
-                "folder"
+                f"{folder}: another process{f' (PID {holder})' if holder else ''} is using this "
+                "run folder; wait until it ends, or choose another folder"
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -62,18 +63,19 @@ def claim_folder(
     resume: Resume,
     environment: dict[str, Any] | None = None,
 ) -> None:
-    """Begin a run in a folder, or make sure that the one there is this one.
+    """Record a new run's settings in its folder, or check them against those of the run there.
 
     Args:
-        out: the folder; made where it is missing.
-        settings: all that decides what the run computes, in JSON values.
-        resume: `"auto"` goes on with a run of the same settings; `"never"` wants none there.
-        environment: what it is begun by and on (`describe_environment`); recorded, never compared.
+        out: run folder; created if missing.
+        settings: all settings that affect the results of the run, as JSON values.
+        resume: `"auto"` resumes a run with the same settings; `"never"` raises an error if the
+            folder already has a run.
+        environment: software and hardware (`describe_environment`); recorded, never compared.
 
     Raises:
-        ConfigError: the folder holds a run of other settings, or one at all under `"never"`.
+        ConfigError: the folder has a run with different settings, or any run with `"never"`.
     """
-    # As it will be read back: tuples become lists.
+    # Converted as by saving and loading: tuples become lists.
     settings = json.loads(json.dumps(settings))
     record = out / RECORD
     if not record.exists():
@@ -81,19 +83,21 @@ def claim_folder(
         _files.write_json(record, recorded)
         return
     if resume == "never":
-        raise ConfigError(f"{out}: holds a run already; choose another folder or resume='auto'")
+        raise ConfigError(
+            f"{out}: already contains a run; choose another folder or use resume='auto'"
+        )
     there = _files.read_json(record)
     for key, value in settings.items():
         if there.get(key) != value:
             place, was, now = _difference(key, there.get(key), value)
             raise ConfigError(
-                f"{out}: holds a run with another {place} ({was!r}, now {now!r}); choose another "
-                "folder, or go on with the old settings"
+                f"{out}: contains a run with another {place} ({was!r}, now {now!r}); choose "
+                "another folder, or resume with the old settings"
             )
 
 
 def _difference(place: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    """The name and the values of the innermost setting in which two trees differ first."""
+    """Return the path and both values of the first innermost setting that differs."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*now, *was]:
             if was.get(key) != now.get(key):

@@ -1,8 +1,8 @@
-"""A nested state as JSON plus a flat set of named tensors, and back.
+"""Convert a nested state to JSON plus named tensors, and back.
 
-Dicts, lists and tuples nest; leaves are torch tensors, numpy arrays and scalars, and the JSON
-values None, bool, int, float and str. In the JSON, an object with one key that starts with "$"
-stands for what JSON has no word for.
+Dicts, lists and tuples can be nested; leaves are torch tensors, numpy arrays and scalars, and the
+JSON values None, bool, int, float and str. In the JSON, an object with a single key that starts
+with "$" represents a type that JSON does not have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def flatten_state(state: Any, name: str) -> tuple[Any, dict[str, torch.Tensor]]:
 
     Args:
         state: the nested state.
-        name: how an error message calls it.
+        name: name of the state in error messages.
 
     Raises:
         TypeError: a leaf is of a type that cannot be stored.
@@ -36,7 +36,7 @@ class _Flattener:
         self._storages: set[int] = set()
 
     def flatten(self, value: Any, where: str, path: str) -> Any:
-        """The JSON tree of `value`; `where` is for messages, `path` names its tensors."""
+        """Return the JSON tree of `value`; `where` is for messages, `path` names its tensors."""
         if value is None or isinstance(value, bool | str) or type(value) in (int, float):
             return value
         if isinstance(value, torch.Tensor):
@@ -44,7 +44,7 @@ class _Flattener:
         if isinstance(value, np.ndarray | np.generic):
             kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
             try:
-                # from_numpy wants memory that is writable and in this machine's byte order.
+                # from_numpy requires writable memory in native byte order.
                 tensor = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
             except TypeError:
                 raise TypeError(f"{where}: numpy dtype {value.dtype} cannot be stored") from None
@@ -65,15 +65,14 @@ class _Flattener:
             return items if isinstance(value, list) else {"$tuple": items}
         raise TypeError(
             f"{where}: {type(value).__module__}.{type(value).__name__} cannot be stored in a "
-            "checkpoint; a state is made of dicts, lists, tuples, tensors, numpy arrays and JSON "
-            "values"
+            "checkpoint; expected dicts, lists, tuples, tensors, numpy arrays or JSON values"
         )
 
     def _store(self, tensor: torch.Tensor, path: str) -> str:
         key = path or "/"
         stored = tensor.to("cpu").contiguous()
-        # A view would drag its whole storage along, and memory that appears twice may be written
-        # once only: either gets memory of its own.
+        # safetensors does not store shared memory, and a view would save its whole storage: tensors
+        # of both kinds are copied.
         storage = stored.untyped_storage()
         if storage.data_ptr() in self._storages or storage.nbytes() != stored.nbytes:
             stored = stored.clone()
@@ -87,10 +86,10 @@ def _escape(key: str) -> str:
 
 
 def unflatten_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Put together what `flatten_state` took apart.
+    """Inverse of `flatten_state`.
 
     Raises:
-        CheckpointError: the tree names a tensor that is not there.
+        CheckpointError: the tree refers to a tensor that is missing.
     """
     if isinstance(tree, list):
         return [unflatten_state(item, tensors) for item in tree]
@@ -105,7 +104,7 @@ def unflatten_state(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         if kind in tree:
             key = tree[kind]
             if key not in tensors:
-                raise CheckpointError(f"the state names the tensor {key!r}, which is not stored")
+                raise CheckpointError(f"the state refers to the tensor {key!r}, which is missing")
             tensor = tensors[key]
             if kind == "$tensor":
                 return tensor

@@ -78,7 +78,7 @@ def test_grow_prints_stages_and_resumes(capsys, config: Path, tmp_path: Path) ->
     assert (again, same) == (0, out)
     fresh, _, error = run(capsys, "grow", config, "--out", tmp_path, "--fresh")
     assert fresh == 1
-    assert "holds a run already" in error
+    assert "already contains a run" in error
 
 
 def test_a_stopped_run_is_finished_and_a_running_one_is_asked(
@@ -437,7 +437,7 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("a.txt", "abc\naжc\n".encode(), "a.txt:2: unknown character 'ж' (U+0436)"),
         ("a.txt", b"abc\nab\xffc\n", "a.txt: not UTF-8: byte 0xff at offset 6 (line 2"),
-        ("a.txt", b"\n \n", "a.txt: holds no text"),
+        ("a.txt", b"\n \n", "a.txt: contains no text"),
         ("a.jsonl", b'{"text": "abc"}\n{"text": 3}\n', "a.jsonl:2: the field 'text' is int"),
         ("a.jsonl", b'{"text": "abc"}\n{"te', "a.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"body": "abc"}\n', "a.jsonl:1: the field 'text' is missing"),

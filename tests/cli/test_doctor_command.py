@@ -67,7 +67,7 @@ def test_the_trunk_of_the_configuration_is_examined(capsys, config: Path) -> Non
     for more in ([], ["--synthetic"]):
         status, out, _ = run(capsys, str(config), "trunk.cache=disk", "--steps", "2", *more)
         assert status == 0
-        assert "stage 2, trunk: kept against recomputed: " in out
+        assert "stage 2, trunk: cached against recomputed: " in out
         assert sorted(config.parent.rglob("*")) == before
 
 
@@ -92,6 +92,6 @@ def test_a_failed_check_is_named_and_is_the_status(capsys, config: Path, monkeyp
     status, out, _ = run(capsys, str(config), "--steps", "2")
     assert status == 1
     assert "all checks hold" not in out
-    assert "stage 1, data cursor: not where it was" in out
+    assert "stage 1, data cursor: differs from the saved position" in out
     row = next(line for line in out.splitlines() if line.startswith("data cursor"))
     assert row.split()[2:] == ["FAILED", "FAILED"]

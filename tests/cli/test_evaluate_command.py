@@ -259,7 +259,7 @@ def test_a_hub_out_of_reach_is_one_line(capsys, folder: Path, monkeypatch) -> No
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     status, out, error = run(capsys, folder / "deep", "--tasks", "mmlu")
     assert (status, out) == (1, "")
-    assert "Hub dataset 'cais/mmlu': cannot be had from" in error
+    assert "Hub dataset 'cais/mmlu': cannot be loaded from" in error
     assert error.count("\n") == 1
     with pytest.raises(DataError, match="Name or service not known"):
         fastgrow.evaluation.read_questions(fastgrow.evaluation.TASKS["csqa"])

@@ -29,7 +29,7 @@ def test_every_shipped_configuration(capsys, monkeypatch, name: str) -> None:
     status, out, _ = run(capsys, name, "--no-measure")
     assert status == 0
     assert "monolith" in out
-    assert "not measured (not asked for)" in out
+    assert "not measured (not requested)" in out
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

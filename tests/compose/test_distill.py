@@ -114,12 +114,12 @@ def test_another_setting_is_another_run(
     teacher = make_teacher(substrate, dtype=torch.float32)
     student = make_decoder(substrate, 9, dtype=torch.float32)
     distill(teacher, student, data, tokens=64, train=TRAIN, out=tmp_path, quiet=True)
-    with pytest.raises(ConfigError, match=r"holds a run with another temperature \(1\.0, now 2"):
+    with pytest.raises(ConfigError, match=r"contains a run with another temperature \(1\.0, now 2"):
         distill(
             teacher, student, data, tokens=64, train=TRAIN, temperature=2.0, out=tmp_path,
             quiet=True,
         )  # fmt: skip
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already contains a run"):
         distill(
             teacher, student, data, tokens=64, train=TRAIN, out=tmp_path, resume="never",
             quiet=True,

@@ -86,7 +86,7 @@ def test_the_same_articles_are_held_out_in_every_language():
 
 
 def test_another_script_is_refused():
-    with pytest.raises(DataError, match="script 'Greek'; there is Latin, Cyrillic, Han"):
+    with pytest.raises(DataError, match="script 'Greek'; expected one of Latin, Cyrillic, Han"):
         data.demo_splits("Greek")
 
 

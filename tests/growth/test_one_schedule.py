@@ -442,7 +442,7 @@ def test_one_process_at_a_time(substrate, data, tmp_path: Path) -> None:
     """`flock` belongs to the open file, so a second one here acts like another process."""
     with (
         sole_user(tmp_path),
-        pytest.raises(FolderInUse, match=r"another process is at work on this run \(number \d+\)"),
+        pytest.raises(FolderInUse, match=r"another process \(PID \d+\) is using"),
     ):
         grow(make_model(substrate), data, WHOLE, train=make_train(), out=tmp_path, quiet=True)
     # A lock file without a lock has no effect.

@@ -226,7 +226,7 @@ def test_runs_with_other_settings_raise_and_are_kept(substrate, data, tmp_path: 
     )
     with pytest.raises(ConfigError, match="another data"):
         grow(make_model(substrate), other_text, short, **run)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already contains a run"):
         grow(make_model(substrate), data, short, **run, resume="never")
     after = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert before == after
@@ -272,7 +272,7 @@ def test_an_unwritable_folder_is_found_at_the_start(substrate, data, tmp_path, m
     monkeypatch.setattr(Trainer, "run", lambda *a, **k: pytest.fail("trained before checking"))
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(CheckpointError, match="file/run: a run cannot be written there"):
+    with pytest.raises(CheckpointError, match="file/run: the run folder is not writable"):
         grow(make_model(substrate), data, SCHEDULE, out=blocked / "run", quiet=True)
     assert blocked.read_text() == "not a folder"
 

@@ -98,7 +98,7 @@ def test_config_json_describes_the_model(saved: Path, substrate: TinySubstrate) 
 def test_saving_again_replaces_the_model_but_not_other_files(model: Decoder, saved: Path) -> None:
     model.save(saved)
     (saved / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"'notes\.txt', which would be lost"):
+    with pytest.raises(FileExistsError, match=r"'notes\.txt', which would be deleted"):
         model.save(saved)
     assert (saved / "notes.txt").read_text() == "mine"
 

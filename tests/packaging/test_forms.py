@@ -42,7 +42,7 @@ def test_sdist(tree: Path, elsewhere: Path, tmp_path: Path) -> None:
     assert {"LICENSE", "NOTICE", "setup.py", "kernels/probe.py", *sources} <= names
     site = tmp_path / "site"
     pip("install", archive, "--target", site, cwd=elsewhere, FASTGROW_BUILD_EXT="0")
-    expected = "probe fastgrow._C is not there: FASTGROW_BUILD_EXT=0 asked to leave it out"
+    expected = "probe fastgrow._C is not available: FASTGROW_BUILD_EXT=0 asked to leave it out"
     assert python_with(site, PROBE, cwd=elsewhere).strip() == expected
     python_with(site, NO_TOP_LEVEL, cwd=elsewhere)
 
@@ -58,7 +58,7 @@ def test_editable(tree: Path, elsewhere: Path, tmp_path: Path, has_compiler: boo
     if has_compiler:
         source = tree / "csrc" / "cpu" / "logit_mean.cpp"
         source.write_text(source.read_text() + "\n")
-        older = "probe fastgrow._C is older than csrc/cpu/logit_mean.cpp: build it again"
+        older = "probe fastgrow._C is older than csrc/cpu/logit_mean.cpp: rebuild it"
         assert python_with(site, PROBE, cwd=elsewhere).strip() == older
 
 

@@ -70,13 +70,14 @@ def test_missing_extension_is_reported_whatever_the_record_says(
     (tmp_path / "_build.json").write_text(record)
     extension = _native._load("_C", tmp_path)
     assert not extension.loaded
-    assert "fastgrow._C is not there: it has not been built" in extension.reason
+    assert "fastgrow._C is not available: it has not been built" in extension.reason
 
 
 def test_recorded_reason_is_shown(tmp_path: Path) -> None:
-    state = {"_C": {"built": False, "detail": "the compiler is on strike"}}
+    state = {"_C": {"built": False, "detail": "no compiler was found"}}
     (tmp_path / "_build.json").write_text(json.dumps(state))
-    assert _native._load("_C", tmp_path).reason.endswith("is not there: the compiler is on strike")
+    reason = _native._load("_C", tmp_path).reason
+    assert reason.endswith("is not available: no compiler was found")
 
 
 def test_what_it_was_made_from_has_one_digest(tmp_path: Path) -> None:

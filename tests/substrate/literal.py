@@ -1,15 +1,14 @@
 """The author's recipe written out with Pillow, one token at a time.
 
-It is the truth that the vectorised drawing is held to, so it shares no code with it. Where the
-papers leave a choice open, it follows what the author's tokenizer-building notebooks (repository
-AVBochkov/Embeddings) do:
+It is the reference for the vectorised drawing, and shares no code with it. If the papers leave a
+choice open, it follows the author's tokenizer-building notebooks (repository AVBochkov/Embeddings):
 
-- the steps run rotate, shift, speckle, blur, threshold, resize, flatten, in that order;
+- the steps are rotate, shift, speckle, blur, threshold, resize, flatten, in that order;
 - rotation is Pillow's default (nearest neighbour, about the centre, same size) filled with white;
 - the shift pastes onto a new white canvas;
-- text that is not easy draws its angle and shifts from empty ranges, so it keeps its place;
-- after the threshold the picture is of mode "1", where any resize is by nearest neighbours;
-- a character is drawn with `ImageDraw.text`, which writes nothing for a newline.
+- angle and shifts of text that is not easy are drawn from empty ranges, so it is not moved;
+- after the threshold the image has mode "1", for which every resize is by nearest neighbours;
+- a character is drawn with `ImageDraw.text`, which draws nothing for a newline.
 """
 
 from __future__ import annotations
@@ -98,9 +97,9 @@ class LiteralRecipe:
         return [0 if pixels[x, y] else 1 for _, _, x, y in places]
 
     def bitmap(self, text: str) -> np.ndarray:
-        """Ink of one token, bool `[cell, cell]`, row by row."""
+        """Bitmap of one token, bool `[cell, cell]` in row-major order; True is ink."""
         return ~np.array(self.draw(text))
 
     def bits(self, texts: Iterable[str]) -> np.ndarray:
-        """Flattened pictures, uint8 `[n, cell * cell]`: 1 is ink."""
+        """Flattened bitmaps, uint8 `[n, cell * cell]`: 1 is ink."""
         return np.array([self.flatten(self.draw(text)) for text in texts], np.uint8)

@@ -1,7 +1,7 @@
-"""The same substrate under several kinds of BLAS kernels, each in a process of its own.
+"""The same substrate with several kinds of BLAS kernels, each in a separate process.
 
-OpenBLAS chooses its kernels by the processor when it is loaded; OPENBLAS_CORETYPE chooses others,
-which add in another order.
+OpenBLAS selects kernels for the processor when it is loaded. OPENBLAS_CORETYPE selects others,
+which sum in a different order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastgrow.substrate import Substrate
 OPTIONS: dict[str, dict[str, Any]] = {
     "pictures": {"scripts": ["Latin", "Cyrillic", "Greek"], "n_ngrams": 0},
     "narrow": {"scripts": ["Latin", "Cyrillic", "Greek"], "n_ngrams": 0, "n_components": 8},
-    # The lowest bits of these codes have one variance: their axes are free to turn.
+    # The lowest bits of these codes have equal variance, so their axes can be rotated.
     "ids": {"blocks": ["Basic Latin"], "codes": "id-16-float"},
     "more ids": {"scripts": ["Cyrillic"], "n_ngrams": 0, "codes": "id-16-float"},
 }
@@ -45,7 +45,7 @@ print(*[library["architecture"] for library in threadpool_info()
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
-    """By the kind of kernels, the tables of OPTIONS."""
+    """The tables of OPTIONS for each kind of kernels."""
     folder = tmp_path_factory.mktemp("tables")
     found = {}
     for core in _cores():
@@ -74,7 +74,7 @@ def _cores() -> list[str]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_values_are_the_same_but_for_rounding(
+def test_values_are_equal_up_to_rounding(
     tables: dict[str, dict[str, np.ndarray]], name: str
 ) -> None:
     first, *others = tables.values()

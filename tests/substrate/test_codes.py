@@ -1,4 +1,4 @@
-"""Codes that stand in for glyphs."""
+"""Codes that are used instead of glyphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_random_codes_are_unique_balanced_and_follow_the_seed(n_bits: int) -> No
     assert (bits != code.bits(n_tokens, seed=2)).any()
 
 
-def test_more_tokens_leave_the_first_codes_as_they_are() -> None:
+def test_more_tokens_do_not_change_the_first_codes() -> None:
     code = Code.parse("random-64")
     np.testing.assert_array_equal(code.bits(10, seed=0), code.bits(1000, seed=0)[:10])
 
@@ -46,7 +46,7 @@ def test_random_codes_are_a_published_stream() -> None:
 def test_names_and_limits() -> None:
     assert Code.parse("random-256-float") == Code(random=True, n_bits=256, real=True)
     for name in ("random-17", "id-64", "glyphs", "random-64-floats", ""):
-        with pytest.raises(SubstrateError, match=r"no codes .* there are id-16, random-16"):
+        with pytest.raises(SubstrateError, match=r"no codes .* expected one of id-16, random-16"):
             Code.parse(name)
     with pytest.raises(SubstrateError, match=r"65,537 tokens need more than the 65,536 codes"):
         Code.parse("id-16").bits(65537, seed=0)

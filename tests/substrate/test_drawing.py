@@ -1,4 +1,4 @@
-"""The vectorised drawing against the literal one, bit for bit."""
+"""The vectorised drawing compared with the reference drawing, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastgrow.substrate.unifont import Unifont
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 ABS = {"rotation": 7.0, "shift": 3, "speckle": 0.03}
 
-# Every edge of the easy ranges, blank glyphs, marks that lie over their neighbours, very wide
+# Every edge of the easy ranges, blank glyphs, marks that overlap their neighbours, very wide
 # glyphs, a newline alone and between letters, and the long names of special tokens.
 TOKENS = [
     *map(chr, (0x00, 0x0A, 0x20, 0x41, 0x7F, 0xA0, 0xE9, 0x24F, 0x250, 0x36F, 0x370, 0x416)),
@@ -43,7 +43,7 @@ def test_any_font_is_drawn_as_pillow_draws_it(cell: int, options: dict[str, Any]
     assert [TOKENS[index] for index in differing] == []
 
 
-def test_a_token_is_drawn_alike_in_any_company() -> None:
+def test_a_bitmap_does_not_depend_on_the_other_tokens() -> None:
     together = draw_tokens(TOKENS, Unifont(), Drawing())
     backwards = draw_tokens(TOKENS[::-1], Unifont(), Drawing())
     np.testing.assert_array_equal(together, backwards[::-1])
@@ -59,7 +59,7 @@ def test_small_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(draw_tokens(TOKENS, Unifont(), Drawing()), expected)
 
 
-def test_global_random_states_are_left_alone() -> None:
+def test_global_random_states_are_unchanged() -> None:
     random.seed(7)
     np.random.seed(7)  # noqa: NPY002
     expected = random.random(), np.random.rand()  # noqa: NPY002
@@ -69,10 +69,10 @@ def test_global_random_states_are_left_alone() -> None:
     assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
 
 
-def test_marks_lie_over_the_neighbour_cell() -> None:
+def test_marks_overlap_the_neighbouring_cell() -> None:
     plain, marked = draw_tokens(["אב", "א\u05b8ב"], Unifont(), Drawing())
     assert (plain != marked).any()
-    # U+20DD, an enclosing circle, juts far to the left; alone in its cell it lies outside.
+    # U+20DD, an enclosing circle, extends far to the left; a single one is outside its cell.
     alone, after_letter = draw_tokens(["\u20dd", "x\u20dd"], Unifont(), Drawing(plain_speckle=0))
     letter = draw_tokens(["x\u3000"], Unifont(), Drawing(plain_speckle=0))[0]
     ink = unpack_bitmap(after_letter, 32) & ~unpack_bitmap(letter, 32)
@@ -88,7 +88,7 @@ def test_newline_is_blank_or_has_its_glyph() -> None:
     assert (shown != hidden).any(axis=1).tolist() == [True, True, False, False]
 
 
-def test_unpacked_bitmap_is_the_literal_picture() -> None:
+def test_unpacked_bitmap_equals_the_reference() -> None:
     packed = draw_tokens(["Ж", "汉字"], FontFile(DEJAVU), Drawing())
     renderer = LiteralRecipe(DEJAVU)
     for row, token in zip(packed, ["Ж", "汉字"], strict=True):

@@ -71,11 +71,11 @@ def test_unifont_scales_by_whole_factors_only() -> None:
     np.testing.assert_array_equal(large.ink, small.ink.repeat(3, 1).repeat(3, 2))
     assert large.left.tolist() == (3 * small.left).tolist()
     assert small.left[2] < 0  # a combining mark stands before the pen
-    with pytest.raises(SubstrateError, match="multiples of 16 pixels, not in 20"):
+    with pytest.raises(SubstrateError, match=r"cell=20: .* multiples of 16 pixels"):
         Unifont().glyphs("a", 20)
 
 
-def test_unifont_has_one_picture_for_what_it_lacks() -> None:
+def test_unifont_has_one_glyph_for_missing_characters() -> None:
     glyphs = Unifont().glyphs("\U0001f600\U00010400\ue000A", 16)
     assert (glyphs.ink[0] == glyphs.ink[1]).all()
     assert (glyphs.ink[0] == glyphs.ink[2]).all()
@@ -96,7 +96,7 @@ def test_bitmap_font_is_enlarged_from_the_size_that_divides(tmp_path: Path) -> N
     rows = [".#......", ".#......", ".#......", ".###...."]
     doubled = ["".join(2 * pixel for pixel in row) for row in rows for _ in range(2)]
     assert art(glyphs.ink[0]) == doubled
-    with pytest.raises(SubstrateError, match=r"small\.bdf: .*none of these divides 20"):
+    with pytest.raises(SubstrateError, match=r"small\.bdf: .*none of these divides .* 20 pixels"):
         FontFile(path).glyphs("A", 20)
 
 
@@ -109,12 +109,12 @@ def test_font_errors_name_the_file(tmp_path: Path) -> None:
 
 
 def box_glyph(left: int, width: int, height: int) -> Glyphs:
-    """One glyph whose whole box is ink."""
+    """A glyph whose whole box is ink."""
     ink = np.full((1, height, width), 255, np.uint8)
     return Glyphs(ink, *(np.array([n], np.int32) for n in (left, width, 0, height)))
 
 
-def test_boxes_are_centred_and_jut_into_neighbours() -> None:
+def test_boxes_are_centred_and_extend_into_neighbours() -> None:
     placed, reach = place_in_cells(box_glyph(left=0, width=3, height=5), 8)
     assert reach == 0
     rows, columns = np.nonzero(placed[0])
@@ -142,5 +142,5 @@ def test_script_makes_the_embedded_table(unifont_file: Path) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "build_unifont_table.py"))
     made = script["draw_table"](unifont_file)
     shipped = (resources.files("fastgrow") / "data" / TABLE).read_bytes()
-    # The compressed bytes may change with the library; what they hold may not.
+    # The compressed bytes may change with the library; the content may not.
     assert lzma.decompress(made) == lzma.decompress(shipped)

@@ -1,8 +1,8 @@
-"""The pictures of whole vocabularies: known digests, and the literal rendering they come from.
+"""The bitmaps of whole vocabularies: known digests, and the reference rendering.
 
-golden.json holds digests of pictures that the literal renderer drew with Debian's Unifont; running
-this file writes it again (`python tests/substrate/test_golden.py`). The quick test compares the
-embedded glyphs with it on every machine; the acceptance tests make the literal rendering again.
+golden.json contains digests of bitmaps that the reference renderer (literal.py) drew with Debian's
+Unifont; `python tests/substrate/test_golden.py` writes it again. The quick test compares the
+embedded glyphs with it on every machine; the acceptance tests repeat the reference rendering.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Draw = Callable[[Sequence[str]], np.ndarray]
 
 
 def literal_drawer(font: Path) -> Draw:
-    """Packed pictures of tokens by the literal renderer; each token is drawn once."""
+    """Packed bitmaps of tokens by the reference renderer; each token is drawn once."""
     renderer = LiteralRecipe(font)
     drawn: dict[str, np.ndarray] = {}
 
@@ -47,7 +47,7 @@ def digests(substrate: Substrate) -> dict[str, str]:
 
 
 def literal_digests(draw: Draw) -> dict[str, dict[str, str]]:
-    """What golden.json holds: the digests of substrates with literal pictures."""
+    """The content of golden.json: digests of substrates with reference bitmaps."""
     built = {"default": Substrate.build(), "compact": Substrate.build(characters=COMPACT)}
     return {
         name: digests(Substrate(Tokenizer(s.vocabulary), Recipe(), draw(s.vocabulary.tokens)))
@@ -76,7 +76,7 @@ def test_all_of_bvv241_is_bit_identical(draw: Draw, development_data: Path) -> N
 
 
 @pytest.mark.acceptance
-def test_font_file_gives_the_embedded_pictures(unifont_file: Path, development_data: Path) -> None:
+def test_font_file_gives_the_embedded_bitmaps(unifont_file: Path, development_data: Path) -> None:
     ngrams = development_data / "bvv241"
     embedded = Substrate.build("bvv241-2-3", ngrams=ngrams)
     assert (
@@ -99,20 +99,20 @@ def test_bvv241_abs_is_bit_identical_where_sampled(
 
 
 @pytest.mark.acceptance
-def test_golden_digests_are_the_literal_renderers(draw: Draw) -> None:
+def test_golden_digests_are_those_of_the_reference(draw: Draw) -> None:
     assert literal_digests(draw) == json.loads(GOLDEN.read_text())
 
 
 @pytest.mark.slow
 def test_default_is_built_in_1500_megabytes() -> None:
-    # By two threads: each takes some more.
+    # With two threads: each thread takes some more memory.
     program = (
         "import os, re\n"
         "os.cpu_count = lambda: 2\n"
         "from fastgrow.substrate import Substrate\n"
         "substrate = Substrate.build()\n"
         "assert substrate.table.shape == (65536, 1024)\n"
-        # ru_maxrss would count the process that started this one, too.
+        # ru_maxrss would include the process that started this one.
         "status = open('/proc/self/status').read()\n"
         "peak = int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1]) * 1024\n"
         "print(peak)"

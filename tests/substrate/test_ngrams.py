@@ -60,7 +60,7 @@ HEAD = "[{'lang': 'x', 'language_name': 'X', 'top_ngrams': {2: "
         (HEAD + "[('a" + "b" * 100_000, "expected a length and its list"),
     ],
 )
-def test_a_malformed_file_is_named_with_its_fault(tmp_path, text, message):
+def test_a_malformed_file_is_named_with_the_error(tmp_path, text, message):
     path = tmp_path / "broken.txt"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(SubstrateError, match=f"broken.txt: not a list of n-grams: .*{message}"):

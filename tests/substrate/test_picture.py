@@ -1,4 +1,4 @@
-"""The sheet of glyphs for people to look at."""
+"""The image of a text's glyph bitmaps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def substrate() -> Substrate:
     return Substrate.build(characters="Aж汉the")
 
 
-def test_each_token_stands_enlarged_in_its_place(substrate: Substrate) -> None:
+def test_each_token_is_drawn_enlarged_in_its_place(substrate: Substrate) -> None:
     sheet = draw_glyph_sheet(substrate, "Aж汉A", columns=3)
     height, width = sheet.shape[0] // 2, sheet.shape[1] // 3
     for index, token in enumerate("Aж汉A"):
@@ -45,13 +45,13 @@ def test_file_is_a_png_of_the_sheet(substrate: Substrate, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["glyphs.png"]
 
 
-def test_what_cannot_be_shown(substrate: Substrate, tmp_path: Path) -> None:
+def test_texts_that_cannot_be_drawn(substrate: Substrate, tmp_path: Path) -> None:
     with pytest.raises(SubstrateError, match="empty"):
         glyph_sheet(substrate, "", tmp_path / "glyphs.png")
     with pytest.raises(SubstrateError, match="unknown character 'Я'"):
         glyph_sheet(substrate, "Я", tmp_path / "glyphs.png")
-    with pytest.raises(SubstrateError, match=r"glyphs\.txt: name an image file"):
+    with pytest.raises(SubstrateError, match=r"glyphs\.txt: expected the name of an image file"):
         glyph_sheet(substrate, "A", tmp_path / "glyphs.txt")
-    with pytest.raises(SubstrateError, match="has no pictures"):
+    with pytest.raises(SubstrateError, match="has no glyph bitmaps"):
         glyph_sheet(Substrate.build(characters="A", codes="id-16"), "A", tmp_path / "glyphs.png")
     assert list(tmp_path.iterdir()) == []

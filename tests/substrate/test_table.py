@@ -11,7 +11,7 @@ from fastgrow.substrate.table import binary_table, principal_axes, principal_tab
 
 
 def random_bits(n_rows: int, n_bits: int, seed: int = 0) -> np.ndarray:
-    """Bits with different variances, so that the axes are well apart; packed."""
+    """Packed bits with different variances, so that the axes are well separated."""
     generator = np.random.default_rng(seed)
     share = np.linspace(0.05, 0.5, n_bits)
     return np.packbits(generator.random((n_rows, n_bits)) < share, axis=1)
@@ -30,7 +30,7 @@ def expected_table(packed: np.ndarray, n_bits: int, n_components: int) -> np.nda
     return table / np.linalg.norm(table, axis=1, keepdims=True)
 
 
-# Stated once: projections of up to 64 bits of weight at most 1 in float32.
+# Tolerance for projections of up to 64 bits with weights of at most 1 in float32.
 TOLERANCE = 5e-6
 
 
@@ -72,10 +72,10 @@ def test_tied_loadings_give_the_first_of_them_the_positive_sign() -> None:
     assert axis[1] == pytest.approx(-(0.5**0.5), abs=1e-3)
 
 
-def test_axes_of_one_variance_do_not_follow_the_eigensolver(
+def test_axes_of_equal_variance_do_not_depend_on_the_eigensolver(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Ids below 129: the codes' lowest bits all have one variance.
+    # Ids below 129: the lowest bits of the codes all have the same variance.
     packed = Code.parse("id-16").bits(129, seed=0)
     expected = principal_axes(packed, 16, 16)
     solve = np.linalg.eigh
@@ -99,8 +99,8 @@ def test_rows_equal_to_the_mean_are_zeros() -> None:
     assert not make_table(packed, 16, 16).any()
 
 
-def test_a_row_that_only_rounding_sets_apart_from_the_mean_is_zeros() -> None:
-    # The loadings of the other half cancel those of the first half, in sums of another order.
+def test_a_row_that_equals_the_mean_up_to_rounding_is_zeros() -> None:
+    # The loadings of the second half cancel those of the first half, summed in a different order.
     generator = np.random.default_rng(0)
     half = generator.random(512, np.float32)
     axis = np.concatenate([half, -generator.permutation(half)])[:, None] / np.float32(18.5)
@@ -110,8 +110,8 @@ def test_a_row_that_only_rounding_sets_apart_from_the_mean_is_zeros() -> None:
     assert table.ravel().tolist() == [0, 1, -1, 0]
 
 
-def test_equal_rows_are_equal_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Batches of eight rows and a last one of one row, which a BLAS takes for a vector.
+def test_equal_rows_are_equal_at_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Batches of eight rows and a last one of one row, which a BLAS treats as a vector.
     packed = random_bits(40, 256)
     order = np.random.default_rng(1).permutation(np.repeat(np.arange(40), 9))
     monkeypatch.setattr("fastgrow.substrate.table._BATCH", 256 * 8)

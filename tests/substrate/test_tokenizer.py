@@ -35,7 +35,7 @@ def small() -> Tokenizer:
 
 
 def merged_one_by_one(vocabulary: Vocabulary, text: str) -> list[int]:
-    """Byte-pair merging as it is defined: apply the first merge there is, leftmost pair first."""
+    """Byte-pair merging by its definition: apply the first possible merge, leftmost pair first."""
     rank = {pair: position for position, pair in enumerate(vocabulary.merges())}
     tokens = list(text)
     while True:
@@ -113,7 +113,7 @@ def test_unknown_characters_can_be_the_unknown_token(small, full):
     unk = small.vocabulary.unk_id
     ids = [small.vocabulary.ids[token] for token in ("ab", "a")]
     assert small.encode("abééa", unknown="unk") == [ids[0], unk, unk, ids[1]]
-    # Private use is where the full layout keeps special tokens and n-grams.
+    # The full layout uses the private use ids for special tokens and n-grams.
     assert full.encode("\ue002\ue200😀\uffff", unknown="unk") == [57347] * 4
     with pytest.raises(SubstrateError, match=r"U\+E002"):
         full.encode("\ue002")
@@ -129,7 +129,7 @@ def test_lone_surrogates_are_refused(small, unknown):
 
 
 @pytest.mark.parametrize("text", [b"ab", None, 3, ["a"]])
-def test_what_is_no_text_is_refused(small, text):
+def test_values_other_than_strings_are_rejected(small, text):
     with pytest.raises(SubstrateError, match=rf"text 0 of 1 is {type(text).__name__}"):
         small.encode(text)
 
@@ -139,7 +139,7 @@ def test_special_tokens_in_a_text_are_text_unless_allowed(small, full):
     specials = small.vocabulary.specials
     a, b = small.vocabulary.ids["a"], small.vocabulary.ids["b"]
     assert small.encode("a<s>b", allow_special=True) == [a, specials["<s>"], b]
-    # The longest name wins, and the names themselves need not be spelled in known characters.
+    # The longest name has precedence, and the names may have unknown characters.
     assert small.encode("<s>x[EOT]<unk>", allow_special=True) == [
         *(specials["<s>x"], specials["[EOT]"], specials["<unk>"]),
     ]
@@ -159,7 +159,7 @@ def test_copies_and_pickles_keep_specials_in_a_text_as_text(small):
     assert copy.deepcopy(small).encode("a<s>b") == ids
 
 
-def test_decoding_leaves_out_specials_and_holes(full):
+def test_decoding_leaves_out_specials_and_unused_ids(full):
     ids = [57345, 97, 0xFFFF, 57346, 57344]
     assert full.decode(ids) == "a"
     assert full.decode(ids, skip_special=False) == "<s>a<unused_65535></s><pad>"
@@ -202,9 +202,9 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_the_library(request, tmp_path
         (lambda c: c["model"].update(dropout=0.1), "dropout = 0.1"),
         (lambda c: c["model"]["merges"].pop(2), "difference at merge 2"),
         (lambda c: c["model"]["merges"].pop(), "difference at merge"),
-        (lambda c: c["model"]["vocab"].pop("ab"), "none has"),
+        (lambda c: c["model"]["vocab"].pop("ab"), "no token has id"),
         (lambda c: c["model"]["vocab"].pop("<unk>"), "'<unk>' has no id"),
-        (lambda c: c.update(added_tokens=[]), "lacks the special token '<pad>'"),
+        (lambda c: c.update(added_tokens=[]), "has no special token '<pad>'"),
         (lambda c: c.update(added_tokens=None), "not a tokenizer.json"),
     ],
 )
@@ -219,7 +219,7 @@ def test_loading_refuses_another_construction(small, tmp_path, change, message):
     assert str(caught.value).startswith(str(path))
 
 
-def test_loading_refuses_what_is_no_json(small, tmp_path):
+def test_loading_rejects_files_that_are_not_json(small, tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(SubstrateError, match=r"tokenizer.json: no such file"):
         Tokenizer.load(path)
@@ -233,7 +233,7 @@ def test_loading_refuses_what_is_no_json(small, tmp_path):
 
 
 def test_a_long_text_is_encoded_in_pieces(full, monkeypatch):
-    """The library's merging takes more than linear time in the length of what it is given."""
+    """The library's merging takes more than linear time in the length of a text."""
     given_lengths = []
 
     class Backend:
@@ -248,6 +248,6 @@ def test_a_long_text_is_encoded_in_pieces(full, monkeypatch):
     assert full.encode(text) == expected
     lengths = [length for group in given_lengths for length in group]
     assert sum(lengths) == len(text)
-    # A cut waits for two characters that no token holds: in words, some characters further on.
+    # A cut is made between two characters that are in no token: in words, some characters later.
     assert max(lengths) < tokenizer_module.PIECE + 100
     assert max(map(len, given_lengths)) == tokenizer_module.GROUP

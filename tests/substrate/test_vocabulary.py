@@ -44,7 +44,7 @@ def test_full_layout_runs_over_into_the_second_plane():
     assert vocabulary.tokens[0xF8FF] == pairs[8_191]
     assert vocabulary.tokens[0x10000:0x10002] == (pairs[8_192], pairs[8_193])
     assert vocabulary.tokens[0x1FFFF] == "<unused_131071>"
-    with pytest.raises(SubstrateError, match=r"8,194 n-grams do not fit the 8,192 places"):
+    with pytest.raises(SubstrateError, match=r"8,194 n-grams do not fit into the 8,192 ids"):
         Vocabulary.full(pairs)
     assert Vocabulary.full(pairs, truncate=True).tokens[0xF8FF] == pairs[8_191]
 
@@ -52,9 +52,9 @@ def test_full_layout_runs_over_into_the_second_plane():
 @pytest.mark.parametrize(
     ("ngrams", "message"),
     [
-        (["ab", "a\ue000"], r"'a\\ue000' holds '\\ue000' \(U\+E000\), which is no character"),
-        (["a😀"], r"holds '😀' \(U\+1F600\)"),
-        (["a\ud800"], r"holds '\\ud800' \(U\+D800\)"),
+        (["ab", "a\ue000"], r"'a\\ue000' contains '\\ue000' \(U\+E000\), which is not a character"),
+        (["a😀"], r"contains '😀' \(U\+1F600\)"),
+        (["a\ud800"], r"contains '\\ud800' \(U\+D800\)"),
         (["<s>"], r"the token '<s>' twice"),
         (["a"], r"the token 'a' twice"),
         ([""], r"empty string"),
@@ -65,8 +65,8 @@ def test_full_refuses_an_ngram_that_cannot_be_a_token(ngrams, message):
         Vocabulary.full(ngrams)
 
 
-def test_full_refuses_another_size():
-    with pytest.raises(SubstrateError, match=r"65,536 or 131,072 tokens, not 1,024"):
+def test_full_rejects_an_unsupported_size():
+    with pytest.raises(SubstrateError, match=r"size=1,024: .* 65,536 or 131,072 tokens"):
         Vocabulary.full([], size=1024)
 
 
@@ -114,8 +114,8 @@ def test_compact_limits_keep_the_best_ngrams():
     ("characters", "message"),
     [
         ([], "at least one character"),
-        (["ab"], "'ab' is not one character"),
-        (["\ud800"], r"'\\ud800' is not one character"),
+        (["ab"], "'ab': expected a single character"),
+        (["\ud800"], r"'\\ud800': expected a single character"),
     ],
 )
 def test_compact_refuses_what_is_no_character(characters, message):
@@ -129,7 +129,7 @@ def test_compact_refuses_a_special_token_that_is_a_character():
 
 
 def test_reachable_drops_what_no_merge_makes_and_orders_by_the_weakest_link():
-    # "abcd" needs "ab" and "cd", so it counts as good as the worse of the two; "xyz" has no half.
+    # "abcd" needs "ab" and "cd", so it gets the worse rank of the two; "xyz" has no half.
     candidates = ["abcd", "cd", "xyz", "ca", "ab", "q"]
     assert reachable(candidates, "abcdxyz") == ["cd", "ca", "ab", "abcd"]
     # Of two ways to make "abcd" the better one counts: "ab" + "cd", and not "abc" + "d".
@@ -171,8 +171,8 @@ def test_a_vocabulary_does_not_change():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "a": 5}, "none has 4"),
-        ({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "a": 3}, "none has 4"),
+        ({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "a": 5}, "no token has id 4"),
+        ({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "a": 3}, "no token has id 4"),
         ({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, "'<unk>' has no id"),
     ],
 )
@@ -182,7 +182,7 @@ def test_from_ids_refuses_gaps(ids, message):
 
 
 def test_from_ids_needs_the_required_specials():
-    with pytest.raises(SubstrateError, match="lacks the special token '</s>'"):
+    with pytest.raises(SubstrateError, match="has no special token '</s>'"):
         Vocabulary.from_ids({"<pad>": 0, "<s>": 1, "a": 2}, ["<pad>", "<s>"])
 
 
@@ -223,18 +223,18 @@ def test_recipe_takes_its_ngrams_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "bvv"}, "no recipe 'bvv'; there are default, bvv241-2-3"),
-        ({"recipe": "bvv241-2-3"}, "needs ngrams="),
-        ({"recipe": "bvv241-2-3", "ngrams": "x", "scripts": ["Latin"]}, "its own characters"),
-        ({"recipe": "bvv241-abs", "ngrams": "x"}, "needs 2 n-gram files"),
+        ({"recipe": "bvv"}, "no recipe 'bvv'; expected one of default, bvv241-2-3"),
+        ({"recipe": "bvv241-2-3"}, "requires ngrams="),
+        ({"recipe": "bvv241-2-3", "ngrams": "x", "scripts": ["Latin"]}, "has fixed characters"),
+        ({"recipe": "bvv241-abs", "ngrams": "x"}, "requires 2 n-gram files"),
         ({"recipe": "bvv241-2-3", "ngrams": "nowhere.txt"}, "nowhere.txt: No such file"),
-        ({"n_ngrams": 4}, "belong to compact vocabularies"),
-        ({"specials": ["[EOT]"]}, "belong to compact vocabularies"),
+        ({"n_ngrams": 4}, "options of compact vocabularies"),
+        ({"specials": ["[EOT]"]}, "options of compact vocabularies"),
         ({"scripts": ["Latni"]}, "did you mean 'Latin'"),
         ({"characters": ""}, "at least one character"),
     ],
 )
-def test_recipes_refuse_options_that_do_not_go_together(options, message):
+def test_recipes_refuse_options_that_cannot_be_combined(options, message):
     with pytest.raises(SubstrateError, match=message):
         build_vocabulary(**options)
 

@@ -56,13 +56,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     return counted
 
 
-def test_only_blocks_that_train_run_twice_and_none_in_an_evaluation(runs: dict[int, int]) -> None:
+def test_only_active_blocks_run_twice_and_none_in_an_evaluation(runs: dict[int, int]) -> None:
     model = make_model(4, n_frozen=2)
     with block_forwards(model, checkpoint_activations=True):
         step(model)
         assert [runs[id(block)] for block in model.blocks] == [1, 1, 2, 2]
         runs.clear()
-        # A frozen block above one that trains hands a gradient down, and is still not run again.
+        # A frozen block above an active one passes a gradient down, and is still not recomputed.
         model.blocks[3].requires_grad_(False)
         step(model)
         assert [runs[id(block)] for block in model.blocks] == [1, 1, 2, 1]
@@ -74,7 +74,7 @@ def test_only_blocks_that_train_run_twice_and_none_in_an_evaluation(runs: dict[i
         assert [runs[id(block)] for block in model.blocks] == [2, 2, 2, 2]
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_restored_afterwards() -> None:
     model = make_model(2)
     with (
         pytest.raises(RuntimeError, match="on purpose"),
@@ -94,7 +94,7 @@ def test_a_copy_of_a_block_runs_itself(runs: dict[int, int]) -> None:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
-    """What dynamo hands to the compiler, which here runs it as it is."""
+    """The graphs that dynamo passes to the compiler, which runs them unchanged."""
     captured: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
@@ -108,7 +108,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModul
 
 
 def grow_through(model: Decoder, stages: int) -> None:
-    """A step in each stage of one block; the frozen ones run without autograd."""
+    """A step in each stage of one block; frozen blocks run without autograd."""
     for _ in range(stages):
         model.requires_grad_(False)
         n = model.n_layer
@@ -156,7 +156,7 @@ def test_a_run_keeps_its_identity_unless_it_compiles() -> None:
     assert TrainConfig(compile=True).identity() == {**usual, "compile": True}
 
 
-def test_models_without_blocks_are_let_be() -> None:
+def test_models_without_blocks_are_unchanged() -> None:
     model = nn.Linear(2, 2)
     with block_forwards(model, checkpoint_activations=True, compile=True):
         assert model(torch.zeros(1, 2)).shape == (1, 2)

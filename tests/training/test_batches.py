@@ -49,12 +49,12 @@ def test_an_epoch_has_each_target_once(length: int) -> None:
     for _ in range(2):
         seen = np.concatenate([targets.numpy().ravel() for _, targets in take(batches, windows)])
         assert set(seen) == set(range(11, 10 + length))
-        # Only the window that was moved back to end with the stream repeats some.
+        # Only the last window, which is shifted back, repeats some targets.
         assert len(seen) - len(set(seen)) == windows * seq_len - (length - 1)
     assert batches.epochs == [2.0]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     def order(batches: Batches) -> list[int]:
         return [int(ids[0, 0]) for ids, _ in take(batches, 50)]
 
@@ -168,7 +168,7 @@ def test_mixtures_of_corpora_and_of_mixtures() -> None:
 
 def test_a_mixture_of_different_substrates_is_refused() -> None:
     other = make_stream("aaaa", LetterSubstrate("abc"))
-    with pytest.raises(DataError, match="part 1 was encoded with another substrate"):
+    with pytest.raises(DataError, match="part 1 was encoded with a different substrate"):
         MixedStream([(make_stream("aaaa", SUBSTRATE), 1), (other, 1)])
 
 
@@ -197,8 +197,8 @@ def test_sizes_must_be_positive() -> None:
 
 
 def test_counter_based_numbers_are_pinned() -> None:
-    """A checkpoint made by one version must mean the same windows in the next."""
-    # SplitMix64 of seed 0 begins so in its authors' reference output.
+    """A checkpoint of one version must refer to the same windows in the next version."""
+    # The first outputs of SplitMix64 with seed 0 in its authors' reference implementation.
     assert [int(x) for x in random_bits(np.uint64(0), np.arange(2))] == [
         0xE220A8397B1DCDAF,
         0x6E789E6AA1B965F4,
@@ -233,7 +233,7 @@ def test_skipping_is_taking(monkeypatch) -> None:
         for _ in range(40):
             next(taking)
         skipping.skip(7)
-        # In stretches, of which the last is not full.
+        # In chunks, of which the last is not full.
         with monkeypatch.context() as patch:
             patch.setattr(batches_module, "_AT_ONCE", 10)
             skipping.skip(33)

@@ -1,4 +1,4 @@
-"""Texts out of files, and the place that every complaint names."""
+"""Reading documents from files, and the location in error messages."""
 
 from __future__ import annotations
 

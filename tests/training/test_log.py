@@ -1,4 +1,4 @@
-"""What a run tells: the live line, plain lines, metrics.jsonl, TensorBoard."""
+"""The log of a run: progress line, plain lines, metrics.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_line_says_it_all() -> None:
+def test_the_progress_line_has_all_parts() -> None:
     line = format_line(1200, 5000, LABELS, {**VALUES, "validation_bits_per_character": 3.5}, 754)
     assert line == (
         "stage 2 · depth 3 · 105M/180M active · step 1,200/5,000 · loss 2.000 · "
@@ -39,7 +39,7 @@ def test_the_line_says_it_all() -> None:
     )
 
 
-def test_a_narrow_terminal_keeps_what_matters() -> None:
+def test_a_narrow_terminal_shows_the_most_important_parts() -> None:
     labels = {"run": "Cyrillic grown", **LABELS, "stage": "2/3"}
     values = {**VALUES, "validation_bits_per_character": 3.5}
 
@@ -79,11 +79,11 @@ def test_a_terminal_has_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPat
     assert [len(line) for line in lines] == [49, 49]
     assert "loss 1.000" in lines[1]
     log.print("a line that stays")
-    # The live line is blanked before other text is written.
+    # The progress line is erased before other text is written.
     assert stream.getvalue().endswith("\r" + " " * 49 + "\ra line that stays\n")
 
 
-def test_elsewhere_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_plain_lines_are_printed_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 1000.0
     monkeypatch.setattr("fastgrow.training.log.time.monotonic", lambda: clock)
     stream = io.StringIO()
@@ -97,7 +97,7 @@ def test_elsewhere_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch
     assert "\r" not in stream.getvalue()
 
 
-def test_a_quiet_log_says_nothing() -> None:
+def test_a_quiet_log_prints_nothing() -> None:
     stream = Terminal()
     log = RunLog(stream=stream, quiet=True)
     log.progress(1, 1, VALUES, seconds=0)
@@ -145,7 +145,7 @@ def test_resuming_drops_the_rows_after_the_checkpoint(tmp_path: Path) -> None:
     ]
 
 
-def test_a_shorter_file_is_only_added_to(tmp_path: Path) -> None:
+def test_a_shorter_file_is_only_appended_to(tmp_path: Path) -> None:
     with RunLog(tmp_path, quiet=True, tensorboard=False) as log:
         log.row(1, {"loss": 3.0})
         log.load_state_dict({"bytes": 10_000, "base": 0, "global_step": 7, "labels": {}})
@@ -188,7 +188,7 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tensorboard", [False, True])
 def test_a_full_disk_is_named(tmp_path: Path, tensorboard: bool) -> None:
-    """In a process of its own, whose files may not grow beyond a size."""
+    """In a separate process whose files have a maximum size."""
     program = f"""
         import resource, signal
         from fastgrow.errors import CheckpointError
@@ -213,7 +213,7 @@ def test_a_full_disk_is_named(tmp_path: Path, tensorboard: bool) -> None:
     assert "cannot be written (File too large)" in done.stdout
 
 
-def test_a_machine_without_tensorboard_logs_the_rest(
+def test_without_tensorboard_everything_else_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
@@ -224,7 +224,7 @@ def test_a_machine_without_tensorboard_logs_the_rest(
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_training_logs_what_it_should(tmp_path: Path) -> None:
+def test_a_training_logs_rows_and_evaluations(tmp_path: Path) -> None:
     substrate = LetterSubstrate()
     model = TinyModel(len(substrate))
     stream = make_stream(random_text(50, 0), substrate)

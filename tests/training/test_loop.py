@@ -1,4 +1,4 @@
-"""The trainer trains exactly what it is told to, and a stopped run ends like one that was not."""
+"""The trainer updates the active parameters only, and a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_trainer(
     return Trainer(model, active, batches, config, steps=steps, validation=validation, log=log)
 
 
-# -- what a step is -------------------------------------------------------------------------------
+# -- a step ---------------------------------------------------------------------------------------
 
 
 def test_a_step_is_the_textbook_step() -> None:
@@ -106,7 +106,7 @@ def test_micro_batches_add_up_to_the_large_batch() -> None:
         torch.testing.assert_close(small.model.state_dict()[name], expected, rtol=2e-4, atol=2e-5)
 
 
-def test_training_learns_and_reports_what_it_did() -> None:
+def test_training_learns_and_returns_a_result() -> None:
     trainer = make_trainer(steps=150)
     before = bits_per_character(trainer.model, VALIDATION).bits_per_character
     result = trainer.run()
@@ -117,7 +117,7 @@ def test_training_learns_and_reports_what_it_did() -> None:
     assert result.loss < 2
 
 
-def test_only_the_active_parameters_move() -> None:
+def test_only_the_active_parameters_change() -> None:
     model = TinyModel(len(SUBSTRATE))
     for module in (model.embedding, model.hidden):
         module.requires_grad_(False)
@@ -132,9 +132,9 @@ def test_only_the_active_parameters_move() -> None:
         assert not frozen or model.get_parameter(name).grad is None
 
 
-def test_weight_decay_touches_matrices_only() -> None:
+def test_weight_decay_changes_matrices_only() -> None:
     class Still(TinyModel):
-        """Its loss has no gradient worth the name, so only decay moves it."""
+        """Its loss has a negligible gradient, so only weight decay changes the weights."""
 
         def loss(self, *arguments: Any, **options: Any) -> torch.Tensor:
             return super().loss(*arguments, **options) * 0.0
@@ -150,7 +150,7 @@ def test_weight_decay_touches_matrices_only() -> None:
         assert bool(shrunk) == (value.ndim >= 2), name
 
 
-def test_the_end_is_the_best_of_validation() -> None:
+def test_the_weights_with_the_best_validation_are_restored() -> None:
     """A learning rate that rises until the model breaks: the last weights are not the best."""
     settings: dict[str, Any] = {
         "lr": 3.0,
@@ -172,7 +172,7 @@ def test_the_end_is_the_best_of_validation() -> None:
     )
 
 
-def test_modes_are_put_back() -> None:
+def test_modes_are_restored() -> None:
     model = TinyModel(len(SUBSTRATE))
     model.eval()
     model.hidden.train()
@@ -187,7 +187,7 @@ def test_modes_are_put_back() -> None:
 
 
 class Stop(Exception):
-    """Ends a run in the middle, as a crash would."""
+    """Ends a run in the middle, like a crash."""
 
 
 def mixture() -> MixedStream:
@@ -377,7 +377,7 @@ class Signalling(TinyModel):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [5, STEPS])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
+def test_a_signal_finishes_the_step_saves_and_reports_how_to_resume(
     tmp_path: Path, number: signal.Signals, at: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -390,7 +390,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
     assert f"stopped by {number.name} after step {at} of {STEPS}" in message
     assert f"the state is saved in {tmp_path / f'step-{at:08d}'}" in message
     assert 'resume="auto"' in message
-    assert "once more stops at once" in capfd.readouterr().err
+    assert "a second signal stops at once" in capfd.readouterr().err
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
     torch.manual_seed(0)
@@ -423,17 +423,17 @@ def test_a_second_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupted_run_without_checkpoints_says_so() -> None:
+def test_an_interrupted_run_without_checkpoints_reports_it() -> None:
     trainer = make_trainer(model=Signalling({5}), validation=None)
     with pytest.raises(Interrupted, match="keeps no checkpoints"):
         trainer.run()
 
 
-# -- what goes wrong ------------------------------------------------------------------------------
+# -- errors ---------------------------------------------------------------------------------------
 
 
 class Breaking(TinyModel):
-    """Its loss, or only the loss's gradient, is not a number from a given call on."""
+    """Its loss, or only the gradient of its loss, is not finite from a given call on."""
 
     def __init__(self, at: int, what: str):
         super().__init__(len(SUBSTRATE))
@@ -451,7 +451,7 @@ class Breaking(TinyModel):
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
-def test_a_broken_loss_stops_before_anything_is_saved(what: str) -> None:
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(what: str) -> None:
     model = Breaking(7, what)
     trainer = make_trainer(model=model, checkpoint_every=1, validation=None)
     saved: list[tuple[int, Weights]] = []
@@ -462,8 +462,8 @@ def test_a_broken_loss_stops_before_anything_is_saved(what: str) -> None:
 
 
 @pytest.mark.parametrize("due", ["log_every", "checkpoint_every", "eval_every"])
-def test_a_broken_loss_is_found_where_steps_are_not_read(due: str) -> None:
-    """A GPU's losses are read only when something is due."""
+def test_a_loss_that_is_not_finite_is_found_without_reading_each_step(due: str) -> None:
+    """A GPU's losses are read only for logging, evaluation or a checkpoint."""
     quiet = {"log_every": 100, "checkpoint_every": 100, "eval_every": 100}
     trainer = make_trainer(model=Breaking(7, "loss"), **{**quiet, due: 5})
     trainer._reads_every_step = False
@@ -508,13 +508,13 @@ def test_the_length_is_steps_or_tokens() -> None:
     assert Trainer(model, active, batches, config, tokens=97).steps == 2
     assert Trainer(model, active, batches, config, tokens=96).steps == 1
     for lengths in ({}, {"steps": 1, "tokens": 1}):
-        with pytest.raises(ConfigError, match="either steps or tokens"):
+        with pytest.raises(ConfigError, match="exactly one of steps= and tokens="):
             Trainer(model, active, batches, config, **lengths)
     with pytest.raises(ConfigError, match="at least one step"):
         Trainer(model, active, batches, config, steps=0)
 
 
-def test_a_finished_run_is_left_alone() -> None:
+def test_a_finished_run_does_not_train_again() -> None:
     trainer = make_trainer()
     first = trainer.run()
     weights = weights_of(trainer.model)

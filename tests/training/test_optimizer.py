@@ -25,7 +25,7 @@ def active(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def test_muon_has_the_matrices_of_blocks_and_adamw_the_rest() -> None:
+def test_muon_has_the_matrices_of_blocks_and_adamw_all_others() -> None:
     parameters = active(model())
     optimizer = Optimizer(parameters, MUON)
     names = {id(p): name for name, p in parameters.items()}
@@ -40,13 +40,13 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
-def test_factors_of_low_rank_corrections_are_not_muons() -> None:
+def test_factors_of_lora_adapters_are_not_updated_by_muon() -> None:
     layer = LoRALinear(nn.Linear(8, 8), rank=2)
     (group,) = Optimizer(active(layer), MUON).param_groups
     assert "betas" in group
 
 
-def test_a_muon_step_is_torchs() -> None:
+def test_a_muon_step_equals_that_of_torch() -> None:
     ours, theirs = nn.Linear(6, 4, bias=False), nn.Linear(6, 4, bias=False)
     theirs.load_state_dict(ours.state_dict())
     optimizer = Optimizer(active(ours), MUON)
@@ -70,7 +70,7 @@ def test_a_muon_step_is_torchs() -> None:
     assert ours.weight.grad is None
 
 
-def test_groups_take_their_own_rates() -> None:
+def test_groups_use_their_own_rates() -> None:
     parameters = active(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
     rates = {"0.weight": Rate(0.5), "0.bias": Rate(2.0, warmup=0.5)}
     optimizer = Optimizer(parameters, TrainConfig(), rates)
@@ -90,7 +90,7 @@ def test_groups_take_their_own_rates() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_from_its_state_it_goes_on_to_the_same_bits(optimizer: str) -> None:
+def test_a_restored_state_continues_bit_for_bit(optimizer: str) -> None:
     config = TrainConfig(optimizer=optimizer, lr=1e-2)
     first, second = model(), model()
 
@@ -132,7 +132,7 @@ def test_a_loaded_state_replaces_what_was_there() -> None:
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     assert optimizer.state_dict()
-    # That of an optimizer that has made no step.
+    # The state of an optimizer that has made no step.
     optimizer.load_state_dict({})
     assert optimizer.state_dict() == {}
 
@@ -151,6 +151,6 @@ def test_a_loaded_state_replaces_what_was_there() -> None:
         ),
     ],
 )
-def test_senseless_settings_are_refused(make, message: str) -> None:
+def test_invalid_settings_are_rejected(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()

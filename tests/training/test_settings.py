@@ -98,7 +98,7 @@ def test_optimizer_groups() -> None:
     assert [group["weight_decay"] for group in only_vectors.param_groups] == [0.0]
 
 
-def test_a_cpu_computes_in_fp32_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_computes_in_fp32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert resolve_precision("auto", cpu) is torch.float32
     assert resolve_precision("fp32", cpu) is torch.float32
@@ -114,7 +114,7 @@ def test_a_cpu_computes_in_fp32_unless_told_otherwise(monkeypatch: pytest.Monkey
     assert isinstance(precision.cpu_has_bf16(), bool)
 
 
-def test_autocast_casts_products_only_when_asked() -> None:
+def test_autocast_casts_products_only_with_bf16() -> None:
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     cpu = torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16):

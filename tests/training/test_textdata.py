@@ -1,4 +1,4 @@
-"""A corpus becomes split, encoded and cached streams; what cannot is named."""
+"""A corpus is split, encoded and cached; errors name the text at fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALL = (1.0, 0.0, 0.0)
 
 
 def documents_of(ids: np.ndarray, substrate: LetterSubstrate) -> list[str]:
-    """The texts between <s> and </s>; fails where the layout is broken."""
+    """The texts between <s> and </s>; fails if the layout is wrong."""
     texts: list[str] = []
     inside = False
     for index in ids:
@@ -55,7 +55,7 @@ def test_dtype_is_the_narrowest_that_holds_every_id() -> None:
     assert token_dtype(65_537) == np.uint32
 
 
-def test_every_document_lands_in_one_split_and_stays_there() -> None:
+def test_every_document_is_in_one_split_and_stays_there() -> None:
     substrate = LetterSubstrate()
     documents = sorted(set(random_text(1000, 0).split("\n")))
 
@@ -71,7 +71,7 @@ def test_every_document_lands_in_one_split_and_stays_there() -> None:
     assert set().union(*first.values()) == set(documents)
     assert 0.75 < len(first["train"]) / len(documents) < 0.85
     assert 0.06 < len(first["test"]) / len(documents) < 0.14
-    # Order, copies and new documents move nothing.
+    # Order, copies and new documents do not change a split.
     shuffled = splits([*reversed(documents), *documents[:50], "new"])
     assert all(first[name] <= shuffled[name] for name in first)
     assert splits(documents, seed=1)["test"] != first["test"]
@@ -85,7 +85,7 @@ def test_given_splits() -> None:
     assert (data.validation.name, len(data.test)) == ("validation", 0)
     with pytest.raises(DataError, match="validation document 1: unknown character U\\+0416"):
         TextData.from_splits(train=["a"], validation=["b", "bЖ"], substrate=substrate)
-    with pytest.raises(DataError, match="train: holds no text"):
+    with pytest.raises(DataError, match="train: contains no text"):
         TextData.from_splits(train=[], validation=["b"], substrate=substrate)
 
 
@@ -150,7 +150,7 @@ def test_the_cache_is_not_used_for_anything_else(corpus: Path, change: dict[str,
     assert len(entries(corpus)) == 2
 
 
-def test_a_changed_corpus_is_encoded_anew(corpus: Path) -> None:
+def test_a_changed_corpus_is_encoded_again(corpus: Path) -> None:
     build(corpus)
     corpus.write_text(corpus.read_text() + "\nabba")
     assert build(corpus)[1] == 201
@@ -176,13 +176,13 @@ def test_a_damaged_cache_is_named_and_rebuilt(corpus: Path, file: str, damage: s
     assert build(corpus)[1] == 0
 
 
-def test_an_entry_of_other_data_is_not_taken(corpus: Path) -> None:
+def test_an_entry_of_other_data_is_not_used(corpus: Path) -> None:
     build(corpus)
     build(corpus, seed=1)
     one, two = entries(corpus)
     shutil.rmtree(one)
     shutil.copytree(two, one)
-    with pytest.warns(RuntimeWarning, match="describes other data"):
+    with pytest.warns(RuntimeWarning, match="describes different data"):
         assert build(corpus)[1] + build(corpus, seed=1)[1] == 200
 
 
@@ -224,12 +224,12 @@ def test_empty_corpora_are_named(tmp_path: Path) -> None:
     substrate = LetterSubstrate()
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    with pytest.raises(DataError, match=r"empty\.txt: holds no text"):
+    with pytest.raises(DataError, match=r"empty\.txt: contains no text"):
         TextData(empty, substrate, cache_dir=tmp_path / "cache")
-    with pytest.raises(DataError, match="documents: holds no text"):
+    with pytest.raises(DataError, match="documents: contains no text"):
         TextData([], substrate)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="folder: the folder holds no file of"):
+    with pytest.raises(DataError, match="folder: the folder contains no text file"):
         TextData(tmp_path / "folder", substrate)
     with pytest.raises(DataError, match=r"nowhere\.txt: no such file or folder"):
         TextData("nowhere.txt", substrate)
@@ -251,7 +251,7 @@ def test_a_document_that_is_no_text_is_named() -> None:
 
 
 def test_all_documents_outside_training_is_an_error() -> None:
-    with pytest.raises(DataError, match="none of its 1 documents fell into the training split"):
+    with pytest.raises(DataError, match="none of its 1 documents is in the training split"):
         TextData(["abc"], LetterSubstrate(), split=(0.0, 1.0, 0.0))
 
 
@@ -262,7 +262,7 @@ def test_bad_splits_are_refused(split: Any) -> None:
 
 
 def test_other_values_are_refused() -> None:
-    with pytest.raises(ConfigError, match="a source is a file, a folder"):
+    with pytest.raises(ConfigError, match="source: expected a file, a folder"):
         TextData(7, LetterSubstrate())
     with pytest.raises(ConfigError, match=r"several splits \(train, test\)"):
         TextData({"train": [], "test": []}, LetterSubstrate())
@@ -358,19 +358,19 @@ def test_a_hub_out_of_reach_is_one_line_at_once(
         raise OSError("Name or service not known\nlong story")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    # A refusal does not wait for the limit; what hangs is given up at the limit and no later, or
-    # this test would never end.
+    # A refused connection fails at once. One that hangs fails at the time limit; otherwise this
+    # test would never end.
     monkeypatch.setattr("fastgrow._hub._SECONDS", 0.01 if failure == "hangs" else 10_000.0)
     with pytest.raises(DataError) as caught:
         TextData("owner/name", LetterSubstrate())
     given_up.set()
     message = str(caught.value)
     assert "\n" not in message
-    assert "Hub dataset 'owner/name': cannot be had from" in message
+    assert "Hub dataset 'owner/name': cannot be loaded from" in message
     assert ("no answer within" if failure == "hangs" else "Name or service not known") in message
 
 
-def test_a_dataset_that_breaks_off_names_the_row() -> None:
+def test_a_dataset_that_fails_while_reading_names_the_row() -> None:
     class Breaking:
         column_names = ("text",)
 

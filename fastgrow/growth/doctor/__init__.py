@@ -1,4 +1,4 @@
-"""Proof, on a user's own run, that what is to move moves and what is to rest rests."""
+"""Check a growth run: active parameters are updated, frozen ones are not, and it can be resumed."""
 
 from fastgrow.growth.doctor.doctor import diagnose
 from fastgrow.growth.doctor.findings import CHECKS, Diagnosis, Finding

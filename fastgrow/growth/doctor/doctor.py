@@ -1,7 +1,7 @@
-"""A growth run examined on its own model, data and settings before it is trusted with days.
+"""Check a growth run with its own model, data and settings before it is started.
 
-Each stage is begun, trained for a few steps on small batches, stopped, resumed and compared; all
-that is written goes to a temporary folder.
+Each stage is started, trained for a few steps on small batches, stopped, resumed and compared. All
+files are written to a temporary folder.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from fastgrow.errors import ConfigError, FastgrowError
 from fastgrow.growth.active import stage_shape
+from fastgrow.growth.doctor.cached_trunk import TrunkExam
 from fastgrow.growth.doctor.findings import Diagnosis, Finding
-from fastgrow.growth.doctor.kept_trunk import TrunkExam
 from fastgrow.growth.doctor.stage import Setting, StageExam, not_reached
 from fastgrow.growth.doctor.table import TableExam
-from fastgrow.growth.doctor.whole_run import copied, examine_run
+from fastgrow.growth.doctor.whole_run import copy_model, examine_run
 from fastgrow.growth.schedule import GrowthSchedule
 from fastgrow.growth.trunk import Trunk
 from fastgrow.nn import Decoder
@@ -37,26 +37,30 @@ def diagnose(
     notes: list[str] | None = None,
     trunk: Trunk | None = None,
 ) -> Diagnosis:
-    """Examine every stage of a growth run.
+    """Check every stage of a growth run.
 
     Args:
-        model: as `grow` would get it; grown in place, on the device where it stands.
-        data: what it would be trained on.
+        model: the model, as for `grow`; it is grown in place, on its device.
+        data: training data of the run.
         schedule: the stages.
-        train: the settings; batches are shrunk to 2 windows of 32 tokens, twice a step at most.
-        steps: of training in each stage, at least 2.
-        notes: what else the caller has changed, for the report.
-        trunk: as of `grow`; files are kept in the temporary folder.
+        train: training settings; batches are reduced to at most 2 micro-batches of 2 windows of 32
+            tokens in a step.
+        steps: number of training steps in each stage, at least 2.
+        notes: other changes that the caller made to the run, for the report.
+        trunk: trunk settings, as for `grow`; files are written to the temporary folder.
 
     Returns:
-        What was found. A check that fails is a finding, not an error.
+        The findings. A failed check is a finding and raises no error.
 
     Raises:
-        ConfigError: there are fewer than 2 steps.
+        ConfigError: steps is less than 2.
         DataError: the training text is shorter than a window.
     """
     if steps < 2:
-        raise ConfigError(f"diagnose: a stage that is stopped takes at least 2 steps, got {steps}")
+        raise ConfigError(
+            f"diagnose: expected at least 2 steps, because each stage is stopped and resumed, got "
+            f"{steps}"
+        )
     seq_len = min(train.seq_len or model.max_seq_len, WINDOW)
     small = dataclasses.replace(
         train,
@@ -66,7 +70,7 @@ def diagnose(
         eval_every=None,
         pick="last",
     )
-    said = f"{steps} steps a stage of {small.accumulate} x {small.batch_size} x {seq_len} tokens"
+    sizes = f"{steps} steps a stage of {small.accumulate} x {small.batch_size} x {seq_len} tokens"
     first_depth = model.n_layer
     findings: list[Finding] = []
     generators = rng_state()
@@ -76,7 +80,7 @@ def diagnose(
             setting = Setting(small, seq_len, steps, data.train, Path(folder))
             trunks = stack.enter_context(TrunkExam(model, trunk, setting))
             table = TableExam(model, data, Path(folder) / "substrate")
-            start = copied(model)
+            start = copy_model(model)
             for index, stage in enumerate(schedule.stages):
                 number = index + 1
                 try:
@@ -96,4 +100,4 @@ def diagnose(
         set_rng_state(generators)
     for number in range(findings[-1].stage + 1, len(schedule.stages) + 1):
         findings += not_reached(number, "an earlier stage failed")
-    return Diagnosis(findings, [*(notes or []), said])
+    return Diagnosis(findings, [*(notes or []), sizes])

@@ -1,4 +1,4 @@
-"""What the doctor looks at, and what it found."""
+"""The checks of `diagnose`, and their results."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 CHECKS = {
-    "substrate": "the model's table is the one its fingerprint stands for, and the data's too",
-    "insertion": "new blocks are where they belong; the function is preserved where that is asked",
-    "active set": "what requires gradients is what the stage trains, no more and no less",
-    "gradients": "every active parameter gets a finite gradient, and no frozen one gets any",
-    "optimizer": "it holds the active parameters and nothing else",
-    "trunk": "its kept output is that of running it again, bit for bit or within rounding",
+    "substrate": "the token table and the data match the fingerprint of the model's substrate",
+    "insertion": "new blocks are at their positions; an insertion that must preserve the model's "
+    "function does so",
+    "active set": "exactly the active parameters of the stage require gradients",
+    "gradients": "every active parameter gets a finite gradient, and no frozen parameter gets one",
+    "optimizer": "the optimizer holds exactly the active parameters",
+    "trunk": "cached activations equal recomputed ones, bit for bit or within rounding",
     "training": "the steps run, and their loss is finite",
-    "frozen": "every frozen tensor has the hash it had before",
+    "frozen": "the hash of every frozen tensor is unchanged",
     "moves": "every active parameter has changed",
-    "state": "the optimizer's state comes back from a checkpoint bit for bit",
-    "data cursor": "the data goes on at the window where it stopped",
-    "resume": "stopped and resumed, the stage ends as it does uninterrupted",
-    "merge": "merged corrections leave plain layers that compute the same",
-    "run": "`grow`, killed in the middle of every stage and resumed, ends as it does alone",
+    "state": "the optimizer state is restored from a checkpoint bit for bit",
+    "data cursor": "the data continues at the window where it stopped",
+    "resume": "the stage, stopped and resumed, ends with the weights of an uninterrupted one",
+    "merge": "after LoRA adapters are merged, the layers are plain and compute the same",
+    "run": "`grow`, killed in every stage and resumed, ends with the weights of an "
+    "uninterrupted run",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check in one stage.
+    """The result of one check in one stage.
 
     Attributes:
-        stage: its number, from 1.
-        check: one of `CHECKS`.
-        ok: whether it held; None where there was nothing to check, or it was not reached.
+        stage: number of the stage, from 1.
+        check: name of the check, a key of `CHECKS`.
+        ok: whether the check passed; None if there was nothing to check or it was not reached.
         detail: what failed, what was measured, or why there was nothing to check.
     """
 
@@ -42,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings of a run's stages, and what the run was examined on."""
+    """The findings of all stages, and notes on the setting of the checks."""
 
     findings: list[Finding]
     notes: list[str]
@@ -57,5 +59,5 @@ class Diagnosis:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the diagnosis as JSON values."""
         return {**asdict(self), "healthy": self.healthy}

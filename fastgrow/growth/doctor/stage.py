@@ -1,4 +1,4 @@
-"""The examination of one stage: it is begun, trained for a few steps, stopped and resumed."""
+"""Check one stage: start it, train for a few steps, stop and resume it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastgrow.errors import FastgrowError
 from fastgrow.growth.active import StageShape, active_parameters
 from fastgrow.growth.boundary import begin_stage
 from fastgrow.growth.doctor.findings import CHECKS, Finding
-from fastgrow.growth.doctor.tensors import differing, digests, largest_difference, some
+from fastgrow.growth.doctor.tensors import differing, digests, largest_difference, shorten
 from fastgrow.growth.freeze import select_active
 from fastgrow.growth.lora import adapters, merge_lora
 from fastgrow.growth.sharing import separate_blocks
@@ -26,22 +26,22 @@ from fastgrow.training.data.batches import IGNORE_INDEX
 from fastgrow.training.precision import autocast, resolve_precision
 from fastgrow.training.rng import seed_everything
 
-# Low-rank products and a fused layer's parts round in another order than the plain layer does.
+# LoRA products and the parts of a fused layer are rounded in a different order than a plain layer.
 ROUNDING = 1e-4
-# Runs on a GPU repeat to within what its atomic additions leave open.
+# Tolerance on a GPU, where atomic additions make runs non-deterministic.
 ON_GPU = 1e-2
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a stage is examined with.
+    """The setting of the checks of a stage.
 
     Attributes:
-        train: the run's settings on small batches.
-        seq_len: tokens a window.
-        steps: of training; the checkpoint is made after half of them.
+        train: training settings of the run, with small batches.
+        seq_len: number of tokens in a window.
+        steps: number of training steps; the checkpoint is written after half of them.
         stream: the training text.
-        folder: for checkpoints.
+        folder: folder for checkpoints.
     """
 
     train: TrainConfig
@@ -55,7 +55,7 @@ class Setting:
 
 
 class StageExam:
-    """Examines one stage of a model, and leaves the model as the stage would."""
+    """Check one stage of a model. Afterwards the model is as at the end of the stage."""
 
     def __init__(
         self, model: Decoder, number: int, stage: Stage, shape: StageShape, setting: Setting
@@ -73,7 +73,7 @@ class StageExam:
         self.ids, self.targets = (t.to(model.device) for t in next(setting.batches()))
 
     def run(self) -> list[Finding]:
-        """All checks; those that a failure keeps from being made are not reached."""
+        """Run all checks; those that cannot run after a failure are reported as not reached."""
         try:
             self._insertion()
             active = self._active_set()
@@ -81,7 +81,7 @@ class StageExam:
             self._training(active)
             self._merge()
         except FastgrowError as error:
-            # Every step reports under the check that it is about.
+            # `self._now` is the check that was running.
             self._report(self._now, False, str(error))
         separate_blocks(self.model)
         reached = {finding.check for finding in self.findings}
@@ -105,13 +105,13 @@ class StageExam:
         if model.n_layer != shape.depth:
             problem = f"expected {shape.depth} blocks, there are {model.n_layer}"
         elif len(kept) != len(old) or any(a is not b for a, b in zip(kept, old, strict=True)):
-            problem = f"the new blocks are not at {list(shape.new)}, or old ones were exchanged"
+            problem = f"the new blocks are not at {list(shape.new)}, or old blocks were replaced"
         elif stage.insertion == "identity" or not stage.blocks:
             problem = self._differs(before, self._hidden(model), exact=stage.lora is None)
         self._report("insertion", not problem, problem)
 
     def _hidden(self, model: Decoder) -> Tensor:
-        """What the head reads: it does not depend on what becomes of the head."""
+        """Return the input of the head, which does not depend on changes of the head."""
         with torch.no_grad():
             return model.hidden(self.ids)
 
@@ -120,7 +120,9 @@ class StageExam:
         allowed = 0.0 if exact else ROUNDING * float(before.abs().max())
         if difference <= allowed:
             return ""
-        return f"the hidden states differ by up to {difference:.3g} from those before"
+        return (
+            f"the hidden states changed by up to {difference:.3g}, expected at most {allowed:.3g}"
+        )
 
     def _active_set(self) -> dict[str, nn.Parameter]:
         self._now = "active set"
@@ -131,18 +133,19 @@ class StageExam:
         counted = active_parameters(self.stage, self.shape, self.model.config)
         problems = []
         if expected - found:
-            problems.append(f"frozen but to be trained: {some(sorted(expected - found))}")
+            problems.append(f"frozen but should be active: {shorten(sorted(expected - found))}")
         if found - expected:
-            problems.append(f"trains but should rest: {some(sorted(found - expected))}")
+            problems.append(f"active but should be frozen: {shorten(sorted(found - expected))}")
         if set(active) != found:
-            problems.append(f"not handed over as active: {some(sorted(found ^ set(active)))}")
+            names = shorten(sorted(found ^ set(active)))
+            problems.append(f"requires gradients, but is not in the active set: {names}")
         if numbers != counted and not problems:
-            problems.append(f"{numbers:,} numbers train, the schedule's shape has {counted:,}")
+            problems.append(f"{numbers:,} parameters are active, expected {counted:,}")
         self._report("active set", not problems, "; ".join(problems))
         return active
 
     def _trains(self, name: str) -> bool:
-        """Whether a parameter is to train, from the stage's shape."""
+        """Whether a parameter should be active according to the stage's shape."""
         part, _, rest = name.partition(".")
         if part != "blocks":
             shape = self.shape
@@ -166,11 +169,11 @@ class StageExam:
         frozen = [n for n, p in model.named_parameters() if n not in active and p.grad is not None]
         model.zero_grad(set_to_none=True)
         problems = [
-            f"{what}: {some(names)}"
+            f"{what}: {shorten(names)}"
             for what, names in (
-                ("no gradient reaches", without),
-                ("the gradient is not finite of", broken),
-                ("a frozen tensor got a gradient", frozen),
+                ("active parameters without a gradient", without),
+                ("gradients that are not finite", broken),
+                ("frozen parameters with a gradient", frozen),
             )
             if names
         ]
@@ -181,7 +184,7 @@ class StageExam:
     def _training(self, active: dict[str, nn.Parameter]) -> None:
         self._now = "training"
         model = self.model
-        # The substrate is shared: a copy of it would be as large as the table.
+        # The copy shares the substrate, which is as large as the token table.
         twin = copy.deepcopy(model, {id(model.substrate): model.substrate})
         trainer = self._trainer(model, active)
         before = digests(model)
@@ -194,14 +197,14 @@ class StageExam:
         try:
             trainer.run(save)
         finally:
-            # What the optimizer holds is known even where training failed.
+            # The optimizer can be checked even if training failed.
             self._optimizer(trainer, active)
         self._report("training", True)
         after = digests(model)
         changed = [n for n in before if n not in active and after[n] != before[n]]
-        self._report("frozen", not changed, f"changed: {some(changed)}")
-        still = [name for name in active if after[name] == before[name]]
-        self._report("moves", not still, f"did not change: {some(still)}")
+        self._report("frozen", not changed, f"changed: {shorten(changed)}")
+        unchanged = [name for name in active if after[name] == before[name]]
+        self._report("moves", not unchanged, f"did not change: {shorten(unchanged)}")
         self._resume(twin, checkpointer.load()["doctor"])
 
     def _trainer(self, model: Decoder, active: dict[str, nn.Parameter]) -> Trainer:
@@ -215,13 +218,13 @@ class StageExam:
         problems = []
         foreign = (set(held) | stated) - wanted
         if foreign:
-            known = (names.get(i, "a tensor that is not the model's") for i in foreign)
-            problems.append(f"it holds what does not train: {some(sorted(known))}")
+            known = (names.get(i, "a tensor that is not a parameter of the model") for i in foreign)
+            problems.append(f"holds tensors that are not active: {shorten(sorted(known))}")
         missing = wanted - set(held)
         if missing:
-            problems.append(f"it lacks {some(sorted(names[i] for i in missing))}")
+            problems.append(f"does not hold {shorten(sorted(names[i] for i in missing))}")
         if len(held) != len(set(held)):
-            problems.append("it holds a parameter twice")
+            problems.append("holds a parameter twice")
         self._report("optimizer", not problems, "; ".join(problems))
 
     def _resume(self, twin: Decoder, saved: dict[str, Any]) -> None:
@@ -229,7 +232,7 @@ class StageExam:
         names = {name for name, p in twin.named_parameters() if p.requires_grad}
         active = {name: p for name, p in twin.named_parameters() if name in names}
         with torch.no_grad():
-            # Whatever the checkpoint does not bring back shows.
+            # Weights that the checkpoint does not restore stay NaN.
             for parameter in active.values():
                 parameter.fill_(float("nan"))
         twin.load_state_dict(saved["model"])
@@ -238,9 +241,9 @@ class StageExam:
         trainer.load_state_dict(saved["trainer"])
         loaded = trainer.state_dict()
         wrong = differing(saved["trainer"]["optimizer"], loaded["optimizer"])
-        self._report("state", not wrong, f"not as it was saved: {some(wrong)}")
+        self._report("state", not wrong, f"differs from the saved state: {shorten(wrong)}")
         moved = differing(saved["trainer"]["data"], loaded["data"])
-        self._report("data cursor", not moved, f"not where it was: {some(moved)}")
+        self._report("data cursor", not moved, f"differs from the saved position: {shorten(moved)}")
         trainer.run(lambda _: None)
         self._compare(twin)
 
@@ -252,7 +255,7 @@ class StageExam:
         self._report(
             "resume",
             not wrong or difference <= allowed,
-            f"ends differently, by up to {difference:.3g}: {some(wrong)}",
+            f"the final weights differ by up to {difference:.3g}: {shorten(wrong)}",
         )
 
     # -- after training ------------------------------------------------------------------------
@@ -260,17 +263,17 @@ class StageExam:
     def _merge(self) -> None:
         self._now = "merge"
         if self.stage.lora is None:
-            self._report("merge", None, "no corrections")
+            self._report("merge", None, "no LoRA adapters")
             return
         before = self._hidden(self.model)
         merge_lora(self.model)
         left = list(adapters(self.model))
-        problem = f"still wrapped: {some(left)}" if left else ""
+        problem = f"adapters that were not merged: {shorten(left)}" if left else ""
         if not problem:
             problem = self._differs(before, self._hidden(self.model), exact=False)
         self._report("merge", not problem, problem)
 
 
 def not_reached(number: int, why: str) -> list[Finding]:
-    """The findings of a stage that could not be begun."""
+    """Return the findings of a stage that could not be started."""
     return [Finding(number, check, None, why) for check in CHECKS]

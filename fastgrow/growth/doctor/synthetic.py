@@ -1,4 +1,4 @@
-"""A stand-in for a run whose data or n-gram lists are not at hand: narrow, on random text."""
+"""A narrow model on random text, for checks of a run whose data or n-grams are not available."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DOCUMENTS, DOCUMENT_LENGTH = 60, 60
 
 
 def synthetic_substrate(codes: str | None, seed: int = 0) -> Substrate:
-    """A few letters, drawn as glyphs, or coded as the run's tokens are.
+    """Return a substrate of a few letters with glyphs, or with the codes of the run.
 
     Args:
-        codes: the run's, if it has any.
-        seed: of random codes.
+        codes: name of the run's token codes; None for glyphs.
+        seed: random seed of random codes.
     """
     real = codes is None or Code.parse(codes).real
     return Substrate.build(
@@ -36,7 +36,7 @@ def synthetic_substrate(codes: str | None, seed: int = 0) -> Substrate:
 
 
 def random_text(substrate: Substrate, seed: int = 0) -> TextData:
-    """Random documents of the letters that `synthetic_substrate` has."""
+    """Return random documents of the letters of `synthetic_substrate`."""
     generator = np.random.default_rng(seed)
     documents = [
         "".join(LETTERS[i] for i in generator.integers(len(LETTERS), size=DOCUMENT_LENGTH))
@@ -46,7 +46,10 @@ def random_text(substrate: Substrate, seed: int = 0) -> TextData:
 
 
 def narrow_config(config: DecoderConfig, substrate: Substrate) -> DecoderConfig:
-    """A model of the same kind, 64 wide or as wide as the substrate's codes."""
+    """Return the configuration of a narrow model of the same kind.
+
+    Its width is 64, or that of the substrate's codes if they are wider.
+    """
     groups = config.n_head // config.kv_heads
     heads = HEADS if HEADS % groups == 0 else groups
     width = max(WIDTH, substrate.n_embed)
@@ -59,14 +62,14 @@ def narrow_config(config: DecoderConfig, substrate: Substrate) -> DecoderConfig:
         d_model=width,
         n_head=heads,
         n_kv_head=heads // groups,
-        # A ratio that suits the run's width need not make a whole number of this one.
+        # The run's ratio times this width may not be an integer.
         mlp_ratio=max(1, round(config.mlp_ratio * width)) / width,
         max_seq_len=min(config.max_seq_len, WINDOW),
     )
 
 
 def narrow_schedule(schedule: GrowthSchedule) -> GrowthSchedule:
-    """The same stages, with corrections that fit a narrow model."""
+    """Return the same stages, with LoRA ranks for a narrow model."""
     stages = [_narrow_stage(stage) for stage in schedule.stages]
     return dataclasses.replace(schedule, stages=stages)
 

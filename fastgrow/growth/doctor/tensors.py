@@ -1,4 +1,4 @@
-"""Telling tensors apart by their bits."""
+"""Compare states bit for bit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastgrow.nn.tensor_digest import tensor_digest
 
 
 def digests(model: nn.Module) -> dict[str, str]:
-    """SHA-256 of every parameter and buffer of a model, by name."""
+    """Return the SHA-256 of every parameter and buffer of a model, by name."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor_digest(tensor) for name, tensor in tensors}
 
 
 def differing(a: Any, b: Any, where: str = "") -> list[str]:
-    """Places at which two nested states of dicts, tensors and plain values differ."""
+    """Return the paths at which two nested states of dicts, tensors and plain values differ."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         names = [*a, *(key for key in b if key not in a)]
         return [
@@ -31,7 +31,10 @@ def differing(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Over all floating-point tensors of two states of equal names and shapes."""
+    """Return the largest absolute difference of floating-point tensors in two states.
+
+    The states must have equal names and shapes.
+    """
     return max(
         (
             float((x.double() - b[name].to(x.device).double()).abs().max())
@@ -42,8 +45,8 @@ def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> floa
     )
 
 
-def some(names: Iterable[str], most: int = 3) -> str:
-    """A few names for a message, and how many there are beyond them."""
+def shorten(names: Iterable[str], most: int = 3) -> str:
+    """Return the first few names for a message, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

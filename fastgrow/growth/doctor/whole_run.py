@@ -1,4 +1,4 @@
-"""`grow` itself: killed once in the middle of every stage and resumed, it ends as it does alone."""
+"""Check that `grow`, killed in every stage and resumed, equals an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgrow.errors import FastgrowError
 from fastgrow.growth.doctor.findings import Finding
 from fastgrow.growth.doctor.stage import ON_GPU, Setting
-from fastgrow.growth.doctor.tensors import differing, largest_difference, some
+from fastgrow.growth.doctor.tensors import differing, largest_difference, shorten
 from fastgrow.growth.result import GrowthResult
 from fastgrow.growth.run import grow
 from fastgrow.growth.schedule import GrowthSchedule
@@ -23,7 +23,7 @@ from fastgrow.training import Mixture, TextData
 
 
 class _Killed(BaseException):
-    """Stands for a SIGKILL: nothing between the training step and the caller acts on it."""
+    """Simulates a SIGKILL: nothing between the training step and the caller handles it."""
 
 
 def examine_run(
@@ -33,14 +33,14 @@ def examine_run(
     setting: Setting,
     trunk: Trunk | None,
 ) -> Finding:
-    """Run twice, once with a kill in every stage.
+    """Run `grow` twice, once with a kill in every stage, and compare the final weights.
 
     Args:
-        model: as before the first stage; it is copied.
-        data: of the run.
-        schedule: its stages, whose tokens are shrunk to the setting's steps.
-        setting: of the examination.
-        trunk: the run's settings, if it has any.
+        model: the model before the first stage; it is copied.
+        data: training data of the run.
+        schedule: the stages; their tokens are reduced to the steps of the setting.
+        setting: setting of the checks.
+        trunk: trunk settings of the run; None if it has none.
     """
     number = len(schedule.stages)
     per_step = setting.train.batch_size * setting.train.accumulate * setting.seq_len
@@ -51,29 +51,32 @@ def examine_run(
     short = dataclasses.replace(schedule, stages=stages)
     run = _Run(model, data, short, setting, trunk)
     try:
-        alone = run.go_on(setting.folder / "alone")
-        # In the middle of the first stage, then a stage's length further each time.
+        whole = run.start_or_resume(setting.folder / "uninterrupted")
+        # Kill it in the middle of the first stage, then each time one stage later.
         until_kill = setting.steps // 2 * setting.train.accumulate
         for _ in schedule.stages:
-            run.go_on(setting.folder / "killed", kill_after=until_kill)
+            run.start_or_resume(setting.folder / "killed", kill_after=until_kill)
             until_kill = setting.steps * setting.train.accumulate
-        resumed = run.go_on(setting.folder / "killed")
+        resumed = run.start_or_resume(setting.folder / "killed")
     except FastgrowError as error:
         return Finding(number, "run", False, str(error))
-    assert alone is not None
+    assert whole is not None
     assert resumed is not None
-    mine, theirs = alone.model.state_dict(), resumed.model.state_dict()
+    mine, theirs = whole.model.state_dict(), resumed.model.state_dict()
     wrong = differing(mine, theirs)
     difference = largest_difference(mine, theirs) if mine.keys() == theirs.keys() else float("inf")
     allowed = ON_GPU if model.device.type == "cuda" else 0.0
     if not wrong or difference <= allowed:
         return Finding(number, "run", True)
-    detail = f"killed and resumed it ends differently, by up to {difference:.3g}: {some(wrong)}"
+    detail = (
+        f"the final weights of the killed and resumed run differ by up to {difference:.3g}: "
+        f"{shorten(wrong)}"
+    )
     return Finding(number, "run", False, detail)
 
 
 class _Run:
-    """The same run, as often as it is wanted."""
+    """A run that can be started repeatedly."""
 
     def __init__(
         self,
@@ -86,18 +89,22 @@ class _Run:
         self._start = model
         self._data = data
         self._schedule = schedule
-        # Of this run alone, in its own folder.
+        # Without a folder, the cache is in the folder of each run.
         self._trunk = None if trunk is None else dataclasses.replace(trunk, folder=None)
-        # A kill finds a checkpoint in its own stage.
+        # Each kill is after a checkpoint of the same stage.
         self._train = dataclasses.replace(
             setting.train, checkpoint_every=setting.steps // 2, eval_tokens=1
         )
 
-    def go_on(self, out: Path, *, kill_after: int | None = None) -> GrowthResult | None:
-        """Begin or go on in a folder; None if it was killed, after so many micro-batches."""
-        model = copied(self._start)
+    def start_or_resume(self, out: Path, *, kill_after: int | None = None) -> GrowthResult | None:
+        """Start or resume the run in a folder; kill it after a number of micro-batches if given.
+
+        Returns:
+            The result; None if the run was killed.
+        """
+        model = copy_model(self._start)
         if kill_after is not None:
-            _let_fail(model, kill_after)
+            _fail_after(model, kill_after)
         try:
             return grow(
                 model,
@@ -112,8 +119,8 @@ class _Run:
             return None
 
 
-def _let_fail(model: Decoder, micro_batches: int) -> None:
-    """Make the loss raise after it has been computed for training so many times."""
+def _fail_after(model: Decoder, micro_batches: int) -> None:
+    """Make the model's loss raise after a given number of training micro-batches."""
     left, head = micro_batches, model.lm_head
     loss = head.loss
 
@@ -125,12 +132,12 @@ def _let_fail(model: Decoder, micro_batches: int) -> None:
             left -= 1
         return loss(*arguments, **options)
 
-    # Every step comes here, whether or not the trunk's output is at hand; a model whose own loss
-    # is another one would not be split at its trunk.
+    # Every step calls the head's loss, whether or not activations are cached. If the model's loss
+    # were replaced, the trunk engine would not split the model.
     head.loss = counted  # type: ignore[method-assign]
 
 
-def copied(model: Decoder) -> Decoder:
-    """The model with weights of its own, on the same substrate."""
-    # The substrate is shared: a copy of it would be as large as the table.
+def copy_model(model: Decoder) -> Decoder:
+    """Return a copy of the model with separate weights and the same substrate."""
+    # The copy shares the substrate, which is as large as the token table.
     return copy.deepcopy(model, {id(model.substrate): model.substrate})

@@ -1,7 +1,8 @@
-"""Bytes that one block keeps for the backward pass, and needs on the way.
+"""Estimate the memory of one block: tensors saved for the backward pass, and temporary tensors.
 
-Counted from what each operation of `fastgrow.ops` keeps, as it is chosen by itself. On a CPU in
-float32 that is compared with measured bytes; on a GPU it has not been.
+The bytes are counted from the tensors that each operation of `fastgrow.ops` saves with its default
+implementation. On a CPU in float32 a test compares them with measured bytes; on a GPU they have not
+been compared.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ WIDE = 4  # bytes of a float32
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a micro-batch is made of, and in which format.
+class MicroBatch:
+    """Size and number format of a micro-batch.
 
     Attributes:
-        count: tokens in it.
-        item: bytes of a number that a product reads: 4 in float32, 2 under bf16 autocast.
-        cuda: on a GPU, where attention rotates inside and norms give float32.
+        count: number of tokens.
+        item: bytes per element of the inputs of matrix products: 4 in float32, 2 with bf16
+            autocast.
+        cuda: whether it is on a GPU, where attention applies the rotary embedding itself and norms
+            return float32.
     """
 
     count: int
@@ -31,14 +34,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class BlockBytes:
-    """Of one block and one micro-batch.
+    """Memory of one block for one micro-batch, in bytes.
 
     Attributes:
-        kept: for the backward pass.
-        forward: held at the worst moment of the forward pass beside what is kept.
-        backward: held at the worst moment of the backward pass beside what is kept and the
+        kept: tensors saved for the backward pass.
+        forward: peak of temporary tensors in the forward pass, in addition to `kept`.
+        backward: peak of temporary tensors in the backward pass, in addition to `kept` and to the
             gradients of the blocks above.
-        gradients: of the parameters that train here.
+        gradients: gradients of the block's active parameters.
     """
 
     kept: int
@@ -47,8 +50,8 @@ class BlockBytes:
     gradients: int
 
 
-def block_bytes(config: DecoderConfig, role: Role, rows: Rows) -> BlockBytes:
-    """Count."""
+def block_bytes(config: DecoderConfig, role: Role, rows: MicroBatch) -> BlockBytes:
+    """Estimate the memory of a block in a given role."""
     d, m = config.d_model, config.mlp_width
     mlp_gradients, gradients = _gradients(config, role)
     mlp_kept, attention_kept = _mlp_kept(config, role, rows), _attention_kept(config, role, rows)
@@ -58,20 +61,21 @@ def block_bytes(config: DecoderConfig, role: Role, rows: Rows) -> BlockBytes:
     passing = narrow * 3 + wide
     if not role.output_grad:
         return BlockBytes(0, 2 * stream + passing, 0, 0)
-    # While `down`'s gradients are made, all is still kept; while `up`'s are, the wide tensors of
-    # the forward pass are gone and those of the backward pass stand.
+    # While the gradients of `down` are computed, all saved tensors are still alive. While those of
+    # `up` are computed, the wide tensors of the forward pass have been freed and those of the
+    # backward pass are alive.
     at_down = stream + wide + mlp_gradients // 2
     at_up = stream + 2 * narrow + wide + mlp_gradients - min(mlp_kept, 2 * wide)
     return BlockBytes(kept, passing, max(at_down, at_up), gradients)
 
 
 def block_parameters(config: DecoderConfig) -> int:
-    """Numbers in one block."""
+    """Return the number of parameters of a block."""
     return sum(p.inputs * p.outputs for p in products(config)) + _vectors(config)
 
 
 def low_rank_parameters(config: DecoderConfig, role: Role) -> int:
-    """Numbers in one block's corrections."""
+    """Return the number of parameters of a block's LoRA adapters."""
     adapted = [p for p in products(config) if p.name in role.adapted]
     return role.rank * sum(p.inputs * p.parts + p.outputs for p in adapted)
 
@@ -88,7 +92,7 @@ def _vectors(config: DecoderConfig) -> int:
 
 
 def _gradients(config: DecoderConfig, role: Role) -> tuple[int, int]:
-    """Bytes of the gradients of the feed-forward layer, and of the whole block."""
+    """Return the bytes of the gradients of the feed-forward layer, and of the whole block."""
     low_rank = WIDE * low_rank_parameters(config, role)
     if not role.trained:
         return low_rank, low_rank
@@ -96,8 +100,8 @@ def _gradients(config: DecoderConfig, role: Role) -> tuple[int, int]:
     return WIDE * mlp + low_rank, WIDE * block_parameters(config) + low_rank
 
 
-def _attention_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
-    """The first norm's input, what qkv reads, what SDPA keeps, what `out` reads."""
+def _attention_kept(config: DecoderConfig, role: Role, rows: MicroBatch) -> int:
+    """Bytes saved by attention: inputs of the first norm, qkv and out, and SDPA's tensors."""
     asks, d = RequiresGrad.of(role), config.d_model
     heads = config.n_head * config.head_dim
     keys = config.kv_heads * config.head_dim
@@ -107,20 +111,20 @@ def _attention_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
     if role.trained or role.adapts("attention.qkv"):
         kept += rows.item * d
     if asks.heads:
-        # The values are a part of qkv's output, so that all of it stays.
+        # The values are a view of qkv's output, which keeps all of it alive.
         kept += rows.item * (heads + 2 * keys + heads) + WIDE * config.n_head
         if not rows.cuda:
-            # The rotated queries and keys.
+            # The queries and keys with rotary embedding applied.
             kept += rows.item * (heads + keys)
-    # On a CPU the heads stand one after the other in SDPA's result, and `out` reads a copy.
+    # On a CPU the heads are the outer dimension of SDPA's result, and `out` reads a copy of it.
     if (role.trained or role.adapts("attention.out")) and not (rows.cuda and asks.heads):
         kept += rows.item * heads
     kept += rows.item * _corrections(config, role, "attention.")
     return kept * rows.count
 
 
-def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
-    """The second norm's input, what up and gate read, the activation's input, what down reads."""
+def _mlp_kept(config: DecoderConfig, role: Role, rows: MicroBatch) -> int:
+    """Bytes saved by the MLP: inputs of the second norm, up and gate, the activation, and down."""
     asks, d, m = RequiresGrad.of(role), config.d_model, config.mlp_width
     gated = config.activation == "swiglu"
     kept = 0
@@ -129,7 +133,7 @@ def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
     if role.trained or role.adapts("mlp.up", "mlp.gate"):
         kept += rows.item * d
     if role.trained or role.adapts("mlp.up", "mlp.gate", "mlp.down"):
-        # The formula, layer by layer: what the activation is of, for a gate also its factors.
+        # Layer by layer: the input of the activation, and for a gate also its two factors.
         by_up = asks.mlp_in or role.adapts("mlp.up")
         by_gate = asks.mlp_in or role.adapts("mlp.gate")
         kept += rows.item * m * (by_up + 2 * by_gate if gated else by_up)
@@ -141,7 +145,7 @@ def _mlp_kept(config: DecoderConfig, role: Role, rows: Rows) -> int:
 
 
 def _corrections(config: DecoderConfig, role: Role, half: str) -> int:
-    """The narrow products of corrections, for one token."""
+    """Elements per token of the products of LoRA adapters with rank as their width."""
     parts = {layer.name: layer.parts for layer in products(config)}
     return role.rank * sum(parts[name] for name in role.adapted if name.startswith(half))
 

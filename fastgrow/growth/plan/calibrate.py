@@ -1,9 +1,9 @@
-"""How fast this machine computes the parts of a step, at the model's own shapes.
+"""Time the parts of a training step on this machine, with the shapes of the model.
 
-A part is one block in one role, the head with its loss, or the update of the parameters. A block is
-timed on as many windows of the micro-batch as take a fraction of a second, and its time is taken to
-be in proportion to them. The head, whose gradients may be large against a few rows, is timed on two
-numbers of rows, and its time is taken to lie on a line through both.
+A part is one block in one role, the head with its loss, or the optimizer step. A block is timed on
+as many windows of the micro-batch as take a fraction of a second, and its time is assumed to be
+proportional to their number. The head, whose gradients may be large compared with a few rows, is
+timed on two numbers of rows, and its time is extrapolated linearly.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from fastgrow.training.activations import block_forwards
 from fastgrow.training.optimizer import Optimizer
 from fastgrow.training.precision import autocast
 
-# A part that takes longer is timed on fewer rows; one that takes longer on a single window is not.
+# Seconds. A part that takes longer than LONGEST_PART is timed on fewer rows. Nothing is timed if a
+# block takes longer than TOO_LONG on a single window.
 LONGEST_PART, TOO_LONG = 0.4, 8.0
 MOST_PARAMETERS = 1 << 24
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds that the parts of a step take.
+    """Time of the parts of a step, in seconds.
 
     Attributes:
-        blocks: one block on one token, by its role: forward, and backward where it has one.
-        heads: head and loss on one micro-batch, forward and backward, by whether its weight trains.
-        update: clipping and the optimizer, for one parameter.
+        blocks: time of one block per token, by role: forward, and backward if it has one.
+        heads: time of head and loss per micro-batch, forward and backward, by whether the head's
+            weight is active.
+        update: time of clipping and optimizer step per parameter.
     """
 
     blocks: dict[Role, float]
@@ -51,14 +53,14 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is timed and where.
+    """The setting in which parts are timed.
 
     Attributes:
-        config: the model's.
-        train: batch size, optimizer and clipping.
-        seq_len: of the windows.
-        device: where.
-        dtype: of the products: float32, or autocast's.
+        config: configuration of the model.
+        train: training settings: batch size, optimizer and clipping.
+        seq_len: number of tokens in a window.
+        device: device to compute on.
+        dtype: dtype of matrix products: float32, or the autocast dtype.
     """
 
     config: DecoderConfig
@@ -68,7 +70,7 @@ class Bench:
     dtype: torch.dtype
 
     def windows(self, flops: int, speed: float) -> int:
-        """Windows of the micro-batch to time a part on, that takes `flops` a token."""
+        """Return the number of windows to time a part on that takes `flops` per token."""
         seconds = flops * self.seq_len / speed
         return max(1, min(self.train.batch_size, int(LONGEST_PART / max(seconds, 1e-9))))
 
@@ -81,17 +83,17 @@ def calibrate(
     *,
     budget: float = 2.0,
 ) -> Speeds | None:
-    """Time the parts.
+    """Time the parts of a step.
 
     Args:
         bench: the setting.
-        stack: roles that blocks have in any stage.
-        heads: whether the head's weight trains, in any stage.
-        shapes: of the largest active set.
+        stack: roles of blocks in all stages.
+        heads: whether the head's weight is active, in all stages.
+        shapes: shapes of the parameters of the largest active set.
         budget: seconds to spend on repetitions.
 
     Returns:
-        None where the model is too large for this machine to be timed in a short while.
+        The times; None if the model is too large to be timed quickly on this machine.
     """
     roles, heads = list(dict.fromkeys(stack)), list(dict.fromkeys(heads))
     speed, config = product_speed(bench), bench.config
@@ -118,10 +120,10 @@ def calibrate(
 
 
 def _head_rows(bench: Bench, micro_batch: int, speed: float) -> list[int]:
-    """One or two numbers of rows to time the head on."""
+    """Return one or two numbers of rows to time the head on."""
     flops = head_flops(bench.config, hidden_grad=True, weight_grad=True).total
     affordable = int(LONGEST_PART * speed / flops)
-    # As many as the loss takes at a time, or else the first of them would weigh too much.
+    # At least the chunk size of the loss, so that the first chunk's overhead is not extrapolated.
     chunk = rows_in_chunks(micro_batch, bench.config.vocab_size)
     if micro_batch <= max(affordable, 2 * chunk):
         return [micro_batch]
@@ -130,7 +132,7 @@ def _head_rows(bench: Bench, micro_batch: int, speed: float) -> list[int]:
 
 
 def _on_line(seconds: dict[int, float], rows: int) -> float:
-    """Seconds at `rows`, by the line through one or two points; with one it is the point itself."""
+    """Extrapolate the seconds at `rows` linearly from two points; a single point is returned."""
     points = sorted(seconds)
     (first, last), at_last = (points[0], points[-1]), seconds[points[-1]]
     if first == last:
@@ -140,7 +142,7 @@ def _on_line(seconds: dict[int, float], rows: int) -> float:
 
 
 def product_speed(bench: Bench) -> float:
-    """FLOPs a second of the widest product of a block."""
+    """Measure the FLOP/s of the widest matrix product of a block."""
     config, rows = bench.config, 256
     a = torch.randn(rows, config.d_model, device=bench.device, dtype=bench.dtype)
     b = torch.randn(config.d_model, config.mlp_width, device=bench.device, dtype=bench.dtype)
@@ -168,7 +170,7 @@ def _block_call(bench: Bench, role: Role, windows: int, rope: RopeTable) -> Call
 
 
 def make_block(bench: Bench, role: Role) -> Block:
-    """A block that does what `role` says."""
+    """Create a block with the active parameters and LoRA adapters of `role`."""
     block = Block(bench.config, device=bench.device)
     block.initialise(bench.config.initial_std, 1)
     block.requires_grad_(role.trained)
@@ -197,7 +199,7 @@ def _head_call(bench: Bench, rows: int, trains: bool) -> Callable[[], object]:
 def _update_call(
     bench: Bench, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[Callable[[], object], int]:
-    """The update of as many of the tensors as have `MOST_PARAMETERS` numbers together."""
+    """Return the optimizer step of at most `MOST_PARAMETERS` parameters, and their number."""
     active: dict[str, nn.Parameter] = {}
     numbers = 0
     for index, shape in enumerate(shapes):
@@ -221,7 +223,7 @@ def _update_call(
 def active_shapes(
     config: DecoderConfig, stack: Iterable[Role], *, head: bool
 ) -> list[tuple[int, ...]]:
-    """Shapes of the tensors that train, the largest ones first."""
+    """Return the shapes of the active parameters, largest first."""
     whole = [tuple(p.shape) for p in Block(config, device="meta").parameters()]
     shapes: list[tuple[int, ...]] = []
     for role in stack:

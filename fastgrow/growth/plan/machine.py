@@ -1,4 +1,4 @@
-"""What this machine is, and how much memory it has to give."""
+"""Name and free memory of the device."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from fastgrow.growth.trunk.costs import available_memory
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a new process could use on the device."""
+    """Return the number of bytes that a new process could use on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory()
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> str:
-    """One line for the head of a plan."""
+    """Describe device, free memory and dtype in one line, for the header of a plan."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

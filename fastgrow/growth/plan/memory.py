@@ -1,11 +1,11 @@
-"""Memory of a training step, part by part, and its worst moment."""
+"""Estimate the memory of a training step and its peak."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastgrow.growth.plan.block_memory import WIDE, Rows, block_bytes
+from fastgrow.growth.plan.block_memory import WIDE, MicroBatch, block_bytes
 from fastgrow.growth.roles import Role
 from fastgrow.nn import DecoderConfig
 from fastgrow.ops.heads import loss_workspace
@@ -13,14 +13,14 @@ from fastgrow.ops.heads import loss_workspace
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes of a step beyond weights and optimizer.
+    """Memory of a step in addition to weights and optimizer state, in bytes.
 
     Attributes:
-        activations: kept for the backward pass when the loss is made.
-        loss: logits and gradients that the head's loss holds beside them at its worst moment.
-        gradients: of the active parameters.
-        peak: the worst moment, which is less than the sum: what is kept is given back while the
-            gradients come.
+        activations: tensors saved for the backward pass when the loss is computed.
+        loss: peak of logits and gradients in the head's loss, in addition to `activations`.
+        gradients: gradients of the active parameters.
+        peak: peak memory. It is less than the sum, because saved tensors are freed while the
+            gradients are computed.
     """
 
     activations: int
@@ -30,7 +30,7 @@ class StepBytes:
 
 
 class _Timeline:
-    """Bytes held now, and the most that were ever held."""
+    """Allocated bytes over time, and their peak."""
 
     def __init__(self, held: int) -> None:
         self.held = self.peak = held
@@ -46,24 +46,24 @@ class _Timeline:
 def step_bytes(
     config: DecoderConfig,
     stack: Sequence[Role],
-    rows: Rows,
+    rows: MicroBatch,
     *,
     head: bool,
     final_norm: bool,
     table: bool,
     accumulate: int = 1,
-    again: bool = False,
+    recompute: bool = False,
 ) -> StepBytes:
-    """Walk through forward pass, loss and backward pass of one micro-batch.
+    """Simulate the memory of forward pass, loss and backward pass of one micro-batch.
 
     Args:
-        config: the model's.
-        stack: the blocks' roles.
+        config: configuration of the model.
+        stack: roles of the blocks.
         rows: the micro-batch.
-        head, final_norm, table: whether each trains.
-        accumulate: micro-batches in a step; after the first one all gradients stand.
-        again: whether blocks that train keep their input alone and run again in the backward pass
-            (`TrainConfig.checkpoint_activations`).
+        head, final_norm, table: whether each is active.
+        accumulate: number of micro-batches in a step; after the first one all gradients exist.
+        recompute: whether active blocks save only their input and are recomputed in the backward
+            pass (`TrainConfig.checkpoint_activations`).
     """
     d, vocabulary = config.d_model, config.vocab_size
     stream = WIDE * rows.count * d
@@ -73,14 +73,14 @@ def step_bytes(
     of_table = WIDE * vocabulary * config.embed_width if table else 0
     gradients = sum(block.gradients for block in blocks) + of_table
     gradients += norm_size * final_norm + head_size * head
-    stays = 0 if accumulate > 1 else 1  # whether a gradient that comes is a new one that stays
+    stays = 0 if accumulate > 1 else 1  # whether computing a gradient allocates new memory
     time = _Timeline(0 if stays else gradients)
 
-    # ids and targets, and the residual stream.
+    # Token ids, targets and the residual stream.
     time.hold(2 * 8 * rows.count + stream)
-    # What each holds when the loss is made: all that it keeps, or its input.
+    # Saved by each block when the loss is computed: all its saved tensors, or only its input.
     held = [
-        stream if again and (role.trained or role.adapted) else block.kept
+        stream if recompute and (role.trained or role.adapted) else block.kept
         for role, block in zip(stack, blocks, strict=True)
     ]
     for block, now in zip(blocks, held, strict=True):
@@ -94,7 +94,7 @@ def step_bytes(
         device="cuda" if rows.cuda else "cpu",
         head_bytes=head_size if head else 0,
     )
-    # Losses that make the head's gradients on the spot do not keep what it reads.
+    # Losses that compute the head's gradients in the forward pass do not save the head's input.
     hidden = rows.item * rows.count * d if head and loss.implementation == "eager" else 0
     activations = sum(held) + norm_kept + hidden
     time.hold(norm_kept + hidden - stream)

@@ -1,4 +1,4 @@
-"""The plan as data."""
+"""The result of planning a run."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from fastgrow.growth.plan.trunk_cache import CachePlan
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """Estimated size, memory and time of one stage.
 
     Attributes:
-        stage: its number, from 1.
-        shape: what stands and what moves.
-        active_parameters, total_parameters: numbers that train, and all, the table included.
-        tokens: in whole steps; the most where the stage may end earlier.
-        may_end_earlier: whether it has `until`.
-        steps: of the optimizer.
-        flops: for one token.
-        weights: bytes of the parameters and of the table.
-        optimizer: bytes of its state.
-        best: bytes of the copy of the best weights, that training keeps in main memory.
-        step: bytes of a step beyond these.
-        peak: bytes on the device at the worst moment, kept rows of the trunk included.
-        fits: whether the device has them now.
-        seconds: of training, and of keeping the trunk; evaluations are not counted. None where it
-            was not measured.
-        tokens_per_second: the same.
-        cache: of the frozen trunk; None where there is none.
+        stage: number of the stage, from 1.
+        shape: depth and active set of the stage.
+        active_parameters, total_parameters: number of active parameters, and of all parameters
+            including the token table.
+        tokens: number of tokens in whole steps; the maximum if the stage may end earlier.
+        may_end_earlier: whether the stage has `until`.
+        steps: number of optimizer steps.
+        flops: FLOPs per token.
+        weights: bytes of the parameters and the token table.
+        optimizer: bytes of the optimizer state.
+        best: bytes of the copy of the best weights, which is kept in host memory.
+        step: bytes of a step in addition to these.
+        peak: peak bytes on the device, including cached activations of the trunk that are there.
+        fits: whether the device currently has that much free memory.
+        seconds: time of training and of filling the activation cache, without evaluations. None if
+            it was not measured.
+        tokens_per_second: training speed; None if it was not measured.
+        cache: plan of the trunk's activation cache; None if there is no frozen trunk.
     """
 
     stage: int
@@ -56,21 +57,24 @@ class StagePlan:
 
     @property
     def total_flops(self) -> int:
-        """Of the whole stage."""
+        """FLOPs of the whole stage."""
         return self.tokens * self.flops.total
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, and a monolith of the same shape on as many tokens.
+    """Plan of all stages, and of a monolith of the final shape on the same number of tokens.
 
     Attributes:
-        machine: where times and memory are for.
-        micro_batch: windows and tokens a window; accumulate: micro-batches a step.
-        stages: in order.
-        monolith: all blocks at once, everything active; None where the schedule adds no block.
-        measured: whether there are times; `reason` says why not.
-        on_gpu: whether bytes are of a GPU.
+        machine: description of the device that times and memory are for.
+        micro_batch: number of windows in a micro-batch, and of tokens in a window.
+        accumulate: number of micro-batches in a step.
+        stages: plans of the stages, in order.
+        monolith: all blocks from the beginning, all parameters active; None if the schedule adds no
+            block.
+        measured: whether times were measured.
+        reason: why times were not measured.
+        on_gpu: whether bytes are those of GPU memory.
     """
 
     machine: str
@@ -96,7 +100,7 @@ class Plan:
         return None if None in times else math.fsum(t for t in times if t is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON values, totals included."""
+        """Return the plan and its totals as JSON values."""
         return {
             **asdict(self),
             "total_flops": self.total_flops,

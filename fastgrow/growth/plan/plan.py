@@ -1,4 +1,4 @@
-"""The plan of a growth run: what each stage computes, keeps and takes, before anything is built."""
+"""Plan a growth run: FLOPs, memory and time of each stage, without building the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from fastgrow.growth.active import StageShape, active_parameters, stage_shape
 from fastgrow.growth.flops import block_flops, stack_flops
 from fastgrow.growth.length import stage_length
-from fastgrow.growth.plan.block_memory import WIDE, Rows, block_parameters
+from fastgrow.growth.plan.block_memory import WIDE, MicroBatch, block_parameters
 from fastgrow.growth.plan.calibrate import Bench, Speeds, active_shapes, calibrate
 from fastgrow.growth.plan.machine import describe_machine, free_memory
 from fastgrow.growth.plan.memory import step_bytes
@@ -45,23 +45,24 @@ def make_plan(
     measure: bool = True,
     trunk: Trunk | None = None,
 ) -> Plan:
-    """Count every stage, and time its parts.
+    """Estimate FLOPs and memory of every stage, and time its parts.
 
     Args:
-        config: the model's; `n_layer` blocks are there before the first stage.
+        config: configuration of the model; `n_layer` is its depth before the first stage.
         schedule: the stages.
-        train: how they are trained.
-        device: where.
-        table_bytes: of a frozen table; None for float32 numbers.
-        corpus_tokens: in the training text, to tell how often it is read.
-        measure: False leaves times out, and takes no time itself.
-        trunk: as of `grow`. Rows that it keeps count in memory and time; None keeps none. In time
-            a trunk of fewer bits is taken to run as the model itself does.
+        train: training settings.
+        device: device to plan for.
+        table_bytes: bytes of a frozen token table; None for a float32 table.
+        corpus_tokens: number of tokens of the training text, for the number of epochs; None if
+            unknown.
+        measure: whether to time the parts of a step on this machine.
+        trunk: trunk settings, as for `grow`. Memory and time include cached activations; None for
+            no cache. A quantized trunk is assumed to be as fast as the model itself.
     """
     planner = _Planner(config, train, torch.device(device), table_bytes, trunk)
     cases = _cases(config, schedule)
     monolith = [_monolith(config, schedule)] if schedule.n_blocks else []
-    reason = "not asked for"
+    reason = "not requested"
     if measure:
         reason = planner.measure([*cases, *monolith])
     caches = planner.caches(cases, corpus_tokens)
@@ -83,7 +84,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class _Case:
-    """A stage with its shape and its blocks' roles."""
+    """A stage with its shape and the roles of its blocks."""
 
     stage: Stage
     shape: StageShape
@@ -101,7 +102,7 @@ def _cases(config: DecoderConfig, schedule: GrowthSchedule) -> list[_Case]:
 
 
 def _monolith(config: DecoderConfig, schedule: GrowthSchedule) -> _Case:
-    """As deep as the grown model, with blocks that were there before training too."""
+    """Return the monolith of the grown model's final depth, including blocks it started with."""
     whole = schedule.as_monolith()
     stage = Stage(config.n_layer + schedule.n_blocks, whole.tokens)
     shape = stage_shape(GrowthSchedule([stage]), 0, config)
@@ -109,7 +110,7 @@ def _monolith(config: DecoderConfig, schedule: GrowthSchedule) -> _Case:
 
 
 class _Planner:
-    """What all stages of one plan have in common."""
+    """Plans stages with the settings that all stages share."""
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class _Planner:
         dtype = resolve_precision(train.precision, device)
         seq_len = train.seq_len or config.max_seq_len
         self.bench = Bench(config, train, seq_len, device, dtype)
-        self.rows = Rows(train.batch_size * seq_len, dtype.itemsize, device.type == "cuda")
+        self.rows = MicroBatch(train.batch_size * seq_len, dtype.itemsize, device.type == "cuda")
         self.speeds: Speeds | None = None
         self.costs: Costs | None = None
         self.memory = free_memory(device)
@@ -134,12 +135,13 @@ class _Planner:
         self.table_bytes = floats if trains or table_bytes is None else table_bytes
 
     def measure(self, cases: Sequence[_Case]) -> str:
-        """Time the parts of all cases; returns why it could not be done, or nothing."""
+        """Time the parts of all cases; return the reason if that is not possible, otherwise ""."""
         cases = [case for case in cases if self.stage(1, case).fits]
         if not cases:
             return "no stage fits into this machine's memory"
         stack = [role for case in cases for role in case.stack]
-        # What a trunk's blocks take is wanted for caching, whether or not a stage has some.
+        # Role(), a block of the trunk, is always timed: the time of the trunk is needed to decide
+        # about the activation cache.
         largest = max(
             cases, key=lambda case: active_parameters(case.stage, case.shape, self.config)
         )
@@ -158,7 +160,7 @@ class _Planner:
         return ""
 
     def caches(self, cases: Sequence[_Case], corpus_tokens: int | None) -> list[CachePlan | None]:
-        """What becomes of each stage's trunk."""
+        """Plan the activation cache of each stage."""
         folder, device = folder_for(self.trunk), self.bench.device
         rates = Rates(
             self.trunk,
@@ -177,7 +179,7 @@ class _Planner:
 
     @property
     def _windows(self) -> tuple[int, int]:
-        """A micro-batch: windows, and tokens a window."""
+        """Number of windows in a micro-batch, and of tokens in a window."""
         return self.train.batch_size, self.bench.seq_len
 
     def _loads(self, cases: Sequence[_Case], corpus_tokens: int) -> list[StageLoad]:
@@ -192,7 +194,7 @@ class _Planner:
         )
 
     def stage(self, number: int, case: _Case, cache: CachePlan | None = None) -> StagePlan:
-        """Count one."""
+        """Plan one stage."""
         config, train, shape = self.config, self.train, case.shape
         active = active_parameters(case.stage, shape, config)
         total = self._total(shape)
@@ -205,14 +207,14 @@ class _Planner:
             final_norm=shape.final_norm,
             table=shape.table,
             accumulate=train.accumulate,
-            again=train.checkpoint_activations,
+            recompute=train.checkpoint_activations,
         )
         low_rank = active - self._own(shape)
         weights = WIDE * (total - config.vocab_size * config.embed_width + low_rank)
         weights += self.table_bytes + WIDE * config.max_seq_len * config.head_dim
         weights -= WIDE * len(frozen_copies(case.stage, shape)) * block_parameters(config)
         optimizer = WIDE * (2 * active - self._by_muon(shape))
-        # Of stages that share a schedule only the last one picks.
+        # If stages share a learning-rate schedule, only the last one restores the best weights.
         picks = train.pick == "best" and (case.is_last or train.schedule == "per-stage")
         best = WIDE * active if picks else 0
         peak = weights + optimizer + step.peak + (0 if self.rows.cuda else best)
@@ -247,18 +249,18 @@ class _Planner:
         return numbers + config.d_model * (2 if config.norm == "layer_norm" else 1)
 
     def _own(self, shape: StageShape) -> int:
-        """Numbers that train and are not of low-rank corrections."""
+        """Return the number of active parameters without LoRA adapters."""
         return active_parameters(Stage(), shape, self.config)
 
     def _by_muon(self, shape: StageShape) -> int:
-        """Numbers for which the optimizer keeps one other and not two."""
+        """Return the number of parameters of Muon, which stores one moment instead of two."""
         if self.train.optimizer != "muon":
             return 0
         matrices = sum(layer.inputs * layer.outputs for layer in products(self.config))
         return len(shape.trained) * matrices
 
     def _on_device(self, cache: CachePlan | None) -> int:
-        """Bytes of kept rows that lie where the model does."""
+        """Return the bytes of cached activations on the model's device."""
         if cache is None:
             return 0
         return cache.kept if cache.place == ("device" if self.rows.cuda else "ram") else 0
@@ -266,7 +268,7 @@ class _Planner:
     def _seconds(
         self, case: _Case, active: int, steps: int, cache: CachePlan | None
     ) -> float | None:
-        """Of all steps, and of what is done for the trunk before them."""
+        """Estimate the time of all steps and of filling the activation cache before them."""
         if self.speeds is None:
             return None
         filling, trunk = 0.0, self.rows.count * sum(self._blocks(case.stack[: case.shape.n_trunk]))
@@ -278,6 +280,6 @@ class _Planner:
         return filling + steps * step
 
     def _blocks(self, stack: Sequence[Role]) -> list[float]:
-        """Seconds of each block on one token."""
+        """Return the seconds per token of each block."""
         assert self.speeds is not None
         return [self.speeds.blocks[role] for role in stack]

@@ -1,4 +1,4 @@
-"""Short timings of several calls, taken in turn."""
+"""Interleaved timings of several calls."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def fastest(
     budget: float,
     rounds: int = 15,
 ) -> dict[Hashable, float]:
-    """The shortest time of each call, in seconds.
+    """Return the shortest time of each call, in seconds.
 
-    They run in turn, so that what disturbs the machine for a while disturbs all of them; the
-    shortest time is the one that was disturbed least.
+    The calls are interleaved, so that a temporary disturbance of the machine affects all of them.
+    The shortest time is the least disturbed one.
 
     Args:
-        calls: by any names; each is run once before, untimed.
-        device: that the calls compute on.
-        budget: seconds after which no further round begins; at least one is run.
-        rounds: at most.
+        calls: calls by name; each is run once without timing as a warmup.
+        device: device that the calls compute on.
+        budget: seconds after which no further round is started; at least one round is run.
+        rounds: maximum number of rounds.
     """
     for call in calls.values():
         call()
@@ -44,7 +44,7 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     result = call()
     _wait(device)
     elapsed = time.perf_counter() - started
-    # Giving the result's memory back is not the call's time.
+    # Freeing the result's memory is not part of the call's time.
     del result
     return elapsed
 

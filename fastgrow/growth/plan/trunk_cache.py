@@ -1,4 +1,4 @@
-"""Whether a run would keep the frozen trunk's output, and where: the trunk engine's own rule."""
+"""Plan the activation cache of the frozen trunk, by the same rule as the trunk engine."""
 
 from __future__ import annotations
 
@@ -23,29 +23,28 @@ from fastgrow.growth.trunk.placement import (
 )
 from fastgrow.nn import DecoderConfig
 
-# Of the rows that places are timed with: enough to be read at the speed of many.
+# Bytes of the activations that places are timed with, enough to measure their bandwidth.
 PROBE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a cache of one stage's trunk takes and gives.
+    """Cost and benefit of caching the activations of one stage's trunk.
 
     Attributes:
-        bytes_per_token: of the trunk's output.
-        saved_flops: of the trunk's forward pass, for one token.
-        asked: whether the run's settings let it keep anything; without, the rest is what
-            `cache="auto"` would come to.
-        bytes: of the stage's rows; None where the size of the text is not known.
-        passes: how often the stage reads each of its windows; None where that is not known.
-        place: where they are kept; None where they are recomputed, or nothing is known.
-        reason: in words.
-        pays: whether keeping them is faster over the stages that are left; None where that is not
-            known.
-        pays_from: the least number of passes with which a stage by itself gains; None where it
-            never does, or was not measured.
-        filling: seconds to compute and write them.
-        reading: seconds to read those of one micro-batch.
+        bytes_per_token: bytes of the trunk's output per token.
+        saved_flops: FLOPs of the trunk's forward pass per token.
+        asked: whether the run's settings enable the cache. If not, the other attributes describe
+            what `cache="auto"` would do.
+        bytes: bytes of the stage's cached activations; None if the size of the text is unknown.
+        passes: how often the stage reads each of its windows; None if unknown.
+        place: where activations are cached; None if they are recomputed, or if unknown.
+        reason: explanation of the decision.
+        pays: whether the cache is faster over the remaining stages; None if unknown.
+        pays_from: minimum number of passes for which the cache is faster in this stage alone; None
+            if it never is, or if it was not measured.
+        filling: seconds to compute and write the activations.
+        reading: seconds to read the activations of one micro-batch.
     """
 
     bytes_per_token: int
@@ -54,7 +53,7 @@ class CachePlan:
     bytes: int | None = None
     passes: float | None = None
     place: str | None = None
-    reason: str = "the size of the text is not known"
+    reason: str = "the size of the text is unknown"
     pays: bool | None = None
     pays_from: float | None = None
     filling: float = 0.0
@@ -62,20 +61,20 @@ class CachePlan:
 
     @property
     def kept(self) -> int:
-        """Bytes that the run keeps."""
+        """Bytes that the run caches."""
         return self.bytes if self.asked and self.place is not None and self.bytes else 0
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a decision is made from, beside the stages' loads.
+    """Inputs of the decision, in addition to the loads of the stages.
 
     Attributes:
-        settings: the user's.
-        micro_batch: windows, and tokens a window.
-        device: of the model.
-        free: bytes that a place has left, by its name.
-        costs: None where they were not measured.
+        settings: the user's trunk settings.
+        micro_batch: number of windows in a micro-batch, and of tokens in a window.
+        device: device of the model.
+        free: function that returns the free bytes of a place.
+        costs: measured costs; None if they were not measured.
     """
 
     settings: Trunk
@@ -92,16 +91,16 @@ def plan_caches(
     loads: Sequence[StageLoad] | None,
     rates: Rates,
 ) -> list[CachePlan | None]:
-    """Decide for every stage, as the engine will when it comes to it; None where it has no trunk.
+    """Decide about the cache of every stage as the engine will do; None for a stage without trunk.
 
     Args:
-        config: the model's.
-        trunks: blocks of each stage's trunk.
-        block_flops: of one block forward, for one token.
-        loads: what each stage asks of its trunk; None where the size of the text is not known.
-        rates: measured, and the settings.
+        config: configuration of the model.
+        trunks: number of blocks of each stage's trunk.
+        block_flops: FLOPs of a block's forward pass per token.
+        loads: windows and reads of each stage's trunk; None if the size of the text is unknown.
+        rates: settings and measured costs.
     """
-    # The residual stream is float32 under autocast too.
+    # The residual stream is float32 also with autocast.
     width = (2 if rates.settings.dtype == "bf16" else WIDE) * config.d_model
     asked = rates.settings.cache != "off"
     decisions = _decisions(loads or (), width, rates)
@@ -119,7 +118,7 @@ def plan_caches(
 
 @dataclass(frozen=True)
 class _Decision:
-    """The engine's plan for a stage, with what it was made from."""
+    """The engine's plan for a stage, and its inputs."""
 
     placement: Placement
     load: StageLoad
@@ -128,7 +127,7 @@ class _Decision:
 
 
 def _decisions(loads: Sequence[StageLoad], width: int, rates: Rates) -> list[_Decision | None]:
-    """Stage by stage, with what the one before has kept."""
+    """Decide stage by stage, given what the previous stage has cached."""
     windows, seq_len = rates.micro_batch
     decisions: list[_Decision | None] = []
     kept: _Decision | None = None
@@ -159,7 +158,7 @@ def _decisions(loads: Sequence[StageLoad], width: int, rates: Rates) -> list[_De
 
 def _decide(loads: Sequence[StageLoad], budget: CacheBudget, rates: Rates) -> _Decision:
     costs, asked = rates.costs, rates.settings.cache
-    # What pays is said of runs that keep nothing, too.
+    # `pays` is also reported for runs whose cache is off.
     asked = "auto" if asked == "off" else asked
     if costs is None and asked == "auto":
         return _Decision(Placement(None, "not measured"), loads[0], budget, None)
@@ -179,7 +178,7 @@ def _measured(costs: Costs | None) -> Costs:
 
 
 def _facts(decision: _Decision | None, costs: Costs | None) -> dict[str, Any]:
-    """The fields of a `CachePlan` that a decision settles."""
+    """Return the fields of a `CachePlan` that depend on the decision."""
     assert decision is not None
     placement, load, budget = decision.placement, decision.load, decision.budget
     facts = {
@@ -207,7 +206,7 @@ def _pays_from(n: int, costs: Costs | None) -> float | None:
 def probe_places(
     micro_batch: tuple[int, int], d_model: int, device: torch.device, folder: Path
 ) -> dict[str, tuple[float, float]]:
-    """Seconds to read and to write one micro-batch in each place, by `measure_places`."""
+    """Measure the seconds to read and to write one micro-batch in each place."""
     windows, seq_len = micro_batch
     timed = max(1, min(windows, PROBE_BYTES // (WIDE * seq_len * d_model)))
     x = torch.ones(timed, seq_len, d_model, device=device)
@@ -219,6 +218,6 @@ def probe_places(
 
 
 def folder_for(settings: Trunk) -> Path:
-    """A folder that is there, on the disk that the settings name, or else the temporary one."""
+    """Return an existing folder on the disk of the settings' folder, or of the temporary folder."""
     folder = Path(settings.folder or tempfile.gettempdir())
     return next(p for p in (folder, *folder.absolute().parents) if p.exists())

@@ -1,4 +1,4 @@
-"""Text to batches: sources, token streams, mixtures, windows."""
+"""Training data: text sources, token streams, mixtures and batches of windows."""
 
 from fastgrow.training.data.batches import IGNORE_INDEX, Batches
 from fastgrow.training.data.mixture import Mixture

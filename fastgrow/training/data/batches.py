@@ -1,4 +1,4 @@
-"""Batches of windows in a seeded order that can be resumed at any point."""
+"""Batches of token windows in a seeded order that can be resumed at any point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastgrow.training.data.counter import derive_key, permutation, uniform
 from fastgrow.training.data.stream import MixedStream, TokenStream
 
 IGNORE_INDEX = -100
-# Windows whose parts are drawn together where only their number is wanted.
+# Number of windows whose parts are drawn at once when only the counts are needed.
 _AT_ONCE = 1 << 20
 
 
@@ -22,19 +22,19 @@ class Batches:
     """An endless iterator of (ids, targets), both int64 of shape [batch_size, seq_len].
 
     A stream of n tokens is cut into windows of seq_len + 1 tokens that start every seq_len tokens,
-    so each token is a target once; the last window is moved back to end with the stream. An epoch
-    visits all windows in an order drawn from (seed, part, epoch); from a mixture, window number i
-    of the run comes from the part drawn from (seed, i). Targets that are `<s>` or padding are -100:
-    which document comes next is nothing to be learned.
+    so each token is a target once; the last window is shifted back to end with the stream. An epoch
+    visits all windows in an order drawn from (seed, part, epoch). With a mixture, the part of the
+    run's i-th window is drawn from (seed, i). Targets that are `<s>` or padding are set to -100
+    (ignored), since which document follows cannot be learned.
 
-    The whole position is one count of windows for each part, so a resumed iterator goes on
-    mid-epoch with exactly the windows that the interrupted one would have given.
+    The position is one count of windows for each part. A resumed iterator continues in the middle
+    of an epoch with exactly the windows that the interrupted one would have returned.
 
     Args:
         stream: a split of a `TextData` or `Mixture`.
-        batch_size: windows in a batch.
-        seq_len: tokens in a window.
-        seed: of the order.
+        batch_size: number of windows in a batch.
+        seq_len: number of tokens in a window.
+        seed: random seed of the order.
 
     Raises:
         ConfigError: batch_size or seq_len is not positive.
@@ -60,29 +60,29 @@ class Batches:
             if len(part) < seq_len + 1:
                 raise DataError(
                     f"{part.name}: {len(part)} tokens are fewer than one window of seq_len + 1 = "
-                    f"{seq_len + 1}; give more text or a smaller seq_len"
+                    f"{seq_len + 1}; provide more text or a smaller seq_len"
                 )
         self._windows = [-(-(len(part) - 1) // seq_len) for part in self._streams]
         self._bases = np.cumsum([0, *self._windows[:-1]])
         self._taken = [0] * len(self._streams)
         self._choice_key = derive_key(seed, "choice")
         self._offsets = np.arange(seq_len + 1)
-        # Two epochs meet inside a batch at most, unless a part is smaller than a batch.
+        # A batch contains windows of at most two epochs, unless a part is smaller than a batch.
         self._order = lru_cache(maxsize=2 * len(self._streams))(self._draw_order)
 
     @property
     def tokens_per_batch(self) -> int:
-        """Tokens that one batch feeds to the model."""
+        """Number of tokens in a batch."""
         return self.batch_size * self.seq_len
 
     @property
     def n_windows(self) -> int:
-        """Windows of all parts together."""
+        """Total number of windows of all parts."""
         return sum(self._windows)
 
     @property
     def epochs(self) -> list[float]:
-        """How often each part has been read so far."""
+        """Number of epochs read so far, for each part."""
         return [taken / size for taken, size in zip(self._taken, self._windows, strict=True)]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -92,9 +92,9 @@ class Batches:
         return self.read(self.next_windows())
 
     def next_windows(self) -> np.ndarray:
-        """Take the windows of the next batch, int64 [batch_size].
+        """Return the indices of the next batch's windows, int64 [batch_size], and advance.
 
-        Windows are numbered through the parts of the stream, the first part's from 0.
+        Windows are numbered consecutively over the parts of the stream, from 0.
         """
         windows = np.empty(self.batch_size, dtype=np.int64)
         choices = self._choose(sum(self._taken), self.batch_size)
@@ -105,7 +105,7 @@ class Batches:
         return windows
 
     def read(self, windows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and targets of any windows, both int64 [len(windows), seq_len]."""
+        """Return ids and targets of the given windows, both int64 [len(windows), seq_len]."""
         rows = np.empty((len(windows), self.seq_len + 1), dtype=np.int64)
         parts = np.searchsorted(self._bases, windows, side="right") - 1
         for part, stream in enumerate(self._streams):
@@ -120,16 +120,16 @@ class Batches:
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(targets)
 
     def skip(self, batches: int) -> None:
-        """Go on as if so many more batches had been taken."""
+        """Advance by a number of batches without reading them."""
         for taken in self._chosen(batches * self.batch_size):
             self._taken = [old + int(new) for old, new in zip(self._taken, taken, strict=True)]
 
     def windows_of(self, batches: int) -> np.ndarray:
-        """The windows that the next `batches` batches read: each once, ascending."""
+        """Return the distinct windows of the next `batches` batches, in ascending order."""
         counts = np.zeros(len(self._streams), dtype=np.int64)
         for chosen in self._chosen(batches * self.batch_size):
             counts += chosen
-            # A bound on a stage may be any number: what lies beyond all windows is not drawn.
+            # `batches` may be arbitrarily large; stop once all windows are covered.
             if (counts >= self._windows).all():
                 break
         seen = []
@@ -138,7 +138,7 @@ class Batches:
             if count >= size:
                 windows = np.arange(size)
             else:
-                # Fewer than all: they lie in this epoch and perhaps in the next one.
+                # Fewer than all windows: they are in the current epoch and possibly the next one.
                 epoch, begin = divmod(first, size)
                 order = self._order(part, epoch)
                 if begin + count > size:
@@ -148,21 +148,21 @@ class Batches:
         return np.concatenate(seen)
 
     def _chosen(self, total: int) -> Iterator[np.ndarray]:
-        """How many of the next `total` windows come from each part, a stretch after the other."""
+        """Yield, in chunks, how many of the next `total` windows come from each part."""
         first = sum(self._taken)
         for begin in range(first, first + total, _AT_ONCE):
             choices = self._choose(begin, min(_AT_ONCE, first + total - begin))
             yield np.bincount(choices, minlength=len(self._streams))
 
     def _choose(self, first: int, count: int) -> np.ndarray:
-        """The parts that windows number first … first + count - 1 of the run come from."""
+        """Return the parts of the run's windows first … first + count - 1."""
         if len(self._streams) == 1:
             return np.zeros(count, dtype=np.int64)
         draws = uniform(self._choice_key, np.arange(first, first + count))
         return np.searchsorted(self._bounds, draws, side="right")
 
     def _take(self, part: int, count: int) -> np.ndarray:
-        """Numbers, within the part, of its next `count` windows, which are then taken."""
+        """Return the next `count` windows of a part, numbered within the part, and advance."""
         first, size = self._taken[part], self._windows[part]
         self._taken[part] += count
         return np.array(
@@ -173,20 +173,21 @@ class Batches:
         return permutation(derive_key(self.seed, "order", part, epoch), self._windows[part])
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and what it is a position in; a few numbers, whatever the corpus's size."""
+        """Return the position and the identity of the data, independent of the corpus size."""
         return {"taken": list(self._taken), **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`.
+        """Restore the position in `state`.
 
         Raises:
-            CheckpointError: the state belongs to other data, another seed or another shape.
+            CheckpointError: the state belongs to different data, a different seed or a different
+                batch shape.
         """
         for name, expected in self._identity().items():
             if state.get(name) != expected:
                 raise CheckpointError(
                     f"the data cursor was saved with {name}={state.get(name)!r}, "
-                    f"this run has {name}={expected!r}; it cannot go on where that run stopped"
+                    f"this run has {name}={expected!r}; resume with the same data and settings"
                 )
         self._taken = [int(taken) for taken in state["taken"]]
 

@@ -1,4 +1,4 @@
-"""Documents out of files, one at a time, each with the place it came from."""
+"""Read documents from files, one at a time, each with its location for error messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = sorted(_TEXT | _JSON_LINES | _PARQUET)
 
 
 class Document(NamedTuple):
-    """One text and where it stands: `place` + `number` is what messages say."""
+    """A text and its location; messages show `place` followed by `number`."""
 
     text: str
     place: str
@@ -27,22 +27,22 @@ class Document(NamedTuple):
 
     @property
     def where(self) -> str:
-        """For example "corpus.txt:12" or "corpus.parquet, row 3"."""
+        """The location, such as "corpus.txt:12" or "corpus.parquet, row 3"."""
         return f"{self.place}{self.number}"
 
 
 def read_documents(path: Path, *, text_field: str, sample_by: SampleBy) -> Iterator[Document]:
-    """The documents of one file, by its suffix; an unknown suffix is read as text.
+    """Yield the documents of a file. Its suffix selects the format; the default is text.
 
     Args:
-        path: a text, JSON-lines or Parquet file.
-        text_field: field or column that holds the text.
-        sample_by: what a document of a text file is: a line, a paragraph (blank lines between), or
-            the whole file.
+        path: a text, JSON Lines or Parquet file.
+        text_field: field or column that contains the text.
+        sample_by: unit of a text file that is a document: "line", "paragraph" (separated by blank
+            lines) or "document" (the whole file).
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8 (with the byte's offset), or a line or
-            column is not what was expected (with its line or row).
+        DataError: the file cannot be read, is not UTF-8 (the message has the byte's offset), or a
+            line or column is malformed (the message has the line or row).
     """
     suffix = path.suffix.lower()
     try:
@@ -103,7 +103,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Document]:
 
 
 def text_of(row: dict[str, Any], field: str, where: str) -> str:
-    """The text of a row.
+    """Return the text of a row.
 
     Raises:
         DataError: the field is missing or not a string.

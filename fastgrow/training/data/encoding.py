@@ -1,4 +1,4 @@
-"""Documents to token ids, sorted into splits."""
+"""Encode documents into token ids and assign them to splits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastgrow.training.data.documents import Document
 from fastgrow.training.data.stream import token_dtype
 
 SPLITS = ("train", "validation", "test")
-# Characters that are encoded in one call: enough to keep every core busy, little to hold.
+# Number of characters encoded in one call: enough to use all cores, with little memory.
 _BATCH_CHARACTERS = 1 << 20
 
 
 class EncodedDocument(NamedTuple):
-    """One document of a split: `<s> tokens … </s>` in the vocabulary's narrowest dtype."""
+    """A document of a split: `<s> tokens … </s>` in the narrowest dtype of the vocabulary."""
 
     split: str
     ids: np.ndarray
@@ -34,13 +34,13 @@ def encode_documents(
     seed: int,
     unknown: str,
 ) -> Iterator[EncodedDocument]:
-    """Encode documents one batch after the other; blank ones are passed over.
+    """Encode documents in batches; blank documents are skipped.
 
-    A document's split is drawn from a hash of the seed and its text: it depends on no order, stays
-    when documents are added, and copies of a text never stand on both sides.
+    A document's split is drawn from a hash of the seed and its text. It does not depend on the
+    order, does not change when documents are added, and is the same for all copies of a text.
 
     Raises:
-        DataError: a document cannot be encoded; the message says where it stands and why.
+        DataError: a document cannot be encoded; the message has its location and the reason.
     """
     dtype = token_dtype(len(substrate))
     for batch in _batches(documents):
@@ -51,7 +51,7 @@ def encode_documents(
 
 
 def split_of(text: str, split: tuple[float, float, float], seed: int) -> str:
-    """The split that a text falls into."""
+    """Return the name of a text's split."""
     data = text.encode("utf-8", "surrogatepass")
     key = seed.to_bytes(16, "little", signed=True)
     digest = hashlib.blake2b(data, digest_size=8, key=key).digest()
@@ -60,7 +60,7 @@ def split_of(text: str, split: tuple[float, float, float], seed: int) -> str:
     for name, bound in zip(SPLITS, bounds, strict=True):
         if draw < bound:
             return name
-    # Shares that add up to a hair less than one.
+    # The shares may add up to slightly less than one, because of rounding.
     return next(
         name for name, share in zip(reversed(SPLITS), reversed(split), strict=True) if share
     )
@@ -85,7 +85,7 @@ def _encode(batch: list[Document], substrate: SubstrateLike, unknown: str) -> li
     try:
         return substrate.encode_batch([document.text for document in batch], unknown=unknown)
     except FastgrowError:
-        # Which document it was is found by encoding them one by one.
+        # Encode the documents one by one to find the one at fault.
         for document in batch:
             try:
                 substrate.encode_batch([document.text], unknown=unknown)

@@ -1,4 +1,4 @@
-"""Several corpora read in given shares."""
+"""Mixtures of several corpora with given weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastgrow.training.data.textdata import TextData
 
 
 class Mixture:
-    """Corpora mixed by weight.
+    """Several corpora, sampled in proportion to weights.
 
-    Training draws each window from a part with the part's share; validation and test hold whole
-    documents of each part in the same shares.
+    In training, the part of each window is drawn with a probability proportional to the weights.
+    Validation and test contain whole documents of each part in the same proportion.
 
     Args:
         parts: (data, weight) pairs; weights are positive and need not add up to 1.
@@ -23,13 +23,13 @@ class Mixture:
         train, validation, test: `MixedStream`s.
 
     Raises:
-        ConfigError: no part, or a weight that is not positive.
-        DataError: parts encoded with different substrates.
+        ConfigError: there is no part, or a weight is not positive.
+        DataError: parts were encoded with different substrates.
     """
 
     def __init__(self, parts: Sequence[tuple[TextData | Mixture, float]]) -> None:
         if not parts:
-            raise ConfigError("a mixture needs at least one part")
+            raise ConfigError("Mixture: expected at least one part")
         self.parts = list(parts)
         self.train = self._mixed("train")
         self.validation = self._mixed("validation")

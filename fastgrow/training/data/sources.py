@@ -1,4 +1,4 @@
-"""Where documents come from: files, lists, and datasets of the `datasets` library."""
+"""Sources of documents: files, lists, and datasets of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fastgrow.training.data.documents import (
 
 
 class Source(Protocol):
-    """A corpus that can be read from its beginning as often as needed."""
+    """Protocol of a corpus that can be read repeatedly."""
 
     name: str
 
     def fingerprint(self) -> Any:
-        """A JSON value that changes whenever the documents do."""
+        """Return a JSON value that identifies the content of the documents."""
 
     def documents(self) -> Iterator[Document]:
-        """All documents in their order."""
+        """Yield all documents in order."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class HubDataset:
     """A dataset on the Hugging Face Hub.
 
     Attributes:
-        name: "owner/name".
-        config: its configuration, where it has several.
-        split: which of its splits to read.
-        revision: branch, tag or commit; the commit it stands for is part of the cache's key.
-        streaming: read over the network while encoding, without storing the dataset.
+        name: dataset name, "owner/name".
+        config: name of the dataset configuration, if it has several.
+        split: name of the split to read.
+        revision: branch, tag or commit; it is resolved to a commit, which is part of the cache key.
+        streaming: stream the dataset while encoding it instead of storing it.
     """
 
     name: str
@@ -52,17 +52,18 @@ class HubDataset:
 
 
 def open_source(source: Any, *, text_field: str, sample_by: SampleBy, name: str = "") -> Source:
-    """The source that a user's value stands for.
+    """Open a user's `source` argument as a `Source`.
 
     Args:
-        source: a path, a folder, documents, a `HubDataset` or its name, or a dataset object.
-        text_field: field that holds the text of a row.
-        sample_by: what a document of a text file is.
-        name: how messages call a list of documents.
+        source: a file, a folder, a list of documents, a `HubDataset` or its name, or a dataset
+            object of the `datasets` library.
+        text_field: field that contains the text of a row.
+        sample_by: unit of a text file that is a document: "line", "paragraph" or "document".
+        name: name of a list of documents in error messages.
 
     Raises:
-        DataError: a path that does not exist, a folder without texts, a Hub that is out of reach.
-        ConfigError: a value of another kind.
+        DataError: a path does not exist, a folder has no text files, or the Hub cannot be reached.
+        ConfigError: the value has an unsupported type.
     """
     if isinstance(source, HubDataset):
         return _open_hub(source, text_field)
@@ -74,13 +75,15 @@ def open_source(source: Any, *, text_field: str, sample_by: SampleBy, name: str 
             return _open_hub(HubDataset(source), text_field)
         raise DataError(f"{source}: no such file or folder")
     if isinstance(source, dict):
-        raise ConfigError(f"the source has several splits ({', '.join(source)}): pass one of them")
+        raise ConfigError(
+            f"the source is a dict of several splits ({', '.join(source)}); pass one of them"
+        )
     if hasattr(source, "column_names") and isinstance(source, Iterable):
         return RowSource(source, text_field=text_field, name=name or "dataset")
     if isinstance(source, Sequence):
         return ListSource(source, name=name)
     raise ConfigError(
-        "a source is a file, a folder, a list of documents, a dataset or its name on the Hub; "
+        "source: expected a file, a folder, a list of documents, a dataset or its name on the Hub; "
         f"got {type(source).__name__}"
     )
 
@@ -90,10 +93,10 @@ def _is_file_name(path: Path) -> bool:
 
 
 class FileSource:
-    """A file, or all text, JSON-lines and Parquet files under a folder in the order of their names.
+    """A file, or all text, JSON Lines and Parquet files in a folder, recursively, sorted by path.
 
     Raises:
-        DataError: the folder holds no such file.
+        DataError: the folder has no such file.
     """
 
     def __init__(self, path: Path, *, text_field: str, sample_by: SampleBy) -> None:
@@ -108,10 +111,12 @@ class FileSource:
                 if file.is_file() and _is_file_name(file) and not file.name.startswith(".")
             )
             if not self._files:
-                raise DataError(f"{path}: the folder holds no file of {', '.join(SUFFIXES)}")
+                raise DataError(
+                    f"{path}: the folder contains no text file (expected {', '.join(SUFFIXES)})"
+                )
 
     def fingerprint(self) -> Any:
-        """Hash and kind of each file, and how it is read; not its name or age."""
+        """Return hash and suffix of each file and how it is read, but not its name or date."""
         try:
             files = [[sha256_file(file), file.suffix.lower()] for file in self._files]
         except OSError as error:
@@ -119,13 +124,13 @@ class FileSource:
         return {"files": files, "text_field": self._text_field, "sample_by": self._sample_by}
 
     def documents(self) -> Iterator[Document]:
-        """File after file."""
+        """Yield the documents of each file."""
         for file in self._files:
             yield from read_documents(file, text_field=self._text_field, sample_by=self._sample_by)
 
 
 class ListSource:
-    """Documents that are in memory already."""
+    """A list of documents in memory."""
 
     def __init__(self, documents: Sequence[str], *, name: str = "") -> None:
         self.name = name or "documents"
@@ -133,11 +138,11 @@ class ListSource:
         self._documents = documents
 
     def fingerprint(self) -> Any:
-        """Hash of the documents."""
+        """Return a hash of the documents."""
         return {"documents": hash_documents(self.documents())}
 
     def documents(self) -> Iterator[Document]:
-        """The list's items.
+        """Yield the items of the list.
 
         Raises:
             DataError: an item is not a string.
@@ -153,9 +158,10 @@ class RowSource:
 
     Args:
         rows: the dataset.
-        text_field: column that holds the text.
-        name: how messages call it.
-        key: a JSON value that identifies the content; None reads the rows once more to hash them.
+        text_field: column that contains the text.
+        name: name of the dataset in error messages.
+        key: a JSON value that identifies the content; None to read all rows an additional time and
+            hash them.
     """
 
     def __init__(self, rows: Any, *, text_field: str, name: str, key: Any = None) -> None:
@@ -165,22 +171,22 @@ class RowSource:
         self._key = key
 
     def fingerprint(self) -> Any:
-        """The key, or a hash of all documents."""
+        """Return the key, or a hash of all documents if there is no key."""
         if self._key is not None:
             return {**self._key, "text_field": self._text_field}
         return {"documents": hash_documents(self.documents())}
 
     def documents(self) -> Iterator[Document]:
-        """The rows' texts.
+        """Yield the texts of the rows.
 
         Raises:
-            DataError: a row lacks the field, or the library failed to read on.
+            DataError: a row does not have the field, or the library failed to read a row.
         """
         place = f"{self.name}, row "
         rows = iter(self._rows)
         number = 0
         while True:
-            # The library raises errors of its own, of its readers and of the network.
+            # `datasets` raises errors of many classes: its own, of file readers and of the network.
             try:
                 row = next(rows)
             except StopIteration:
@@ -193,10 +199,10 @@ class RowSource:
 
 
 def hash_documents(documents: Iterable[Document]) -> str:
-    """SHA-256 over the documents and their lengths."""
+    """Return the SHA-256 of the documents and their lengths."""
     digest = hashlib.sha256()
     for document in documents:
-        # Surrogates are refused with their place when the document is encoded.
+        # Lone surrogates raise an error, with their location, when the document is encoded.
         data = document.text.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""One long row of token ids: what a split of a corpus is for training and evaluation.
+"""Token streams: the concatenated token ids of a corpus split, for training and evaluation.
 
-Documents stand one after the other, each as `<s> tokens … </s>`.
+Each document is encoded as `<s> tokens … </s>`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastgrow.nn import SubstrateLike
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest unsigned type for ids of a vocabulary: uint16 up to 65,536, else uint32."""
+    """Return the narrowest dtype for ids: uint16 for up to 65,536 tokens, otherwise uint32."""
     return np.dtype(np.uint16 if vocab_size <= 65_536 else np.uint32)
 
 
@@ -27,10 +27,10 @@ class TokenStream:
     Attributes:
         ids: uint16 or uint32, shape [tokens], an array or a read-only memory map.
         substrate: the substrate the ids belong to.
-        n_documents: documents in the stream.
-        n_characters: characters of all documents, specials not counted.
-        name: how messages call the stream ("train", …).
-        digest: SHA-256 of the ids if it is known already.
+        n_documents: number of documents in the stream.
+        n_characters: number of characters of all documents, without special tokens.
+        name: name of the stream in error messages ("train", …).
+        digest: SHA-256 of the ids. It is computed on first use if not given.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TokenStream:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the ids as little-endian integers: what was read, whatever file it was in."""
+        """SHA-256 of the ids as little-endian integers, independent of the files they came from."""
         if self._digest is None:
             little_endian = self.ids.astype(self.ids.dtype.newbyteorder("<"), copy=False)
             self._digest = hashlib.sha256(little_endian.tobytes()).hexdigest()
@@ -69,15 +69,15 @@ class TokenStream:
 
     @property
     def tokens_per_character(self) -> float:
-        """Predicted tokens (everything but `<s>`) for each character of text."""
+        """Predicted tokens (all except `<s>`) per character of text."""
         return (len(self) - self.n_documents) / max(self.n_characters, 1)
 
 
 class MixedStream:
-    """Several streams with the shares in which batches draw windows from them.
+    """Several streams with weights.
 
-    Training draws from `parts`. Evaluation reads `ids`: whole documents from the beginning of each
-    part, as many as keep the parts' tokens in proportion to the weights.
+    Training draws windows from `parts` in proportion to the weights. Evaluation reads `ids`: whole
+    documents from the beginning of each part, with numbers of tokens in proportion to the weights.
 
     Attributes:
         parts: (stream, weight) pairs; the weights add up to 1.
@@ -95,15 +95,16 @@ class MixedStream:
             else:
                 flat.append((stream, weight))
         if not flat:
-            raise ConfigError(f"{name}: a mixture needs at least one part")
+            raise ConfigError(f"{name}: a mixture must have at least one part")
         first = flat[0][0].substrate
         for index, (stream, _) in enumerate(flat):
             if stream.substrate.fingerprint != first.fingerprint:
                 raise DataError(
-                    f"{name}: part {index} was encoded with another substrate than part 0 "
-                    f"({stream.substrate.fingerprint[:12]} against {first.fingerprint[:12]})"
+                    f"{name}: part {index} was encoded with a different substrate than part 0 "
+                    f"(fingerprint {stream.substrate.fingerprint[:12]}…, expected "
+                    f"{first.fingerprint[:12]}…)"
                 )
-        # Shares are part of a run's identity; `sum` rounds otherwise from Python 3.12 on.
+        # Weights are part of a run's identity, and `sum` rounds differently since Python 3.12.
         total = math.fsum(weight for _, weight in flat)
         self.parts: list[tuple[TokenStream, float]] = [
             (stream, weight / total) for stream, weight in flat
@@ -123,14 +124,14 @@ class MixedStream:
         """Token ids in proportion to the weights, shape [tokens].
 
         Raises:
-            DataError: some part is empty and another is not.
+            DataError: some parts are empty and others are not.
         """
         if self._ids is None:
             empty = [index for index, (stream, _) in enumerate(self.parts) if not len(stream)]
             if empty and len(empty) < len(self.parts):
                 raise DataError(
-                    f"{self.name}: part {empty[0]} of the mixture is empty, so its share of "
-                    f"{self.parts[empty[0]][1]:.2f} cannot be kept"
+                    f"{self.name}: part {empty[0]} of the mixture is empty, expected a share of "
+                    f"{self.parts[empty[0]][1]:.2f} of the tokens"
                 )
             length = min(len(stream) / weight for stream, weight in self.parts)
             pieces = [_whole_documents(stream, round(length * w)) for stream, w in self.parts]
@@ -142,17 +143,17 @@ class MixedStream:
 
     @property
     def n_documents(self) -> int:
-        """Documents in `ids`."""
+        """Number of documents in `ids`."""
         return int((self.ids == self.substrate.eos_id).sum())
 
     @property
     def n_characters(self) -> int:
-        """Characters in `ids`."""
+        """Number of characters in `ids`."""
         return int(self.substrate.n_characters[self.ids].sum())
 
     @property
     def tokens_per_character(self) -> float:
-        """Predicted tokens for each character, averaged over windows drawn by weight."""
+        """Predicted tokens per character, averaged over windows drawn by weight."""
         characters = math.fsum(
             weight / stream.tokens_per_character for stream, weight in self.parts if len(stream)
         )
@@ -160,7 +161,7 @@ class MixedStream:
 
 
 def _whole_documents(stream: TokenStream, tokens: int) -> np.ndarray:
-    """The longest prefix of whole documents within `tokens`; at least one document."""
+    """Return the longest prefix of whole documents within `tokens`; at least one document."""
     ends = np.flatnonzero(stream.ids == stream.substrate.eos_id) + 1
     if len(ends) == 0:
         return stream.ids[:0]

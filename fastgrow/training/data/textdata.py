@@ -1,4 +1,4 @@
-"""A corpus as training, validation and test streams."""
+"""A text corpus as training, validation and test streams."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ from fastgrow.training.data.token_cache import (
 
 
 class TextData:
-    """Texts, split by document and encoded into token streams.
+    """A text corpus, split by document and encoded into token streams.
 
     Args:
-        source: a text, JSON-lines or Parquet file; a folder of them; a list of documents; a
-            `datasets` dataset (streaming too); a `HubDataset` or its "owner/name".
-        substrate: encodes the text.
-        split: shares of documents for training, validation and test. Each document is placed by a
-            hash of its text, so the shares hold on average.
-        seed: of the split.
-        cache_dir: folder for encoded streams; None keeps a list of documents in memory and puts
-            everything else under the user's cache folder.
-        text_field: field or column that holds the text of a row.
-        sample_by: what a document of a text file is: "line", "paragraph" or "document".
-        unknown: a character outside the vocabulary is an "error", or becomes "unk".
-        name: how messages call a list of documents.
+        source: a text, JSON Lines or Parquet file; a folder of them; a list of documents; a dataset
+            of the `datasets` library (also streaming); a `HubDataset` or its "owner/name".
+        substrate: substrate whose tokenizer encodes the text.
+        split: shares of documents for training, validation and test. A document is assigned by a
+            hash of its text, so the actual shares are approximate.
+        seed: random seed of the split.
+        cache_dir: folder for encoded streams. None keeps a list of documents in memory and stores
+            the streams of other sources in the user's cache folder.
+        text_field: field or column that contains the text of a row.
+        sample_by: unit of a text file that is a document: "line", "paragraph" or "document".
+        unknown: "error" raises an error for a character outside the vocabulary; "unk" encodes it
+            as `<unk>`.
+        name: name of a list of documents in error messages.
 
     Attributes:
-        train, validation, test: `TokenStream`s; documents stand as `<s> tokens … </s>`.
+        train, validation, test: `TokenStream`s; each document is encoded as `<s> tokens … </s>`.
 
     Raises:
         ConfigError: a setting is out of range.
-        DataError: the source holds no text, cannot be read or cannot be encoded; the message names
-            file and line, document and position.
+        DataError: the source has no text, cannot be read or cannot be encoded; the message has the
+            file and line, or the document and position.
     """
 
     train: TokenStream
@@ -81,12 +82,12 @@ class TextData:
             cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
             streams = _cached(opened, substrate, cache, split=split, seed=seed, unknown=unknown)
         if not any(len(stream) for stream in streams.values()):
-            raise DataError(f"{opened.name}: holds no text")
+            raise DataError(f"{opened.name}: contains no text")
         if not len(streams["train"]):
             documents_in_all = sum(stream.n_documents for stream in streams.values())
             raise DataError(
-                f"{opened.name}: none of its {documents_in_all} documents fell into the training "
-                "split; give more documents, another seed or split=(1, 0, 0)"
+                f"{opened.name}: none of its {documents_in_all} documents is in the training "
+                "split; provide more documents, another seed or split=(1, 0, 0)"
             )
         if not isinstance(opened, ListSource):
             for split_name, stream in streams.items():
@@ -103,11 +104,11 @@ class TextData:
         substrate: SubstrateLike,
         **options: Any,
     ) -> TextData:
-        """Documents whose split is given.
+        """Create a corpus from separate sources for each split.
 
         Args:
-            train, validation, test: sources, as for `TextData`; an empty list leaves a split empty.
-            substrate: encodes the text.
+            train, validation, test: sources, as for `TextData`; an empty list for an empty split.
+            substrate: substrate whose tokenizer encodes the text.
             **options: cache_dir, text_field, sample_by and unknown, as for `TextData`.
 
         Raises:
@@ -175,14 +176,14 @@ def _cached(
         write_entry(path, request, documents, substrate, source=source.name)
         streams = open_entry(path, request, substrate)
         if streams is None:
-            raise DataError(f"{path}: the token cache is damaged right after it was written")
+            raise DataError(f"{path}: the token cache is damaged although it was just written")
     return streams
 
 
 def _collect(
     documents: Iterable[EncodedDocument], substrate: SubstrateLike
 ) -> dict[str, TokenStream]:
-    """Streams in memory."""
+    """Collect encoded documents into streams in memory."""
     rows: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
     for document in documents:
         rows[document.split].append(document.ids)

@@ -1,8 +1,9 @@
-"""Encoded splits on the disk, found again by the content they were made from.
+"""Disk cache of encoded splits, addressed by the content they were made from.
 
 A cache entry is a folder named by a hash of the request (hashes of the sources, the substrate's
-fingerprint, split, seed, …). It holds `train.bin`, `validation.bin`, `test.bin` (raw little-endian
-ids) and `manifest.json` (request, counts and SHA-256 of each file). It appears when it is complete.
+fingerprint, split, seed, …). It contains `train.bin`, `validation.bin`, `test.bin` (raw
+little-endian ids) and `manifest.json` (request, counts and SHA-256 of each file). An entry is
+written atomically.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ _FORMAT = 1
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/fastgrow/tokens`, by default `~/.cache/fastgrow/tokens`."""
+    """Return `$XDG_CACHE_HOME/fastgrow/tokens`, by default `~/.cache/fastgrow/tokens`."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "fastgrow" / "tokens"
 
 
 def entry_path(cache_dir: Path, request: dict[str, Any]) -> Path:
-    """The folder of a request's entry."""
+    """Return the folder of a request's cache entry."""
     text = json.dumps([_FORMAT, request], sort_keys=True)
     return cache_dir / hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -43,9 +44,9 @@ def entry_path(cache_dir: Path, request: dict[str, Any]) -> Path:
 def open_entry(
     path: Path, request: dict[str, Any], substrate: SubstrateLike
 ) -> dict[str, TokenStream] | None:
-    """The streams of an entry, memory-mapped; None if it is missing or damaged.
+    """Return the memory-mapped streams of an entry; None if it is missing or damaged.
 
-    A damaged entry is named in a warning.
+    A damaged entry issues a warning.
     """
     if not path.exists():
         return None
@@ -61,7 +62,7 @@ def open_entry(
 def _open(path: Path, request: dict[str, Any], substrate: SubstrateLike) -> dict[str, TokenStream]:
     manifest = read_json(path / _MANIFEST)
     if manifest["request"] != request:
-        raise CheckpointError(f"{path / _MANIFEST}: describes other data")
+        raise CheckpointError(f"{path / _MANIFEST}: describes different data")
     dtype = token_dtype(len(substrate)).newbyteorder("<")
     streams = {}
     for name in SPLITS:
@@ -70,8 +71,8 @@ def _open(path: Path, request: dict[str, Any], substrate: SubstrateLike) -> dict
             raise CheckpointError(f"{file}: is missing")
         digest = sha256_file(file)
         if digest != entry["sha256"]:
-            raise CheckpointError(f"{file}: SHA-256 {digest}, {entry['sha256']} was written")
-        # An empty file cannot be mapped.
+            raise CheckpointError(f"{file}: SHA-256 is {digest}, expected {entry['sha256']}")
+        # An empty file cannot be memory-mapped.
         ids = np.memmap(file, dtype=dtype, mode="r") if entry["tokens"] else np.zeros(0, dtype)
         streams[name] = TokenStream(
             ids,
@@ -92,14 +93,14 @@ def write_entry(
     *,
     source: str,
 ) -> None:
-    """Encode all documents into an entry.
+    """Write all encoded documents to a cache entry.
 
     Args:
-        path: from `entry_path`.
-        request: what the entry is made from.
-        documents: from `encode_documents`.
-        substrate: of the ids.
-        source: name of the source, for people who read the manifest.
+        path: folder of the entry, from `entry_path`.
+        request: identity of the sources and settings.
+        documents: encoded documents, from `encode_documents`.
+        substrate: substrate of the ids.
+        source: name of the source, stored in the manifest for information.
 
     Raises:
         DataError: the entry cannot be written, or a document cannot be encoded.
@@ -126,7 +127,7 @@ def write_entry(
     except OSError as error:
         raise DataError(
             f"{path}: the token cache cannot be written ({error.strerror or error}); "
-            "give another cache_dir"
+            "choose another cache_dir"
         ) from error
 
 

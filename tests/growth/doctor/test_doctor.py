@@ -79,13 +79,13 @@ def test_cached_activations_are_compared_with_recomputing(
     assert sorted(found) == [2, 3, 4]
     for ok, detail in found.values():
         assert ok
-        assert detail.startswith("kept against recomputed: ")
+        assert detail.startswith("cached against recomputed: ")
 
 
 def test_without_a_trunk_there_is_nothing_to_compare(substrate, tmp_path: Path) -> None:
     for trunk, why in (
-        (None, "no trunk is set"),
-        (Trunk(cache="ram", limit=1), "nothing is kept by these settings"),
+        (None, "the run has no trunk settings"),
+        (Trunk(cache="ram", limit=1), "nothing is cached with these settings"),
     ):
         diagnosis = examine(substrate, tmp_path, trunk=trunk)
         assert diagnosis.healthy
@@ -125,7 +125,7 @@ def test_an_optimizer_that_holds_one_more(substrate, tmp_path: Path, monkeypatch
     monkeypatch.setattr(loop, "Optimizer", OneMore)
     found = failures(examine(substrate, tmp_path))
     assert set(found) == {"optimizer 1", "optimizer 2"}
-    assert "a tensor that is not the model's" in found["optimizer 1"]
+    assert "a tensor that is not a parameter of the model" in found["optimizer 1"]
 
 
 def test_an_optimizer_without_one(substrate, tmp_path: Path, monkeypatch) -> None:
@@ -136,7 +136,7 @@ def test_an_optimizer_without_one(substrate, tmp_path: Path, monkeypatch) -> Non
 
     monkeypatch.setattr(loop, "Optimizer", OneLess)
     found = failures(examine(substrate, tmp_path, PLAIN[:1]))
-    assert "lacks final_norm.bias" in found["optimizer 1"]
+    assert "does not hold final_norm.bias" in found["optimizer 1"]
     assert "final_norm.bias" in found["moves 1"]
 
 
@@ -164,8 +164,14 @@ def test_a_block_that_is_detached(substrate, tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(Block, "forward", without_attention)
     diagnosis = examine(substrate, tmp_path)
     found = failures(diagnosis)
-    assert "no gradient reaches: blocks.0.attention_norm.weight" in found["gradients 1"]
-    assert "no gradient reaches: blocks.1.attention_norm.weight" in found["gradients 2"]
+    assert (
+        "active parameters without a gradient: blocks.0.attention_norm.weight"
+        in found["gradients 1"]
+    )
+    assert (
+        "active parameters without a gradient: blocks.1.attention_norm.weight"
+        in found["gradients 2"]
+    )
     assert "got no gradient" in found["training 1"]
     unreached = {f.check for f in diagnosis.findings if f.detail == "not reached"}
     assert {"frozen", "moves", "resume"} <= unreached
@@ -184,7 +190,9 @@ def test_an_optimizer_state_that_is_not_restored(substrate, tmp_path: Path, monk
     monkeypatch.setattr(Optimizer, "load_state_dict", lambda *arguments: None)
     found = failures(examine(substrate, tmp_path, PLAIN[:1]))
     assert set(found) == {"state 1", "resume 1", "run 1"}
-    assert found["state 1"].startswith("not as it was saved: blocks.0.attention_norm.weight")
+    assert found["state 1"].startswith(
+        "differs from the saved state: blocks.0.attention_norm.weight"
+    )
 
 
 def test_an_identity_insertion_that_changes_the_output(
@@ -193,7 +201,7 @@ def test_an_identity_insertion_that_changes_the_output(
     monkeypatch.setattr(Block, "make_identity", lambda block: None)
     found = failures(examine(substrate, tmp_path, [Stage(1), Stage(1, insertion="identity")]))
     assert set(found) == {"insertion 2"}
-    assert "the hidden states differ" in found["insertion 2"]
+    assert "the hidden states changed" in found["insertion 2"]
 
 
 def test_blocks_in_the_wrong_place(substrate, tmp_path: Path, monkeypatch) -> None:
@@ -221,7 +229,7 @@ def test_data_of_another_substrate(substrate, tmp_path: Path) -> None:
     model = make_model(other)
     data = make_data(substrate, tmp_path / "tokens")
     diagnosis = diagnose(model, data, GrowthSchedule(PLAIN[:1]), make_train(), steps=2)
-    assert "the data is of the substrate" in failures(diagnosis)["substrate 1"]
+    assert "the data was encoded with the substrate" in failures(diagnosis)["substrate 1"]
 
 
 @pytest.mark.parametrize(("name", "trains"), [("blocks.0.mlp.up.bias", 1), ("lm_head.bias", 0)])
@@ -238,7 +246,7 @@ def test_an_active_set_that_is_another(
 
     monkeypatch.setattr(examination, "select_active", other)
     found = failures(examine(substrate, tmp_path))
-    what = "trains but should rest" if trains else "frozen but to be trained"
+    what = "active but should be frozen" if trains else "frozen but should be active"
     assert found["active set 2"] == f"{what}: {name}"
     assert ("active set 1" in found) == (not trains)
 
@@ -252,7 +260,7 @@ def test_a_merge_that_loses_the_correction(substrate, tmp_path: Path, monkeypatc
     original = LoRALinear.merge
     monkeypatch.setattr(LoRALinear, "merge", lossy)
     found = failures(examine(substrate, tmp_path, [Stage(1), Stage(0, lora=LoRA(rank=2))]))
-    assert "the hidden states differ" in found["merge 2"]
+    assert "the hidden states changed" in found["merge 2"]
 
 
 def test_a_run_that_resumes_as_another(substrate, tmp_path: Path, monkeypatch) -> None:
@@ -264,7 +272,7 @@ def test_a_run_that_resumes_as_another(substrate, tmp_path: Path, monkeypatch) -
     monkeypatch.setattr(run.GrowthRun, "load_state_dict", other)
     found = failures(examine(substrate, tmp_path))
     assert set(found) == {"run 2"}
-    assert "killed and resumed it ends differently" in found["run 2"]
+    assert "the final weights of the killed and resumed run differ" in found["run 2"]
 
 
 def test_a_loss_that_is_not_finite(substrate, tmp_path: Path) -> None:
@@ -272,7 +280,7 @@ def test_a_loss_that_is_not_finite(substrate, tmp_path: Path) -> None:
         model.lm_head.bias.data[0] = float("nan")
 
     found = failures(examine(substrate, tmp_path, PLAIN[:1], spoil=spoil))
-    assert "the gradient is not finite" in found["gradients 1"]
+    assert "gradients that are not finite" in found["gradients 1"]
     assert "the loss became nan" in found["training 1"]
 
 

@@ -7,7 +7,7 @@ import torch
 from steps import KINDS, Step, make_step
 
 from benchmarks.memory import peak_bytes
-from fastgrow.growth.plan.block_memory import Rows
+from fastgrow.growth.plan.block_memory import MicroBatch
 from fastgrow.growth.plan.memory import StepBytes, step_bytes
 from fastgrow.growth.roles import roles
 from fastgrow.ops.heads import loss_workspace
@@ -27,16 +27,16 @@ OTHERS = [
 ]
 
 
-def planned(step: Step, accumulate: int = 1, *, again: bool = False) -> StepBytes:
+def planned(step: Step, accumulate: int = 1, *, recompute: bool = False) -> StepBytes:
     return step_bytes(
         step.config,
         roles(step.shape, step.stage.lora, step.config),
-        Rows(step.ids.numel()),
+        MicroBatch(step.ids.numel()),
         head=step.shape.head,
         final_norm=step.shape.final_norm,
         table=step.shape.table,
         accumulate=accumulate,
-        again=again,
+        recompute=recompute,
     )
 
 
@@ -119,5 +119,6 @@ def test_depth_below_costs_no_activations() -> None:
 def test_blocks_that_run_again_keep_their_input(kind: str) -> None:
     step = make_step(KINDS[kind], **SHAPES["activations"])
     with block_forwards(step.model, checkpoint_activations=True):
-        assert planned(step, again=True).activations == pytest.approx(kept_bytes(step), rel=0.05)
-        assert planned(step, again=True).peak == pytest.approx(measured_peak(step), rel=0.1)
+        step_plan = planned(step, recompute=True)
+        assert step_plan.activations == pytest.approx(kept_bytes(step), rel=0.05)
+        assert step_plan.peak == pytest.approx(measured_peak(step), rel=0.1)

@@ -1,4 +1,4 @@
-"""Whether what is kept of the frozen trunk is what running it again gives."""
+"""Check that cached activations of the frozen trunk equal recomputed ones."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from fastgrow.training.precision import resolve_precision
 
 
 class TrunkExam:
-    """Keeps the trunk of each stage as the run would, going on from the stage before, and reads it.
+    """Cache the trunk's activations in each stage as the run would, and compare them.
+
+    As in a run, the cache of a stage is derived from that of the previous stage if possible.
 
     Args:
-        model: as it grows.
-        trunk: the run's settings; None where it has none.
-        setting: of the examination.
+        model: the model, which is grown between the checks.
+        trunk: trunk settings of the run; None if it has none.
+        setting: setting of the checks.
     """
 
     def __init__(self, model: Decoder, trunk: Trunk | None, setting: Setting) -> None:
@@ -37,12 +39,12 @@ class TrunkExam:
         self._engine: TrunkEngine | None = None
         if trunk is None:
             return
-        # So few steps would be found not to pay, and nothing be kept.
+        # With so few steps, "auto" would decide against caching.
         cache = "ram" if trunk.cache == "auto" else trunk.cache
         self._engine = TrunkEngine(
             model,
             replace(trunk, cache=cache, folder=None),
-            out=setting.folder / "kept-trunk",
+            out=setting.folder / "cached-trunk",
             log=RunLog(quiet=True),
             precision=self._precision,
         )
@@ -55,9 +57,9 @@ class TrunkExam:
             self._engine.__exit__(None)
 
     def check(self, number: int, shape: StageShape) -> Finding:
-        """The finding after a stage, whose trunk its training has left as it was."""
+        """Return the finding of a stage, after its training, which does not change its trunk."""
         if self._engine is None:
-            return Finding(number, "trunk", None, "no trunk is set")
+            return Finding(number, "trunk", None, "the run has no trunk settings")
         try:
             with training_mode(self.model):
                 return self._compare(self._engine, number, shape.n_trunk)
@@ -71,19 +73,19 @@ class TrunkExam:
         share = distinct * batches.batch_size / batches.n_windows
         stage = engine.begin(number, [StageLoad(n, reads, distinct, share, grown=False)], batches)
         if not isinstance(stage.batches, CachedBatches):
-            why = "nothing is kept by these settings" if n else "no frozen trunk"
+            why = "nothing is cached with these settings" if n else "no frozen trunk"
             return Finding(number, "trunk", None, why)
         settings = engine.settings
         trunk = FrozenTrunk(self.model, n, dtype=settings.dtype, precision=self._precision)
         device = self.model.device
-        kept, computed = [], []
+        cached, computed = [], []
         for _ in range(reads):
-            kept.append(next(stage.batches)[0].to(device))
+            cached.append(next(stage.batches)[0].to(device))
             computed.append(trunk(next(again)[0].to(device)))
         stage.close()
-        found = Difference.between(torch.cat(kept), torch.cat(computed))
+        found = Difference.between(torch.cat(cached), torch.cat(computed))
         coarse = (
             device.type == "cuda" or self._precision != torch.float32 or settings.dtype == "bf16"
         )
         ok = found.relative <= (ON_GPU if coarse else ROUNDING)
-        return Finding(number, "trunk", ok, f"kept against recomputed: {found}")
+        return Finding(number, "trunk", ok, f"cached against recomputed: {found}")
