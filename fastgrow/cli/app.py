@@ -22,7 +22,8 @@ from fastgrow.cli import (
 )
 
 app = typer.Typer(
-    help="Grow Transformers on a frozen glyph substrate, and compose them.",
+    help="Grow Transformer language models on frozen token embeddings that are drawn from glyph "
+    "bitmaps (a substrate), and combine several models into one (composition).",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

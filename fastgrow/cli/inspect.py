@@ -1,4 +1,4 @@
-"""`fastgrow inspect`: which expert supports which token of a text."""
+"""`fastgrow inspect`: show which expert predicts each token of a text best."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="Folder of a composed model.")],
-    text: Annotated[str, typer.Argument(help="A text.")],
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("runs/support.html"),
+    model: Annotated[Path, typer.Argument(help="Folder of an ensemble.")],
+    text: Annotated[str, typer.Argument(help="The text itself, not a file.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("runs/support.html"),
 ) -> None:
-    """Colour a text by the expert that supports each token, and print each expert's bits."""
+    """Colour a text by the expert that predicts each token best, and print bits per token."""
     from fastgrow.cli.models import load_model
     from fastgrow.compose import Ensemble, token_support
     from fastgrow.errors import ConfigError
@@ -21,7 +21,10 @@ def inspect(
 
     ensemble = load_model(model)
     if not isinstance(ensemble, Ensemble):
-        raise ConfigError(f"{model}: is one model, not a composed one; there are no experts")
+        raise ConfigError(
+            f"{model}: expected the folder of an ensemble, found that of a single model, which has "
+            "no experts"
+        )
     supports = token_support(ensemble, text)
     write_heat_strip(supports, out, title=f"Who supports what: {', '.join(ensemble.names)}")
     rows = [

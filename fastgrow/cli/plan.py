@@ -1,4 +1,4 @@
-"""`fastgrow plan`: what a growth run computes, keeps and takes, before it is run."""
+"""`fastgrow plan`: compute, memory and time of a growth run, before it is run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,32 @@ def plan(
         str, typer.Argument(help="A YAML or TOML file, or the name of a shipped configuration.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, such as train.batch_size=8.")
+        list[str] | None,
+        typer.Argument(help="Settings to change, given as NAME=VALUE, such as train.batch_size=8."),
     ] = None,
     measure: Annotated[
-        bool, typer.Option(help="Time the model's parts on this machine, a few seconds.")
+        bool,
+        typer.Option(
+            help="Time the model's parts on this machine, which takes a few seconds, to predict "
+            "training times."
+        ),
     ] = True,
     corpus_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of the training text, to tell how often a stage reads it; counted where "
-            "the text is a file and the substrate is drawn anyway."
+            help="Number of tokens of the training text, used to compute how often a stage reads "
+            "it. By default it is counted if the text is a local file and the configuration does "
+            "not state the vocabulary's size."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan as JSON instead of tables.")
+    ] = False,
 ) -> None:
-    """Print parameters, FLOPs, memory and time of every stage, beside a monolith's."""
+    """Predict parameters, FLOPs, memory and time of every stage of a growth run, without training.
+
+    The last row is a monolith for comparison: a model with all its blocks from the beginning.
+    """
     from fastgrow.cli.planned import read_planned
     from fastgrow.growth.plan import make_plan
     from fastgrow.info import device
@@ -51,7 +62,7 @@ def plan(
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan as tables for a terminal."""
+    """Format the plan as tables for a terminal."""
     from fastgrow.report import table_text
 
     windows, seq_len = plan.micro_batch
@@ -125,7 +136,7 @@ def _time(stage: StagePlan) -> list[str]:
 
 
 def _done(cache: CachePlan) -> str:
-    """What the run does, by its settings."""
+    """Whether the run caches the trunk's output, by its settings."""
     if not cache.asked:
         return "recomputes it: trunk.cache is off"
     if cache.place is None:
@@ -166,7 +177,7 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def short(number: float) -> str:
-    """A count with at most four digits and a unit: 12.3 M."""
+    """Format a count with at most four digits and a unit: 12.3 M."""
     for unit in ("", " k", " M", " G", " T", " P", " E"):
         if number < 999.5:
             return f"{number:.3g}{unit}"
@@ -175,7 +186,7 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits."""
+    """Format seconds in days, hours, minutes or seconds."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
