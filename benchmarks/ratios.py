@@ -1,4 +1,4 @@
-"""Speed-ups: against the best library variant, and only where they can be trusted."""
+"""Speed-ups over the fastest library, reported only if they can be trusted."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from benchmarks.summary import geometric_mean
 
 @dataclass(frozen=True)
 class Overview:
-    """Our automatic choice over the cells of one operation and pass."""
+    """The ratios of fastgrow's automatic choice over the cells of one operation and pass.
+
+    `reported` is the number of cells that have a ratio.
+    """
 
     op: str
     pass_: str
     cells: int
-    told: int
+    reported: int
     mean: float | None
     worst: Row | None
     best: Row | None
 
 
 def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
-    """Fill in `ratio` or `withheld` in our rows of one cell.
+    """Fill in `ratio` or `withheld` in fastgrow's rows of one cell.
 
-    The ratio is to the fastest library that ran. It is withheld where one that might have been
-    faster has still to run: one that was skipped for want of time, or a required one that failed or
-    did not take part. What is not installed, or refuses the case, is no rival there.
+    The ratio is to the fastest library that ran. It is withheld if a library that might be faster
+    has not run yet: one that was skipped because time ran out, or a required one that failed or was
+    not measured. A library that is not installed or refuses the case is ignored.
 
     Args:
         rows: all contenders of one cell.
-        required: libraries without which a comparison would flatter us.
+        required: libraries without which a comparison would be too favourable for fastgrow.
     """
     rivals = {row.contender: row for row in rows if row.role == "library"}
     libraries = {name: row.median_ms for name, row in rivals.items() if row.median_ms}
@@ -66,12 +69,13 @@ def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
 
 
 def ratio_range(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
-    """The ratio if both sides were at the unlucky, and at the lucky end of their p20 to p80.
+    """Return the lowest and highest ratio if both times vary within their p20 to p80.
 
-    A range that holds 1 tells no difference. None where no ratio is told.
+    A range that contains 1 shows no difference. None if the row has no ratio.
 
     Args:
-        rows: the result's rows; those of the row's cell are looked at.
+        row: row of the contender.
+        rows: the result's rows, of which those of the row's cell are used.
     """
     rivals = [r for r in rows if r.cell == row.cell and r.role == "library" and r.median_ms]
     if row.ratio is None or not rivals or not row.p20_ms or not row.p80_ms:
@@ -83,7 +87,7 @@ def ratio_range(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def overviews(rows: Sequence[Row]) -> list[Overview]:
-    """One for each operation and pass, in the rows' order; cells withheld are counted, not used."""
+    """Return an overview for each operation and pass; withheld cells are counted but not used."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.role == "ours":
@@ -92,10 +96,10 @@ def overviews(rows: Sequence[Row]) -> list[Overview]:
 
 
 def _overview(op: str, pass_: str, rows: Sequence[Row]) -> Overview:
-    told = [(row.ratio, row) for row in rows if row.ratio is not None]
-    if not told:
+    reported = [(row.ratio, row) for row in rows if row.ratio is not None]
+    if not reported:
         return Overview(op, pass_, len(rows), 0, None, None, None)
-    mean = geometric_mean([ratio for ratio, _ in told])
-    worst = min(told, key=lambda pair: pair[0])[1]
-    best = max(told, key=lambda pair: pair[0])[1]
-    return Overview(op, pass_, len(rows), len(told), mean, worst, best)
+    mean = geometric_mean([ratio for ratio, _ in reported])
+    worst = min(reported, key=lambda pair: pair[0])[1]
+    best = max(reported, key=lambda pair: pair[0])[1]
+    return Overview(op, pass_, len(rows), len(reported), mean, worst, best)

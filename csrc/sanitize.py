@@ -3,9 +3,9 @@
     python csrc/sanitize.py [pytest arguments]
 
 AddressSanitizer and UndefinedBehaviorSanitizer stop the tests at the first read or write outside an
-array, misuse of memory or undefined arithmetic: of the CPU extension in every instruction set, and
-of the GPU's kernels as csrc/emulator runs them on a CPU. Exit status: pytest's; 77 where the
-compiler has no sanitizers.
+array, misuse of memory or undefined arithmetic. They check the CPU extension with every instruction
+set, and the GPU kernels as csrc/emulator runs them on a CPU. The exit status is pytest's, or 77 if
+the compiler has no sanitizers.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1"
 TESTS = ("test_logit_mean.py", "test_mean_cross_entropy.py", "test_mean_top_k.py")
 TESTS += ("test_mean_sample.py", "test_probability_mean.py", "test_vector_functions.py")
 TESTS += ("test_logit_tile.py",)
-# For a GPU: here all blocks and threads of it are a CPU's.
+# Tests for a GPU, whose blocks and threads are emulated on the CPU here.
 TESTS_ON_GPU = ("test_experts_on_gpu.py",)
-# Compiling traces half of PyTorch, and the other processes that tests start are not sanitized.
+# Excluded: tests that compile, which trace much of PyTorch, and tests that start other processes,
+# which are not sanitized.
 UNWANTED = "not (compiles or opcheck or instruction_sets or is_written or two_to_the_31)"
-# What the instruction sets below the best differ in.
+# Tests of the code that differs between instruction sets, for all but the best one.
 DIFFERENT = "fp64 or bypass or bound or special"
 NO_SANITIZER = 77
 
 
 def libraries() -> list[str] | None:
-    """The sanitizers' run-time libraries, which have to be loaded before Python's own."""
+    """Return the sanitizers' run-time libraries, which must be loaded before Python's libraries."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     found = []
     for name in ("libasan.so", "libubsan.so"):
@@ -42,7 +43,7 @@ def libraries() -> list[str] | None:
         if shutil.which(compiler[0]) is None:
             return None
         path = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-        # A compiler that has no such file prints the name as it was given.
+        # A compiler that has no such file prints the given name.
         if not Path(path).is_absolute():
             return None
         found.append(path)
@@ -50,7 +51,7 @@ def libraries() -> list[str] | None:
 
 
 def build(tree: Path) -> None:
-    """A copy of the package in `tree`, with a sanitized extension."""
+    """Make a copy of the package in `tree`, with a sanitized extension."""
     unwanted = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
     for name in ("fastgrow", "kernels", "csrc"):
         shutil.copytree(ROOT / name, tree / name, ignore=unwanted)
@@ -62,8 +63,8 @@ def build(tree: Path) -> None:
 
 
 def build_emulated(folder: Path) -> Path:
-    """A library of the GPU's kernels and the emulator, sanitized."""
-    # As a module it would build what it is asked on the command line.
+    """Build a sanitized library of the GPU kernels and the emulator."""
+    # setup.py reads sys.argv when it is run as a module; --name makes it build nothing.
     before, sys.argv = sys.argv, ["setup.py", "-q", "--name"]
     setup = runpy.run_path(str(ROOT / "setup.py"))
     sys.argv = before
@@ -78,7 +79,7 @@ def build_emulated(folder: Path) -> Path:
 def main(arguments: list[str]) -> int:
     preload = libraries()
     if preload is None:
-        print("the compiler has no sanitizers", file=sys.stderr)
+        print("the C++ compiler (CXX) has no sanitizer libraries", file=sys.stderr)
         return NO_SANITIZER
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
@@ -109,7 +110,7 @@ def run_tests(
         **os.environ,
         "PYTHONPATH": str(tree),
         "LD_PRELOAD": " ".join(preload),
-        # Python and torch keep memory to the end, and torch throws through uninstrumented frames.
+        # Python and torch do not free all memory, and torch throws through uninstrumented frames.
         "ASAN_OPTIONS": "detect_leaks=0:detect_container_overflow=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "FASTGROW_IMPL": "",
@@ -117,11 +118,12 @@ def run_tests(
         **variables,
     }
     check = "from fastgrow import _native as n; assert n.CPU.loaded, n.CPU.reason; print(n.PACKAGE)"
-    said = subprocess.run(
+    loaded = subprocess.run(
         [sys.executable, "-c", check], cwd=tree, env=environment, capture_output=True, text=True
     )
-    if said.returncode != 0 or not said.stdout.startswith(str(tree)):
-        print(f"the sanitized extension does not load: {said.stdout}{said.stderr}", file=sys.stderr)
+    if loaded.returncode != 0 or not loaded.stdout.startswith(str(tree)):
+        output = loaded.stdout + loaded.stderr
+        print(f"the sanitized extension does not load: {output}", file=sys.stderr)
         return 1
     files = [str(ROOT / "tests" / "ops" / name) for name in names]
     options = ["-x", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
