@@ -170,9 +170,10 @@ def _reject_unknown_names(tree: Any, kind: Any, origin: str, place: str) -> None
     elif isinstance(tree, dict) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         names = _names(kind)
+        known = ", ".join(names)
         for name, value in tree.items():
             if name not in names:
                 near = difflib.get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(names)}"
+                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {known}"
                 raise ConfigError(f"{origin}: {place}{name}: unknown name; {hint}")
             _reject_unknown_names(value, hints[name], origin, f"{place}{name}.")

@@ -116,7 +116,7 @@ def _selected(settings: StudySettings, only: Collection[str] | None) -> tuple[li
     known = [*settings.trainings, *settings.ensembles]
     for name in only:
         if name not in known:
-            raise ConfigError(f"only: there is no {name!r}; expected some of {', '.join(known)}")
+            raise ConfigError(f"--only: there is no {name!r}; expected one of {', '.join(known)}")
     ensembles = [name for name in settings.ensembles if name in only]
     needed = {expert for name in ensembles for expert in settings.ensembles[name].experts}
     return [name for name in settings.trainings if name in needed.union(only)], ensembles

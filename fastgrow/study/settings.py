@@ -242,7 +242,7 @@ class StudySettings:
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"{where}: there is no {name!r}; expected some of {', '.join(known)}"
+                    f"{where}: there is no {name!r}; expected one of {', '.join(known)}"
                 )
 
 
@@ -257,7 +257,7 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
     for name in merged:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(names)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
             raise ConfigError(f"{where}: {name}: unknown name; {hint}")
     try:
         return msgspec.convert(merged, kind, strict=False, dec_hook=_one_of)

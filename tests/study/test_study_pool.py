@@ -115,7 +115,7 @@ def test_ctrl_c_reaches_each_job_once_and_is_waited_for(tmp_path: Path) -> None:
         time.sleep(0.01)
     os.killpg(pool.pid, signal.SIGINT)
     said, _ = pool.communicate()
-    assert "3 of 3 jobs to go" in said
+    assert "3 of 3 jobs unfinished" in said
     assert "the same command goes on" in said
     assert [path.read_text() for path in paths[:2]] == ["1", "1"]
     assert not paths[2].with_suffix(".ready").exists()
