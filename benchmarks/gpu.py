@@ -309,8 +309,8 @@ class _Run:
             elif "start" in answer:
                 current = by_name[answer["start"]]
             elif "rows" in answer and current is not None:
-                asked = {f"{k} {b}": launches.get(k, {}).get(b, {}) for k, b in answer["launch"]}
-                launch = {name: entry.get("configuration") for name, entry in asked.items()}
+                used = {f"{k} {b}": launches.get(k, {}).get(b, {}) for k, b in answer["launch"]}
+                launch = {name: entry.get("configuration") for name, entry in used.items()}
                 self._add_cell(current, answer["rows"], launch)
                 current = None
 
@@ -376,8 +376,8 @@ class _Run:
             line["cell"]
             for line in self._lines_of("cell")
             if line["cell"] in self.measured
-            and (rivals := _skipped(line))
-            and not any(self._is_ready(line["cell"], rival) for rival in rivals)
+            and (skipped := _skipped(line))
+            and not any(self._is_ready(line["cell"], contender) for contender in skipped)
         }
         left_out = known | waiting | self.dead
         return [case for case in cases if case.name not in left_out]

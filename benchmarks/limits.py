@@ -82,7 +82,7 @@ def trainer_overhead(clock: Clock, *, steps: int = 100, rounds: int = 8) -> Limi
     )
     block = one_block(128)
     (step,) = _shortest(clock, rounds, lambda: bare_loop(block, steps))
-    return Limit("trainer beside its step", (trained - bare) / step, OVERHEAD)
+    return Limit("overhead of the trainer", (trained - bare) / step, OVERHEAD)
 
 
 def patched_step(name: str, model: nn.Module, clock: Clock, *, rounds: int = 12) -> Limit:

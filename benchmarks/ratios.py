@@ -37,15 +37,15 @@ def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
         rows: all contenders of one cell.
         required: libraries without which a comparison would be too favourable for fastgrow.
     """
-    rivals = {row.contender: row for row in rows if row.role == "library"}
-    libraries = {name: row.median_ms for name, row in rivals.items() if row.median_ms}
-    waiting = [name for name, row in rivals.items() if row.status.startswith("skipped")]
+    by_name = {row.contender: row for row in rows if row.role == "library"}
+    libraries = {name: row.median_ms for name, row in by_name.items() if row.median_ms}
+    waiting = [name for name, row in by_name.items() if row.status.startswith("skipped")]
     absent = [
         name
         for name in required
         if name not in libraries
         and name not in waiting
-        and not (name in rivals and rivals[name].status.startswith("refused"))
+        and not (name in by_name and by_name[name].status.startswith("refused"))
     ]
     filled = []
     for row in rows:
@@ -77,10 +77,10 @@ def ratio_range(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
         row: row of the contender.
         rows: the result's rows, of which those of the row's cell are used.
     """
-    rivals = [r for r in rows if r.cell == row.cell and r.role == "library" and r.median_ms]
-    if row.ratio is None or not rivals or not row.p20_ms or not row.p80_ms:
+    libraries = [r for r in rows if r.cell == row.cell and r.role == "library" and r.median_ms]
+    if row.ratio is None or not libraries or not row.p20_ms or not row.p80_ms:
         return None
-    best = min(rivals, key=lambda rival: rival.median_ms or 0.0)
+    best = min(libraries, key=lambda library: library.median_ms or 0.0)
     if best.p20_ms is None or best.p80_ms is None:
         return None
     return best.p20_ms / row.p80_ms, best.p80_ms / row.p20_ms

@@ -29,7 +29,7 @@ class _Clock(CpuClock):
         self.cache_bytes = 1
 
 
-def stand_in() -> Machine:
+def fake_gpu() -> Machine:
     """Return the CPU as a machine with a name that no GPU has."""
     cpu = find_machine("cpu")
     environment = cpu.environment | {"kind": "rehearsal", "device": DEVICE, "capability": "9.0"}

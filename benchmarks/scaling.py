@@ -42,8 +42,8 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def best_library(ours: Row, rows: Sequence[Row]) -> Row | None:
-    rivals = [r for r in rows if r.cell == ours.cell and r.role == "library" and r.median_ms]
-    return min(rivals, key=lambda row: row.median_ms or 0.0, default=None)
+    libraries = [r for r in rows if r.cell == ours.cell and r.role == "library" and r.median_ms]
+    return min(libraries, key=lambda row: row.median_ms or 0.0, default=None)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -85,8 +85,8 @@ class _Outcomes:
             broken = report.failed and report.when != "call"
             outcome = "error" if broken else report.outcome
             crash = getattr(report.longrepr, "reprcrash", None)
-            said = crash.message.partition("\n")[0] if crash else last_line(report.longreprtext)
-            why = said[:300] if report.failed else ""
+            text = crash.message.partition("\n")[0] if crash else last_line(report.longreprtext)
+            why = text[:300] if report.failed else ""
             self._write(test=report.nodeid, outcome=outcome, why=why)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:

@@ -42,7 +42,7 @@ from benchmarks.faults import Fault
 from benchmarks.interleave import step_of
 from benchmarks.machine import Machine, find_machine
 from benchmarks.measure import Budget, DeviceLost, Settings, is_lost, run_once
-from benchmarks.rehearsal import stand_in
+from benchmarks.rehearsal import fake_gpu
 from benchmarks.results import Row
 from benchmarks.suite import run_cases
 from fastgrow.kernels import tuned
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def _machine_of(work: Work) -> Machine:
-    return stand_in() if work["rehearse"] else find_machine("cuda")
+    return fake_gpu() if work["rehearse"] else find_machine("cuda")
 
 
 def _machine(work: Work, answer: Callable[..., None]) -> None:

@@ -136,7 +136,7 @@ def rehearse(folder: Path) -> int:
     """Run the bundle here, with a Python that has only the packages of the GPU machine."""
     place = ROOT / "build" / "gpu-rehearsal"
     shutil.rmtree(place, ignore_errors=True)
-    python = stand_in(place / "venv")
+    python = restricted_python(place / "venv")
     environment = {
         **os.environ,
         "PYTHON": str(python),
@@ -147,7 +147,7 @@ def rehearse(folder: Path) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
-def stand_in(folder: Path) -> Path:
+def restricted_python(folder: Path) -> Path:
     """Make a Python whose packages are links to this one's, except those in the bundle."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")

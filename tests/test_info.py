@@ -1,4 +1,4 @@
-"""The report names what there is, and ends with the command that would help."""
+"""The report lists what is installed, and ends with the command for a faster setup."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ def bench(
         typer.Option("--quick", help="Measure one shape of each operation; about a minute."),
     ] = False,
 ) -> None:
-    """Compare time and memory of fastgrow's operations with eager PyTorch and torch.compile.
+    """Benchmark fastgrow's operations against PyTorch.
 
-    Accepts all arguments of `python -m benchmarks`, such as `--op attention --dtype bf16`,
-    `gpu --out DIR` or `report FILE`. The suite is part of the repository, not of the installed
-    package.
+    It measures time and memory of fastgrow, eager PyTorch and torch.compile, and accepts all
+    arguments of `python -m benchmarks`, such as `--op attention --dtype bf16`, `gpu --out DIR` or
+    `report FILE`. The suite is part of the repository, not of the installed package.
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "command.py").is_file():

@@ -24,8 +24,8 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Combine models into an ensemble (`fastgrow compose RU ZH --rule mean --out RUZH` means "
-    "`fastgrow compose experts RU ZH …`), tune an ensemble on text, or distill it into one model.",
+    help="Combine models into an ensemble; tune or distill it. The command name `experts` is "
+    "optional: `fastgrow compose RU ZH --rule mean --out RUZH` combines two models.",
     no_args_is_help=True,
 )
 
@@ -75,7 +75,10 @@ def experts(
         ),
     ] = None,
 ) -> None:
-    """Combine models that share a substrate into an ensemble, without training."""
+    """Combine models into an ensemble, without training.
+
+    The models must share a substrate.
+    """
     import fastgrow
     from fastgrow.cli.models import load_model
     from fastgrow.errors import ConfigError
@@ -128,7 +131,10 @@ def tune(
         int, typer.Option(help="Random seed of the split and of the order of the text.")
     ] = 0,
 ) -> None:
-    """Tune an ensemble on a text; the experts' blocks stay frozen."""
+    """Tune an ensemble on a text.
+
+    The experts' blocks stay frozen.
+    """
     import fastgrow
     from fastgrow.cli import resumable
     from fastgrow.compose import Adapter
@@ -175,7 +181,10 @@ def distill(
         int, typer.Option(help="Random seed of the split and of the order of the text.")
     ] = 0,
 ) -> None:
-    """Train one model to reproduce the predictions of an ensemble (knowledge distillation)."""
+    """Distill an ensemble into one model.
+
+    The student is trained to reproduce the predictions of the ensemble.
+    """
     import fastgrow
     from fastgrow.cli import resumable
     from fastgrow.cli.models import load_model

@@ -116,7 +116,7 @@ def _readable(error: msgspec.ValidationError) -> str:
 
 
 def _one_of(base: type, value: Any) -> Any:
-    """Convert `value` to the subclass of `base` whose field names include all keys of `value`."""
+    """Convert `value` to the subclass of `base` whose fields include all names in `value`."""
     kinds: list[type[Any]] = base.__subclasses__()
     given = set(value) if isinstance(value, dict) else set()
     for kind in kinds:

@@ -42,9 +42,10 @@ def prepare(
         bool, typer.Option("--streaming", help="Stream a Hub dataset without storing it on disk.")
     ] = False,
 ) -> None:
-    """Tokenize a corpus, split it by document, and print the size of each split.
+    """Tokenize a corpus and split it by document.
 
-    `fastgrow grow` does the same when it needs to; this command does it ahead of time.
+    It prints the size of each split. `fastgrow grow` tokenizes its data as well if necessary; this
+    command does it ahead of training.
     """
     from fastgrow.cli.settings import SourceSettings
     from fastgrow.report import table_text

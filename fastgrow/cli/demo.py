@@ -22,9 +22,10 @@ def demo(
         bool, typer.Option("--quick", help="Run a smaller demo that takes less than a minute.")
     ] = False,
 ) -> None:
-    """Grow three small models (Latin, Cyrillic and Chinese text), compose them, write a report.
+    """Grow three small models, compose them, and write a report.
 
-    The same command run again resumes where it stopped.
+    The models are trained on Latin, Cyrillic and Chinese text that is part of the package. The same
+    command run again resumes where it stopped.
     """
     with resumable():
         from fastgrow.cli.settings import read_demo

@@ -34,7 +34,7 @@ def doctor(
         bool, typer.Option("--json", help="Print the result as JSON instead of a table.")
     ] = False,
 ) -> None:
-    """Train each stage of a growth run for a few steps, and check that growth works correctly.
+    """Check a growth run by training each stage for a few steps.
 
     It checks, for example, that every active parameter changes, that frozen parameters do not, and
     that a stopped run resumes with the same result. It writes to a temporary folder only. The exit

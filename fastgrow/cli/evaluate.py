@@ -89,7 +89,10 @@ def evaluate(
         ),
     ] = "error",
 ) -> None:
-    """Measure models: bits per character on texts, and scores on tasks."""
+    """Measure bits per character on texts, and scores on tasks.
+
+    Several models are compared. Give text files, tasks, or both.
+    """
     from fastgrow.cli import resumable
     from fastgrow.errors import ConfigError
     from fastgrow.evaluation import EvaluationSettings

@@ -29,7 +29,7 @@ def generate(
         int | None, typer.Option(help="Random seed; the same seed generates the same text.")
     ] = None,
 ) -> None:
-    """Print a prompt and the text that a model generates after it, token by token."""
+    """Continue a prompt with text from a model."""
     from fastgrow.cli.models import load_model
 
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}

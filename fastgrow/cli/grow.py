@@ -48,9 +48,10 @@ def grow(
         ),
     ] = False,
 ) -> None:
-    """Grow a model stage by stage: insert blocks, train some of them, freeze the others.
+    """Grow a model stage by stage.
 
-    The same command run again resumes where it stopped.
+    Each stage inserts blocks, trains some of the blocks, and freezes the others. The same command
+    run again resumes where it stopped.
     """
     with resumable():
         result = _grow(config, overrides or [], out, control, fresh, finish)
@@ -58,7 +59,7 @@ def grow(
         return
     for stage in result.stages:
         bits = ", ".join(f"{name} {value:.3f}" for name, value in stage.bits.items())
-        typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits a character: {bits}")
+        typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits per character: {bits}")
     assert result.out is not None
     typer.echo(f"model: {result.out / 'model'}")
 

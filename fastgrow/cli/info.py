@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 def info() -> None:
-    """Print versions, devices, and which implementation each operation uses and why."""
+    """Print versions, devices and the chosen implementations.
+
+    For each operation, it prints which implementation is used and why.
+    """
     from fastgrow import info as report
 
     report.main()

@@ -13,7 +13,11 @@ def inspect(
     text: Annotated[str, typer.Argument(help="The text itself, not a file.")],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("runs/support.html"),
 ) -> None:
-    """Colour a text by the expert that predicts each token best, and print bits per token."""
+    """Show which expert predicts each token of a text best.
+
+    It writes an HTML page with the coloured text, and prints the bits per token of each expert and
+    of the ensemble.
+    """
     from fastgrow.cli.models import load_model
     from fastgrow.compose import Ensemble, token_support
     from fastgrow.errors import ConfigError
@@ -32,5 +36,5 @@ def inspect(
         for name in ensemble.names
     ]
     rows.append(["together", f"{sum(s.merged_bits for s in supports) / len(supports):.3f}"])
-    typer.echo(table_text(["expert", "bits a token"], rows))
+    typer.echo(table_text(["expert", "bits per token"], rows))
     typer.echo(f"{out}")

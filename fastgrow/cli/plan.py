@@ -39,9 +39,10 @@ def plan(
         bool, typer.Option("--json", help="Print the plan as JSON instead of tables.")
     ] = False,
 ) -> None:
-    """Predict parameters, FLOPs, memory and time of every stage of a growth run, without training.
+    """Predict FLOPs, memory and time of a growth run.
 
-    The last row is a monolith for comparison: a model with all its blocks from the beginning.
+    Nothing is trained. The last row is a monolith for comparison: a model with all its blocks from
+    the beginning.
     """
     from fastgrow.cli.planned import read_planned
     from fastgrow.growth.plan import make_plan
@@ -71,7 +72,7 @@ def plan_text(plan: Plan) -> str:
         rows.append(("monolith", plan.monolith))
     tables = [
         (
-            f"{plan.machine}; micro-batch {windows} x {seq_len} tokens, {plan.accumulate} a step",
+            f"{plan.machine}; micro-batch {windows} x {seq_len} tokens, {plan.accumulate} per step",
             table_text(_WORK, [[name, *_work(stage)] for name, stage in rows]),
         ),
         (
@@ -85,16 +86,16 @@ def plan_text(plan: Plan) -> str:
 
 
 _WORK = [
-    "stage", "blocks", "train", "LoRA", "trunk", "active", "total", "tokens",
+    "stage", "blocks", "active", "LoRA", "trunk", "active params", "total params", "tokens",
     "forward", "backward", "FLOPs",
 ]  # fmt: skip
 _MEMORY = [
     "stage", "weights", "optimizer", "best copy", "activations", "loss", "gradients",
-    "kept trunk", "peak", "fits",
+    "trunk cache", "peak", "fits",
 ]  # fmt: skip
 _TIME = [
-    "stage", "tokens/s", "time", "text read", "trunk's output", "bytes a token", "keeping pays",
-    "the run",
+    "stage", "tokens/s", "time", "text read", "trunk cache", "bytes/token", "caching pays off",
+    "this run",
 ]  # fmt: skip
 
 
@@ -138,20 +139,20 @@ def _time(stage: StagePlan) -> list[str]:
 def _done(cache: CachePlan) -> str:
     """Whether the run caches the trunk's output, by its settings."""
     if not cache.asked:
-        return "recomputes it: trunk.cache is off"
+        return "recomputes the trunk: trunk.cache is off"
     if cache.place is None:
-        return f"recomputes it: {cache.reason}"
-    return f"keeps it in {cache.place}"
+        return f"recomputes the trunk: {cache.reason}"
+    return f"caches in {cache.place}"
 
 
 def _verdict(cache: CachePlan, *, measured: bool) -> str:
     if cache.pays is not None:
         return "yes" if cache.pays else "no"
     if cache.pays_from is not None:
-        return f"from {cache.pays_from:.2f} passes on"
+        return f"from {cache.pays_from:.2f} passes over the text"
     if not measured:
-        return f"spares {short(cache.saved_flops)} FLOPs a token"
-    return "never: reading is slower"
+        return f"saves {short(cache.saved_flops)} FLOPs per token"
+    return "never: reading the cache is slower"
 
 
 def _why(plan: Plan) -> str:
@@ -163,16 +164,16 @@ def _notes(plan: Plan) -> list[str]:
     if plan.monolith is not None:
         whole, monolith = plan.total_flops, plan.monolith
         notes.append(
-            f"In all {short(whole)} FLOPs, {whole / monolith.total_flops:.2f} of a monolith's "
-            f"({short(monolith.total_flops)}) on as many tokens; peak memory "
-            f"{plan.peak / monolith.peak:.2f} of its."
+            f"Total: {short(whole)} FLOPs, {whole / monolith.total_flops:.2f} x those of a "
+            f"monolith on as many tokens ({short(monolith.total_flops)}); peak memory "
+            f"{plan.peak / monolith.peak:.2f} x the monolith's."
         )
         if plan.seconds is not None and monolith.seconds is not None:
             notes.append(
-                f"In all {duration(plan.seconds)} of training, "
-                f"{plan.seconds / monolith.seconds:.2f} of a monolith's."
+                f"Total training time: {duration(plan.seconds)}, "
+                f"{plan.seconds / monolith.seconds:.2f} x the monolith's."
             )
-    notes.append("Forward and backward are FLOPs a token; evaluations are not in the times.")
+    notes.append("Forward and backward are FLOPs per token. Times do not include evaluations.")
     return notes
 
 

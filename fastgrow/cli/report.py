@@ -36,7 +36,10 @@ def report(
         typer.Option("--records-only", help="Show curves and tables only; load no model."),
     ] = False,
 ) -> None:
-    """Write a self-contained HTML page with the curves, tables and text samples of a run."""
+    """Write an HTML report of a run, a demo or a model.
+
+    The report is one self-contained file with curves, tables and text samples.
+    """
     from fastgrow.info import device
     from fastgrow.report import Wishes, write_page
 

@@ -67,10 +67,11 @@ def study(
         typer.Option(help="With --table bits: only show these rules, such as mean,top-1."),
     ] = None,
 ) -> None:
-    """Run a study: train models with several random seeds, combine them, and compare the results.
+    """Train models with several random seeds, and compare them.
 
-    The same command run again resumes where it stopped. With --table, nothing is run; the first
-    argument is a results.json or its folder, and one of its tables is printed as Markdown.
+    A study also combines models into ensembles. The same command run again resumes where it
+    stopped. With --table, nothing is run; the first argument is a results.json or its folder, and
+    one of its tables is printed as Markdown.
     """
     if table is not None:
         typer.echo(_table(Path(config), table, rules), nl=False)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Draw, inspect and show substrates: the frozen vocabulary, tokenizer and token table of a "
-    "model.",
+    help="Draw, inspect and show substrates. A substrate is the frozen vocabulary, tokenizer and "
+    "token table of a model.",
     no_args_is_help=True,
 )
 
@@ -51,7 +51,7 @@ def build(
         typer.Option(help="Use these token codes instead of glyphs, such as id-16."),
     ] = None,
 ) -> None:
-    """Draw a substrate (vocabulary, tokenizer and glyph table) and save it."""
+    """Draw a substrate and save it."""
     from fastgrow.cli.config import typed
     from fastgrow.cli.settings import SubstrateSettings
 
@@ -75,7 +75,10 @@ def build(
 def inspect(
     path: Annotated[Path, typer.Argument(help="Folder of a saved substrate or model.")],
 ) -> None:
-    """Print size and fingerprint of a substrate, and which tokens have the same vector."""
+    """Print facts about a substrate.
+
+    These are its size, its fingerprint, and which tokens have the same vector.
+    """
     from fastgrow.substrate import Substrate
 
     loaded = Substrate.load(path)
@@ -95,7 +98,7 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Draw the glyph bitmaps of a text's tokens into a PNG file."""
+    """Draw the glyph bitmaps of a text as a PNG file."""
     from fastgrow.substrate import Substrate
     from fastgrow.substrate.picture import glyph_sheet
 

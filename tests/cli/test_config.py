@@ -1,4 +1,4 @@
-"""Configuration: every name and type is checked, and an error says where it stands."""
+"""Configuration: every name and type is checked, and an error names the entry."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_errors_say_where(tree: dict, message: str) -> None:
         "train.lr=2020-13-45",
     ],
 )
-def test_bad_overrides_are_refused(override: str) -> None:
+def test_bad_overrides_are_rejected(override: str) -> None:
     tree: dict = {"stages": [{}], "name": "n"}
     with pytest.raises(ConfigError, match="override"):
         apply_overrides(tree, [override])

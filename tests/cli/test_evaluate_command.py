@@ -1,4 +1,4 @@
-"""`fastgrow evaluate` as a user types it: what it writes, goes on with, and refuses."""
+"""`fastgrow evaluate` as a user calls it: its files, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_all_tasks_write_results_report_and_plots(evaluated: Path) -> None:
         ("duo", None),
     ]
     for model in results["models"]:
-        asked = {task["task"]: task["questions"] for task in model["tasks"]}
-        assert asked == {"mmlu": 9, "arc-easy": 8, "arc-challenge": 7, "csqa": 6, "squad": 5}
+        questions = {task["task"]: task["questions"] for task in model["tasks"]}
+        assert questions == {"mmlu": 9, "arc-easy": 8, "arc-challenge": 7, "csqa": 6, "squad": 5}
         for task in model["tasks"]:
             names = set(task["scores"])
             if task["task"] == "squad":

@@ -1,4 +1,4 @@
-"""A run's name follows from all that decides its numbers, and from nothing else."""
+"""A run's name depends on everything that affects its results, and on nothing else."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_stated_leaves_defaults_out_at_every_depth() -> None:
     assert stated({"x": [schedule]}) == {
         "x": [{"stages": [{"tokens": 5}, {"blocks": 2, "tokens": 7, "lr": 0.1}]}]
     }
-    # What records from before there was a schedule over the run stand for.
+    # The settings of records from before there was a learning-rate schedule over the run.
     before = TrainConfig(schedule="per-stage", min_lr_ratio=0.1, betas=(0.9, 0.99))
     assert stated(before) == {"betas": [0.9, 0.99]}
     assert stated(TrainConfig()) == {"schedule": "wsd", "min_lr_ratio": 0.0}
@@ -185,7 +185,7 @@ def test_cost_grows_with_what_trains() -> None:
     ],
     ids=str,
 )
-def test_a_study_that_makes_no_sense_is_refused(entries: dict[str, Any], message: str) -> None:
+def test_an_invalid_study_is_rejected(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**entries)
 

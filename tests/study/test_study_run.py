@@ -1,4 +1,4 @@
-"""A study as a whole: runs by hash, rules, resuming, and digits that come again."""
+"""A whole study: runs named by hashes, rules, resuming, and reproducible results."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_curves_run_over_tokens_and_operations(results: dict[str, Any]) -> None:
 def test_rules_are_chosen_and_fitted_on_the_tuning_text(results: dict[str, Any]) -> None:
     rules = results["ensembles"]["duo"]
     mix = {name: by_seed["1"]["bits"]["mix"] for name, by_seed in rules.items()}
-    # One expert alone is at a loss with the other's text.
+    # One expert alone predicts the other's text badly.
     assert rules["chosen"]["1"]["taken"]["weights"] == {"a": 1.0, "b": 1.0}
     assert mix["chosen"] == pytest.approx(mix["mean"], rel=1e-4)
     learned = rules["tuned"]["1"]["taken"]["weights"]
@@ -158,15 +158,15 @@ def test_a_rule_that_is_new_is_measured_alone(finished: Study) -> None:
     assert [name for name, path in paths.items() if not path.exists()] == ["sharper"]
 
 
-def test_other_settings_are_refused_and_extended_beside(folder: Path, tmp_path: Path) -> None:
+def test_other_settings_are_rejected_or_extend_the_folder(folder: Path, tmp_path: Path) -> None:
     first = claim_study(settings(), [folder], tmp_path)
     train(first, first.run("a", 1), quiet=True)
     (tmp_path / "results.json").write_text("{}", encoding="utf-8")
     there = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     changes = {
-        "train.lr was 0.01 and is 0.02": {"train": {**TREE["train"], "lr": 0.02}},
-        "trainings.c is new": {"trainings": {**TREE["trainings"], "c": {"texts": {"latin": 2}}}},
-        "trainings.b is gone": {"trainings": {"a": TREE["trainings"]["a"]}},
+        "train.lr was 0.01 and is now 0.02": {"train": {**TREE["train"], "lr": 0.02}},
+        "trainings.c was added": {"trainings": {**TREE["trainings"], "c": {"texts": {"latin": 2}}}},
+        "trainings.b was removed": {"trainings": {"a": TREE["trainings"]["a"]}},
     }
     for message, change in changes.items():
         with pytest.raises(ConfigError, match=f"study with other settings: {message}"):
@@ -175,7 +175,7 @@ def test_other_settings_are_refused_and_extended_beside(folder: Path, tmp_path: 
 
     more = settings(trainings={**TREE["trainings"], "c": {"texts": {"latin": 2}}})
     extended = claim_study(more, [folder], tmp_path, extend=True)
-    # What is the same in both is used again, and the old results are kept.
+    # Runs that are the same in both are reused, and the old results are kept.
     assert extended.run("a", 1).result.exists()
     assert (tmp_path / "old-1-results.json").read_text(encoding="utf-8") == "{}"
     assert read_record(tmp_path).settings == more
@@ -222,7 +222,7 @@ def test_lists_stand_for_the_experts_in_order() -> None:
     ],
     ids=str,
 )
-def test_a_rule_that_cannot_be_is_refused_before_anything_trains(
+def test_an_invalid_rule_is_rejected_before_training(
     rule: dict[str, Any], message: str, folder: Path, tmp_path: Path
 ) -> None:
     duo = {"duo": {"experts": ["a", "b"], "rules": {"r": rule}}}
@@ -231,7 +231,7 @@ def test_a_rule_that_cannot_be_is_refused_before_anything_trains(
     assert not list(tmp_path.iterdir())
 
 
-def test_experts_on_different_substrates_are_refused(make_study: MakeStudy) -> None:
+def test_experts_on_different_substrates_are_rejected(make_study: MakeStudy) -> None:
     coded = {"texts": {"greek": 1}, "substrate": {"codes": "id-16"}}
     study = make_study(trainings={"a": TREE["trainings"]["a"], "b": coded}, ensembles=DUO)
     with pytest.raises(ConfigError, match=r"ensembles\.duo\.experts: .* got 2 different"):
@@ -262,7 +262,7 @@ def printed_table(out: Path) -> str:
 
 
 # A worker's process reads this when it starts. In the middle of its training it sends Ctrl-C to the
-# study, and waits until the study tells it to stop.
+# study, and waits until the study stops it.
 STOPS_ITS_STUDY = """
 import os, signal
 

@@ -1,4 +1,4 @@
-"""Tables say what results.json says."""
+"""Tables have the numbers of results.json."""
 
 from __future__ import annotations
 
@@ -234,6 +234,6 @@ def test_compact_json_is_json_in_lines() -> None:
     text = compact_json(RESULTS)
     assert json.loads(text) == RESULTS
     assert text.endswith("}\n")
-    # A stage a line, so that a diff shows what changed.
+    # One stage per line, so that a diff shows what changed.
     assert sum(line.count('"depth"') == 1 for line in text.splitlines()) == 6
     assert json.loads(compact_json({"a": 1})) == {"a": 1}
