@@ -26,7 +26,23 @@ _FROM_SUBSTRATE = 1
 
 @dataclass(frozen=True)
 class SubstrateSettings:
-    """A saved substrate (`path`), or the options of `Substrate.build` to draw one."""
+    """A saved substrate (`path`), or the options of `Substrate.build` to draw one.
+
+    Attributes:
+        path: folder of a saved substrate or model; the other options are then ignored.
+        recipe: how to choose the vocabulary: default, bvv241-2-3, bvv241-max or bvv241-abs.
+        ngrams: file or folder of the author's n-gram lists, for a bvv241 recipe.
+        scripts, blocks, characters: include only characters of these Unicode scripts or blocks, or
+            only these characters.
+        n_ngrams: number of n-grams in the vocabulary.
+        max_size: maximum size of the vocabulary.
+        n_components: width of the token table (number of PCA components).
+        newline: how to draw the newline: blank, as in the papers, or glyph.
+        cell: side of the glyph bitmaps in pixels.
+        font: TTF, OTF or BDF font file, instead of the embedded Unifont.
+        codes: token codes to use instead of glyphs, such as id-16.
+        seed: random seed of random codes.
+    """
 
     path: str | None = None
     recipe: str = "default"
@@ -110,7 +126,18 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class GrowthSettings:
-    """A growth run: substrate, model, data, schedule, training and the folder to write to."""
+    """A growth run: substrate, model, data, schedule, training and the folder to write to.
+
+    Attributes:
+        data: text sources; several sources are mixed by their weights.
+        schedule: the growth schedule: `stages`, or a recipe with its arguments.
+        out: folder of the run.
+        model: configuration of the model before the first stage.
+        substrate: the substrate.
+        train: training settings.
+        cache: folder for tokenized text.
+        trunk: how the frozen trunk is run and its output cached; None for the defaults.
+    """
 
     data: list[SourceSettings]
     schedule: GrowthSchedule

@@ -19,7 +19,9 @@ def build(
     out: Annotated[Path, typer.Argument(help="Folder to save the substrate in.")],
     recipe: Annotated[
         str,
-        typer.Option(help="How to choose the vocabulary: default, bvv241-2-3 or bvv241-abs."),
+        typer.Option(
+            help="How to choose the vocabulary: default, bvv241-2-3, bvv241-max or bvv241-abs."
+        ),
     ] = "default",
     ngrams: Annotated[
         str | None, typer.Option(help="File or folder of the n-gram lists of a bvv241 recipe.")
