@@ -1,4 +1,4 @@
-# Every target does its own set-up, so that any of them can be the first command after a clone.
+# Every target runs the setup it needs, so that any of them can be the first command after a clone.
 PYTHON ?= python3
 OLDEST_PYTHON ?= python3.12
 VENV ?= .venv
@@ -10,7 +10,8 @@ OLDEST := $(abspath .venv-oldest)/bin/python
 
 setup: $(VENV)/.ready
 
-# torch comes first: the extension is built against it, and pip's isolated builds would fetch another.
+# torch is installed first: the extension is built against it, and pip's isolated builds would
+# download another one.
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy "setuptools>=77" wheel ninja
@@ -28,20 +29,20 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
-# The tests that compute, under other machines' instructions and threads: a quarter of an hour on two
-# cores; with PORTABLE=--few three minutes.
+# The numerical tests with the instruction sets and thread counts of other machines: a quarter of an
+# hour on two cores; with PORTABLE=--few three minutes.
 test-portable: setup
 	$(BIN)/python tests/portable.py $(PORTABLE)
 
-# With the checks that want the development data or a font, where those are there.
+# The slow tests, and the checks that need the development data or a font, if these are available.
 test-slow: setup
 	$(PYTEST) -m "slow or acceptance"
 
-# Only those checks; they fail, where `make test-slow` skips them, if something is missing.
+# Only these checks; if data are missing they fail, whereas `make test-slow` skips them.
 acceptance: setup
 	FASTGROW_ACCEPTANCE=1 $(PYTEST) -m acceptance
 
-# The extension under AddressSanitizer and UBSan; status 77 where the compiler has neither.
+# Tests of the extension with AddressSanitizer and UBSan; status 77 if the compiler has neither.
 sanitize: setup
 	$(BIN)/python csrc/sanitize.py -m "not slow"
 
@@ -49,8 +50,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The types and the import contracts are checked on the installed layout, where kernels/ stands at
-# fastgrow.kernels; an editable install only maps it there at run time.
+# The types and the import contracts are checked on the installed layout, in which kernels/ is the
+# folder fastgrow/kernels; an editable install only maps it at run time.
 .PHONY: build/installed
 build/installed: setup
 	rm -rf $@
@@ -62,10 +63,10 @@ types: build/installed
 contracts: build/installed
 	cd build/installed && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml
 
-# In an environment of the oldest torch, Triton and other packages, with a newer Python: both
-# extensions, all tests of kernels, builds, operations and patches, and the quick ones of the rest.
-# It works on a copy, because the extension of a working copy belongs to `make setup`. Needs nvcc,
-# 10 GB and three quarters of an hour on two cores; not part of CI.
+# Tests with the oldest supported torch, Triton and other packages, and a newer Python: both
+# extensions, all tests of kernels, builds, operations and patches, and the quick tests of the others.
+# It uses a copy of the repository, because the extension in the working copy is that of `make setup`.
+# Needs nvcc, 10 GB and three quarters of an hour on two cores; not part of CI.
 OLDEST_TESTS ?= tests/kernels tests/packaging tests/ops tests/interop
 OLDEST_QUICK ?= $(filter-out $(OLDEST_TESTS),$(patsubst %/,%,$(wildcard tests/*/)))
 oldest: .venv-oldest/.ready
@@ -74,7 +75,7 @@ oldest: .venv-oldest/.ready
 		tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory build/oldest
 	cd build/oldest && FASTGROW_BUILD_EXT=cuda $(OLDEST) -m pip install --quiet --no-deps --no-build-isolation -e .
 	cd build/oldest && $(OLDEST) -c "import fastgrow._native as n; assert n.CPU.loaded and n.CUDA.loaded, (n.CPU, n.CUDA)"
-	# A folder at a time: their conftest.py files are modules of one name.
+	# One folder at a time, because their conftest.py files are modules of the same name.
 	cd build/oldest && failed=0; for tests in $(OLDEST_TESTS); do \
 		$(OLDEST) -m pytest $$tests || failed=1; done; \
 		for tests in $(OLDEST_QUICK); do \
@@ -87,7 +88,8 @@ oldest: .venv-oldest/.ready
 	$(OLDEST) -m pip uninstall --quiet --yes fastgrow
 	touch $@
 
-# What a GPU machine without a network lacks: docs/gpu.md. REHEARSE=1 also runs it here, on the CPU.
+# Packages and files for a GPU machine without a network: docs/gpu.md. REHEARSE=1 also runs the
+# bundle here, on the CPU.
 gpu-bundle: .venv-oldest/.ready
 	$(OLDEST) scripts/gpu_bundle.py build/gpu-bundle $(if $(REHEARSE),--rehearse)
 

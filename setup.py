@@ -1,17 +1,18 @@
-"""Where the packages live, and the C++/CUDA extension. The rest stands in pyproject.toml.
+"""Package folders and the build of the C++/CUDA extension; pyproject.toml has all other settings.
 
-FASTGROW_BUILD_EXT says what to build:
+The environment variable FASTGROW_BUILD_EXT selects what to build:
 
-- `auto` (default): the CUDA extension where nvcc and a CUDA build of torch are there, and the CPU
-  extension where a C++ compiler is;
-- `cpu`, `cuda`: that one (`cuda` includes `cpu`, which serves the tensors on the host);
+- `auto` (default): the CUDA extension if nvcc and a CUDA build of torch are installed, and the CPU
+  extension if there is a C++ compiler;
+- `cpu`, `cuda`: only this one (`cuda` includes `cpu`, which is used for tensors on the host);
 - `0`: nothing.
 
-FASTGROW_CUDA_ARCHITECTURES says for which GPUs, as compute capabilities times ten: `90`, `80;90`;
-for all of CUDA_ARCHITECTURES by default. One alone takes a third of the time.
+FASTGROW_CUDA_ARCHITECTURES selects the GPUs, as compute capabilities times ten, such as `90` or
+`80;90`; the default is all of CUDA_ARCHITECTURES. Building for one takes a third of the time.
 
-CXX and CXXFLAGS are honoured. Whatever goes wrong, the install goes on without the extension and
-the reason is written to `fastgrow/_build.json`, which `python -m fastgrow.info` shows.
+CXX and CXXFLAGS are used as usual. If the build fails, the installation continues without the
+extension, and the reason is written to `fastgrow/_build.json`, which `python -m fastgrow.info`
+shows.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "0", "cpu", "cuda")
 OLDEST_TORCH = (2, 11)
-# The stable ABI of that version: the file works with every later torch and with every Python.
+# The stable ABI of that version: the extension works with every later torch and with every Python.
 ABI = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 
 # Compute capabilities 8.0 (A100), 9.0 (H100, H200) and 10.0 (B200).
@@ -42,7 +43,7 @@ CUDA_ARCHITECTURES = (80, 90, 100)
 
 
 class NotBuilt(Exception):
-    """Why an extension is missing, in words for the user."""
+    """Raised if an extension cannot be built; the message for the user states why."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def find_torch() -> Torch:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise NotBuilt(
-            "torch is not there at build time; install torch first, then fastgrow with "
+            "torch is not installed at build time; install torch first, then fastgrow with "
             "--no-build-isolation"
         )
     folder = Path(spec.origin).parent
@@ -85,14 +86,14 @@ def find_compiler() -> list[str]:
     for candidate in [named] if named else [["c++"], ["g++"], ["clang++"]]:
         if shutil.which(candidate[0]):
             return candidate
-    raise NotBuilt(f"no C++ compiler ({' '.join(named) or 'c++, g++, clang++'}) on the PATH")
+    raise NotBuilt(f"no C++ compiler ({' '.join(named) or 'c++, g++, clang++'}) is on the PATH")
 
 
 def cpu_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) -> list[Step]:
     compiler = find_compiler()
     flags = [
         *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
-        # Only written-out fused multiply-adds, so that a row's tail rounds as its body does.
+        # No automatic fused multiply-adds, so that the tail of a row is rounded like its body.
         "-ffp-contract=off",
         f"-DTORCH_TARGET_VERSION={ABI}",
         *("-isystem", str(torch.folder / "include")),
@@ -103,7 +104,7 @@ def cpu_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) -> 
         output = folder / f"{source.stem}.o"
         # The dependency file tells ninja which headers the object was made from.
         depends = ("-MMD", "-MF", f"{output}.d")
-        # Kernels for a GPU are C++ where they are emulated (csrc/sanitize.py).
+        # GPU kernels are compiled as C++ to emulate them (csrc/sanitize.py).
         language = ("-x", "c++", "-Wno-unknown-pragmas") if source.suffix == ".cu" else ()
         command = (*compiler, *flags, *depends, *language, "-c", str(source), "-o", str(output))
         steps.append(Step(output, (source,), command))
@@ -118,15 +119,15 @@ def cpu_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) -> 
 
 
 def cuda_architectures() -> list[int]:
-    """Those that FASTGROW_CUDA_ARCHITECTURES names, ascending, or all."""
+    """Return the architectures in FASTGROW_CUDA_ARCHITECTURES in ascending order, or all."""
     named = os.environ.get("FASTGROW_CUDA_ARCHITECTURES", "")
     if not named:
         return list(CUDA_ARCHITECTURES)
     numbers = named.split(";")
     if not all(re.fullmatch(r"\d{2,3}", number) for number in numbers):
         raise NotBuilt(
-            f"FASTGROW_CUDA_ARCHITECTURES={named!r} is no list of compute capabilities times ten "
-            "such as '90' or '80;90;100'"
+            f"FASTGROW_CUDA_ARCHITECTURES={named!r}: expected a list of compute capabilities times "
+            "ten, such as '90' or '80;90;100'"
         )
     return sorted(set(map(int, numbers)))
 
@@ -140,7 +141,7 @@ def cuda_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) ->
     flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-isystem", str(torch.folder / "include")]
     if os.environ.get("CXX"):
         flags += ["-ccbin", shlex.split(os.environ["CXX"])[0]]
-    # Machine code for each, and the last also as PTX for what comes after it.
+    # Machine code for each architecture, and PTX of the last one for later GPUs.
     architectures = cuda_architectures()
     for number in architectures:
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
@@ -153,7 +154,7 @@ def cuda_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) ->
         command = ("nvcc", *flags, *depends, "-c", str(source), "-o", str(output))
         steps.append(Step(output, (source,), command))
     objects = tuple(step.output for step in steps)
-    # The runtime goes in with it; torch's library has the rest.
+    # The CUDA runtime is linked statically; torch's libraries have everything else.
     link = ["nvcc", "-shared", "-cudart=static", *map(str, objects), "-o", str(target)]
     link += [f"-L{torch.folder / 'lib'}", "-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu"]
     link += ["-ltorch_cuda"]
@@ -165,9 +166,13 @@ WANTED_BY = {"_C": ("auto", "cpu", "cuda"), "_C_cuda": ("auto", "cuda")}
 
 
 def run_steps(steps: list[Step], folder: Path) -> None:
-    """Run compilers, several at once where ninja is there; NotBuilt ends with their output."""
-    beside_python = Path(sys.executable).parent / "ninja"
-    ninja = shutil.which("ninja") or (str(beside_python) if beside_python.is_file() else None)
+    """Run compilers, in parallel if ninja is installed.
+
+    Raises:
+        NotBuilt: a compiler failed; the message ends with its output.
+    """
+    next_to_python = Path(sys.executable).parent / "ninja"
+    ninja = shutil.which("ninja") or (str(next_to_python) if next_to_python.is_file() else None)
     if ninja is None:
         for step in steps:
             run(step.command)
@@ -192,17 +197,24 @@ def run(command: tuple[str, ...]) -> None:
     except OSError as error:
         raise NotBuilt(f"{command[0]} cannot be run: {error}") from error
     if done.returncode != 0:
-        said = (done.stdout + done.stderr).strip()[-2000:] or "it said nothing"
-        raise NotBuilt(f"{Path(command[0]).name} failed with status {done.returncode}: {said}")
+        output = (done.stdout + done.stderr).strip()[-2000:] or "no output"
+        raise NotBuilt(f"{Path(command[0]).name} failed with status {done.returncode}: {output}")
 
 
 def build(name: str, sources: list[Path], folder: Path, target: Path) -> str:
-    """Build one extension and say with what; NotBuilt says why not."""
+    """Build one extension.
+
+    Returns:
+        What it was built against.
+
+    Raises:
+        NotBuilt: it was not built; the message states why.
+    """
     choice = os.environ.get("FASTGROW_BUILD_EXT", "auto")
     if choice not in CHOICES:
-        raise NotBuilt(f"FASTGROW_BUILD_EXT={choice!r} is none of {', '.join(CHOICES)}")
+        raise NotBuilt(f"FASTGROW_BUILD_EXT={choice!r}: expected one of {', '.join(CHOICES)}")
     if choice not in WANTED_BY[name]:
-        raise NotBuilt(f"FASTGROW_BUILD_EXT={choice} asked to leave it out")
+        raise NotBuilt(f"FASTGROW_BUILD_EXT={choice} excludes it")
     torch = find_torch()
     folder.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -211,10 +223,10 @@ def build(name: str, sources: list[Path], folder: Path, target: Path) -> str:
 
 
 class BuildNative(build_ext):
-    """Builds what can be built and records the rest."""
+    """Builds the extensions that can be built, and records why others are not."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        # Not tied to a Python version: the file has no Python symbols.
+        # Without a Python version in the name: the file has no Python symbols.
         return fullname.replace(".", os.sep) + ".so"
 
     def run(self) -> None:
@@ -223,7 +235,7 @@ class BuildNative(build_ext):
         for extension in self.extensions:
             name = extension.name.rpartition(".")[2]
             target = build_lib / self.get_ext_filename(extension.name)
-            # One of an earlier build must not pass for this build's.
+            # Remove the file of an earlier build, so that it is not taken for this build's.
             target.unlink(missing_ok=True)
             sources = [ROOT / source for source in extension.sources]
             try:
@@ -252,7 +264,7 @@ class BuildNative(build_ext):
 
 
 class StableWheel(bdist_wheel):
-    """Tags the wheel for any Python 3: the extension depends on the platform and torch alone."""
+    """Tags the wheel for any Python 3: the extension depends only on the platform and torch."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])

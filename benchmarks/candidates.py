@@ -1,12 +1,12 @@
-"""One tunable's candidates on the device: each is run, compared with the first, and timed.
+"""Run, check and time the candidate configurations of one tunable kernel on the device.
 
-At first each runs once. Other tiles change the order of sums and nothing else: a candidate whose
-result is not that of the first one that runs, the default where it does, is left out
-(`fastgrow.kernels.agreement`). Those that are left are timed interleaved on the same inputs. What
-these leave in the cache no launch in a model would find there, so other memory is written before
-each, twice what the cache holds.
+First, each candidate runs once. Different tiles may only change the order of sums: a candidate is
+excluded if its result differs from that of the first candidate that runs, normally the default
+(`fastgrow.kernels.agreement`). The remaining candidates are timed interleaved on the same inputs.
+In a model, a launch does not find its inputs in the cache, so before each launch other memory of
+twice the cache's size is written.
 
-Which candidate comes next is told before it does: it may end the process, or never return.
+Each candidate is reported before it runs, because it may end the process or never return.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from benchmarks.clock import Clock, Run
-from benchmarks.compiling import Configuration, told
+from benchmarks.compiling import Configuration, error_line
 from benchmarks.interleave import order
 from benchmarks.measure import DeviceLost, is_lost
 from benchmarks.summary import quantile
 
-# Of timing all candidates in turn; the first ones are each candidate's own.
+# Rounds of timing: in all, and those in which a candidate is timed alone before the others join.
 ROUNDS, FIRST_ROUNDS = 25, 3
 
 Entry = dict[str, Any]
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Tunable(Protocol):
-    """A kernel in one bucket, as benchmarks/tuning.py describes it."""
+    """A kernel in one bucket, as specified in benchmarks/tuning.py."""
 
     kernel: str
     bucket: str
@@ -52,10 +52,13 @@ class Tunable(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """A launch of a candidate; without a configuration, the making of its bucket's inputs.
+    """A launch of a candidate.
 
     Args:
+        kernel: name of the kernel.
+        bucket: bucket of dtype and shape.
         source: digest of the kernel's source.
+        configuration: the candidate's configuration; None for creating the bucket's inputs.
     """
 
     kernel: str
@@ -65,11 +68,13 @@ class Trial:
 
 
 class Bench:
-    """Where candidates are measured, and until when.
+    """The device on which candidates are measured, with its clock and time limit.
 
     Args:
-        is_over: whether there is no time left.
-        on_trial: told of each trial before it is made.
+        clock: clock that measures the device.
+        device: device to measure on.
+        is_over: returns whether the time is used up.
+        on_trial: called with each trial before it is launched.
     """
 
     def __init__(
@@ -85,28 +90,28 @@ class Bench:
 
     @contextlib.contextmanager
     def trial(self, trial: Trial) -> Iterator[None]:
-        """Within this a launch is made.
+        """Context manager around the launch of a trial.
 
         Raises:
-            DeviceLost: nothing runs on the device any more.
+            DeviceLost: the device can run nothing any more.
         """
         self._on_trial(trial)
         try:
             yield
         except Exception as error:
             if is_lost(self._device):
-                raise DeviceLost(told(error)) from error
+                raise DeviceLost(error_line(error)) from error
             raise
 
     def done(self, call: Callable[[], T]) -> T:
-        """What a call returns, once the device has run what it launched."""
+        """Return a call's result after the device has finished what the call launched."""
         result = call()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return result
 
     def seconds(self, run: Run, name: str) -> float:
-        """Time a launch whose inputs are not in the cache."""
+        """Return the seconds of a launch whose inputs are not in the cache."""
 
         def prepared() -> Run:
             self._scratch.zero_()
@@ -118,26 +123,29 @@ class Bench:
 def measured(
     tunable: Tunable, usable: Sequence[Configuration], bench: Bench
 ) -> tuple[Entry | None, list[str]]:
-    """The tunable's entry, None where there is none, and what has to be said of it.
+    """Measure a tunable.
+
+    Returns:
+        The entry for the tuning table, None if there is none, and notes on the measurement.
 
     Raises:
-        DeviceLost: nothing runs on the device any more.
+        DeviceLost: the device can run nothing any more.
     """
     if not usable:
-        return None, ["is not tuned: every candidate is refused"]
+        return None, ["is not tuned: every candidate is rejected"]
     measurement = _Measurement(tunable, usable, bench)
     try:
-        return measurement.entry(), measurement.said
+        return measurement.entry(), measurement.notes
     except DeviceLost:
         raise
     except Exception as error:
-        # Out of memory, say: the other tunables may have less to hold.
-        return None, [*measurement.said, f"is not tuned: {told(error)}"]
+        # For example out of memory: other tunables may need less.
+        return None, [*measurement.notes, f"is not tuned: {error_line(error)}"]
 
 
 @dataclass
 class _Contender:
-    """A candidate that takes part, and its times so far in seconds."""
+    """A candidate that is timed, and its times so far in seconds."""
 
     configuration: Configuration
     run: Run
@@ -146,15 +154,15 @@ class _Contender:
 
 
 class _Measurement:
-    """Of one tunable.
+    """The measurement of one tunable.
 
     Attributes:
-        said: what has to be said of it so far.
+        notes: notes on the measurement so far.
     """
 
     def __init__(self, tunable: Tunable, usable: Sequence[Configuration], bench: Bench) -> None:
         self._tunable, self._usable, self._bench = tunable, usable, bench
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self._left_out: list[Configuration] = []
 
     def entry(self) -> Entry | None:
@@ -166,17 +174,17 @@ class _Measurement:
         if reached < len(self._usable) or rounds < ROUNDS:
             so_far = f"{reached} of {len(self._usable)} candidates, {rounds} of {ROUNDS} rounds"
             if not any(c.configuration == self._tunable.candidates[0] for c in running):
-                self.said.append(f"is not tuned: time was over before the default ({so_far})")
+                self.notes.append(f"is not tuned: time was over before the default ({so_far})")
                 return None
-            self.said.append(f"time was over: {so_far}")
+            self.notes.append(f"time was over: {so_far}")
         if not running:
-            self.said.append("is not tuned: no candidate runs")
+            self.notes.append("is not tuned: no candidate runs")
             return None
         return _fastest(self._tunable, running)
 
     def _agreeing(self, launch: Callable[[Configuration], object]) -> list[_Contender]:
-        """Those that run and compute what the first of them does."""
-        # Not at the top of this file: what is tuned needs Triton, and this suite does not.
+        """Return the candidates that run and compute the same as the first of them."""
+        # Imported here because it needs Triton, which this suite does not otherwise need.
         from fastgrow.kernels.agreement import Reference
 
         reference = Reference()
@@ -190,13 +198,13 @@ class _Measurement:
                 difference = reference.difference(self._bench.done(contender.run))
                 if difference:
                     first = agreeing[0].configuration
-                    self._leave_out(candidate, f"is not what {first} computes: {difference}")
+                    self._leave_out(candidate, f"differs from the result of {first}: {difference}")
             if candidate not in self._left_out:
                 agreeing.append(contender)
         return agreeing
 
     def _started(self, agreeing: Sequence[_Contender]) -> list[_Contender]:
-        """Time each by itself; a bucket whose time is over then can be decided by these times."""
+        """Time each candidate alone; if time runs out later, these times decide the bucket."""
         running: list[_Contender] = []
         for contender in agreeing:
             if self._bench.is_over():
@@ -209,7 +217,11 @@ class _Measurement:
         return running
 
     def _in_turn(self, running: Sequence[_Contender]) -> int:
-        """Time all in rounds, so that what disturbs the machine disturbs them alike; how many."""
+        """Time all candidates in rounds, so that other load affects them equally.
+
+        Returns:
+            The number of rounds.
+        """
         by_name = {contender.name: contender for contender in running}
         for round_ in range(FIRST_ROUNDS, ROUNDS):
             for name in order(list(by_name), round_):
@@ -224,14 +236,14 @@ class _Measurement:
 
     @contextlib.contextmanager
     def _attempt(self, candidate: Configuration) -> Iterator[None]:
-        """A trial; what goes wrong in it leaves the candidate out."""
+        """Context manager around a trial; an error in it excludes the candidate."""
         try:
             with self._trial(candidate):
                 yield
         except DeviceLost:
             raise
         except Exception as error:
-            self._leave_out(candidate, told(error))
+            self._leave_out(candidate, error_line(error))
 
     def _trial(self, candidate: Configuration | None) -> contextlib.AbstractContextManager[None]:
         tunable = self._tunable
@@ -240,13 +252,14 @@ class _Measurement:
 
     def _leave_out(self, candidate: Configuration, why: str) -> None:
         self._left_out.append(candidate)
-        self.said.append(f"{candidate}: {why}")
+        self.notes.append(f"{candidate}: {why}")
 
 
 def _fastest(tunable: Tunable, running: Sequence[_Contender]) -> Entry:
-    """The best by its median time; the first candidate of all is the default."""
+    """Return the entry of the candidate with the lowest median time."""
     medians = [quantile(contender.samples, 0.5) * 1e3 for contender in running]
     best = min(range(len(running)), key=medians.__getitem__)
+    # A tunable's first candidate is the default.
     has_default = running[0].configuration == tunable.candidates[0]
     count = len(tunable.candidates)
     return {

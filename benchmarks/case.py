@@ -1,6 +1,6 @@
-"""What is measured: a case is an operation on one shape, in one dtype and one pass.
+"""Cases: a case is an operation on one shape, in one dtype and one pass.
 
-A `Family` describes an operation to the suite. It is all that a new operation has to write:
+A `Family` describes an operation to the suite. To add an operation, write its family:
 
     FAMILY = Family(
         op="layer_norm",
@@ -11,8 +11,8 @@ A `Family` describes an operation to the suite. It is all that a new operation h
         libraries=lambda case: {"torch": torch_layer_norm},
     )
 
-and its line in `benchmarks/cases/__init__.py`. The formula, our implementations and torch.compile
-become contenders by themselves.
+and add it to the list in `benchmarks/cases/__init__.py`. The eager formula, fastgrow's
+implementations and torch.compile become contenders automatically.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DTYPES = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
-# `forward` runs without autograd, as inference does; `backward` is the gradients alone, after a
+# `forward` runs without autograd, as in inference; `backward` computes the gradients only, after a
 # forward pass that is not timed; `full` is both.
 PASSES = ("forward", "backward", "full")
 
@@ -57,7 +57,7 @@ class Case:
         return f"{self.family.name} {shape_text(self.shape)} {self.dtype} {self.pass_}"
 
     def inputs(self, seed: int, shape: Shape | None = None) -> Inputs:
-        """Random inputs; the tensors to differentiate require gradients unless `forward`."""
+        """Make random inputs; those to differentiate require gradients unless it is `forward`."""
         generator = torch.Generator(self.device).manual_seed(seed)
         inputs = self.family.inputs(shape or self.shape, DTYPES[self.dtype], generator)
         if self.pass_ != "forward":
@@ -67,14 +67,14 @@ class Case:
 
 
 class Refused(Exception):
-    """Raised by a library's run that was asked for what it does not do; says what, in a line."""
+    """Raised by a library's run for a case that it does not support; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Absent:
-    """Stands where a library's run would, and says why it takes no part.
+    """Takes the place of a library's run, and states why the library is not measured.
 
-    `not installed`, or `refused: …` where it is known beforehand that it does not do the case.
+    `not installed`, or `refused: …` if it is known in advance that it does not support the case.
     """
 
     why: str
@@ -82,7 +82,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Stands where a library's run would: torch.compile of `run`, which takes time of its own."""
+    """Takes the place of a library's run: torch.compile of `run`, which takes time to compile."""
 
     run: Run
 
@@ -92,7 +92,7 @@ Library = Run | Absent | Compiled
 
 @dataclass(frozen=True)
 class Work:
-    """The least that a call has to do, for comparing with the machine's ceilings."""
+    """The least work that a call has to do, to compare with the machine's ceilings."""
 
     flops: float = 0.0
     bytes: float = 0.0
@@ -100,9 +100,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A part of the work, or another kind of work, that tells what the machine can do at best.
+    """A part of the work, or another kind of work, that shows the machine's best speed.
 
-    It is timed among the contenders, and neither checked nor a rival.
+    It is timed with the contenders, but its result is not checked and ratios do not use it.
     """
 
     run: Run
@@ -111,31 +111,31 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Family:
-    """An operation as the suite sees it.
+    """Description of an operation for the suite.
 
     Args:
-        op: the operation's name in fastgrow's dispatch, or another for several operations.
-        variant: tells apart two families of one operation.
-        grids: shapes by the name of the grid: `tiny` (tests), `cpu` and `gpu`. The first of a grid
-            is the one that a quick run takes.
+        op: the operation's name in fastgrow's dispatch, or another name for several operations.
+        variant: distinguishes several families of one operation.
+        grids: shapes by the name of the grid: `tiny` (tests), `cpu` and `gpu`. A quick run uses the
+            first shape of a grid.
         inputs: `inputs(shape, dtype, generator)` makes random arguments on the generator's device.
-        call: `call(inputs, impl)` runs our operation; impl None is the automatic choice.
-        differentiate: names of the inputs that get gradients, tensors or lists of them; none means
-            `forward` only.
+        call: `call(inputs, impl)` runs fastgrow's operation; impl None is the automatic choice.
+        differentiate: names of the inputs (tensors or lists of tensors) that get gradients; empty
+            for `forward` only.
         parameters: those of them whose gradient is a sum over the rows.
-        rows: `rows(shape)`, how many terms such a sum has.
-        sums: `sums(shape)`, how many terms the sums have that the other results are, where they are
-            long.
-        libraries: `libraries(case)` gives what a user would call instead, by name; what could be
-            called but is not here stays in it, as `Absent`.
-        yardsticks: `yardsticks(case)` gives what the operation's time is to be seen against.
+        rows: `rows(shape)` returns the number of terms of such a sum.
+        sums: `sums(shape)` returns the number of terms of the sums in the other results, if they
+            are long.
+        libraries: `libraries(case)` returns the functions that a user would call instead, by name;
+            a library that is not available is an `Absent`.
+        yardsticks: `yardsticks(case)` returns other work to compare the operation's time with.
         written: names of the inputs that a call writes its result to.
-        required: `required(case)` names libraries that must have run on a GPU for a speed-up to
-            be told, unless they refuse the case.
-        work: `work(shape, itemsize, pass)`.
-        checked: the shape on which a case's correctness is checked. A smaller one keeps the fp64
-            truth affordable; it has to run what is timed: the same implementation, with the same
-            tiles.
+        required: `required(case)` returns names of libraries that must have run on a GPU, or
+            refused the case, before a speed-up is reported.
+        work: `work(shape, itemsize, pass)` returns the least work of a call.
+        checked: returns the shape on which a case's correctness is checked. A smaller shape makes
+            the fp64 reference affordable; it must use the same implementation with the same tiles
+            as the timed shape.
     """
 
     op: str
@@ -184,10 +184,10 @@ def shape_text(shape: Shape) -> str:
 
 
 def parse_shape(text: str) -> Shape:
-    """Read `B=2,T=128`.
+    """Parse a shape such as `B=2,T=128`.
 
     Raises:
-        ConfigError: the text has another form.
+        ConfigError: the text does not have this form.
     """
     shape: Shape = {}
     for part in text.split(","):
@@ -208,14 +208,21 @@ def select(
     shapes: Sequence[Shape] = (),
     first_only: bool = False,
 ) -> list[Case]:
-    """The cases of a run, operation by operation.
+    """Return the cases of a run, operation by operation.
 
     Args:
-        grid: name of the grid; `shapes` replace its shapes where they are given.
-        first_only: the first shape of each operation and its most telling pass (the last).
+        families: operations to measure.
+        device: device type, `cpu` or `cuda`.
+        grid: name of the grid.
+        dtypes: names of dtypes.
+        passes: names of passes.
+        shapes: shapes to measure instead of the grid's.
+        first_only: select only the first shape and the last (most informative) pass of each
+            operation.
 
     Raises:
-        ConfigError: a shape has other names than the operation's, or nothing is left to measure.
+        ConfigError: a shape has a name that the operation does not have, or nothing is left to
+            measure.
     """
     cases = []
     for family in families:
@@ -226,14 +233,18 @@ def select(
             chosen, wanted = chosen[:1], wanted[-1:]
         cases += [Case(family, s, d, p, device) for s in chosen for d in dtypes for p in wanted]
     if not cases:
-        raise ConfigError(f"no operation has a pass among {', '.join(passes)}")
+        raise ConfigError(
+            f"--pass {','.join(passes)}: no chosen operation has such a pass; nothing to measure"
+        )
     return cases
 
 
 def _completed(family: Family, shape: Shape, known: Shape) -> Shape:
-    """Sizes that are not given are those of the grid's first shape."""
+    """Fill in sizes that are not given from the grid's first shape."""
     unknown = [name for name in shape if name not in known]
     if unknown:
         names = ", ".join(known)
-        raise ConfigError(f"{family.name}: it has no size {unknown[0]!r}; there are {names}")
+        raise ConfigError(
+            f"--shape: {family.name} has no size {unknown[0]!r}; expected some of {names}"
+        )
     return {**known, **shape}

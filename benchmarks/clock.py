@@ -1,4 +1,4 @@
-"""Timing one call, and the cache that has to be cold before it."""
+"""Time a single call on a CPU or GPU, and report the size of the cache to be emptied before it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Protocol
 import torch
 
 SHORTEST_SPIN, LONGEST_SPIN = 0.3e-3, 0.5  # seconds
-# How much longer the device is kept busy than the host took for the call's launches.
+# Ratio of the time for which the device is kept busy to the host's time for the call's launches.
 SAFETY = 1.5
 ATTEMPTS = 3
-# Cycles a second that a device is taken to make before its first spin tells: an H200's are 0.3e9 at
-# rest and 2e9 under load. Too many only make the first spins too long.
+# Cycles per second that are assumed for a device before its first spin is measured: an H200 has
+# 0.3e9 when idle and 2e9 under load. Too high a value only makes the first spins too long.
 FIRST_SPEED = 2e9
-# A spin looks longer than it was where another process had the device meanwhile, or the host was
-# late to launch it, and the next one must not be too short for that: a slower clock is believed by
-# a tenth at a time, at the cost of some spins that last too long, and a faster one at once.
+# A measured spin is too long if another process used the device meanwhile or the host launched it
+# late; the next spin must not be too short because of that. So the estimated speed decreases by at
+# most a tenth at a time, at the cost of some spins that last too long, and increases immediately.
 SPEED_KEPT = 0.9
-# How near to the spin's change that of the host's time is in a call that waits for the device.
+# Tolerance for the change of the host's time to equal the spin's change: the call then waits for
+# the device.
 NEAR = 0.25
 DEFAULT_CACHE = 32 << 20
 
@@ -36,18 +37,19 @@ class Clock(Protocol):
     cache_bytes: int
 
     def seconds(self, run: Run, name: str = "", again: Callable[[], Run] | None = None) -> float:
-        """Run once and return how long it took.
+        """Run once and return the time in seconds.
 
         Args:
-            name: tells calls of one kind from others.
-            again: prepares another such call, where `run` can be made only once.
+            run: the call to time.
+            name: name that all calls of one kind share.
+            again: prepares another such call, if `run` can be called only once.
         """
         ...
 
     def covered(self, name: str) -> int | None:
-        """How many of the times told for that name are without the host's launches.
+        """Return how many of the times for that name exclude the host's launch time.
 
-        None where the two are not told apart.
+        None if the clock does not distinguish the two.
         """
         ...
 
@@ -62,7 +64,7 @@ class CpuClock:
         start = time.perf_counter()
         result = run()
         elapsed = time.perf_counter() - start
-        # Freeing the result is not the operation's time.
+        # Freeing the result is not part of the operation's time.
         del result
         return elapsed
 
@@ -72,13 +74,13 @@ class CpuClock:
 
 @dataclass(frozen=True)
 class Timed:
-    """A call that was made behind a spin, in seconds.
+    """Times of a call that was launched while the device was spinning, in seconds.
 
     Args:
-        seconds: those on the device.
-        host: those that the host took to launch it.
-        spun: those that the device spun.
-        is_covered: whether it was still spinning when the host had launched the call.
+        seconds: time on the device.
+        host: time that the host took to launch the call.
+        spun: time that the device spun.
+        is_covered: whether the device was still spinning when the host had launched the call.
     """
 
     seconds: float
@@ -87,22 +89,22 @@ class Timed:
     is_covered: bool
 
     def waits(self, other: Timed) -> bool:
-        """Whether the host's time changed as the spin did, from another such call to this one."""
+        """Whether the host's time changed by as much as the spin, compared with another call."""
         change = self.spun - other.spun
         return abs(self.host - other.host - change) < NEAR * abs(change)
 
 
 class CudaClock:
-    """Device time between two events, without what the host takes to launch.
+    """Device time between two events, without the host's launch time.
 
-    Before the first event the device spins, for as long as the host takes to launch the whole call:
-    then nothing between the events waits for the host. Whether that was so is looked at afterwards,
-    and a call that was not covered is made again behind a longer spin. How long a spin each kind
-    of call needs is kept, and how fast the device spins is learnt from every spin: its clock is
-    several times as fast under load as at rest. A call that waits for the device itself can be
-    covered by no spin, since the host's time grows with it; its time is what it is, and it is not
-    made again. That is found anew each time, so that a host which was slow by chance is no reason
-    to measure the later calls otherwise.
+    Before the first event, the device spins for as long as the host takes to launch the whole call;
+    then nothing between the events waits for the host. This is checked afterwards, and a call that
+    was not covered by the spin is repeated with a longer spin. The clock stores the spin that each
+    kind of call needs, and updates its estimate of the device's speed from every spin, because a
+    device is several times as fast under load as when idle. A call that itself waits for the device
+    cannot be covered by any spin, because the host's time grows with the spin; its time is used as
+    measured, and it is not repeated. This is checked for each call separately, so that a host that
+    was slow by chance does not change how later calls are measured.
     """
 
     def __init__(self, device: torch.device, gpu: Gpu | None = None) -> None:
@@ -110,7 +112,7 @@ class CudaClock:
         self.cache_bytes = self._gpu.cache_bytes
         self._speed = FIRST_SPEED
         self._spins: dict[str, float] = {}
-        # The last call of each kind, where it was not covered.
+        # The last call of each kind, if it was not covered.
         self._uncovered: dict[str, Timed] = {}
         self._covered: Counter[str] = Counter()
 
@@ -125,11 +127,11 @@ class CudaClock:
                 break
             self._uncovered[name] = timed
             if before is not None and timed.waits(before):
-                # A longer spin would only be waited for.
+                # The call waits for the device, so that a longer spin does not help.
                 self._spins[name] = SHORTEST_SPIN
                 break
             if timed.host > LONGEST_SPIN:
-                # None that is allowed is long enough.
+                # Not even the longest allowed spin is long enough.
                 break
         return timed.seconds
 
@@ -137,7 +139,7 @@ class CudaClock:
         return self._covered[name]
 
     def _timed(self, run: Run, name: str) -> Timed:
-        """Make a call behind the spin that its kind needs, and learn from both."""
+        """Time a call with the spin that its kind needs, and update the estimates from both."""
         cycles = int(self._spins.get(name, SHORTEST_SPIN) * self._speed)
         timed = self._gpu.timed(run, cycles)
         self._speed = max(cycles / timed.spun, SPEED_KEPT * self._speed)
@@ -146,19 +148,19 @@ class CudaClock:
 
 
 class Gpu:
-    """A device, as a clock sees it."""
+    """The device operations that a clock uses."""
 
     def __init__(self, device: torch.device) -> None:
         self.cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
         self._device = device
 
     def timed(self, run: Run, cycles: int) -> Timed:
-        """Make a call behind a spin of so many cycles."""
+        """Time a call that is launched while the device spins for `cycles` cycles."""
         with torch.cuda.device(self._device):
             spin, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
             spin.record()
             torch.cuda._sleep(cycles)
-            # Not before: loading the first spin of a process takes longer than a call.
+            # The time starts here, because loading a process's first spin takes longer than a call.
             began = time.perf_counter()
             start.record()
             run()

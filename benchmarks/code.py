@@ -1,9 +1,9 @@
-"""A digest of the code behind an operation, for telling whether a recorded result still stands.
+"""A digest of an operation's code, which decides whether a recorded result is still valid.
 
-It covers every module of fastgrow.ops and fastgrow.kernels that the operation's case imports,
-directly or not, the functions of the case itself, and the extension's CUDA sources. Comments,
-docstrings, imports, the order of definitions and the names of files are left out: moving a function
-or renaming its file keeps the digest, changing a line of it does not.
+It covers every module of fastgrow.ops and fastgrow.kernels that the operation's case imports
+directly or indirectly, the functions of the case itself, and the extension's CUDA sources. It
+ignores comments, docstrings, imports, the order of definitions and the names of files: moving a
+function or renaming its file does not change the digest, changing a line of it does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks import ROOT
 from benchmarks.case import Family
 from fastgrow.kernels.source import text_of
 
-# Where the packages of a working copy lie.
+# Folders of the packages in a working copy.
 FOLDERS = {
     "fastgrow.kernels": ROOT / "kernels",
     "fastgrow": ROOT / "fastgrow",
@@ -30,7 +30,7 @@ CUDA_SOURCES = ROOT / "csrc" / "cuda"
 
 
 def digest_of(family: Family) -> str:
-    """The digest of what a family's rows were measured with."""
+    """Return the digest of the code that a family's rows are measured with."""
     call = family.call
     while isinstance(call, functools.partial):
         call = call.func
@@ -38,7 +38,7 @@ def digest_of(family: Family) -> str:
 
 
 def digest_of_everything() -> str:
-    """The digest for what is about no single operation, such as a test."""
+    """Return the digest for results that are about no single operation, such as tests."""
     return _digest("benchmarks.cases")
 
 
@@ -56,7 +56,10 @@ def _digest(root: str) -> str:
 
 
 def closure(root: str) -> set[str]:
-    """The module and all that it imports of FOLLOWED, within functions too, or launches by name."""
+    """Return the module and all modules of FOLLOWED that it imports or launches by name.
+
+    Imports inside functions count, too.
+    """
     found: set[str] = set()
     waiting = [root] if _file(root) is not None else []
     while waiting:
@@ -79,17 +82,17 @@ def _imports(module: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [_home(node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "launched_by":
-            # Such as "norm.forward", imported when it is first called.
+            # A launcher such as "norm.forward", which is imported when it is first called.
             launcher: str = ast.literal_eval(node.args[0])
             names.append(f"fastgrow.kernels.{launcher.rpartition('.')[0]}")
     return [n for n in names if n.startswith(FOLLOWED) and _file(n) is not None and n != module]
 
 
 def _home(module: str, name: str) -> str:
-    """The module that `from module import name` leads to.
+    """Return the module that defines the `name` in `from module import name`.
 
-    A package's own namespace would lead to all of it: there the name is followed to where it is
-    defined.
+    A name that a package's __init__.py re-exports is followed to the defining module, because the
+    package itself would import all of its modules.
     """
     if _file(f"{module}.{name}") is not None:
         return f"{module}.{name}"
@@ -106,7 +109,7 @@ def _home(module: str, name: str) -> str:
 
 @functools.cache
 def _file(module: str) -> Path | None:
-    """The file of a module of this working copy; None for any other."""
+    """Return the file of a module of this working copy; None for any other module."""
     for package, folder in FOLDERS.items():
         if module == package or module.startswith(f"{package}."):
             path = folder.joinpath(*module.removeprefix(package).split(".")[1:])
@@ -117,7 +120,7 @@ def _file(module: str) -> Path | None:
 
 
 def normalised(source: str, only_functions: bool = False) -> Iterator[str]:
-    """A text for each statement at the top of a file, without what does not compute."""
+    """Yield a text for each top-level statement, without imports, docstrings and comments."""
     for node in _without_words(ast.parse(source)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) or not only_functions:
             yield text_of(node)
@@ -131,7 +134,7 @@ class _Wordless(ast.NodeTransformer):
         return None
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """Drops docstrings, and other strings that stand alone."""
+        """Remove docstrings and other bare strings."""
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else self.generic_visit(node)
 
@@ -142,7 +145,7 @@ def _without_words(tree: ast.Module) -> ast.Module:
 
 
 def without_comments(source: str) -> str:
-    """C++ without comments, includes and layout."""
+    """Return C++ code without comments, includes and whitespace differences."""
     source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL)
     lines: Iterable[str] = (re.sub(r"//.*", "", line) for line in source.splitlines())
     return " ".join(" ".join(line for line in lines if not line.startswith("#include")).split())

@@ -1,4 +1,4 @@
-"""The command line of the suite. argparse, because a plain CUDA image has nothing better."""
+"""The command line of the suite. It uses argparse, as a plain CUDA image has no other parser."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str], program: str = "python -m benchmarks") -> int:
-    """Run one command; an error is one line on standard error and a non-zero status."""
+    """Run one command and return its exit status; an error is one line on standard error."""
     try:
         if not arguments or arguments[0].startswith("-"):
             return _measure(arguments, program)
         command = COMMANDS.get(arguments[0])
         if command is None:
             raise ConfigError(
-                f"{arguments[0]!r} is no command; there are {', '.join(COMMANDS)}, "
-                "and without one operations are measured"
+                f"{arguments[0]!r} is not a command; expected one of {', '.join(COMMANDS)}, or "
+                "options only to measure operations"
             )
         return command(arguments[1:], program)
     except FastgrowError as error:
@@ -70,7 +70,7 @@ def _measure(arguments: Sequence[str], program: str) -> int:
         min_rounds=options.rounds,
     )
     if any(kind in COMPILE_MODES for kind in settings.against) and options.quick:
-        print("compiling takes most of the time here; --against leaves it out", flush=True)
+        print("most of the time is spent compiling; --against eager,library skips it", flush=True)
     budget = Budget(options.budget or (QUICK_SECONDS if options.quick else NO_BUDGET))
     command = " ".join([program, *_without_out(arguments)])
     result = run_suite(cases, settings, machine, budget, command, on_case=_printing(machine))
@@ -92,7 +92,7 @@ def choose_cases(
     shapes: Sequence[str] = (),
     first_only: bool = False,
 ) -> list[Case]:
-    """The cases that comma-separated names ask for; an empty text leaves the choice to the suite.
+    """Return the cases selected by comma-separated names; an empty string selects the default.
 
     Raises:
         ConfigError: a name is unknown.
@@ -111,13 +111,13 @@ def choose_cases(
 
 
 def kinds(against: str, *, quick: bool) -> list[str]:
-    """Kinds of contenders; max-autotune takes too long for a quick run unless asked for."""
+    """Return the kinds of contenders; a quick run excludes max-autotune unless requested."""
     default = ",".join(kind for kind in KINDS if not (quick and kind == "compile-max"))
     return _names(against or default, KINDS, "--against")
 
 
 def write(result: Result, folder: Path) -> None:
-    """JSON, CSV and, where matplotlib is there, the PNG."""
+    """Write the result as JSON and CSV and, if matplotlib is installed, a PNG."""
     save(result, folder)
     drawn = show.draw(result, folder / "results.png")
     names = "results.json, results.csv, results.png" if drawn else "results.json, results.csv"
@@ -138,19 +138,31 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
         f"{program} gpu",
         description=gpu.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="What --stage, --op or --only chooses is measured again; without them a call over "
-        "the same folder goes on with what is missing.",
+        epilog="With --stage, --op or --only, the selected items are measured again. Without them, "
+        "a call with the same folder measures only what is missing.",
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the results")
-    add("--minutes", type=_positive, default=WHOLE, help="for this call")
-    add("--stage", default="", help=f"comma-separated: {', '.join(STAGES)}")
-    add("--op", default="", help="comma-separated operations to time")
-    add("--only", default="", help="a part of the names of cases and tests")
-    add("--against", default=",".join(gpu.AGAINST), help=f"of {', '.join(KINDS)}")
-    add("--tests", type=Path, default=gpu.TESTS, help="folder of tests")
-    add("--substrate", type=Path, help="of the run of growth; made where none is given")
-    add("--rehearse", action="store_true", help="on a CPU, with tiny shapes: no number counts")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--minutes", type=_positive, default=WHOLE, help="time limit of this call, in minutes")
+    add("--stage", default="", help=f"comma-separated stages: {', '.join(STAGES)} (default: all)")
+    add("--op", default="", help="comma-separated operations to time (default: all)")
+    add("--only", default="", help="substring of the names of the cases and tests to run")
+    add(
+        "--against",
+        default=",".join(gpu.AGAINST),
+        help=f"comma-separated kinds of contenders: {', '.join(KINDS)}",
+    )
+    add("--tests", type=Path, default=gpu.TESTS, help="folder of the tests")
+    add(
+        "--substrate",
+        type=Path,
+        help="folder of a saved substrate for the growth run (default: one is built)",
+    )
+    add(
+        "--rehearse",
+        action="store_true",
+        help="run everything on a CPU with tiny shapes, to test the suite and not to measure",
+    )
     chosen = parser.parse_args(arguments)
     options = gpu.Options(
         minutes=chosen.minutes,
@@ -167,14 +179,14 @@ def _gpu(arguments: Sequence[str], program: str) -> int:
     try:
         result = gpu.run_gpu(chosen.out, options)
     except KeyboardInterrupt:
-        print(f"{program}: stopped; what was found is in {chosen.out}", file=sys.stderr)
+        print(f"{program}: stopped; the results so far are in {chosen.out}", file=sys.stderr)
         return 130
     print(show.overview_table(result.rows))
     print(f"ceilings: {show.ceilings_text(result.ceilings)}")
     print("\n".join([show.environment_text(result), *result.notes]))
     write(result, chosen.out)
     if (chosen.out / TABLE).exists() and not chosen.rehearse:
-        print(f"{chosen.out / TABLE}: `{program} ship {chosen.out}` puts it where launches look")
+        print(f"{chosen.out / TABLE}: install it by `{program} ship {chosen.out}`")
     return 1 if _is_wrong(result) else 0
 
 
@@ -185,10 +197,14 @@ def _experts(arguments: Sequence[str], program: str) -> int:
     parser = argparse.ArgumentParser(f"{program} experts", description=run_experts.__doc__)
     add = parser.add_argument
     add("--out", type=Path, help="folder for the result files and scaling.png")
-    add("--seconds", type=_positive, default=TOTAL_SECONDS, help="for the whole run")
-    add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
-    add("--grid", choices=("tiny", "cpu", "gpu"), help="the device's own without")
-    add("--against", default=",".join(AGAINST), help=f"of {', '.join(KINDS)}")
+    add("--seconds", type=_positive, default=TOTAL_SECONDS, help="time limit of the whole run")
+    add("--device", choices=("cpu", "cuda"), help="device (default: the GPU if there is one)")
+    add("--grid", choices=("tiny", "cpu", "gpu"), help="grid of shapes (default: the device's)")
+    add(
+        "--against",
+        default=",".join(AGAINST),
+        help=f"comma-separated kinds of contenders: {', '.join(KINDS)}",
+    )
     options = parser.parse_args(arguments)
     machine = find_machine(options.device)
     grid = options.grid or ("cpu" if machine.device.type == "cpu" else "gpu")
@@ -212,7 +228,7 @@ def _experts(arguments: Sequence[str], program: str) -> int:
 
 
 def _overhead(arguments: Sequence[str], program: str) -> int:
-    # It imports Triton, which not every machine has.
+    # Imported here, because it imports Triton, which not every machine has.
     from benchmarks.overhead import SWEEPS, as_json, markdown, overhead
 
     parser = argparse.ArgumentParser(
@@ -220,7 +236,9 @@ def _overhead(arguments: Sequence[str], program: str) -> int:
         description="Host time of every operation's call, split into its parts, without a GPU.",
     )
     parser.add_argument("--out", type=Path, help="folder for results.json and results.md")
-    parser.add_argument("--sweeps", type=_count, default=SWEEPS, help="over all calls, 4 s each")
+    parser.add_argument(
+        "--sweeps", type=_count, default=SWEEPS, help="number of sweeps over all calls, 4 s each"
+    )
     options = parser.parse_args(arguments)
     command = " ".join([program, "overhead", *_without_out(arguments)])
     machine = find_machine("cpu")
@@ -248,9 +266,11 @@ def _ship(arguments: Sequence[str], program: str) -> int:
         f"{program} ship", description=str(ship.__doc__).partition("\n")[0]
     )
     parser.add_argument(
-        "results", type=Path, metavar="RESULTS", help="a folder with results.json and tuning.json"
+        "results", type=Path, metavar="RESULTS", help="folder with results.json and tuning.json"
     )
-    print(f"{ship(parser.parse_args(arguments).results)}: serves launches on this kind of GPU now")
+    print(
+        f"{ship(parser.parse_args(arguments).results)}: launches on such a GPU now use this table"
+    )
     return 0
 
 
@@ -272,7 +292,8 @@ def _plans(arguments: Sequence[str], program: str) -> int:
 
 
 def _growth(arguments: Sequence[str], program: str) -> int:
-    # Growing needs what training needs, which a plain CUDA image may lack.
+    # Imported here, because growing needs the packages for training, which a plain CUDA image may
+    # not have.
     from benchmarks.growth.command import growth
 
     return growth(arguments, program)
@@ -292,28 +313,51 @@ COMMANDS = {
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         program,
-        description="Time and memory of fastgrow's operations beside eager PyTorch, "
+        description="Compare time and memory of fastgrow's operations with eager PyTorch, "
         "torch.compile and libraries, on this machine.",
-        epilog=f"Other commands: `{program} gpu` (all that a GPU machine is asked), "
-        f"`{program} experts` (what combining experts costs), "
-        f"`{program} growth` (steps and runs on a frozen trunk), "
+        epilog=f"Other commands: `{program} gpu` (all measurements on a GPU machine), "
+        f"`{program} experts` (cost of combining experts), "
+        f"`{program} growth` (training steps and runs on a frozen trunk), "
         f"`{program} overhead` (host time of a call), "
         f"`{program} report RESULTS.json` (Markdown tables), "
-        f"`{program} plans` (what a GPU's work on experts' logits comes to), "
-        f"`{program} ship RESULTS` (puts a GPU's tuning table in place).",
+        f"`{program} plans` (counted work of a GPU on experts' logits), "
+        f"`{program} ship RESULTS` (install a GPU's tuning table).",
     )
     add = parser.add_argument
-    add("--op", default="", help=f"comma-separated: {', '.join(f.name for f in FAMILIES)}")
-    add("--dtype", default="", help=f"of {', '.join(DTYPES)}; fp32 on a CPU, bf16 on a GPU")
-    add("--shape", action="append", default=[], help="such as B=2,T=1024; may be repeated")
-    add("--pass", dest="passes", default="", help=f"of {', '.join(PASSES)}")
-    add("--against", default="", help=f"of {', '.join(KINDS)}; all of them without")
-    add("--grid", default="", choices=("tiny", "cpu", "gpu"), help="the device's own without")
-    add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
-    add("--quick", action="store_true", help=f"a shape of each, in {QUICK_SECONDS:.0f} seconds")
-    add("--seconds", type=_positive, default=2.0, help="of timing for each case")
-    add("--rounds", type=_count, default=5, help="timed at least, however long they take")
-    add("--budget", type=_positive, help="seconds for the whole run")
+    names = ", ".join(f.name for f in FAMILIES)
+    add("--op", default="", help=f"comma-separated operations: {names} (default: all)")
+    add(
+        "--dtype",
+        default="",
+        help=f"comma-separated dtypes: {', '.join(DTYPES)} (default: fp32 on a CPU, bf16 on a GPU)",
+    )
+    add("--shape", action="append", default=[], help="shape such as B=2,T=1024; can be repeated")
+    add(
+        "--pass",
+        dest="passes",
+        default="",
+        help=f"comma-separated passes: {', '.join(PASSES)} (default: all)",
+    )
+    add(
+        "--against",
+        default="",
+        help=f"comma-separated kinds of contenders: {', '.join(KINDS)} (default: all)",
+    )
+    add(
+        "--grid",
+        default="",
+        choices=("tiny", "cpu", "gpu"),
+        help="grid of shapes (default: the device's)",
+    )
+    add("--device", choices=("cpu", "cuda"), help="device (default: the GPU if there is one)")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"measure one shape of each operation, within {QUICK_SECONDS:.0f} seconds",
+    )
+    add("--seconds", type=_positive, default=2.0, help="seconds of timing for each case")
+    add("--rounds", type=_count, default=5, help="minimum number of timed rounds of each case")
+    add("--budget", type=_positive, help="time limit of the whole run, in seconds")
     add("--out", type=Path, help="folder for results.json, results.csv and results.png")
     add("--list", action="store_true", help="print the cases and stop")
     return parser
@@ -341,12 +385,12 @@ def _names(text: str, known: Sequence[str], option: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise ConfigError(f"{option}: {name!r} is unknown; there are {', '.join(known)}")
+            raise ConfigError(f"{option}: {name!r} is unknown; expected {', '.join(known)}")
     return names
 
 
 def _without_out(arguments: Sequence[str]) -> list[str]:
-    """The arguments as they may stand in a public file: where it was written to is left out."""
+    """Return the arguments without --out, so that a published file has no local path."""
     kept, skip = [], False
     for argument in arguments:
         if skip or argument == "--out":

@@ -1,7 +1,7 @@
-"""Compiling on all cores while the GPU measures, in processes that hold no GPU.
+"""Compile on all cores while the GPU measures, in processes that do not use the GPU.
 
-Each core has a thread here and a process of its own. A process that dies, as a compiler may,
-costs the job that it was at; the thread starts another one.
+Each core has a thread here and a separate process. If a process dies, as a compiler may, only its
+current job is lost; the thread starts another process.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 Configuration = dict[str, int]
-# What a job gave, or why it gave nothing.
+# The result of a job, or the reason why it has none.
 Outcome = dict[str, int] | str
 
-# The process that measures goes before those that compile.
+# Niceness of the compiling processes: the measuring process has a higher priority.
 NICE = 10
 
 
 class Buildable(Protocol):
-    """What of a tunable (benchmarks/tuning.py) is compiled."""
+    """The part of a tunable (benchmarks/tuning.py) that compiling needs."""
 
     def build(
         self, configuration: Configuration | None, only: str | None = None
@@ -36,7 +36,7 @@ class Buildable(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile: `code` of a configuration of the tunable that a module lists at `index`."""
+    """A compilation: `code` of a configuration of the tunable at `index` in a module's list."""
 
     module: str
     index: int
@@ -46,12 +46,13 @@ class Job:
 
 
 class Compilers:
-    """Compiles jobs in the order in which they are added; a context manager.
+    """Context manager that compiles jobs in the order in which they are added.
 
     Args:
-        multiprocessors: those of the GPU that is compiled for, where that is known.
+        multiprocessors: number of multiprocessors of the target GPU, if known.
 
-    `outcomes` has what was done so far, by the jobs' codes. A code is compiled once.
+    Attributes:
+        outcomes: results so far, by the jobs' codes. A code is compiled once.
     """
 
     def __init__(self, multiprocessors: int | None = None) -> None:
@@ -70,7 +71,7 @@ class Compilers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop at once, whatever is being compiled."""
+        """Stop immediately, even while jobs are compiled."""
         with self._changed:
             self._closed = True
             for worker in self._workers:
@@ -87,12 +88,12 @@ class Compilers:
                 self._changed.notify_all()
 
     def wait(self, until: Callable[[], bool], seconds: float) -> bool:
-        """Wait for outcomes that make `until` true; false where they did not come in time."""
+        """Wait until `until` is true; return False if it is not within `seconds`."""
         with self._changed:
             return self._changed.wait_for(until, timeout=max(0.0, seconds))
 
     def _serve(self) -> None:
-        """One core's work."""
+        """Run jobs on one core."""
         worker: Worker | None = None
         while (job := self._next()) is not None:
             try:
@@ -106,7 +107,7 @@ class Compilers:
                 self._changed.notify_all()
 
     def _next(self) -> Job | None:
-        """The next job; None when there will be none."""
+        """Return the next job, or None after closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self._jobs))
             return None if self._closed else self._jobs.popleft()
@@ -124,12 +125,12 @@ class Worker:
     """A process that compiles one job at a time."""
 
     def __init__(self, multiprocessors: int | None) -> None:
-        # Spawned, because CUDA does not survive a fork.
+        # Spawned, because CUDA cannot be used in a forked process.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, multiprocessors), daemon=True)
         self._process.start()
-        # So that the pipe ends with the process.
+        # Closed here, so that the pipe ends with the process.
         theirs.close()
 
     def build(self, job: Job) -> Outcome:
@@ -146,7 +147,7 @@ class Worker:
         self._process.kill()
 
     def death(self) -> str:
-        """What a process that is gone died of."""
+        """Return how a process that has ended died."""
         self._process.join()
         code = self._process.exitcode or 0
         what = signal.Signals(-code).name if code < 0 else f"exit status {code}"
@@ -156,10 +157,10 @@ class Worker:
 def _work(pipe: Connection, multiprocessors: int | None) -> None:
     from fastgrow.kernels.tuned import assumed
 
-    # It compiles for a GPU and must not take memory or time of one.
+    # The process compiles for a GPU but must not use its memory or time.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.nice(NICE)
-    # Ctrl-C reaches the whole group; the process that measures ends this one.
+    # Ctrl-C reaches all processes of the group; the measuring process ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with assumed(multiprocessors=multiprocessors):
         while True:
@@ -176,27 +177,27 @@ def build_one(job: Job) -> Outcome:
         tunable: Buildable = _listed_once(job.module, job.capability)[job.index]
         return tunable.build(job.configuration, job.code)
     except Exception as error:
-        return told(error)
+        return error_line(error)
 
 
 def listed(module: str, capability: int) -> list[Any]:
-    """A module's tunables."""
+    """Return a module's tunables."""
     found: list[Any] = importlib.import_module(module).tunables(capability)
     return found
 
 
-# A process that compiles makes their inputs once.
+# A compiling process makes the tunables' inputs only once.
 _listed_once = functools.cache(listed)
 
 
-def told(error: Exception) -> str:
-    """An error in one line."""
+def error_line(error: Exception) -> str:
+    """Format an error as one line."""
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line}"
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Options of `pytest benchmarks --benchmark-only`: which of the cases."""
+"""Options of `pytest benchmarks --benchmark-only` that select cases."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastgrow's benchmarks")
-    group.addoption("--op", default="", help="comma-separated operations; all without")
-    group.addoption("--dtype", default="", help="comma-separated; fp32 on a CPU, bf16 on a GPU")
-    group.addoption("--grid", default="", help="tiny, cpu or gpu; the device's own without")
+    group.addoption("--op", default="", help="comma-separated operations (default: all)")
     group.addoption(
-        "--against", default="", help="kinds of contenders; all but compile-max without"
+        "--dtype",
+        default="",
+        help="comma-separated dtypes (default: fp32 on a CPU, bf16 on a GPU)",
     )
     group.addoption(
-        "--full-grid", action="store_true", help="every shape and pass, not one of each"
+        "--grid", default="", help="grid of shapes: tiny, cpu or gpu (default: the device's)"
+    )
+    group.addoption(
+        "--against",
+        default="",
+        help="comma-separated kinds of contenders (default: all but compile-max)",
+    )
+    group.addoption(
+        "--full-grid",
+        action="store_true",
+        help="measure every shape and pass, not one of each operation",
     )

@@ -1,4 +1,4 @@
-"""Who takes part in a case: ours, the formula, torch.compile of it, and the libraries."""
+"""The contenders of a case: fastgrow, the eager formula, torch.compile of it, and libraries."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastgrow.ops import OPERATIONS
 
 OURS = "fastgrow"
 FORMULA = "eager"
-# CUDA graphs are left out: they copy inputs that change from call to call, which those of a cold
-# cache do; and no other contender runs in one.
+# Without CUDA graphs: they copy inputs that change from call to call, as inputs for a cold cache
+# do, and no other contender uses them.
 COMPILE_MODES = {"compile": "default", "compile-max": "max-autotune-no-cudagraphs"}
 KINDS = ("implementation", "eager", *COMPILE_MODES, "library")
 
@@ -24,11 +24,13 @@ class Contender:
     """One way to compute a case.
 
     Args:
-        role: `ours` (the automatic choice), `implementation` (one of ours, forced), `library`
-            (what a user would have without fastgrow) or `yardstick`.
-        kind: the group by which it can be chosen on the command line.
-        work: what it does, where that is not the case's work.
-        absent: why it takes no part; empty where it does.
+        name: name of the contender.
+        role: `ours` (fastgrow's automatic choice), `implementation` (one of fastgrow's
+            implementations, forced), `library` (an alternative without fastgrow) or `yardstick`.
+        kind: the group by which it is selected on the command line.
+        run: runs the contender.
+        work: its work, if that is not the case's work.
+        absent: why it is not measured; empty if it is.
     """
 
     name: str
@@ -44,10 +46,10 @@ class Contender:
 
 
 def contenders(case: Case, against: Sequence[str] = KINDS) -> list[Contender]:
-    """Ours first, then those of the chosen kinds."""
+    """Return fastgrow's automatic choice, followed by the contenders of the chosen kinds."""
     call = case.family.call
     found = [Contender(OURS, "ours", "ours", lambda inputs: call(inputs, None))]
-    # A case of several operations has no implementation to force.
+    # A case of several operations has no single implementation to force.
     operation = OPERATIONS.get(case.family.op)
     for name in () if operation is None else operation.implementations:
         if name != "eager" and "implementation" in against:
@@ -69,7 +71,7 @@ def _library(name: str, way: Library) -> Contender:
     if isinstance(way, Absent):
         return Contender(name, "library", "library", _nothing, absent=way.why)
     if isinstance(way, Compiled):
-        # Of the kind that it takes the time of.
+        # Its kind is `compile`, as it takes as long to compile.
         return Contender(name, "library", "compile", _compiled(way.run, COMPILE_MODES["compile"]))
     return Contender(name, "library", "library", way)
 
@@ -80,11 +82,11 @@ def _compiled(run: Run, mode: str) -> Run:
 
 
 def _nothing(inputs: Inputs) -> Output:
-    raise AssertionError("what is absent is not run")
+    raise AssertionError("a contender that is absent must not be run")
 
 
 def formula(case: Case) -> Run:
-    """The eager reference: plain PyTorch, as the formula stands."""
+    """Return the eager reference: the formula in plain PyTorch."""
     call = case.family.call
     return lambda inputs: call(inputs, "eager")
 

@@ -1,17 +1,18 @@
-"""Is a contender right? No speed-up is told of one that is not.
+"""Check whether a contender is correct; no speed-up is reported for one that is not.
 
-The truth is the formula in fp64 (fp32 inputs are exact there, and so are half-precision ones).
-With e the largest deviation from it and u the dtype's unit in the last place of the largest true
-value, a result is right if, for the output and for every gradient,
+The reference is the formula in fp64 (in which fp32 and half-precision inputs are exact). Let e be
+the largest deviation from the reference, and u the dtype's unit in the last place of the largest
+reference value. A result is correct if, for the output and for every gradient,
 
     e ≤ 2 · e(formula in the same dtype) + 2 · u · √n + 2 · w · √m
 
-with n = 1, or the number of rows where a parameter's gradient is a sum over n of them (the errors
-of n terms add up like a random walk), w the unit of float32 or the dtype's where that is smaller,
-in which sums are made, and m their terms where an operation's other results are long sums; and the
-RMS of the deviations is at most the dtype's ceiling times the RMS of the truth. Where the formula
-in the same dtype has half of that ceiling for itself, as a chain of layers in half precision has,
-the ceiling is twice the formula's: below it nothing, however right, could pass.
+where n is 1, or the number of rows if a parameter's gradient is a sum over the rows (the errors of
+n terms add up like a random walk); w is the unit in the last place of the dtype in which sums are
+computed, float32 or the case's dtype if that is more precise; and m is the number of terms if an
+operation's other results are long sums. In addition, the RMS of the deviations must be at most the
+dtype's ceiling times the RMS of the reference. If the formula in the same dtype already reaches
+half of this ceiling, as a chain of layers in half precision does, the ceiling is twice the
+formula's RMS; otherwise no correct result could pass.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ CHECK_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the check said: `error` is the worst RMS deviation, relative to the truth's RMS."""
+    """Result of the check; `error` is the largest RMS deviation relative to the reference's RMS."""
 
     ok: bool
     error: float
@@ -46,7 +47,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Truth:
-    """Inputs, true results and how far the formula itself is off, by result: at most, and RMS."""
+    """Inputs, reference results, and the formula's largest and RMS errors, by result."""
 
     inputs: Inputs
     results: dict[str, Tensor]
@@ -58,7 +59,7 @@ class Truth:
 
 
 def truth_of(case: Case) -> Truth:
-    """The truth of a case, on its family's shape for checks."""
+    """Compute the reference of a case, on its family's shape for checks."""
     inputs = case.inputs(CHECK_SEED, case.family.checked(case.shape))
     wide = {name: _widened(value) for name, value in inputs.items()}
     run = formula(case)
@@ -73,7 +74,7 @@ def truth_of(case: Case) -> Truth:
 
 
 def random_gradients(run: Run, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Gradients for the outputs; zeros or ones would run faster than real ones."""
+    """Make gradients for the outputs; with zeros or ones a pass would run faster than usual."""
     with torch.no_grad():
         outputs = tensors_of(run(inputs))
     generator = torch.Generator(outputs[0].device).manual_seed(CHECK_SEED)
@@ -85,7 +86,7 @@ def random_gradients(run: Run, inputs: Inputs) -> tuple[Tensor, ...]:
 def results_of(
     case: Case, run: Run, inputs: Inputs, gradients: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """The outputs, and unless the pass is forward the gradients of Σ output · gradient."""
+    """Return the outputs and, unless the pass is forward, the gradients of Σ output · gradient."""
     with torch.set_grad_enabled(case.pass_ != "forward"):
         outputs = tensors_of(run(inputs))
     results = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
@@ -98,9 +99,9 @@ def results_of(
 
 
 def judge(case: Case, run: Run, truth: Truth) -> Verdict:
-    """Compare a contender's results with the truth."""
+    """Compare a contender's results with the reference."""
     for name in case.family.written:
-        # What another contender left there would pass for this one's result.
+        # Otherwise another contender's result in this tensor could be taken for this one's.
         truth.inputs[name].fill_(float("nan"))
     results = results_of(case, run, truth.inputs, truth.gradients)
     return compare(results, truth, DTYPES[case.dtype])
@@ -110,12 +111,12 @@ def _tf32_is_permitted() -> bool:
     try:
         return torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:
-        # torch refuses to answer where the newer switch was used.
+        # torch raises an error here if the newer setting was used.
         return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def compare(results: Mapping[str, Tensor], truth: Truth, dtype: torch.dtype) -> Verdict:
-    """The rule above, over all results."""
+    """Apply the module's rule to all results."""
     ceiling = CEILINGS[dtype]
     if dtype == torch.float32 and _tf32_is_permitted():
         ceiling = TF32_CEILING
@@ -143,7 +144,7 @@ def _largest(result: Tensor, true: Tensor) -> float:
 
 
 def _relative_rms(result: Tensor, true: Tensor) -> float:
-    """The RMS of the deviations, relative to the truth's."""
+    """Return the RMS of the deviations relative to the RMS of the reference."""
     scale = float(true.square().mean().sqrt())
     return float((result.double() - true).square().mean().sqrt()) / max(scale, 1e-300)
 

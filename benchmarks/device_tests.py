@@ -1,6 +1,6 @@
-"""The tests on the device, in as many processes as there are cores.
+"""Run the tests on the device, in as many processes as there are cores.
 
-Most of their time is the compiler's, which uses one core a process.
+Most of their time is spent in the compiler, which uses one core per process.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.processes import bound, told
+from benchmarks.processes import bound, status_text
 
 TESTS = ROOT / "tests"
 MARK = "mark.gpu"
 SMOKE = "gpu_smoke"  # one test of each kernel and direction
 ALL = "gpu and not slow"
 MOST_PROCESSES = 16  # each takes some of the GPU's memory
-MOST_DEATHS = 5  # of one process's tests, before the rest of them are left
-SHOWN_OF_A_LOG = 20_000  # characters
+MOST_DEATHS = 5  # times that one process may die before its remaining tests are skipped
+SHOWN_OF_A_LOG = 20_000  # characters of a log that are printed
 BETWEEN_TESTS = "a process between its tests"
 COUNTED = ("passed", "failed", "skipped", "error")
 RED = ("failed", "error")
-# Of pytest: all passed, some failed, none selected.
+# pytest's exit statuses: all passed, some failed, none selected.
 KNOWN_STATUS = (0, 1, 5)
 
-# Given a test, its outcome and, of one that is red, why.
+# Called with a test, its outcome and, if it failed, the reason.
 OnOutcome = Callable[[str, str, str], None]
 
 
@@ -48,23 +48,26 @@ def run_gpu_tests(
     leave_out: Collection[str] = (),
     on_outcome: OnOutcome = lambda test, outcome, why: None,
 ) -> str:
-    """Run the tests of a mark for at most so long.
+    """Run the tests of a mark for at most `seconds`.
 
     Args:
-        only: a part of the names of those to run.
+        seconds: time limit.
+        tests: folder of the tests.
+        mark: mark expression that selects tests.
+        only: substring of the names of the tests to run.
         leave_out: names of tests that need not run again.
-        on_outcome: told of each test as soon as it has ended: `passed`, `failed`, `skipped`, or
-            `error`, also of a test at which a process died; where one died between two tests,
-            `BETWEEN_TESTS`.
+        on_outcome: called with each test as soon as it has ended: `passed`, `failed`, `skipped`, or
+            `error`, which includes a test during which a process died; if a process died between
+            two tests, the name is `BETWEEN_TESTS`.
 
     Returns:
-        Empty, or why not every test has run.
+        An empty string, or why not every test has run.
     """
     if importlib.util.find_spec("pytest") is None:
         return "skipped: pytest is not installed"
     files = files_of(tests)
     if not files:
-        return "skipped: the tests are not here"
+        return "skipped: the folder has no tests with the mark gpu"
     end = time.monotonic() + seconds
     count = min(os.cpu_count() or 1, MOST_PROCESSES)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,26 +77,26 @@ def run_gpu_tests(
         shards = [Shard(f"{i}/{count}", Path(folder) / f"{i}.jsonl", start) for i in range(count)]
         try:
             while time.monotonic() < end:
-                # Every one gets its turn, whatever the first says.
+                # `sum` polls every process, where `any` would stop at the first.
                 if not sum(shard.turn(on_outcome) for shard in shards):
                     break
                 time.sleep(0.05)
         finally:
             for shard in shards:
                 shard.stop()
-                # What it wrote since it was last asked.
+                # Read what the process wrote since the last poll.
                 shard.read(on_outcome)
                 shard.print_log_where_red()
     if only and not leave_out and not any(shard.is_running or shard.collected for shard in shards):
         return f"skipped: no test has {only!r} in its name"
     left = sum(shard.left() for shard in shards)
     if any(shard.is_running for shard in shards):
-        return f"unfinished after {seconds:.0f} s" + (f", {left} tests are left" if left else "")
-    return f"{left} tests are left: their process died {MOST_DEATHS} times" if left else ""
+        return f"unfinished after {seconds:.0f} s" + (f", {left} tests not run" if left else "")
+    return f"{left} tests not run: their process died {MOST_DEATHS} times" if left else ""
 
 
 def files_of(tests: Path) -> list[Path]:
-    """The files of tests that have the mark, and the folders that give it to all of theirs."""
+    """Return the test files that have the mark, and the folders whose conftest.py sets it."""
     folders = [path.parent for path in sorted(tests.rglob("conftest.py")) if _has_mark(path)]
     files = [path for path in sorted(tests.rglob("test_*.py")) if _has_mark(path)]
     return [*folders, *(path for path in files if path.parent not in folders)]
@@ -106,9 +109,9 @@ def _has_mark(path: Path) -> bool:
 def _start(
     files: Iterable[Path], mark: str, only: str, leave_out: Path, shard: str, outcomes: Path
 ) -> subprocess.Popen[bytes]:
-    # The project's options name plugins that a plain image lacks.
+    # The project's pytest options name plugins that a plain image does not have.
     options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.shard"]
-    # As one word: pytest takes what follows an option that it does not know yet for a path.
+    # As one word: pytest would take the value of an option that it has not loaded yet for a path.
     chosen = ["-m", mark, f"--only={only}", "--continue-on-collection-errors", "--tb=short"]
     return subprocess.Popen(
         [
@@ -117,7 +120,7 @@ def _start(
             *map(str, files),
         ],
         cwd=ROOT,
-        # What failed is read in the log.
+        # Failures are read from this log.
         stdout=outcomes.with_suffix(".log").open("ab"),
         stderr=subprocess.STDOUT,
         **bound(),
@@ -126,7 +129,7 @@ def _start(
 
 @dataclass
 class Shard:
-    """A share of the tests, run in one process and, where that one dies, in the next."""
+    """A share of the tests, run in one process and, if that one dies, in another."""
 
     name: str
     outcomes: Path
@@ -142,7 +145,7 @@ class Shard:
         self.process = self.start(self.name, self.outcomes)
 
     def turn(self, on_outcome: OnOutcome) -> bool:
-        """Pass on what is new; whether there is more to wait for."""
+        """Report new outcomes; return whether there are more to wait for."""
         if not self.is_running:
             return False
         status = self.process.poll()
@@ -158,12 +161,12 @@ class Shard:
     def _died(self, status: int, on_outcome: OnOutcome) -> None:
         self.deaths += 1
         at = self.at or BETWEEN_TESTS
-        print(f"tests, process {self.name}: {told(status)} at {at}", flush=True)
+        print(f"tests, process {self.name}: {status_text(status)} at {at}", flush=True)
         if self.at is None and self.collected and not self.left():
-            # All had ended: it died of what Python does last.
+            # All tests had ended: the process died during Python's shutdown.
             self.is_running = False
             return
-        self._end(at, "error", f"its process {told(status)}", on_outcome)
+        self._end(at, "error", f"its process {status_text(status)}", on_outcome)
         self.at = None
         self.is_running = self.deaths < MOST_DEATHS
         if self.is_running:
@@ -173,7 +176,7 @@ class Shard:
         lines = list(read_lines(self.outcomes))
         for line in lines[self._read :]:
             if "collected" in line:
-                # Of a process that goes on, without what has ended before.
+                # A restarted process does not collect the tests that have ended before.
                 self.collected = max(self.collected, line["collected"] + len(self.ended))
             elif "started" in line:
                 self.at = line["started"]
@@ -184,7 +187,7 @@ class Shard:
         self._read = len(lines)
 
     def _end(self, test: str, outcome: str, why: str, on_outcome: OnOutcome) -> None:
-        # A test may end well, and badly when it is taken down or the device is waited for.
+        # A test may pass and still fail at teardown or when the device is synchronised.
         if test not in self.ended or (outcome in RED and self.ended[test] not in RED):
             self.ended[test] = outcome
             on_outcome(test, outcome, why)
@@ -204,7 +207,7 @@ class Shard:
 
 
 def read_lines(path: Path | None) -> Iterator[dict[str, Any]]:
-    """What a process wrote; a line that was cut off where it was killed is left out."""
+    """Read the lines that a process wrote; ignore a line that was cut off when it was killed."""
     if path is None or not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -215,11 +218,11 @@ def read_lines(path: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def outcome(by_test: dict[str, str], unfinished: str) -> dict[str, Any]:
-    """One result of all tests.
+    """Summarise the outcomes of all tests.
 
     Returns:
         `state`, which begins with `passed`, `failed`, `unfinished` or `skipped`; counts by outcome;
-        `failures`, the names of tests.
+        `failures`, the names of failed tests.
     """
     counts = Counter(by_test.values())
     failures = sorted(name for name, how in by_test.items() if how in RED)

@@ -1,7 +1,7 @@
-"""What combining K experts costs, in one command and at most six minutes.
+"""Measure the cost of combining K experts, in one command and at most six minutes.
 
-The loss from four heads, what is done with four experts' logits, then K from 1 to 16. Compiling
-takes longest: it is left out for the first and the last.
+It measures the loss from four heads, the operations on four experts' logits, and K from 1 to 16.
+Compiling takes longest; the first and the last part are measured without it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def ensemble(device: str, grid: str) -> list[Case]:
 
 
 def four_experts(device: str, grid: str) -> list[Case]:
-    """What is done with the logits of four; a grid other than the device's own is for tests."""
+    """The operations on the logits of four experts; the grid `tiny` is for tests."""
     shapes = [] if grid == "tiny" else [FOUR]
     cases = []
     for names, dtypes in ((IN_BOTH_DTYPES, ("fp32", "bf16")), (IN_FP32, ("fp32",))):
@@ -48,7 +48,7 @@ def four_experts(device: str, grid: str) -> list[Case]:
 
 
 def more_experts(device: str, grid: str) -> list[Case]:
-    """One operation after the other, over K."""
+    """Each operation for several K."""
     rows = {"N": 4, "V": 64} if grid == "tiny" else {"N": 128, "V": 65536}
     return select(
         families(SCALED),
@@ -69,7 +69,7 @@ def run_experts(
     seconds: float = TOTAL_SECONDS,
     on_case: OnCase = lambda rows, ceilings: None,
 ) -> Result:
-    """Measure all of it; what there is no time for is told in the notes."""
+    """Measure the cost of combining K experts; the result's notes list what time ran out for."""
     device = machine.device.type
     result = Result(command, machine.environment, machine.ceilings(), [])
     if device == "cpu":
@@ -93,6 +93,6 @@ def run_experts(
 
 
 def scaled(result: Result) -> list[Row]:
-    """The rows over K, which are the last."""
+    """Return the rows of the measurement over K, which are the last ones."""
     rows = [row for row in result.rows if row.op in SCALED]
     return [row for row in rows if scaling.without_k(row) == scaling.without_k(rows[-1])]

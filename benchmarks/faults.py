@@ -1,8 +1,8 @@
-"""Launches of a kernel's candidates that ended their process, or did not end.
+"""Launches of kernel candidates that ended their process, or did not return.
 
-After an illegal access nothing runs on the device in that process, and one that never returns is
-ended with its process. Either would meet every later call again, which has no entry for its bucket,
-and what is tuned after it would have none either: so it is left out until its kernel changes.
+After an illegal access, a process can run nothing on the device any more; a launch that never
+returns is ended by killing its process. A later call would fail in the same way, and tune neither
+this bucket nor those after it. Such a launch is therefore skipped until its kernel changes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from benchmarks.candidates import Trial
 
-# Seconds, of a process that had to be killed, after which its last launch is what kept it. Launches
-# take milliseconds; only one that is compiled again takes up to seconds.
+# If a process has to be killed, its last launch is taken to hang if it started more than this many
+# seconds ago. Launches take milliseconds, or up to seconds if they compile again.
 HANGS = 5.0
 
 
 @dataclass(frozen=True)
 class Fault(Trial):
-    """A trial that is not made again, and why."""
+    """A trial that is not repeated, and why."""
 
     why: str
 
@@ -31,7 +31,7 @@ class Fault(Trial):
 
 
 class Watch:
-    """What one process that tunes is trying."""
+    """Keeps the current trial of a tuning process."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -39,15 +39,15 @@ class Watch:
         self._since = 0.0
 
     def tries(self, trial: dict[str, Any] | None) -> None:
-        """It makes a trial from now on; None: it makes none."""
+        """Note that the process starts a trial, or that none is running (None)."""
         self._trying, self._since = trial, self._now()
 
     def fault(self, ended: str, was_killed: bool) -> Fault | None:
-        """The trial that the process ended by, if it was one.
+        """Return the trial that ended the process, or None if no trial did.
 
         Args:
-            ended: what became of the process.
-            was_killed: because its time was over.
+            ended: how the process ended.
+            was_killed: whether the process was killed because its time was over.
         """
         if self._trying is None:
             return None
@@ -56,4 +56,4 @@ class Watch:
         seconds = self._now() - self._since
         if seconds < HANGS:
             return None
-        return Fault(**self._trying, why=f"it did not end in {seconds:.0f} s")
+        return Fault(**self._trying, why=f"did not return within {seconds:.0f} s")

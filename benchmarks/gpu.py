@@ -1,17 +1,17 @@
-"""Everything that a GPU machine is asked, by worth, in one command of some minutes.
+"""Run all measurements and tests on a GPU machine, most important first, within some minutes.
 
-    setup     what is here, its ceilings, the extension
+    setup     description of the machine, its ceilings, the extension
     smoke     one test of each kernel and direction
-    headline  the first speeds, with every rival
+    headline  the most important speeds, with every alternative
     tests     all tests on the device
-    tuning    the kernels' configurations at those shapes
-    rest      a real run of growth, what was cut short, all other speeds, the rest of tuning
+    tuning    the kernels' configurations at the headline shapes
+    rest      a growth run, unfinished cases, all other speeds, the rest of tuning
 
-Each piece of work is a process of its own: a fault ends it alone. What is found is on disk at once
-(`record.jsonl`), and `results.json` is made anew from it each time: a kill at any moment loses the
-case that was being measured. A second call over the same folder goes on with what is missing; what
-was cut short is missing, and so is what was measured with other code (`benchmarks.code`) or with
-other configurations of its kernels than those known now.
+Each piece of work runs in a separate process, so that an error ends only this piece. Each result is
+written to disk immediately (`record.jsonl`), and `results.json` is then rewritten: if the run is
+killed, only the case that was being measured is lost. A second call with the same folder measures
+what is missing: cases that were not finished, and cases that were measured with other code
+(`benchmarks.code`) or with other kernel configurations than the present ones.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ from fastgrow.kernels import tuned
 RECORD = "record.jsonl"
 AGAINST = ("implementation", "eager", "compile", "library")
 SECONDS_A_CASE = 1.0
-# Before a worker that does not end by itself is killed; and what is kept for writing at the end.
+# Seconds before a worker that does not end is killed; and seconds reserved for writing at the end.
 GRACE, AT_THE_END = 10.0, 8.0
-# A case that is killed has measured nothing: one that has begun is let come to its end, also where
-# its kernels are compiled for the first time.
+# A case that is killed has no result: a case that has started may use this many seconds more, for
+# example if its kernels are compiled for the first time.
 GRACE_OF_A_CASE = 25.0
 BUILD_SECONDS = 120.0
 NO_TIME = "not run: no time was left"
@@ -74,19 +74,19 @@ NO_TIME = "not run: no time was left"
 
 @dataclass(frozen=True)
 class Options:
-    """What a call is asked.
+    """Options of a call.
 
     Args:
-        minutes: for the whole call.
+        minutes: time limit of the whole call.
         stages: names of STAGES.
         families: operations to time.
-        only: a part of the names of cases and tests.
-        again: measure what is chosen again, where it is known already.
-        rehearse: go through everything on a CPU (`benchmarks.rehearsal`).
-        against: kinds of rivals (`benchmarks.contenders.KINDS`).
-        tests: the folder of tests.
-        substrate: a substrate for the run of growth; made where there is none.
-        growth: the configuration of that run.
+        only: substring of the names of the cases and tests to run.
+        again: measure the selected items again, even if their results are known.
+        rehearse: run everything on a CPU (`benchmarks.rehearsal`).
+        against: kinds of contenders (`benchmarks.contenders.KINDS`).
+        tests: folder of the tests.
+        substrate: folder of a substrate for the growth run; None builds one.
+        growth: configuration of the growth run.
     """
 
     minutes: float = WHOLE
@@ -102,23 +102,24 @@ class Options:
 
 
 def run_gpu(out: Path, options: Options) -> Result:
-    """Run the stages asked for, within the minutes given, and return all that is known.
+    """Run the selected stages within the given minutes, and return all results known so far.
 
     Raises:
-        ConfigError: there is no GPU, and this is no rehearsal; `out` is no folder, or another run
-            writes there; there is no such substrate; no case is called so; the minutes are too few
-            to begin.
-        OSError: the disk is full, …; its `filename` says where.
+        ConfigError: there is no GPU, and this is not a rehearsal; `out` is not a folder, or another
+            run writes there; there is no such substrate; no case has such a name; or the minutes
+            are too few to start.
+        OSError: a file cannot be written, for example because the disk is full; its `filename` is
+            the path.
     """
     if not options.rehearse and not torch.cuda.is_available():
         find_machine("cuda")
     if options.substrate is not None and not options.substrate.is_dir():
-        raise ConfigError(f"--substrate: there is no folder {options.substrate}")
+        raise ConfigError(f"--substrate: no such folder: {options.substrate}")
     end = time.monotonic() + 60 * options.minutes - AT_THE_END
     with contextlib.ExitStack() as stack:
         record = stack.enter_context(open_alone(out / RECORD))
         built = "" if options.rehearse else _build_extension()
-        # A process that starts before the extension is there would be without it.
+        # Started after the build, as a process that starts earlier would not find the extension.
         workers = stack.enter_context(Workers())
         run = _Run(record, options, end, workers)
         run.setup(built)
@@ -130,7 +131,7 @@ def run_gpu(out: Path, options: Options) -> Result:
 
 
 class _Run:
-    """One call: its record, what it is about, and the time it has."""
+    """One call: its record, its options and its time limit."""
 
     def __init__(self, record: Record, options: Options, end: float, workers: Workers) -> None:
         self.record, self.options, self.end, self.workers = record, options, end, workers
@@ -160,13 +161,17 @@ class _Run:
         return max(0.0, self.end - time.monotonic())
 
     def limit(self, stage: str) -> float:
-        """Seconds that a stage may take now."""
+        """Return the seconds that a stage may take from now on."""
         return min(self.left(), STAGES[stage] * self.options.minutes / WHOLE)
 
     # Stages.
 
     def setup(self, built: str) -> None:
-        """The machine; `built` says why the extension is missing."""
+        """Record the machine.
+
+        Args:
+            built: why the extension is missing, or empty.
+        """
 
         def on_answer(answer: Line) -> None:
             self.key = key_of(answer["environment"])
@@ -180,8 +185,9 @@ class _Run:
         ended = self.workers.run(self._work("machine"), self.left(), on_answer)
         if not self.key:
             raise ConfigError(
-                f"the machine could not be looked at: {ended or 'it said nothing'}; a call has "
-                f"--minutes {self.options.minutes:g}, of which {AT_THE_END:.0f} s are for its end"
+                f"the machine could not be examined: {ended or 'the worker returned nothing'}; "
+                f"the time limit is --minutes {self.options.minutes:g}, of which "
+                f"{AT_THE_END:.0f} s are reserved for writing the results"
             )
         self.note("extension", built)
         self.note("setup", ended)
@@ -197,29 +203,30 @@ class _Run:
         self._speeds("headline", self.headline_cases, self.limit("headline"), may_compile=False)
 
     def tuning(self) -> None:
-        """The configurations that the headline cases ask for."""
+        """Tune the configurations that the headline cases use."""
         self._tune("tuning", self.limit("tuning"), first_rank=0)
 
     def rest(self) -> None:
         self._grow(min(self.left(), GROWTH_SECONDS * self.options.minutes / WHOLE))
-        # Those measured without a rival, or before their kernels were tuned, and the others.
+        # Headline cases measured without an alternative or before their kernels were tuned, and all
+        # other cases.
         cases = [*self.headline_cases, *self.other_cases]
         self._speeds("rest", cases, self.left(), may_compile=True)
         self._tune("rest of tuning", self.left(), first_rank=None)
 
-    # What they are made of.
+    # Steps of the stages.
 
     def _set_aside(self, *names: str) -> None:
-        """Keep files that this record or this machine has not made under names that are free."""
+        """Rename files that are not from this record or this machine, to names that are free."""
         for path in (self.out / name for name in names):
             if path.exists():
                 others = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(1))
                 other = next(other for other in others if not other.exists())
                 path.rename(other)
-                print(f"{path} was not of this machine's record; it is {other.name} now")
+                print(f"{path} is not from this machine's record; renamed to {other.name}")
 
     def warming(self) -> contextlib.AbstractContextManager[object]:
-        """Compiles what the speeds will want, from now on and beside everything else."""
+        """Return a context manager that compiles the contenders of later cases in parallel."""
         cases: list[Case] = []
         compiles = any(kind in COMPILE_MODES for kind in self.options.against)
         if compiles and "headline" in self.options.stages:
@@ -227,11 +234,11 @@ class _Run:
         if compiles and "rest" in self.options.stages:
             cases += self.missing([*self.headline_cases, *self.other_cases])
         cells = [cell_of(case) for case in {case.name: case for case in cases}.values()]
-        # Each of the others runs the compiler too.
+        # The measuring processes run the compiler, too.
         slots = min(4, max(1, (os.cpu_count() or 1) // 3))
         if cells:
-            text = f"up to {slots} processes ran later cases once, on the same device, while others"
-            self.note("compiling beforehand", f"{text} were timed")
+            text = f"up to {slots} processes ran later cases once on the same device, while others"
+            self.note("compiling in advance", f"{text} were timed")
         warming = Warming(self._work("warm"), cells, slots)
         self.ready = warming.ready
         return warming
@@ -242,7 +249,7 @@ class _Run:
         note = next((n for n in self._lines_of("note") if n["about"] == stage), None)
         was_complete = note is not None and not note["text"]
         if was_complete and not again and not {*RED} & {*known.values()}:
-            print(f"{stage}: done before", flush=True)
+            print(f"{stage}: already done in an earlier call", flush=True)
             return
         limit = self.limit(stage)
         print(f"{stage}: at most {limit:.0f} s", flush=True)
@@ -262,14 +269,14 @@ class _Run:
             on_outcome=on_outcome,
         )
         if self.options.only:
-            # What a part of them came to says nothing of the others.
-            print(f"{stage}: {state or 'done, of those chosen'}", flush=True)
-            state = "" if was_complete else "unfinished: only a part of them was asked"
+            # The outcome of some tests does not make the stage complete.
+            print(f"{stage}: {state or 'done, for the selected tests'}", flush=True)
+            state = "" if was_complete else "unfinished: only a part of the tests was selected"
         self.note(stage, state)
         self.write()
 
     def _speeds(self, stage: str, cases: Sequence[Case], seconds: float, may_compile: bool) -> None:
-        """The missing cases, an operation's in a process of its own, within shares of the time."""
+        """Measure the missing cases; each operation has a separate process and a time share."""
         end = time.monotonic() + seconds
         by_operation: dict[str, list[Case]] = {}
         for case in self.missing(cases):
@@ -288,7 +295,7 @@ class _Run:
         self.write()
 
     def _measure(self, cases: Sequence[Case], seconds: float, may_compile: bool) -> None:
-        """Cases of one operation; where a process dies, the next one goes on after that case."""
+        """Measure cases of one operation; if a process dies, another continues after that case."""
         end = time.monotonic() + seconds
         by_name = {case.name: case for case in cases}
         current: Case | None = None
@@ -302,8 +309,8 @@ class _Run:
             elif "start" in answer:
                 current = by_name[answer["start"]]
             elif "rows" in answer and current is not None:
-                asked = {f"{k} {b}": launches.get(k, {}).get(b, {}) for k, b in answer["launch"]}
-                launch = {name: entry.get("configuration") for name, entry in asked.items()}
+                used = {f"{k} {b}": launches.get(k, {}).get(b, {}) for k, b in answer["launch"]}
+                launch = {name: entry.get("configuration") for name, entry in used.items()}
                 self._add_cell(current, answer["rows"], launch)
                 current = None
 
@@ -328,7 +335,7 @@ class _Run:
                 self._add_dead(current, ended)
             elif died_idle:
                 return
-            # It may have waited for its work while another process held all memory.
+            # The process may have failed to start because another process held all memory.
             died_idle = current is None
             waiting = [c for c in waiting if c.name not in self.measured | self.dead]
 
@@ -343,7 +350,7 @@ class _Run:
         self.write()
 
     def _add_dead(self, case: Case, ended: str) -> None:
-        """A row that says what became of the case; the next call tries it again."""
+        """Add a row that states how the case's process ended; the next call tries it again."""
         self.dead.add(case.name)
         status = f"{SKIPPED}: its process {ended}"
         row = Row(
@@ -357,9 +364,10 @@ class _Run:
         self.write()
 
     def missing(self, cases: Sequence[Case]) -> list[Case]:
-        """Those that are not complete and can be completed now.
+        """Return the cases that are not complete and can be completed now.
 
-        What this call has measured without a rival is asked again once the rival is ready.
+        A case that this call has measured without a contender that was not compiled yet is measured
+        again once that contender is compiled.
         """
         known = self.complete()
         if self.options.again:
@@ -368,14 +376,14 @@ class _Run:
             line["cell"]
             for line in self._lines_of("cell")
             if line["cell"] in self.measured
-            and (rivals := _skipped(line))
-            and not any(self._is_ready(line["cell"], rival) for rival in rivals)
+            and (skipped := _skipped(line))
+            and not any(self._is_ready(line["cell"], contender) for contender in skipped)
         }
         left_out = known | waiting | self.dead
         return [case for case in cases if case.name not in left_out]
 
     def complete(self) -> set[str]:
-        """Cases measured with every rival, with this code and these launches."""
+        """Return the cases measured with all contenders, this code and these configurations."""
         entries = self._table()["entries"]
 
         def is_tuned(line: Line) -> bool:
@@ -409,7 +417,7 @@ class _Run:
             elif "trying" in answer:
                 watch.tries(answer["trying"])
             elif "note" in answer:
-                # One that goes on where another process ended says some of it again.
+                # A process that continues after another repeats some of its notes.
                 if answer["note"] not in texts:
                     texts.append(answer["note"])
             else:
@@ -442,19 +450,19 @@ class _Run:
             print(f"{stage}: {fault or ended}", flush=True)
             if fault is None and (was_killed or died_idle):
                 break
-            # It may have waited for its work while another process held all memory.
+            # The process may have failed to start because another process held all memory.
             died_idle = fault is None
             left = end - time.monotonic()
         self.note(stage, "; ".join(texts))
         self.write()
 
     def _faults(self) -> list[Fault]:
-        """What is not tried again."""
+        """Return the trials that are not repeated."""
         names = [field.name for field in dataclasses.fields(Fault)]
         return [Fault(**{name: line[name] for name in names}) for line in self._lines_of("fault")]
 
     def _grow(self, seconds: float) -> None:
-        # One that failed or was killed is asked again, as tests are.
+        # A run that failed or was killed is repeated, as tests are.
         known = [line for line in self._lines_of("growth") if line["found"]["state"] == "passed"]
         if (known and not self.options.again) or self.options.only:
             return
@@ -465,8 +473,8 @@ class _Run:
         def on_answer(answer: Line) -> None:
             self.add({"kind": "growth", "found": answer["found"]})
 
-        # Checkpoints of gigabytes are not what is brought back. A process that was killed may be
-        # writing one still.
+        # In a temporary folder, because the checkpoints have gigabytes. A process that was killed
+        # may still be writing one, so errors of the cleanup are ignored.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             work = self._work("growth") | {
                 "out": folder,
@@ -474,7 +482,7 @@ class _Run:
                 "substrate": str(self.options.substrate) if self.options.substrate else None,
                 "config": self.options.growth,
             }
-            # Its first step compiles, and each half waits for one.
+            # The first step compiles, and each half of the run waits for its first step.
             ended = self.workers.run(work, min(2 * seconds + GRACE, self.left()), on_answer)
         self.note("growth", ended)
         self.write()
@@ -485,16 +493,16 @@ class _Run:
         self.record.add({"key": self.key, "code": self.of_everything, **line})
 
     def note(self, about: str, text: str) -> None:
-        """What is to be said of a stage; an empty text says that it is complete."""
+        """Record a note on a stage; an empty text means that the stage is complete."""
         self.add({"kind": "note", "about": about, "text": text})
         if text:
             print(f"{about}: {text}", flush=True)
 
     def _lines_of(self, kind: str) -> list[Line]:
-        """What is known of this machine and of the code as it is."""
+        """Return the record's lines of this machine and the present code."""
         digests = set(self.digests.values()) if kind == "cell" else {self.of_everything}
         lines = self.record.of(kind, self.key)
-        # Which name the source of their kernel.
+        # Entries and faults have the digest of their kernel's source instead.
         if kind in ("entry", "fault"):
             return lines
         return [line for line in lines if line["code"] in digests]
@@ -512,7 +520,7 @@ class _Run:
         }
 
     def write(self) -> Result:
-        """results.json, results.csv and tuning.json, of all that is known."""
+        """Write results.json, results.csv and tuning.json with all results known so far."""
         result = result_of(self.record, self.key, self.digests, self.of_everything)
         save(result, self.out)
         table = table_from(self.record, self.key, result.rows)
@@ -522,19 +530,19 @@ class _Run:
 
 
 def _skipped(line: Line) -> list[str]:
-    """The contenders of a case that a run of more time would measure."""
+    """Return the contenders of a case that were skipped and that a longer run would measure."""
     return [row["contender"] for row in line["rows"] if row["status"].startswith(SKIPPED)]
 
 
 def _names(launch: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """A launch's name, its kernel and its bucket."""
+    """Return each launch's name, kernel and bucket."""
     return [(name, *name.split(" ", 1)) for name in launch]  # type: ignore[misc]
 
 
 def _launches(entry: dict[str, Any], launched: dict[str, int] | None) -> bool:
-    """Whether a kernel whose entry this is now would launch what was launched then.
+    """Whether a kernel with this entry would launch the configuration that was launched earlier.
 
-    Without an entry (None) the default was, which the best may be.
+    If there was no entry (`launched` is None), the default was launched, which may be the best.
     """
     if entry.get("configuration") == launched:
         return True
@@ -542,15 +550,19 @@ def _launches(entry: dict[str, Any], launched: dict[str, int] | None) -> bool:
 
 
 def _build_extension() -> str:
-    """Build the CUDA extension in a working copy that has none; why not, where that fails."""
+    """Build the CUDA extension in a working copy that has none.
+
+    Returns:
+        Why it could not be built, or an empty string.
+    """
     if _native.CUDA.loaded:
         return ""
     if _native.PACKAGE.parent != ROOT or not (ROOT / "setup.py").is_file():
-        return f"{_native.CUDA.reason}; this is no working copy, where it could be built"
+        return f"{_native.CUDA.reason}; it can only be built in a working copy of the repository"
     if shutil.which("nvcc") is None:
         return f"{_native.CUDA.reason}; nvcc is not on the PATH"
     environment = os.environ | {"FASTGROW_BUILD_EXT": "cuda"}
-    # Asked of the driver's tool, so that this process needs no context on the device.
+    # Queried from the driver's tool, so that this process needs no context on the device.
     capability = output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
     if capability:
         environment["FASTGROW_CUDA_ARCHITECTURES"] = capability.replace(".", "")

@@ -1,4 +1,4 @@
-"""From the record of a GPU machine to its result file and its tuning table."""
+"""Make the result file and the tuning table from the record of a GPU machine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks.ship import TESTED
 from fastgrow.kernels import tuned
 
 COMMAND = "python -m benchmarks gpu"
-SHOWN = 20  # names of failed tests in a note
-# What a file of tests is about, where its name does not say so.
+SHOWN = 20  # maximum number of failed tests named in a note
+# The operations that a test file is about, if its name does not contain them.
 OPERATIONS = {
     "test_decode_kernels.py": ("attention",),
     "test_linear_lse_kernels.py": ("linear_cross_entropy", "linear_lse_gather", "linear_kl"),
@@ -26,19 +26,21 @@ OPERATIONS = {
     "test_norm_kernels.py": ("layer_norm", "rms_norm"),
     "test_rope_kernel.py": ("attention",),
 }
-# It is made of the other operations.
+# The case that consists of the other operations.
 OF_ALL = "growth_step"
-# Runs, models and ensembles: what they come to says of no single operation that it is wrong, and
-# each of those is checked where it is timed.
+# Tests of runs, models and ensembles: a failure does not show that a particular operation is wrong,
+# and each operation is checked when it is timed.
 OF_MODELS = "tests/gpu/"
 
 
 def result_of(record: Record, key: str, digests: Mapping[str, str], of_everything: str) -> Result:
-    """All that is known of the machine of that key and of the code as it is.
+    """Return all results of a machine and the present code.
 
     Args:
-        digests: of each operation's code.
-        of_everything: of all code.
+        record: the record.
+        key: key of the machine.
+        digests: digests of each operation's code.
+        of_everything: digest of all code.
     """
     machine = _machine(record, key)
     environment, ceilings = machine["environment"], Ceilings(**machine["ceilings"])
@@ -51,10 +53,10 @@ def result_of(record: Record, key: str, digests: Mapping[str, str], of_everythin
         else:
             of_other_code += 1
     if of_other_code:
-        notes.append(f"{of_other_code} cases in the record are of other code and not used")
+        notes.append(f"{of_other_code} cases in the record are from other code and not used")
     if record.unused:
         notes.append(
-            f"{record.unused} lines of the record are damaged or of another version and not used"
+            f"{record.unused} lines of the record are damaged or from another version and not used"
         )
     texts = {n["about"]: n["text"] for n in _current(record, "note", key, of_everything)}
     tests = _tests(record, key, of_everything, texts)
@@ -70,7 +72,7 @@ def result_of(record: Record, key: str, digests: Mapping[str, str], of_everythin
 
 
 def growth_note(found: dict[str, Any]) -> str:
-    """What a run of growth came to; all of it is in the record."""
+    """Summarise a growth run; the record has all details."""
     text = f"growth of {found['config']}, stopped and resumed once: {found['state']}"
     for half in found.get("halves", []):
         speed, peak = half["tokens_per_second"], half.get("peak_memory_bytes")
@@ -96,7 +98,7 @@ def _tests(
     record: Record, key: str, of_everything: str, texts: Mapping[str, str]
 ) -> dict[str, Any]:
     lines = _current(record, "test", key, of_everything)
-    unfinished = texts.get("tests", "unfinished: only the first of them were asked")
+    unfinished = texts.get("tests", "unfinished: only the smoke tests were run")
     found = outcome({line["test"]: line["outcome"] for line in lines}, unfinished)
     if not lines:
         found["state"] = texts.get("tests") or "not run"
@@ -108,20 +110,23 @@ def _notes_on(tests: dict[str, Any]) -> list[str]:
     counts = [f"{tests[word]} {word}" for word in COUNTED if word in tests]
     notes = [f"{TESTED}{', '.join([tests['state'], *counts])}"]
     if tests["failures"]:
-        told = [
+        failed = [
             f"{test} ({why})" if why else test
             for test, why in zip(tests["failures"], tests["whys"], strict=True)
         ]
-        more = len(told) - SHOWN
-        notes.append(f"red: {', '.join(told[:SHOWN])}{f' and {more} more' if more > 0 else ''}")
+        more = len(failed) - SHOWN
+        suffix = f" and {more} more" if more > 0 else ""
+        notes.append(f"failed tests: {', '.join(failed[:SHOWN])}{suffix}")
     return notes
 
 
 def table_from(record: Record, key: str, rows: Sequence[Row] = ()) -> dict[str, Any]:
-    """What launchers are to read: the shipped table with what was measured here in its place.
+    """Return the tuning table for launches: the shipped table, updated with the measured entries.
 
     Args:
-        rows: of the result; without them what is said of the extension is what is shipped.
+        record: the record.
+        key: key of the machine.
+        rows: rows of the result; without them, the entries about the extension are those shipped.
     """
     environment = _machine(record, key)["environment"]
     device = environment["device"]
@@ -151,7 +156,10 @@ def _shipped(path: Path) -> dict[str, Any]:
 
 
 def withheld_where_red(rows: Sequence[Row], tests: dict[str, Any]) -> list[Row]:
-    """No ratio for an operation that a failed test is about; none at all where one does not say."""
+    """Remove the ratio of each operation that a failed test is about.
+
+    If a failed test's operation is unknown, the ratios of all operations are removed.
+    """
     if not tests["state"].startswith("failed"):
         return list(rows)
     operations = {row.op for row in rows}
@@ -167,7 +175,7 @@ def withheld_where_red(rows: Sequence[Row], tests: dict[str, Any]) -> list[Row]:
 
 
 def _about(failure: str, operations: set[str]) -> set[str]:
-    """Those that a test is about, by its name or its file's; all where neither tells."""
+    """Return the operations that a test is about, by its name or file; all if they are unknown."""
     if failure.startswith(OF_MODELS):
         return {OF_ALL} & operations
     file = Path(failure.split("::")[0]).name

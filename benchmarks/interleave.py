@@ -1,4 +1,4 @@
-"""Timing several contenders so that what disturbs the machine disturbs them alike."""
+"""Time several contenders in turns, so that other load on the machine affects them equally."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmarks.case import Case, Inputs, Output, Run, tensors_of
 from benchmarks.clock import Clock
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
-# A GPU's cache holds two hundred sets of the smallest cases.
+# A GPU's cache can hold two hundred input sets of the smallest cases.
 MAX_SETS = 256
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: after `seconds`, but not before `min_rounds` nor after `max_rounds`."""
+    """When to stop: after `seconds`, but after at least `min_rounds`, at most `max_rounds`."""
 
     seconds: float
     min_rounds: int = MIN_ROUNDS
@@ -32,9 +32,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Samples:
-    """A contender's seconds, one a round, and how many are without the host's launches.
+    """A contender's seconds in each round.
 
-    `covered` is None where that is not told apart (`benchmarks.clock`).
+    Args:
+        seconds: one time for each round.
+        covered: number of times without the host's launch time, None if the clock does not
+            distinguish them (`benchmarks.clock`).
     """
 
     seconds: list[float]
@@ -43,7 +46,7 @@ class Samples:
 
 _RUNS = itertools.count()
 
-# Given the number of an input set, does what is not timed and returns what is.
+# Given the index of an input set, runs the untimed part and returns a function to be timed.
 Step = Callable[[int], Callable[[], object]]
 
 
@@ -54,13 +57,13 @@ def interleaved(
     n_sets: int,
     now: Callable[[], float] = time.monotonic,
 ) -> dict[str, Samples]:
-    """The times of each contender, one sample a round.
+    """Return the times of each contender, one sample per round.
 
-    In every round each contender runs once, in an order of the round's own; every call takes the
-    next input set, so that its inputs have left the cache.
+    In every round, each contender runs once, in a random order; every call uses the next input set,
+    so that its inputs are no longer in the cache.
     """
     names = list(steps)
-    # A contender's name stands for another call in another case.
+    # The same name means a different call in another case.
     run = next(_RUNS)
     kinds = {name: f"{run} {name}" for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -76,18 +79,21 @@ def interleaved(
 
 
 def order(names: Sequence[str], round_: int) -> list[str]:
-    """The round's order: shuffled, so that nobody always runs after the same one.
+    """Return the round's order: shuffled, so that no contender always runs after the same one.
 
-    What ran before leaves traces in caches and allocators; they cost a fixed order some 5 %.
+    The state of caches and allocators after a contender affects the next one, by about 5 % with a
+    fixed order.
     """
     return random.Random(round_).sample(names, len(names))
 
 
 def input_sets(case: Case, clock: Clock, memory_limit: int) -> list[Inputs]:
-    """As many sets of random inputs as it takes to be twice the cache, at least two.
+    """Make sets of random inputs, at least two, which together are twice as large as the cache.
 
     Args:
-        memory_limit: bytes that all sets together may take.
+        case: the case.
+        clock: clock with the size of the cache.
+        memory_limit: maximum size of all sets together in bytes.
     """
     first = case.inputs(seed=0)
     size = max(1, size_of(first))
@@ -97,7 +103,7 @@ def input_sets(case: Case, clock: Clock, memory_limit: int) -> list[Inputs]:
 
 
 def size_of(value: object) -> int:
-    """Bytes of all tensors in a nested value."""
+    """Return the bytes of all tensors in a nested value."""
     if isinstance(value, Mapping):
         return sum(size_of(item) for item in value.values())
     if isinstance(value, list | tuple):
@@ -107,7 +113,7 @@ def size_of(value: object) -> int:
 
 
 def step_of(case: Case, run: Run, sets: Sequence[Inputs], gradients: Sequence[Tensor]) -> Step:
-    """How a contender does the case's pass; `gradients` are those of the outputs."""
+    """Return the step that runs the case's pass; `gradients` are those of the outputs."""
 
     def backward(output: Output, inputs: Inputs) -> object:
         wanted = list(case.family.differentiated(inputs).values())

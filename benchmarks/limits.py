@@ -1,10 +1,10 @@
-"""What has to stay cheap on a CPU: `python -m benchmarks.limits`.
+"""Check upper limits of overhead on a CPU: `python -m benchmarks.limits`.
 
-The trainer beside the step that it runs, and a patched model beside the plain one: processor
-seconds on one thread, both sides in turn, and of each the shortest, so that other work on the
-machine counts little. The building of the default substrate: processor seconds of all its threads
-together, once. A quiet machine is wanted all the same. The tests count operations in place of
-seconds, which are the same on every machine.
+The overhead of the trainer over the step that it runs, and of a patched model over the plain one:
+processor seconds on one thread, both sides in turns, the shortest of each, so that other work on
+the machine matters little. The building of the default substrate: processor seconds of all threads
+together, once. Run it on an idle machine nevertheless. The tests count operations instead of
+seconds, as these are the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from fastgrow.training import TrainConfig, Trainer
 from fastgrow.training.optimizer import Optimizer
 from fastgrow.training.schedule import cosine
 
-OVERHEAD, PATCHED, BUILDING = 0.02, 1.05, 10.0  # what is allowed
+OVERHEAD, PATCHED, BUILDING = 0.02, 1.05, 10.0  # allowed values
 V, T = 64, 64
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A measured number and the largest that is allowed."""
+    """A measured number and its allowed maximum."""
 
     what: str
     measured: float
@@ -44,14 +44,14 @@ class Limit:
 
 
 def one_block(d_model: int) -> fg.Decoder:
-    """A decoder of one block on V random vectors."""
+    """Make a decoder of one block with a random token table of size V."""
     torch.manual_seed(0)
     config = fg.DecoderConfig(vocab_size=V, d_model=d_model, n_layer=1, n_head=4, max_seq_len=T)
     return fg.Decoder(config, table=torch.randn(V, d_model))
 
 
 def bare_loop(model: fg.Decoder, steps: int) -> None:
-    """Training in the fewest lines."""
+    """Train with a minimal loop."""
     config, batches = TrainConfig(), Windows(V, 4, T)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = Optimizer(parameters, config)
@@ -66,15 +66,15 @@ def bare_loop(model: fg.Decoder, steps: int) -> None:
 
 
 def trainer_loop(model: fg.Decoder, steps: int) -> None:
-    """The same steps by the trainer."""
+    """Run the same steps with the trainer."""
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     Trainer(model, parameters, Windows(V, 4, T), TrainConfig(pick="last"), steps=steps).run()
 
 
 def trainer_overhead(clock: Clock, *, steps: int = 100, rounds: int = 8) -> Limit:
-    """What the trainer adds to a step, as a share of a step of one block of width 128.
+    """Measure the time that the trainer adds to a step, relative to a step of a block of width 128.
 
-    The difference is taken on a model of next to no size, where it is not lost in the noise.
+    The difference is measured on a tiny model, where it is larger than the noise.
     """
     tiny = one_block(8)
     bare, trained = _shortest(
@@ -82,11 +82,11 @@ def trainer_overhead(clock: Clock, *, steps: int = 100, rounds: int = 8) -> Limi
     )
     block = one_block(128)
     (step,) = _shortest(clock, rounds, lambda: bare_loop(block, steps))
-    return Limit("trainer beside its step", (trained - bare) / step, OVERHEAD)
+    return Limit("overhead of the trainer", (trained - bare) / step, OVERHEAD)
 
 
 def patched_step(name: str, model: nn.Module, clock: Clock, *, rounds: int = 12) -> Limit:
-    """A training step of a patched model, in those of the plain one."""
+    """Measure a training step of a patched model relative to the plain model's."""
     ids = torch.randint(1, V, (2, 256), generator=torch.Generator().manual_seed(0))
     patched = copy.deepcopy(model)
     fg.patch(patched)
@@ -103,7 +103,7 @@ def patched_step(name: str, model: nn.Module, clock: Clock, *, rounds: int = 12)
 
 
 def plain_models() -> dict[str, nn.Module]:
-    """Models of other people, of four blocks of width 256."""
+    """Make transformers models with four blocks of width 256."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     gpt2 = GPT2Config(vocab_size=V, n_embd=256, n_head=8, n_layer=4, n_positions=256)
@@ -118,14 +118,14 @@ def plain_models() -> dict[str, nn.Module]:
 
 
 def substrate_building(clock: Clock) -> Limit:
-    """Seconds for the default substrate and its table."""
+    """Measure the seconds for building the default substrate and its token table."""
     start = clock()
     _ = fg.Substrate.build().table
     return Limit("default substrate, seconds", clock() - start, BUILDING)
 
 
 def _shortest(clock: Clock, rounds: int, *runs: Callable[[], None]) -> list[float]:
-    """The shortest time of each, taken in turn after a first round that does not count."""
+    """Return the shortest time of each, measured in turns after a warm-up round."""
     times = []
     for _ in range(rounds + 1):
         row = []
@@ -138,7 +138,7 @@ def _shortest(clock: Clock, rounds: int, *runs: Callable[[], None]) -> list[floa
 
 
 def main() -> int:
-    """Print the table; 1 where something costs more than it may."""
+    """Print the table; return 1 if a limit is exceeded."""
     torch.set_num_threads(1)
     clock = time.process_time
     limits = [trainer_overhead(clock), substrate_building(clock)]

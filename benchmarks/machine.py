@@ -1,4 +1,4 @@
-"""The machine under test: its description, its clock and its ceilings."""
+"""The measured machine: its description, its clock and its ceilings."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 CEILING_RUNS = 15
 
 CPU_NOTE = (
-    "Measured on a CPU: wall-clock time of whole calls, with inputs rotated so that the cache is "
-    "cold. The Triton kernels do not run here, so these numbers say nothing about a GPU. Peak "
-    "memory is what torch's allocator holds above the inputs; the products' own scratch space is "
-    "not seen."
+    "Measured on a CPU: wall-clock time of whole calls, with rotating inputs so that the cache is "
+    "cold. The Triton kernels do not run on a CPU, so these numbers do not predict those of a GPU. "
+    "Peak memory is the memory allocated by torch in addition to the inputs; it does not include "
+    "the scratch space of matrix products."
 )
 
 
-# Load average per core above which others are taken to disturb the times.
+# Load average per core above which other work is assumed to disturb the times.
 QUIET = 0.5
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device with what measures it; tests put a fake one together."""
+    """A device with its clock, description and ceilings; tests use a fake one."""
 
     device: torch.device
     clock: Clock
@@ -56,34 +56,34 @@ class Machine:
 
 
 def cpu_notes(environment: dict[str, Any]) -> list[str]:
-    """What a CPU's numbers mean, and whether other work disturbed them."""
+    """Return notes on the meaning of a CPU's numbers, and on whether other work disturbed them."""
     load, cores = environment.get("load", 0.0), environment.get("cores") or 1
     if load <= QUIET * cores:
         return [CPU_NOTE]
     busy = (
-        f"The machine was not quiet: the load average was {load:.1f} on {cores} cores when the "
-        "run began. Ratios of interleaved runs stand that better than times do."
+        f"The machine was busy with other work: the load average was {load:.1f} on {cores} cores "
+        "at the beginning of the run. This affects times more than ratios of interleaved runs."
     )
     return [CPU_NOTE, busy]
 
 
 def find_machine(kind: str | None = None) -> Machine:
-    """The GPU where there is one, or else the CPU; `kind` asks for one of them.
+    """Return the GPU if there is one, else the CPU; or the device type `kind` if given.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: a GPU is requested and there is none.
     """
     has_gpu = torch.cuda.is_available()
     if kind == "cuda" and not has_gpu:
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        raise ConfigError(f"no CUDA GPU is at hand (torch {torch.__version__} is built {build})")
+        raise ConfigError(f"no CUDA GPU is available (torch {torch.__version__} is built {build})")
     device = torch.device("cpu" if kind == "cpu" or not has_gpu else "cuda")
     clock: Clock = CpuClock() if device.type == "cpu" else CudaClock(device)
     return Machine(device, clock, _environment(device), lambda: measure_ceilings(device, clock))
 
 
 def measure_ceilings(device: torch.device, clock: Clock) -> Ceilings:
-    """Bandwidth of a large copy (read + written) and speed of a large product."""
+    """Measure the bandwidth of a large copy (read + written) and the speed of a matrix product."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     source = torch.randn(COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
@@ -155,7 +155,7 @@ def _commit() -> str | None:
 
 
 def output(*command: str) -> str | None:
-    """The first line that a command prints; None where it fails or is not there."""
+    """Return the first line that a command prints; None if it fails or does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

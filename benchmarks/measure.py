@@ -1,4 +1,4 @@
-"""One case: check every contender, warm it up, time all of them interleaved, take their memory."""
+"""Measure one case: check and warm up each contender, time all interleaved, measure memory."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from benchmarks.results import Row
 from benchmarks.summary import timing
 from fastgrow.errors import FastgrowError
 
-# Before one has been seen, a compilation is taken to last this long.
+# Assumed seconds of a compilation before the first one is measured.
 FIRST_GUESS_OF_COMPILING = 15.0
-# How the status of a contender begins that a run of more time would measure.
+# Prefix of the status of a contender that a longer run would measure.
 SKIPPED = "skipped"
-# Of other processes; less is their contexts.
+# Memory of other processes above which out-of-memory errors are blamed on them; their contexts
+# alone need less.
 MANY_BYTES = 8 << 30
 
 
 class DeviceLost(Exception):
-    """After an illegal access nothing runs on the device any more, in this process."""
+    """Raised after an illegal access, when this process can run nothing on the device any more."""
 
 
 class Budget:
-    """Seconds that a run may take, and what compiling has cost so far."""
+    """The time limit of a run in seconds, and the time spent compiling so far."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -46,7 +47,7 @@ class Budget:
         self.spent_compiling = 0.0
 
     def compiled(self, seconds: float) -> None:
-        """A compilation took so long; the next one is taken to last as long."""
+        """Note the time of a compilation; the next one is assumed to take as long."""
         self.compiling = seconds
         self.spent_compiling += seconds
 
@@ -54,7 +55,7 @@ class Budget:
         return self._end - self._now()
 
     def allows_compiling(self, reserved: float) -> bool:
-        """Is there time to compile once more and still have `reserved` seconds?"""
+        """Whether there is time to compile once more and still have `reserved` seconds."""
         return self.left() - reserved > self.compiling
 
 
@@ -65,11 +66,11 @@ class Settings:
     Args:
         against: kinds of contenders (`benchmarks.contenders.KINDS`).
         seconds: time for one case's rounds.
-        min_rounds: rounds that are made even when the time is over.
-        input_bytes: memory that a case's input sets may take.
-        is_compiled: whether a contender that compiles has been compiled already, by another process
-            that shares its caches; the budget is not asked then.
-        may_compile: whether others may be compiled where the budget allows it.
+        min_rounds: minimum number of rounds, even if the time is over.
+        input_bytes: maximum size of a case's input sets in bytes.
+        is_compiled: returns whether another process that shares the caches has already compiled a
+            contender; such a contender is run whatever the budget is.
+        may_compile: whether other contenders may be compiled if the budget allows it.
     """
 
     against: Sequence[str] = KINDS
@@ -82,7 +83,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender that has run once, and what the check said (None: not checked)."""
+    """A contender that has run once, and the result of its check (None: not checked)."""
 
     step: Step
     verdict: Verdict | None
@@ -91,16 +92,20 @@ class Ready:
 def measure(
     case: Case, settings: Settings, clock: Clock, budget: Budget, *, reserved: float = 0.0
 ) -> list[Row]:
-    """The rows of a case; a contender that cannot run has a row that says why.
+    """Measure a case and return its rows; the row of a contender that cannot run states why.
 
     Args:
-        reserved: seconds of the budget that the cases after this one will need.
+        case: the case.
+        settings: settings of the run.
+        clock: clock of the device.
+        budget: time limit of the run.
+        reserved: seconds of the budget that the following cases will need.
     """
-    # Beyond its recompile limit dynamo would run eager and pass for compiled.
+    # Beyond its recompile limit, dynamo would silently run eager code.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=64):
         rows = _measure(case, settings, clock, budget, reserved)
     if any(row.contender in COMPILE_MODES and row.status == "ok" for row in rows):
-        # The next case's graphs start from none.
+        # Discard this case's graphs before the next case.
         torch._dynamo.reset()
     return rows
 
@@ -129,7 +134,9 @@ def _measure(
                 refusals[contender.name] = f"{SKIPPED}: it is not compiled yet"
                 continue
             if not budget.allows_compiling(reserved + settings.seconds):
-                refusals[contender.name] = f"{SKIPPED}: no time left of {budget.seconds:.0f} s"
+                refusals[contender.name] = (
+                    f"{SKIPPED}: not enough of {budget.seconds:.0f} s left to compile it"
+                )
                 continue
         step = step_of(case, contender.run, sets, gradients)
         outcome = _prepare(case, contender, step, truth, budget)
@@ -154,14 +161,14 @@ def _measure(
 def _prepare(
     case: Case, contender: Contender, step: Step, truth: Truth, budget: Budget
 ) -> Ready | str:
-    """Warm a contender up and check it, or say why it does not take part."""
+    """Warm up and check a contender; return why if it cannot be measured."""
     start = budget.left()
     try:
         run_once(step)
         if contender.is_compiled:
             budget.compiled(start - budget.left())
         verdict = None
-        # Another shape would be compiled for the check alone.
+        # A compiled contender is not checked on another shape, as this would compile it again.
         if contender.role != "yardstick" and (
             not contender.is_compiled or case.family.checked(case.shape) == case.shape
         ):
@@ -170,14 +177,14 @@ def _prepare(
     except torch.OutOfMemoryError:
         return _out_of_memory(case)
     except FastgrowError as error:
-        # Dispatch names the operation and the wish first, which the row does too.
+        # The message begins with the operation and the override, which the row has already.
         return f"cannot run: {_first_line(error).rpartition('which cannot run: ')[2]}"
     except Refused as error:
         return f"refused: {_first_line(error)}"
     except Exception as error:
         if is_lost(torch.device(case.device)):
             raise DeviceLost(f"{contender.name}: {_first_line(error)}") from error
-        # A baseline may fail in ways of its own; the others are still worth measuring.
+        # If an alternative fails in any way, the others are still measured.
         return f"failed: {type(error).__name__}: {_first_line(error)}"
     return Ready(step, verdict)
 
@@ -185,8 +192,8 @@ def _prepare(
 def _out_of_memory(case: Case) -> str:
     others = memory_of_others(torch.device(case.device))
     if others > MANY_BYTES:
-        # Alone it may well have enough.
-        return f"{SKIPPED}: out of memory beside {others >> 30} GiB of other processes"
+        # Without the other processes there may be enough memory.
+        return f"{SKIPPED}: out of memory; other processes use {others >> 30} GiB"
     return "failed: out of memory"
 
 
@@ -240,7 +247,7 @@ def _row(
         covered=samples.covered,
         peak_mib=peak / 2**20,
         correct=None if verdict is None else verdict.ok,
-        # JSON has no infinity, and `problem` says what is not finite.
+        # JSON has no infinity, and `problem` states what is not finite.
         error=verdict.error if verdict and math.isfinite(verdict.error) else None,
         problem="" if verdict is None else verdict.reason,
         checked="" if verdict is None else shape_text(case.family.checked(case.shape)),

@@ -1,9 +1,9 @@
 """Peak memory of one run, above what was allocated before it.
 
-On a GPU this is the caching allocator's own peak. On a CPU the profiler reports every tensor that
-torch's allocator hands out and takes back, and the peak of their sum is taken: exact for tensors,
-whoever made them, and independent of what malloc keeps. It does not see the scratch space inside
-oneDNN's and BLAS's products.
+On a GPU, this is the caching allocator's peak. On a CPU, the profiler reports every allocation and
+deallocation of torch's allocator, and the result is the peak of their sum: it is exact for tensors
+and independent of memory that malloc does not return to the system. It does not include the scratch
+space inside oneDNN's and BLAS's matrix products.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `run` holds at its worst moment, its result included."""
+    """Return the peak memory of `run` in bytes, including its result."""
     if device.type == "cuda":
         return _peak_on_gpu(run, device)
     # Kineto reports the start and end of every profile on standard error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        # Freed only after the profile has ended, so that the result counts to the end.
+        # Freed only after the profile has ended, so that the result counts until then.
         result = run()
     events = profile.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
@@ -30,7 +30,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def highest(changes: Iterable[int]) -> int:
-    """The highest sum of a prefix of the changes; 0 for none."""
+    """Return the highest sum of a prefix of the changes; 0 if there are none."""
     live = top = 0
     for change in changes:
         live += change
@@ -49,7 +49,7 @@ def _peak_on_gpu(run: Callable[[], object], device: torch.device) -> int:
 
 
 def memory_of_others(device: torch.device) -> int:
-    """Bytes of a GPU that other processes hold, with all contexts; 0 on a CPU."""
+    """Return the bytes of a GPU that other processes and all contexts use; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""From a run's rows to what a GPU's table says of the extension (`fastgrow.kernels.tuned`)."""
+"""Make the entries on the extension of a tuning table (`fastgrow.kernels.tuned`) from a run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from fastgrow.ops import OPERATIONS
 from fastgrow.ops.core import measured
 
 NATIVE = f"{OURS} native"
-# Gradients alone are nothing that the automatic choice is asked for.
+# The automatic choice never runs a backward pass alone.
 PASSES = ("forward", "full")
 
 
 def native_times(
     rows: Sequence[Row], source: str | None
 ) -> dict[str, dict[str, dict[str, Any] | None]]:
-    """An entry for each operation that has `native`, and key of the automatic choice.
+    """Return an entry for each operation with a `native` implementation and each key of the choice.
 
-    It is the one of the cell, of whatever shape or variant, in which `native` does worst, so that
-    it is taken where it is no slower in any. It is None where a cell tells no ratio of it: it did
-    not run or computed something else, tests of it failed, or a rival has still to be measured.
+    The entry is from the cell, of any shape or variant, in which `native` is slowest relative to
+    the others, so that `native` is chosen only if it is no slower in any cell. It is None if a cell
+    has no ratio for `native`: it did not run or was not correct, tests of it failed, or an
+    alternative has not been measured yet.
 
     Args:
-        source: of the extension that was measured.
+        rows: rows of the run.
+        source: source digest of the measured extension.
     """
     found: dict[str, dict[str, dict[str, Any] | None]] = {}
     by_cell = sorted(rows, key=lambda row: row.cell)
@@ -54,7 +56,7 @@ def _entry(cell: Sequence[Row], source: str | None) -> dict[str, Any] | None:
         if row.role in ("implementation", "library")
         and row.contender != NATIVE
         and row.median_ms is not None
-        # What is compiled for the timed shape alone is not checked.
+        # Contenders compiled for the timed shape only are not checked (`correct` is None).
         and row.correct is not False
     ]
     if native is None or not others:

@@ -1,13 +1,13 @@
-"""The shipped nine-layer configuration, grown for a minute on bundled text and resumed once.
+"""Grow the shipped nine-block configuration for a minute on bundled text, and resume it once.
 
     run_nine_layers(Path("out"), 60, device="cuda")
 
-The run is a process of its own that is stopped as a user stops it, by Ctrl-C, and started again by
-the same command. Nothing is downloaded: the text ships with the package, and the substrate is drawn
-from its glyphs (seconds) where none is carried along.
+The run is a separate process that is stopped by Ctrl-C, as by a user, and started again by the same
+command. Nothing is downloaded: the text is part of the package, and the substrate is drawn from its
+glyphs (in seconds) unless one is given.
 
-`python -m benchmarks.nine_layers CONFIG RUN RECORD` is that process: `fastgrow grow`, and what it
-took and ran on.
+`python -m benchmarks.nine_layers CONFIG RUN RECORD` is that process: it runs `fastgrow grow` and
+records its memory and the implementations that it used.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import torch
 from benchmarks import ROOT
 from benchmarks.processes import bound, die_with_parent
 
-STOPPED = 130  # status of a command that Ctrl-C ended
-STOP_SECONDS = 60.0  # for the running step, the checkpoint and the process's end
+STOPPED = 130  # exit status of a command that was stopped by Ctrl-C
+STOP_SECONDS = 60.0  # time for the running step, the checkpoint and the end of the process
 POLL_SECONDS = 0.05
 METRICS = "nine-layers-metrics.jsonl"
 
@@ -46,22 +46,24 @@ def run_nine_layers(
     steps: int | None = None,
     on_half: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Grow for half of the time, stop, go on for the other half, stop.
+    """Grow for half of the time, stop, resume for the other half, stop.
 
     Args:
-        out: folder; `nine-layers-metrics.jsonl`, a row a step, is left there, checkpoints are not.
-        seconds: of both halves together, from starting a process to stopping it. A half goes on
-            until its first step, for at most twice its time.
+        out: output folder; `nine-layers-metrics.jsonl` with one row per step is kept there,
+            checkpoints are not.
+        seconds: time of both halves together, from starting to stopping a process. A half lasts
+            until its first step, but at most twice its time.
         device: `cuda` or `cpu`.
-        substrate: folder of a saved one; without, the configuration's is drawn. One that needs
-            files which are not bundled is replaced by the default recipe's, which is as large.
+        substrate: folder of a saved substrate; None draws the configuration's. If that one needs
+            files that are not bundled, the default recipe is used, which is as large.
         config: name of a shipped configuration, or a file. Its data are replaced by bundled text.
-        steps: end a half after so many.
-        on_half: given the result so far before each half, as this may be killed in it.
+        steps: end a half after this number of steps.
+        on_half: called with the result so far before each half, as the process may be killed.
 
     Returns:
-        `state`, `passed` or `failed: …`, and `unfinished: …` before; `halves`, for each its steps,
-        loss, tokens a second and peak memory; and what else is known when it fails. JSON values.
+        JSON values: `state`, which is `passed` or `failed: …` (`unfinished: …` in `on_half`);
+        `halves` with the steps, loss, tokens per second and peak memory of each; and further facts
+        for a failure.
     """
     work = out / "nine-layers"
     shutil.rmtree(work, ignore_errors=True)
@@ -91,7 +93,7 @@ def run_nine_layers(
 
 
 def _prepare(work: Path, config: str, substrate: Path | None) -> dict[str, Any]:
-    """Write text, substrate and a configuration that names them; what it took."""
+    """Write the text, the substrate and a configuration that names them; return facts on them."""
     import yaml
 
     from fastgrow.cli.config import read_config
@@ -178,7 +180,7 @@ def _half(
 def _wait(
     process: subprocess.Popen[bytes], work: Path, done: int, seconds: float, steps: int | None
 ) -> float | None:
-    """Until the time is over and a step was made; seconds to that one."""
+    """Wait until the time is over and a step was made; return the seconds to the first step."""
     started = time.perf_counter()
     first = None
     while process.poll() is None:
@@ -193,7 +195,7 @@ def _wait(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int | None:
-    """By Ctrl-C; None where that does not end it."""
+    """Stop the process by Ctrl-C; return its status, or None if it does not end."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:
@@ -203,12 +205,12 @@ def _stop(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _not_resumed(work: Path, halves: list[dict[str, Any]]) -> str:
-    """What is wrong with how the second half went on; empty where nothing is."""
+    """Return what is wrong with how the second half resumed; empty if nothing is."""
     if len(halves) < 2 or not halves[1]["steps"]:
         return ""
     saved, first = halves[0]["checkpoint_step"], halves[1]["steps"][0]
     if first != saved + 1:
-        return f"the checkpoint was of step {saved}, the resumed run went on at step {first}"
+        return f"the checkpoint was of step {saved}, but the resumed run continued at step {first}"
     steps = [row["global_step"] for row in _rows(work)]
     if steps != list(range(1, len(steps) + 1)):
         return "steps are missing or were made twice"
@@ -216,7 +218,7 @@ def _not_resumed(work: Path, halves: list[dict[str, Any]]) -> str:
 
 
 def _rows(work: Path) -> list[dict[str, Any]]:
-    """Of each step what was logged; the last line may still be in the writing."""
+    """Read the logged metrics of each step; the last line may be incomplete."""
     file = work / "run" / "metrics.jsonl"
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
@@ -228,7 +230,7 @@ def _rows(work: Path) -> list[dict[str, Any]]:
 
 
 def _speed(rows: list[dict[str, Any]]) -> float | None:
-    """The median, without a half's first step, which compiles."""
+    """Return the median tokens per second, without the first step, which compiles."""
     speeds = [row["tokens_per_second"] for row in rows[1:]]
     return statistics.median(speeds) if speeds else None
 
@@ -240,14 +242,14 @@ def _checkpoint_step(work: Path) -> int | None:
 
 def _last_line(output: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"
 
 
 # -- the process that grows ------------------------------------------------------------------------
 
 
 class _Notes(logging.Handler):
-    """What the automatic choice of implementations passed over."""
+    """Collects the log lines of the automatic choice about implementations it did not choose."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -263,7 +265,7 @@ def main(config: str, run: str, record: str) -> int:
     from fastgrow.info import device
 
     die_with_parent()
-    # Whoever started all of this in the background lets Ctrl-C be ignored.
+    # If the suite was started in the background, this process inherits that SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     notes, log = _Notes(), logging.getLogger("fastgrow")
     log.setLevel(logging.INFO)

@@ -1,17 +1,17 @@
-"""What a call costs the processor before its kernel is on the GPU, in microseconds, without a GPU.
+"""Measure the host's time of a call before its kernel runs, in microseconds, without a GPU.
 
-`benchmarks.stubbed` says what is left out of a launch. A call's time is split by stubbing more and
-more of it, from the inside out, and taking differences:
+`benchmarks.stubbed` documents what is omitted from a launch. A call's time is split by replacing
+more and more of it by stubs, from the inside out, and taking differences:
 
-    launch      without what Triton does for a launch
-    launcher    without the launcher: shapes, strides, tiles, memory for the results
-    op          without torch.library's operator and autograd's function (and its backward pass)
-    dispatch    without the choice of an implementation
-    checks      what is left: the public function's checks of its arguments
+    launch      Triton's work for a launch
+    launcher    the launcher: shapes, strides, tiles, memory for the results
+    op          torch.library's operator and autograd's function (and its backward pass)
+    dispatch    the choice of an implementation
+    checks      the public function's checks of its arguments, which remain
 
-Tensors are so small that what the libraries compute in between (products of MLP, head and LoRA,
-sums of partial gradients) takes little time; it counts where it is called. torch's own call, beside
-each, includes its computation.
+Tensors are so small that the computation of libraries in between (products of MLP, head and LoRA,
+sums of partial gradients) takes little time; it counts in the part that calls it. The time of
+torch's equivalent call, measured for comparison, includes its computation.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from fastgrow.ops import OPERATIONS, Implementation, Operation
 
 SCHEMA = 1
 NOTE = (
-    "Microseconds of a CPU, the least of many samples, on one thread. No GPU was there: Triton's "
-    "C launch function is stubbed and kernels are not compiled, so nothing here is a GPU's time. "
-    "Parts are differences of such times, so one of nearly nothing may come out below zero. "
-    "\\* the automatic choice would take another implementation at this size."
+    "Microseconds of a CPU, the minimum of many samples, on one thread. No GPU is used: Triton's "
+    "C launch function is a stub and kernels are not compiled, so no number is a GPU's time. "
+    "Parts are differences of such times, so a part close to zero may be slightly negative. "
+    "\\* the automatic choice would select another implementation at this size."
 )
-# Where work passes from an operator to a launcher.
+# The launchers that operators call, by module.
 LAUNCHERS = {
     "norm": ("inference", "forward", "backward"),
     "attention": ("inference", "forward", "backward", "rope"),
@@ -61,10 +61,10 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One call, in one direction.
+    """One call in one pass.
 
-    Times are microseconds, each of the least of many samples. `asked`: the automatic choice would
-    take something else, so the kernels were asked for by `impl=`.
+    Times are in microseconds, each the minimum of many samples. `asked` means that the kernels were
+    requested by `impl=`, because the automatic choice would select something else.
     """
 
     op: str
@@ -82,15 +82,15 @@ def overhead(
     sweeps: int = SWEEPS,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """Every call forward without gradients, and forward and backward where it has gradients.
+    """Measure each call forward without gradients and, if it has gradients, forward and backward.
 
-    Other work on the machine may last longer than a row's samples, so every row gets some of them
-    in each of several sweeps.
+    Other work on the machine may last longer than a row's samples, so every row is sampled in each
+    of several sweeps.
     """
     threads = torch.get_num_threads()
-    # Of tensors this small several threads would only wait for each other.
+    # For such small tensors, several threads would only wait for each other.
     torch.set_num_threads(1)
-    # No kernel fills what the libraries then compute with: denormal numbers would take long.
+    # Stubbed kernels leave memory uninitialised, and computing with denormal numbers is slow.
     torch.set_flush_denormal(True)
     try:
         with launches_stubbed():
@@ -110,7 +110,7 @@ def overhead(
 
 
 class _Timing:
-    """One row in the making: the least microseconds so far of its call at every level of stubs."""
+    """A row being measured: the minimum microseconds of its call so far, at each level of stubs."""
 
     def __init__(self, call: Call, pass_: str) -> None:
         inputs = call.inputs(with_gradients=pass_ == "full")
@@ -140,7 +140,7 @@ class _Timing:
         self.least = dict.fromkeys(self.levels, float("inf"))
 
     def sample(self) -> None:
-        """Some more samples, of all levels in turns."""
+        """Take more samples of all levels in turns."""
         for _ in range(ROUNDS):
             for name, (stub, run) in self.levels.items():
                 with stub():
@@ -164,7 +164,7 @@ class _Timing:
 
 
 def _step(function: Function, inputs: Inputs, pass_: str) -> Callable[[], object]:
-    """Without arguments: the call, and its backward pass where it is one of both directions."""
+    """Return a function without arguments that runs the call and, in `full`, its backward pass."""
     trained = [x for x in inputs.values() if x.requires_grad]
 
     def forward() -> object:
@@ -189,17 +189,17 @@ def _seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 class _Record:
-    """What the parts of one call gave, so that a stub can give it again."""
+    """The results of the parts of one call, so that stubs can return them again."""
 
     def __init__(self) -> None:
         self.launches: list[str] = []
         self._chosen: list[tuple[Operation, str]] = []
-        self._results: list[Any] = []  # of the implementations
+        self._results: list[Any] = []  # of the called implementations
         self._of_launchers: dict[tuple[str, str], list[Any]] = {}
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Note what is called within."""
+        """Record the calls inside this context."""
 
         def noted_run(kernel: JITFunction[Any], *args: Any, **kwargs: Any) -> Any:
             self.launches.append(str(kernel.__name__))
@@ -235,23 +235,23 @@ class _Record:
 
     @property
     def chosen(self) -> str:
-        """The implementation that ran; it may have called other operations, which ended before."""
+        """The implementation that ran; operations that it called itself are recorded before it."""
         *_, (_, name) = self._chosen
         return name
 
     def choices_stubbed(self) -> Any:
-        """No implementation is chosen, and none runs."""
+        """Return a patch under which no implementation is chosen and none runs."""
         (result,) = self._results
         return mock.patch.object(Operation, "__call__", _giving(result))
 
     def implementations_stubbed(self) -> Any:
-        """The implementation that is chosen does not run."""
+        """Return a patch under which the chosen implementation does not run."""
         ((operation, name),), (result,) = self._chosen, self._results
         return _running(operation.implementations[name], _giving(result))
 
     @contextlib.contextmanager
     def launchers_stubbed(self) -> Iterator[None]:
-        """Launchers give at once what they gave before."""
+        """Make launchers return their recorded results immediately."""
 
         def again(results: list[Any]) -> Function:
             following = itertools.cycle(results)
@@ -265,18 +265,18 @@ class _Record:
             yield
 
     def launches_stubbed(self) -> Any:
-        """Triton does nothing when it is asked to launch."""
+        """Return a patch under which a Triton launch does nothing."""
         return mock.patch.object(JITFunction, "run", _giving(None))
 
 
 def _giving(result: Any) -> Function:
-    """A function, and no Mock, whose call would take longer than what it stands for."""
+    """Return a stub; it is a plain function, because a Mock would be slower than the original."""
     return lambda *args, **kwargs: result
 
 
 @contextlib.contextmanager
 def _running(entry: Implementation, run: Function) -> Iterator[None]:
-    """Let an implementation, which is frozen everywhere else, run something in its place."""
+    """Temporarily replace the function that an implementation (a frozen dataclass) runs."""
     original = entry.run
     object.__setattr__(entry, "run", run)
     try:
@@ -302,14 +302,14 @@ HEADER = ("operation", "pass", *PARTS, "whole", "torch", "torch's own call, with
 
 
 def cells(row: Row) -> list[str]:
-    """A line of the table; a star marks kernels that were asked for."""
+    """Return a line of the table; a star marks kernels that were requested by `impl=`."""
     times = (*row.parts.values(), row.total, row.torch_total)
     name = row.op + (" \\*" if row.asked else "")
     return [name, PASSES[row.pass_], *(f"{x:.0f}" for x in times), row.torch_call]
 
 
 def as_json(rows: Sequence[Row], machine: Machine, command: str) -> dict[str, Any]:
-    """The whole result in JSON values."""
+    """Return the result as JSON values."""
     return {
         "schema": SCHEMA,
         "command": command,
@@ -320,7 +320,7 @@ def as_json(rows: Sequence[Row], machine: Machine, command: str) -> dict[str, An
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table of a result, with what it says and where it comes from."""
+    """Format a result as a Markdown table with its notes and origin."""
     rows = [Row(**row) for row in result["rows"]]
     known = result["environment"]
     origin = (

@@ -1,6 +1,7 @@
-"""The calls that `python -m benchmarks overhead` times, each beside a user's call of torch.
+"""The calls that `python -m benchmarks overhead` times, each with the equivalent call of torch.
 
-Every operation that has Triton kernels is here, with inputs that a CPU computes with in no time.
+Every operation that has Triton kernels is included, with inputs so small that a CPU's computation
+takes almost no time.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ class Call:
     """One operation.
 
     Args:
-        op: its name in the table.
+        op: name of the call in the table.
         make: makes the inputs.
-        trained: the inputs that have gradients.
-        ours: calls the operation, with `impl=` as it is given.
-        torch: the same by torch's own means, as one would write it.
-        torch_name: what these are, for the table.
+        trained: names of the inputs that have gradients.
+        ours: calls fastgrow's operation with the given `impl=`.
+        torch: the equivalent call of torch.
+        torch_name: names of torch's functions, for the table.
         passes: `forward` without gradients; `full`, forward and backward.
-        implementation: the one that launches the kernels; it is asked for where the automatic
-            choice would take another.
+        implementation: the implementation that launches the kernels; it is requested if the
+            automatic choice would select another.
     """
 
     op: str
@@ -51,7 +52,7 @@ class Call:
         return made
 
     def asking(self, impl: str | None) -> Callable[[Inputs], Results]:
-        """`ours` of an implementation, or with None of the automatic choice."""
+        """Return `ours` with an implementation, or with the automatic choice if None."""
         return lambda inputs: self.ours(inputs, impl)
 
 

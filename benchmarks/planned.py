@@ -1,10 +1,10 @@
-"""How near `fastgrow plan` comes to what it plans: `python -m benchmarks.planned`.
+"""Measure the accuracy of `fastgrow plan`: `python -m benchmarks.planned`.
 
-For shapes that nothing in the planner was fitted to, the last stage of a schedule is run by the
-real trainer. FLOPs are compared with torch's counter, the bytes of a step with the allocator's, and
-times of steps with those that the plan predicts from its short calibration. Calibrations and steps
-take turns, and of both the shortest counts, so that other work on the machine disturbs both alike;
-a quiet machine is wanted all the same.
+For shapes that the planner was not fitted to, the trainer runs the last stage of a schedule. FLOPs
+are compared with torch's counter, the bytes of a step with the allocator's, and times of steps with
+those that the plan predicts from its short calibration. Calibrations and steps alternate, and the
+shortest of each is used, so that other work on the machine affects both equally. Run it on an idle
+machine nevertheless.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from fastgrow.ops.heads import loss_workspace
 from fastgrow.report import table_text
 from fastgrow.training import TrainConfig, Trainer
 
-FLOPS, BYTES, SECONDS = 0.10, 0.10, 0.25  # the errors that are allowed
+FLOPS, BYTES, SECONDS = 0.10, 0.10, 0.25  # allowed relative errors
 ROUNDS, STEPS = 3, 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and the stages that lead to the one that is run."""
+    """A model and its stages, of which the last one is run."""
 
     name: str
     config: DecoderConfig
@@ -70,7 +70,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Error:
-    """Planned over measured."""
+    """Ratios of planned to measured values."""
 
     flops: float
     bytes: float
@@ -78,18 +78,18 @@ class Error:
 
     @property
     def within(self) -> bool:
-        """Whether all are as near as they have to be."""
+        """Whether all ratios are within the allowed errors."""
         limits = ((self.flops, FLOPS), (self.bytes, BYTES), (self.seconds, SECONDS))
         return all(abs(ratio - 1) <= limit for ratio, limit in limits)
 
 
 class Windows:
-    """Random windows; the times at which they were asked for."""
+    """Random batches; records the times at which they are requested."""
 
     def __init__(self, vocabulary: int, batch: int, seq_len: int) -> None:
         self.seq_len = seq_len
         self.tokens_per_batch = batch * seq_len
-        self.asked: list[float] = []
+        self.times: list[float] = []
         self._ids = torch.randint(vocabulary, (batch, seq_len))
         self.tokens_per_character = 1.0
 
@@ -98,7 +98,7 @@ class Windows:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        self.asked.append(time.perf_counter())
+        self.times.append(time.perf_counter())
         return self._ids.clone(), self._ids.clone()
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Windows:
 
 
 def compare(shape: Shape, *, rounds: int = ROUNDS, steps: int = STEPS) -> Error:
-    """Plan the last stage of a shape, run it, and put both beside each other."""
+    """Plan the last stage of a shape, run it, and compare both."""
     torch.manual_seed(0)
     seq_len = shape.config.max_seq_len
     schedule = GrowthSchedule(shape.stages)
@@ -120,10 +120,10 @@ def compare(shape: Shape, *, rounds: int = ROUNDS, steps: int = STEPS) -> Error:
     plans, steps_taken = [], []
     for _ in range(rounds):
         plans.append(make_plan(shape.config, schedule, train).stages[-1])
-        batches.asked.clear()
+        batches.times.clear()
         Trainer(model, active, batches, train, steps=steps + 1).run()
-        # The first step makes the optimizer's state.
-        steps_taken += [b - a for a, b in itertools.pairwise(batches.asked[1:])]
+        # Without the first step, which creates the optimizer's state.
+        steps_taken += [b - a for a, b in itertools.pairwise(batches.times[1:])]
     ids, _ = next(batches)
     plan = plans[0]
     return Error(
@@ -159,7 +159,7 @@ def _peak(model: Decoder, ids: torch.Tensor) -> int:
 
 
 def _flops(model: Decoder, ids: torch.Tensor) -> int:
-    """As torch counts them, with what it does not see: calls that it does not know."""
+    """Count FLOPs with torch's counter, extended by calls that it does not support."""
     aten = torch.ops.aten
     known: dict[Any, Any] = {
         aten.addmm_: lambda total, a, b, **_: flop_counter.addmm_flop(total, a, b),
@@ -177,13 +177,14 @@ def _flops(model: Decoder, ids: torch.Tensor) -> int:
     shape = ids.numel(), model.config.d_model, model.vocab_size
     loss = loss_workspace(*shape, itemsize=4, device=model.device.type, head_bytes=0)
     if loss.implementation != "eager":
-        # Logits are made some rows at a time there, within one call.
+        # This implementation computes the logits in chunks within one call, which torch's counter
+        # does not see.
         total += 3 * 2 * ids.numel() * model.vocab_size * model.config.d_model
     return total
 
 
 def main() -> int:
-    """Print the table; 1 where something is further off than it may be."""
+    """Print the table; return 1 if an error is larger than allowed."""
     errors = {shape.name: compare(shape) for shape in SHAPES}
     rows = [
         [name, *(f"{x:.3f}" for x in (e.flops, e.bytes, e.seconds)), "yes" if e.within else "NO"]

@@ -1,6 +1,6 @@
-"""What a GPU's work on K experts' logits comes to by counting, beside what is measured of it.
+"""Count a GPU's work on K experts' logits, to compare with measurements.
 
-`python -m benchmarks plans` prints it for some shapes, as docs/kernels.md has it.
+`python -m benchmarks plans` prints the table for some shapes that is in docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.results import Row
 from fastgrow.ops.core.launch_plan import BYTES_PER_SECOND, Plan, launch_plan, seconds
 
 FAMILIES = {f.name: f for f in (logit_mean.FAMILY, logit_mean.INTO, *experts.EXPERTS)}
-# Of a part of a row: a largest logit and the sum beside it, or a candidate and where it is.
+# Bytes that a part of a row writes: a largest logit and a sum, or a candidate and its index.
 LEFT_BYTES = 8
 SHAPES: tuple[Shape, ...] = (
     {"K": 4, "N": 1, "V": 65536},
@@ -30,7 +30,7 @@ HEADER = ("N × V", "operations", "rows a block", "parts of a row", "blocks", "m
 
 
 class Counted(NamedTuple):
-    """A case: the plan of a launch, its blocks, and the bytes that all launches move."""
+    """Counted work of a case: the launch plan, its blocks, and the bytes that all launches move."""
 
     plan: Plan
     blocks: int
@@ -49,7 +49,11 @@ class Counted(NamedTuple):
 
 
 def counted(family: Family, shape: Shape, dtype: str, pass_: str) -> Counted:
-    """One of FAMILIES: what it moves at least, what parts leave, and what a draw reads again."""
+    """Count the work of one of FAMILIES.
+
+    The bytes are the minimum for the operation, the partial results that parts of rows write and
+    read, and, for sampling, the part of a row that is read again.
+    """
     K, N, V = (shape[name] for name in "KNV")
     itemsize = DTYPES[dtype].itemsize
     looks_for_most_likely = family.name in ("mean_top_k", "mean_sample-cut")
@@ -61,7 +65,7 @@ def counted(family: Family, shape: Shape, dtype: str, pass_: str) -> Counted:
         left *= K
     moved = int(family.work(shape, itemsize, pass_).bytes)
     if family.op != "logit_mean" and pass_ != "backward":
-        # Written and read.
+        # Partial results are written and read.
         moved += 2 * N * plan.parts * left
     if family.name == "mean_sample":
         moved += N * min(plan.length, V) * K * itemsize
@@ -69,7 +73,7 @@ def counted(family: Family, shape: Shape, dtype: str, pass_: str) -> Counted:
 
 
 def plan_text(row: Row) -> str:
-    """What is counted for a row of `native` on a GPU; empty for any other that has no plan."""
+    """Format the counted work of a row of `native` on a GPU; empty for a row without a plan."""
     family = FAMILIES.get(row.op)
     if family is None or row.contender != NATIVE or row.status != "ok":
         return ""
@@ -77,13 +81,13 @@ def plan_text(row: Row) -> str:
 
 
 def markdown() -> str:
-    """The table of SHAPES; operations that come to the same share a line."""
+    """Format the table of SHAPES; operations with equal numbers share a line."""
     lines: list[Sequence[str]] = [HEADER, ["---", "---", *["---:"] * (len(HEADER) - 2)]]
     for shape in SHAPES:
         names: dict[tuple[str, ...], list[str]] = {}
         for family in FAMILIES.values():
             for pass_ in family.passes:
-                # Of the others every number but the bytes is the same.
+                # The excluded ones differ from the others in the bytes only.
                 if family.name != "logit_mean-into" and pass_ != "backward":
                     found = counted(family, shape, DTYPE, pass_)
                     plan, blocks = found.plan, f"{found.blocks:,}"
@@ -97,7 +101,7 @@ def markdown() -> str:
 
 
 def _in_units(number: float, units: dict[str, float]) -> str:
-    """Two digits in the largest unit of which there is a tenth, or else in the smallest."""
+    """Format with two digits, in the largest unit of which the number is at least a tenth."""
     unit, size = next(((u, s) for u, s in units.items() if number >= s / 10), [*units.items()][-1])
     value = number / size
     return f"{value:,.0f} {unit}" if value >= 10 else f"{value:#.2g} {unit}"

@@ -1,7 +1,7 @@
-"""A process of its own for a piece of work: what goes wrong in it ends it alone.
+"""Run a piece of work in a separate process, so that an error ends only that process.
 
-`python -m benchmarks.worker` is handed the work as JSON, and each line of JSON that it answers with
-is passed on, until it ends, dies or is killed at its limit.
+`python -m benchmarks.worker` reads the work as JSON, and each line of JSON that it writes is passed
+on, until it ends, dies or is killed at its time limit.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ PARENT = "BENCHMARKS_PARENT"
 
 
 class Workers:
-    """Worker processes, one at a time; the next one starts while the one before it works.
+    """Worker processes, one at a time; the next one starts while the current one works.
 
-    Importing torch and finding the device take seconds, which would be a large part of a short
+    Importing torch and initialising the device take seconds, which would be a large part of a short
     piece of work.
     """
 
@@ -46,7 +46,7 @@ class Workers:
         """Run a piece of work for at most `limit` seconds.
 
         Returns:
-            How it ended: empty where it ended by itself, or what became of it.
+            An empty string if the process succeeded, or how it ended.
         """
         process, self._next = self._next, start_worker()
         killed = threading.Event()
@@ -69,11 +69,11 @@ class Workers:
         finally:
             timer.cancel()
             end(process)
-        return f"cut short after {limit:.0f} s" if killed.is_set() else told(status)
+        return f"cut short after {limit:.0f} s" if killed.is_set() else status_text(status)
 
 
 def start_worker() -> subprocess.Popen[bytes]:
-    """A process that waits for its work; its answers come on its standard output."""
+    """Start a process that waits for its work and writes answers to its standard output."""
     return subprocess.Popen(
         [sys.executable, *WORKER],
         cwd=ROOT,
@@ -85,13 +85,13 @@ def start_worker() -> subprocess.Popen[bytes]:
 
 def give(process: subprocess.Popen[bytes], work: Work) -> None:
     assert process.stdin is not None
-    # One that died at its start is told by its status.
+    # A process that died at its start is reported by its exit status.
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(json.dumps(work).encode())
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it, and let go of its pipes."""
+    """Kill the process and close its pipes."""
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -99,8 +99,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def told(status: int) -> str:
-    """An exit status in words; empty for success."""
+def status_text(status: int) -> str:
+    """Describe an exit status; empty for success."""
     if status == 0:
         return ""
     if status == DEVICE_LOST:
@@ -111,7 +111,7 @@ def told(status: int) -> str:
 
 
 def _parsed(line: bytes) -> Answer | None:
-    """What a line says; None for one that was cut off."""
+    """Parse a line; return None for one that was cut off."""
     try:
         answer = json.loads(line)
     except ValueError:
@@ -120,18 +120,19 @@ def _parsed(line: bytes) -> Answer | None:
 
 
 def bound() -> dict[str, Any]:
-    """How to start a process that calls `die_with_parent`.
+    """Return the `Popen` options for a process that calls `die_with_parent`.
 
-    In a group of its own it is not told of Ctrl-C: the process that started it is, and ends it.
+    The process is in a separate process group, so that Ctrl-C does not reach it directly: the
+    process that started it receives it and ends the other.
     """
     return {"env": os.environ | {PARENT: str(os.getpid())}, "process_group": 0}
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when the one that started it is gone, however it went."""
+    """Make Linux kill this process when the process that started it ends for any reason."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        # It may have gone while this one was importing torch, which takes seconds.
+        # The parent may have ended while this process was importing torch, which takes seconds.
         if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
             os._exit(1)

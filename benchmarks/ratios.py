@@ -1,4 +1,4 @@
-"""Speed-ups: against the best library variant, and only where they can be trusted."""
+"""Speed-ups over the fastest library, reported only if they can be trusted."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from benchmarks.summary import geometric_mean
 
 @dataclass(frozen=True)
 class Overview:
-    """Our automatic choice over the cells of one operation and pass."""
+    """The ratios of fastgrow's automatic choice over the cells of one operation and pass.
+
+    `reported` is the number of cells that have a ratio.
+    """
 
     op: str
     pass_: str
     cells: int
-    told: int
+    reported: int
     mean: float | None
     worst: Row | None
     best: Row | None
 
 
 def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
-    """Fill in `ratio` or `withheld` in our rows of one cell.
+    """Fill in `ratio` or `withheld` in fastgrow's rows of one cell.
 
-    The ratio is to the fastest library that ran. It is withheld where one that might have been
-    faster has still to run: one that was skipped for want of time, or a required one that failed or
-    did not take part. What is not installed, or refuses the case, is no rival there.
+    The ratio is to the fastest library that ran. It is withheld if a library that might be faster
+    has not run yet: one that was skipped because time ran out, or a required one that failed or was
+    not measured. A library that is not installed or refuses the case is ignored.
 
     Args:
         rows: all contenders of one cell.
-        required: libraries without which a comparison would flatter us.
+        required: libraries without which a comparison would be too favourable for fastgrow.
     """
-    rivals = {row.contender: row for row in rows if row.role == "library"}
-    libraries = {name: row.median_ms for name, row in rivals.items() if row.median_ms}
-    waiting = [name for name, row in rivals.items() if row.status.startswith("skipped")]
+    by_name = {row.contender: row for row in rows if row.role == "library"}
+    libraries = {name: row.median_ms for name, row in by_name.items() if row.median_ms}
+    waiting = [name for name, row in by_name.items() if row.status.startswith("skipped")]
     absent = [
         name
         for name in required
         if name not in libraries
         and name not in waiting
-        and not (name in rivals and rivals[name].status.startswith("refused"))
+        and not (name in by_name and by_name[name].status.startswith("refused"))
     ]
     filled = []
     for row in rows:
@@ -66,24 +69,25 @@ def with_ratios(rows: Sequence[Row], required: Sequence[str]) -> list[Row]:
 
 
 def ratio_range(row: Row, rows: Sequence[Row]) -> tuple[float, float] | None:
-    """The ratio if both sides were at the unlucky, and at the lucky end of their p20 to p80.
+    """Return the lowest and highest ratio if both times vary within their p20 to p80.
 
-    A range that holds 1 tells no difference. None where no ratio is told.
+    A range that contains 1 shows no difference. None if the row has no ratio.
 
     Args:
-        rows: the result's rows; those of the row's cell are looked at.
+        row: row of the contender.
+        rows: the result's rows, of which those of the row's cell are used.
     """
-    rivals = [r for r in rows if r.cell == row.cell and r.role == "library" and r.median_ms]
-    if row.ratio is None or not rivals or not row.p20_ms or not row.p80_ms:
+    libraries = [r for r in rows if r.cell == row.cell and r.role == "library" and r.median_ms]
+    if row.ratio is None or not libraries or not row.p20_ms or not row.p80_ms:
         return None
-    best = min(rivals, key=lambda rival: rival.median_ms or 0.0)
+    best = min(libraries, key=lambda library: library.median_ms or 0.0)
     if best.p20_ms is None or best.p80_ms is None:
         return None
     return best.p20_ms / row.p80_ms, best.p80_ms / row.p20_ms
 
 
 def overviews(rows: Sequence[Row]) -> list[Overview]:
-    """One for each operation and pass, in the rows' order; cells withheld are counted, not used."""
+    """Return an overview for each operation and pass; withheld cells are counted but not used."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.role == "ours":
@@ -92,10 +96,10 @@ def overviews(rows: Sequence[Row]) -> list[Overview]:
 
 
 def _overview(op: str, pass_: str, rows: Sequence[Row]) -> Overview:
-    told = [(row.ratio, row) for row in rows if row.ratio is not None]
-    if not told:
+    reported = [(row.ratio, row) for row in rows if row.ratio is not None]
+    if not reported:
         return Overview(op, pass_, len(rows), 0, None, None, None)
-    mean = geometric_mean([ratio for ratio, _ in told])
-    worst = min(told, key=lambda pair: pair[0])[1]
-    best = max(told, key=lambda pair: pair[0])[1]
-    return Overview(op, pass_, len(rows), len(told), mean, worst, best)
+    mean = geometric_mean([ratio for ratio, _ in reported])
+    worst = min(reported, key=lambda pair: pair[0])[1]
+    best = max(reported, key=lambda pair: pair[0])[1]
+    return Overview(op, pass_, len(rows), len(reported), mean, worst, best)

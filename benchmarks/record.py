@@ -1,4 +1,4 @@
-"""What a run has found so far, one line of JSON each, on disk as soon as it is found.
+"""The record of a run: its results so far as lines of JSON, written to disk immediately.
 
     {"kind": "machine", "key": …, "environment": …, "ceilings": …}
     {"kind": "cell", "key": …, "code": …, "cell": …, "launch": …, "rows": […]}
@@ -9,10 +9,10 @@
     {"kind": "note", "key": …, "about": "tuning", "text": …}
     {"kind": "growth", "key": …, "code": …, "found": …}
 
-Of several lines about one thing the last one counts. `key` names the machine and `code` the code
-(`benchmarks.code`) that a line is about. Lines of another machine, of other code or of another
-version of this format stay in the file and are not used. What a kill has left of a line is
-overwritten by the next one.
+If several lines are about the same item, the last one is used. `key` identifies the machine and
+`code` the code (`benchmarks.code`) of a line. Lines from another machine, other code or another
+version of this format stay in the file and are not used. The next line overwrites a line that is
+incomplete because the run was killed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from benchmarks.results import row_of
 from fastgrow.errors import ConfigError
 
 Line = dict[str, Any]
-# What has to be the same for a number to be comparable.
+# Facts that must be equal for numbers to be comparable.
 KEY = ("device", "driver", "torch", "triton")
-# For each kind, what tells one thing from another.
+# For each kind of line, the names that identify an item.
 IDENTITY = {
     "machine": (),
     "cell": ("cell",),
@@ -42,7 +42,7 @@ IDENTITY = {
     "note": ("about",),
     "growth": (),
 }
-# What else is read of a line, and what of the above is no text.
+# For each kind, further names that are read, and those of the above that are not strings.
 CONTENT: dict[str, dict[str, type | UnionType]] = {
     "machine": {"environment": dict, "ceilings": dict},
     "cell": {"code": str, "launch": dict, "rows": list},
@@ -55,9 +55,9 @@ CONTENT: dict[str, dict[str, type | UnionType]] = {
 
 
 def key_of(environment: dict[str, Any]) -> str:
-    """The machine that numbers are of, in one line.
+    """Return the key of a machine as one line.
 
-    Of the driver the major version: hosts of one kind differ in the rest.
+    Only the driver's major version is included, because otherwise equal hosts differ in the rest.
     """
     facts = {name: str(environment.get(name)) for name in KEY}
     facts["driver"] = facts["driver"].partition(".")[0]
@@ -65,10 +65,10 @@ def key_of(environment: dict[str, Any]) -> str:
 
 
 class Record:
-    """The lines of one file, read when it is opened and added to from then on.
+    """The lines of one file, which are read when it is opened; further lines are appended.
 
     Attributes:
-        unused: how many lines are damaged or of another version.
+        unused: number of lines that are damaged or from another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,27 +76,28 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
         end = content.rfind(b"\n") + 1
-        # Where the next line begins, if not at the end of the file.
+        # Offset at which the next line is written, if not at the end of the file.
         self._next: int | None = None
         if content[end:] and _parsed(content[end:]) is None:
             self._next, content = end, content[:end]
-        # An editor, or a copy through a terminal, may have left out the last line's end.
+        # An editor, or a copy through a terminal, may have removed the last line's end.
         self._before = b"" if content[-1:] in (b"", b"\n") else b"\n"
         read = [_parsed(line) for line in content.split(b"\n") if line.strip()]
         self._lines = [line for line in read if line is not None]
         self.unused = len(read) - len(self._lines)
 
     def add(self, line: Line) -> None:
-        """Write a line; it is on disk when this returns.
+        """Write a line; it is on disk when this method returns.
 
         Raises:
-            OSError: the disk is full, …; its `filename` is the record's.
+            OSError: the file cannot be written, for example because the disk is full; its
+                `filename` is the record's path.
         """
         try:
             with self.path.open("ab") as file:
                 if self._next is not None:
                     file.truncate(self._next)
-                # A full disk leaves a part of the line.
+                # If the disk is full, a part of the line is written; the next call overwrites it.
                 self._next = file.seek(0, os.SEEK_END)
                 file.write(self._before + json.dumps(line).encode() + b"\n")
                 file.flush()
@@ -107,52 +108,54 @@ class Record:
         self._lines.append(line)
 
     def of(self, kind: str, key: str) -> list[Line]:
-        """The last line about each thing of a kind, on the machine of that key."""
+        """Return the last line about each item of a kind, for the machine with that key."""
         found: dict[tuple[str, ...], Line] = {}
         for line in self._lines:
             if line.get("kind") == kind and line.get("key") == key:
                 identity = tuple(str(line.get(name)) for name in IDENTITY[kind])
-                # In the order in which things were first found.
+                # The dict keeps the order in which items were first found.
                 found[identity] = line
         return list(found.values())
 
     def last(self, kind: str) -> Line | None:
-        """The last line of a kind, on whatever machine."""
+        """Return the last line of a kind, for any machine."""
         return next((line for line in reversed(self._lines) if line.get("kind") == kind), None)
 
 
 @contextmanager
 def open_alone(path: Path) -> Iterator[Record]:
-    """The record, for as long as no other run writes to it.
+    """Open the record with a lock, so that no other run can write to it.
 
-    Two at once would each write results without what the other has found.
+    Otherwise two runs at the same time would each write results without those of the other.
 
     Raises:
-        ConfigError: another run does, or there can be no such folder.
+        ConfigError: another run has the lock, or the folder cannot be created.
     """
     import fcntl
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise ConfigError(f"{path.parent}: expected a folder, or a name that is free") from None
+        raise ConfigError(
+            f"--out {path.parent}: is a file; expected a folder, or a path that is free"
+        ) from None
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{path.parent}: another run is writing there; wait for its end, "
+                f"--out {path.parent}: another run is writing to this folder; wait until it ends, "
                 "or choose another folder"
             ) from None
         except OSError as error:
-            # Some network disks know no locks.
+            # Some network file systems do not support locks.
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
         yield Record(path)
 
 
 def _parsed(text: bytes) -> Line | None:
-    """What a line says; None for one that is damaged or of another version."""
+    """Parse a line; return None for one that is damaged or from another version."""
     try:
         line = json.loads(text)
         content = CONTENT[line["kind"]]

@@ -1,7 +1,7 @@
-"""What stands in for a GPU in `python -m benchmarks gpu --rehearse`.
+"""The replacement for a GPU in `python -m benchmarks gpu --rehearse`.
 
-Everything a GPU machine is asked goes through on a CPU, with tiny shapes: the stages, the
-processes, the files. The numbers are no GPU's and the result says so.
+A rehearsal runs the whole suite for GPU machines on a CPU with tiny shapes: the stages, the
+processes and the files. The result states that its numbers are not a GPU's.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from benchmarks.machine import Machine, find_machine
 from benchmarks.results import Ceilings
 
 DEVICE = "rehearsal without a GPU"
-NOTE = "A rehearsal on a CPU with tiny shapes: no number here is a GPU's."
+NOTE = "A rehearsal on a CPU with tiny shapes: the numbers are not a GPU's."
 GRID = "tiny"
 DTYPE = "fp32"
 GROWTH = Path(__file__).with_suffix(".yaml")
 
 
 class _Clock(CpuClock):
-    """One or two sets of inputs are enough."""
+    """A clock with a tiny cache, so that two sets of inputs are enough."""
 
     def __init__(self) -> None:
         self.cache_bytes = 1
 
 
-def stand_in() -> Machine:
-    """The CPU, under a name that no GPU has."""
+def fake_gpu() -> Machine:
+    """Return the CPU as a machine with a name that no GPU has."""
     cpu = find_machine("cpu")
     environment = cpu.environment | {"kind": "rehearsal", "device": DEVICE, "capability": "9.0"}
     return dataclasses.replace(cpu, clock=_Clock(), environment=environment, ceilings=Ceilings)
@@ -38,7 +38,7 @@ def stand_in() -> Machine:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Stands for something to tune; its launches return at once."""
+    """A fake tunable, whose launches return immediately."""
 
     kernel: str
     bucket: str
@@ -59,5 +59,5 @@ class Kernel:
 
 
 def tunables(capability: int) -> list[Kernel]:
-    """Two that matter most, and one of the rest."""
+    """Return two fake tunables of the first rank and one of the second."""
     return [Kernel("stand_in", bucket, rank) for bucket, rank in (("a", 0), ("b", 0), ("c", 1))]

@@ -1,6 +1,6 @@
 """`python -m benchmarks report FILE…`: Markdown tables of recorded results, with their origin.
 
-The README's tables are made by this command, so no number stands there that no file holds.
+The README's tables are made by this command, so that each number in them is from a result file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ HEADER = ("shape", "dtype", "pass", "variant", "median ms", "p20–p80", "peak M
 
 
 def report(paths: Sequence[Path]) -> str:
-    """The tables of all files, one after the other."""
+    """Format the tables of all files, one after the other."""
     return "\n\n".join(markdown(load(path), _shown(path)) for path in paths) + "\n"
 
 
 def markdown(result: Result, origin: str) -> str:
-    """Overview and one table for each operation; the last line says where they come from."""
+    """Format an overview and one table for each operation; the last line states their origin."""
     parts = [_table(OVERVIEW_HEADER, overview_rows(result.rows))]
     for op, rows in itertools.groupby(result.rows, key=lambda row: row.op):
         parts += [f"**{op}**", _table(HEADER, [_line(row, result) for row in rows])]
@@ -64,7 +64,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _shown(path: Path) -> str:
-    """The path from the repository's top where it lies below, or else the bare file name."""
+    """Return the path relative to the repository, or the file name if it is outside of it."""
     root = Path(__file__).resolve().parents[1]
     full = path.resolve()
     return str(full.relative_to(root)) if full.is_relative_to(root) else path.name

@@ -1,6 +1,6 @@
-"""A result file: where it was measured, by which command, and one row for each contender of a case.
+"""A result file: the machine, the command, and one row for each contender of a case.
 
-JSON holds everything, CSV the rows alone, in the same order and with the same values.
+JSON has all data, CSV only the rows, in the same order and with the same values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine reaches at best, measured in the same run; None where not measured."""
+    """Best speeds of the machine, measured in the same run; None if not measured."""
 
     copy_gb_per_s: float | None = None
     matmul_tflop_per_s: float | None = None
@@ -33,11 +33,12 @@ class Ceilings:
 class Row:
     """One contender in one case.
 
-    Times are milliseconds and memory is MiB above the inputs. `ratio` is the time of the best
-    library variant over this one's (above 1 is faster), told for our rows alone, and None with the
-    reason in `withheld` where it is not to be trusted. `correct` was found on the shape `checked`,
-    smaller than `shape` where the truth would be too large. Of the `runs` on a GPU, so many as
-    `covered` tell the device's time alone, and the others what the host took to launch, too.
+    Times are in milliseconds, and memory is in MiB in addition to the inputs. `ratio` is the time
+    of the fastest library over this contender's (above 1 is faster); only fastgrow's rows have it,
+    and if it cannot be trusted it is None and `withheld` has the reason. `correct` is the result of
+    the check on the shape `checked`, which is smaller than `shape` if the reference would be too
+    large. `covered` of the `runs` on a GPU measure the device's time only; the others include the
+    host's launch time.
     """
 
     op: str
@@ -96,7 +97,7 @@ def load(path: Path) -> Result:
     """Read a result file.
 
     Raises:
-        CheckpointError: it is missing, not JSON, of another version or not a result file.
+        CheckpointError: the file is missing, not JSON, from another version or not a result file.
     """
     tree = _files.read_json(path)
     version = tree.get("schema") if isinstance(tree, dict) else None
@@ -111,17 +112,17 @@ def load(path: Path) -> Result:
 
 
 def row_of(tree: dict[str, Any]) -> Row:
-    """A row from its JSON form.
+    """Make a row from its JSON form.
 
     Raises:
-        ValueError: a name is missing or unknown, or a value is of another type.
+        ValueError: a name is missing or unknown, or a value has a wrong type.
     """
-    # Files from before it was counted lack it.
+    # Older files do not have `covered`.
     tree = {"covered": None, **tree}
     if sorted(tree) != sorted(FIELDS):
         raise ValueError(f"a row has the names {', '.join(sorted(tree))}")
     for name, kind in typing.get_type_hints(Row).items():
-        # JSON writers give whole numbers for floats at will.
+        # JSON writers may write floats as whole numbers.
         allowed = (kind, int) if kind in (float, float | None) else (kind,)
         if not any(isinstance(tree[name], option) for option in allowed):
             raise ValueError(f"{name} is {tree[name]!r}")
@@ -129,7 +130,7 @@ def row_of(tree: dict[str, Any]) -> Row:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """The rows with a header line; an empty field stands for None."""
+    """Format the rows as CSV with a header line; an empty field means None."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
     writer.writeheader()

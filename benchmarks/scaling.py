@@ -1,4 +1,4 @@
-"""How time grows with the number of experts: a table and a picture."""
+"""Time over the number of experts, as a table and a figure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def experts_of(row: Row) -> int:
 
 
 def without_k(row: Row) -> str:
-    """What has to be the same for two rows to be points of one line."""
+    """Return the shape without K, and the dtype, which are equal for the points of one line."""
     sizes = ",".join(f"{n}={s}" for n, s in parse_shape(row.shape).items() if n != "K")
     return f"{sizes} {row.dtype}"
 
 
 def lines(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for each operation and K."""
+    """Return a table line for each operation and K."""
     found = []
     for ours in (row for row in rows if row.role == "ours" and row.median_ms):
         best = best_library(ours, rows)
@@ -42,12 +42,12 @@ def lines(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def best_library(ours: Row, rows: Sequence[Row]) -> Row | None:
-    rivals = [r for r in rows if r.cell == ours.cell and r.role == "library" and r.median_ms]
-    return min(rivals, key=lambda row: row.median_ms or 0.0, default=None)
+    libraries = [r for r in rows if r.cell == ours.cell and r.role == "library" and r.median_ms]
+    return min(libraries, key=lambda row: row.median_ms or 0.0, default=None)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For a terminal."""
+    """Format the table for a terminal."""
     cells = [list(HEADER), *lines(rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     padded = [
@@ -60,7 +60,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> bool:
-    """A PNG with a panel for each operation; False where matplotlib is not installed."""
+    """Write a PNG with a panel for each operation; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

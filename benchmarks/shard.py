@@ -1,11 +1,11 @@
-"""A plugin for pytest: run every n-th test, and write down each outcome at once.
+"""A pytest plugin that runs every n-th test, and writes each outcome to a file immediately.
 
     python -m pytest -p benchmarks.shard --shard 2/8 --outcomes FILE --leave-out FILE …
 
-A plain CUDA image has pytest at best, without plugins that share tests out; and what a killed
-process has found is in the file. Started again with the same file it goes on after the test that it
-was at. A test that loses the device (an illegal access) ends the process: every test after it would
-fail.
+A plain CUDA image may have pytest, but no plugins that distribute tests. The outcomes of a process
+that was killed are in the file; started again with the same file, it continues after the test at
+which it was killed. A test that loses the device (by an illegal access) ends the process, because
+all later tests would fail.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from benchmarks.processes import DEVICE_LOST, die_with_parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shard", default="0/1", help="INDEX/COUNT of the tests to run")
-    parser.addoption("--outcomes", type=Path, help="file of one JSON object a line")
-    parser.addoption("--only", default="", help="a part of the names of tests to be run")
-    parser.addoption("--leave-out", type=Path, help="file of tests, one a line, not to be run")
+    parser.addoption("--outcomes", type=Path, help="file to append the outcomes to, as JSON lines")
+    parser.addoption("--only", default="", help="substring of the names of the tests to run")
+    parser.addoption(
+        "--leave-out", type=Path, help="file with names of tests to skip, one per line"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,20 +44,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     index, count = map(int, config.option.shard.split("/"))
     chosen = [i for i in items if i.nodeid not in names and config.option.only in i.nodeid]
     mine = mixed(chosen)[index::count]
-    begun = {line["started"] for line in read_lines(outcomes) if "started" in line}
-    items[:] = [item for item in mine if item.nodeid not in begun]
+    started = {line["started"] for line in read_lines(outcomes) if "started" in line}
+    items[:] = [item for item in mine if item.nodeid not in started]
 
 
 def mixed(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The first test of each file, then the second of each, …: no one file is cut off."""
+    """Order tests as the first of each file, the second of each, …, so that all files get time."""
     files = [list(group) for _, group in itertools.groupby(items, key=lambda item: item.path)]
     rounds = itertools.zip_longest(*files)
     return [item for round_ in rounds for item in round_ if item is not None]
 
 
 class _Outcomes:
-    """Lines `{"collected": n}`, `{"started": test}`, `{"test": test, "outcome": …, "why": …}` and
-    `{"finished": test}`.
+    """Writes the outcomes to a file.
+
+    Lines are `{"collected": n}`, `{"started": test}`, `{"finished": test}` and
+    `{"test": test, "outcome": …, "why": …}`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,13 +80,13 @@ class _Outcomes:
         self._write(started=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # A test that passes its call may still fail when it is taken down.
+        # A test that passes may still fail at teardown.
         if report.when == "call" or report.outcome != "passed":
             broken = report.failed and report.when != "call"
             outcome = "error" if broken else report.outcome
             crash = getattr(report.longrepr, "reprcrash", None)
-            said = crash.message.partition("\n")[0] if crash else last_line(report.longreprtext)
-            why = said[:300] if report.failed else ""
+            text = crash.message.partition("\n")[0] if crash else last_line(report.longreprtext)
+            why = text[:300] if report.failed else ""
             self._write(test=report.nodeid, outcome=outcome, why=why)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -90,7 +94,7 @@ class _Outcomes:
             try:
                 torch.cuda.synchronize()
             except Exception as error:
-                # The test that launched it, whatever its own outcome.
+                # Reported for the test that launched the work, whatever its own outcome was.
                 self._write(test=nodeid, outcome="error", why=last_line(str(error)))
                 os._exit(DEVICE_LOST)
         self._write(finished=nodeid)

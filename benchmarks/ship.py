@@ -1,6 +1,6 @@
-"""`python -m benchmarks ship RESULTS`: the table that a run on a GPU made, put where launches look.
+"""`python -m benchmarks ship RESULTS`: install the tuning table of a run on a GPU machine.
 
-RESULTS is a folder that came back from the GPU's machine; this one needs no GPU.
+RESULTS is the results folder copied from the GPU machine; this command needs no GPU.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from fastgrow.errors import CheckpointError, ConfigError
 from fastgrow.kernels import tuned
 
 TABLE = "tuning.json"
-# How the note of a run's results begins that says how its tests on the device ended.
+# Prefix of the note in a run's results on the outcome of its tests on the device.
 TESTED = "tests on the device: "
 
 
 def ship(results: Path, folder: Path | None = None) -> Path:
-    """Copy the tuning table of a GPU's results to where launches on such a GPU look for it.
+    """Copy the tuning table of a GPU's results to the folder from which launches load tables.
+
+    Args:
+        results: folder with results.json and tuning.json.
+        folder: folder to copy to; None for `kernels/tuning`.
 
     Returns:
-        Where it is now: `folder`, or `kernels/tuning`, and the GPU's name.
+        The path of the installed table, which is named after the GPU.
 
     Raises:
         CheckpointError: there is no table or no results, or they cannot be read.
-        ConfigError: tests failed on the device in that run, nothing was measured for a table, or it
-            was a rehearsal.
+        ConfigError: tests failed on the device in that run, the table has no entry, or the run was
+            a rehearsal.
     """
     if not results.is_dir():
         raise CheckpointError(f"{results}: expected a folder with results.json and {TABLE}")
@@ -37,14 +41,14 @@ def ship(results: Path, folder: Path | None = None) -> Path:
         table = tuned.table_of(tree)
         gpu = str(tree["device"])
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{source} is no tuning table: {error}") from error
+        raise CheckpointError(f"{source}: is not a tuning table: {error}") from error
     if gpu == rehearsal.DEVICE:
-        raise ConfigError(f"{source} is not shipped: it is of a rehearsal, not of a GPU")
-    red = [n for n in load(results / "results.json").notes if n.startswith(f"{TESTED}failed")]
-    if red:
-        raise ConfigError(f"{source} is not shipped: {red[0]}")
+        raise ConfigError(f"{source} is not installed: it is from a rehearsal, not from a GPU")
+    failed = [n for n in load(results / "results.json").notes if n.startswith(f"{TESTED}failed")]
+    if failed:
+        raise ConfigError(f"{source} is not installed: {failed[0]}")
     if not (table.entries or table.native):
-        raise ConfigError(f"{source} is not shipped: it has no entry")
+        raise ConfigError(f"{source} is not installed: it has no entry")
     path = tuned.path_of(gpu, folder)
     _files.write_json(path, tree)
     return path

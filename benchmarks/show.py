@@ -1,4 +1,4 @@
-"""Results for a terminal and for a page: tables, the overview, one picture."""
+"""Format results for a terminal and for a page: tables, an overview, one figure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ HEADER = ("contender", "median ms", "p20", "p80", "runs", "peak MiB", "reached",
 
 
 def case_table(rows: Sequence[Row], ceilings: Ceilings, *, on_gpu: bool = False) -> str:
-    """The rows of one case under its name, for a terminal.
+    """Format the rows of one case under its name, for a terminal.
 
     Args:
-        on_gpu: tell beside the times what is counted of them, where it is.
+        rows: rows of the case.
+        ceilings: ceilings of the machine.
+        on_gpu: whether to show counted work next to the times, if it is known.
     """
     first = rows[0]
     measured = [
@@ -36,16 +38,16 @@ def case_table(rows: Sequence[Row], ceilings: Ceilings, *, on_gpu: bool = False)
 
 
 def overview_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """Operation, pass, cells told of all, worst, geometric mean and best ratio, worst cell."""
+    """Return the overview's lines: operation, pass, cells with a ratio, ratios, worst cell."""
     lines = []
     for view in overviews(rows):
-        told = f"{view.told} of {view.cells}"
+        cells = f"{view.reported} of {view.cells}"
         if view.worst is None or view.best is None or view.mean is None:
-            lines.append([view.op, view.pass_, told, "–", "–", "–", "–"])
+            lines.append([view.op, view.pass_, cells, "–", "–", "–", "–"])
             continue
         cell = f"{view.worst.shape} {view.worst.dtype}"
         numbers = [f"{x:.2f}×" for x in (view.worst.ratio, view.mean, view.best.ratio) if x]
-        lines.append([view.op, view.pass_, told, *numbers, cell])
+        lines.append([view.op, view.pass_, cells, *numbers, cell])
     return lines
 
 
@@ -53,7 +55,7 @@ OVERVIEW_HEADER = ("op", "pass", "cells told", "worst", "geometric mean", "best"
 
 
 def overview_table(rows: Sequence[Row]) -> str:
-    """The overview for a terminal."""
+    """Format the overview for a terminal."""
     lines = [list(OVERVIEW_HEADER), *overview_rows(rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
@@ -74,7 +76,7 @@ def ceilings_text(ceilings: Ceilings) -> str:
 
 
 def reached(row: Row, ceilings: Ceilings) -> str:
-    """Achieved speed with its share of the ceiling, in the unit that bounds the operation."""
+    """Format the achieved speed and its share of the ceiling, as FLOP/s or else bytes/s."""
     if row.tflop_per_s is not None:
         share = ""
         if ceilings.matmul_tflop_per_s and ceilings.matmul_dtype == row.dtype:
@@ -87,7 +89,7 @@ def reached(row: Row, ceilings: Ceilings) -> str:
 
 
 def environment_text(result: Result) -> str:
-    """Device and versions in one line."""
+    """Format device and versions as one line."""
     known = result.environment
     names = ("driver", "cuda", "torch", "triton", "fastgrow", "commit", "date")
     parts = [str(known["device"])]
@@ -111,7 +113,7 @@ def _numbers(row: Row, rows: Sequence[Row], ceilings: Ceilings) -> list[str]:
 
 
 def ratio_text(row: Row, rows: Sequence[Row]) -> str:
-    """`1.06× (0.98–1.15)`, the range being that of p20 to p80; empty where none is told."""
+    """Format `1.06× (0.98–1.15)` with the range from p20 to p80; empty if there is no ratio."""
     if row.ratio is None:
         return ""
     found = ratio_range(row, rows)
@@ -119,23 +121,24 @@ def ratio_text(row: Row, rows: Sequence[Row]) -> str:
 
 
 def uncovered_text(row: Row) -> str:
-    """How many of its times are not the device's alone; empty where all are, and on a CPU."""
+    """Format how many times include the host's launch time; empty if none do, and on a CPU."""
     if row.covered is None or row.covered == row.runs:
         return ""
-    return f"{row.runs - row.covered} of {row.runs} times hold the host's launches"
+    return f"{row.runs - row.covered} of {row.runs} times include the host's launch time"
 
 
 def milliseconds(value: float | None) -> str:
-    """Three digits that mean something."""
+    """Format milliseconds with three significant digits."""
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 1 else f"{value:.3f}"
 
 
 def draw(result: Result, path: Path) -> bool:
-    """Write a PNG of every contender's speed; False where matplotlib is not installed.
+    """Write a PNG of every contender's speed: one line for each case, the fastest library at 1.
 
-    One line for each case, the best library variant at 1.
+    Returns:
+        False if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -151,7 +154,7 @@ def draw(result: Result, path: Path) -> bool:
     for i, rows in enumerate(cells.values()):
         for kind, speed in _speeds(rows):
             points.setdefault(kind, []).append((speed, i))
-    # A call for each kind: one for each row takes seconds, which a short run has not at its end.
+    # One call for each kind: a call for each row would take seconds at the end of a short run.
     for kind, (marker, color, label) in _MARKERS.items():
         if kind in points:
             x, y = zip(*points[kind], strict=True)
@@ -173,7 +176,7 @@ def draw(result: Result, path: Path) -> bool:
 
 _MARKERS = {
     "ours": ("o", "tab:red", "fastgrow"),
-    "withheld": ("x", "tab:red", "fastgrow, wrong or without a fair rival"),
+    "withheld": ("x", "tab:red", "fastgrow, ratio withheld"),
     "implementation": ("|", "tab:red", "fastgrow, forced implementation"),
     "library": ("o", "tab:blue", "library variant"),
     "yardstick": ("x", "0.6", "yardstick"),
@@ -181,7 +184,7 @@ _MARKERS = {
 
 
 def _speeds(rows: Sequence[Row]) -> Iterator[tuple[str, float]]:
-    """Of the rows of a case, which kind each is of and its speed against the best library's."""
+    """Yield the kind of each row of a case and its speed relative to the fastest library."""
     libraries = [row.median_ms for row in rows if row.role == "library" and row.median_ms]
     for row in rows if libraries else ():
         if row.median_ms is not None:

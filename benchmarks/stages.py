@@ -1,4 +1,4 @@
-"""What a GPU is asked, in the order of its worth: stages, and the cases of the first speeds."""
+"""The stages of the GPU suite, most important first, and the cases of the stage `headline`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from benchmarks.case import PASSES, Case, Family, select
 
-# Seconds of a call of nine minutes; a longer or shorter call stretches them alike. What a stage
-# leaves goes to the last.
+# Seconds of each stage in a call of nine minutes; they scale with the call's time limit. Time that
+# a stage does not use goes to the last stage.
 STAGES = {
     "setup": 30.0,
     "smoke": 60.0,
@@ -24,7 +24,7 @@ GROWTH_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Headline:
-    """A case of the first speeds: an operation, its passes, and the sizes that tell its shape."""
+    """Cases of the stage `headline`: an operation, its passes, and sizes that select a shape."""
 
     family: str
     passes: Sequence[str]
@@ -43,12 +43,12 @@ HEADLINES = (
     Headline("mean_cross_entropy", ("forward",)),
     Headline("rms_norm", ("full", "forward")),
 )
-# Of the time for speeds, an operation's part in relation to the others'.
+# Relative shares of operations in the time for speeds; 1 for others.
 SHARES = {"growth_step": 3.0, "linear_cross_entropy": 3.0, "attention": 3.0}
 
 
 def headline_cases(families: Sequence[Family], device: str, grid: str, dtype: str) -> list[Case]:
-    """The cases of HEADLINES; a grid without the shape gives its first."""
+    """Return the cases of HEADLINES; if a grid does not have the shape, its first one is used."""
     known = {family.name: family for family in families}
     cases = []
     for headline in HEADLINES:
@@ -64,7 +64,7 @@ def headline_cases(families: Sequence[Family], device: str, grid: str, dtype: st
 def other_cases(
     families: Sequence[Family], device: str, grid: str, dtype: str, besides: Sequence[Case]
 ) -> list[Case]:
-    """The rest of the grid: the first shapes of every operation before the second ones."""
+    """Return the other cases of the grid: first shapes of all operations, then second ones, …"""
     names = {case.name for case in besides}
     cases = []
     for family in families:
@@ -72,5 +72,5 @@ def other_cases(
         for case in select([family], device=device, grid=grid, dtypes=[dtype]):
             if case.name not in names:
                 cases.append((shapes.index(case.shape), -PASSES.index(case.pass_), case))
-    # Sorting is stable: operations keep their order within.
+    # Sorting is stable: for equal keys, operations keep their order.
     return [case for *_, case in sorted(cases, key=lambda entry: entry[:2])]

@@ -1,12 +1,12 @@
-"""Triton without a GPU: everything of a launch happens but the compiler and the C launch function.
+"""Run Triton launches without a GPU: all steps except the compiler and the C launch function.
 
-A stand-in takes the place of Triton's driver. What a launch costs in Python is still spent: binding
-the arguments, describing what the kernel is specialised for, looking the kernel up, and the Python
-part of Triton's launcher. Two things are not: a kernel that is asked for the first time is not
-compiled, and the C function, which would hand the arguments to the CUDA driver, does nothing.
+Triton's driver is replaced by a stub. The Python part of a launch still runs: binding the
+arguments, computing the kernel's specialisation, looking up the kernel, and the Python part of
+Triton's launcher. Two steps do not run: a kernel is not compiled at its first launch, and the C
+function, which would pass the arguments to the CUDA driver, does nothing.
 
-CPU tensors pass for the device's. So allocating one costs what it does on a CPU (less than on a
-GPU), and entering a device's context costs nothing.
+CPU tensors are used in place of the device's. Allocating one takes as long as on a CPU (less than
+on a GPU), and entering a device's context takes no time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from triton.runtime.jit import JITFunction
 from fastgrow.ops.core import dispatch
 
 CAPABILITY = 90
-# Not a device's number, so that kernels compiled for a real one stay out of it and untouched.
+# Not the index of a real device, so that its compiled kernels are neither used nor changed.
 DEVICE = -1
 
 
 class _Driver:
-    """As much of Triton's driver as a launch asks for."""
+    """The parts of Triton's driver that a launch uses."""
 
     def get_current_device(self) -> int:
         return DEVICE
@@ -42,7 +42,7 @@ class _Driver:
 
 
 class _Launcher(CudaLauncher):
-    """Triton's own launcher without its C function."""
+    """Triton's launcher without its C function."""
 
     def __init__(self) -> None:
         self.num_ctas = 1
@@ -56,7 +56,7 @@ class _Launcher(CudaLauncher):
 
 
 class _Kernel:
-    """Stands for a compiled kernel."""
+    """Replaces a compiled kernel."""
 
     function = 0
     packed_metadata = ()
@@ -69,26 +69,26 @@ class _Kernel:
 
 
 class Variants:
-    """Which kernels were launched, and in how many variants a GPU would have compiled each."""
+    """The launched kernels, and the variants of each that a GPU would have compiled."""
 
     def __init__(self) -> None:
         self.kernels: set[JITFunction[Any]] = set()
 
     def count(self) -> dict[str, int]:
-        """Variants by the kernel's name."""
+        """Return the number of variants by the kernel's name."""
         return {kernel.__name__: len(self.keys(kernel)) for kernel in self.kernels}
 
     def keys(self, kernel: JITFunction[Any]) -> list[str]:
-        """What Triton keeps the variants of a kernel under."""
+        """Return the keys of a kernel's variants in Triton's cache."""
         return list(kernel.device_caches[DEVICE][0])
 
 
 @contextlib.contextmanager
 def launches_stubbed() -> Iterator[Variants]:
-    """Within, launches of CPU tensors go through Triton as a GPU's do, and nothing is computed.
+    """In this context, launches on CPU tensors go through Triton as on a GPU, without computing.
 
-    Implementations that need a GPU say that they can run, and the automatic choice takes them as
-    it would there. Not under TRITON_INTERPRET=1, and for one thread at a time.
+    Implementations that need a GPU report that they can run, and the automatic choice selects them
+    as on a GPU. It cannot be used with TRITON_INTERPRET=1, nor in several threads at a time.
     """
     variants = Variants()
 
@@ -100,7 +100,7 @@ def launches_stubbed() -> Iterator[Variants]:
     patches = (
         mock.patch.object(driver, "_active", _Driver()),
         mock.patch.object(JITFunction, "_do_compile", stand_in),
-        # What lets the kernels run on a CPU elsewhere, and the rule for every CPU tensor.
+        # Let the kernels accept CPU tensors, and let the automatic choice select them.
         mock.patch.object(dispatch, "INTERPRETED", True),
         mock.patch.object(dispatch, "triton_pays_on", _pays),
     )

@@ -1,4 +1,4 @@
-"""A run over many cases within a budget of time."""
+"""Measure many cases within a time limit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from benchmarks.results import Ceilings, Result, Row
 
 OnCase = Callable[[list[Row], Ceilings], None]
 
-# What a case is taken to need besides its rounds (inputs, truth, warm-up, memory), before the
-# first one has been seen.
+# Assumed seconds of a case in addition to its rounds (inputs, reference, warm-up, memory), before
+# the first case is measured.
 FIRST_GUESS_OF_OVERHEAD = 2.0
 
 
@@ -26,7 +26,7 @@ def run_cases(
     on_start: Callable[[Case], None] = lambda case: None,
     on_case: Callable[[list[Row]], None] = lambda rows: None,
 ) -> tuple[list[Row], list[str]]:
-    """Rows of all cases, and notes on what the budget left out."""
+    """Measure the cases; return their rows, and notes on cases for which time ran out."""
     rows: list[Row] = []
     overheads = [FIRST_GUESS_OF_OVERHEAD]
     for i, case in enumerate(cases):
@@ -57,7 +57,7 @@ def run_suite(
     *,
     on_case: OnCase = lambda rows, ceilings: None,
 ) -> Result:
-    """Ceilings first, then the cases, as one result."""
+    """Measure the ceilings, then the cases, and return one result."""
     ceilings = machine.ceilings()
     rows, notes = run_cases(
         cases, settings, machine, budget, on_case=lambda rows: on_case(rows, ceilings)

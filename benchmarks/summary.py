@@ -1,4 +1,4 @@
-"""From samples to the numbers of a table."""
+"""Statistics of samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Quantiles of the samples, in the samples' unit."""
+    """Quantiles of samples, in the samples' unit."""
 
     median: float
     p20: float
@@ -18,14 +18,14 @@ class Timing:
 
 
 def timing(samples: Sequence[float]) -> Timing:
-    """Median and the 20th and 80th percentile of at least one sample."""
+    """Return the median and the 20th and 80th percentile of at least one sample."""
     return Timing(
         quantile(samples, 0.5), quantile(samples, 0.2), quantile(samples, 0.8), len(samples)
     )
 
 
 def quantile(samples: Sequence[float], share: float) -> float:
-    """The quantile with linear interpolation between the two samples next to it."""
+    """Return a quantile, with linear interpolation between neighbouring samples."""
     ordered = sorted(samples)
     position = share * (len(ordered) - 1)
     low = math.floor(position)
@@ -34,5 +34,5 @@ def quantile(samples: Sequence[float], share: float) -> float:
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
-    """The mean that treats 2× and 0.5× as cancelling."""
+    """Return the geometric mean, in which 2× and 0.5× cancel."""
     return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))

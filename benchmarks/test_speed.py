@@ -1,7 +1,7 @@
 """The suite's cases under pytest-benchmark: `pytest benchmarks --benchmark-only`.
 
-For comparing runs and for its statistics; `python -m benchmarks` also checks correctness, takes the
-memory, and interleaves the contenders, which makes its ratios the ones to quote.
+Use it to compare runs and for pytest-benchmark's statistics. `python -m benchmarks` also checks
+correctness, measures memory and interleaves the contenders, so its ratios are more reliable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Compiling beforehand what the cases will compile, in processes beside the measuring one.
+"""Compile the contenders of later cases in advance, in processes that run during measurements.
 
-`torch.compile` takes ten seconds to a minute for a case. A process of its own runs the case once,
-which fills the caches on disk that all processes share; a mark tells the measurement that a
-contender is ready. Until then a case is measured without it.
+`torch.compile` takes ten seconds to a minute for a case. A separate process runs the case once,
+which fills the caches on disk that all processes share, and writes a marker file for each contender
+that is ready. Until then, the case is measured without this contender.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from benchmarks.processes import Work, end, give, start_worker
 
 
 class Warming:
-    """Runs `warm` for each cell in order, so many at a time, until the `with` block ends.
+    """Context manager that runs `warm` for each cell in order until the block ends.
 
     Args:
-        work: what every process is told besides its cell.
-        cells: those of most worth first.
-        slots: processes at a time.
+        work: the work of every process, without its cell.
+        cells: cells, most important first.
+        slots: number of processes at a time.
     """
 
     def __init__(self, work: Work, cells: Sequence[dict[str, Any]], slots: int) -> None:
@@ -38,7 +38,7 @@ class Warming:
 
     @property
     def ready(self) -> Path:
-        """The folder of marks."""
+        """The folder of marker files."""
         return Path(self._folder.name)
 
     def __enter__(self) -> Warming:
@@ -57,7 +57,7 @@ class Warming:
 
     def _serve(self) -> None:
         while True:
-            # The lock is held while one starts, so that none starts after the end.
+            # The lock is held while a process starts, so that none starts after the end.
             with self._lock:
                 if self._is_over or not self._waiting:
                     return

@@ -1,13 +1,13 @@
-"""What a process of the GPU suite does: one piece of work, asked for in JSON on standard input.
+"""A process of the GPU suite: it runs one piece of work, read as JSON from standard input.
 
-    machine   what is here and its ceilings
-    cells     the rows of some cases
-    warm      a case run once, so that what it compiles is in the shared caches
-    tune      the configurations of kernels
-    growth    the nine-layer configuration, stopped and resumed
+    machine   describe the machine and measure its ceilings
+    cells     measure some cases
+    warm      run a case once, so that its compiled code is in the shared caches
+    tune      tune the configurations of kernels
+    growth    grow the nine-block configuration, stop it and resume it
 
-The answers are lines of JSON on standard output. After an illegal access every call on the device
-fails: the process then ends at once, and the next one has a device again.
+The answers are lines of JSON on standard output. After an illegal access, every call on the device
+fails: the process then ends immediately, and the next process can use the device again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from benchmarks.processes import DEVICE_LOST, Work, die_with_parent
 
 if __name__ == "__main__":
-    # What is imported below takes seconds, in which the one that started it may be killed.
+    # Before the imports below, which take seconds in which the parent process may be killed.
     die_with_parent()
 
 import dataclasses
@@ -35,37 +35,38 @@ from benchmarks import tuning
 from benchmarks.candidates import Trial
 from benchmarks.case import Case
 from benchmarks.cases import families
-from benchmarks.compiling import told
+from benchmarks.compiling import error_line
 from benchmarks.contenders import FORMULA, Contender, contenders
 from benchmarks.correctness import random_gradients
 from benchmarks.faults import Fault
 from benchmarks.interleave import step_of
 from benchmarks.machine import Machine, find_machine
 from benchmarks.measure import Budget, DeviceLost, Settings, is_lost, run_once
-from benchmarks.rehearsal import stand_in
+from benchmarks.rehearsal import fake_gpu
 from benchmarks.results import Row
 from benchmarks.suite import run_cases
 from fastgrow.kernels import tuned
 
-# A process that warms has others beside it.
-MEMORY_TO_WARM = 0.2  # of the device's
+# Limits of a warming process, as other processes run at the same time.
+MEMORY_TO_WARM = 0.2  # share of the device's memory
 THREADS_TO_WARM = 4
 OWN = ("ours", "implementation")  # roles
 
 
 def main() -> int:
     if torch.cuda.is_available():
-        # Before there is work, so that it costs the work no time: the context, and the driver's
-        # tool, which takes up to seconds.
+        # Initialise the context and call the driver's tool, which takes up to seconds, before there
+        # is work, so that this does not use the work's time.
         with suppress(Exception):
-            # What is wrong, such as memory that another process holds, the work meets too, or not.
+            # An error here, for example because another process uses all memory, is ignored: if it
+            # persists, the work will report it.
             torch.empty(1, device="cuda")
             find_machine("cuda")
     text = sys.stdin.read()
     if not text:
         return 0
     work = json.loads(text)
-    # What libraries print must not stand between the answers.
+    # Redirect what libraries print to standard error, so that it is not mixed with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -78,7 +79,7 @@ def main() -> int:
 
 
 def _machine_of(work: Work) -> Machine:
-    return stand_in() if work["rehearse"] else find_machine("cuda")
+    return fake_gpu() if work["rehearse"] else find_machine("cuda")
 
 
 def _machine(work: Work, answer: Callable[..., None]) -> None:
@@ -87,7 +88,7 @@ def _machine(work: Work, answer: Callable[..., None]) -> None:
 
 
 def _cells(work: Work, answer: Callable[..., None]) -> None:
-    """Rows of the cases in order, each with the launch parameters that it asked for."""
+    """Measure cases in order; answer with rows and the launch parameters that each looked up."""
     machine = _machine_of(work)
     ready = Path(work["ready"])
     settings = Settings(
@@ -99,7 +100,7 @@ def _cells(work: Work, answer: Callable[..., None]) -> None:
     cases = [case_of(cell, machine.device.type) for cell in work["cells"]]
 
     def on_start(case: Case) -> None:
-        # What a launcher has chosen before it does not ask again.
+        # Launchers cache their choices; forget them, so that this case's lookups are recorded.
         tuned.forget()
         tuned.asked.clear()
         answer(start=case.name)
@@ -117,35 +118,36 @@ def _cells(work: Work, answer: Callable[..., None]) -> None:
 
 @contextmanager
 def _ending_with(device: torch.device, answer: Callable[..., None]) -> Iterator[None]:
-    """Where an error ends the work, say which; what the device does not survive ends it here."""
+    """Report an error that ends the work; end the process at once if the device is lost."""
     try:
         yield
     except Exception as error:
         is_known = isinstance(error, DeviceLost)
-        answer(why=str(error) if is_known else told(error))
+        answer(why=str(error) if is_known else error_line(error))
         if is_known or is_lost(device):
             _end_at_once()
         raise
 
 
 def _end_at_once() -> None:
-    """Freeing what lies on a lost device can hang."""
+    """End the process without cleanup, because freeing memory on a lost device can hang."""
     sys.stderr.flush()
     os._exit(DEVICE_LOST)
 
 
 def warmed(field: Sequence[Contender]) -> list[Contender]:
-    """Who is run beforehand, in order.
+    """Return the contenders that are run in advance, in order.
 
-    Ours first: without its kernels, a second or more each, a case is not measured in its time; and
-    without a compiled rival it is. The formula compiles nothing and takes most memory.
+    fastgrow comes first, because compiling its kernels takes a second or more each, so that a case
+    might exceed its time; a case can be measured without a compiled alternative. The formula is
+    excluded, because it compiles nothing and needs most memory.
     """
     field = [c for c in field if not c.absent and c.name != FORMULA]
     return sorted(field, key=lambda c: (c.role not in OWN, not c.is_compiled))
 
 
 def _warm(work: Work, answer: Callable[..., None]) -> None:
-    """What compiles of a case's contenders once; each leaves its mark."""
+    """Run each contender of a case that compiles once, and write its marker file."""
     machine = _machine_of(work)
     if machine.device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_TO_WARM)
@@ -159,19 +161,19 @@ def _warm(work: Work, answer: Callable[..., None]) -> None:
         try:
             run_once(step_of(case, contender.run, [inputs], gradients))
         except torch.OutOfMemoryError:
-            # The measurement has more memory, and compiles it where it has the time.
+            # The measurement has more memory, and compiles it if there is time.
             continue
         except Exception as error:
-            # The measurement meets it too, and says so in a row.
+            # The measurement will have the same error, and report it in a row.
             print(f"{case.name}: {contender.name}: {error}", file=sys.stderr)
             if is_lost(machine.device):
-                # Of the others nothing is known.
+                # The other contenders cannot be run in this process any more.
                 _end_at_once()
         mark(Path(work["ready"]), case.name, contender.name).touch()
 
 
 def _tune(work: Work, answer: Callable[..., None]) -> None:
-    """Entries and notes as they are found, and before each launch what is launched."""
+    """Tune kernels; answer with entries and notes, and with each trial before its launch."""
     machine = _machine_of(work)
 
     def on_trial(trial: Trial | None) -> None:
@@ -220,7 +222,7 @@ KINDS: dict[str, Callable[[Work, Callable[..., None]], None]] = {
 
 
 def cell_of(case: Case) -> dict[str, Any]:
-    """A case as JSON."""
+    """Return a case as JSON values."""
     return {
         "family": case.family.name,
         "shape": case.shape,
@@ -235,13 +237,13 @@ def case_of(cell: dict[str, Any], device: str) -> Case:
 
 
 def mark(folder: Path, case: str, contender: str) -> Path:
-    """The file that is there once a contender has been compiled for a case."""
+    """Return the path of the marker file that a contender is compiled for a case."""
     return folder / hashlib.sha256(f"{case}/{contender}".encode()).hexdigest()
 
 
 @contextmanager
 def _table_in_use(work: Work) -> Iterator[None]:
-    """Speeds are those with the configurations measured so far."""
+    """Use the configurations tuned so far while speeds are measured."""
     tree = work["table"]
     with tuned.standing_in(tree["device"], tuned.table_of(tree)) if tree else nullcontext():
         yield

@@ -2,10 +2,10 @@
 
     python csrc/sanitize.py [pytest arguments]
 
-AddressSanitizer and UndefinedBehaviorSanitizer stop the tests at the first out-of-bounds access,
-misuse of memory or undefined arithmetic. The CPU extension is tested with every instruction set,
-and the GPU kernels on csrc/emulator. The exit status is pytest's, or 77 if the compiler has no
-sanitizers.
+AddressSanitizer and UndefinedBehaviorSanitizer stop the tests at the first read or write outside an
+array, misuse of memory or undefined arithmetic. They check the CPU extension with every instruction
+set, and the GPU kernels as csrc/emulator runs them on a CPU. The exit status is pytest's, or 77 if
+the compiler has no sanitizers.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g1"
 TESTS = ("test_logit_mean.py", "test_mean_cross_entropy.py", "test_mean_top_k.py")
 TESTS += ("test_mean_sample.py", "test_probability_mean.py", "test_vector_functions.py")
 TESTS += ("test_logit_tile.py",)
-# Tests for a GPU, which run on the emulator here.
+# Tests for a GPU, whose blocks and threads are emulated on the CPU here.
 TESTS_ON_GPU = ("test_experts_on_gpu.py",)
-# torch.compile is slow under sanitizers, and other processes that tests start are not sanitized.
+# Excluded: tests that compile, which trace much of PyTorch, and tests that start other processes,
+# which are not sanitized.
 UNWANTED = "not (compiles or opcheck or instruction_sets or is_written or two_to_the_31)"
-# Tests of the code that differs between instruction sets.
+# Tests of the code that differs between instruction sets, for all but the best one.
 DIFFERENT = "fp64 or bypass or bound or special"
 NO_SANITIZER = 77
 
 
 def libraries() -> list[str] | None:
-    """Return the sanitizers' run-time libraries, which must be preloaded; None without them."""
+    """Return the sanitizers' run-time libraries, which must be loaded before Python's libraries."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     found = []
     for name in ("libasan.so", "libubsan.so"):
@@ -42,7 +43,7 @@ def libraries() -> list[str] | None:
         if shutil.which(compiler[0]) is None:
             return None
         path = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-        # A compiler without this file prints the name unchanged.
+        # A compiler that has no such file prints the given name.
         if not Path(path).is_absolute():
             return None
         found.append(path)
@@ -50,7 +51,7 @@ def libraries() -> list[str] | None:
 
 
 def build(tree: Path) -> None:
-    """Copy the package to `tree` and build a sanitized extension there."""
+    """Make a copy of the package in `tree`, with a sanitized extension."""
     unwanted = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
     for name in ("fastgrow", "kernels", "csrc"):
         shutil.copytree(ROOT / name, tree / name, ignore=unwanted)
@@ -63,7 +64,7 @@ def build(tree: Path) -> None:
 
 def build_emulated(folder: Path) -> Path:
     """Build a sanitized library of the GPU kernels and the emulator."""
-    # setup.py runs the command line's command when it is imported; --name has no side effects.
+    # setup.py reads sys.argv when it is run as a module; --name makes it build nothing.
     before, sys.argv = sys.argv, ["setup.py", "-q", "--name"]
     setup = runpy.run_path(str(ROOT / "setup.py"))
     sys.argv = before
@@ -78,7 +79,7 @@ def build_emulated(folder: Path) -> Path:
 def main(arguments: list[str]) -> int:
     preload = libraries()
     if preload is None:
-        print("sanitize.py: the compiler has no sanitizers", file=sys.stderr)
+        print("the C++ compiler (CXX) has no sanitizer libraries", file=sys.stderr)
         return NO_SANITIZER
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
@@ -121,10 +122,8 @@ def run_tests(
         [sys.executable, "-c", check], cwd=tree, env=environment, capture_output=True, text=True
     )
     if loaded.returncode != 0 or not loaded.stdout.startswith(str(tree)):
-        print(
-            f"the sanitized extension does not load: {loaded.stdout}{loaded.stderr}",
-            file=sys.stderr,
-        )
+        output = loaded.stdout + loaded.stderr
+        print(f"the sanitized extension does not load: {output}", file=sys.stderr)
         return 1
     files = [str(ROOT / "tests" / "ops" / name) for name in names]
     options = ["-x", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]

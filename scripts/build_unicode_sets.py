@@ -1,10 +1,10 @@
-"""Make fastgrow/data/unicode-sets.json.xz: scripts and blocks of the Basic Multilingual Plane.
+"""Write fastgrow/data/unicode-sets.json.xz: scripts and blocks of the Basic Multilingual Plane.
 
     python scripts/build_unicode_sets.py /usr/share/unicode
 
-The argument holds Blocks.txt, Scripts.txt, ScriptExtensions.txt, PropertyValueAliases.txt and
-UnicodeData.txt of the Unicode Character Database (Debian package unicode-data; the committed file
-is from 15.0.0, the version of the bundled glyphs).
+The argument is a folder with Blocks.txt, Scripts.txt, ScriptExtensions.txt,
+PropertyValueAliases.txt and UnicodeData.txt of the Unicode Character Database (Debian package
+unicode-data; the committed file is from 15.0.0, the version of the bundled glyphs).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAST = 0xFFFF
 
 
 def fields(path: Path) -> Iterator[list[str]]:
-    """The semicolon-separated fields of each line of a UCD file."""
+    """Yield the semicolon-separated fields of each line of a UCD file."""
     for line in path.read_text(encoding="utf-8").splitlines():
         content = line.partition("#")[0].strip()
         if content:
@@ -30,7 +30,7 @@ def fields(path: Path) -> Iterator[list[str]]:
 
 
 def entries(path: Path) -> Iterator[tuple[range, str]]:
-    """Code points and value of each line that concerns the BMP."""
+    """Yield the code points and value of each line about the Basic Multilingual Plane."""
     for points, value, *_ in fields(path):
         first, _, last = points.partition("..")
         code_points = range(int(first, 16), int(last or first, 16) + 1)
@@ -39,7 +39,7 @@ def entries(path: Path) -> Iterator[tuple[range, str]]:
 
 
 def ranges(code_points: set[int]) -> list[list[int]]:
-    """Sorted inclusive ranges of a set of code points."""
+    """Return the sorted inclusive ranges of a set of code points."""
     result: list[list[int]] = []
     for point in sorted(code_points):
         if result and point == result[-1][1] + 1:

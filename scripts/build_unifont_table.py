@@ -3,8 +3,8 @@
     apt-get install fonts-unifont        # 1:15.0.01-2
     python scripts/build_unifont_table.py
 
-The table holds the glyphs of the Basic Multilingual Plane at the font's own 16 pixels; its outlines
-drawn at any multiple of 16 pixels give the same pixels enlarged.
+The table has the glyphs of the Basic Multilingual Plane at the font's native size of 16 pixels; its
+outlines drawn at any multiple of 16 pixels are the same pixels enlarged.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fastgrow.substrate.unifont import MISSING, SIZE, TABLE
 
 FONT = Path("/usr/share/fonts/opentype/unifont/unifont.otf")
 DATA = Path(__file__).resolve().parent.parent / "fastgrow" / "data"
-# No font of this plane has a glyph for the last code point, so it shows the missing-glyph box.
-LACKING = "\U0010ffff"
-# Position bits that suit columns of two bytes.
+# No font of this plane has a glyph for the last code point: it shows the missing-glyph box.
+WITHOUT_GLYPH = "\U0010ffff"
+# LZMA position bits for columns of two bytes.
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 1, "pb": 1}]
 
 
 def pack(glyphs: Glyphs) -> bytes:
-    """The table in the layout that `fastgrow.substrate.unifont` reads."""
+    """Return the packed table in the layout that `fastgrow.substrate.unifont` reads."""
     arrays = (
         glyphs.left.astype(np.int8),
         glyphs.width.astype(np.uint8),
@@ -42,9 +42,9 @@ def pack(glyphs: Glyphs) -> bytes:
 
 
 def draw_table(font: Path) -> bytes:
-    """The packed table of a font file."""
-    characters = [chr(code) for code in range(MISSING)] + [LACKING]
-    characters[0xD800:0xE000] = [LACKING] * 0x800  # surrogates are no characters
+    """Return the packed table of a font file."""
+    characters = [chr(code) for code in range(MISSING)] + [WITHOUT_GLYPH]
+    characters[0xD800:0xE000] = [WITHOUT_GLYPH] * 0x800  # surrogates are not characters
     return pack(FontFile(font).glyphs("".join(characters), SIZE))
 
 

@@ -1,11 +1,11 @@
-"""Make the folder that a GPU machine without a network needs beside the working tree.
+"""Make the folder that a GPU machine without a network needs in addition to the working tree.
 
-    make gpu-bundle               build/gpu-bundle
-    make gpu-bundle REHEARSE=1    and run it here, on the CPU, as on a machine that lacks the same
+    make gpu-bundle               write build/gpu-bundle
+    make gpu-bundle REHEARSE=1    and run it here on the CPU, without the packages in the bundle
 
-It holds wheels of what such a machine lacks, both extensions, a substrate for the run of growth and
-`run.sh`. The interpreter of `make oldest` makes it: the machine has that torch, and an extension
-built against the oldest serves all.
+The folder has wheels of packages that such a machine does not have, both extensions, a substrate
+for the growth run and `run.sh`. It is made with the interpreter of `make oldest`: the GPU machine
+has that version of torch, and an extension built against the oldest torch works with all.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ from fastgrow.substrate import Substrate  # noqa: E402
 MOST_BYTES = 30_000_000
 ARCHITECTURES = "90"  # H100, H200
 PYTHON = "3.12"
-# What fastgrow or a rival needs and the machine lacks, without what these need: that is there.
-LACKING = ("msgspec", "freetype-py", "datasets", "dill", "multiprocess", "liger-kernel==0.8.5")
-# glibc's versions that wheels are made for; pip takes none but those that are named.
+# Packages that fastgrow or a measured library needs and the GPU machine does not have. Their
+# dependencies are installed there.
+MISSING = ("msgspec", "freetype-py", "datasets", "dill", "multiprocess", "liger-kernel==0.8.5")
+# Platform tags of wheels; pip accepts only those that are named.
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux1")
-# Installed for `make oldest` and not on the machine, either.
+# Packages that are installed for `make oldest` and that the GPU machine does not have, either.
 TOOLS = ("kernels", "import-linter", "grimp", "mypy", "ruff", "fastgrow", "types-PyYAML")
 REHEARSAL_SECONDS = 300
 
 
 class BundleError(Exception):
-    """Why there is no bundle, and what to do."""
+    """Raised if the bundle cannot be made; the message states why."""
 
 
 def make(folder: Path) -> None:
-    """Fill the folder anew.
+    """Make the folder, replacing an existing one.
 
     Raises:
         BundleError: an extension is not built, or the folder is too large.
@@ -69,7 +70,7 @@ def make(folder: Path) -> None:
 
 
 def build_extensions(folder: Path) -> None:
-    """Both extensions and their record, which _native compares with the sources."""
+    """Build both extensions and their record, which _native compares with the sources."""
     places = {name: ROOT / "build" / f"gpu-{name}" for name in ("lib", "temp")}
     environment = {
         **os.environ,
@@ -93,25 +94,31 @@ def download_wheels(folder: Path) -> None:
     target = ["--python-version", PYTHON, "--implementation", "cp", "--only-binary=:all:"]
     target += [f"--platform={platform}_{machine}" for platform in PLATFORMS]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *target]
-    command += ["--constraint", str(ROOT / "constraints.txt"), "--dest", str(folder), *LACKING]
+    command += ["--constraint", str(ROOT / "constraints.txt"), "--dest", str(folder), *MISSING]
     subprocess.run(command, check=True)
 
 
 def build_substrate() -> Substrate:
-    """That of nine-layers-unicode; without the author's n-gram lists the default, as large."""
+    """Build the substrate of nine-layers-unicode.
+
+    Without the author's n-gram lists, build the default substrate, which is as large.
+    """
     data = os.environ.get("FASTGROW_DATA", "")
     lists = Path(data) / "bvv241"
     if data and lists.is_dir():
         return Substrate.build("bvv241-2-3", ngrams=lists)
-    print("FASTGROW_DATA names no folder with the author's n-gram lists: the default substrate")
+    print(
+        "FASTGROW_DATA is not a folder with the author's n-gram lists (bvv241); "
+        "using the default substrate"
+    )
     return Substrate.build()
 
 
 def check_size(folder: Path) -> int:
-    """Bytes of all files.
+    """Return the size of all files in bytes.
 
     Raises:
-        BundleError: they are more than MOST_BYTES.
+        BundleError: it is more than MOST_BYTES.
     """
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     total = sum(sizes.values())
@@ -119,17 +126,17 @@ def check_size(folder: Path) -> int:
         largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:3]
         names = ", ".join(f"{p.relative_to(folder)} ({sizes[p] / 1e6:.1f} MB)" for p in largest)
         raise BundleError(
-            f"{folder} holds {total / 1e6:.1f} MB, allowed are {MOST_BYTES / 1e6:.0f}; the largest "
-            f"are {names}"
+            f"{folder} has {total / 1e6:.1f} MB, but at most {MOST_BYTES / 1e6:.0f} MB are "
+            f"allowed; the largest files are {names}"
         )
     return total
 
 
 def rehearse(folder: Path) -> int:
-    """Run the bundle here with a Python that lacks what the machine lacks."""
+    """Run the bundle here, with a Python that has only the packages of the GPU machine."""
     place = ROOT / "build" / "gpu-rehearsal"
     shutil.rmtree(place, ignore_errors=True)
-    python = stand_in(place / "venv")
+    python = restricted_python(place / "venv")
     environment = {
         **os.environ,
         "PYTHON": str(python),
@@ -140,12 +147,12 @@ def rehearse(folder: Path) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
-def stand_in(folder: Path) -> Path:
-    """A Python whose packages are links to this one's, but for those that the machine lacks."""
+def restricted_python(folder: Path) -> Path:
+    """Make a Python whose packages are links to this one's, except those in the bundle."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    lacking = {*TOOLS, *(name.partition("==")[0] for name in LACKING)}
-    hidden = {top for name in lacking for top in top_level(name)}
+    missing = {*TOOLS, *(name.partition("==")[0] for name in MISSING)}
+    hidden = {top for name in missing for top in top_level(name)}
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         is_editable = entry.name.startswith("__editable__")
         if entry.name not in hidden and not is_editable and not entry.name.endswith(".pth"):
@@ -154,7 +161,7 @@ def stand_in(folder: Path) -> Path:
 
 
 def top_level(name: str) -> Iterator[str]:
-    """Entries of site-packages that belong to a distribution; none where it is not installed."""
+    """Yield a distribution's entries in site-packages; none if it is not installed."""
     try:
         files = importlib.metadata.files(name) or []
     except importlib.metadata.PackageNotFoundError:

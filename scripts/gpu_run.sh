@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything that a GPU machine without a network is asked: docs/gpu.md.
+# Run all measurements and tests on a GPU machine without a network: docs/gpu.md.
 #
 #     bash build/gpu-bundle/run.sh OUT [EARLIER] [-- OPTIONS]
 #
-# Run it at the root of the working tree. OUT gets the results, at most eight files. EARLIER is a
-# folder with those of a call before, which this one goes on from. OPTIONS are handed to
-# `python -m benchmarks gpu`. LIMIT (540) is how many seconds all of it may take, PYTHON (python3)
-# what runs it, and FASTGROW_WORK a folder for copies and compilers' caches, worth keeping between
-# two calls on one machine.
+# Run it in the root folder of the working tree. OUT is the folder for the results, at most eight
+# files. EARLIER is a folder with the results of an earlier call, which this call continues. OPTIONS
+# are passed to `python -m benchmarks gpu`. Environment variables: LIMIT (540) is the time limit in
+# seconds, PYTHON (python3) the interpreter, and FASTGROW_WORK a folder for copies and compilers'
+# caches, which should be kept between two calls on the same machine.
 set -u
 SECONDS=0
 : "${LIMIT:=540}" "${PYTHON:=python3}" "${FASTGROW_WORK:=${TMPDIR:-/tmp}/fastgrow-gpu}"
@@ -21,7 +21,7 @@ if [ $# -gt 0 ]; then
 fi
 bundle=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ ! -d kernels ] || [ ! -d fastgrow ] || [ ! -d benchmarks ]; then
-    echo "run.sh: $PWD is not the root of fastgrow's working tree; change there first" >&2
+    echo "run.sh: $PWD is not the root of fastgrow's working tree; change to that folder first" >&2
     exit 2
 fi
 mkdir -p "$out" "$FASTGROW_WORK" || exit 2
@@ -33,8 +33,9 @@ log=$!
 echo "== $(date -u +%FT%TZ)"
 cat "$bundle/bundle.json"
 
-# A copy of the tree, so that the tree stays as it is. There fastgrow.kernels is where it is imported
-# from, in whatever folder and process: an editable install would want a writable environment.
+# Use a copy of the tree, so that the tree is not changed. In the copy, kernels/ is linked as
+# fastgrow/kernels, so that it can be imported from any folder and process; an editable install would
+# need a writable environment.
 tree=$work/tree site=$work/site
 rm -rf "$tree" "$site"
 mkdir -p "$tree"
@@ -45,7 +46,7 @@ cp "$bundle"/native/* "$tree/fastgrow/"
 ln -s ../kernels "$tree/fastgrow/kernels"
 "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
     --disable-pip-version-check --target "$site" "$bundle"/wheels/*.whl ||
-    echo "run.sh: the wheels could not be installed; going on without them"
+    echo "run.sh: the wheels could not be installed; continuing without them"
 export PYTHONPATH=$tree:$site PYTHONUNBUFFERED=1
 export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
 cd "$tree" || exit 2
@@ -61,7 +62,7 @@ print('torch', torch.__version__, 'triton', triton.__version__, n.CPU, n.CUDA, s
 } >"$out/environment.txt" 2>&1 &
 facts=$!
 
-# What is left, less four seconds for packing and six in which the suite may still end by itself.
+# The time left, less four seconds for packing and six in which the suite may still end by itself.
 left=$((LIMIT - SECONDS - 10))
 if [ "$left" -lt 1 ]; then left=1; fi
 echo "== set up in $SECONDS s; the suite has $left s"
@@ -72,8 +73,8 @@ status=$?
 echo "== the suite ended with status $status after $SECONDS s"
 wait "$facts"
 
-# At most eight files come back, none larger than 16 MiB: the suite's own, these two, and the rest
-# in one.
+# Leave at most eight files, none larger than 16 MiB: the suite's files, the two of this script, and
+# an archive of all others.
 cd "$out" || exit 2
 known=(record.jsonl results.json results.csv results.png tuning.json log.txt environment.txt)
 is_known() { local name; for name in "${known[@]}"; do [ "$1" = "$name" ] && return; done; return 1; }
@@ -85,7 +86,8 @@ fi
 find . -type f -size +15M ! -name '*.gz' ! -name log.txt -exec gzip --force {} +
 echo "== packed after $SECONDS s"; ls -l
 exec >&- 2>&-
-# What a part left running would hold the log open, and whoever waits for this command's output.
+# A process that is still running would keep the log open, and block whoever waits for the output of
+# this command.
 for _ in {1..30}; do
     kill -0 "$log" 2>/dev/null || break
     sleep 0.1

@@ -1,4 +1,4 @@
-"""Fixtures that every test folder shares."""
+"""Fixtures shared by all test folders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from skips import pytest_terminal_summary as pytest_terminal_summary
 # before torch is imported, and in the environment, so that processes started by tests follow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell in the background lets what it starts ignore Ctrl-C, and tests send it.
+# Processes started by a background shell ignore SIGINT, which tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A GPU machine's plain image may lack hypothesis, and the kernels' tests do without.
+# A GPU machine's plain image may not have hypothesis, and the kernels' tests do not need it.
 if importlib.util.find_spec("hypothesis") is not None:
     from hypothesis import HealthCheck, settings
 
@@ -28,7 +28,7 @@ if importlib.util.find_spec("hypothesis") is not None:
     settings.register_profile("everywhere", derandomize=True, **patient)
     settings.load_profile("everywhere")
 
-# With FASTGROW_ACCEPTANCE=1 (`make acceptance`) what would be skipped fails instead.
+# With FASTGROW_ACCEPTANCE=1 (`make acceptance`), tests that would be skipped fail instead.
 MUST_HAVE = os.environ.get("FASTGROW_ACCEPTANCE") == "1"
 
 

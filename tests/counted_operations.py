@@ -1,4 +1,4 @@
-"""How many operations of torch a call runs: what it costs, without a clock."""
+"""Count the torch operations that a call runs, as a measure of its cost without a clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Counting(TorchDispatchMode):
 
 
 def operations(run: Callable[[], object]) -> Counter[str]:
-    """The operations that a call dispatches, those of its backward passes included, by name."""
+    """Count the operations that a call dispatches by name, including those of backward passes."""
     with _Counting() as counting:
         run()
     return counting.counts

@@ -1,4 +1,4 @@
-"""The rule by which numbers are judged, the device they are made on, a check of any operation."""
+"""The rule for numerical errors, the devices of tests, and a check of any operation."""
 
 from __future__ import annotations
 
@@ -39,26 +39,27 @@ def assert_accurate(
     terms: float = 0.0,
     rounded: float = 0.0,
 ) -> None:
-    """error(result) ≤ 2 · error(eager) + 2 ulp, both against fp64, and an RMS below the ceiling.
+    """Assert error(result) ≤ 2 · error(eager) + 2 ulp relative to fp64, and RMS ≤ the ceiling.
 
-    Two things that a kernel cannot know as well as the eager formula may come in the place of the
-    2 ulp, where they are more. The caller says how large they are, and from which bound it follows.
+    There are two sources of error that a kernel has in addition to the eager formula's; if their
+    bound is larger than 2 ulp, it replaces these. The caller gives their sizes, and documents the
+    bound.
 
     Args:
-        name: what is compared, for the message.
-        result: the kernel's.
-        eager: the eager formula's, in the same dtype.
-        truth: the eager formula's in fp64, of the same inputs.
-        condition: the size of exponents that are computed twice. Eager keeps the weights of its
-            forward pass. A kernel keeps lse and computes w = exp(s − lse) anew, from a product in
-            another order: s and lse are rounded to half an ulp each, so w is known to |s| · eps,
-            also where it is nearly 1 and eager's error cancels in the division by the sum.
-        terms: the size of two numbers whose difference the result is a multiple of. Each is
-            rounded, so it is known to eps times their size, which counts where they cancel. Eager
-            takes the second from the weights that it kept; a kernel takes it from its output.
-        rounded: eps of a dtype to which both eager and the kernel round on the way, half an ulp
-            each, where it is wider than the result's. The RMS may be as large; a single number's
-            error still goes by eager's.
+        name: name of the compared result, for the message.
+        result: the kernel's result.
+        eager: the eager formula's result in the same dtype.
+        truth: the eager formula's result in fp64 for the same inputs.
+        condition: size of exponents that are computed twice. Eager saves the weights of its forward
+            pass. A kernel saves lse and computes w = exp(s − lse) again, from a product in another
+            order: s and lse are rounded to half an ulp each, so w has an error of |s| · eps, even
+            if it is nearly 1 and eager's error cancels in the division by the sum.
+        terms: size of two numbers of whose difference the result is a multiple. Each is rounded, so
+            the difference has an error of eps times their size, which matters if they cancel. Eager
+            computes the second from the saved weights, a kernel from its output.
+        rounded: eps of a dtype to which both eager and the kernel round intermediate results, half
+            an ulp each, if it is larger than the result's eps. The RMS may be as large; the error
+            of a single number is still bounded by eager's.
     """
     assert result.dtype == eager.dtype
     assert result.shape == truth.shape
@@ -82,21 +83,22 @@ def assert_rows_accurate(
     truth: Tensor,
     uncertainty: Tensor,
 ) -> None:
-    """The same rule row by row (of the last dimension), where something may not be a number.
+    """Assert the same rule for each row (of the last dimension); values may be NaN or infinite.
 
-    A large row hides no error of a small one here. What is not finite has to be so in `result`:
+    Because rows are compared separately, a large row cannot hide an error of a small row. Values
+    that are not finite must agree:
 
-    - where the truth is NaN or infinite, so is the result;
-    - where the result is NaN, so is eager, whose zero weights make NaN of an infinite value that
-      the row does not see. A kernel that leaves out whole blocks of such values may instead give
-      the truth.
+    - if the truth is NaN or infinite, so is the result;
+    - if the result is NaN, so is eager, in which a zero weight times an infinite value that the row
+      does not attend to is NaN. A kernel that skips whole blocks of such values may return the
+      truth instead.
 
     Args:
-        name: what is compared, for the message.
-        result: the kernel's.
-        eager: the eager formula's, in the same dtype.
-        truth: the formula's in fp64, over what each row sees and nothing else.
-        uncertainty: [..., 1] or of the result's shape: what fp32 leaves unknown, absolute.
+        name: name of the compared result, for the message.
+        result: the kernel's result.
+        eager: the eager formula's result in the same dtype.
+        truth: the formula's result in fp64, computed only from what each row attends to.
+        uncertainty: [..., 1] or of the result's shape: absolute error allowed because of fp32.
     """
     assert result.shape == truth.shape
     eps = torch.finfo(result.dtype).eps
@@ -111,7 +113,7 @@ def assert_rows_accurate(
     allowed = torch.where(finite & eager.isfinite(), eager - truth, 0.0).abs().amax(-1, True)
     largest = torch.where(finite, truth, 0.0).abs().amax(-1, keepdim=True)
     bound = 2 * allowed + torch.maximum(2 * eps * largest, uncertainty.nan_to_num(0.0, 0.0))
-    # What is smaller than a normal number becomes zero in an exponential.
+    # Subnormal numbers may become zero in an exponential.
     bound += torch.finfo(torch.float32).tiny
     worst = (error - bound).argmax()
     error, bound = error.flatten()[worst], bound.expand_as(truth).flatten()[worst]
@@ -129,11 +131,11 @@ FROZEN: dict[str, tuple[str, ...]] = {
 
 
 def check_operation(operation: Operation, device: str, dtype: torch.dtype) -> list[str]:
-    """Run every implementation that can serve the operation's example, and judge it by eager.
+    """Run every implementation that can run the operation's example, and compare it with eager.
 
-    The example's floating-point tensors get random numbers. Compared are the results and, where an
-    implementation gives any, the gradients; and both once more through
-    `torch.compile(fullgraph=True)`, but for eager, which is torch's own affair there.
+    The example's floating-point tensors are filled with random numbers. The results are compared
+    and, if an implementation has any, the gradients; both again through
+    `torch.compile(fullgraph=True)`, except for eager, which consists of torch's operations.
 
     Returns:
         The names of the implementations that ran, eager among them.
@@ -169,7 +171,7 @@ def _random(call: Any, dtype: torch.dtype) -> Any:
     def drawn(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return dtype if isinstance(leaf, torch.dtype) else leaf
-        # Numbers of draws have to be in [0, 1), and are float64 whatever the logits are.
+        # Random numbers for sampling must be in [0, 1), and are float64 whatever the logits are.
         kind = leaf.dtype if leaf.dtype == torch.float64 else dtype
         return (torch.rand(leaf.shape, device=leaf.device) / 2).to(kind)
 
@@ -191,7 +193,7 @@ def _wide(call: Any) -> Any:
 
 
 def _run(way: Callable[..., Any], call: Any, name: str) -> list[Tensor | None]:
-    """Results, and the gradients of the sum of their squares."""
+    """Return the results, and the gradients of the sum of their squares."""
     results = [y for y in tree_leaves(way(call, name)) if isinstance(y, Tensor)]
     trained = [x for x in tree_leaves(call) if isinstance(x, Tensor) and x.requires_grad]
     squares = [y.double().square().sum() for y in results if y.requires_grad]

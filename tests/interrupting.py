@@ -1,4 +1,4 @@
-"""Ctrl-C in a process of its own, at a moment that no clock decides."""
+"""Send Ctrl-C to a separate process at a reproducible moment."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def interrupted(
     """Run a Python program that gets SIGINT once a path of the pattern has been written.
 
     Args:
-        program: its source.
-        pattern: in the style of the shell, for the whole path.
-        arguments: `sys.argv[1:]`.
-        options: of `subprocess.run`.
+        program: source of the program.
+        pattern: shell-style pattern for the whole path.
+        arguments: `sys.argv[1:]` of the program.
+        options: options of `subprocess.run`.
     """
     return subprocess.run(
         [sys.executable, "-c", _PROGRAM + program, pattern, *map(str, arguments)],

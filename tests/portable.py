@@ -1,12 +1,13 @@
-"""`make test-portable`: the tests that compute, under other machines' instructions and threads.
+"""`make test-portable`: run the numerical tests with other machines' instructions and threads.
 
-A library takes the best instructions that the processor has. On another processor it takes others,
-which add in another order; so do other numbers of threads. Here each library is told what to take,
-one setting at a time, and the tests have to pass under each. What this machine does by itself is
-`make test`, and what its processor cannot do is named and left out.
+A library uses the best instruction set of the processor. On another processor it uses others, which
+add in another order; the same holds for other numbers of threads. This script sets each library's
+choice by an environment variable, one setting at a time, and the tests must pass with each. The
+machine's defaults are tested by `make test`; settings that its processor does not support are
+listed and skipped.
 
     python tests/portable.py                 every other setting: a quarter of an hour on two cores
-    python tests/portable.py --few           those that most often find something: three minutes
+    python tests/portable.py --few           the most useful settings: three minutes
     python tests/portable.py MKL_CBWR        the settings of one variable
     python tests/portable.py --list
 """
@@ -55,14 +56,14 @@ print("ONEDNN", torch.backends.mkldnn.is_available())
 
 @dataclass(frozen=True)
 class Setting:
-    """One choice of one library.
+    """One setting of one library.
 
     Attributes:
-        variable, value: of the environment.
-        tests: what is run, and `-` before what is left out of it; paths below `tests`.
-        needs: a flag of /proc/cpuinfo.
-        library: one of the facts that has to be there.
-        few: among those of `--few`.
+        variable, value: the environment variable and its value.
+        tests: paths in `tests` to run; a path after `-` is excluded.
+        needs: a required flag in /proc/cpuinfo.
+        library: a library that must be in the facts.
+        few: whether `--few` includes it.
     """
 
     variable: str
@@ -76,8 +77,8 @@ class Setting:
     def name(self) -> str:
         return f"{self.variable}={self.value}"
 
-    def lacks(self, facts: dict[str, str], flags: Container[str]) -> str:
-        """Why it is left out here; "" where it is run."""
+    def missing(self, facts: dict[str, str], flags: Container[str]) -> str:
+        """Return why the setting is skipped on this machine; "" if it is run."""
         if self.library and facts.get(self.library) in (None, "", "False"):
             return f"{MISSING[self.library]} here"
         if facts.get(self.variable, "").lower() == self.value.lower():
@@ -119,7 +120,7 @@ SETTINGS = (
 
 
 def find_facts() -> dict[str, str]:
-    """What the libraries of this installation take by themselves."""
+    """Return the default choices of this installation's libraries."""
     command = [sys.executable, "-c", _FACTS]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     lines = (line.partition(" ") for line in found.stdout.splitlines())
@@ -127,7 +128,7 @@ def find_facts() -> dict[str, str]:
 
 
 def run(setting: Setting) -> subprocess.CompletedProcess[str]:
-    """The tests of a setting, in a process of their own."""
+    """Run the tests of a setting in a separate process."""
     paths = [
         f"--ignore={TESTS / path[1:]}" if path.startswith("-") else str(TESTS / path)
         for path in setting.tests
@@ -144,14 +145,14 @@ def run(setting: Setting) -> subprocess.CompletedProcess[str]:
 
 
 def main(arguments: Sequence[str] | None = None, settings: Sequence[Setting] = SETTINGS) -> int:
-    """Run the settings that are asked for; 1 where a test failed under one of them."""
+    """Run the selected settings; return 1 if a test failed with one of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = sorted({setting.variable for setting in settings})
     parser.add_argument("variables", nargs="*", metavar="VARIABLE", help=", ".join(names))
     parser.add_argument("--few", action="store_true")
-    parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
+    parser.add_argument("--list", action="store_true", help="list the settings to run, and stop")
     options = parser.parse_args(arguments)
     for variable in options.variables:
         if variable not in names:
@@ -163,9 +164,9 @@ def main(arguments: Sequence[str] | None = None, settings: Sequence[Setting] = S
             continue
         if options.few and not setting.few:
             continue
-        lack = setting.lacks(facts, flags)
-        if lack or options.list:
-            print(f"{setting.name}: {f'left out: {lack}' if lack else 'to run'}", flush=True)
+        missing = setting.missing(facts, flags)
+        if missing or options.list:
+            print(f"{setting.name}: {f'skipped: {missing}' if missing else 'to run'}", flush=True)
             continue
         started = time.monotonic()
         done = run(setting)

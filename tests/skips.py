@@ -1,4 +1,4 @@
-"""What was skipped, by reason, at the end of a run of the tests."""
+"""Report the skipped tests by reason at the end of a test run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SKIPPED = "skipped, by reason"
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Print each reason why tests were skipped on a line of its own, with their number.
+    """Print each reason why tests were skipped, with their number, on a separate line.
 
-    A test that runs others in a process of its own passes on what was skipped there by
+    A test that runs others in a separate process passes on what was skipped there by
     `record_property(SKIPPED, skipped_in(output))`.
     """
     counts: Counter[str] = Counter()
@@ -31,6 +31,6 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 
 
 def skipped_in(output: str) -> dict[str, int]:
-    """By reason, how many tests were skipped in the run of pytest that printed `output`."""
+    """Return the number of skipped tests by reason, from the output of a pytest run."""
     _, _, lines = output.partition(SKIPPED)
     return {reason: int(n) for n, reason in re.findall(r"^ *(\d+) × (.+)$", lines, re.MULTILINE)}

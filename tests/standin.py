@@ -1,4 +1,4 @@
-"""A substrate of a few letters and a model of one hidden layer: small enough to train in tests."""
+"""A substrate of a few letters and a model with one hidden layer, small enough for tests."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ def make_stream(text: str, substrate: LetterSubstrate, name: str = "train") -> T
 
 
 def random_text(n_documents: int, seed: int, letters: str = "abcdefgh") -> str:
-    """Words whose letters follow each other by a fixed rule now and then, so there is something to
-    learn."""
+    """Words whose letters sometimes follow a fixed rule, so that there is something to learn."""
     generator = np.random.default_rng(seed)
     documents = []
     for _ in range(n_documents):
@@ -80,7 +79,7 @@ def random_text(n_documents: int, seed: int, letters: str = "abcdefgh") -> str:
 
 
 class TinyModel(nn.Module):
-    """Embedding, one hidden layer, norm, head: predicts the next token from the present one."""
+    """Embedding, one hidden layer, norm, head: predicts the next token from the current one."""
 
     def __init__(self, vocab_size: int, d_model: int = 16, max_seq_len: int = 32):
         super().__init__()

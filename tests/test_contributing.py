@@ -1,4 +1,4 @@
-"""docs/contributing.md: its steps make an operation that passes the shared harness."""
+"""The steps in docs/contributing.md make an operation that passes the shared harness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_FILES, MOST_STEPS = 5, 10
 
 
 def with_the_operation(folder: Path) -> Path:
-    """A copy of the package, and of the harness, with what the page writes."""
+    """A copy of the package and of the harness, with the page's files."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, folder / "fastgrow", ignore=ignored)
     kernels = folder / "fastgrow" / "kernels"

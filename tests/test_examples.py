@@ -1,4 +1,4 @@
-"""The examples run, and the second is the first with a diff of ten lines."""
+"""The examples run, and the second differs from the first by ten lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atomic writes: after a failure the old content is unchanged and no temporary file is left."""
+"""Atomic writes: after a failure, the old content is kept, and no temporary file is left."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["home"]
 
 
-def test_folder_over_a_file_is_refused(tmp_path: Path) -> None:
+def test_folder_over_a_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_text("a file")
     with pytest.raises(FileExistsError, match="is a file"), _files.atomic_folder(path, owned=[]):

@@ -1,4 +1,4 @@
-"""The report lists what is installed, and ends with the recommended command."""
+"""The report lists what is installed, and ends with the command for a faster setup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make test-portable`: which settings are run here, and that a failure under one is told."""
+"""`make test-portable`: which settings are run on this machine, and that failures are reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FACTS = {
 
 
 def names(facts: dict[str, str], flags: list[str]) -> set[str]:
-    return {setting.name for setting in SETTINGS if not setting.lacks(facts, flags)}
+    return {setting.name for setting in SETTINGS if not setting.missing(facts, flags)}
 
 
 def test_all_but_what_this_machine_does_by_itself_is_run() -> None:
@@ -43,7 +43,7 @@ def test_what_a_processor_or_an_installation_lacks_is_left_out() -> None:
     assert names(bare, []) == {
         "ONEDNN_MAX_CPU_ISA=SSE41", "OMP_NUM_THREADS=2", "OMP_NUM_THREADS=8"
     }  # fmt: skip
-    reasons = {s.name: s.lacks(bare, []) for s in SETTINGS}
+    reasons = {s.name: s.missing(bare, []) for s in SETTINGS}
     assert reasons["MKL_CBWR=AUTO"] == "torch has no MKL here"
     assert reasons["FASTGROW_CPU_CAPABILITY=avx2"] == "the extension is not built here"
     assert reasons["ATEN_CPU_CAPABILITY=avx2"] == "this processor has no avx2"
@@ -69,6 +69,6 @@ def test_a_setting_reaches_the_tests_and_their_failure_the_user(
     printed = capsys.readouterr().out
     assert "OMP_NUM_THREADS=2: 1 passed" in printed
     assert "OMP_NUM_THREADS=3: 1 failed" in printed
-    assert "OMP_NUM_THREADS=1: left out: what `make test` runs here" in printed
+    assert "OMP_NUM_THREADS=1: skipped: what `make test` runs here" in printed
     assert printed.endswith("failed under OMP_NUM_THREADS=3\n")
     assert portable.main([], settings[:1]) == 0

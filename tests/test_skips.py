@@ -1,4 +1,4 @@
-"""The end of a run of the tests says what was skipped and why."""
+"""The end of a test run lists what was skipped and why."""
 
 from __future__ import annotations
 

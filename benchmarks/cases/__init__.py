@@ -1,4 +1,4 @@
-"""The operations that take part, in the order in which a run of limited time takes them."""
+"""The measured operations, in the order in which a run of limited time measures them."""
 
 from __future__ import annotations
 
@@ -49,13 +49,15 @@ FAMILIES = (
 
 
 def families(names: Sequence[str] = ()) -> list[Family]:
-    """Those of the given names, or all.
+    """Return the families with the given names, or all families.
 
     Raises:
-        ConfigError: there is no operation of a name.
+        ConfigError: there is no operation with one of the names.
     """
     known = {family.name: family for family in FAMILIES}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"--op: {unknown[0]!r} is not measured; there are {', '.join(known)}")
+        raise ConfigError(
+            f"--op: {unknown[0]!r} is not a measured operation; expected {', '.join(known)}"
+        )
     return [known[name] for name in names] if names else list(FAMILIES)

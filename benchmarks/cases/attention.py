@@ -24,7 +24,7 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
     device = generator.device
 
     def random(heads: int, length: int) -> Tensor:
-        # [B, T, H, D] in memory, as the projections leave it.
+        # [B, T, H, D] in memory, as the projections write it.
         size = (B, length, heads, D)
         x = torch.randn(size, dtype=dtype, device=device, generator=generator)
         return x.transpose(1, 2)
@@ -38,20 +38,21 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
 
 
 def _call(inputs: Inputs, impl: str | None) -> Tensor:
-    """[B, T, H, D]: what the next projection reads, and how gradients come back from it."""
+    """Return [B, T, H, D], the layout that the next projection reads and returns gradients in."""
     y = attention(inputs["q"], inputs["k"], inputs["v"], rope=inputs["rope"], impl=impl)
     return y.transpose(1, 2)
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
     B, H, T, D = shape["B"], shape["H"], shape["T"], shape["D"]
-    # Two products over the visible half of the scores; the backward pass makes five.
+    # Two products over the visible half of the scores; five in the backward pass.
     products = {"forward": 2, "backward": 5, "full": 7}[pass_]
     return Work(flops=products * 2 * B * H * D * T * (T + 1) / 2)
 
 
 def _checked(shape: Shape) -> Shape:
-    # A kernel knows whether its heads are a multiple of 16: 8 of 32 would be another one.
+    # A kernel is specialised for a number of heads that is a multiple of 16: checking 8 heads
+    # instead of 32 would run another kernel.
     heads = {name: min(shape[name], 16) for name in ("H", "H_kv")}
     return {**shape, **heads, "B": 1, "T": min(shape["T"], 4096)}
 
@@ -71,7 +72,7 @@ FAMILY = Family(
     inputs=_inputs,
     call=_call,
     differentiate=("q", "k", "v"),
-    # Over the keys, or in the gradients of those over the queries.
+    # Sums over the keys, or over the queries in the gradients of keys and values.
     sums=lambda shape: shape["T"],
     libraries=libraries,
     required=required,

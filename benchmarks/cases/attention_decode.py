@@ -1,4 +1,7 @@
-"""One new token over a cache of rotated keys, as in generation; bound by reading the cache."""
+"""Attention of one new token over a cache of rotated keys, as in generation.
+
+Its time is bound by reading the cache.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ FAMILY = Family(
     },
     inputs=_inputs,
     call=_call,
-    # Over the keys.
+    # Sums over the keys.
     sums=lambda shape: shape["T"],
     libraries=libraries,
     required=required,

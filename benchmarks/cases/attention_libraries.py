@@ -1,7 +1,7 @@
-"""What a user would call for attention: each of SDPA's backends, and FlashAttention's packages.
+"""Alternatives for attention: each of SDPA's backends, and FlashAttention's packages.
 
-Rotations are one launch on a GPU, on every side; on a CPU every side has the same eager one. All
-give [B, T, H, D], which is a view of what SDPA gives.
+All contenders apply rotary embeddings by the same code: one launch on a GPU, eager on a CPU. All
+return [B, T, H, D], which is a view of SDPA's result.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ BACKENDS = {
     "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
     "sdpa math": SDPBackend.MATH,
 }
-# On a CPU torch has these two.
+# torch's backends on a CPU.
 ON_CPU = ("sdpa flash", "sdpa math")
-# Releases of FlashAttention, and the modules that hold their `flash_attn_func`.
+# Releases of FlashAttention, and the modules that have their `flash_attn_func`.
 FLASH_ATTENTION = {
     "flash-attn 4": "flash_attn.cute",
     "flash-attn 3": "flash_attn_interface",
     "flash-attn 2": "flash_attn.flash_attn_interface",
 }
-# What torch says where no backend is left.
+# torch's error messages if no backend can run.
 NO_KERNEL = ("No available kernel", "No viable backend")
 ASKED = {
     SDPBackend.FLASH_ATTENTION: cuda.can_use_flash_attention,
@@ -42,7 +42,10 @@ ASKED = {
 
 
 def libraries(case: Case) -> dict[str, Library]:
-    """For inputs q, k, v and rope, of as many queries as keys or of one query over rotated keys."""
+    """Return the alternatives for inputs q, k, v and rope.
+
+    There are as many queries as keys, or one query and rotated keys.
+    """
     names = ON_CPU if case.device == "cpu" else tuple(BACKENDS)
     found: dict[str, Library] = {n: functools.partial(_sdpa, BACKENDS[n]) for n in names}
     for name, module in FLASH_ATTENTION.items():
@@ -51,7 +54,7 @@ def libraries(case: Case) -> dict[str, Library]:
 
 
 def required(case: Case) -> tuple[str, ...]:
-    """Without flash and cuDNN a speed-up on a GPU would flatter; they do not serve fp32."""
+    """Require flash and cuDNN, which are the strongest alternatives; they do not support fp32."""
     return () if case.dtype == "fp32" else ("sdpa flash", "sdpa cudnn")
 
 
@@ -71,22 +74,22 @@ def _sdpa(backend: SDPBackend, inputs: Inputs) -> Tensor:
 
 
 def _reason(backend: SDPBackend, params: cuda.SDPAParams) -> str:
-    """What torch says against a backend, which it does in warnings."""
+    """Return why torch cannot use a backend, which it reports in warnings."""
     ask = ASKED.get(backend)
     if ask is None:
         return ""
     with warnings.catch_warnings(record=True) as said, sdpa_kernel(backend):
         warnings.simplefilter("always")
         ask(params, True)
-    # Where in torch's sources it is said is left out.
+    # Without the place in torch's sources that triggered the warning.
     return next((str(w.message).partition(" (Triggered")[0].strip() for w in said), "")
 
 
 def _flash_attention(module: str, inputs: Inputs) -> Tensor:
-    """Their layout is [B, T, H, D]."""
+    """Run FlashAttention, whose layout is [B, T, H, D]."""
     q, k, v = (x.transpose(1, 2) for x in _rotated(inputs))
     result = function(module, "flash_attn_func")(q, k, v, causal=q.shape[1] > 1)
-    # Some releases return the log-sum-exp beside the output.
+    # Some releases return the output together with the log-sum-exp.
     y: Tensor = result[0] if isinstance(result, tuple) else result
     return y
 
@@ -95,7 +98,7 @@ def _rotated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, table = (inputs[name] for name in ("q", "k", "v", "rope"))
     queries, keys = q.shape[2], k.shape[2]
     q = rotate(q, table, keys - queries)
-    # One query is decoded, over keys that were rotated when they came into the cache.
+    # In decoding (one query), keys were rotated when they were added to the cache.
     return q, k if queries == 1 else rotate(k, table, 0), v
 
 

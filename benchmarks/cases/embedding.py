@@ -1,4 +1,4 @@
-"""Lookup in a frozen table with the lift to the model's width; memory is the point, not speed."""
+"""Lookup in a frozen table, expanded to the model's width; its aim is memory, not speed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _packed_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator)
     return {
         "ids": torch.randint(V, (N,), device=device, generator=generator),
         "packed": packed,
-        # What a library looks up in: 32 times the memory in fp32.
+        # The table for a library's lookup: 32 times the memory in fp32.
         "floats": (packed[..., None] >> places & 1).flatten(1).to(dtype),
         "repeat": shape["d"] // bits,
     }

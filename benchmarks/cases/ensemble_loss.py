@@ -1,4 +1,4 @@
-"""The loss of K heads' averaged logits, without gradients, beside the products it is made of."""
+"""The loss of K heads' averaged logits, without gradients, and the matrix products in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _scaled(inputs: Inputs) -> list[Tensor]:
 
 
 def _chunk_loop(inputs: Inputs) -> Tensor:
-    """Some rows of all logits at a time, as one writes it by hand."""
+    """Compute all logits of some rows at a time, as written by hand."""
     hidden, weights, targets = _scaled(inputs), inputs["weight"], inputs["targets"]
     size = max(1, CHUNK_ELEMENTS // weights[0].shape[0])
     losses = []
@@ -50,7 +50,7 @@ def _chunk_loop(inputs: Inputs) -> Tensor:
 
 
 def _tile_loop(inputs: Inputs) -> Tensor:
-    """The tiles of ours with torch's log-sum-exp."""
+    """Loop over fastgrow's tiles with torch's log-sum-exp."""
     targets = inputs["targets"]
     parts, logit = [], torch.zeros_like(inputs["h"][0][:, 0])
     call = LseCall(_scaled(inputs), inputs["weight"], None, targets)

@@ -1,6 +1,6 @@
-"""What is read off K experts' logits without averages in memory; bound by reading them.
+"""Operations on K experts' logits that do not store the average; bound by reading the logits.
 
-Token ids are told as float64, in which the check of correctness can take differences.
+Token ids are returned as float64, so that the check of correctness can compute differences.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GRIDS: Grids = {
     "cpu": [{"K": 4, "N": 64, "V": 65536}, {"K": 2, "N": 64, "V": 65536}],
     "gpu": [{"K": K, "N": N, "V": 65536} for K, N in ((4, 4096), (4, 1), (2, 4096), (8, 4096))],
 }
-# With gradients a shape takes three times as long.
+# With gradients, a shape takes three times as long to measure.
 TRAINED_GRIDS: Grids = {**GRIDS, "cpu": GRIDS["cpu"][:1]}
 DECODE_GRIDS: Grids = {**GRIDS, "gpu": [{"K": 4, "N": N, "V": 65536} for N in (64, 1, 4096)]}
 
@@ -49,7 +49,7 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
 
 
 def _mean(inputs: Inputs) -> Tensor:
-    """The best of the eager ways: one tensor of the result's size, added to in place."""
+    """Average in the fastest eager way: add in place to one tensor of the result's size."""
     first, *others = inputs["logits"]
     total = first.clone()
     for logits in others:
@@ -72,16 +72,22 @@ def _family(
     differentiate: tuple[str, ...] = (),
     variant: str = "",
 ) -> Family:
-    """One of the operations.
+    """Make the family of one of the operations.
 
     Args:
-        row: bytes of a row of V besides the logits': what is asked of it, and the result.
-        reads: how often the logits are read without gradients, at least.
+        op: name of the operation.
+        grids: shapes by the name of the grid.
+        call: runs the operation.
+        libraries: alternatives by name.
+        row: returns the bytes of a row in addition to its logits, such as its target and result.
+        reads: minimum number of times that the logits are read without gradients.
+        differentiate: names of the inputs that get gradients.
+        variant: distinguishes several families of one operation.
     """
 
     def work(shape: Shape, itemsize: int, pass_: str) -> Work:
         K, N, V = (shape[name] for name in "KNV")
-        # Backward reads them once more, and writes the gradients.
+        # The backward pass reads the logits once more, and writes the gradients.
         passes, rows = {"forward": (reads, 1), "backward": (2, 1), "full": (reads + 2, 2)}[pass_]
         return Work(bytes=passes * K * N * V * itemsize + rows * N * row(V))
 
@@ -99,7 +105,7 @@ def _family(
 
 
 def _of_target(columns: int) -> int:
-    """The target, the row's log-sum-exp, and the log-probability or its gradient."""
+    """Bytes of the target, the row's log-sum-exp, and the log-probability or its gradient."""
     return 8 + 4 + 4
 
 
@@ -166,7 +172,7 @@ EXPERTS = (
         {"add in place + topk": _library_top_k},
         row=lambda columns: 12 * TOP,
     ),
-    # Another generator draws other tokens: only our own implementations can be compared.
+    # A different generator draws different tokens: only fastgrow's implementations are comparable.
     _family(
         "mean_sample",
         DECODE_GRIDS,

@@ -1,7 +1,8 @@
-"""A step of growing: L pre-norm blocks of width d, the newest of them and the head in training.
+"""A training step of growth: L pre-norm blocks of width d; the topmost blocks and head are active.
 
-The frozen blocks need no gradient on any side; what differs is who computes a layer. The libraries
-are the same model in plain PyTorch (`nn.functional`, SDPA), as it stands and compiled.
+The frozen blocks need no gradient for any contender; contenders differ in how they compute the
+operations. The alternatives are the same model in plain PyTorch (`nn.functional`, SDPA), eager and
+compiled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from benchmarks.case import Case, Compiled, Family, Inputs, Library, Shape, Work
 from fastgrow import ops
 
-ACTIVE = 3  # blocks that train, or fewer where there are fewer
+ACTIVE = 3  # number of active blocks, or fewer if the model has fewer
 NAMES = ("norm_1", "qkv", "out", "norm_2", "up", "up_bias", "down", "down_bias")
 Layer = Callable[[Tensor, Inputs, int], Tensor]
 
@@ -46,7 +47,8 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
         "down_bias": lambda: random(d, std=0.1),
     }
     for index in range(L):
-        # The newest blocks are 0, 1, …, so that `differentiate` can name them at any depth.
+        # Blocks are numbered from the top, so that `differentiate` can name the active ones at any
+        # depth.
         inputs |= {f"{name}{index}": sizes[name]() for name in NAMES}
     return inputs
 
@@ -101,7 +103,7 @@ def _libraries(case: Case) -> dict[str, Library]:
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
     tokens, d, active = shape["B"] * shape["T"], shape["d"], min(ACTIVE, shape["L"])
     block, head = 12 * d * d, shape["d"] * shape["V"]
-    # A product of the forward pass is two products of the backward one, in what trains.
+    # For active parts, each matrix product of the forward pass is two in the backward pass.
     forward, backward = shape["L"] * block + head, 2 * (active * block + head)
     parts = {"forward": forward, "backward": backward, "full": forward + backward}
     return Work(flops=2 * tokens * parts[pass_])
@@ -122,6 +124,6 @@ FAMILY = Family(
     rows=lambda shape: shape["B"] * shape["T"],
     libraries=_libraries,
     work=_work,
-    # The MLP has other tiles for up to 4,096 tokens.
+    # The MLP uses different tiles for up to 4,096 tokens.
     checked=lambda shape: {**shape, "B": min(shape["B"], 5), "V": min(shape["V"], 4096)},
 )

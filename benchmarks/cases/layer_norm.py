@@ -1,7 +1,7 @@
-"""Layer normalisation, of the sum with a residual and alone.
+"""Layer normalisation, with and without adding a residual.
 
-y and the sum are both results, as a block uses both. The gradient of the residual is that of x, so
-one of them is asked for.
+y and the sum are both results, as a block uses both. The gradients of the residual and of x are
+equal, so only one of them is computed.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def _with_packages(case: Case, torchs: Run, ligers: Run) -> dict[str, Library]:
 
 
 def norm_work(shape: Shape, itemsize: int, pass_: str) -> Work:
-    """[N, d] tensors moved: x, residual → y, sum forward, and dy, dsum, sum → dx backward."""
+    """Count the [N, d] tensors moved: x, residual → y, sum forward; dy, dsum, sum → dx backward."""
     tensors = {"forward": 4, "backward": 4, "full": 8}[pass_]
     return Work(bytes=tensors * shape["N"] * shape["d"] * itemsize)
 
 
 def lone_work(shape: Shape, itemsize: int, pass_: str) -> Work:
-    """[N, d] tensors moved: x → y forward, and dy, x → dx backward."""
+    """Count the [N, d] tensors moved: x → y forward; dy, x → dx backward."""
     tensors = {"forward": 2, "backward": 3, "full": 5}[pass_]
     return Work(bytes=tensors * shape["N"] * shape["d"] * itemsize)
 

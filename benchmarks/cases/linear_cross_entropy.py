@@ -1,4 +1,4 @@
-"""The head's product with the loss: N tokens, width d, vocabulary V; and K heads averaged."""
+"""The output head with the loss: N tokens, width d, vocabulary V; and K heads averaged."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def _call_with_heads(inputs: Inputs, impl: str | None) -> Tensor:
 def _liger(inputs: Inputs) -> Tensor:
     fused = liger("fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction")
     result = fused(inputs["h"], inputs["weight"], inputs["targets"], inputs.get("bias"))
-    # Newer releases return the z-loss beside the loss.
+    # Newer releases return the loss together with the z-loss.
     loss: Tensor = result[0] if isinstance(result, tuple) else result
     return loss
 
 
 def _torch_chunked(inputs: Inputs) -> Tensor:
-    """torch's own, from 2.13 on."""
-    # By name, because earlier releases have neither.
+    """Run torch's chunked loss, available from torch 2.13 on."""
+    # Looked up by name, because earlier releases do not have it.
     options = getattr(torch.nn, CHUNKED_OPTIONS)()
     loss: Tensor = getattr(F, "linear_cross_entropy")(  # noqa: B009
         *(inputs[name] for name in ("h", "weight", "targets")),
@@ -123,7 +123,7 @@ FAMILY = Family(
     checked=lambda shape: {**shape, "N": min(shape["N"], 128), "V": min(shape["V"], 8192)},
 )
 
-# As the libraries measure it themselves, which some do without a bias alone.
+# The form in which the libraries measure it; some support no bias.
 WITHOUT_BIAS = dataclasses.replace(
     FAMILY,
     variant=UNBIASED,
@@ -137,7 +137,7 @@ WITHOUT_BIAS = dataclasses.replace(
     parameters=("weight",),
 )
 
-# A head that a loss goes through without training it.
+# A frozen head: the loss has a gradient for the hidden states only.
 FROZEN = dataclasses.replace(
     FAMILY,
     variant="frozen",
@@ -151,7 +151,7 @@ FROZEN = dataclasses.replace(
     work=_frozen_work,
 )
 
-# The mean of K experts' logits, which no library has.
+# The mean of K experts' logits, which no library supports.
 HEADS = dataclasses.replace(
     FAMILY,
     variant="heads",
@@ -164,7 +164,7 @@ HEADS = dataclasses.replace(
     libraries=lambda case: {},
 )
 
-# What the loss follows from, with gradients for every row.
+# The log-sum-exp and target logit from which the loss is computed, with gradients for every row.
 LSE = dataclasses.replace(
     FAMILY,
     op="linear_lse_gather",

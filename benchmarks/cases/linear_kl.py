@@ -1,4 +1,4 @@
-"""The divergence of a student's head from a teacher's: N tokens, width d, vocabulary V."""
+"""The KL divergence of a student's head from a teacher's: N tokens, width d, vocabulary V."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _call(inputs: Inputs, impl: str | None) -> Tensor:
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
-    # The student's product and the teacher's; backward makes two more of the student's.
+    # The student's and the teacher's product; two more of the student's in the backward pass.
     products = {"forward": 2, "backward": 2, "full": 4}[pass_]
     return Work(flops=products * 2 * shape["N"] * shape["d"] * shape["V"])
 

@@ -1,4 +1,4 @@
-"""The mean of K experts' logits, bound by memory: a new result each time, and one written over."""
+"""The mean of K experts' logits, bound by memory: into a new tensor, and into an existing one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _adding_in_place(inputs: Inputs) -> Tensor:
 
 
 def _sum_then_in_place(inputs: Inputs) -> Tensor:
-    """The first two are added while they are read, which spares a pass."""
+    """Add the first two in one pass over memory, then the others in place."""
     first, *others = inputs["logits"]
     total = first + others[0] if others else first.clone()
     for logits in others[1:]:
@@ -83,7 +83,7 @@ FAMILY = Family(
 def _inputs_and_room(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
     inputs = _inputs(shape, dtype, generator)
     first = inputs["logits"][0]
-    # Filled, so that no contender meets memory that has not been touched.
+    # Filled, so that no contender pays for the first use of the memory.
     inputs["stack"] = first.new_empty(shape["K"], *first.shape).fill_(0)
     inputs["out"] = torch.empty_like(first).fill_(0)
     return inputs
@@ -126,7 +126,7 @@ def _copy(case: Case) -> dict[str, Yardstick]:
     return {"copy_ of one": Yardstick(run, _copy_bytes(case))}
 
 
-# Every contender has room for its result, and stack + mean for the stack.
+# Every contender has memory for its result, and stack + mean also for the stack.
 INTO = dataclasses.replace(
     FAMILY,
     variant="into",

@@ -1,4 +1,4 @@
-"""A frozen linear layer with a low-rank correction, beside the chain that adapters write."""
+"""A frozen linear layer with LoRA, compared with the chain of operations of adapter libraries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _chain(inputs: Inputs) -> Tensor:
 
 
 def _work(shape: Shape, itemsize: int, pass_: str) -> Work:
-    """Forward: one product with the weight and two narrow ones; backward: the same and two more."""
+    """Count a product with the weight and two narrow ones; backward has two narrow ones more."""
     N, d, m, r = shape["N"], shape["d"], shape["m"], shape["r"]
     forward, more = 2 * N * (d * m + r * (d + m)), 2 * N * r * (d + m)
     flops = {"forward": forward, "backward": forward + more, "full": 2 * forward + more}[pass_]

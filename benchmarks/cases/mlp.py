@@ -1,4 +1,4 @@
-"""The feed-forward layer, d → 4d → d with biases: both forms of GELU, SwiGLU, frozen weights."""
+"""The MLP, d → 4d → d with biases: exact and tanh GELU, SwiGLU, frozen weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _call(activation: str, inputs: Inputs, impl: str | None) -> Tensor:
 
 
 def _cublaslt(inputs: Inputs) -> Tensor:
-    """torch's one product with an activation in its epilogue; it has no gradient."""
+    """Run torch's matrix product with an activation in its epilogue, which has no gradient."""
     hidden = torch._addmm_activation(inputs["up_bias"], inputs["x"], inputs["up"].T, use_gelu=True)
     return F.linear(hidden, inputs["down"], inputs["down_bias"])
 
@@ -62,7 +62,7 @@ def _quack(inputs: Inputs) -> Tensor:
 def _epilogue(case: Case) -> dict[str, Library]:
     forward = case.pass_ == "forward"
     found: dict[str, Library] = {}
-    # On a CPU the same call is the exact GELU.
+    # On a CPU, the same call computes the exact GELU.
     if case.device == "cuda":
         found["addmm_activation"] = _cublaslt if forward else Absent("refused: it has no gradient")
     return found | package(case, "quack", QUACK, _quack if forward else NO_BIASES)
@@ -97,13 +97,13 @@ def _family(
 
 
 def _gated(case: Case) -> dict[str, Library]:
-    # It wants both projections as one matrix, which would be put together at each call.
+    # It expects both projections in one matrix, which would have to be concatenated in each call.
     quack = Absent("refused: it has one matrix for both projections")
     return package(case, "liger", LIGER, _liger_swiglu) | package(case, "quack", QUACK, quack)
 
 
 def _none(case: Case) -> dict[str, Library]:
-    """A chain of nn.Linear and F.gelu is the formula itself."""
+    """Return no alternative: a chain of nn.Linear and F.gelu is the eager formula itself."""
     return {}
 
 

@@ -1,7 +1,7 @@
-"""Other people's packages as libraries: looked for when a case is made, imported on first use.
+"""Third-party packages as alternatives: searched when a case is made, imported on first use.
 
-On a GPU each has its cell, also where it is not installed. On a CPU they are no rivals: they have
-no kernels there.
+On a GPU, each has its row, even if it is not installed. On a CPU they are not measured, as they
+have no CPU kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LIGER, QUACK = "liger_kernel", "quack"
 
 
 def package(case: Case, name: str, module: str, way: Library) -> dict[str, Library]:
-    """The cell `name` of a GPU case: `way`, where the module is installed."""
+    """Return the entry `name` of a GPU case: `way` if the module is installed, else `Absent`."""
     if case.device != "cuda":
         return {}
     return {name: way if is_there(module) else Absent("not installed")}
@@ -26,12 +26,12 @@ def package(case: Case, name: str, module: str, way: Library) -> dict[str, Libra
 
 @functools.cache
 def function(module: str, name: str) -> Callable[..., Any]:
-    """A function of a package's, imported once."""
+    """Return a function of a package, which is imported once."""
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
 
 
 def liger(module: str, name: str) -> Callable[..., Any]:
-    """The `apply` of an autograd function of Liger's."""
+    """Return `apply` of one of Liger's autograd functions."""
     apply: Callable[..., Any] = function(f"liger_kernel.ops.{module}", name).apply  # type: ignore[attr-defined]
     return apply

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, of the sum with a residual and alone."""
+"""Root-mean-square normalisation, with and without adding a residual."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.cases.packages import LIGER, QUACK, function, liger, package
 from fastgrow.ops import rms_norm
 
 EPS = 1e-6
-# Liger's fp32 inside, and no gradient written over another's memory: what the others do.
+# Liger's settings for the same computation as the others: fp32 inside, gradients not in place.
 SETTINGS = (EPS, 0.0, "gemma", False)
 
 

@@ -1,4 +1,4 @@
-"""What was to be shown, and what the measurements say."""
+"""Claims on the cost of growth, checked with the measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.growth.steps import DEPTHS, MONOLITH, StepRow
 from benchmarks.summary import quantile
 
 SHARE_OF_COUNTED = 0.8
-# Peak memory of a step may differ by what the allocator rounds.
+# Tolerance for peak memory of steps, because of the allocator's rounding.
 FLAT = 1.02
 
 
@@ -19,9 +19,10 @@ class Claim:
     """A bound on a measured number.
 
     Attributes:
-        text: what is claimed.
-        value: measured.
-        bound: the most that it may be, or the least for `at_least`.
+        text: the claim.
+        value: measured number.
+        bound: maximum of the number, or minimum if `at_least`.
+        at_least: whether `bound` is the minimum.
     """
 
     text: str
@@ -35,7 +36,7 @@ class Claim:
 
 
 def step_claims(rows: Sequence[StepRow]) -> list[Claim]:
-    """Ratios are medians over the rounds, in each of which the contenders ran side by side."""
+    """Return the claims on steps; ratios are medians over rounds with interleaved contenders."""
     by_name = {row.name: row for row in rows}
     one, block = by_name["one block"], by_name["a frozen block's forward pass"]
     claims = []

@@ -1,4 +1,4 @@
-"""The command: steps, memory and whole runs, as one result file and Markdown tables."""
+"""The command `growth`: measure steps, memory and whole runs, and write a result and tables."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TINY_RUNS = (RunShape(3, 4, TINY),)
 
 
 def growth(arguments: Sequence[str], program: str) -> int:
-    """Time steps on a frozen trunk and whole growth runs, with its output kept and recomputed."""
+    """Time training steps on a frozen trunk and whole growth runs, with and without a cache."""
     parser = argparse.ArgumentParser(f"{program} growth", description=growth.__doc__)
     add = parser.add_argument
     add("--out", type=Path, help="folder for results.json and results.md")
-    add("--rounds", type=int, default=ROUNDS, help="of every kind of step")
-    add("--tiny", action="store_true", help="sizes that show that it runs, and no more")
-    add("--device", choices=("cpu", "cuda"), help="the GPU where there is one")
+    add("--rounds", type=int, default=ROUNDS, help="number of timed steps of every kind")
+    add("--tiny", action="store_true", help="use tiny sizes, to test that the command runs")
+    add("--device", choices=("cpu", "cuda"), help="device (default: the GPU if there is one)")
     options = parser.parse_args(arguments)
     machine = find_machine(options.device)
     shape, runs = (TINY, TINY_RUNS) if options.tiny else (Shape(), RUNS)
@@ -51,14 +51,14 @@ def measure(
     command: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The whole result in JSON values."""
+    """Measure everything, and return the result as JSON values."""
     run_rows = []
     with tempfile.TemporaryDirectory(prefix="fastgrow-growth-") as name:
         folder = Path(name)
         say(f"steps: {rounds} rounds")
         steps = measure_steps(shape, folder, machine.clock, machine.device, rounds)
         for run in runs:
-            say(f"growing to {run.stages} blocks, {run.passes} passes a stage, twice")
+            say(f"growing to {run.stages} blocks, {run.passes} passes per stage, twice")
             run_rows.append(measure_run(run, folder, machine.device))
     claims = [*step_claims(steps), *run_claims(run_rows)]
     notes = cpu_notes(machine.environment) if machine.device.type == "cpu" else []
@@ -78,7 +78,7 @@ def _step(row: StepRow) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Three tables, with where they come from."""
+    """Format a result as three Markdown tables, with their origin."""
     shape = ", ".join(f"{name}={size}" for name, size in result["shape"].items())
     parts = [f"Steps at {shape}, fp32:", _table(STEP_HEADER, map(_step_line, result["steps"]))]
     runs = [RunRow(**row) for row in result["runs"]]

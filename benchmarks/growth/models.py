@@ -14,14 +14,14 @@ from fastgrow.training import TextData
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model and of what it trains on.
+    """Sizes of a model and its training data.
 
     Attributes:
-        d: width; heads are 32 wide.
-        V: vocabulary.
-        T: tokens in a window.
-        B: windows in a batch.
-        windows: in the text.
+        d: width of the model; heads have width 32.
+        V: vocabulary size.
+        T: sequence length.
+        B: batch size.
+        windows: number of sequences in the text.
     """
 
     d: int = 256
@@ -32,26 +32,26 @@ class Shape:
 
     @property
     def block(self) -> float:
-        """FLOPs of a block on a token, forward: products, and attention to half of T tokens."""
+        """Forward FLOPs per token of a block: products, and attention to T/2 tokens on average."""
         return 24 * self.d**2 + 2 * self.T * self.d
 
     @property
     def head(self) -> float:
-        """FLOPs of the head's forward pass for a token."""
+        """Forward FLOPs per token of the head."""
         return 2 * self.d * self.V
 
     @property
     def active(self) -> float:
-        """FLOPs of a step of one block and the head for a token, on a frozen trunk.
+        """FLOPs per token of a training step of one block and the head, on a frozen trunk.
 
-        The gradient of the block's input, which nothing below needs, is left out of the first
-        product (queries, keys and values).
+        The first product (queries, keys and values) has no gradient of the block's input, which
+        nothing below needs.
         """
         return 3 * self.block - 6 * self.d**2 + 3 * self.head
 
 
 class Codes:
-    """A vocabulary of V - 3 characters; enough of a substrate for a text of random ones."""
+    """A minimal substrate with V - 3 characters, for a text of random characters."""
 
     pad_id, bos_id, eos_id = 0, 1, 2
 
@@ -73,7 +73,7 @@ class Codes:
 
 
 def make_text(shape: Shape) -> TextData:
-    """One document of random characters that fills the windows exactly."""
+    """Make a document of random characters that fills `shape.windows` sequences exactly."""
     ids = np.random.default_rng(1).integers(3, shape.V, shape.windows * shape.T - 1)
     text = "".join(chr(0x4E00 + int(i)) for i in ids)
     return TextData.from_splits(train=[text], substrate=Codes(shape.V))  # type: ignore[arg-type]
@@ -93,10 +93,11 @@ def make_model(shape: Shape, n_layer: int) -> Decoder:
 
 
 def counted_gain(shape: Shape, stages: int, passes: float) -> float:
-    """FLOPs of growing by one block a stage without a cache, over those with one.
+    """Return the FLOPs of growing by one block per stage without a cache, over those with one.
 
-    Without: stage n runs n frozen blocks for every token. With: the rows of the stage before are
-    advanced by one block, once for every window, that is for one token in `passes`.
+    Without a cache, each stage runs all frozen blocks for every token. With a cache, the cached
+    activations of the previous stage are advanced by one block, once for every sequence, that is
+    for one token in `passes`.
     """
     active = stages * shape.active
     recomputed = active + shape.block * stages * (stages - 1) / 2

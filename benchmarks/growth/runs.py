@@ -1,4 +1,4 @@
-"""Whole growth runs with and without a cache of the trunk."""
+"""Whole growth runs with and without an activation cache."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class RunRow:
     """One comparison.
 
     Attributes:
-        stages: of one block each.
-        passes: over the text in each stage.
-        V, d, T, B: sizes.
-        cache: where rows were kept.
-        kept, recomputed: wall-clock seconds of the two runs.
+        stages: number of stages, each of one block.
+        passes: passes over the text in each stage.
+        V, d, T, B: vocabulary size, width, sequence length and batch size.
+        cache: where activations were cached.
+        kept, recomputed: wall-clock seconds of the runs with and without a cache.
         kept_cpu, recomputed_cpu: processor seconds of all threads.
-        gain: recomputed over kept.
-        counted: the same of floating-point operations.
+        gain: `recomputed` over `kept`.
+        counted: the same ratio in counted FLOPs.
         same_bits: whether both runs ended with equal weights.
     """
 
@@ -48,7 +48,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class RunShape:
-    """A growth run: one block a stage, each stage `passes` times over the text."""
+    """A growth run: one block per stage, `passes` passes over the text in each stage."""
 
     stages: int
     passes: int
@@ -65,7 +65,7 @@ RUNS = (
 
 def measure_run(run: RunShape, folder: Path, device: torch.device) -> RunRow:
     """Grow twice from the same weights on the same text."""
-    # Whatever is made once in a process is made before the clock starts.
+    # A first run, so that one-time work of the process is not timed.
     _grow(RunShape(2, 1, run.model), "off", folder, device)
     recomputed, without = _grow(run, "off", folder, device)
     kept, with_cache = _grow(run, run.cache, folder, device)
@@ -96,7 +96,7 @@ def _grow(
     model = make_model(shape, 0).to(device)
     data = make_text(shape)
     tokens = run.passes * shape.windows * shape.T
-    # One active block in every stage: what the trunk saves is largest, and counted for it.
+    # One active block in every stage: the cache saves most then, and `counted_gain` assumes it.
     schedule = GrowthSchedule.blocks(run.stages, tokens=tokens, recipe="published")
     train = TrainConfig(
         schedule="per-stage", batch_size=shape.B, seq_len=shape.T, pick="last", precision="fp32"

@@ -1,4 +1,4 @@
-"""One training step: on a kept trunk, on a recomputed one, of one block alone, of a monolith."""
+"""Time a training step: on a cached trunk, on a recomputed trunk, of one block, of a monolith."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ DEPTHS = (1, 6, 12, 24)
 MONOLITH = 9
 ROUNDS = 15
 
-# Of the learning rate's schedule; the steps are made one by one.
+# Length of the learning-rate schedule, which never ends here; steps are run one at a time.
 _FAR = 1_000_000
 
 
 @dataclass(frozen=True)
 class StepRow:
-    """A contender: seconds of its steps, one a round, and the peak memory of one, in bytes."""
+    """A contender: the seconds of its step in each round, and its peak memory in bytes."""
 
     name: str
     seconds: list[float]
@@ -56,7 +56,7 @@ class _Stepper:
 def measure_steps(
     shape: Shape, folder: Path, clock: Clock, device: torch.device, rounds: int = ROUNDS
 ) -> list[StepRow]:
-    """All contenders, interleaved; every depth of `DEPTHS` with rows on disk and recomputed."""
+    """Time all contenders interleaved: each of `DEPTHS` with a cache on disk and recomputed."""
     batch = torch.randint(3, shape.V, (shape.B, shape.T), device=device)
     runs: dict[str, Callable[[], object]] = {
         "one block": _plain(shape, 1, device),
@@ -95,7 +95,7 @@ def _on_trunk(
     shape: Shape, n: int, place: str, folder: Path, device: torch.device
 ) -> tuple[Trainer, StageTrunk]:
     model = make_model(shape, n + 1).to(device)
-    active = _newest_active(model)
+    active = _activate_top(model)
     batches = Batches(make_text(shape).train, shape.B, shape.T)
     settings = Trunk(cache="disk" if place == "disk" else "off")
     engine = TrunkEngine(model, settings, out=folder, log=RunLog(quiet=True))
@@ -108,8 +108,8 @@ def _on_trunk(
     return trainer, trunk
 
 
-def _newest_active(model: Decoder) -> dict[str, torch.nn.Parameter]:
-    """The newest block, the final norm and the head train; all else rests."""
+def _activate_top(model: Decoder) -> dict[str, torch.nn.Parameter]:
+    """Make the topmost block, the final norm and the head active; freeze all others."""
     model.requires_grad_(False)
     parts = (model.blocks[-1], model.final_norm, model.lm_head)
     for part in parts:

@@ -1,4 +1,4 @@
-"""The command line: `fastgrow COMMAND --help` tells what each command does."""
+"""The command line: `fastgrow COMMAND --help` describes each command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; an error is one line on standard error and a non-zero status.
+    """Run one command; an error is printed as one line on standard error.
 
     Args:
-        arguments: what stands after `fastgrow`; None takes the process's own.
+        arguments: the words after `fastgrow`; None reads them from `sys.argv`.
 
     Returns:
-        0 when all went well, 1 for an error, 2 for a wrong command line, 130 when the user
-        stopped it.
+        The exit status: 0 for success, 1 for an error, 2 for a wrong command line, 130 if the user
+        stopped the command.
     """
     import typer
 
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         return _fail(str(error), 130)
     except BrokenPipeError:
-        # The reader (`| head`) has all it wanted; Python would complain once more at exit.
+        # The reader (such as `| head`) closed the pipe. Without this, Python would print the error
+        # again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except FastgrowError as error:
@@ -43,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
-        # A wrong command line. The class is click's own in some releases of typer and a private
-        # copy of it in others; this method is what both have in common.
+        # A wrong command line. The exception class is click's in some releases of typer and a
+        # private copy of it in others; both have this method.
         message = getattr(error, "format_message", None)
         if message is None:
             raise
         if message().startswith("Usage:"):
-            # A command that needs another word, without it: the message is its help.
+            # A command group was called without a subcommand: the message is its help text.
             print(message(), file=sys.stderr)
             return 2
         return _fail(f"{message()} (see `{_command(error)} --help`)", 2)
@@ -57,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """For commands that go on where they were stopped: Ctrl-C says so."""
+    """Turn Ctrl-C into a message that the same command resumes the run."""
     from fastgrow.errors import Interrupted
 
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("stopped; the same command goes on from what was saved last") from None
+        raise Interrupted("stopped; run the same command again to resume") from None
 
 
 def _fail(message: str, status: int) -> int:

@@ -22,7 +22,9 @@ from fastgrow.cli import (
 )
 
 app = typer.Typer(
-    help="Grow Transformers on a frozen glyph substrate, and compose them.",
+    help="Grow Transformer language models and compose them. The token embeddings are frozen and "
+    "drawn from glyph bitmaps (the substrate); a model grows by adding blocks in stages; several "
+    "models on one substrate are composed by combining their predictions.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

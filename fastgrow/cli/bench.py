@@ -1,4 +1,4 @@
-"""`fastgrow bench`: the benchmark suite on this machine."""
+"""`fastgrow bench`: run the benchmark suite on this machine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ import typer
 def bench(
     context: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One shape of each operation, in a minute.")
+        bool,
+        typer.Option("--quick", help="Measure one shape of each operation; about a minute."),
     ] = False,
 ) -> None:
-    """Time and memory of fastgrow's operations beside eager PyTorch and torch.compile, here.
+    """Benchmark fastgrow's operations against PyTorch.
 
-    Everything that `python -m benchmarks` takes may follow, such as `--op attention --dtype bf16`,
-    `gpu --out DIR` or `report FILE`. The suite stands in the repository, not in the package.
+    It measures time and memory of fastgrow, eager PyTorch and torch.compile, and accepts all
+    arguments of `python -m benchmarks`, such as `--op attention --dtype bf16`, `gpu --out DIR` or
+    `report FILE`. The suite is part of the repository, not of the installed package.
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "command.py").is_file():
         from fastgrow.errors import ConfigError
 
         raise ConfigError(
-            "the benchmark suite is not installed with the package: get the repository, and run "
+            "the benchmark suite is not installed with the package: clone the repository, and run "
             "`fastgrow bench` from an editable install of it (pip install --no-build-isolation -e "
-            ".) or `python -m benchmarks` at its top"
+            ".) or `python -m benchmarks` in its root folder"
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))

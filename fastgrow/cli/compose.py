@@ -1,4 +1,4 @@
-"""`fastgrow compose`: several models become one, are tuned as one, or are distilled into one."""
+"""`fastgrow compose`: combine models into an ensemble, tune an ensemble, or distill one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Group(TyperGroup):
-    """`fastgrow compose A B` is `fastgrow compose experts A B`."""
+    """Command group in which `fastgrow compose A B` means `fastgrow compose experts A B`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
@@ -24,7 +24,8 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Compose models: `fastgrow compose RU ZH --rule mean --out RUZH`; or tune, or distil one.",
+    help="Combine models into an ensemble; tune or distill it. The command name `experts` is "
+    "optional: `fastgrow compose RU ZH --rule mean --out RUZH` combines two models.",
     no_args_is_help=True,
 )
 
@@ -32,29 +33,52 @@ app = typer.Typer(
 @app.command()
 def experts(
     folders: Annotated[
-        list[str], typer.Argument(help="Folders of models or runs, each as PATH or NAME=PATH.")
+        list[str],
+        typer.Argument(help="Folders of models or of runs, each given as PATH or NAME=PATH."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the composed model.")],
+    out: Annotated[Path, typer.Option(help="Folder to save the ensemble in.")],
     rule: Annotated[
         str,
         typer.Option(
-            help="mean, weighted, temperature, contrast, probability-mean, posterior or top-k."
+            help="How to combine the experts' predictions: mean, weighted, temperature, contrast, "
+            "probability-mean, posterior or top-k."
         ),
     ] = "mean",
     weights: Annotated[
-        str | None, typer.Option(help="In the experts' order: 0.6,0.4; prior weights too.")
+        str | None,
+        typer.Option(
+            help="Weights in the experts' order, such as 0.6,0.4; prior probabilities for "
+            "posterior and top-k."
+        ),
     ] = None,
     temperatures: Annotated[
-        str | None, typer.Option(help="For temperature, in the experts' order: 1,1.5")
+        str | None,
+        typer.Option(
+            help="Rule temperature: softmax temperatures in the experts' order, such as 1,1.5."
+        ),
     ] = None,
-    against: Annotated[str | None, typer.Option(help="For contrast, an expert's name.")] = None,
-    strength: Annotated[float | None, typer.Option(help="For contrast, at least 0.")] = None,
-    k: Annotated[int | None, typer.Option("--k", help="For top-k, experts a token.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Rule contrast: name of the expert whose logits are subtracted."),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Rule contrast: factor of the subtraction, at least 0.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Rule top-k: number of experts used for a token.")
+    ] = None,
     forgetting: Annotated[
-        float | None, typer.Option(help="For posterior and top-k, above 0 and to 1.")
+        float | None,
+        typer.Option(
+            help="Rules posterior and top-k: decay of the evidence from earlier tokens, above 0 "
+            "and at most 1; 1 keeps all of it."
+        ),
     ] = None,
 ) -> None:
-    """Compose models that share a substrate into one, without any training."""
+    """Combine models into an ensemble, without training.
+
+    The models must share a substrate.
+    """
     import fastgrow
     from fastgrow.cli.models import load_model
     from fastgrow.errors import ConfigError
@@ -63,11 +87,13 @@ def experts(
     for expert in folders:
         name, equals, path = expert.partition("=")
         if not equals:
-            # runs/ru/model is the expert "ru": the folder that grow writes is always called model.
+            # runs/ru/model becomes the expert "ru": `grow` always names its model folder "model".
             folder = Path(expert).resolve()
             name, path = (folder.parent if folder.name == "model" else folder).name, expert
         if name in paths:
-            raise ConfigError(f"{expert}: a second expert of the name {name!r}; use NAME=PATH")
+            raise ConfigError(
+                f"{expert}: there already is an expert named {name!r}; rename one by NAME=PATH"
+            )
         paths[name] = path
     options = {
         "weights": _by_name("--weights", weights, list(paths)),
@@ -80,22 +106,35 @@ def experts(
     chosen = _rule(rule, {name: value for name, value in options.items() if value is not None})
     models = {name: load_model(path) for name, path in paths.items()}
     fastgrow.Ensemble(models, rule=chosen).save(out)
-    typer.echo(f"{out}: {len(models)} experts ({', '.join(models)}) under {rule}")
+    typer.echo(f"{out}: {len(models)} experts ({', '.join(models)}), rule {rule}")
 
 
 @app.command()
 def tune(
-    model: Annotated[Path, typer.Argument(help="Folder of a composed model.")],
-    text: Annotated[Path, typer.Argument(help="Text file, one document a line, or folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run and its model.")],
-    what: Annotated[str, typer.Option(help="weights, adapter or head.")] = "weights",
-    rank: Annotated[int, typer.Option(help="Of a new adapter.")] = 64,
-    tokens: Annotated[int, typer.Option(help="To train on.")] = 100_000,
+    model: Annotated[Path, typer.Argument(help="Folder of an ensemble.")],
+    text: Annotated[
+        Path, typer.Argument(help="Text file with one document per line, or folder of such files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the run and the tuned ensemble.")],
+    what: Annotated[
+        str,
+        typer.Option(
+            help="What to train: weights (the weight of each expert), adapter (a low-rank "
+            "adapter on the combined output) or head (the experts' output heads)."
+        ),
+    ] = "weights",
+    rank: Annotated[int, typer.Option(help="Rank of a new adapter.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Number of tokens to train on.")] = 100_000,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="Windows in a step.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of split and order of the text.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Sequences per training step.")] = 16,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the split and of the order of the text.")
+    ] = 0,
 ) -> None:
-    """Fit a composed model to a text, while its experts' blocks stay as they are."""
+    """Tune an ensemble on a text.
+
+    The experts' blocks stay frozen.
+    """
     import fastgrow
     from fastgrow.cli import resumable
     from fastgrow.compose import Adapter
@@ -118,18 +157,34 @@ def tune(
 
 @app.command()
 def distill(
-    model: Annotated[Path, typer.Argument(help="Folder of a composed model, the teacher.")],
-    text: Annotated[Path, typer.Argument(help="Text file, one document a line, or folder.")],
-    student: Annotated[Path, typer.Option(help="Folder of the model that is to learn.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run and its model.")],
-    temperature: Annotated[float, typer.Option(help="Above 1 flattens what is taught.")] = 1.0,
-    truth: Annotated[float, typer.Option(help="Share of the text itself, 0 to 1.")] = 0.0,
-    tokens: Annotated[int, typer.Option(help="To train on.")] = 100_000,
+    model: Annotated[Path, typer.Argument(help="Folder of an ensemble, the teacher.")],
+    text: Annotated[
+        Path, typer.Argument(help="Text file with one document per line, or folder of such files.")
+    ],
+    student: Annotated[Path, typer.Option(help="Folder of the model to train, the student.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run and the trained student.")],
+    temperature: Annotated[
+        float,
+        typer.Option(help="Distillation temperature; above 1 flattens the teacher's predictions."),
+    ] = 1.0,
+    truth: Annotated[
+        float,
+        typer.Option(
+            help="Weight of the loss on the text's own next tokens, 0 to 1; the rest is the "
+            "distillation loss."
+        ),
+    ] = 0.0,
+    tokens: Annotated[int, typer.Option(help="Number of tokens to train on.")] = 100_000,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="Windows in a step.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of split and order of the text.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Sequences per training step.")] = 16,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the split and of the order of the text.")
+    ] = 0,
 ) -> None:
-    """Train one model to predict what a composed one predicts."""
+    """Distill an ensemble into one model.
+
+    The student is trained to reproduce the predictions of the ensemble.
+    """
     import fastgrow
     from fastgrow.cli import resumable
     from fastgrow.cli.models import load_model
@@ -138,8 +193,8 @@ def distill(
 
     teacher, pupil = _load_ensemble(model), load_model(student)
     if not isinstance(pupil, Decoder):
-        raise ConfigError(f"{student}: is a composed model; the student has to be a single one")
-    # A grown model comes frozen; all of it but the table is to learn.
+        raise ConfigError(f"{student}: is an ensemble; the student must be a single model")
+    # A grown model is loaded frozen; the student trains all parameters except the token table.
     for name, parameter in pupil.named_parameters():
         parameter.requires_grad_(not name.startswith("embedding."))
     data, train = _training(teacher, text, lr, batch_size, seed)
@@ -164,7 +219,9 @@ def _load_ensemble(path: Path) -> Ensemble:
 
     model = load_model(path)
     if not isinstance(model, Ensemble):
-        raise ConfigError(f"{path}: is one model, not a composed one")
+        raise ConfigError(
+            f"{path}: expected the folder of an ensemble, found that of a single model"
+        )
     if model.substrate is None:
         raise ConfigError(f"{path}: has no substrate, so it cannot read text")
     return model
@@ -187,7 +244,7 @@ def _measured(model: Any, data: TextData) -> str:
     return f"{bits:.4f} bits per character on the test text"
 
 
-# What each rule needs, and what it may have.
+# Required and optional options of each rule.
 _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mean": ((), ()),
     "weighted": (("weights",), ()),
@@ -208,16 +265,18 @@ def _rule(name: str, options: dict[str, Any]) -> Rule:
     needed, allowed = _OPTIONS[name]
     for option in needed:
         if option not in options:
-            raise ConfigError(f"--rule {name} needs --{option}")
+            raise ConfigError(f"--rule {name} requires --{option}")
     for option in options:
         if option not in needed + allowed:
             takers = [rule for rule, (a, b) in _OPTIONS.items() if option in a + b]
-            raise ConfigError(f"--{option} goes with --rule {' or '.join(takers)}, not {name}")
+            raise ConfigError(
+                f"--{option} can only be used with --rule {' or '.join(takers)}, got --rule {name}"
+            )
     return Rule.from_config({"kind": name.replace("-", "_"), **options})
 
 
 def _by_name(option: str, text: str | None, names: list[str]) -> dict[str, float] | None:
-    """Numbers in the experts' order."""
+    """Parse comma-separated numbers, one for each expert, in the experts' order."""
     from fastgrow.errors import ConfigError
 
     if text is None:

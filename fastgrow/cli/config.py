@@ -1,4 +1,4 @@
-"""Configuration files: YAML or TOML into typed dataclasses, with overrides by name."""
+"""Read YAML or TOML configuration files into typed dataclasses, with overrides by name."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML or TOML file (by its ending) as a tree of plain values.
+    """Read a YAML or TOML file (chosen by the file extension) as a tree of plain values.
 
     Raises:
-        ConfigError: the file is missing, of another ending, not valid, or not a mapping.
+        ConfigError: the file is missing, has another extension, is not valid, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -39,25 +39,29 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if path.suffix not in _READERS:
-        raise ConfigError(f"{path}: expected a name ending in {', '.join(_READERS)}")
+        raise ConfigError(f"{path}: expected a file name that ends in {', '.join(_READERS)}")
     try:
         tree = _READERS[path.suffix](text)
-    # YAML raises a bare ValueError for a date that is none; TOML's errors are ValueErrors.
+    # YAML raises a plain ValueError for an invalid date; TOML's errors are ValueErrors.
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"{path}: is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected names with values, got {type(tree).__name__}")
+        raise ConfigError(
+            f"{path}: expected a mapping of names to values, got {type(tree).__name__}"
+        )
     return tree
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set values in `tree`, each given as `name.of.value=value`; a list's items go by number.
+    """Set values in `tree`, each given as `name.of.value=value`; list items are given by index.
 
-    Values are read as YAML, so `train.lr=1e-3`, `substrate.scripts=[Latin, Han]` and
-    `schedule.stages.0.tokens=100_000` mean what they say.
+    Values are read as YAML, as in `train.lr=1e-3`, `substrate.scripts=[Latin, Han]` and
+    `schedule.stages.0.tokens=100_000`.
 
     Raises:
-        ConfigError: an override has another form or names a place that does not exist.
+        ConfigError: an override does not have this form or names an entry that does not exist.
     """
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -76,30 +80,33 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         elif isinstance(node, dict):
             node[last] = value
         else:
-            raise ConfigError(f"override {override!r}: {'.'.join(parents)} is a single value")
+            raise ConfigError(
+                f"override {override!r}: {'.'.join(parents)} is a single value and has no "
+                f"entry {last!r}"
+            )
 
 
 def typed(tree: dict[str, Any], kind: type[T], origin: str) -> T:
-    """Turn a tree of plain values into the dataclass `kind`, checking every name and type.
+    """Convert a tree of plain values to the dataclass `kind`, checking every name and type.
 
     Args:
-        tree: as `read_config` gives it.
-        kind: a dataclass; its fields may be dataclasses, lists of them, and so on.
-        origin: what to call the tree in an error, usually the file's name.
+        tree: values as returned by `read_config`.
+        kind: a dataclass; its fields may be dataclasses, lists of dataclasses, and so on.
+        origin: name of the tree in error messages, usually the file's name.
 
     Raises:
         ConfigError: a name is unknown or missing, or a value is of the wrong type or range.
     """
-    _refuse_unknown_names(tree, kind, origin, "")
+    _reject_unknown_names(tree, kind, origin, "")
     try:
-        # Not strict: YAML reads 1e-3 as text, and an override's text carries no type.
+        # Not strict: YAML reads 1e-3 as a string, and an override's value has no type.
         return msgspec.convert(tree, kind, strict=False, dec_hook=_one_of)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{origin}: {_readable(error)}") from None
 
 
 def _readable(error: msgspec.ValidationError) -> str:
-    """Where the value stands and what is wrong with it."""
+    """Rewrite msgspec's message as `name.of.value: what is wrong`."""
     message, _, place = str(error).partition(" - at `")
     place = re.sub(r"^\$\.?|`$", "", place)
     place = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", place)
@@ -109,7 +116,7 @@ def _readable(error: msgspec.ValidationError) -> str:
 
 
 def _one_of(base: type, value: Any) -> Any:
-    """The dataclass below a plain class `base` whose fields have the names in `value`."""
+    """Convert `value` to the subclass of `base` whose fields include all names in `value`."""
     kinds: list[type[Any]] = base.__subclasses__()
     given = set(value) if isinstance(value, dict) else set()
     for kind in kinds:
@@ -130,7 +137,10 @@ def _child(node: Any, key: str, override: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, key, override)]
     if not isinstance(node, dict):
-        raise ConfigError(f"override {override!r}: there is nothing below {key!r}")
+        raise ConfigError(
+            f"override {override!r}: cannot set {key!r} inside a single value; expected a mapping "
+            "or list"
+        )
     if node.get(key) is None:
         node[key] = {}
     return node[key]
@@ -139,27 +149,31 @@ def _child(node: Any, key: str, override: str) -> Any:
 def _index(node: list[Any], key: str, override: str) -> int:
     if not key.isdigit() or int(key) >= len(node):
         raise ConfigError(
-            f"override {override!r}: expected a number from 0 to {len(node) - 1}, got {key!r}"
+            f"override {override!r}: expected an index from 0 to {len(node) - 1}, got {key!r}"
         )
     return int(key)
 
 
-def _refuse_unknown_names(tree: Any, kind: Any, origin: str, place: str) -> None:
-    """msgspec passes over unknown names in a dataclass; a misspelt setting must not do nothing."""
+def _reject_unknown_names(tree: Any, kind: Any, origin: str, place: str) -> None:
+    """Raise an error for names that `kind` does not have.
+
+    msgspec ignores unknown names in a dataclass, so that a misspelt setting would have no effect.
+    """
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         for option in typing.get_args(kind):
-            _refuse_unknown_names(tree, option, origin, place)
+            _reject_unknown_names(tree, option, origin, place)
     elif isinstance(tree, list):
         arguments = typing.get_args(kind)
         for i, item in enumerate(tree):
             if arguments:
-                _refuse_unknown_names(item, arguments[0], origin, f"{place}{i}.")
+                _reject_unknown_names(item, arguments[0], origin, f"{place}{i}.")
     elif isinstance(tree, dict) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         names = _names(kind)
+        known = ", ".join(names)
         for name, value in tree.items():
             if name not in names:
                 near = difflib.get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {known}"
                 raise ConfigError(f"{origin}: {place}{name}: unknown name; {hint}")
-            _refuse_unknown_names(value, hints[name], origin, f"{place}{name}.")
+            _reject_unknown_names(value, hints[name], origin, f"{place}{name}.")

@@ -1,4 +1,4 @@
-"""`fastgrow data`: text into token files."""
+"""`fastgrow data`: tokenize text into files of token ids."""
 
 from __future__ import annotations
 
@@ -7,30 +7,46 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Prepare and inspect token files.", no_args_is_help=True)
+app = typer.Typer(help="Tokenize a corpus ahead of training.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Keep `prepare` a command of its own: typer folds a group of one into the group."""
+    """Keep `prepare` as a subcommand: typer merges a group's only command into the group."""
 
 
 @app.command()
 def prepare(
     source: Annotated[
         str,
-        typer.Argument(help="A text, JSONL or Parquet file, a folder, or OWNER/NAME on the Hub."),
+        typer.Argument(
+            help="A text, JSONL or Parquet file, a folder of such files, or OWNER/NAME of a "
+            "dataset on the Hugging Face Hub."
+        ),
     ],
-    substrate: Annotated[Path, typer.Option(help="Folder of a saved substrate.")],
+    substrate: Annotated[
+        Path, typer.Option(help="Folder of a saved substrate, which holds the tokenizer.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the token files.")] = Path("runs/tokens"),
-    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    seed: Annotated[int, typer.Option(help="Seed of the split by document.")] = 0,
-    config: Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")] = None,
+    text_field: Annotated[
+        str, typer.Option(help="JSON field or table column that holds the text.")
+    ] = "text",
+    seed: Annotated[
+        int,
+        typer.Option(help="Random seed of the split of documents into training and test data."),
+    ] = 0,
+    config: Annotated[
+        str | None, typer.Option(help="Name of the configuration of a Hub dataset.")
+    ] = None,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read a Hub dataset without storing it.")
+        bool, typer.Option("--streaming", help="Stream a Hub dataset without storing it on disk.")
     ] = False,
 ) -> None:
-    """Tokenize a corpus, split by document, and print what it holds."""
+    """Tokenize a corpus and split it by document.
+
+    It prints the size of each split. `fastgrow grow` tokenizes its data as well if necessary; this
+    command does it ahead of training.
+    """
     from fastgrow.cli.settings import SourceSettings
     from fastgrow.report import table_text
     from fastgrow.substrate import Substrate

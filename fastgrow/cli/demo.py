@@ -1,4 +1,4 @@
-"""`fastgrow demo`: the main job end to end."""
+"""`fastgrow demo`: grow, compose and report, from beginning to end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from fastgrow.cli import resumable
 def demo(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings to change, such as tokens=50_000."),
+        typer.Argument(help="Settings to change, given as NAME=VALUE, such as tokens=50_000."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, model and report.")] = Path(
         "runs/demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller one, under a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run a smaller demo that takes less than a minute.")
+    ] = False,
 ) -> None:
-    """Grow three specialists (Latin, Cyrillic, Han), compose them, and write a report."""
+    """Grow three small models, compose them, and write a report.
+
+    The models are trained on Latin, Cyrillic and Chinese text that is part of the package. The same
+    command run again resumes where it stopped.
+    """
     with resumable():
         from fastgrow.cli.settings import read_demo
         from fastgrow.demo import run_demo

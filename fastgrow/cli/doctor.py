@@ -1,4 +1,4 @@
-"""`fastgrow doctor`: prove on a run's own model, data and settings that its stages hold."""
+"""`fastgrow doctor`: check a growth run's stages on its own model, data and settings."""
 
 from __future__ import annotations
 
@@ -18,22 +18,27 @@ def doctor(
         str, typer.Argument(help="A YAML or TOML file, or the name of a shipped configuration.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, such as train.lr=1e-3.")
+        list[str] | None,
+        typer.Argument(help="Settings to change, given as NAME=VALUE, such as train.lr=1e-3."),
     ] = None,
     synthetic: Annotated[
         bool,
         typer.Option(
             "--synthetic",
-            help="Random text and a narrow model of the same stages; done by itself where the "
-            "data cannot be opened.",
+            help="Use random text and a narrow model with the same stages. This is the default if "
+            "the data cannot be opened.",
         ),
     ] = False,
     steps: Annotated[int, typer.Option(help="Training steps in each stage, at least 2.")] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON instead of a table.")
+    ] = False,
 ) -> None:
-    """Train a few steps of every stage in a temporary folder, and check what must hold.
+    """Check a growth run by training each stage for a few steps.
 
-    The status is 1 where a check fails.
+    It checks, for example, that every active parameter changes, that frozen parameters do not, and
+    that a stopped run resumes with the same result. It writes to a temporary folder only. The exit
+    status is 1 if a check fails.
     """
     diagnosis = _diagnose(config, overrides or [], synthetic, steps)
     typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else diagnosis_text(diagnosis))
@@ -65,7 +70,7 @@ def _diagnose(config: str, overrides: list[str], synthetic: bool, steps: int) ->
 
 
 def diagnosis_text(diagnosis: Diagnosis) -> str:
-    """A table of checks by stages, and below it what failed."""
+    """Format a table of checks by stages, followed by the details of failed checks."""
     from fastgrow.growth.doctor import CHECKS
     from fastgrow.report import table_text
 

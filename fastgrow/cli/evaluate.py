@@ -1,4 +1,4 @@
-"""`fastgrow evaluate`: bits per character on texts, and scores on tasks."""
+"""`fastgrow evaluate`: measure bits per character on texts, and scores on tasks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastgrow.cli.evaluation_inputs import (
     is_model,
     named_models,
     read_tasks,
-    refuse_another,
-    refuse_loss,
+    reject_another,
+    reject_overwriting,
     text_files,
 )
 
@@ -24,49 +24,75 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, run or composed model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, of a run or of an ensemble.")],
     others: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="[TEXT_OR_MODEL]...",
-            help="Texts, one document a line, a folder standing for all its texts; and models to "
-            "compare with the first.",
+            help="Text files with one document per line, or folders of such files; and folders of "
+            "further models to compare with the first.",
         ),
     ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Tasks by name, with commas: mmlu, arc, csqa, openbookqa, squad, opus-en-ru, …; "
-            "NAME=SOURCE reads one from a JSON-lines file or Hub dataset."
+            help="Names of tasks, separated by commas: mmlu, arc, csqa, openbookqa, squad, "
+            "opus-en-ru, …; NAME=SOURCE reads a task's questions from a JSON Lines file or Hub "
+            "dataset."
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the tasks' files; else they come from the Hub.")
+        Path | None,
+        typer.Option(
+            help="Folder with the tasks' files; without it, they are loaded from the Hugging Face "
+            "Hub."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for answers, results, report and plots.")
+        Path | None,
+        typer.Option(
+            help="Folder for answers, results, report and plots; without it, results are only "
+            "printed."
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Ask a random sample of so many questions a task.")
+        int | None,
+        typer.Option(help="Use a random sample of at most this many questions of each task."),
     ] = None,
     protocol: Annotated[
         Literal["both", "generate", "likelihood"],
-        typer.Option(help="Sampled answers, as in the papers, or the choices' likelihoods."),
+        typer.Option(
+            help="generate: sample answers, as in the papers; likelihood: compare the likelihoods "
+            "of a question's choices."
+        ),
     ] = "both",
-    runs: Annotated[int, typer.Option(help="Sampled answers to each question.")] = 10,
-    temperature: Annotated[float, typer.Option(help="Of the sampling; 0 for none.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of samples and of --limit.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Windows or prompts evaluated at once.")] = 16,
+    runs: Annotated[int, typer.Option(help="Number of sampled answers to each question.")] = 10,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0 decodes greedily.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling and of --limit.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Number of sequences or prompts evaluated at once.")
+    ] = 16,
     document_start: Annotated[
         bool,
-        typer.Option(help="Begin prompts with <s>, as documents in training; the papers don't."),
+        typer.Option(
+            help="Begin each prompt with the token <s>, as every training document does; the "
+            "papers do not."
+        ),
     ] = True,
     unknown: Annotated[
         Literal["error", "unk"],
-        typer.Option(help="What a text's character outside the vocabulary is."),
+        typer.Option(
+            help="For a character outside the vocabulary in a text: report an error, or replace it "
+            "by the token <unk>."
+        ),
     ] = "error",
 ) -> None:
-    """Measure models: bits per character on texts, and scores on tasks."""
+    """Measure bits per character on texts, and scores on tasks.
+
+    Several models are compared. Give text files, tasks, or both.
+    """
     from fastgrow.cli import resumable
     from fastgrow.errors import ConfigError
     from fastgrow.evaluation import EvaluationSettings
@@ -76,7 +102,7 @@ def evaluate(
     models = named_models([model, *(path for path in paths if is_model(path))])
     texts = {path: text_files(path) for path in paths if not is_model(path)}
     if not texts and tasks is None:
-        raise ConfigError("nothing to evaluate on: give texts, or tasks by --tasks")
+        raise ConfigError("nothing to evaluate on: give text files, or tasks by --tasks")
     settings = EvaluationSettings(
         protocols=("generate", "likelihood") if protocol == "both" else (protocol,),
         runs=runs,
@@ -88,8 +114,8 @@ def evaluate(
     questions = read_tasks(tasks, data, limit, seed)
     if out is not None:
         files = [file for found in texts.values() for file in found]
-        refuse_loss(out, list(models), [each.task.name for each in questions], files)
-    # Without a folder nothing is kept to go on from.
+        reject_overwriting(out, list(models), [each.task.name for each in questions], files)
+    # Without a folder, nothing is saved that a second call could resume from.
     with resumable() if out is not None else contextlib.nullcontext():
         evaluated = [
             _evaluate_model(name, path, questions, settings, out, texts, batch_size, unknown)
@@ -121,7 +147,7 @@ def _evaluate_model(
         raise ConfigError(f"{path}: has no substrate, so it cannot read text")
     key = model_key(loaded)
     if out is not None:
-        refuse_another(out, name, key)
+        reject_another(out, name, key)
     results = [
         _evaluate_task(loaded, each, settings, key, out and out / ANSWERS / name)
         for each in questions
@@ -141,7 +167,7 @@ def _evaluate_task(
     from fastgrow.evaluation import evaluate
 
     task = questions.task
-    # Carriage returns are for a screen; a log keeps the results alone.
+    # The progress line uses carriage returns, so it is shown on a terminal only, not in a log.
     show = typer.get_text_stream("stderr").isatty()
 
     def progress(done: int, total: int) -> None:
@@ -155,7 +181,7 @@ def _evaluate_task(
 def _evaluate_texts(
     model: Any, texts: dict[Path, list[Path]], batch_size: int, unknown: str
 ) -> list[EvaluatedText]:
-    """Each text by itself, and all together where there are several."""
+    """Evaluate each text, and add a row for all of them if there are several."""
     import numpy as np
 
     from fastgrow.evaluation import bits_per_character
@@ -168,8 +194,8 @@ def _evaluate_texts(
         for path in files:
             data = TextData(path, model.substrate, split=(1.0, 0.0, 0.0), unknown=unknown)
             bits = bits_per_character(model, data.train, batch_size=batch_size)
-            lacking = int(np.count_nonzero(data.train.ids == model.substrate.unk_id))
-            parts.append(EvaluatedText(str(path), bits, lacking))
+            n_unknown = int(np.count_nonzero(data.train.ids == model.substrate.unk_id))
+            parts.append(EvaluatedText(str(path), bits, n_unknown))
         rows += parts
         if text.is_dir():
             sums.append(EvaluatedText.over_all(f"{text}, all", parts))

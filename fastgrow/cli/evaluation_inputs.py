@@ -1,4 +1,4 @@
-"""What `fastgrow evaluate` is given: models, texts, tasks, and a folder to write to."""
+"""The arguments of `fastgrow evaluate`: models, texts, tasks, and a folder to write to."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastgrow.evaluation import QuestionSet
 
-# The folder, inside that of an evaluation, in which the answers are kept.
+# Name of the subfolder of an evaluation's folder in which the answers are saved.
 ANSWERS = "answers"
 
 
 def is_model(path: Path) -> bool:
-    """Whether it is the folder of a model or of a run."""
+    """Whether `path` is the folder of a model or of a run."""
     return (path / "config.json").is_file() or (path / "model" / "config.json").is_file()
 
 
 def named_models(paths: list[Path]) -> dict[str, Path]:
-    """Models by a name that is short and different from the others'.
+    """Return the models by short, unique names, derived from the names of their folders.
 
     Raises:
-        ConfigError: a model is given twice, or two cannot be told apart by the names of their
-            folders.
+        ConfigError: a model is given twice, or the folders' names are not enough to give two
+            models different names.
     """
     from fastgrow.errors import ConfigError
 
@@ -33,15 +33,17 @@ def named_models(paths: list[Path]) -> dict[str, Path]:
         name = folder.name if folder.name not in names else f"{folder.parent.name}-{folder.name}"
         given = [other for other in names.values() if other.resolve() in (whole, folder)]
         if given:
-            raise ConfigError(f"{path}: is given twice")
+            raise ConfigError(f"{path}: the model is given twice")
         if name in names:
-            raise ConfigError(f"{path}: its folder is called as that of {names[name]}")
+            raise ConfigError(
+                f"{path}: has the same folder name as {names[name]}; rename one of the folders"
+            )
         names[name] = path
     return names
 
 
 def text_files(text: Path) -> list[Path]:
-    """A text, or the texts in a folder: each is a source of its own.
+    """Return the text file, or the text files in a folder; each is evaluated separately.
 
     Raises:
         DataError: there is no such file or folder, or the folder has no texts.
@@ -59,26 +61,26 @@ def text_files(text: Path) -> list[Path]:
         if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     )
     if not files:
-        raise DataError(f"{text}: the folder holds no file of {', '.join(SUFFIXES)}")
+        raise DataError(f"{text}: the folder holds no file that ends in {', '.join(SUFFIXES)}")
     return files
 
 
 def read_tasks(
     tasks: str | None, data: Path | None, limit: int | None, seed: int
 ) -> list[QuestionSet]:
-    """The questions of the tasks in a list such as "mmlu,arc=own.jsonl".
+    """Read the questions of the tasks in a list such as "mmlu,arc=own.jsonl".
 
     Raises:
-        ConfigError: there is no such task, no task is named, or one needs a library that is not
-            installed.
-        DataError: a file is missing or holds something else.
+        ConfigError: there is no such task, no task is named, or a task requires a library that is
+            not installed.
+        DataError: a file is missing or its content is not as expected.
     """
     from fastgrow.errors import ConfigError, DataError
     from fastgrow.evaluation import find_tasks, read_questions
     from fastgrow.evaluation.translation_scores import require_sacrebleu
 
     if data is not None and not data.is_dir():
-        raise DataError(f"{data}: no such folder; the tasks' files were expected there")
+        raise DataError(f"--data {data}: no such folder; expected a folder with the tasks' files")
     sources: dict[str, tuple[Any, Any]] = {}
     for item in (tasks or "").split(","):
         name, _, given = item.strip().partition("=")
@@ -87,7 +89,7 @@ def read_tasks(
         for task in find_tasks(name):
             sources[task.name] = (task, given or data)
     if tasks is not None and not sources:
-        raise ConfigError("--tasks names no task")
+        raise ConfigError("--tasks: expected at least one task name, got none")
     if any(task.kind == "translation" for task, _ in sources.values()):
         require_sacrebleu()
     return [
@@ -95,11 +97,13 @@ def read_tasks(
     ]
 
 
-def refuse_loss(out: Path, models: list[str], tasks: list[str], texts: list[Path]) -> None:
-    """Refuse a folder whose results would be lost; what a stopped evaluation left is welcome.
+def reject_overwriting(out: Path, models: list[str], tasks: list[str], texts: list[Path]) -> None:
+    """Reject an output folder whose results would be overwritten.
+
+    The folder of a stopped evaluation is accepted: the evaluation resumes there.
 
     Raises:
-        ConfigError: it holds results of other models, tasks or texts, or something else.
+        ConfigError: the folder holds results of other models, tasks or texts, or other files.
     """
     from fastgrow.errors import ConfigError
     from fastgrow.report.evaluation import FILES, RESULTS
@@ -107,26 +111,34 @@ def refuse_loss(out: Path, models: list[str], tasks: list[str], texts: list[Path
     if not out.exists():
         return
     if not out.is_dir():
-        raise ConfigError(f"{out}: is a file; a folder was to be written there")
+        raise ConfigError(f"--out {out}: is a file; expected a folder, or a path that is free")
     foreign = sorted({entry.name for entry in out.iterdir()} - {ANSWERS, *FILES})
     if foreign:
-        raise ConfigError(f"{out}: holds {foreign[0]!r}; an evaluation needs a folder of its own")
+        raise ConfigError(
+            f"--out {out}: holds {foreign[0]!r}, which is not part of an evaluation; choose a new "
+            "folder"
+        )
     if not (out / RESULTS).exists():
         return
-    asked = {*models, *tasks, *map(str, texts)}
-    there = [name for model in _results(out) for name in _contents(model)]
-    if not set(there) <= asked:
+    requested = {*models, *tasks, *map(str, texts)}
+    found = [name for model in _results(out) for name in _contents(model)]
+    if not set(found) <= requested:
         raise ConfigError(
-            f"{out}: holds the results of other models, tasks or texts "
-            f"({', '.join(dict.fromkeys(there))}); choose another folder"
+            f"--out {out}: holds the results of other models, tasks or texts "
+            f"({', '.join(dict.fromkeys(found))}); choose another folder"
         )
 
 
-def refuse_another(out: Path, name: str, key: str) -> None:
-    """Refuse a folder with results of another model of this name.
+def reject_another(out: Path, name: str, key: str) -> None:
+    """Reject an output folder with the results of another model of the same name.
+
+    Args:
+        out: the output folder.
+        name: name of the model.
+        key: the model's key, which is different for different models.
 
     Raises:
-        ConfigError: it has them; `key` tells models apart.
+        ConfigError: the folder holds such results.
     """
     from fastgrow.errors import ConfigError
     from fastgrow.report.evaluation import RESULTS
@@ -135,7 +147,7 @@ def refuse_another(out: Path, name: str, key: str) -> None:
         return
     if any(model["name"] == name and model["key"] != key for model in _results(out)):
         raise ConfigError(
-            f"{out}: holds the results of another model that was called {name} too; "
+            f"--out {out}: holds the results of another model that is also named {name}; "
             "choose another folder"
         )
 
@@ -147,11 +159,13 @@ def _results(out: Path) -> list[dict[str, Any]]:
 
     found = _files.read_json(out / RESULTS)
     if not isinstance(found, dict) or "fastgrow" not in found:
-        raise ConfigError(f"{out / RESULTS}: is not an evaluation's; choose another folder")
+        raise ConfigError(
+            f"--out: {out / RESULTS} is not the result of an evaluation; choose another folder"
+        )
     return found["models"]
 
 
 def _contents(model: dict[str, Any]) -> list[str]:
-    """The names of a model and of what it was evaluated on."""
+    """Return the names of a model and of the tasks and texts it was evaluated on."""
     tasks = [task["task"] for task in model["tasks"]]
     return [model["name"], *tasks, *(text["text"] for text in model["texts"] if text["source"])]

@@ -1,4 +1,4 @@
-"""What `fastgrow doctor` examines: the run of a configuration, or a narrow stand-in for it."""
+"""Build the run that `fastgrow doctor` checks: a configuration's, or a narrow substitute."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ from fastgrow.substrate import Substrate
 from fastgrow.training import Mixture, TextData, TrainConfig
 from fastgrow.training.data.sources import open_source
 
-# Enough for a few steps, and read in a moment.
+# Enough for a few training steps, and quick to read.
 DOCUMENTS, CHARACTERS = 400, 400_000
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A run as far as it is examined.
+    """The parts of a run that `fastgrow doctor` needs.
 
     Attributes:
-        config: the model's, before the first stage.
-        substrate, data, schedule, train: of the run.
-        notes: in what it differs from the configuration.
-        trunk: how the frozen trunk is run; None where the configuration does not say.
+        config: configuration of the model before the first stage.
+        substrate: substrate of the model.
+        data: training text.
+        schedule: growth schedule.
+        train: training settings.
+        notes: differences from the configuration file.
+        trunk: settings of the trunk; None if the configuration has none.
     """
 
     config: DecoderConfig
@@ -52,21 +55,24 @@ class Examined:
 def read_examined(
     name: str, overrides: Sequence[str], folder: Path, *, synthetic: bool = False
 ) -> Examined:
-    """Open a configuration's substrate and the beginning of its data.
+    """Build a configuration's substrate and read the beginning of its data.
+
+    If they cannot be opened, a synthetic substrate and random text are used instead.
 
     Args:
-        name: of a file or a shipped configuration, of a growth run or of the demo.
+        name: a file or the name of a shipped configuration, of a growth run or of the demo.
         overrides: settings to change.
-        folder: a temporary one, for whatever has to be written.
-        synthetic: stand in for them, even if they are at hand.
+        folder: temporary folder for files that have to be written.
+        synthetic: use a synthetic substrate and random text even if the configuration's are
+            available.
 
     Raises:
-        ConfigError: as `read_growth` and `read_demo`.
+        ConfigError: see `read_growth` and `read_demo`.
     """
     if is_demo(name):
         return _of_demo(read_demo(name, overrides), folder, synthetic)
     settings = read_growth(name, overrides)
-    examined = _stand_in_of(settings) if synthetic else _of_run(settings)
+    examined = _synthetic_run(settings) if synthetic else _of_run(settings)
     return replace(examined, trunk=settings.trunk)
 
 
@@ -76,13 +82,13 @@ def _of_run(settings: GrowthSettings) -> Examined:
         data = _beginning(settings, substrate)
     except (FastgrowError, OSError) as error:
         reason = str(error).split("; ")[0].split(". ")[0]
-        return _stand_in_of(settings, reason)
+        return _synthetic_run(settings, reason)
     config = settings.model_config(substrate)
     return Examined(config, substrate, data, settings.schedule, settings.train, [])
 
 
-def _stand_in_of(settings: GrowthSettings, reason: str = "") -> Examined:
-    return _stand_in(
+def _synthetic_run(settings: GrowthSettings, reason: str = "") -> Examined:
+    return _synthetic(
         settings.model, settings.schedule, settings.train, settings.substrate.codes, reason
     )
 
@@ -91,13 +97,13 @@ def _of_demo(settings: DemoSettings, folder: Path, synthetic: bool) -> Examined:
     texts = prepare_texts(settings.d_model, folder / "tokens")
     config = demo_config(settings, texts.substrate)
     if synthetic:
-        return _stand_in(config, settings.schedule, settings.train, None)
+        return _synthetic(config, settings.schedule, settings.train, None)
     data = texts.specialist(SCRIPTS[0], settings.own_share)
-    notes = [f"the demo's specialist of {SCRIPTS[0]}"]
+    notes = [f"checked: the demo's specialist for {SCRIPTS[0]}"]
     return Examined(config, texts.substrate, data, settings.schedule, settings.train, notes)
 
 
-def _stand_in(
+def _synthetic(
     config: DecoderConfig,
     schedule: GrowthSchedule,
     train: TrainConfig,
@@ -107,17 +113,17 @@ def _stand_in(
     substrate = synthetic_substrate(codes)
     narrow = narrow_config(config, substrate)
     note = (
-        f"SYNTHETIC: random text, and the model {narrow.d_model} wide in place of "
-        f"{config.d_model}, with {len(substrate)} tokens; stages and settings are the run's"
+        f"SYNTHETIC: random text, {len(substrate)} tokens, and a model of width {narrow.d_model} "
+        f"instead of {config.d_model}; stages and training settings are those of the configuration"
     )
-    notes = [note, f"because: {reason}"] if reason else [note]
+    notes = [note, f"reason: {reason}"] if reason else [note]
     return Examined(
         narrow, substrate, random_text(substrate), narrow_schedule(schedule), train, notes
     )
 
 
 def _beginning(settings: GrowthSettings, substrate: Substrate) -> TextData | Mixture:
-    """The first documents of every source, in memory: the run's own cache is left alone."""
+    """Read the first documents of every source into memory, without touching the run's cache."""
     parts = [(_first_documents(source, substrate), source.weight) for source in settings.data]
     return parts[0][0] if len(parts) == 1 else Mixture(parts)
 

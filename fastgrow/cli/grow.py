@@ -1,4 +1,4 @@
-"""`fastgrow grow`: one growth run from a configuration file."""
+"""`fastgrow grow`: train one growth run from a configuration file."""
 
 from __future__ import annotations
 
@@ -18,30 +18,48 @@ def grow(
         str, typer.Argument(help="A YAML or TOML file, or the name of a shipped configuration.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, such as train.lr=1e-3.")
+        list[str] | None,
+        typer.Argument(help="Settings to change, given as NAME=VALUE, such as train.lr=1e-3."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; else the file's.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; by default the configuration's `out`."),
+    ] = None,
     control: Annotated[
-        str | None, typer.Option(help="Train a control instead: monolith or never-grown.")
+        str | None,
+        typer.Option(
+            help="Train a control for comparison instead: monolith (all blocks from the beginning) "
+            "or never-grown (the starting depth, for all tokens)."
+        ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Refuse a folder that holds a run; else go on with it.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Report an error if the folder already holds a run, instead of resuming it.",
+        ),
     ] = False,
     finish: Annotated[
         bool,
         typer.Option(
-            "--finish", help="Let the run in the folder, running or stopped, decay now and end."
+            "--finish",
+            help="Finish the run in the folder early, whether it is running or stopped: start the "
+            "learning-rate decay now, and end after it at the present depth.",
         ),
     ] = False,
 ) -> None:
-    """Grow a model stage by stage. The same command again resumes where it stopped."""
+    """Grow a model stage by stage.
+
+    Each stage inserts blocks, trains some of the blocks, and freezes the others. The same command
+    run again resumes where it stopped.
+    """
     with resumable():
         result = _grow(config, overrides or [], out, control, fresh, finish)
     if result is None:
         return
     for stage in result.stages:
         bits = ", ".join(f"{name} {value:.3f}" for name, value in stage.bits.items())
-        typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits a character: {bits}")
+        typer.echo(f"stage {stage.stage}: depth {stage.depth}, bits per character: {bits}")
     assert result.out is not None
     typer.echo(f"model: {result.out / 'model'}")
 
@@ -66,11 +84,14 @@ def _grow(
     folder = out or Path(run.out)
     if finish:
         if fresh:
-            raise ConfigError("--finish: goes on with a run, and --fresh refuses one; give one")
+            raise ConfigError(
+                "--finish and --fresh cannot be combined: --finish continues an existing run, "
+                "--fresh rejects one"
+            )
         if ask_to_finish(folder):
             typer.echo(
-                f"{folder}: the running process begins its decay after its present step, and ends "
-                "with it at the depth that it has"
+                f"{folder}: the running process starts its learning-rate decay after the current "
+                "step, and ends after the decay at its present depth"
             )
             return None
     schedule = run.schedule

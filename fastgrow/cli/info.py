@@ -1,10 +1,13 @@
-"""`fastgrow info`: what runs here, and how."""
+"""`fastgrow info`: print versions, devices and chosen implementations."""
 
 from __future__ import annotations
 
 
 def info() -> None:
-    """Print versions, devices and which implementation each operation uses, and why."""
+    """Print versions, devices and the chosen implementations.
+
+    For each operation, it prints which implementation is used and why.
+    """
     from fastgrow import info as report
 
     report.main()

@@ -1,4 +1,4 @@
-"""`fastgrow inspect`: which expert supports which token of a text."""
+"""`fastgrow inspect`: show which expert predicts each token of a text best."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import typer
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="Folder of a composed model.")],
-    text: Annotated[str, typer.Argument(help="A text.")],
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("runs/support.html"),
+    model: Annotated[Path, typer.Argument(help="Folder of an ensemble.")],
+    text: Annotated[str, typer.Argument(help="The text itself, not a file.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("runs/support.html"),
 ) -> None:
-    """Colour a text by the expert that supports each token, and print each expert's bits."""
+    """Show which expert predicts each token of a text best.
+
+    It writes an HTML page with the coloured text, and prints the bits per token of each expert and
+    of the ensemble.
+    """
     from fastgrow.cli.models import load_model
     from fastgrow.compose import Ensemble, token_support
     from fastgrow.errors import ConfigError
@@ -21,7 +25,10 @@ def inspect(
 
     ensemble = load_model(model)
     if not isinstance(ensemble, Ensemble):
-        raise ConfigError(f"{model}: is one model, not a composed one; there are no experts")
+        raise ConfigError(
+            f"{model}: expected the folder of an ensemble, found that of a single model, which has "
+            "no experts"
+        )
     supports = token_support(ensemble, text)
     write_heat_strip(supports, out, title=f"Who supports what: {', '.join(ensemble.names)}")
     rows = [
@@ -29,5 +36,5 @@ def inspect(
         for name in ensemble.names
     ]
     rows.append(["together", f"{sum(s.merged_bits for s in supports) / len(supports):.3f}"])
-    typer.echo(table_text(["expert", "bits a token"], rows))
+    typer.echo(table_text(["expert", "bits per token"], rows))
     typer.echo(f"{out}")

@@ -1,4 +1,4 @@
-"""Opening the models that commands are given."""
+"""Load the models whose folders are given to commands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def load_model(path: Path | str) -> Model:
-    """A model's folder, or the folder of the run that grew it, on the machine's GPU if it has one.
+    """Load a model from its folder or its run's folder, onto the GPU if the machine has one.
 
     Raises:
-        CheckpointError: there is no whole model.
+        CheckpointError: the folder holds no complete model.
     """
     import fastgrow
     from fastgrow.info import device

@@ -1,4 +1,4 @@
-"""`fastgrow plan`: what a growth run computes, keeps and takes, before it is run."""
+"""`fastgrow plan`: compute, memory and time of a growth run, before it is run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,33 @@ def plan(
         str, typer.Argument(help="A YAML or TOML file, or the name of a shipped configuration.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, such as train.batch_size=8.")
+        list[str] | None,
+        typer.Argument(help="Settings to change, given as NAME=VALUE, such as train.batch_size=8."),
     ] = None,
     measure: Annotated[
-        bool, typer.Option(help="Time the model's parts on this machine, a few seconds.")
+        bool,
+        typer.Option(
+            help="Time the model's parts on this machine, which takes a few seconds, to predict "
+            "training times."
+        ),
     ] = True,
     corpus_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of the training text, to tell how often a stage reads it; counted where "
-            "the text is a file and the substrate is drawn anyway."
+            help="Number of tokens of the training text, used to compute how often a stage reads "
+            "it. By default it is counted if the text is a local file and the configuration does "
+            "not state the vocabulary's size."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan as JSON instead of tables.")
+    ] = False,
 ) -> None:
-    """Print parameters, FLOPs, memory and time of every stage, beside a monolith's."""
+    """Predict FLOPs, memory and time of a growth run.
+
+    Nothing is trained. The last row is a monolith for comparison: a model with all its blocks from
+    the beginning.
+    """
     from fastgrow.cli.planned import read_planned
     from fastgrow.growth.plan import make_plan
     from fastgrow.info import device
@@ -51,7 +63,7 @@ def plan(
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan as tables for a terminal."""
+    """Format the plan as tables for a terminal."""
     from fastgrow.report import table_text
 
     windows, seq_len = plan.micro_batch
@@ -60,7 +72,7 @@ def plan_text(plan: Plan) -> str:
         rows.append(("monolith", plan.monolith))
     tables = [
         (
-            f"{plan.machine}; micro-batch {windows} x {seq_len} tokens, {plan.accumulate} a step",
+            f"{plan.machine}; micro-batch {windows} x {seq_len} tokens, {plan.accumulate} per step",
             table_text(_WORK, [[name, *_work(stage)] for name, stage in rows]),
         ),
         (
@@ -74,16 +86,16 @@ def plan_text(plan: Plan) -> str:
 
 
 _WORK = [
-    "stage", "blocks", "train", "LoRA", "trunk", "active", "total", "tokens",
+    "stage", "blocks", "active", "LoRA", "trunk", "active params", "total params", "tokens",
     "forward", "backward", "FLOPs",
 ]  # fmt: skip
 _MEMORY = [
     "stage", "weights", "optimizer", "best copy", "activations", "loss", "gradients",
-    "kept trunk", "peak", "fits",
+    "trunk cache", "peak", "fits",
 ]  # fmt: skip
 _TIME = [
-    "stage", "tokens/s", "time", "text read", "trunk's output", "bytes a token", "keeping pays",
-    "the run",
+    "stage", "tokens/s", "time", "text read", "trunk cache", "bytes/token", "caching pays off",
+    "this run",
 ]  # fmt: skip
 
 
@@ -125,22 +137,22 @@ def _time(stage: StagePlan) -> list[str]:
 
 
 def _done(cache: CachePlan) -> str:
-    """What the run does, by its settings."""
+    """Whether the run caches the trunk's output, by its settings."""
     if not cache.asked:
-        return "recomputes it: trunk.cache is off"
+        return "recomputes the trunk: trunk.cache is off"
     if cache.place is None:
-        return f"recomputes it: {cache.reason}"
-    return f"keeps it in {cache.place}"
+        return f"recomputes the trunk: {cache.reason}"
+    return f"caches in {cache.place}"
 
 
 def _verdict(cache: CachePlan, *, measured: bool) -> str:
     if cache.pays is not None:
         return "yes" if cache.pays else "no"
     if cache.pays_from is not None:
-        return f"from {cache.pays_from:.2f} passes on"
+        return f"from {cache.pays_from:.2f} passes over the text"
     if not measured:
-        return f"spares {short(cache.saved_flops)} FLOPs a token"
-    return "never: reading is slower"
+        return f"saves {short(cache.saved_flops)} FLOPs per token"
+    return "never: reading the cache is slower"
 
 
 def _why(plan: Plan) -> str:
@@ -152,21 +164,21 @@ def _notes(plan: Plan) -> list[str]:
     if plan.monolith is not None:
         whole, monolith = plan.total_flops, plan.monolith
         notes.append(
-            f"In all {short(whole)} FLOPs, {whole / monolith.total_flops:.2f} of a monolith's "
-            f"({short(monolith.total_flops)}) on as many tokens; peak memory "
-            f"{plan.peak / monolith.peak:.2f} of its."
+            f"Total: {short(whole)} FLOPs, {whole / monolith.total_flops:.2f} x those of a "
+            f"monolith on as many tokens ({short(monolith.total_flops)}); peak memory "
+            f"{plan.peak / monolith.peak:.2f} x the monolith's."
         )
         if plan.seconds is not None and monolith.seconds is not None:
             notes.append(
-                f"In all {duration(plan.seconds)} of training, "
-                f"{plan.seconds / monolith.seconds:.2f} of a monolith's."
+                f"Total training time: {duration(plan.seconds)}, "
+                f"{plan.seconds / monolith.seconds:.2f} x the monolith's."
             )
-    notes.append("Forward and backward are FLOPs a token; evaluations are not in the times.")
+    notes.append("Forward and backward are FLOPs per token. Times do not include evaluations.")
     return notes
 
 
 def short(number: float) -> str:
-    """A count with at most four digits and a unit: 12.3 M."""
+    """Format a count with at most four digits and a unit: 12.3 M."""
     for unit in ("", " k", " M", " G", " T", " P", " E"):
         if number < 999.5:
             return f"{number:.3g}{unit}"
@@ -175,7 +187,7 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits."""
+    """Format seconds in days, hours, minutes or seconds."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""A configuration as planning sees it: no substrate is drawn where the file states its size."""
+"""Read a configuration for planning; no substrate is drawn if the file states its size."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from fastgrow.substrate.codes import Code
 from fastgrow.training import TrainConfig
 from fastgrow.training.data.sources import open_source
 
-# Bytes of text that are read to count them, and documents that are encoded.
+# Largest text (in bytes) that is read to count its tokens, and number of documents to encode.
 READ_AT_MOST, SAMPLE = 64 << 20, 200
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a plan is made of.
+    """The inputs of a plan.
 
     Attributes:
-        model: with vocab_size and n_embed settled.
-        schedule: of the run, or of one of the demo's specialists.
-        train: how it is trained.
-        table_bytes: of the frozen table.
-        corpus_tokens: in the training text, about; None where it is not at hand.
-        trunk: how the frozen trunk is run; None where the file does not say.
+        model: configuration of the model, with its final vocab_size and n_embed.
+        schedule: schedule of the run, or of one of the demo's specialists.
+        train: training settings.
+        table_bytes: size of the token table in bytes.
+        corpus_tokens: approximate number of tokens in the training text; None if the text is not
+            available.
+        trunk: settings of the trunk; None if the file has none.
     """
 
     model: DecoderConfig
@@ -47,7 +48,7 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
     """Read the configuration of a growth run, or of the demo.
 
     Raises:
-        ConfigError: as `read_growth` and `read_demo`.
+        ConfigError: see `read_growth` and `read_demo`.
         FastgrowError: the file states no vocabulary size, and the substrate cannot be built.
     """
     if is_demo(name):
@@ -74,21 +75,22 @@ def read_planned(name: str, overrides: Sequence[str]) -> Planned:
 
 
 def is_demo(name: str) -> bool:
-    """Whether a file holds the settings of the demo: only a growth run's names its data."""
+    """Whether a file holds the demo's settings, which unlike a growth run's have no `data`."""
     tree = read_config(find_config(name))
     return "data" not in tree and "blocks" in tree
 
 
 def table_bytes(substrate: Substrate) -> int:
-    """Of the frozen table that models on the substrate hold."""
+    """Return the size in bytes of the token table of a model on the substrate."""
     packed = substrate.packed_table
     return 4 * len(substrate) * substrate.n_embed if packed is None else packed.nbytes
 
 
 def _corpus_tokens(settings: GrowthSettings, substrate: Substrate) -> int | None:
-    """Tokens of the training split, from all its characters and the first documents' tokens.
+    """Estimate the tokens of the training split from its characters and a sample of documents.
 
-    None where a source is on the Hub or takes long to read, or a document cannot be encoded.
+    Returns None if a source is on the Hub or too large to read quickly, or if a document cannot be
+    encoded.
     """
     total = 0.0
     for source in settings.data:
@@ -101,9 +103,9 @@ def _corpus_tokens(settings: GrowthSettings, substrate: Substrate) -> int | None
             ids = substrate.encode_batch(texts[:SAMPLE], unknown=source.unknown)
         except FastgrowError:
             return None
-        # Each document has a token before it and one behind.
-        a_character = sum(map(len, ids)) / max(sum(map(len, texts[:SAMPLE])), 1)
-        total += source.split[0] * (sum(map(len, texts)) * a_character + 2 * len(texts))
+        # Each document has one token before it and one after it.
+        per_character = sum(map(len, ids)) / max(sum(map(len, texts[:SAMPLE])), 1)
+        total += source.split[0] * (sum(map(len, texts)) * per_character + 2 * len(texts))
     return round(total) or None
 
 
@@ -120,7 +122,7 @@ def _stated_table(settings: GrowthSettings) -> int:
 
 
 def demo_config(settings: DemoSettings, substrate: Substrate) -> DecoderConfig:
-    """The models of the demo, before their first stage."""
+    """Return the configuration of the demo's models before their first stage."""
     return DecoderConfig(
         vocab_size=len(substrate),
         d_model=settings.d_model,

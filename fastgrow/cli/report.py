@@ -1,4 +1,4 @@
-"""`fastgrow report`: a look inside a run."""
+"""`fastgrow report`: write an HTML report of a run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ import typer
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of a growth run, a demo, or a saved or composed model.")
+        Path, typer.Argument(help="Folder of a growth run, a demo, a saved model or an ensemble.")
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The HTML file; else report.html in a run, page.html in a demo."),
+        typer.Option(
+            help="HTML file to write; by default report.html in a run's folder, page.html in a "
+            "demo's."
+        ),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="A text to divide among the experts; else test text.")
+        str | None,
+        typer.Option(
+            help="Text to colour by the expert that predicts each token best; by default part of "
+            "the test text."
+        ),
     ] = None,
     neighbours: Annotated[
-        str | None, typer.Option(help="Characters whose nearest glyphs are shown.")
+        str | None,
+        typer.Option(help="Characters whose nearest neighbours in the token table are shown."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the generated samples.")] = 0,
     records_only: Annotated[
-        bool, typer.Option("--records-only", help="Load no model: curves and tables alone.")
+        bool,
+        typer.Option("--records-only", help="Show curves and tables only; load no model."),
     ] = False,
 ) -> None:
-    """Make one self-contained HTML page of whatever a run's folder holds."""
+    """Write an HTML report of a run, a demo or a model.
+
+    The report is one self-contained file with curves, tables and text samples.
+    """
     from fastgrow.info import device
     from fastgrow.report import Wishes, write_page
 

@@ -1,4 +1,4 @@
-"""What a configuration file of `fastgrow grow` holds."""
+"""The settings in configuration files of `fastgrow grow`, the demo and studies."""
 
 from __future__ import annotations
 
@@ -18,15 +18,31 @@ from fastgrow.study.settings import StudySettings
 from fastgrow.substrate import Substrate
 from fastgrow.training import HubDataset, Mixture, TextData, TrainConfig
 
-# Schedules that are made and not written out; class methods of `GrowthSchedule`.
+# Names of recipes that make a schedule from a few numbers: class methods of `GrowthSchedule`.
 RECIPES = ("blocks", "gradual", "doubling", "jump")
-# Stands for a vocabulary size that the file leaves to the substrate; no vocabulary has one token.
+# Placeholder for a vocabulary size that is read from the substrate; no vocabulary has one token.
 _FROM_SUBSTRATE = 1
 
 
 @dataclass(frozen=True)
 class SubstrateSettings:
-    """A saved substrate (`path`), or how to draw one: the options of `Substrate.build`."""
+    """A saved substrate (`path`), or the options of `Substrate.build` to draw one.
+
+    Attributes:
+        path: folder of a saved substrate or model; the other options are then ignored.
+        recipe: how to choose the vocabulary: default, bvv241-2-3, bvv241-max or bvv241-abs.
+        ngrams: file or folder of the author's n-gram lists, for a bvv241 recipe.
+        scripts, blocks, characters: include only characters of these Unicode scripts or blocks, or
+            only these characters.
+        n_ngrams: number of n-grams in the vocabulary.
+        max_size: maximum size of the vocabulary.
+        n_components: width of the token table (number of PCA components).
+        newline: how to draw the newline: blank, as in the papers, or glyph.
+        cell: side of the glyph bitmaps in pixels.
+        font: TTF, OTF or BDF font file, instead of the embedded Unifont.
+        codes: token codes to use instead of glyphs, such as id-16.
+        seed: random seed of random codes.
+    """
 
     path: str | None = None
     recipe: str = "default"
@@ -44,16 +60,16 @@ class SubstrateSettings:
     seed: int = 0
 
     def build(self) -> Substrate:
-        """Load or draw it.
+        """Load or draw the substrate.
 
         Raises:
-            ConfigError: the n-gram lists are not where `ngrams` says.
-            FastgrowError: as `Substrate.load` and `Substrate.build`.
+            ConfigError: the path in `ngrams` does not exist.
+            FastgrowError: see `Substrate.load` and `Substrate.build`.
         """
         if self.ngrams is not None and not Path(self.ngrams).exists():
             raise ConfigError(
-                f"{self.ngrams}: no such file or folder; give the author's n-gram lists by "
-                "--ngrams PATH, or in a configuration by substrate.ngrams=PATH"
+                f"{self.ngrams}: no such file or folder; give the path of the author's n-gram "
+                "lists by --ngrams PATH, or in a configuration by substrate.ngrams=PATH"
             )
         if self.path is not None:
             return Substrate.load(self.path)
@@ -65,17 +81,17 @@ class SubstrateSettings:
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """One text source and its share of the training.
+    """One text source and its weight in training.
 
     Attributes:
         source: a file, a folder or the "owner/name" of a Hub dataset.
-        weight: share, relative to the other sources.
-        split: shares of documents for training, validation and test.
-        text_field: field or column that holds the text of a row.
-        sample_by: what a document of a text file is.
-        unknown: a character outside the vocabulary is an error, or becomes `<unk>`.
+        weight: sampling weight, relative to the other sources.
+        split: fractions of the documents used for training, validation and test.
+        text_field: JSON field or column that holds the text of a row.
+        sample_by: whether a document of a text file is a line, a paragraph or the file.
+        unknown: whether a character outside the vocabulary is an error or becomes `<unk>`.
         config, revision, hub_split, streaming: which part of a Hub dataset to read, and how; see
-            `HubDataset`. They do not go with files.
+            `HubDataset`. They cannot be used with files.
     """
 
     source: str
@@ -90,10 +106,10 @@ class SourceSettings:
     streaming: bool = False
 
     def open(self) -> str | HubDataset:
-        """What `TextData` is given.
+        """Return the source in the form that `TextData` accepts.
 
         Raises:
-            ConfigError: an option of Hub datasets beside a file or folder.
+            ConfigError: an option for Hub datasets is set, but the source is a file or folder.
         """
         dataset = HubDataset(
             self.source, self.config, self.hub_split, self.revision, self.streaming
@@ -103,14 +119,25 @@ class SourceSettings:
         if Path(self.source).exists():
             raise ConfigError(
                 f"{self.source}: is a file or folder; config, revision, hub_split and streaming "
-                "are of Hub datasets"
+                "are for Hub datasets only"
             )
         return dataset
 
 
 @dataclass(frozen=True)
 class GrowthSettings:
-    """A growth run: substrate, model, data, schedule, training and the folder to write to."""
+    """A growth run: substrate, model, data, schedule, training and the folder to write to.
+
+    Attributes:
+        data: text sources; several sources are mixed by their weights.
+        schedule: the growth schedule: `stages`, or a recipe with its arguments.
+        out: folder of the run.
+        model: configuration of the model before the first stage.
+        substrate: the substrate.
+        train: training settings.
+        cache: folder for tokenized text.
+        trunk: how the frozen trunk is run and its output cached; None for the defaults.
+    """
 
     data: list[SourceSettings]
     schedule: GrowthSchedule
@@ -123,29 +150,30 @@ class GrowthSettings:
 
     @property
     def states_sizes(self) -> bool:
-        """Whether the file says how large vocabulary and table are."""
+        """Whether the file states the vocabulary size and the width of the token table."""
         return self.model.vocab_size != _FROM_SUBSTRATE and self.model.n_embed is not None
 
     def model_config(self, substrate: Substrate) -> DecoderConfig:
-        """The model's configuration on `substrate`.
+        """Return the model's configuration on `substrate`.
 
         Raises:
-            ConfigError: the file states another vocabulary size or table width than it has.
+            ConfigError: the vocabulary size or table width in the file is not the substrate's.
         """
         stated = self.model.vocab_size
         if stated not in (_FROM_SUBSTRATE, len(substrate)):
             raise ConfigError(
-                f"model.vocab_size: {stated} is stated, the substrate has {len(substrate)} tokens"
+                f"model.vocab_size: expected {len(substrate)}, the substrate's number of tokens, "
+                f"got {stated}"
             )
         if self.model.n_embed not in (None, substrate.n_embed):
             raise ConfigError(
-                f"model.n_embed: {self.model.n_embed} is stated, the substrate's table is "
-                f"{substrate.n_embed} wide"
+                f"model.n_embed: expected {substrate.n_embed}, the width of the substrate's token "
+                f"table, got {self.model.n_embed}"
             )
         return replace(self.model, vocab_size=len(substrate), n_embed=substrate.n_embed)
 
     def open_data(self, substrate: Substrate) -> TextData | Mixture:
-        """The run's text, tokenized (or taken from the cache)."""
+        """Return the run's tokenized text, read from the cache if it is there."""
         opened = [
             TextData(
                 source.open(),
@@ -187,10 +215,10 @@ def read_growth(name: str, overrides: Sequence[str]) -> GrowthSettings:
 
 
 def _stages_of(schedule: dict[str, Any], origin: str) -> dict[str, Any]:
-    """A schedule that names a recipe, such as `{doubling: {n_blocks: 6, …}}`, as its stages.
+    """Expand a schedule that names a recipe, such as `{doubling: {n_blocks: 6, …}}`, to its stages.
 
     Raises:
-        ConfigError: it names several, or the recipe does not take what it is given.
+        ConfigError: the schedule names several recipes, or the recipe's arguments are not valid.
     """
     named = [name for name in RECIPES if name in schedule]
     if not named:
@@ -200,14 +228,14 @@ def _stages_of(schedule: dict[str, Any], origin: str) -> dict[str, Any]:
     if more or "stages" in rest:
         raise ConfigError(
             f"{origin}: schedule: expected either stages or one of {', '.join(RECIPES)}, "
-            f"got {', '.join(schedule)}; to change a recipe's stages, write them out"
+            f"got {', '.join(schedule)}; to change single stages of a recipe, write out all stages"
         )
     arguments = schedule[name]
     known = list(inspect.signature(recipe).parameters)
     if not isinstance(arguments, dict) or not set(arguments) <= set(known):
         raise ConfigError(
-            f"{origin}: schedule.{name}: expected some of {', '.join(known)} with their values, "
-            f"got {arguments!r}"
+            f"{origin}: schedule.{name}: expected a mapping with some of the names "
+            f"{', '.join(known)}, got {arguments!r}"
         )
     try:
         return {**asdict(recipe(**arguments)), **rest}
@@ -228,7 +256,10 @@ def read_demo(name: str, overrides: Sequence[str]) -> DemoSettings:
 
 
 def read_study(name: str, overrides: Sequence[str]) -> tuple[Path, StudySettings]:
-    """Read a study by file or shipped name, and apply overrides; also gives the file.
+    """Read a study by file or shipped name, and apply overrides.
+
+    Returns:
+        The path of the file, and the settings.
 
     Raises:
         ConfigError: there is no such file, or something in it is unknown or out of range.
@@ -236,20 +267,20 @@ def read_study(name: str, overrides: Sequence[str]) -> tuple[Path, StudySettings
     path = find_config(name, shipped_configs("studies"))
     tree = read_config(path)
     apply_overrides(tree, overrides)
-    # A place for pieces that several trainings share by YAML's anchors.
+    # "pieces" holds parts that several trainings share by YAML anchors.
     tree.pop("pieces", None)
     return path, typed(tree, StudySettings, str(path))
 
 
 def find_config(name: str, shipped: Mapping[str, Path] | None = None) -> Path:
-    """A file of that name, or else the shipped configuration.
+    """Return the path of a configuration file, given its path or the name of a shipped one.
 
     Args:
-        name: of the file or configuration.
-        shipped: the configurations to look among, by name; those of growth without.
+        name: path of a file, or name of a shipped configuration.
+        shipped: the shipped configurations by name; None for those of growth and the demo.
 
     Raises:
-        ConfigError: neither exists; the message lists the shipped ones.
+        ConfigError: neither exists; the message lists the shipped configurations.
     """
     path = Path(name)
     if path.exists():
@@ -261,6 +292,6 @@ def find_config(name: str, shipped: Mapping[str, Path] | None = None) -> Path:
 
 
 def shipped_configs(kind: str = "") -> dict[str, Path]:
-    """The configurations inside the package by name: of growth and the demo, or the "studies"."""
+    """Return the shipped configurations by name: of growth and the demo, or of "studies"."""
     folder = Path(str(resources.files("fastgrow") / "configs")) / kind
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

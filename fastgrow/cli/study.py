@@ -1,4 +1,4 @@
-"""`fastgrow study`: trainings, controls and compositions over seeds."""
+"""`fastgrow study`: run trainings, controls and compositions over several seeds."""
 
 from __future__ import annotations
 
@@ -14,41 +14,64 @@ from fastgrow.cli import resumable
 def study(
     config: Annotated[
         str,
-        typer.Argument(help="A study's YAML or TOML file, or the name of a shipped study."),
+        typer.Argument(
+            help="A study's YAML or TOML file, or the name of a shipped study; with --table, a "
+            "results.json or its folder."
+        ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, such as train.lr=1e-3.")
+        list[str] | None,
+        typer.Argument(help="Settings to change, given as NAME=VALUE, such as train.lr=1e-3."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the texts; else FASTGROW_DATA, or where the file is."),
+        typer.Option(
+            help="Folder of the texts; by default the environment variable FASTGROW_DATA, or the "
+            "folder of the study's file."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; else runs/study-NAME.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds instead of the study's: 1,2,3.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes at once, each of one thread.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the study; by default runs/study-NAME.")
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Random seeds to use instead of the study's, such as 1,2,3."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Number of processes to run in parallel, each with one thread.")
+    ] = 1,
     only: Annotated[
-        str | None, typer.Option(help="Run these trainings and ensembles alone: name,name.")
+        str | None,
+        typer.Option(help="Run only these trainings and ensembles, given as NAME,NAME."),
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Run nothing; report what is finished.")
+        bool,
+        typer.Option("--report", help="Run nothing; write the report of what is finished."),
     ] = False,
     extend: Annotated[
-        bool, typer.Option("--extend", help="Go on in a folder of a study of other settings.")
+        bool,
+        typer.Option(
+            "--extend",
+            help="Continue in a folder whose study had other settings, and keep its finished runs.",
+        ),
     ] = False,
     table: Annotated[
         str | None,
         typer.Option(
-            help="Print a table of results: bits, rules, depth, difference, cost, budget, fitted."
+            help="Print a table of results and stop: bits, rules, depth, difference, cost, budget "
+            "or fitted."
         ),
     ] = None,
     rules: Annotated[
-        str | None, typer.Option(help="With --table bits: only these rules, such as mean,top-1.")
+        str | None,
+        typer.Option(help="With --table bits: only show these rules, such as mean,top-1."),
     ] = None,
 ) -> None:
-    """Run a study; the same command again goes on where it stopped.
+    """Train models with several random seeds, and compare them.
 
-    With --table, the argument is a results.json or the folder that holds it, and one of its tables
-    is printed as Markdown.
+    A study also combines models into ensembles. The same command run again resumes where it
+    stopped. With --table, nothing is run; the first argument is a results.json or its folder, and
+    one of its tables is printed as Markdown.
     """
     if table is not None:
         typer.echo(_table(Path(config), table, rules), nl=False)
@@ -71,7 +94,7 @@ def study(
 
 
 def _folders(data: Path | None) -> list[Path]:
-    """The data folder, and its corpora; none where it was not given."""
+    """Return the data folder and its subfolder `corpora`; nothing if no data folder is given."""
     folder = os.environ.get("FASTGROW_DATA")
     if data is None and folder:
         data = Path(folder)
@@ -87,11 +110,14 @@ def _table(path: Path, name: str, rules: str | None) -> str:
         raise ConfigError(f"--table: expected one of {', '.join(TABLES)}, got {name!r}")
     results = read_results(path)
     if name == "difference" and "reference" not in results["settings"]:
-        raise ConfigError("--table: the study names no reference for the table of differences")
+        raise ConfigError(
+            "--table difference: compares with the study's reference, and the study's settings "
+            "name none"
+        )
     if rules is None:
         return markdown(TABLES[name](results))
     if name != "bits":
-        raise ConfigError(f"--rules: goes with --table bits, got --table {name}")
+        raise ConfigError(f"--rules: can only be used with --table bits, got --table {name}")
     return markdown(bits_table(results, rules.split(",")))
 
 

@@ -1,4 +1,4 @@
-"""Studies: trainings, their controls and their compositions over seeds, in one resumable folder."""
+"""Studies: trainings, controls and ensembles for several seeds, in one resumable folder."""
 
 from fastgrow.study.run import StudyReport, run_study
 from fastgrow.study.settings import StudySettings

@@ -1,4 +1,4 @@
-"""An ensemble of a study's experts under each of its rules."""
+"""Build an ensemble of a study's experts under each of its rules, and measure it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fastgrow.study.settings import RuleSettings, changed
 from fastgrow.study.texts import Corpus
 from fastgrow.training import Mixture, TokenStream, TrainConfig
 
-# What a rule's option of this name gives by expert; a list stands for the experts in order.
+# Options of a rule with one value for each expert; a list has the values in the experts' order.
 _BY_EXPERT = ("weights", "temperatures")
 
 
 def compose(study: Study, composition: Composition) -> None:
-    """Measure an ensemble under each rule that has not been measured yet; write a file for each."""
+    """Measure an ensemble under each rule not measured yet, and write a file for each rule."""
     settings = study.settings
     corpus = study.corpus(composition.experts[0].training)
     tests = {name: corpus.text(name).test for name in settings.evaluate}
@@ -47,7 +47,7 @@ def compose(study: Study, composition: Composition) -> None:
 
 
 def _experts(composition: Composition, corpus: Corpus) -> dict[str, LanguageModel]:
-    # Read anew for every rule: tuning the heads changes the experts.
+    # Loaded again for every rule, because tuning the heads changes the experts.
     return {
         run.name: load(run.folder / "model", substrate=corpus.substrate)
         for run in composition.experts
@@ -61,7 +61,7 @@ def _fitted(
     study: Study,
     seed: int,
 ) -> Ensemble:
-    """The experts under the rule, chosen or fitted on the tuning text."""
+    """Return the ensemble under a rule, which is chosen or fitted on the tuning text if needed."""
     names = list(experts)
     if settings.choose is not None:
         ensemble = Ensemble(experts)
@@ -73,7 +73,7 @@ def _fitted(
         ensemble.reweight(min((make_rule(c, names) for c in settings.choose), key=tuning_bits))
         return ensemble
     assert settings.rule is not None
-    # An adapter begins at random.
+    # An adapter is initialised randomly.
     torch.manual_seed(seed)
     ensemble = Ensemble(experts, make_rule(settings.rule, names))
     if settings.tune is not None:
@@ -92,15 +92,16 @@ def _fitted(
 
 
 def mixed(parts: Any) -> float:
-    """Bits per character of several texts taken together."""
+    """Return the bits per character over several texts together."""
     return BitsPerCharacter.over_all(parts).bits_per_character
 
 
 def make_rule(options: Mapping[str, Any], names: Sequence[str]) -> Rule:
-    """The rule that a study's file describes, for experts of these names.
+    """Build the rule that a study's file describes, for experts with these names.
 
     Raises:
-        ConfigError: there is no such rule or option, or a list is not as long as the experts'.
+        ConfigError: there is no such rule or option, or a list's length is not the number of
+            experts.
     """
     named = dict(options)
     for option in _BY_EXPERT:
@@ -108,23 +109,27 @@ def make_rule(options: Mapping[str, Any], names: Sequence[str]) -> Rule:
         if isinstance(values, list):
             if len(values) != len(names):
                 raise ConfigError(
-                    f"rule {named.get('kind')}: {len(values)} {option} for {len(names)} experts"
+                    f"rule {named.get('kind')}: {option}: expected {len(names)} values, one for "
+                    f"each expert, got {len(values)}"
                 )
             named[option] = dict(zip(names, values, strict=True))
     against = named.get("against")
     if isinstance(against, int):
         if not 0 <= against < len(names):
-            raise ConfigError(f"rule {named.get('kind')}: against is {against}, of {len(names)}")
+            raise ConfigError(
+                f"rule {named.get('kind')}: against: expected an expert's index from 0 to "
+                f"{len(names) - 1}, got {against}"
+            )
         named["against"] = names[against]
     return Rule.from_config(named)
 
 
 def check_ensembles(study: Study) -> None:
-    """Refuse what would fail only after all experts are trained.
+    """Check the ensembles' settings before training, as they would fail only after it.
 
     Raises:
-        ConfigError: a rule that is none or does not go with the experts, or experts on different
-            substrates.
+        ConfigError: a rule does not exist or cannot be used with its experts, or experts have
+            different substrates.
     """
     for name, ensemble in study.settings.ensembles.items():
         where = f"ensembles.{name}"
@@ -133,7 +138,10 @@ def check_ensembles(study: Study) -> None:
             for expert in ensemble.experts
         }
         if len(substrates) > 1:
-            raise ConfigError(f"{where}.experts: they have {len(substrates)} different substrates")
+            raise ConfigError(
+                f"{where}.experts: expected experts on one substrate, got {len(substrates)} "
+                "different substrates"
+            )
         for rule, settings in ensemble.rules.items():
             for options in settings.choose or [settings.rule or {}]:
                 try:
@@ -145,7 +153,7 @@ def check_ensembles(study: Study) -> None:
 
 
 def _taken(rule: Rule) -> dict[str, Any]:
-    """The rule as it was measured, its numbers short enough to read."""
+    """Return the configuration of a measured rule, with its numbers rounded to four digits."""
     config = rule.to_config()
     return {
         name: {k: round(v, 4) for k, v in value.items()} if isinstance(value, dict) else value
@@ -154,7 +162,7 @@ def _taken(rule: Rule) -> dict[str, Any]:
 
 
 def baseline_bits(corpus: Corpus, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Bits per character of each text's own character frequencies, and of no knowledge at all."""
+    """Return the bits per character of a unigram model and of a uniform distribution."""
     from fastgrow.evaluation import uniform_bits, unigram_bits
 
     def test(name: str) -> TokenStream:

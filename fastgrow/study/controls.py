@@ -1,10 +1,11 @@
-"""Controls: what a grown model has to be judged against, each a change of its schedule.
+"""Controls: models that a grown model is compared with, each made by changing its schedule.
 
-A control runs through the same function (`fastgrow.grow`) with the same texts on as many tokens,
-and differs from the grown model in what its name says alone. Further ones are no schedules: a
-random frozen table and 16-bit codes are changes of a training's substrate (`codes: random-64-float`
-or `id-16`), a trainable table one of its model (`embedding: trainable`), random experts are
-trainings on a `part` of the texts, and a model of equal total size is one of a larger `d_model`.
+A control is trained by the same function (`fastgrow.grow`) on the same texts and the same number of
+tokens, and differs from the grown model only in what its name states. Other controls are not
+changes of the schedule: a random frozen table and 16-bit codes change a training's substrate
+(`codes: random-64-float` or `id-16`), a trainable table changes its model (`embedding: trainable`),
+random experts are trainings on a `part` of the texts, and a model of equal total size has a larger
+`d_model`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fastgrow.nn import DecoderConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained: blocks that are there at random from the beginning, then the stages."""
+    """Random blocks that the model has from the beginning, and the stages that follow."""
 
     schedule: GrowthSchedule
     random_blocks: int = 0
@@ -29,31 +30,31 @@ Control = Callable[[GrowthSchedule, DecoderConfig], Plan]
 
 
 def _grown(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
-    """The schedule as it is."""
+    """Return the unchanged schedule."""
     return Plan(schedule)
 
 
 def _never_grown(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
-    """The first stage's blocks alone, on the tokens of all stages."""
+    """Train the first stage's blocks only, on the tokens of all stages."""
     return Plan(schedule.as_never_grown())
 
 
 def _monolith(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
-    """All blocks at once, everything active, on the tokens of all stages."""
+    """Train all blocks from the beginning, everything active, on the tokens of all stages."""
     return Plan(schedule.as_monolith())
 
 
 def _frozen_without_growth(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
-    """The last stage's blocks on random frozen ones, on the tokens of all stages."""
+    """Train the last stage's blocks on top of random frozen blocks, on the tokens of all stages."""
     last = schedule.stages[-1]
     top = Stage(last.blocks, schedule.tokens, lr=last.lr)
     return Plan(GrowthSchedule([top]), schedule.n_blocks - last.blocks)
 
 
 def _copies(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
-    """The first stage, then copies of its blocks up to the full depth, and nothing frozen.
+    """Run the first stage, then add copies of its blocks up to the full depth, and freeze nothing.
 
-    G_stack (arXiv 2405.15319).
+    This is G_stack (arXiv 2405.15319).
     """
     first, *rest = schedule.stages
     if not rest:
@@ -65,10 +66,10 @@ def _copies(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
 
 
 def _lora_phases(schedule: GrowthSchedule, config: DecoderConfig) -> Plan:
-    """Half of every later stage's tokens go to a phase of LoRA on all blocks, of equal budget.
+    """Use half of every later stage's tokens for a phase of LoRA on all blocks.
 
-    Growing Transformers v3 (arXiv 2507.07129): phases in which as many numbers train
-    as in a stage.
+    As in Growing Transformers v3 (arXiv 2507.07129), a phase has as many active parameters as its
+    stage.
     """
     stages = [schedule.stages[0]]
     for index, stage in enumerate(schedule.stages[1:], start=1):
@@ -81,12 +82,12 @@ def _lora_phases(schedule: GrowthSchedule, config: DecoderConfig) -> Plan:
 
 
 def _joint_polish(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
-    """A fifth of the tokens of every stage is kept for the end, where all blocks train together."""
+    """Move a fifth of every stage's tokens to a last stage in which all blocks train together."""
     return Plan(schedule.with_polish())
 
 
 def _windows(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
-    """The blocks of the stage before train on beside a stage's own: windows that overlap."""
+    """Train the previous stage's blocks together with a stage's own, in overlapping windows."""
     stages = [schedule.stages[0]]
     for before, stage in zip(schedule.stages, schedule.stages[1:], strict=False):
         stages.append(replace(stage, window=stage.blocks + before.blocks))
@@ -103,4 +104,4 @@ CONTROLS: dict[str, Control] = {
     "joint-polish": _joint_polish,
     "windows": _windows,
 }
-"""Name of a control → what it makes of a schedule for a model."""
+"""Controls by name: functions that change a schedule for a model."""

@@ -1,4 +1,4 @@
-"""What a training costs, counted (`fastgrow.growth.flops` says how)."""
+"""Count the cost of a training; `fastgrow.growth.flops` documents how."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastgrow.training import TrainConfig
 
 
 def forward_flops(config: DecoderConfig, depth: int, seq_len: int) -> int:
-    """Operations for one token of a forward pass through `depth` blocks and the head."""
+    """Return the FLOPs per token of a forward pass through `depth` blocks and the head."""
     return stack_flops(config, seq_len, [Role()] * depth, head=False).forward
 
 
 def stage_flops(config: DecoderConfig, plan: Plan, seq_len: int) -> list[int]:
-    """Operations for one token of a training step, in each stage of a plan."""
+    """Return the FLOPs per token of a training step, for each stage of a plan."""
     flops = []
     for index, stage in enumerate(plan.schedule.stages):
         shape = stage_shape(plan.schedule, index, config, plan.random_blocks)
@@ -27,11 +27,11 @@ def stage_flops(config: DecoderConfig, plan: Plan, seq_len: int) -> list[int]:
 
 
 def plan_flops(config: DecoderConfig, plan: Plan, seq_len: int) -> int:
-    """Operations of a whole plan, where no stage ends before its tokens are used up."""
+    """Return the FLOPs of a whole plan, if no stage ends before its tokens are used up."""
     each = stage_flops(config, plan, seq_len)
     return sum(f * stage.tokens for f, stage in zip(each, plan.schedule.stages, strict=True))
 
 
 def peak_bytes(config: DecoderConfig, plan: Plan, train: TrainConfig) -> int:
-    """Memory of a plan's training at its worst moment, counted as `fastgrow plan` does."""
+    """Return the peak memory of a plan's training in bytes, counted as in `fastgrow plan`."""
     return make_plan(config, plan.schedule, train, measure=False).peak

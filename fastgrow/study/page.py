@@ -1,4 +1,4 @@
-"""A study's report, from its results alone."""
+"""Write a study's report from its results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
     page.paragraph(
         f"Seeds {', '.join(map(str, results['seeds']))}; numbers are mean ± standard deviation "
         f"over them. Vocabulary of {results['vocabulary']:,} characters. "
-        "Bits per character: lower is better. The mix is all test texts together, each counting "
+        "Bits per character: lower is better. The mix is all test texts together, each weighted "
         "by its length."
     )
     page.heading("Bits per character")
@@ -35,10 +35,13 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
     if results["ensembles"]:
         page.paragraph("Each rule on the mix:")
         page.table(*rules_table(results))
-        page.paragraph("Rules whose numbers were chosen or fitted on a tuning text of their own:")
+        page.paragraph(
+            "Rules whose parameters were chosen or fitted on the tuning text, which no expert was "
+            "trained on:"
+        )
         page.table(*taken_table(results))
     if "reference" in settings:
-        page.heading(f"Against {settings['reference']}")
+        page.heading(f"Compared with {settings['reference']}")
         page.table(*difference_table(results))
     page.heading("Depth")
     page.paragraph("Bits per character on the mix after the stage that ends at a depth.")
@@ -48,12 +51,12 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
     for measure, axis in enumerate(axes):
         name = f"curves-{axis}.png"
         report.study_curves(_curves(results, measure), axis, out / name)
-        page.figure(name, f"Validation bits per character against {axis}; each line is a seed")
+        page.figure(name, f"Validation bits per character against {axis}; one line for each seed")
     lines = _lines(results)
     if lines:
-        page.heading("Bits against operations")
+        page.heading("Bits per character against FLOPs")
         report.study_lines(lines, out / "lines.png")
-        page.figure("lines.png", "Test bits per character when training ends, against operations")
+        page.figure("lines.png", "Test bits per character at the end of training, against FLOPs")
         page.table(*budget_table(results))
     page.heading("Cost")
     page.table(*cost_table(results))
@@ -61,7 +64,7 @@ def write_page(results: Mapping[str, Any], out: Path) -> None:
 
 
 def _lines(results: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
-    """Line → its points, (operations, bits per character): the mean of each training's seeds."""
+    """Return the points (FLOPs, bits per character) of each line: means over a training's seeds."""
     lines = {}
     for line, names in results["settings"].get("lines", {}).items():
         points = []
@@ -79,7 +82,10 @@ def _lines(results: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
 def _curves(
     results: Mapping[str, Any], measure: int
 ) -> dict[str, dict[str, list[tuple[list[float], list[float]]]]]:
-    """Panel (texts in shares, as validation text has them) → training → a curve for each seed."""
+    """Return the curves by panel and training, one for each seed.
+
+    A panel has the trainings with the same shares of texts, as these share a validation text.
+    """
     panels: dict[str, dict[str, list[tuple[list[float], list[float]]]]] = {}
     for name, by_seed in results["trainings"].items():
         texts = results["settings"]["trainings"][name]["texts"]

@@ -1,4 +1,4 @@
-"""A study's runs: what each of them is, and the name that all of that gives it."""
+"""A study's runs: their settings, and folder names that are hashes of these settings."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class Run:
     """One training for one seed.
 
     Attributes:
-        name: of the training.
-        plan: its stages.
-        model: of `plan.random_blocks` layers.
-        train: with the seed.
-        key: a hash of all that decides the run's numbers.
-        folder: of the run.
+        name: name of the training.
+        training: settings of the training.
+        plan: stages of the run.
+        model: configuration of the initial model, which has `plan.random_blocks` blocks.
+        train: training settings, with the seed.
+        key: hash of everything that affects the run's results.
+        folder: folder of the run.
     """
 
     name: str
@@ -56,18 +57,18 @@ class Run:
 
     @property
     def seq_len(self) -> int:
-        """T of the run's windows."""
+        """Length of the run's sequences in tokens."""
         return self.train.seq_len or self.model.max_seq_len
 
     @property
     def result(self) -> Path:
-        """The file that stands there when the run is finished."""
+        """Path of the file that is written when the run is finished."""
         return self.folder / "result.json"
 
 
 @dataclass(frozen=True)
 class Composition:
-    """One ensemble for one seed; each rule has a file of its own."""
+    """One ensemble for one seed, with a separate result file for each rule."""
 
     name: str
     seed: int
@@ -84,9 +85,9 @@ class Study:
     """A study's settings together with its texts.
 
     Args:
-        settings: what the study's file says.
-        folders: where the texts' files are looked up.
-        out: the study's folder.
+        settings: settings in the study's file.
+        folders: folders in which the texts' files are searched.
+        out: folder of the study.
     """
 
     def __init__(self, settings: StudySettings, folders: Sequence[Path], out: Path) -> None:
@@ -108,10 +109,10 @@ class Study:
         return {name: documents.digest for name, documents in self.texts.items()}
 
     def corpus(self, training: TrainingSettings) -> Corpus:
-        """All texts on the substrate of a training."""
+        """Return all texts, tokenized with the substrate of a training."""
         plain = dataclasses.asdict(self.settings.substrate)
         if training.substrate.get("codes") is not None:
-            # The width is one of pictures; codes come with their own.
+            # n_components is for glyph bitmaps; codes define their own width.
             plain["n_components"] = None
         settings = changed(StudySubstrate, "substrate", plain, training.substrate)
         if settings not in self._corpora:
@@ -120,7 +121,7 @@ class Study:
         return self._corpora[settings]
 
     def run(self, name: str, seed: int) -> Run:
-        """A training for a seed."""
+        """Return the run of a training for a seed."""
         training = self.settings.trainings[name]
         train = train_config(self.settings, training, seed)
         substrate = self.corpus(training).substrate
@@ -142,7 +143,7 @@ class Study:
         return Run(name, training, plan, model, train, key, folder)
 
     def composition(self, name: str, seed: int) -> Composition:
-        """An ensemble for a seed."""
+        """Return an ensemble for a seed."""
         settings = self.settings.ensembles[name]
         experts = tuple(self.run(expert, seed) for expert in settings.experts)
         results = {}
@@ -162,7 +163,7 @@ class Study:
         return {name: self._digests[name] for name in self.settings.evaluate}
 
     def _model(self, training: TrainingSettings) -> DecoderConfig:
-        """The model of a training, without blocks."""
+        """Return the configuration of a training's model, without blocks."""
         substrate = self.corpus(training).substrate
         size = {"vocab_size": len(substrate), "n_embed": substrate.n_embed}
         return changed(DecoderConfig, "model", self.settings.model, training.model, size)
@@ -170,7 +171,7 @@ class Study:
     def _plan(self, training: TrainingSettings) -> Plan:
         schedule = training.schedule or self.settings.schedule
         if schedule is None:
-            raise ConfigError("the study has no schedule")
+            raise ConfigError("schedule: is missing; give one for the study or for each training")
         config = self._model(training)
         plan = CONTROLS[training.control](_scaled(schedule, training.tokens), config)
         if training.equal_flops_to is None:
@@ -195,9 +196,9 @@ def _scaled(schedule: GrowthSchedule, factor: float) -> GrowthSchedule:
 
 
 def stated(value: Any) -> Any:
-    """JSON values of dataclasses, without the fields that records leave out: mostly defaults.
+    """Convert dataclasses to JSON values, without the fields that records omit: mostly defaults.
 
-    So a hash and a record stay what they were when a class gets a new field that changes nothing.
+    Hashes and records then stay the same if a class gets a new field that changes no result.
     """
     if dataclasses.is_dataclass(value):
         return {

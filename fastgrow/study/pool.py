@@ -1,4 +1,4 @@
-"""Jobs in several processes, in an order that respects what needs what, and stoppable."""
+"""Run jobs in several processes in the order of their dependencies; they can be stopped."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Job:
     """A command.
 
     Attributes:
-        label: what messages call it.
+        label: name of the job in messages.
         command: the program and its arguments.
-        log: a file that its output is appended to.
-        needs: labels of jobs that have to be finished before.
+        log: file to which the output is appended.
+        needs: labels of the jobs that must finish first.
     """
 
     label: str
@@ -42,20 +42,21 @@ class _Running:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> None:
-    """Run all jobs, at most `at_once` at a time, each as soon as what it needs is finished.
+    """Run all jobs, at most `at_once` at a time, each after the jobs that it needs.
 
-    The first Ctrl-C (or SIGTERM) is passed on once to the running ones, which save and end; so is
-    the failure of one.
+    At the first Ctrl-C (or SIGTERM), or if a job fails, the running jobs get SIGTERM once; they
+    save their state and end.
 
     Args:
-        jobs: in the order in which they are begun; what is needed and not among them is finished.
-        at_once: processes, at least 1.
-        say: takes a line for each job that ends.
+        jobs: jobs in the order in which they are started; a needed job that is not in the list is
+            assumed to be finished.
+        at_once: number of processes, at least 1.
+        say: called with one line for each job that ends.
 
     Raises:
         ConfigError: at_once is below 1.
-        Interrupted: the user stopped it, and all that ran has ended.
-        FastgrowError: a job failed; the message holds its last line and where to read the rest.
+        Interrupted: the user stopped the jobs, and all of them have ended.
+        FastgrowError: a job failed; the message has its last line and the path of its log.
     """
     if at_once < 1:
         raise ConfigError(f"jobs: expected at least 1, got {at_once}")
@@ -80,7 +81,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> N
                     elif not stopping:
                         failure = failure or _failure(one)
         finally:
-            # A second Ctrl-C leaves the loop at once: then nothing is saved, and nothing runs on.
+            # A second Ctrl-C ends the loop immediately: the jobs are killed without saving.
             for one in running:
                 one.process.kill()
                 one.process.wait()
@@ -88,8 +89,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, say: Callable[[str], None]) -> N
         raise FastgrowError(failure)
     if unfinished:
         raise Interrupted(
-            f"stopped with {len(unfinished)} of {len(jobs)} jobs to go; what was done is saved, "
-            "and the same command goes on"
+            f"stopped with {len(unfinished)} of {len(jobs)} jobs unfinished; all progress is "
+            "saved, run the same command again to resume"
         )
 
 
@@ -108,7 +109,8 @@ def _begin(waiting: list[Job], running: list[_Running], unfinished: set[str], at
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # One thread each. Not in the terminal's group, whose Ctrl-C would come to it twice.
+                # One thread for each process. In a new session, as otherwise a Ctrl-C in the
+                # terminal would reach the process twice.
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
             )
@@ -130,5 +132,5 @@ def _failure(one: _Running) -> str:
 
 
 def worker(*arguments: str) -> list[str]:
-    """The command of a study's worker."""
+    """Return the command of a study's worker."""
     return [sys.executable, "-m", "fastgrow.study.worker", *arguments]

@@ -1,4 +1,4 @@
-"""study.json: the settings that a study's folder stands for."""
+"""study.json: the settings of the study in a folder."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from fastgrow.study.plan import Study, stated
 from fastgrow.study.settings import StudySettings, changed
 
 RECORD = "study.json"
-# More seeds are more of the same study; reference and lines are for its readers.
+# Settings that may change in an existing folder: further seeds extend the same study, and
+# reference and lines affect the report only.
 _FREE = ("seeds", "reference", "lines")
 
 
 def claim_study(
     settings: StudySettings, folders: Sequence[Path], out: Path, *, extend: bool = False
 ) -> Study:
-    """Begin a study in a folder, or go on with the one there.
+    """Start a study in a folder, or continue the study that is there.
 
     Args:
-        settings: the study.
-        folders: where its texts' files are.
-        out: its folder.
-        extend: go on in the folder of a study of other settings. Finished runs that are the same in
-            both are used again, others are made beside the old ones, whose results are kept under
-            another name.
+        settings: settings of the study.
+        folders: folders in which the texts' files are searched.
+        out: folder of the study.
+        extend: continue in a folder whose study has other settings. Finished runs that are the same
+            in both studies are reused, new runs are added next to the old ones, and the old results
+            are renamed.
 
     Raises:
-        ConfigError: the folder holds a study of other settings, and `extend` is not set; or a
-            training or rule of the study cannot be. The folder is as it was.
+        ConfigError: the folder holds a study with other settings and `extend` is not set, or a
+            training or rule of the study is not valid. The folder is then not changed.
     """
     path = out / RECORD
     plain, difference = stated(settings), ""
@@ -40,9 +41,8 @@ def claim_study(
         difference = _difference(stated(read_record(out).settings), plain)
         if difference and not extend:
             raise ConfigError(
-                f"{out}: holds a study of other settings: {difference}. Choose another folder, go "
-                "on with the old settings, or pass --extend to make what is new beside what is "
-                "there"
+                f"{out}: holds a study with other settings: {difference}. Choose another folder, "
+                "use the old settings, or pass --extend to add the new runs to this folder"
             )
     study = Study(settings, folders, out)
     for name in settings.trainings:
@@ -57,29 +57,29 @@ def claim_study(
 
 
 def read_record(out: Path) -> Study:
-    """The study that stands in a folder."""
+    """Load the study in a folder."""
     record = _files.read_json(out / RECORD)
     settings = changed(StudySettings, str(out / RECORD), record["settings"])
     return Study(settings, [Path(folder) for folder in record["folders"]], out)
 
 
 def _difference(there: Any, here: Any, place: str = "") -> str:
-    """The first place where two trees differ, in words; "" where they are equal."""
+    """Describe the first difference between two trees; "" if they are equal."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted({*there, *here}):
             if not place and key in _FREE:
                 continue
             inner = f"{place}.{key}" if place else key
             if key not in there or key not in here:
-                return f"{inner} is {'new' if key in here else 'gone'}"
+                return f"{inner} was {'added' if key in here else 'removed'}"
             if difference := _difference(there[key], here[key], inner):
                 return difference
         return ""
-    return "" if there == here else f"{place} was {there!r} and is {here!r}"
+    return "" if there == here else f"{place} was {there!r} and is now {here!r}"
 
 
 def _keep(out: Path) -> None:
-    """Put the record and results of the study that was here aside, under the first free number."""
+    """Rename the old study's record and results to old-N-…, with the first free number N."""
     number = 1
     while any(out.glob(f"old-{number}-*")):
         number += 1

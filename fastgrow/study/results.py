@@ -1,4 +1,4 @@
-"""results.json: what a study's finished runs came to, small enough to be committed."""
+"""results.json: the results of a study's finished runs, small enough to be committed to git."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LINE = 100
 
 
 def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
-    """Everything that is finished of the study for the seeds, as JSON values.
+    """Return the results of all finished runs of a study for the given seeds, as JSON values.
 
-    Bits per character are given for each text and, under "mix", for all of them together, where
-    each text counts by its length.
+    Bits per character are reported for each text and, under "mix", for all texts together, each
+    weighted by its length.
     """
     settings = study.settings
     some = next(iter(settings.trainings.values()))
@@ -70,7 +70,7 @@ def collect(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _training(run: Run, characters: Mapping[str, int]) -> dict[str, Any]:
-    """A finished run's record, with what it cost."""
+    """Return a finished run's record together with its cost."""
     record = _files.read_json(run.result)
     stages = record["stages"]
     per_token = stage_flops(run.model, run.plan, run.seq_len)
@@ -87,7 +87,7 @@ def _training(run: Run, characters: Mapping[str, int]) -> dict[str, Any]:
         "table_parameters": run.model.vocab_size * run.model.embed_width,
         "peak_bytes": peak_bytes(run.model, run.plan, run.train),
         "forward_flops": forward_flops(run.model, stages[-1]["depth"], run.seq_len),
-        # Tokens, operations, bits a character; a stage's operations grow in a line.
+        # Tokens, FLOPs, bits per character; within a stage, FLOPs grow linearly with tokens.
         "curve": [
             [tokens, float(np.interp(tokens, ends, spent)), bits]
             for tokens, bits in record["curve"]
@@ -103,7 +103,7 @@ def write_results(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The results in a file, or in a study's folder.
+    """Read the results from a file, or from a study's folder.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -127,7 +127,7 @@ def _rounded(value: Any) -> Any:
 
 
 def compact_json(value: Any, indent: str = "") -> str:
-    """JSON with a line for each entry of objects, and for each object of lists, that are long."""
+    """Format JSON: an object or a list of objects is on one line, or one line per entry if long."""
     flat = json.dumps(value, ensure_ascii=False)
     end = "" if indent else "\n"
     inner = indent + " "

@@ -1,4 +1,4 @@
-"""Running a study: its jobs, then its results and their page."""
+"""Run a study: its jobs, then its results and its report."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def run_study(
     extend: bool = False,
     quiet: bool = False,
 ) -> StudyReport:
-    """Run what is not finished of a study, then write results.json, report.md and report.html.
+    """Run the unfinished jobs of a study, then write results.json, report.md and report.html.
 
-    Every run is in a folder that is named by a hash of all that decides it: what is finished stays
-    and is used again. A study that was stopped goes on where it was.
+    The name of every run's folder has a hash of all settings that affect the run: finished runs are
+    kept and reused. A stopped study resumes where it stopped.
 
     Args:
-        settings: the study.
-        out: its folder.
-        folders: where the texts' files are looked up.
-        seeds: instead of the study's.
-        jobs: processes at once, each of one thread.
-        only: run these trainings and ensembles alone, and what they need.
-        run: False runs nothing; the report is of what is finished.
-        extend: go on in the folder of a study of other settings, see `claim_study`.
+        settings: settings of the study.
+        out: folder of the study.
+        folders: folders in which the texts' files are searched.
+        seeds: random seeds to use instead of the study's.
+        jobs: number of parallel processes, each with one thread.
+        only: names of the trainings and ensembles to run; an ensemble's experts are run as well.
+        run: if False, run nothing and report what is finished.
+        extend: continue in the folder of a study with other settings, see `claim_study`.
         quiet: print nothing.
 
     Raises:
-        ConfigError: `out` holds a study of other settings, a file of a text is missing, or `only`
-            names what is not there.
-        Interrupted: the user stopped it; the same call goes on.
+        ConfigError: `out` holds a study with other settings, a text's file is missing, or `only`
+            has an unknown name.
+        Interrupted: the user stopped the study; the same call resumes it.
         FastgrowError: a run failed.
     """
     if seeds is not None:
@@ -68,7 +68,7 @@ def run_study(
 
     if run:
         todo = plan_jobs(study, only)
-        say(f"{settings.name}: {len(todo)} jobs to do, in {out}")
+        say(f"{settings.name}: {len(todo)} jobs to run, in {out}")
         run_jobs(todo, jobs, say)
     results = write_results(study, settings.seeds)
     write_page(results, out)
@@ -77,12 +77,12 @@ def run_study(
 
 
 def plan_jobs(study: Study, only: Collection[str] | None = None) -> list[Job]:
-    """What is not finished, seed after seed; for each, ensembles after their experts."""
+    """Return the unfinished jobs by seed; within a seed, ensembles follow their experts."""
     settings, jobs = study.settings, list[Job]()
     out = str(study.out)
     trainings, ensembles_named = _selected(settings, only)
     for training in (settings.trainings[name] for name in trainings):
-        # Encoded here once, where several workers would do so at the same time.
+        # Tokenize the texts here once; otherwise several workers would do so at the same time.
         corpus = study.corpus(training)
         for text in training.texts:
             corpus.text(text, training.part)
@@ -102,7 +102,7 @@ def plan_jobs(study: Study, only: Collection[str] | None = None) -> list[Job]:
             if not run.result.exists():
                 command = worker(out, "training", name, str(seed))
                 jobs.append(Job(_label(name, seed), command, run.folder / "log.txt"))
-            # Each ensemble as soon as its last expert is planned: the first results come early.
+            # An ensemble follows its last expert directly, so that first results are early.
             due = [c for c in ensembles if {run.name for run in c.experts} <= planned]
             ensembles = [c for c in ensembles if c not in due]
             jobs += [_ensemble_job(study, c) for c in due if not c.finished]
@@ -110,13 +110,13 @@ def plan_jobs(study: Study, only: Collection[str] | None = None) -> list[Job]:
 
 
 def _selected(settings: StudySettings, only: Collection[str] | None) -> tuple[list[str], list[str]]:
-    """The trainings and ensembles to run, in the study's order."""
+    """Return the trainings and ensembles to run, in the study's order."""
     if only is None:
         return list(settings.trainings), list(settings.ensembles)
     known = [*settings.trainings, *settings.ensembles]
     for name in only:
         if name not in known:
-            raise ConfigError(f"only: there is no {name!r}; known: {', '.join(known)}")
+            raise ConfigError(f"--only: there is no {name!r}; expected one of {', '.join(known)}")
     ensembles = [name for name in settings.ensembles if name in only]
     needed = {expert for name in ensembles for expert in settings.ensembles[name].experts}
     return [name for name in settings.trainings if name in needed.union(only)], ensembles

@@ -1,4 +1,4 @@
-"""What a study file holds."""
+"""The settings in a study's file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class TextSettings:
 
     Attributes:
         files: UTF-8 files, relative to the data folder or to the study's file.
-        max_characters: the text is cut to about this many; its documents are chosen at random.
+        max_characters: approximate size of the training text; its documents are chosen at random.
+            None uses all.
     """
 
     files: list[str]
@@ -35,13 +36,15 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class DocumentSettings:
-    """How files become documents, and how much of a text is kept from training.
+    """How files are split into documents, and how much of a text is held out from training.
 
     Attributes:
-        characters: consecutive lines of a file are joined into documents of at least this many,
-            line ends included.
-        validation, test, tuning: characters of each text, at least, that pick the best weights of a
-            stage, that are measured, and that rules of composition are fitted to.
+        characters: consecutive lines of a file are joined into documents of at least this many
+            characters, including line ends.
+        validation: minimum number of characters of each text for validation, which selects the best
+            weights of a stage.
+        test: minimum number of characters of each text for the reported results.
+        tuning: minimum number of characters of each text for fitting the rules of ensembles.
     """
 
     characters: int = 1000
@@ -57,11 +60,11 @@ class DocumentSettings:
 
 @dataclass(frozen=True)
 class StudySubstrate:
-    """The frozen substrate: the commonest characters of the study's texts.
+    """The substrate, whose vocabulary is the most frequent characters of the study's texts.
 
     Attributes:
-        max_size: largest vocabulary; rarer characters become `<unk>`.
-        n_components, codes, seed: as for `Substrate.build`; codes in place of glyphs are a control.
+        max_size: maximum size of the vocabulary; less frequent characters become `<unk>`.
+        n_components, codes, seed: see `Substrate.build`; codes instead of glyphs are a control.
     """
 
     max_size: int = 4096
@@ -75,15 +78,15 @@ class TrainingSettings:
     """A training, which is run once for each seed.
 
     Attributes:
-        texts: the share of each text.
-        schedule: stages; the study's where it is not given.
-        control: what is made of the schedule, see `fastgrow.study.controls`.
-        part: (i, n) trains on the i-th of n random parts of each text's documents only.
-        tokens: factor on the tokens of every stage.
-        equal_flops_to: another training; the tokens of every stage are scaled so that both cost
-            the same number of floating-point operations.
-        seeds: how many of the study's seeds it is run for, the first ones; None for all.
-        model, train, substrate: changes to the study's.
+        texts: names of the texts to train on, each with its sampling weight.
+        schedule: growth schedule; None for the study's.
+        control: how the schedule is changed, see `fastgrow.study.controls`.
+        part: (i, n) trains only on part i of n random parts of each text's documents, 0 ≤ i < n.
+        tokens: factor by which the tokens of every stage are multiplied.
+        equal_flops_to: name of another training; the tokens of every stage are scaled so that both
+            trainings cost the same number of FLOPs.
+        seeds: run only the first `seeds` of the study's seeds; None for all.
+        model, train, substrate: changes to the study's settings of the same names.
     """
 
     texts: dict[str, float]
@@ -109,12 +112,12 @@ class TrainingSettings:
         if not self.tokens > 0:
             raise ConfigError(f"tokens: expected a factor above 0, got {self.tokens}")
         if not self.texts or not all(weight > 0 for weight in self.texts.values()):
-            raise ConfigError(f"texts: expected names with shares above 0, got {self.texts}")
+            raise ConfigError(f"texts: expected names with weights above 0, got {self.texts}")
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """Fitting a rule's parameters to the tuning text, by gradient: `fastgrow.compose.tune`."""
+    """How a rule's parameters are trained on the tuning text, see `fastgrow.compose.tune`."""
 
     what: Literal["weights", "adapter", "head"]
     tokens: int
@@ -123,13 +126,14 @@ class TuneSettings:
 
 @dataclass(frozen=True)
 class RuleSettings:
-    """A rule of composition.
+    """A rule of an ensemble.
 
     Attributes:
-        rule: its kind and options, as in a saved model's config.json. Where an option names
-            experts, a list gives their values in order and `against` may be an expert's number.
-        choose: several such rules; the one that is best on the tuning text is taken.
-        tune: fit the rule's parameters to the tuning text.
+        rule: kind and options of the rule, as in a saved ensemble's config.json. An option with a
+            value for each expert may be a list in the experts' order, and `against` may be an
+            expert's index.
+        choose: several such rules, of which the best on the tuning text is used.
+        tune: how to train the rule's parameters on the tuning text; None does not train them.
     """
 
     rule: dict[str, Any] | None = None
@@ -138,14 +142,16 @@ class RuleSettings:
 
     def __post_init__(self) -> None:
         if (self.rule is None) == (self.choose is None):
-            raise ConfigError("a rule is given by either rule or choose")
+            raise ConfigError("expected exactly one of rule and choose")
         if self.choose is not None and (not self.choose or self.tune is not None):
-            raise ConfigError("choose: expected rules to choose from, and no tune beside them")
+            raise ConfigError(
+                "choose: expected a list of rules to choose from; it cannot be combined with tune"
+            )
 
 
 @dataclass(frozen=True)
 class EnsembleSettings:
-    """Trainings that are composed, under each of several rules."""
+    """Trainings whose models are combined, under each of several rules."""
 
     experts: list[str]
     rules: dict[str, RuleSettings]
@@ -156,12 +162,23 @@ class StudySettings:
     """A study: every training and every ensemble for every seed.
 
     Attributes:
-        evaluate: the texts that everything is measured on, each and all together.
-        reference: the training that all else is compared with in the report.
-        lines: names of lines in a figure of bits against operations, and the trainings on each.
+        name: name of the study.
+        texts: texts by name.
+        trainings: trainings by name.
+        evaluate: names of the texts on which all models are measured, each and all together.
+        seeds: random seeds.
+        model: options of `DecoderConfig` for all trainings.
+        train: options of `TrainConfig` for all trainings.
+        schedule: growth schedule of the trainings that have none.
+        substrate: settings of the substrate.
+        documents: how the texts are split into documents.
+        ensembles: ensembles by name.
+        reference: name of the training with which all others are compared in the report.
+        lines: lines in the figure of bits per character against FLOPs: each line's name and the
+            names of its trainings.
 
     Raises:
-        ConfigError: a name that is none, or one that refers to nothing.
+        ConfigError: a name has other characters than allowed, or refers to nothing.
     """
 
     name: str
@@ -183,7 +200,8 @@ class StudySettings:
             for name in getattr(self, kind):
                 if not _NAME.fullmatch(name):
                     raise ConfigError(
-                        f"{kind}: {name!r} is no name; expected letters, digits, '-' and '_'"
+                        f"{kind}: {name!r} is not a valid name; expected letters, digits, '-' and "
+                        "'_'"
                     )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds: expected different numbers, got {self.seeds}")
@@ -197,31 +215,39 @@ class StudySettings:
         for name, training in self.trainings.items():
             self._refer(f"trainings.{name}.texts", training.texts, self.texts)
             if training.schedule is None and self.schedule is None:
-                raise ConfigError(f"trainings.{name}: neither it nor the study has a schedule")
+                raise ConfigError(
+                    f"trainings.{name}.schedule: is missing, and the study has no schedule either"
+                )
             if training.equal_flops_to is not None:
                 where = f"trainings.{name}.equal_flops_to"
                 self._refer(where, [training.equal_flops_to], self.trainings)
                 if self.trainings[training.equal_flops_to].equal_flops_to is not None:
-                    raise ConfigError(f"{where}: that training is itself scaled to another")
+                    raise ConfigError(
+                        f"{where}: expected a training without equal_flops_to, got "
+                        f"{training.equal_flops_to!r}, which is itself scaled to another"
+                    )
         for name, ensemble in self.ensembles.items():
             self._refer(f"ensembles.{name}.experts", ensemble.experts, self.trainings)
             if not ensemble.experts or not ensemble.rules:
-                raise ConfigError(f"ensembles.{name}: expected experts and rules")
+                raise ConfigError(f"ensembles.{name}: expected at least one expert and one rule")
             for expert in ensemble.experts:
                 if self.trainings[expert].seeds is not None:
                     raise ConfigError(
-                        f"trainings.{expert}.seeds: the ensemble {name!r} needs it for every seed"
+                        f"trainings.{expert}.seeds: cannot be set, because the ensemble {name!r} "
+                        "needs the training for every seed"
                     )
 
     @staticmethod
     def _refer(where: str, names: Any, known: Mapping[str, Any]) -> None:
         for name in names:
             if name not in known:
-                raise ConfigError(f"{where}: there is no {name!r}; known: {', '.join(known)}")
+                raise ConfigError(
+                    f"{where}: there is no {name!r}; expected one of {', '.join(known)}"
+                )
 
 
 def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
-    """The dataclass `kind` from plain values; those of later trees replace earlier ones.
+    """Build the dataclass `kind` from plain values; later trees override earlier ones.
 
     Raises:
         ConfigError: a name is unknown, or a value is of the wrong type or range.
@@ -231,7 +257,7 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
     for name in merged:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
             raise ConfigError(f"{where}: {name}: unknown name; {hint}")
     try:
         return msgspec.convert(merged, kind, strict=False, dec_hook=_one_of)
@@ -240,7 +266,7 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
 
 
 def _one_of(base: Any, value: Any) -> Any:
-    """The first dataclass below a plain class (`StopCriterion`) that has the fields in `value`."""
+    """Convert `value` to the first subclass of `base`, such as `StopCriterion`, that has its fields."""
     for kind in base.__subclasses__():
         names = {f.name for f in dataclasses.fields(kind)}
         if isinstance(value, Mapping) and names.issuperset(value):
@@ -249,5 +275,5 @@ def _one_of(base: Any, value: Any) -> Any:
 
 
 def train_config(settings: StudySettings, training: TrainingSettings, seed: int) -> TrainConfig:
-    """How a training is run for a seed."""
+    """Return the training settings of a training for a seed."""
     return changed(TrainConfig, "train", settings.train, training.train, {"seed": seed})

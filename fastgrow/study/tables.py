@@ -1,4 +1,4 @@
-"""Tables out of results.json: mean ± standard deviation over the seeds."""
+"""Tables of the results in results.json: mean ± standard deviation over the seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def mean_sd(values: Sequence[float], digits: int = 2) -> str:
-    """ "1.23 ± 0.04" with the sample's standard deviation; one value stands alone, none is "—"."""
+    """Format a mean and sample standard deviation as "1.23 ± 0.04".
+
+    One value is formatted as "1.23", no value as "—".
+    """
     if not values:
         return "—"
     mean = f"{statistics.fmean(values):.{digits}f}"
@@ -20,11 +23,11 @@ def mean_sd(values: Sequence[float], digits: int = 2) -> str:
 
 
 def bits_table(results: Mapping[str, Any], rules: Sequence[str] | None = None) -> Table:
-    """Bits per character: a row for each baseline, training, and ensemble under a rule.
+    """Table of bits per character: a row for each baseline, training, and ensemble under a rule.
 
     Args:
-        results: as in results.json.
-        rules: only these of the ensembles' rules.
+        results: the content of results.json.
+        rules: the rules of ensembles to show; None for all.
     """
     texts = results["settings"]["evaluate"]
     columns = [*texts, MIX] if len(texts) > 1 else texts
@@ -45,7 +48,7 @@ def bits_table(results: Mapping[str, Any], rules: Sequence[str] | None = None) -
 
 
 def rules_table(results: Mapping[str, Any], text: str = MIX) -> Table:
-    """Bits per character on one text: a row for each rule, a column for each ensemble."""
+    """Table of bits per character on one text: a row for each rule, a column for each ensemble."""
     ensembles = results["ensembles"]
     names = list(dict.fromkeys(rule for rules in ensembles.values() for rule in rules))
     rows = [
@@ -62,7 +65,7 @@ def rules_table(results: Mapping[str, Any], text: str = MIX) -> Table:
 
 
 def depth_table(results: Mapping[str, Any]) -> Table:
-    """Bits per character on the mix after each stage of every training."""
+    """Table of bits per character on the mix, after each stage of every training."""
     depths = sorted(
         {
             stage["depth"]
@@ -73,18 +76,19 @@ def depth_table(results: Mapping[str, Any]) -> Table:
     )
     rows = []
     for name, by_seed in results["trainings"].items():
-        # Several stages may end at one depth, a polish for example; the last of them counts.
+        # Several stages may end at the same depth, for example a polish; the last one is used.
         ends = [{s["depth"]: s["bits"][MIX] for s in run["stages"]} for run in by_seed.values()]
         rows.append([name, *(mean_sd([e[d] for e in ends if d in e]) for d in depths)])
     return ["training", *(f"depth {depth}" for depth in depths)], rows
 
 
 def difference_table(results: Mapping[str, Any]) -> Table:
-    """Everything against the study's reference: bits on the mix seed by seed, and cost.
+    """Table that compares all models with the study's reference: bits on the mix, and cost.
 
-    A difference is taken within each seed, so that what all models of a seed share cancels out.
-    Active are the most parameters that train at once, which is what gradients and an optimizer's
-    state are kept for. Peak memory is that of training, counted; older records are without.
+    A difference is computed for each seed, so that effects of the seed cancel out. "active" is the
+    largest number of parameters that are active at once, which determines the size of gradients
+    and optimizer state. Peak memory is that of training and is counted, not measured; older
+    records do not have it.
     """
     reference = results["settings"]["reference"]
     runs = results["trainings"][reference]
@@ -116,8 +120,8 @@ def _active(run: Mapping[str, Any]) -> float:
 
 def _paired(values: Mapping[str, float], base: Mapping[str, float]) -> str:
     differences = [values[seed] - base[seed] for seed in values if seed in base]
-    told = mean_sd(differences)
-    return f"+{told}" if differences and statistics.fmean(differences) >= 0 else told
+    text = mean_sd(differences)
+    return f"+{text}" if differences and statistics.fmean(differences) >= 0 else text
 
 
 def _flops(run: Mapping[str, Any]) -> float:
@@ -143,7 +147,7 @@ _COSTS = {
 def _ratio(
     base: Mapping[str, Any], other: Mapping[str, Any], cost: Callable[[Mapping[str, Any]], float]
 ) -> str:
-    """What the seeds that both have cost, over what they cost the reference: "0.33 ×"."""
+    """Format the cost relative to the reference, over the seeds that both have: "0.33 ×"."""
     seeds = [seed for seed in other if seed in base]
     if not seeds:
         return "—"
@@ -151,7 +155,7 @@ def _ratio(
 
 
 def budget_table(results: Mapping[str, Any]) -> Table:
-    """The study's lines of bits against operations: a row for each training on one."""
+    """Table of the study's lines of bits per character against FLOPs: a row for each run."""
     rows = []
     for line, names in results["settings"].get("lines", {}).items():
         points = []
@@ -164,7 +168,7 @@ def budget_table(results: Mapping[str, Any]) -> Table:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """What trainings cost, and what each model costs at every token that it reads."""
+    """Table of the cost of each training, and of each model's forward pass per token."""
     header = [
         "cost",
         "training, thousand tokens",
@@ -184,7 +188,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
 
 
 def _cost_row(name: str, models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The cost of one model, or of several that are trained apart and read together."""
+    """Return the row of one model, or of several that are trained separately and used together."""
     some = [next(iter(by_seed.values())) for by_seed in models]
     stages = [run["stages"] for run in some]
     seeds = [seed for seed in models[0] if all(seed in by_seed for by_seed in models)]
@@ -195,18 +199,18 @@ def _cost_row(name: str, models: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{sum(s['flops'] for run in stages for s in run) / 1e12:.2f}",
         mean_sd(seconds, 0),
         f"{max(s['active_parameters'] for run in stages for s in run) / 1e3:,.0f}",
-        f"{sum(map(_beside_table, some)) / 1e3:,.0f}",
+        f"{sum(map(_without_table, some)) / 1e3:,.0f}",
         f"{sum(run['forward_flops'] for run in some) / 1e6:.2f}",
     ]
 
 
-def _beside_table(run: Mapping[str, Any]) -> int:
-    # Experts hold their table once, so that whole sizes would not add up.
+def _without_table(run: Mapping[str, Any]) -> int:
+    # Experts share one token table, so that the sum of their total sizes would count it repeatedly.
     return run["stages"][-1]["total_parameters"] - run["table_parameters"]
 
 
 def taken_table(results: Mapping[str, Any]) -> Table:
-    """The rules whose numbers were chosen or fitted on the tuning text, as they came out."""
+    """Table of the rules whose parameters were chosen or fitted on the tuning text."""
     rows = []
     for ensemble, rules in results["ensembles"].items():
         fitted = results["settings"]["ensembles"][ensemble]["rules"]
@@ -214,11 +218,11 @@ def taken_table(results: Mapping[str, Any]) -> Table:
             if not {"choose", "tune"} & fitted[rule].keys():
                 continue
             for seed, measured in by_seed.items():
-                rows.append([f"{ensemble}: {rule}", seed, _told(measured["taken"])])
+                rows.append([f"{ensemble}: {rule}", seed, _parameters(measured["taken"])])
     return ["rule", "seed", "as fitted"], rows
 
 
-def _told(taken: Mapping[str, Any]) -> str:
+def _parameters(taken: Mapping[str, Any]) -> str:
     parts = []
     for name, value in taken.items():
         if isinstance(value, Mapping):
@@ -245,7 +249,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], Table]] = {
 
 
 def markdown(table: Table) -> str:
-    """A table for the README."""
+    """Format a table as Markdown."""
     header, rows = table
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows]) + "\n"

@@ -16,7 +16,7 @@ from fastgrow.training import Mixture, TextData
 
 @dataclass(frozen=True)
 class Documents:
-    """A text's documents by split; no document stands in two of them."""
+    """A text's documents by split; no document is in two splits."""
 
     train: list[str]
     validation: list[str]
@@ -25,7 +25,7 @@ class Documents:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all documents and their places."""
+        """SHA-256 of all documents in their order and splits."""
         digest = hashlib.sha256()
         for part in (self.train, self.validation, self.test, self.tuning):
             for text in part:
@@ -37,15 +37,15 @@ class Documents:
 def read_documents(
     name: str, settings: TextSettings, documents: DocumentSettings, folders: Sequence[Path]
 ) -> Documents:
-    """Read a text and deal its documents out, in an order drawn from their content.
+    """Read a text and split its documents, in an order given by hashes of their content.
 
-    The order depends on the texts alone: neither on the seed of a run nor on the order of files.
+    The order depends only on the documents, not on the seed of a run or the order of the files.
 
     Args:
-        name: of the text, for messages.
-        settings: its files.
-        documents: sizes.
-        folders: where relative file names are looked up, the first that has the file.
+        name: name of the text, for error messages.
+        settings: settings of the text, such as its files.
+        documents: sizes of the documents and splits.
+        folders: folders in which relative file names are searched; the first match is used.
 
     Raises:
         ConfigError: a file is missing.
@@ -66,8 +66,9 @@ def read_documents(
     train = list(rest) if settings.max_characters is None else _take(rest, settings.max_characters)
     if not train:
         raise DataError(
-            f"text {name!r}: its {len(pieces)} documents all went to validation, test and tuning; "
-            "give more text or smaller documents.validation, .test and .tuning"
+            f"text {name!r}: no document is left for training; all {len(pieces)} are used for "
+            "validation, test and tuning. Give more text, or lower documents.validation, "
+            "documents.test or documents.tuning"
         )
     return Documents(train, validation, test, tuning)
 
@@ -78,13 +79,13 @@ def _find(file: str, folders: Sequence[Path]) -> Path:
             return folder / file
     tried = ", ".join(str(folder) for folder in folders)
     raise ConfigError(
-        f"{file}: no such file below {tried}; give the folder of the texts by --data, or by "
-        "FASTGROW_DATA"
+        f"{file}: no such file in {tried}; give the folder of the texts by --data or the "
+        "environment variable FASTGROW_DATA"
     )
 
 
 def _pieces(lines: Iterable[str], characters: int) -> Iterator[str]:
-    """Consecutive lines joined into texts of at least so many characters."""
+    """Join consecutive lines into texts of at least `characters` characters."""
     held: list[str] = []
     size = 0
     for line in lines:
@@ -100,7 +101,7 @@ def _pieces(lines: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def _take(documents: Iterator[str], characters: int) -> list[str]:
-    """Documents until they hold so many characters."""
+    """Take documents until they have at least `characters` characters."""
     taken = []
     while characters > 0 and (text := next(documents, None)) is not None:
         taken.append(text)
@@ -111,12 +112,12 @@ def _take(documents: Iterator[str], characters: int) -> list[str]:
 def build_substrate(
     texts: Mapping[str, Documents], settings: StudySubstrate, specials: int = 4
 ) -> Substrate:
-    """The commonest characters of all training documents, drawn or coded.
+    """Build a substrate of the most frequent characters of all training documents.
 
     Args:
-        texts: by name.
-        settings: size and kind.
-        specials: entries of the vocabulary that no character may take.
+        texts: documents of the texts by name.
+        settings: settings of the substrate.
+        specials: number of special tokens in the vocabulary.
     """
     counts: Counter[str] = Counter()
     for documents in texts.values():
@@ -135,7 +136,7 @@ def build_substrate(
 
 @dataclass
 class Corpus:
-    """All texts on one substrate; each is encoded once, into the cache folder."""
+    """All texts, tokenized with one substrate; each is tokenized once, into the cache folder."""
 
     texts: Mapping[str, Documents]
     substrate: Substrate
@@ -143,31 +144,38 @@ class Corpus:
     _encoded: dict[tuple[str, tuple[int, int] | None], TextData] = field(default_factory=dict)
 
     def text(self, name: str, part: tuple[int, int] | None = None) -> TextData:
-        """A text's training, validation and test streams; training on one part of it only."""
+        """Return a text's training, validation and test tokens.
+
+        Args:
+            name: name of the text.
+            part: (i, n) for training documents of part i of n only; None for all.
+        """
         if (name, part) not in self._encoded:
             documents = self.texts[name]
-            # The documents' order is random already, so every n-th is a random part.
+            # The documents are in random order already, so every n-th one makes a random part.
             train = documents.train if part is None else documents.train[part[0] :: part[1]]
             self._encoded[name, part] = self._encode(train, documents.validation, documents.test)
         return self._encoded[name, part]
 
     def mixture(self, shares: Mapping[str, float], part: tuple[int, int] | None = None) -> Mixture:
-        """Texts mixed by their shares."""
+        """Return a mixture of texts with the given sampling weights."""
         return Mixture([(self.text(name, part), share) for name, share in shares.items()])
 
     def tuning(self, names: Sequence[str]) -> Mixture:
-        """The tuning documents of the texts, in equal shares; a fifth of them is validation.
+        """Return a mixture of the texts' tuning documents with equal weights.
+
+        A fifth of each text's tuning documents is used for validation.
 
         Raises:
-            DataError: a text has fewer than two.
+            DataError: a text has fewer than two tuning documents.
         """
         parts = []
         for name in names:
             documents = self.texts[name].tuning
             if len(documents) < 2:
                 raise DataError(
-                    f"text {name!r}: its tuning text is {len(documents)} document(s), expected at "
-                    "least 2; raise documents.tuning"
+                    f"text {name!r}: expected at least 2 tuning documents, got {len(documents)}; "
+                    "raise documents.tuning"
                 )
             held_out = max(1, len(documents) // 5)
             parts.append((self._encode(documents[held_out:], documents[:held_out], []), 1.0))

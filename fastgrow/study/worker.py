@@ -1,4 +1,4 @@
-"""One run or one ensemble of a study, in a process of its own.
+"""Run one training or ensemble of a study in a separate process.
 
 python -m fastgrow.study.worker STUDY_FOLDER training|ensemble NAME SEED
 """
@@ -25,10 +25,10 @@ from fastgrow.training.run_folder import sole_user
 
 
 def train(study: Study, run: Run, *, quiet: bool = False) -> None:
-    """Train one run, or go on with it, and write down what it came to.
+    """Train one run, or resume it, and write its result.
 
     Raises:
-        ConfigError: another process is at work in the run's folder.
+        ConfigError: another process uses the run's folder.
         Interrupted: the run was stopped; its state is saved.
     """
     if run.result.exists():
@@ -71,7 +71,7 @@ def train(study: Study, run: Run, *, quiet: bool = False) -> None:
 
 
 def _curve(run: Run) -> list[list[float]]:
-    """[tokens, validation bits a character] along the run, from its log."""
+    """Return [tokens, validation bits per character] over the run, from its log."""
     per_step = run.train.batch_size * run.train.accumulate * run.seq_len
     key = "validation_bits_per_character"
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -81,7 +81,7 @@ def _curve(run: Run) -> list[list[float]]:
 
 @contextmanager
 def _process_seconds(path: Path) -> Iterator[None]:
-    """Add this process's seconds to those of earlier ones that were stopped."""
+    """Add this process's CPU seconds to those of earlier processes of the run."""
     before = _files.read_json(path) if path.exists() else 0.0
     started = time.process_time()
     try:
@@ -91,9 +91,10 @@ def _process_seconds(path: Path) -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the job that the arguments name; an error is one line on standard error."""
+    """Run the job that the arguments name; an error is printed as one line on standard error."""
     folder, kind, name, seed = arguments
-    # Two jobs on two cores are faster than one on both, and a result must not depend on it.
+    # Two jobs with one thread each are faster than one job with two threads, and the number of
+    # threads must not change a result.
     torch.set_num_threads(1)
     try:
         study = read_record(Path(folder))

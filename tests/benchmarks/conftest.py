@@ -1,4 +1,4 @@
-"""An operation made for measuring, and a machine that is none."""
+"""An operation for measurements, and a fake machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-# The suite is no installed package; `pytest` by itself does not look at the repository's top.
+# The suite is not an installed package, and `pytest` does not search the repository's root folder.
 sys.path.insert(0, str(ROOT))
 
 from fake_time import FakeClock, Ticking  # noqa: E402
@@ -54,14 +54,14 @@ def family(operation: dispatch.Operation) -> Family:
 
 @pytest.fixture
 def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command comes to the end of its budget, however slow this machine is."""
+    """No command uses up its budget, however slow this machine is."""
     for module in (command, experts):
         monkeypatch.setattr(module, "Budget", functools.partial(Budget, now=Ticking()))
 
 
 @pytest.fixture
 def machine() -> Machine:
-    """A CPU that passes for a GPU."""
+    """A CPU that is presented as a GPU."""
     environment = {
         "kind": "cuda",
         "device": "Fake GPU 9000",
@@ -77,7 +77,7 @@ def machine() -> Machine:
 
 
 class InThisProcess:
-    """Stands for a process that compiles, whose start takes seconds."""
+    """Replaces a compiling process, whose start takes seconds."""
 
     def __init__(self, multiprocessors: int | None) -> None:
         pass
@@ -91,6 +91,6 @@ class InThisProcess:
 
 @pytest.fixture
 def compiled_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tuned is compiled here, one after the other."""
+    """Compile tunables in this process, one after the other."""
     monkeypatch.setattr(compiling, "Worker", InThisProcess)
     monkeypatch.setattr(compiling, "cores", lambda: 1)

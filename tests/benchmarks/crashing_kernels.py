@@ -1,4 +1,4 @@
-"""Stands for a module whose kernel makes the compiler crash at one configuration."""
+"""A fake module whose kernel makes the compiler crash with one configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastgrow.kernels.tuned import multiprocessors
 
 
 class Crashing(FakeKernel):
-    """It tells how many GPUs it may see and how many multiprocessors are assumed."""
+    """Returns how many GPUs are visible and how many multiprocessors are assumed."""
 
     def build(
         self, configuration: dict[str, int] | None, only: str | None = None

@@ -1,4 +1,4 @@
-"""Clocks that are told the time."""
+"""Fake clocks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class FakeClock:
-    """Every call takes as long as `cost` says of it; the call itself is made."""
+    """A clock for which every call takes the time that `cost` returns for its result."""
 
     cache_bytes = 1024
 
@@ -21,7 +21,7 @@ class FakeClock:
 
 
 class Ticking:
-    """A time that moves on by `step` whenever it is asked for."""
+    """A time that advances by `step` whenever it is read."""
 
     def __init__(self, step: float = 0.0) -> None:
         self.time, self.step = 0.0, step

@@ -1,6 +1,6 @@
-"""A worker of the GPU suite that knows other operations, some of which end its process.
+"""A worker of the GPU suite with other operations, some of which end its process.
 
-Run as a script in the place of `python -m benchmarks.worker`.
+Run as a script instead of `python -m benchmarks.worker`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inp
 
 def _family(name: str, fault: str = "") -> Family:
     operation = dispatch.Operation(name, [dispatch.Implementation("eager", lambda x: 3 * x)])
-    # Tests in the same process list the operations that there are.
+    # Other tests in the same process list the operations.
     del dispatch.OPERATIONS[name]
 
     def call(inputs: Inputs, impl: str | None) -> Output:
@@ -65,7 +65,7 @@ FAMILIES = [
     _family("hangs", "hangs"),
 ]
 
-# Of the candidates that the rehearsal tunes, by bucket and warps.
+# Faults of the candidates that the rehearsal tunes, by bucket and warps.
 FAULTY_CANDIDATES = {("a", 8): "lost", ("b", 8): "segfault", ("c", 4): "hangs"}
 
 

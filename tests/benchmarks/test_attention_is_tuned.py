@@ -1,4 +1,4 @@
-"""Attention's kernels take part in the tuning, and its launchers read what comes of it."""
+"""Attention's kernels are tuned, and its launchers use the result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def nothing_spills(tunable: object, configuration: object, only: str) -> dict[st
 
 
 def cost_of(tunable: object) -> Callable[[dict[str, int]], object]:
-    """Stands for a launch: small tiles and few stages are fast."""
+    """A fake launch: small tiles and few stages are fast."""
     return lambda configuration: float(sum(configuration.values()))
 
 
@@ -102,4 +102,4 @@ def test_head_dimension_32_comes_first() -> None:
     order = [e.tunable.bucket for e in tuning.entrants(tuning_modules(), 90)]
     assert {name[:10] for name in order[:6]} == {"bf16/D=32/"}
     half = [name for name in order if name.startswith("bf16")]
-    assert half == order[: len(half)], "bf16 stands before the other dtypes"
+    assert half == order[: len(half)], "bf16 must precede the other dtypes"

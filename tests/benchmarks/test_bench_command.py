@@ -52,10 +52,10 @@ def test_the_module_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "attentoin"], "--op: 'attentoin' is unknown; there are attention"),
-        (["--dtype", "fp8"], "--dtype: 'fp8' is unknown; there are fp32"),
+        (["--op", "attentoin"], "--op: 'attentoin' is unknown; expected attention"),
+        (["--dtype", "fp8"], "--dtype: 'fp8' is unknown; expected fp32"),
         (["--shape", "B2"], "shape 'B2': expected the form B=2,T=128"),
-        (["--op", "mlp", "--shape", "T=3"], "mlp: it has no size 'T'; there are N, d"),
+        (["--op", "mlp", "--shape", "T=3"], "mlp has no size 'T'; expected some of N, d"),
         (["report", "nowhere.json"], "nowhere.json: no such file"),
     ],
 )
@@ -137,20 +137,20 @@ def test_fastgrow_bench_says_what_to_do_without_the_suite(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["gpo"], "'gpo' is no command; there are gpu, ship, "),
+        (["gpo"], "'gpo' is not a command; expected one of gpu, ship, "),
         (["report", "."], ".: expected a file, got a folder"),
         (["overhead", "--sweeps", "0"], "expected a whole number above 0, got 0"),
         (["--rounds", "1.5"], "expected a whole number above 0, got 1.5"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
         status = command.main(arguments)
     except SystemExit as ended:
         status = int(str(ended.code))
     assert status in (1, 2)
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]

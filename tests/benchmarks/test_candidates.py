@@ -1,4 +1,4 @@
-"""One bucket's candidates: what they compute is compared, and no launch finds its inputs cached."""
+"""One bucket's candidates: their results are compared, and no launch finds its inputs cached."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOW, FAST, FASTER = ({"block": block} for block in (64, 32, 16))
 
 @dataclass
 class Sum:
-    """Its candidates add numbers in other orders, and take as many milliseconds as their block."""
+    """Candidates add numbers in different orders, and take as many milliseconds as their block."""
 
     compute: Callable[[dict[str, int]], Tensor] = lambda c: summed(c["block"])
     kernel: str = "sum"
@@ -53,7 +53,7 @@ def summed(block: int) -> Tensor:
 
 
 class Clock:
-    """Knows what a launch costs by its result, and what it was asked for."""
+    """A clock with the cost of a launch by its result; it records the names of the calls."""
 
     cache_bytes = 1024
 
@@ -80,9 +80,9 @@ def bench(
 
 
 def test_the_fastest_of_those_that_agree_is_chosen() -> None:
-    entry, said = measured(Sum(), [SLOW, FAST, FASTER], bench())
+    entry, notes = measured(Sum(), [SLOW, FAST, FASTER], bench())
     assert not torch.equal(summed(64), summed(16)), "they round differently"
-    assert said == []
+    assert notes == []
     assert entry is not None
     assert (entry["configuration"], entry["left_out"]) == (FASTER, 0)
 
@@ -98,31 +98,31 @@ def wrong(at: dict[str, int]) -> Callable[[dict[str, int]], Tensor]:
 
 
 def test_a_fast_candidate_that_computes_something_else_is_left_out_and_told() -> None:
-    entry, said = measured(Sum(wrong(FASTER)), [SLOW, FAST, FASTER], bench())
+    entry, notes = measured(Sum(wrong(FASTER)), [SLOW, FAST, FASTER], bench())
     assert entry is not None
     assert (entry["configuration"], entry["left_out"]) == (FAST, 1)
-    (note,) = said
-    assert note.startswith(f"{FASTER}: is not what {SLOW} computes: ")
+    (note,) = notes
+    assert note.startswith(f"{FASTER}: differs from the result of {SLOW}: ")
     assert note.endswith(" of 64 elements of result 0")
 
 
 def test_without_the_default_the_first_that_runs_is_the_measure_of_the_others() -> None:
-    # It is refused, then it does not run.
-    entry, said = measured(Sum(wrong(FASTER)), [FAST, FASTER], bench())
+    # The default is rejected, then it does not run.
+    entry, notes = measured(Sum(wrong(FASTER)), [FAST, FASTER], bench())
     assert entry is not None
     assert (entry["configuration"], entry["default_ms"]) == (FAST, None)
-    assert said[0].startswith(f"{FASTER}: is not what {FAST} computes: ")
+    assert notes[0].startswith(f"{FASTER}: differs from the result of {FAST}: ")
 
     def fails(configuration: dict[str, int]) -> Tensor:
         if configuration == SLOW:
             raise torch.OutOfMemoryError("2 GiB more")
         return wrong(FASTER)(configuration)
 
-    entry, said = measured(Sum(fails), [SLOW, FAST, FASTER], bench())
+    entry, notes = measured(Sum(fails), [SLOW, FAST, FASTER], bench())
     assert entry is not None
     assert entry["configuration"] == FAST
-    assert said[0] == f"{SLOW}: OutOfMemoryError: 2 GiB more"
-    assert said[1].startswith(f"{FASTER}: is not what {FAST} computes: ")
+    assert notes[0] == f"{SLOW}: OutOfMemoryError: 2 GiB more"
+    assert notes[1].startswith(f"{FASTER}: differs from the result of {FAST}: ")
 
 
 def test_what_one_candidate_left_in_the_output_is_not_another_one_s_result() -> None:
@@ -133,10 +133,10 @@ def test_what_one_candidate_left_in_the_output_is_not_another_one_s_result() -> 
             out.copy_(summed(configuration["block"]))
         return out
 
-    entry, said = measured(Sum(compute), [SLOW, FAST, FASTER], bench())
+    entry, notes = measured(Sum(compute), [SLOW, FAST, FASTER], bench())
     assert entry is not None
     assert entry["configuration"] == FAST
-    assert said == [f"{FASTER}: is not what {SLOW} computes: 64 of 64 elements of result 0"]
+    assert notes == [f"{FASTER}: differs from the result of {SLOW}: 64 of 64 elements of result 0"]
 
 
 def test_before_every_timed_launch_other_memory_is_written(
@@ -159,8 +159,8 @@ def test_before_every_timed_launch_other_memory_is_written(
         written.clear()
 
     clock.before = before
-    entry, said = measured(Sum(), [SLOW, FAST], bench(clock))
-    assert said == []
+    entry, notes = measured(Sum(), [SLOW, FAST], bench(clock))
+    assert notes == []
     assert entry is not None
 
 
@@ -201,7 +201,7 @@ def test_after_an_error_that_the_device_does_not_survive_nothing_is_launched(
     at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches: list[dict[str, int]] = []
-    told: list[Trial] = []
+    trials: list[Trial] = []
 
     def compute(configuration: dict[str, int]) -> Tensor:
         launches.append(configuration)
@@ -211,9 +211,9 @@ def test_after_an_error_that_the_device_does_not_survive_nothing_is_launched(
 
     monkeypatch.setattr(candidates, "is_lost", lambda device: len(launches) >= at)
     with pytest.raises(DeviceLost, match=r"^RuntimeError: an illegal memory .* encountered$"):
-        measured(Sum(compute), [SLOW, FAST], bench(None, told.append))
+        measured(Sum(compute), [SLOW, FAST], bench(None, trials.append))
     assert len(launches) == at
-    assert told[-1].configuration == launches[-1]
+    assert trials[-1].configuration == launches[-1]
 
 
 @pytest.mark.parametrize("at", [0, 2], ids=["inputs", "second candidate"])
@@ -227,10 +227,10 @@ def test_an_error_that_comes_after_a_launch_has_returned_is_its_own(
         if len(waits) > at:
             raise RuntimeError("an illegal memory access was encountered")
 
-    told: list[Trial] = []
-    asynchronous = bench(None, told.append)
+    trials: list[Trial] = []
+    asynchronous = bench(None, trials.append)
     asynchronous._device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     with pytest.raises(DeviceLost):
         measured(Sum(), [SLOW, FAST], asynchronous)
-    assert [trial.configuration for trial in told] == [None, SLOW, FAST][: at + 1]
+    assert [trial.configuration for trial in trials] == [None, SLOW, FAST][: at + 1]

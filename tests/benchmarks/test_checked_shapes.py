@@ -1,4 +1,4 @@
-"""What is checked on a smaller shape is what is timed: one implementation, one set of tiles."""
+"""The check on a smaller shape uses the timed implementation with the same tiles."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CASES = [
 
 
 class OnMeta:
-    """Stands for a generator: shapes without numbers."""
+    """A fake generator on the meta device: shapes without numbers."""
 
     device = torch.device("meta")
 
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the automatic choice would take on a GPU, call by call; the formula is what runs."""
+    """Records what the automatic choice would select on a GPU for each call; runs the formula."""
     choices: list[str] = []
 
     def run(operation: dispatch.Operation, call: Any, impl: object = None) -> Any:
@@ -117,7 +117,7 @@ def attend(shape: Shape) -> None:
 
 
 def test_attention_compiles_nothing_for_the_check() -> None:
-    """Its kernels know how many heads there are."""
+    """Attention's kernels are specialised for the number of heads."""
 
     def codes(shape: Shape) -> set[str]:
         with assumed(multiprocessors=132):

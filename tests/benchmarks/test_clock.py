@@ -1,4 +1,4 @@
-"""A GPU's clock measures the device alone: its spin covers what the host takes."""
+"""A GPU's clock measures only the device: its spin covers the host's launch time."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from benchmarks.measure import Budget, Settings, measure
 from benchmarks.results import Ceilings
 
 DEVICE = 5e-5
-# An H200's clock at rest is so many times slower than under load.
-REST = 5.7
+# Factor by which an H200's clock is slower when idle than under load.
+IDLE = 5.7
 
 
 class FakeGpu:
     """A device on which every call takes `DEVICE` seconds.
 
     Args:
-        host: what the host takes to launch one call after the other, or each of them.
-        waits: the call itself waits for the device, and with it for the spin.
-        speed: cycles in a second.
+        host: seconds that the host takes to launch each call, or all calls.
+        waits: whether the call itself waits for the device, and so for the spin.
+        speed: cycles per second.
     """
 
     cache_bytes = 1
@@ -80,14 +80,14 @@ def test_a_call_of_a_slow_host_is_made_again_and_the_spin_is_kept() -> None:
     clock = clock_on(gpu)
     assert times(clock, 2) == [DEVICE] * 2
     assert gpu.spins == pytest.approx([SHORTEST_SPIN, SAFETY * 4e-3, SAFETY * 4e-3])
-    # The host has become faster, and other calls know nothing of it.
+    # The host has become faster, which does not affect the spins of other calls.
     gpu.hosts = itertools.repeat(1e-5)
     times(clock, 2)
     clock.seconds(nothing, "another")
     assert gpu.spins[3:] == pytest.approx([SAFETY * 4e-3, SHORTEST_SPIN, SHORTEST_SPIN])
 
 
-def test_a_call_that_can_be_made_once_is_prepared_anew() -> None:
+def test_a_call_that_can_be_made_once_is_prepared_again() -> None:
     made: list[str] = []
 
     def again() -> Callable[[], object]:
@@ -120,7 +120,7 @@ def test_no_spin_is_longer_than_is_bearable() -> None:
 
 
 def test_a_device_that_is_faster_than_it_was_taken_to_be_is_found_out() -> None:
-    gpu = FakeGpu(host=4e-4, speed=REST * FIRST_SPEED)
+    gpu = FakeGpu(host=4e-4, speed=IDLE * FIRST_SPEED)
     clock = clock_on(gpu)
     assert times(clock, 52) == [DEVICE] * 52
     assert clock.covered("it") == 52
@@ -128,7 +128,7 @@ def test_a_device_that_is_faster_than_it_was_taken_to_be_is_found_out() -> None:
 
 
 def test_a_device_that_wakes_up_later_is_found_out() -> None:
-    gpu = FakeGpu(host=4e-4, speed=FIRST_SPEED / REST)
+    gpu = FakeGpu(host=4e-4, speed=FIRST_SPEED / IDLE)
     clock = clock_on(gpu)
     times(clock, 40)
     assert gpu.spins[-1] == pytest.approx(SAFETY * 4e-4, rel=1e-3)
@@ -142,7 +142,7 @@ def test_a_device_that_slows_down_does_not_spin_too_long_for_ever() -> None:
     gpu = FakeGpu(host=4e-4)
     clock = clock_on(gpu)
     times(clock, 3)
-    gpu.speed /= REST
+    gpu.speed /= IDLE
     times(clock, 20)
     assert gpu.spins[-1] == pytest.approx(SAFETY * 4e-4, rel=1e-3)
 
@@ -202,12 +202,12 @@ def test_how_many_times_are_the_devices_alone_stands_in_the_row(
     assert [(row.contender, row.runs, row.covered) for row in rows] == [
         ("fastgrow", 3, covered), ("library", 3, covered)
     ]  # fmt: skip
-    told = "library: 3 of 3 times hold the host's launches" in show.case_table(rows, Ceilings())
-    assert told == waits
+    note = "library: 3 of 3 times include the host's launch time"
+    assert (note in show.case_table(rows, Ceilings())) == waits
 
 
 class FakeCuda:
-    """A stream on which everything takes its time, told to events as they are recorded.
+    """A stream on which all work takes time, which events read when they are recorded.
 
     Args:
         is_over: whether the spin is over when the host has launched everything.

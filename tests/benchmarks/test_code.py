@@ -1,4 +1,4 @@
-"""The digest of an operation's code: what computes is in it, words and places are not."""
+"""The digest of an operation's code: it covers code, but not comments or file names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests on a device: shared out, told at once, and gone on with where a process dies."""
+"""The tests on a device: distributed, reported at once, and continued after a process dies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tests(tmp_path: Path) -> Path:
 
 
 class Heard:
-    """What a run told of its tests, in order."""
+    """The outcomes that a run reported, in order."""
 
     def __init__(self) -> None:
         self.all: list[tuple[str, str, str]] = []
@@ -100,7 +100,10 @@ def test_what_is_running_when_the_time_is_over_is_killed(
 
 
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_gpu_tests(60, tmp_path / "nowhere") == "skipped: the tests are not here"
+    assert (
+        run_gpu_tests(60, tmp_path / "nowhere")
+        == "skipped: the folder has no tests with the mark gpu"
+    )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run_gpu_tests(60) == "skipped: pytest is not installed"
 
@@ -119,7 +122,7 @@ def test_the_files_are_those_with_the_mark(tmp_path: Path) -> None:
     assert {"interpreted", "gpu", "test_experts_on_gpu.py"} <= own
 
 
-# One process's share, with a process that is made up.
+# One process's share, with a fake process.
 
 
 class Process:

@@ -26,7 +26,7 @@ from fastgrow import _native
 from fastgrow.kernels import tuned
 from fastgrow.kernels.tuned import Table
 
-# Before a fixture takes its place.
+# The original, before a fixture replaces it.
 GROW = gpu._Run._grow
 BY_NAME = {family.name: family for family in FAMILIES}
 SPEEDS = Options(
@@ -54,7 +54,7 @@ class InThisProcess:
 
 @pytest.fixture(autouse=True)
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers know FAMILIES; nothing is tuned or grown where a test does not ask for it."""
+    """Workers measure FAMILIES; nothing is tuned or grown unless a test requests it."""
     monkeypatch.setattr(worker, "families", lambda names: [BY_NAME[name] for name in names])
     monkeypatch.setattr(gpu, "Workers", InThisProcess)
     monkeypatch.setattr(gpu._Run, "_tune", lambda *a, **k: None)
@@ -137,7 +137,7 @@ def test_a_case_that_ends_its_process_ends_nothing_else(tmp_path: Path) -> None:
     (note,) = [note for note in result.notes if note.startswith("rest: ")]
     assert note.startswith("rest: 2 of 9 cases are not complete; breaks N=128 fp32 forward ended")
     before = len(cells(tmp_path))
-    # They are tried again, and alone.
+    # Only these cases are tried again.
     run(tmp_path, "breaks", "sound")
     assert cells(tmp_path)[before:] == ["breaks N=128 fp32 forward"]
 
@@ -316,17 +316,17 @@ def test_what_is_chosen_of_the_tests_is_not_all_of_them(
 
     monkeypatch.setattr(gpu, "run_gpu_tests", run_gpu_tests)
 
-    def told(**options: Any) -> list[str]:
+    def notes(**options: Any) -> list[str]:
         result = run(tmp_path, "sound", stages=("tests",), **options)
         return [note for note in result.notes if note.startswith("tests on the device: ")]
 
-    part = ["tests on the device: unfinished: only a part of them was asked, 1 passed"]
+    part = ["tests on the device: unfinished: only a part of the tests was selected, 1 passed"]
     whole = ["tests on the device: passed, 1 passed"]
-    assert told(only="test_a", again=True) == part
-    assert told() == whole
+    assert notes(only="test_a", again=True) == part
+    assert notes() == whole
     assert asked == ["test_a", ""]
-    # Those chosen are asked again; what was said of all of them stands.
-    assert told(only="nowhere", again=True) == told() == whole
+    # The selected tests run again; the note about all tests is kept.
+    assert notes(only="nowhere", again=True) == notes() == whole
     assert asked == ["test_a", "", "nowhere"]
 
 
@@ -363,16 +363,16 @@ def test_a_record_of_another_version_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / gpu.RECORD).write_text(content.replace('"withheld"', '"held_back"'))
     again = run(tmp_path, "sound")
     assert ours(again) == ours(result)
-    note = "3 lines of the record are damaged or of another version and not used"
+    note = "3 lines of the record are damaged or from another version and not used"
     assert note in again.notes
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--minutes", "0.001"], "a call has --minutes 0.001, of which 8 s are for its end"),
+        (["--minutes", "0.001"], "the time limit is --minutes 0.001, of which 8 s are reserved"),
         (["--minutes", "some"], "expected a number above 0, got some"),
-        (["--substrate", "/nowhere"], "--substrate: there is no folder /nowhere"),
+        (["--substrate", "/nowhere"], "--substrate: no such folder: /nowhere"),
         (["--stage", "headline", "--only", "naught"], "no case has 'naught' in its name"),
         (["--out", __file__], "expected a folder"),
         (["--out", f"{__file__}/out"], "test_gpu_command.py/out: Not a directory"),
@@ -407,7 +407,7 @@ def test_an_interrupted_run_says_where_its_results_are(
     monkeypatch.setattr(gpu, "run_gpu", interrupted)
     assert main(["gpu", "--rehearse", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == (
-        f"python -m benchmarks: stopped; what was found is in {tmp_path}\n"
+        f"python -m benchmarks: stopped; the results so far are in {tmp_path}\n"
     )
 
 
@@ -476,7 +476,7 @@ MEASURED = [family.name for family in gpu.FAMILIES]
 
 
 def withheld(*failures: str) -> set[str]:
-    """The operations without a ratio, of all that are measured."""
+    """The measured operations that have no ratio."""
     tests = {"state": "failed", "failures": list(failures)}
     found = gpu_result.withheld_where_red([row(op) for op in MEASURED], tests)
     return {row.op for row in found if row.ratio is None}
@@ -565,5 +565,5 @@ def test_without_a_gpu_it_is_one_clear_line(
     assert main(["gpu", "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    assert "no CUDA GPU is at hand" in captured.err
+    assert "no CUDA GPU is available" in captured.err
     assert not (tmp_path / "out").exists()

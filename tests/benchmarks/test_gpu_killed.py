@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment: no file is broken, and what was told is kept."""
+"""A run that is killed at any moment: no file is damaged, and no printed result is lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cells(out: Path) -> list[str]:
 
 
 def result_of(out: Path) -> Result | None:
-    """What the files say; they are whole or not there yet."""
+    """The files' contents; each is complete or does not exist yet."""
     if (out / TABLE).exists():
         read_table(out / TABLE)
     return load(out / "results.json") if (out / "results.json").exists() else None
@@ -76,14 +76,14 @@ def test_killed_twenty_times_it_breaks_no_file_and_goes_on(tmp_path: Path) -> No
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        told = [line for line in log.read_text().splitlines() if line.endswith(" fp32 forward")]
+        printed = [line for line in log.read_text().splitlines() if line.endswith(" fp32 forward")]
         after = cells(out)
         assert after[: len(known)] == known
-        assert after[len(known) :][: len(told)] == told, "a case was told and is not on disk"
+        assert after[len(known) :][: len(printed)] == printed, "a printed case is not on disk"
         result = result_of(out)
         if result is not None:
             measured = {f"{r.op} {r.shape} {r.dtype} {r.pass_}" for r in result.rows}
-            # The file is made right after the line; at most the last case can be missing in it.
+            # The file is written right after the line, so at most the last case is missing in it.
             assert len(set(after) - measured) <= 1
         known = after
     process = start(out, log)
@@ -93,7 +93,7 @@ def test_killed_twenty_times_it_breaks_no_file_and_goes_on(tmp_path: Path) -> No
     assert {row.op for row in whole.rows} == set(OPERATIONS)
     assert all(row.status == "ok" for row in whole.rows if row.role == "ours")
     assert set(read_table(out / TABLE).entries["stand_in"]) == {"a", "b", "c"}
-    # Nobody is left behind.
+    # No process is left.
     time.sleep(1)
     pgrep = ["pgrep", "--session", ",".join(sessions)]
     left = subprocess.run(pgrep, capture_output=True, text=True, check=False)

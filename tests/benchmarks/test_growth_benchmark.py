@@ -1,4 +1,4 @@
-"""The growth benchmark runs through and judges what it measured."""
+"""The growth benchmark runs and checks its claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has to stay cheap, counted in operations; and what `benchmarks.limits` makes of times."""
+"""Limits of overhead, counted in operations; and how `benchmarks.limits` evaluates times."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from benchmarks.limits import (
 )
 
 
-def test_the_trainer_runs_few_operations_beside_its_step() -> None:
+def test_the_trainer_adds_few_operations_to_its_step() -> None:
     steps, model = 50, one_block(8)
     bare = operations(lambda: bare_loop(model, steps))
     trained = operations(lambda: trainer_loop(model, steps))
-    # To keep the sum of the losses and look at it; less than one for each of the 14 parameters
-    # beside the optimizer's own.
+    # For the sum of the losses and reading it; in addition to the optimizer's operations, less than
+    # one for each of the 14 parameters.
     assert 0 < trained.total() - bare.total() <= 15 * steps
     # Reading a number waits for the device.
     waits = "aten._local_scalar_dense.default"

@@ -48,7 +48,7 @@ def test_each_tensor_of_a_list_has_a_gradient_that_is_checked() -> None:
 
 
 @pytest.mark.parametrize("pass_", ["forward", "backward", "full"])
-def test_time_memory_and_correctness_stand_in_one_row(family: Family, pass_: str) -> None:
+def test_time_memory_and_correctness_are_in_one_row(family: Family, pass_: str) -> None:
     rows = rows_of(family, pass_)
     assert list(rows) == ["fastgrow", "fastgrow sums", "eager", "library"]
     for row in rows.values():
@@ -95,7 +95,7 @@ def test_one_unit_more_than_allowed_is_wrong(family: Family) -> None:
     allowed = 2 * truth.formula_errors["output 0"] + 2 * torch.finfo(torch.float32).eps * largest
 
     def shifted(by: float) -> Verdict:
-        # One element alone, so that the RMS ceiling does not speak.
+        # One element only, so that the RMS is below its ceiling.
         def run(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             y = 3 * inputs["x"].double()
             y[0] += by
@@ -108,7 +108,7 @@ def test_one_unit_more_than_allowed_is_wrong(family: Family) -> None:
 
 
 def test_the_ceiling_is_above_what_the_formula_reaches_itself() -> None:
-    """Of the step of growing in bf16 each gradient is rounded many times, whoever computes it."""
+    """In the growth step in bf16, each gradient is rounded many times by every contender."""
     (family,) = families(["growth_step"])
     shape = {"B": 1, "T": 32, "d": 64, "H": 2, "V": 256, "L": 9}
     case = Case(family, shape, "bf16", "full")
@@ -152,7 +152,7 @@ def test_want_of_memory_that_others_hold_is_no_last_word(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     rows = rows_of(dataclasses.replace(family, libraries=lambda case: {"library": large}))
-    expected = "skipped: out of memory beside 30 GiB of other processes"
+    expected = "skipped: out of memory; other processes use 30 GiB"
     assert rows["library"].status == (expected if others else "failed: out of memory")
     # The inputs or the truth of a check.
     rows = rows_of(dataclasses.replace(family, inputs=lambda *_: large({})))
@@ -216,7 +216,7 @@ def test_compiling_is_left_out_when_time_is_short(family: Family) -> None:
     settings = Settings(against=("compile",), seconds=0.0, min_rounds=1)
     rows = measure(case, settings, FakeClock(), Budget(10, Ticking()))
     (compiled,) = [row for row in rows if row.contender == "compile"]
-    assert compiled.status == "skipped: no time left of 10 s"
+    assert compiled.status == "skipped: not enough of 10 s left to compile it"
 
 
 def test_a_run_ends_with_its_budget_and_says_so(family: Family, machine: object) -> None:
@@ -235,7 +235,7 @@ def test_selecting(family: Family) -> None:
 
     assert names(first_only=True) == ["triple N=64 fp32 full"]
     assert names(passes=["forward"], shapes=[{"N": 5}]) == ["triple N=5 fp32 forward"]
-    with pytest.raises(ConfigError, match="triple: it has no size 'T'"):
+    with pytest.raises(ConfigError, match="triple has no size 'T'"):
         names(shapes=[{"T": 5}])
     without: Callable[[], list[Case]] = lambda: select(  # noqa: E731
         [dataclasses.replace(family, differentiate=())],

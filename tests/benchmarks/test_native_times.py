@@ -1,4 +1,4 @@
-"""What a run's rows say of the extension, and how it comes into a GPU's table."""
+"""A GPU's tuning table gets its entries about the extension from a run's rows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def times(*cells: list[Row]) -> dict[str, Any]:
     return native_times([row for rows in cells for row in rows], "0123")
 
 
-def test_it_is_told_beside_the_best_of_the_others() -> None:
+def test_the_entry_has_the_best_of_the_others() -> None:
     found = times(cell(eager=0.5, compile=0.375), cell(rows=64, eager=0.125))
     expected = {MANY: entry(0.25, 0.375, "compile"), FEW: entry(0.25, 0.125)}
     assert found == {"mean_argmax": expected}

@@ -1,4 +1,4 @@
-"""The nine-layer run, in small: grown, stopped and resumed as on a GPU."""
+"""A small version of the nine-block run: grown, stopped and resumed as on a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_small_one_is_resumed_at_its_checkpoint(tmp_path: Path) -> None:
         assert half["implementations"]["attention"] == "sdpa"
     assert result["substrate_seconds"] > 0
     json.dumps(result)
-    # Only what is small is left.
+    # Only small files are kept.
     assert [file.name for file in (tmp_path / "out").iterdir()] == [METRICS]
     rows = (tmp_path / "out" / METRICS).read_text().splitlines()
     assert sum("loss" in json.loads(row) for row in rows) == second["steps"][-1]
@@ -63,11 +63,14 @@ def test_before_each_half_it_is_told_what_there_is(
     monkeypatch.setattr(nine_layers, "_prepare", lambda *arguments: {"train": {}})
     monkeypatch.setattr(nine_layers, "_half", lambda *arguments, before: half)
     monkeypatch.setattr(nine_layers, "_not_resumed", lambda *arguments: "")
-    told: list[Any] = []
+    results: list[Any] = []
     result = run_nine_layers(
-        tmp_path, 1, device="cpu", on_half=lambda found: told.append(json.loads(json.dumps(found)))
+        tmp_path,
+        1,
+        device="cpu",
+        on_half=lambda found: results.append(json.loads(json.dumps(found))),
     )
-    assert [(found["state"], len(found["halves"])) for found in told] == [
+    assert [(found["state"], len(found["halves"])) for found in results] == [
         ("unfinished: killed in its first half", 0),
         ("unfinished: killed in its second half", 1),
     ]
@@ -75,16 +78,16 @@ def test_before_each_half_it_is_told_what_there_is(
 
 
 def test_what_is_not_bundled_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped configuration wants n-gram lists and a data set of the Hub."""
+    """The shipped configuration needs n-gram lists and a data set from the Hub."""
     import yaml
 
     from fastgrow.cli import settings
 
-    asked: list[dict[str, Any]] = []
+    requested: list[dict[str, Any]] = []
 
     class Drawn:
         def __init__(self, **options: Any) -> None:
-            asked.append(options)
+            requested.append(options)
 
         def build(self) -> Drawn:
             return self
@@ -94,7 +97,7 @@ def test_what_is_not_bundled_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(settings, "SubstrateSettings", Drawn)
     nine_layers._prepare(tmp_path, "nine-layers-unicode", None)
-    assert asked == [{"n_components": 1024}]
+    assert requested == [{"n_components": 1024}]
     tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert tree["model"]["vocab_size"] == 65_536
     assert tree["substrate"] == {"path": str(tmp_path / "substrate")}
@@ -103,16 +106,20 @@ def test_what_is_not_bundled_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("saved", "steps", "said"),
-    [(3, [4, 5], ""), (3, [3, 4], "went on at step 3"), (4, [5, 6], "missing or were made twice")],
+    ("saved", "steps", "message"),
+    [
+        (3, [4, 5], ""),
+        (3, [3, 4], "continued at step 3"),
+        (4, [5, 6], "missing or were made twice"),
+    ],
 )
 def test_a_run_that_does_not_go_on_where_it_stopped_is_told(
-    saved: int, steps: list[int], said: str, tmp_path: Path
+    saved: int, steps: list[int], message: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
     rows = [{"global_step": step, "loss": 1.0} for step in (1, 2, 3, *steps)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     halves = [{"checkpoint_step": saved, "steps": [1, 2, 3]}, {"steps": steps}]
-    told = nine_layers._not_resumed(tmp_path, halves)
-    assert told == said or (said and said in told)
+    found = nine_layers._not_resumed(tmp_path, halves)
+    assert found == message or (message and message in found)

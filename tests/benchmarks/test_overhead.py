@@ -1,4 +1,4 @@
-"""Host time of a call without a GPU: what is left out of a launch, what is counted where."""
+"""Host time of a call without a GPU: which parts of a launch are omitted and counted."""
 
 from __future__ import annotations
 

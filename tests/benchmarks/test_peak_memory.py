@@ -1,4 +1,4 @@
-"""Peak memory on a CPU: what tensors hold above what was there, to the byte."""
+"""Peak memory on a CPU: the exact bytes of tensors in addition to those allocated before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gradients_and_saved_tensors_count() -> None:
     x = torch.ones(1 << 16, requires_grad=True)
 
     def run() -> object:
-        # exp keeps its output; the gradient is a second tensor beside it.
+        # exp saves its output; the gradient is a second tensor.
         y = x.exp()
         return y, torch.autograd.grad(y, x, x.detach())
 

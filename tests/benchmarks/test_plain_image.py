@@ -1,4 +1,4 @@
-"""The suite needs torch, Triton and what they need: a plain CUDA image has no more."""
+"""The suite needs only torch, Triton and their dependencies, as in a plain CUDA image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ except ImportError:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert done.stdout == "skipped: pytest is not installed\n", done.stderr
-    assert "no CUDA GPU is at hand" in done.stderr
+    assert "no CUDA GPU is available" in done.stderr
 
 
 def test_no_missing_package_ends_the_tests_of_kernels() -> None:

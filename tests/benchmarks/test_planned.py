@@ -1,4 +1,4 @@
-"""The comparison of plans with real runs; how near the times come is for a quiet machine to say."""
+"""The comparison of plans with real runs; times are only checked on an idle machine."""
 
 from __future__ import annotations
 

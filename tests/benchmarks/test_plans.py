@@ -1,4 +1,4 @@
-"""What is counted of a GPU's work on experts' logits, where it stands and what it stands beside."""
+"""The counted work of a GPU on experts' logits, and where reports and docs show it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def moved(name: str, pass_: str = "forward", **sizes: int) -> int:
 
 
 def test_few_rows_are_cut_until_the_chip_is_full() -> None:
-    """Batch-1 decoding: two blocks for each of an H200's 132 multiprocessors, or nearly so many."""
+    """Decoding with batch size 1: about two blocks for each of an H200's 132 multiprocessors."""
     assert launch_plan("mean_argmax", 1, 65536, 2) == Plan(32, 1, 256, 256, 1)
     assert launch_plan("mean_argmax", 2, 65536, 2).blocks(2) == 262
     assert launch_plan("mean_cross_entropy", 64, 65536, 2).blocks(64) == 1024
@@ -92,7 +92,7 @@ def test_the_page_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 COUNTED = "plan: 8,192 blocks, 2.1 GB, 0.54 ms at 4 TB/s"
 
 
-def test_it_stands_beside_the_times_of_a_gpu_alone() -> None:
+def test_it_is_shown_next_to_the_times_of_a_gpu_only() -> None:
     assert plan_text(row()) == COUNTED
     rows = [row(contender="fastgrow"), row(), row(contender="eager")]
     assert show.case_table(rows, Ceilings(), on_gpu=True).splitlines()[-1] == (

@@ -1,4 +1,4 @@
-"""Speed-ups: against the fastest library, and withheld where they would mislead."""
+"""Speed-ups over the fastest library, which are withheld if they would mislead."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_what_is_not_ready_may_be_faster_and_what_is_not_here_is_not() -> None:
     ours = row("fastgrow", "ours", 2.0)
     waiting = row("compile", "library", None, status="skipped: no time left of 10 s")
     absent = row("liger", "library", None, status="not installed")
-    told, *_ = with_ratios([ours, *LIBRARIES, absent], ())
-    assert told.ratio == pytest.approx(1.5)
+    first, *_ = with_ratios([ours, *LIBRARIES, absent], ())
+    assert first.ratio == pytest.approx(1.5)
     withheld, *_ = with_ratios([ours, *LIBRARIES, waiting, absent], ())
     assert (withheld.ratio, withheld.withheld) == (None, "compile is not ready")
 
@@ -92,7 +92,7 @@ def test_no_ratio_without_a_library() -> None:
     assert ours.withheld == "no library variant ran"
 
 
-def test_the_overview_tells_the_worst_beside_mean_and_best() -> None:
+def test_the_overview_has_the_worst_the_mean_and_the_best_ratio() -> None:
     rows = [
         row("fastgrow", "ours", 1.0, ratio=2.0, shape="T=2"),
         row("fastgrow", "ours", 1.0, ratio=0.5, shape="T=3"),
@@ -101,7 +101,7 @@ def test_the_overview_tells_the_worst_beside_mean_and_best() -> None:
         row("eager", "library", 1.0),
     ]
     (view,) = overviews(rows)
-    assert (view.cells, view.told) == (3, 2)
+    assert (view.cells, view.reported) == (3, 2)
     assert view.mean == pytest.approx(1.0)
     assert view.worst is not None
     assert view.worst.shape == "T=3"
@@ -111,7 +111,7 @@ def test_the_overview_tells_the_worst_beside_mean_and_best() -> None:
 
 def test_an_overview_of_nothing_told_has_no_numbers() -> None:
     (view,) = overviews([row("fastgrow", "ours", 1.0, withheld="not correct")])
-    assert (view.mean, view.worst, view.best, view.told) == (None, None, None, 0)
+    assert (view.mean, view.worst, view.best, view.reported) == (None, None, None, 0)
 
 
 def test_the_range_is_from_the_unlucky_to_the_lucky_end() -> None:

@@ -1,4 +1,4 @@
-"""The record of a GPU machine: every line that was written whole is there after a kill."""
+"""The record of a GPU machine: every line that was written completely survives a kill."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_a_kill_cut_off_is_overwritten(tmp_path: Path, rest: str) -> None:
 
 
 def test_a_last_line_that_only_lacks_its_end_counts(tmp_path: Path) -> None:
-    """An editor, or a copy through a terminal, may leave the last line end out."""
+    """An editor, or a copy through a terminal, may remove the last line end."""
     path = tmp_path / "record.jsonl"
     path.write_text(json.dumps(cell("a")))
     Record(path).add(cell("b"))
@@ -124,7 +124,10 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.jsonl"
     with open_alone(path) as record:
         record.add(cell("a"))
-        with pytest.raises(ConfigError, match="another run is writing there"), open_alone(path):
+        with (
+            pytest.raises(ConfigError, match="another run is writing to this folder"),
+            open_alone(path),
+        ):
             pass
     with open_alone(path) as again:
         assert len(again.of("cell", KEY)) == 1

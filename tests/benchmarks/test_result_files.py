@@ -1,4 +1,4 @@
-"""Result files: JSON and CSV say the same, and a damaged one is refused by name."""
+"""Result files: JSON and CSV have the same data, and an error names a damaged file."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def test_both_tables_tell_times_that_hold_the_hosts_launches(
     ]
     save(dataclasses.replace(result, rows=rows), tmp_path)
     text = report([tmp_path / "results.json"])
-    assert text.count("1.00× (1.00–1.00); 1 of 2 times hold the host's launches |") == 6
+    assert text.count("1.00× (1.00–1.00); 1 of 2 times include the host's launch time |") == 6
     assert text.count("hold the host's launches") == 6
     table = show.case_table(rows[:4], result.ceilings)
     assert table.count("hold the host's launches") == 1
-    assert "  fastgrow: 1 of 2 times hold the host's launches" in table
+    assert "  fastgrow: 1 of 2 times include the host's launch time" in table
 
 
 def test_a_picture_is_drawn(result: Result, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who is compared with, and that each of them has a cell, also where it is not here."""
+"""The measured alternatives: each has a row, even if it is not installed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def family_of(name: str) -> Family:
 
 
 def on_gpu(name: str, pass_: str = "forward") -> dict[str, str]:
-    """Why each library of a GPU's case is absent; empty for those that are there."""
+    """Why each library of a GPU's case is absent; empty for those that are installed."""
     family = family_of(name)
     case = Case(family, family.grids["gpu"][0], "bf16", pass_, "cuda")
     return {c.name: c.absent for c in contenders(case, ("library",)) if c.role == "library"}
@@ -56,7 +56,7 @@ def test_what_is_not_installed_has_a_cell(name: str, monkeypatch: pytest.MonkeyP
     assert not set(PACKAGES[name]) & set(family.libraries(case))
 
 
-def test_what_is_installed_takes_part_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_library_is_measured_or_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "is_there", lambda module: True)
     assert on_gpu("linear_cross_entropy-unbiased")["quack"] == ""
     assert on_gpu("linear_cross_entropy")["quack"] == "refused: it takes no bias"
@@ -80,7 +80,7 @@ def refusing(inputs: Inputs) -> torch.Tensor:
 
 
 def rows_of(family: Family, libraries: dict[str, Any], against: tuple[str, ...]) -> dict[str, Row]:
-    """Rows of a case for which there are 10 s, too few to compile."""
+    """Rows of a case with a budget of 10 s, too little time to compile."""
     family = dataclasses.replace(family, libraries=lambda case: libraries)
     case = Case(family, {"N": 64}, "fp32", "forward")
     settings = Settings(against, seconds=0.0, min_rounds=1)
@@ -105,7 +105,11 @@ def test_a_library_that_compiles_is_of_the_kind_that_takes_time(family: Family) 
     libraries = {"torch": lambda inputs: 3 * inputs["x"], "whole": Compiled(lambda i: 3 * i["x"])}
     rows = rows_of(family, libraries, ("library", "compile"))
     assert rows["torch"].status == "ok"
-    assert rows["whole"].status == rows["compile"].status == "skipped: no time left of 10 s"
+    assert (
+        rows["whole"].status
+        == rows["compile"].status
+        == "skipped: not enough of 10 s left to compile it"
+    )
     assert rows["fastgrow"].withheld == "compile and whole are not ready"
     assert "whole" not in rows_of(family, libraries, ("library",))
     growth = select([family_of("growth_step")], device="cpu", grid="tiny", dtypes=["fp32"])[0]
@@ -127,7 +131,7 @@ def test_a_backend_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
         )
         return False
 
-    # On a CPU torch knows none of them.
+    # On a CPU, torch has none of these functions.
     run = attention_libraries._sdpa
     with pytest.raises(Refused, match="No viable backend"):
         run(SDPBackend.EFFICIENT_ATTENTION, attention_inputs(64))
@@ -147,14 +151,14 @@ def test_an_error_that_is_no_refusal_stays_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("queries", [64, 1])
-@pytest.mark.parametrize("beside_lse", [False, True])
+@pytest.mark.parametrize("with_lse", [False, True])
 def test_flash_attentions_packages_are_called_in_their_layout(
-    monkeypatch: pytest.MonkeyPatch, queries: int, beside_lse: bool
+    monkeypatch: pytest.MonkeyPatch, queries: int, with_lse: bool
 ) -> None:
     def flash_attn_func(q: Any, k: Any, v: Any, *, causal: bool) -> Any:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
-        return (y, None) if beside_lse else y
+        return (y, None) if with_lse else y
 
     monkeypatch.setattr(attention_libraries, "function", lambda module, name: flash_attn_func)
     inputs = attention_inputs(queries)
@@ -165,17 +169,17 @@ def test_flash_attentions_packages_are_called_in_their_layout(
 
 
 def test_a_rival_rotates_in_one_launch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str | None] = []
+    requested: list[str | None] = []
 
     def rope(x: object, table: object, *, offset: int, impl: str | None) -> object:
-        asked.append(impl)
+        requested.append(impl)
         return x
 
     monkeypatch.setattr(attention_libraries, "rope", rope)
     for is_cuda in (True, False):
         x: Any = SimpleNamespace(is_cuda=is_cuda)
         attention_libraries.rotate(x, None, 0)  # type: ignore[arg-type]
-    assert asked == ["triton", "eager"]
+    assert requested == ["triton", "eager"]
 
 
 def test_ours_is_compiled_beforehand_first_and_the_formula_not_at_all() -> None:

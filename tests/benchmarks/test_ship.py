@@ -1,4 +1,4 @@
-"""`python -m benchmarks ship`: whose table is put in place, and whose is not; no GPU is at hand."""
+"""`python -m benchmarks ship`: which tables are installed and which are not, without a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVIRONMENT = {"kind": "cuda", "device": "Fake GPU 9000", "torch": "2.11", "trit
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A folder as it comes back."""
+    """A results folder as copied from a GPU machine."""
     folder = tmp_path / "returned"
     folder.mkdir()
     (folder / "tuning.json").write_text(json.dumps(TREE))
@@ -60,7 +60,9 @@ def test_the_table_is_put_where_launches_look_for_it(
 
 def test_not_where_tests_failed(results: Path, tmp_path: Path) -> None:
     end_tests(results, "failed, 12 passed, 1 failed")
-    with pytest.raises(ConfigError, match="is not shipped: tests on the device: failed, 12 passed"):
+    with pytest.raises(
+        ConfigError, match="is not installed: tests on the device: failed, 12 passed"
+    ):
         ship(results, tmp_path / "kernels")
     assert not (tmp_path / "kernels").exists()
 
@@ -79,9 +81,9 @@ def test_not_without_its_files(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": 2}, "is no tuning table: expected an object with schema 1"),
-        ({"device": None}, "is no tuning table: 'device'"),
-        ({"entries": {"a": {"b": {}}}}, "is no tuning table: a b: expected a configuration"),
+        ({"schema": 2}, "is not a tuning table: expected an object with schema 1"),
+        ({"device": None}, "is not a tuning table: 'device'"),
+        ({"entries": {"a": {"b": {}}}}, "is not a tuning table: a b: expected a configuration"),
     ],
 )
 def test_not_what_is_no_table(
@@ -95,7 +97,7 @@ def test_not_what_is_no_table(
 
 def test_not_an_empty_table(results: Path, tmp_path: Path) -> None:
     (results / "tuning.json").write_text(json.dumps({**TREE, "entries": {}}))
-    with pytest.raises(ConfigError, match="is not shipped: it has no entry"):
+    with pytest.raises(ConfigError, match="is not installed: it has no entry"):
         ship(results, tmp_path / "kernels")
 
 
@@ -108,7 +110,7 @@ def test_a_table_of_the_extension_alone_is_shipped(results: Path, tmp_path: Path
 
 def test_not_of_a_rehearsal(results: Path, tmp_path: Path) -> None:
     (results / "tuning.json").write_text(json.dumps(TREE | {"device": rehearsal.DEVICE}))
-    with pytest.raises(ConfigError, match="it is of a rehearsal"):
+    with pytest.raises(ConfigError, match="it is from a rehearsal"):
         ship(results, tmp_path)
     assert list(tmp_path.glob("*.json")) == []
 

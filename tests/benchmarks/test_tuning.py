@@ -1,4 +1,4 @@
-"""The tuning table: spilling and failing candidates are left out, the fastest of the rest wins."""
+"""The tuning table: spilling and failing candidates are excluded, the fastest other one wins."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def test_what_compiles_alike_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(compiling, "build_one", counting)
     found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
-    # Those that matter most first, and a bucket's candidates before its inputs.
+    # The lowest rank first, and a bucket's candidates before its inputs.
     blocks = (16, 32, 64, 128, "inputs")
     assert sorted(built) == sorted(f"D={d} {block}" for d in (32, 64) for block in blocks)
     assert built.index("D=32 16") < built.index("D=64 16")
-    # What was refused is told once as well.
+    # A rejected code is reported once as well.
     assert not any("D=128" in note for note in found["notes"])
     assert found["entries"]["attention_forward"]["bf16/D=128"]["left_out"] == 2
 
@@ -106,7 +106,7 @@ def test_an_entry_is_given_before_the_next_bucket_is_measured(
 
 @pytest.mark.usefixtures("compiled_in_this_process")
 def test_after_a_bucket_nothing_is_tried_any_more() -> None:
-    """What ends the process while the next bucket is compiled is no candidate's doing."""
+    """A process that ends while the next bucket is compiled was not ended by a candidate."""
     told: list[Any] = []
     tuning.tune(
         [MODULE], 90, FakeClock(milliseconds), 60, on_entry=lambda *entry: told.append("entry"),
@@ -118,7 +118,7 @@ def test_after_a_bucket_nothing_is_tried_any_more() -> None:
 
 
 class Held:
-    """Stands for a process that compiles: some codes wait until they are let go."""
+    """Replaces a compiling process: some codes wait until they are released."""
 
     held: set[str] = set()  # noqa: RUF012
 
@@ -164,9 +164,9 @@ def test_what_is_not_compiled_in_time_is_named(held: set[str]) -> None:
 
 
 class TimeThatCosts:
-    """Launching takes time, a hundred times its cost, and nothing else does.
+    """Launching takes a hundred times its cost of fake time, and nothing else takes any.
 
-    So the time that there is to wait for what is compiled, which takes real time, is long enough.
+    So there is enough time to wait for compilations, which take real time.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class TimeThatCosts:
 
 
 def tuned_within(seconds: float) -> dict[str, Any]:
-    """The first bucket's candidates take 0.9 and 0.6 s of their own, then 22 rounds."""
+    """The first bucket's candidates take 0.9 and 0.6 s when timed alone, then 22 rounds."""
     clock = TimeThatCosts()
     return tuned_here([MODULE], 90, clock, seconds, first_rank=0, now=clock.now)
 
@@ -191,7 +191,7 @@ def tuned_within(seconds: float) -> dict[str, Any]:
 @pytest.mark.usefixtures("compiled_in_this_process")
 def test_the_clock_is_read_between_candidates() -> None:
     assert not [note for note in tuned_within(100.0)["notes"] if "time was over" in note]
-    # After the default's own rounds.
+    # After the rounds of the default alone.
     found = tuned_within(0.8)
     entry = found["entries"]["attention_forward"]["bf16/D=32"]
     assert (entry["configuration"], entry["left_out"]) == ({"block": 16}, 3)
@@ -224,7 +224,9 @@ def test_what_there_is_no_time_for_is_told_and_matters_least() -> None:
     clock = TimeThatCosts()
     found = tuned_here([MODULE], 90, clock, 12.49, now=clock.now)
     assert list(found["entries"]["attention_forward"]) == ["bf16/D=32"]
-    assert found["notes"][-1] == f"no time left for {NAME}/D=64, {NAME}/D=128"
+    assert found["notes"][-1] == (
+        f"not measured, because no time was left: {NAME}/D=64, {NAME}/D=128"
+    )
 
 
 class Trouble:
@@ -322,18 +324,18 @@ def test_inputs_are_those_of_one_kernel_at_a_time(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("compiled_in_this_process")
-def test_where_every_candidate_is_refused_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_every_candidate_is_rejected_no_inputs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     trouble = Trouble(monkeypatch)
     monkeypatch.setattr(tunable_kernels.FakeKernel, "build", lambda *a: {"spills": 8, "shared": 0})
     found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60)
     assert found["entries"] == {}
-    assert f"{NAME}/D=128 is not tuned: every candidate is refused" in found["notes"]
+    assert f"{NAME}/D=128 is not tuned: every candidate is rejected" in found["notes"]
     assert trouble.made == 0
 
 
 @pytest.mark.usefixtures("compiled_in_this_process")
 def test_what_is_compiled_while_measuring_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a launch on the GPU is not what was compiled ahead."""
+    """Simulates a launch on the GPU that was not compiled in advance."""
     triton = pytest.importorskip("triton")
 
     def launcher(kernel: object) -> Callable[[dict[str, int]], object]:
@@ -349,13 +351,13 @@ def test_what_is_compiled_while_measuring_is_told(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(tunable_kernels.FakeKernel, "launcher", launcher)
     found = tuned_here([MODULE], 90, FakeClock(milliseconds), 60, first_rank=0)
-    told = "compiled again while candidates were measured: forward_kernel 2"
-    assert found["notes"][-1] == told
+    note = "compiled again while candidates were measured: forward_kernel 2"
+    assert found["notes"][-1] == note
 
 
 @pytest.mark.slow
 def test_candidates_are_built_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of which crashes: that costs its candidate alone."""
+    """One compilation crashes: only its candidate is excluded."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(compiling, "cores", lambda: 1)
     codes = ("any 16", "any 32", "any 64", "any 128")
@@ -385,7 +387,7 @@ def test_leaving_stops_what_is_being_compiled() -> None:
 def test_measuring_a_real_kernel_compiles_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two buckets of two candidates, compiled in processes and launched by Triton itself."""
+    """Two buckets of two candidates, compiled in processes and launched by Triton."""
     pytest.importorskip("triton")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "kernels"))
     from standin_driver import standing_in

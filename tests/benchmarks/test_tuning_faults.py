@@ -1,4 +1,4 @@
-"""A candidate that ends its process costs the tuning that process, and is not tried again."""
+"""A candidate that ends its process is not tried again, and the tuning continues."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ TUNING = Options(minutes=600.0, stages=("tuning", "rest"), families=(), rehearse
 
 
 class Ended(BaseException):
-    """What becomes of a process."""
+    """How a process ends."""
 
 
 class Gpu:
-    """A device that some launches ruin for their process; stands for that process too.
+    """A fake device that some launches make unusable for their process, and that process.
 
     Args:
-        faulty: buckets and warps of candidates that do, or None for the bucket's inputs.
-        hanging: those of candidates that never return.
+        faulty: buckets and warps of candidates that do so, or None for the bucket's inputs.
+        hanging: buckets and warps of candidates that never return.
     """
 
     def __init__(self) -> None:
@@ -138,8 +138,8 @@ def test_it_is_tried_again_when_its_kernel_has_changed(
     tune(tmp_path)
     assert entries(tmp_path)["a"] == (4, 1)
     device.faulty.clear()
-    mended = [dataclasses.replace(kernel, digest="mended") for kernel in rehearsal.tunables(90)]
-    monkeypatch.setattr(rehearsal, "tunables", lambda capability: mended)
+    fixed = [dataclasses.replace(kernel, digest="fixed") for kernel in rehearsal.tunables(90)]
+    monkeypatch.setattr(rehearsal, "tunables", lambda capability: fixed)
     result = tune(tmp_path)
     assert entries(tmp_path)["a"][1] == 0
     assert of_tuning(result) == []
@@ -151,7 +151,7 @@ def test_inputs_that_end_the_process_cost_their_bucket_alone(device: Gpu, tmp_pa
     assert set(entries(tmp_path)) == {"b", "c"}
     (first, second) = of_tuning(result)
     assert first.startswith(f"tuning: stand_in a inputs: its process lost the device: {ILLEGAL}; ")
-    assert first.endswith("stand_in a is not tuned: every candidate is refused")
+    assert first.endswith("stand_in a is not tuned: every candidate is rejected")
     assert second.startswith("rest of tuning: stand_in a inputs: ")
     tune(tmp_path)
     assert device.launched.count(("a", None)) == 1
@@ -163,7 +163,7 @@ def test_one_that_hangs_is_not_tried_by_the_next_call(
     monkeypatch.setattr(faults, "HANGS", 0.0)
     device.hanging = {("a", 4)}
     result = tune(tmp_path, stages=("tuning",))
-    assert "tuning: stand_in a {'num_warps': 4}: it did not end in 0 s" in of_tuning(result)[0]
+    assert "tuning: stand_in a {'num_warps': 4}: did not return within 0 s" in of_tuning(result)[0]
     tune(tmp_path, stages=("tuning",))
     assert device.launched.count(("a", 4)) == 1
     assert entries(tmp_path)["a"] == (8, 1)
@@ -189,7 +189,7 @@ def test_only_what_takes_long_is_said_to_hang() -> None:
     watch.tries(trial)
     time += faults.HANGS + 1.0
     assert watch.fault("cut short after 9 s", was_killed=True) == faults.Fault(
-        **trial, why="it did not end in 6 s"
+        **trial, why="did not return within 6 s"
     )
     assert str(watch.fault("died of SIGSEGV", was_killed=False)) == (
         "k b {'num_warps': 4}: its process died of SIGSEGV"
@@ -236,10 +236,10 @@ def test_processes_that_are_ended_by_candidates(
         notes += "; ".join(of_tuning(tune(tmp_path, stages=("rest",), minutes=1.0)))
         if "it did not end in" in notes:
             break
-        # On a busy machine the processes took the minute to start; the next call goes on.
+        # On a busy machine, starting the processes took the whole minute; the next call continues.
     assert f"stand_in a {{'num_warps': 8}}: its process lost the device: {ILLEGAL}" in notes
     assert "stand_in b {'num_warps': 8}: its process died of SIGSEGV" in notes
-    assert "stand_in c {'num_warps': 4}: it did not end in " in notes
+    assert "stand_in c {'num_warps': 4}: did not return within " in notes
     assert entries(tmp_path) == {"a": (4, 1), "b": (4, 1)}
     tune(tmp_path, stages=("rest",), minutes=1.0)
     assert entries(tmp_path) == {"a": (4, 1), "b": (4, 1), "c": (8, 1)}

@@ -35,7 +35,7 @@ def first(family: object) -> Shape:
 
 
 def headlines() -> Iterator[tuple[str, str]]:
-    """Kernels and keys of the first shape of each operation, and what else a headline tells."""
+    """Kernels and keys of the first shape of each operation, and of the headline's other shapes."""
     # The first length of each, and a growing model's.
     for shape in (x for x in attention.FAMILY.grids["gpu"] if x["D"] != 64):
         for kernel in ("forward", "d_query", "d_key"):

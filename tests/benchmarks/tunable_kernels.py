@@ -1,4 +1,4 @@
-"""Stands for a module of kernels with something to tune; nothing here is compiled or launched."""
+"""A fake module of kernels with tunables; nothing here is compiled or launched."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 CANDIDATES = [{"block": 16}, {"block": 32}, {"block": 64}, {"block": 128}]
-# What launching a candidate is taken to cost, in milliseconds: the timed call returns it.
+# The assumed cost of launching a candidate in milliseconds: the timed call returns it.
 COSTS = {16: 3.0, 32: 2.0, 64: 0.5, 128: 4.0}
 
 
 @dataclass
 class FakeKernel:
-    """`alike` is the same for those that compile alike."""
+    """A fake tunable; `alike` is equal for those that compile to the same code."""
 
     kernel: str
     bucket: str
@@ -42,7 +42,7 @@ class FakeKernel:
 
 
 def tunables(capability: int) -> list[FakeKernel]:
-    """The one that matters most stands last; two compile alike."""
+    """Return tunables; that of the lowest rank is last, and two compile to the same code."""
     buckets = [("bf16/D=64", 2, "D=64"), ("bf16/D=128", 3, "D=64"), ("bf16/D=32", 0, "D=32")]
     return [
         FakeKernel("attention_forward", bucket, capability, CANDIDATES, rank, alike)

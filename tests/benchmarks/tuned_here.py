@@ -1,4 +1,4 @@
-"""What `benchmarks.tuning` tells in the course of a tuning, all together."""
+"""Collects everything that `benchmarks.tuning` reports during a tuning."""
 
 from __future__ import annotations
 

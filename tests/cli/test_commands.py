@@ -1,4 +1,4 @@
-"""Every command as a user types it: what it prints, writes and returns, and its errors."""
+"""Tests of every command as a user calls it: its output, files, exit status and errors."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_grow_prints_stages_and_resumes(capsys, config: Path, tmp_path: Path) ->
     assert "already contains a run" in error
 
 
-def test_a_stopped_run_is_finished_and_a_running_one_is_asked(
+def test_finish_ends_a_stopped_run_and_signals_a_running_one(
     capsys, config: Path, tmp_path: Path, monkeypatch
 ) -> None:
     arguments = ["grow", config, "train.checkpoint_every=1", "--out", tmp_path / "run"]
@@ -98,7 +98,7 @@ def test_a_stopped_run_is_finished_and_a_running_one_is_asked(
     with sole_user(tmp_path / "run"):
         status, out, _ = run(capsys, *arguments, "--finish")
     assert status == 0
-    assert out.startswith(f"{tmp_path / 'run'}: the running process begins its decay after")
+    assert out.startswith(f"{tmp_path / 'run'}: the running process starts its learning-rate decay")
     status, out, _ = run(capsys, *arguments, "--finish")
     assert status == 0
     (stage,) = json.loads((tmp_path / "run" / "growth.json").read_text())
@@ -124,7 +124,7 @@ def test_a_schedule_may_be_named_by_its_recipe(config: Path) -> None:
         assert read_growth(str(config), [f"schedule={text}"]).schedule == expected
 
 
-def test_sources_say_how_they_are_read(capsys, config: Path, tmp_path: Path) -> None:
+def test_data_source_options(capsys, config: Path, tmp_path: Path) -> None:
     text = tmp_path / "paragraphs.txt"
     names = [chr(97 + i % 26) + chr(97 + i // 26) for i in range(200)]
     text.write_text("".join(f"the cat sat on\nthe mat and the dog Ж {n}\n\n" for n in names))
@@ -172,7 +172,7 @@ def test_compose_evaluate_and_generate(capsys, models, corpus: Path, tmp_path: P
         assert status == 0
         bits = float(out.splitlines()[-1].split()[1])
         assert 0 < bits < 10
-        # A run's folder stands for its model.
+        # A run's folder is accepted in place of its model's.
         assert run(capsys, "evaluate", one.parent, corpus) == run(capsys, "evaluate", one, corpus)
         status, out, _ = run(capsys, "generate", both, "the ", "--max-new-tokens", "5")
         assert status == 0
@@ -180,7 +180,7 @@ def test_compose_evaluate_and_generate(capsys, models, corpus: Path, tmp_path: P
         assert len(out) <= len("the ") + 5 + 1
 
 
-def test_inspect_tells_who_supports_what(capsys, models, tmp_path: Path) -> None:
+def test_inspect_shows_the_support_of_experts(capsys, models, tmp_path: Path) -> None:
     both, page = tmp_path / "both", tmp_path / "support.html"
     run(capsys, "compose", models[0], f"second={models[1]}", "--out", both)
     status, out, _ = run(capsys, "inspect", both, "the cat", "--out", page)
@@ -197,18 +197,18 @@ def test_a_composed_model_is_tuned_and_distilled(capsys, models, corpus, tmp_pat
     for what, kind in (("weights", "learned_weights"), ("adapter", "adapter"), ("head", "mean")):
         out = tmp_path / what
         command = ["compose", "tune", both, corpus, "--what", what, "--out", out, *options]
-        status, said, _ = run(capsys, *command)
+        status, printed, _ = run(capsys, *command)
         assert status == 0
-        assert said.splitlines()[-1].startswith(f"{out / 'model'}: ")
+        assert printed.splitlines()[-1].startswith(f"{out / 'model'}: ")
         rule = json.loads((out / "model" / "config.json").read_text())["config"]["rule"]
         assert rule["kind"] == kind
-        assert run(capsys, *command)[1].splitlines()[-1] == said.splitlines()[-1]
-    status, said, _ = run(
+        assert run(capsys, *command)[1].splitlines()[-1] == printed.splitlines()[-1]
+    status, printed, _ = run(
         capsys, "compose", "distill", both, corpus, "--student", models[1],
         "--out", tmp_path / "pupil", *options,
     )  # fmt: skip
     assert status == 0
-    assert "bits per character on the test text" in said
+    assert "bits per character on the test text" in printed
     assert run(capsys, "evaluate", tmp_path / "pupil", corpus)[0] == 0
 
 
@@ -255,11 +255,11 @@ def test_substrate_build_takes_the_options_of_the_library(capsys, tmp_path, opti
     assert out.split()[-1] == Substrate.build(**build).fingerprint
 
 
-def test_hub_datasets_are_asked_for_as_configured(capsys, config, letters, monkeypatch) -> None:
-    asked = []
+def test_hub_datasets_are_requested_as_configured(capsys, config, letters, monkeypatch) -> None:
+    requested = []
 
     def open_hub(dataset: HubDataset, text_field: str) -> None:
-        asked.append(dataset)
+        requested.append(dataset)
         raise DataError("out of reach")
 
     monkeypatch.setattr("fastgrow.training.data.sources._open_hub", open_hub)
@@ -271,7 +271,7 @@ def test_hub_datasets_are_asked_for_as_configured(capsys, config, letters, monke
         ["grow", config, data],
     ):
         assert run(capsys, *arguments) == (1, "", "fastgrow: out of reach\n")
-    assert asked == [
+    assert requested == [
         HubDataset("a/b"),
         HubDataset("a/b", "c", streaming=True),
         HubDataset("a/b", "c", "test", "r", streaming=True),
@@ -295,8 +295,8 @@ def test_data_prepare_counts(capsys, corpus: Path, tmp_path: Path) -> None:
 def test_report_makes_a_page(capsys, models, tmp_path: Path) -> None:
     one, _ = models
     page = tmp_path / "page.html"
-    wishes = ("--text", "the cat", "--neighbours", "b", "--seed", "3")
-    status, out, _ = run(capsys, "report", one.parent, "--out", page, *wishes)
+    options = ("--text", "the cat", "--neighbours", "b", "--seed", "3")
+    status, out, _ = run(capsys, "report", one.parent, "--out", page, *options)
     assert status == 0
     assert out == f"{page}\n"
     assert "Prompt “the cat”" in page.read_text()
@@ -362,7 +362,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (
             ["grow", "{config}", "schedule={{doubling: {{blocks: 4}}}}"],
             1,
-            "schedule.doubling: expected some of n_blocks, tokens, at, place, train with",
+            "schedule.doubling: expected a mapping with some of the names n_blocks, tokens, at, pl",
         ),
         (
             ["grow", "{config}", "schedule={{doubling: {{n_blocks: 4}}}}"],
@@ -380,8 +380,8 @@ def test_help_lists_the_commands(capsys) -> None:
             "schedule: expected either stages or one of blocks, gradual, doubling, jump",
         ),
         (["grow", "{config}", "train.decay=1"], 1, "decay: warmup and decay are shares of one run"),
-        (["grow", "{config}", "--finish", "--fresh"], 1, "--finish: goes on with a run, and --fr"),
-        (["grow", "{config}", "model.vocab_size=7"], 1, "model.vocab_size: 7 is stated"),
+        (["grow", "{config}", "--finish", "--fresh"], 1, "--finish and --fresh cannot be combin"),
+        (["grow", "{config}", "model.vocab_size=7"], 1, "model.vocab_size: expected 31, the su"),
         (["grow", "{config}", "data.0.source=/absent"], 1, "/absent"),
         (["grow", "{config}", "--control", "twice"], 1, "--control: expected monolith or"),
         (["grow", "{config}", "--out", "{corpus}"], 1, "text.txt"),
@@ -389,14 +389,14 @@ def test_help_lists_the_commands(capsys) -> None:
         (["demo", "batch_size=0"], 1, "batch_size: expected at least 1, got 0"),
         (["demo", "own_share=1"], 1, "own_share: expected between 0 and 1"),
         (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected one of"),
-        (["compose", "{one}", "--out", "x", "--rule", "weighted"], 1, "weighted needs --weights"),
-        (["compose", "{one}", "--out", "x", "--k", "2"], 1, "--k goes with --rule top-k, not mean"),
-        (["compose", "{one}", "--out", "x", "--weights", "1"], 1, "--weights goes with --rule wei"),
+        (["compose", "{one}", "--out", "x", "--rule", "weighted"], 1, "weighted requires --weig"),
+        (["compose", "{one}", "--out", "x", "--k", "2"], 1, "--k can only be used with --rule top"),
+        (["compose", "{one}", "--out", "x", "--weights", "1"], 1, "--weights can only be used wit"),
         (["compose", "{one}", "--out", "x", "--rule", "weighted", "--weights", "1,2"], 1, "1 numb"),
-        (["compose", "{one}", "{one}", "--out", "x"], 1, "a second expert of the name 'one'"),
+        (["compose", "{one}", "{one}", "--out", "x"], 1, "already is an expert named 'one'"),
         (["compose", "/absent", "--out", "x"], 1, "/absent"),
-        (["compose", "tune", "{one}", "{corpus}", "--out", "x"], 1, "is one model, not a compos"),
-        (["inspect", "{one}", "the", "--out", "x"], 1, "is one model, not a composed one"),
+        (["compose", "tune", "{one}", "{corpus}", "--out", "x"], 1, "expected the folder of an e"),
+        (["inspect", "{one}", "the", "--out", "x"], 1, "expected the folder of an ensemble"),
         (["report", "/absent"], 1, "/absent: no such folder"),
         (["report", "{one}", "--out", "{corpus}"], 1, "is not a page that `fastgrow report` wrote"),
         (["evaluate", "/absent", "{corpus}"], 1, "/absent"),
@@ -405,7 +405,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (["substrate", "build", "x", "--recipe", "none"], 1, "no recipe 'none'"),
         (["substrate", "build", "x", "--newline", "red"], 1, "newline: Invalid enum value 'red'"),
         (["grow", "{config}", "data.0.streaming=true"], 1, "text.txt: is a file or folder; config"),
-        (["grow", "nine-layers-unicode"], 1, "bvv241: no such file or folder; give the author's"),
+        (["grow", "nine-layers-unicode"], 1, "bvv241: no such file or folder; give the path of"),
         (["nonsense"], 2, "nonsense"),
         (["grow"], 2, "Missing argument"),
         (["generate", "{one}", "a", "--seed", "x"], 2, "--seed"),
@@ -454,7 +454,7 @@ def test_damaged_texts_are_named(capsys, letters, tmp_path, name, content, words
     assert error.startswith(f"fastgrow: {tmp_path}")
     assert words in error
     assert error.count("\n") == 1
-    # The text is as it was, and no half of a token file is left.
+    # The text is unchanged, and no incomplete token file is left.
     assert file.read_bytes() == content
     assert not list(tmp_path.rglob(".*"))
 
@@ -474,7 +474,7 @@ def test_a_text_shorter_than_the_context_is_named(capsys, config, tmp_path) -> N
 FASTGROW = "from fastgrow.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_grow_stopped_by_ctrl_c_says_how_to_go_on_and_does(config, tmp_path) -> None:
+def test_grow_stopped_by_ctrl_c_says_how_to_resume_and_resumes(config, tmp_path) -> None:
     arguments = ["grow", config, "schedule.stages.0.tokens=20_000", "train.checkpoint_every=10"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     done = interrupted(FASTGROW, "*/checkpoints/step-*", [*arguments, "--out", stopped])
@@ -493,7 +493,7 @@ def test_grow_stopped_by_ctrl_c_says_how_to_go_on_and_does(config, tmp_path) -> 
 
 
 @pytest.mark.slow
-def test_demo_stopped_by_ctrl_c_says_how_to_go_on_and_does(tmp_path) -> None:
+def test_demo_stopped_by_ctrl_c_says_how_to_resume_and_resumes(tmp_path) -> None:
     arguments = ["demo", "tokens=8_192", "d_model=16", "n_head=2", "seq_len=32",
                  "batch_size=4", "test_tokens=256", "eval_tokens=256", "blocks=2",
                  "--out", tmp_path]  # fmt: skip
@@ -518,7 +518,7 @@ def test_ctrl_c_before_anything_ran_is_one_line(monkeypatch, capsys, tmp_path) -
     monkeypatch.setattr("fastgrow.load", interrupt)
     status, _, error = run(capsys, "grow", "x.yaml")
     assert (status, error.count("\n")) == (130, 1)
-    assert "the same command goes on" in error
+    assert "run the same command again to resume" in error
     status, _, error = run(capsys, "generate", tmp_path, "x")
     assert (status, error) == (130, "fastgrow: stopped\n")
 
@@ -535,7 +535,7 @@ for size, arguments in json.loads(sys.argv[1]):
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(config, corpus, models, tmp_path) -> None:
-    """In a process whose files may not grow beyond a size."""
+    """Run in a process with a limit on the size of files."""
     cases = {
         "run/checkpoints/step-00000008: ": (4_000, ["grow", config, "--out", tmp_path / "run"]),
         "run2/metrics.jsonl: ": (2_000, ["grow", config, "train.log_every=1",

@@ -1,4 +1,4 @@
-"""Configuration: every name and type is checked, and an error says where it stands."""
+"""Configuration: every name and type is checked, and an error names the entry."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def test_overrides_are_typed_and_reach_into_lists() -> None:
     [
         ({"trian": {}}, "f.yaml: trian: unknown name; did you mean 'train'?"),
         ({"train": {"lrr": 1}}, "f.yaml: train.lrr: unknown name; did you mean 'lr'?"),
-        ({"stages": [{}, {"qq": 1}]}, "f.yaml: stages.1.qq: unknown name; known: lr, steps, mode"),
+        (
+            {"stages": [{}, {"qq": 1}]},
+            "f.yaml: stages.1.qq: unknown name; expected one of lr, steps, mode",
+        ),
         ({"extra": {"stepz": 1}}, "f.yaml: extra.stepz: unknown name; did you mean 'steps'?"),
         ({"train": {"steps": "many"}}, "f.yaml: train.steps: expected int, got str"),
         ({"train": {"mode": "c"}}, "f.yaml: train.mode: Invalid enum value 'c'"),
@@ -80,7 +83,7 @@ def test_errors_say_where(tree: dict, message: str) -> None:
         "train.lr=2020-13-45",
     ],
 )
-def test_bad_overrides_are_refused(override: str) -> None:
+def test_bad_overrides_are_rejected(override: str) -> None:
     tree: dict = {"stages": [{}], "name": "n"}
     with pytest.raises(ConfigError, match="override"):
         apply_overrides(tree, [override])

@@ -48,7 +48,7 @@ def test_every_shipped_configuration(capsys, monkeypatch, tmp_path: Path, name: 
     status, out, _ = run(capsys, name, "--steps", "2")
     assert status == 0, out
     assert "all checks hold" in out
-    # Without the author's lists there is a stand-in, which says that it is one.
+    # Without the author's lists, a synthetic run is used, and the output states it.
     assert ("SYNTHETIC" in out) == (not name.startswith("demo"))
     assert list(tmp_path.iterdir()) == []
 
@@ -79,7 +79,7 @@ def test_data_that_cannot_be_opened_is_replaced_and_named(capsys, config: Path) 
     assert "text.txt: no such file or folder" in out
 
 
-def test_a_stand_in_on_request(capsys, config: Path) -> None:
+def test_a_synthetic_run_on_request(capsys, config: Path) -> None:
     status, out, _ = run(capsys, str(config), "--synthetic", "--steps", "2", "--json")
     assert status == 0
     found = json.loads(out)

@@ -1,4 +1,4 @@
-"""`fastgrow evaluate` as a user types it: what it writes, goes on with, and refuses."""
+"""`fastgrow evaluate` as a user calls it: its files, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_all_tasks_write_results_report_and_plots(evaluated: Path) -> None:
         ("duo", None),
     ]
     for model in results["models"]:
-        asked = {task["task"]: task["questions"] for task in model["tasks"]}
-        assert asked == {"mmlu": 9, "arc-easy": 8, "arc-challenge": 7, "csqa": 6, "squad": 5}
+        questions = {task["task"]: task["questions"] for task in model["tasks"]}
+        assert questions == {"mmlu": 9, "arc-easy": 8, "arc-challenge": 7, "csqa": 6, "squad": 5}
         for task in model["tasks"]:
             names = set(task["scores"])
             if task["task"] == "squad":
@@ -134,7 +134,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_files(
     assert run(capsys, *everything(folder, out))[0] == 0
     again, whole = contents(out), contents(evaluated)
     assert again == whole
-    # A finished one is written anew without a question.
+    # A finished evaluation is written again without asking a question.
     assert run(capsys, *everything(folder, out))[0] == 0
     assert contents(out) == whole
 
@@ -152,7 +152,7 @@ def test_results_are_never_lost(capsys, folder: Path, evaluated: Path, tmp_path:
         (arguments[1:], "holds the results of other models, tasks or texts"),
         ([*arguments, "--seed", "1"], "settings.seed is 0, expected 1"),
         ([*arguments, "--limit", "4"], "mmlu: holds another evaluation (questions is"),
-        ([other, *arguments[1:]], "results of another model that was called shallow too"),
+        ([other, *arguments[1:]], "results of another model that is also named shallow"),
         ([folder / "deep", folder / "texts" / "a.txt", "--out", folder / "texts"], "holds 'a.txt'"),
     ):
         status, _, error = run(capsys, *changed)
@@ -208,9 +208,9 @@ def test_a_protocol_alone_and_a_source_of_ones_own(capsys, folder: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{deep}"], "nothing to evaluate on: give texts, or tasks by --tasks"),
+        (["{deep}"], "nothing to evaluate on: give text files, or tasks by --tasks"),
         (["{deep}", "--tasks", "mmul", "--data", "{data}"], "no task 'mmul'; the tasks are mmlu"),
-        (["{deep}", "--tasks", ","], "--tasks names no task"),
+        (["{deep}", "--tasks", ","], "--tasks: expected at least one task name, got none"),
         (["{deep}", "--tasks", "mmlu", "--data", "/absent"], "/absent: no such folder"),
         (["{deep}", "--tasks", "openbookqa", "--data", "{data}"], "openbookqa_test.jsonl: no such"),
         (["{deep}", "--tasks", "csqa=/absent.jsonl"], "/absent.jsonl: no such file"),
@@ -232,8 +232,8 @@ def test_errors_are_one_line_and_leave_nothing(
     names = {"deep": folder / "deep", "data": folder / "data"}
     out = tmp_path / "out"
     filled = [argument.format(**names) for argument in arguments]
-    status, said, error = run(capsys, *filled, "--out", out)
-    assert (status, said) == (1, "")
+    status, printed, error = run(capsys, *filled, "--out", out)
+    assert (status, printed) == (1, "")
     assert words in error
     assert error.count("\n") == 1
     assert not out.exists()

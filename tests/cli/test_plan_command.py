@@ -86,8 +86,11 @@ out: nowhere
     off = json.loads(run(capsys, *arguments, "trunk.cache='off'", "--json")[1])["stages"][1]
     # Two windows of 32 tokens, 32 numbers of 4 bytes each.
     assert kept["peak"] - off["peak"] == kept["cache"]["bytes"] == 2 * 32 * 32 * 4
-    assert "keeps it in ram" in run(capsys, *arguments)[1]
-    assert "recomputes it: trunk.cache is off" in run(capsys, *arguments, "trunk.cache='off'")[1]
+    assert "caches in ram" in run(capsys, *arguments)[1]
+    assert (
+        "recomputes the trunk: trunk.cache is off"
+        in run(capsys, *arguments, "trunk.cache='off'")[1]
+    )
 
 
 def test_the_text_is_counted_where_it_is_a_file(tmp_path: Path) -> None:

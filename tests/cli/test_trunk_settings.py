@@ -11,8 +11,8 @@ from fastgrow.growth import Trunk
 
 def test_a_file_and_an_override_say_how_the_trunk_is_run() -> None:
     assert read_growth("nine-layers-unicode", []).trunk is None
-    asked = ["trunk.cache=disk", "trunk.limit=1_000_000", "trunk.dtype=int8"]
-    trunk = read_growth("nine-layers-unicode", asked).trunk
+    overrides = ["trunk.cache=disk", "trunk.limit=1_000_000", "trunk.dtype=int8"]
+    trunk = read_growth("nine-layers-unicode", overrides).trunk
     assert trunk == Trunk(cache="disk", limit=1_000_000, dtype="int8")
 
 
@@ -20,7 +20,7 @@ def test_a_file_and_an_override_say_how_the_trunk_is_run() -> None:
     ("override", "message"),
     [("trunk.cach=disk", "did you mean 'cache'"), ("trunk.cache=tape", "trunk")],
 )
-def test_a_wrong_setting_is_refused_by_its_name(override: str, message: str) -> None:
+def test_an_error_names_a_wrong_setting(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_growth("nine-layers-unicode", [override])
 

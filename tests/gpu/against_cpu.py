@@ -1,4 +1,4 @@
-"""The rules by which numbers of a device are held against the CPU's."""
+"""The rules for comparing a device's results with those of the CPU."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Half a unit in the last place of bf16, relative: what rounding to it costs a number.
+# Largest relative error of rounding to bf16: half a unit in the last place.
 ROUNDING = 2.0**-9
 
 
 def assert_follows(
     losses: Sequence[float], truth: Sequence[float], in_bf16: Sequence[float]
 ) -> None:
-    """The losses of a training in bf16 are those of fp32 but for rounding.
+    """Assert that the losses of a training in bf16 equal those in fp32 except for rounding.
 
-    As for kernels, no error may pass twice the largest of the same formulas in the same dtype,
-    plainly computed. Those are a run on the CPU in bf16, whose steps round as often: to them is
-    added what one rounding makes of the largest loss, for where the CPU's errors happen to cancel.
+    As for kernels, no error may exceed twice the largest error of the same formulas in the same
+    dtype. The latter is that of a run on the CPU in bf16, which rounds as often; the error of
+    rounding the largest loss once is added, in case the CPU's errors happen to cancel.
 
     Args:
-        losses: of each step or stage, on the device.
-        truth: the CPU's in fp32.
-        in_bf16: the CPU's in bf16.
+        losses: losses of each step or stage on the device.
+        truth: losses on the CPU in fp32.
+        in_bf16: losses on the CPU in bf16.
     """
     assert len(losses) == len(truth) == len(in_bf16)
     found, exact, rounded = (torch.tensor(x, dtype=torch.float64) for x in (losses, truth, in_bf16))
@@ -33,13 +33,13 @@ def assert_follows(
 
 
 def assert_close(result: Tensor, truth: Tensor, in_bf16: Tensor | None = None) -> None:
-    """A result of one forward pass, whose sums run in another order on each device.
+    """Assert that the result of a forward pass is correct; its sums have another order.
 
     Args:
-        result: on any device.
-        truth: the CPU's in fp32.
-        in_bf16: the CPU's in bf16 where `result` is in bf16, of whose root-mean-square error
-            twice as much is allowed; without, in fp32, 1e-5 of the values' size, as for kernels.
+        result: the result on any device.
+        truth: the result on the CPU in fp32.
+        in_bf16: the result on the CPU in bf16, if `result` is in bf16: twice its root-mean-square
+            error is allowed. None for fp32: 1e-5 of the values' size is allowed, as for kernels.
     """
     found, exact = (x.detach().double().cpu() for x in (result, truth))
     bound = 1e-5 * _size(exact)

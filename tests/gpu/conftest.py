@@ -1,7 +1,7 @@
-"""More than kernels on a device: training, composing and generating, held against the CPU.
+"""Training, composing and generating on a device, compared with the CPU.
 
-Each test runs on the CPU in the ordinary suite, so that it is known to work before it meets a GPU,
-and on a GPU under the mark `gpu`.
+Each test runs on the CPU in the ordinary suite, so that it is known to work before it runs on a
+GPU, and on a GPU with the mark `gpu`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CUDA = pytest.param(
 
 @pytest.fixture(scope="session", params=["cpu", CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """What is held against the CPU; also the CPU itself."""
+    """The device that is compared with the CPU; also the CPU itself."""
     return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")
 def gpu(device: torch.device) -> torch.device:
-    """The device where it has streams and graphs."""
+    """The device, if it has streams and graphs."""
     if device.type != "cuda":
         pytest.skip("a CPU has neither streams nor CUDA graphs")
     return device
@@ -41,8 +41,8 @@ def gpu(device: torch.device) -> torch.device:
 
 @pytest.fixture(scope="session")
 def substrate() -> Substrate:
-    # Here and not above: where a package is missing, a conftest that cannot be imported would end
-    # the kernels' tests too, which do without.
+    # Imported here: if a package is missing, a conftest that cannot be imported would also end the
+    # kernels' tests, which do not need it.
     from fastgrow.substrate import Substrate
 
     return Substrate.build(characters=LETTERS, n_ngrams=0, n_components=32)
@@ -50,7 +50,7 @@ def substrate() -> Substrate:
 
 @pytest.fixture(scope="session")
 def data(substrate: Substrate) -> TextData:
-    """Documents in which some letters follow others: there is something to learn."""
+    """Documents in which some letters follow others, so that there is something to learn."""
     from fastgrow.training import TextData
 
     generator = torch.Generator().manual_seed(7)

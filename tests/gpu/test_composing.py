@@ -1,4 +1,4 @@
-"""Two experts as one model on a device: what it predicts, draws and keeps is the CPU's."""
+"""An ensemble of two experts on a device has the CPU's predictions, samples and cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of two stages in bf16, LoRA in the second: its losses are the CPU's, wherever rows lie."""
+"""A run of two stages in bf16, the second with LoRA, has the CPU's losses for every cache place."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_run_that_was_stopped_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In its first stage, or among its LoRA, which the optimizer's state belongs to."""
+    """Resume in the first stage, or in the second with LoRA, where optimizer state exists."""
     steps = 0
     train_step = Trainer._train_step
 

@@ -21,7 +21,7 @@ STEPS, VOCABULARY, CPU = 20, 96, torch.device("cpu")
 def train(
     device: torch.device, *, in_bf16: bool, patched: bool = False, loss: bool = False
 ) -> list[float]:
-    """Of each step the loss, on text in which some tokens follow others."""
+    """The losses of all steps, on text in which some tokens follow others."""
     torch.manual_seed(0)
     # The dropouts would draw other numbers on each device.
     still = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
@@ -31,7 +31,7 @@ def train(
     )
     with torch.no_grad():
         for parameter in model.parameters():
-            # Biases begin at zero, where nothing tells whether they are read.
+            # Biases are initialised with zero, which would not show whether they are used.
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(device)
     if patched:

@@ -1,4 +1,4 @@
-"""Installing copies of this working tree, without a network and apart from its own install."""
+"""Install copies of this working tree, without a network and separate from its installation."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def pip(*arguments: str | Path, cwd: Path, **environment: str) -> None:
 
 
 def python_with(site: Path, code: str, *, cwd: Path) -> str:
-    """Run code where fastgrow can come from `site` alone.
+    """Run code so that fastgrow can only be imported from `site`.
 
-    The site-packages that run these tests hold a fastgrow too: its .pth files are left out by -S,
-    those of `site` are honoured.
+    The site-packages of these tests have a fastgrow, too: -S ignores its .pth files, and those of
+    `site` are processed.
     """
     packages = Path(torch.__file__).resolve().parents[1]
     set_up = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({str(packages)!r})"
@@ -64,7 +64,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A folder to run Python in that is not the tree."""
+    """A folder outside the tree in which to run Python."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     return folder

@@ -1,4 +1,4 @@
-"""Whatever happens to the extension's build, the package is built and says what happened."""
+"""If the build of the extension fails, the package is built and records the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import pip, python_with, run
 
 
 def build(tree: Path, *python: str, **environment: str) -> dict[str, dict[str, object]]:
-    """Run the build step alone and return its record."""
+    """Run only the build step and return its record."""
     run(sys.executable, *python, "setup.py", "build_ext", cwd=tree, **environment)
     (record,) = tree.glob("build/lib*/fastgrow/_build.json")
     states: dict[str, dict[str, object]] = json.loads(record.read_text())
@@ -25,10 +25,13 @@ def build(tree: Path, *python: str, **environment: str) -> dict[str, dict[str, o
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [
-        ({"FASTGROW_BUILD_EXT": "0"}, "FASTGROW_BUILD_EXT=0 asked to leave it out"),
-        ({"FASTGROW_BUILD_EXT": "yes"}, "FASTGROW_BUILD_EXT='yes' is none of auto, 0, cpu, cuda"),
-        ({"CXX": "/no/such/compiler"}, "no C++ compiler (/no/such/compiler) on the PATH"),
-        ({"PATH": "/nowhere"}, "no C++ compiler (c++, g++, clang++) on the PATH"),
+        ({"FASTGROW_BUILD_EXT": "0"}, "FASTGROW_BUILD_EXT=0 excludes it"),
+        (
+            {"FASTGROW_BUILD_EXT": "yes"},
+            "FASTGROW_BUILD_EXT='yes': expected one of auto, 0, cpu, cuda",
+        ),
+        ({"CXX": "/no/such/compiler"}, "no C++ compiler (/no/such/compiler) is on the PATH"),
+        ({"PATH": "/nowhere"}, "no C++ compiler (c++, g++, clang++) is on the PATH"),
     ],
 )
 def test_reason_is_recorded(tree: Path, environment: dict[str, str], reason: str) -> None:
@@ -36,7 +39,7 @@ def test_reason_is_recorded(tree: Path, environment: dict[str, str], reason: str
 
 
 def test_build_without_torch_records_how_to_get_one(tree: Path, tmp_path: Path) -> None:
-    """As in an isolated build, where only the packages of build-system.requires are there."""
+    """Simulate an isolated build, which only has the packages of build-system.requires."""
     packages = tmp_path / "packages"
     packages.mkdir()
     for folder in Path(setuptools.__file__).resolve().parents[1].glob("*"):
@@ -70,7 +73,7 @@ from fastgrow.info import report
 print(fg.ops.logit_mean([torch.ones(1, 3), torch.zeros(1, 3)]).tolist())
 print(report())
 """
-    said = python_with(site, code, cwd=elsewhere)
-    assert said.startswith("[[0.5, 0.5, 0.5]]")
-    assert "fastgrow._C is not there" in said
-    assert "failed with status 1" in said
+    printed = python_with(site, code, cwd=elsewhere)
+    assert printed.startswith("[[0.5, 0.5, 0.5]]")
+    assert "fastgrow._C is not there" in printed
+    assert "failed with status 1" in printed

@@ -1,4 +1,4 @@
-"""FASTGROW_CUDA_ARCHITECTURES chooses the GPUs that the CUDA extension is built for."""
+"""FASTGROW_CUDA_ARCHITECTURES selects the GPUs that the CUDA extension is built for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from conftest import ROOT, run
 
-# What setup.py makes of a value: nvcc's -gencode options of a file, or why it refuses.
-ASKED = """
+# Prints the result of setup.py for each value: nvcc's -gencode options of a file, or the error.
+QUERY = """
 import json, os, runpy, shutil, sys
 from pathlib import Path
 folder, *values = sys.argv[1:]
@@ -18,26 +18,28 @@ sys.argv = ["setup.py", "-q", "--name"]
 setup = runpy.run_path("setup.py")
 shutil.which = lambda name: name
 torch = setup["Torch"](Path(folder), "2.11.0", True)
-said = {}
+results = {}
 for value in values:
     os.environ["FASTGROW_CUDA_ARCHITECTURES"] = value
     try:
         steps = setup["cuda_steps"](torch, [Path("a.cu")], Path("."), Path("a.so"))
         options = [o for o in steps[0].command if o.startswith("-gencode=")]
-        said[value] = [option.partition("code=sm_")[2] or option for option in options]
+        results[value] = [option.partition("code=sm_")[2] or option for option in options]
     except setup["NotBuilt"] as error:
-        said[value] = str(error)
-print(json.dumps(said))
+        results[value] = str(error)
+print(json.dumps(results))
 """
 
 
 def test_what_is_asked_for_is_built() -> None:
     values = ("", "90", "100;80", "9.0", "90,80", "all")
     folder = Path(torch.__file__).parent
-    said = json.loads(run(sys.executable, "-c", ASKED, folder, *values, cwd=ROOT).splitlines()[-1])
-    # Code for newer GPUs to compile is that of the last.
-    assert said[""] == ["80", "90", "100", "-gencode=arch=compute_100,code=compute_100"]
-    assert said["90"] == ["90", "-gencode=arch=compute_90,code=compute_90"]
-    assert said["100;80"] == ["80", "100", "-gencode=arch=compute_100,code=compute_100"]
+    results = json.loads(
+        run(sys.executable, "-c", QUERY, folder, *values, cwd=ROOT).splitlines()[-1]
+    )
+    # PTX for newer GPUs is that of the last architecture.
+    assert results[""] == ["80", "90", "100", "-gencode=arch=compute_100,code=compute_100"]
+    assert results["90"] == ["90", "-gencode=arch=compute_90,code=compute_90"]
+    assert results["100;80"] == ["80", "100", "-gencode=arch=compute_100,code=compute_100"]
     for value in ("9.0", "90,80", "all"):
-        assert said[value].startswith(f"FASTGROW_CUDA_ARCHITECTURES={value!r} is no list")
+        assert results[value].startswith(f"FASTGROW_CUDA_ARCHITECTURES={value!r}: expected a list")

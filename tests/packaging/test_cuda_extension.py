@@ -1,4 +1,4 @@
-"""The CUDA extension compiles as setup.py would compile it; running it takes a device."""
+"""The CUDA extension compiles with setup.py's commands; running it would need a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, run
 
-# Asks setup.py for its steps, as on a machine with a CUDA build of torch.
+# Prints setup.py's build steps, as on a machine with a CUDA build of torch.
 STEPS = """
 import json, runpy, sys
 from pathlib import Path
@@ -31,12 +31,12 @@ NVDISASM = "triton/backends/nvidia/bin/nvdisasm"
 
 
 class Kernel(NamedTuple):
-    """What is asked of a kernel's machine code.
+    """Requirements on a kernel's machine code.
 
     Args:
-        count: how many of that name there are, one for each dtype or more.
-        registers: of a thread at most; 80 leave room for three blocks of 256 threads.
-        loads: of 16 bytes that are on their way before the first of them is used.
+        count: number of kernels with that name, at least one for each dtype.
+        registers: maximum registers of a thread; 80 allow three blocks of 256 threads.
+        loads: number of 16-byte loads that are issued before the first of them is used.
     """
 
     count: int
@@ -75,7 +75,7 @@ OPERATORS = {
     "logit_kl_out",
     "logit_kl_gradient_",
 }
-# Loads a library beside that for a CPU, and tells what is registered.
+# Loads a library in addition to that for a CPU, and prints what is registered.
 REGISTERED = """
 import json, sys
 import torch
@@ -91,7 +91,7 @@ for schema in torch._C._jit_get_all_schemas():
         }
 print(json.dumps(found))
 """
-# What a library for CUDA wants of libtorch_cuda.so, where torch has none.
+# The symbols of libtorch_cuda.so that a library for CUDA needs, if torch has no such library.
 OF_CUDA = (
     "aoti_torch_get_current_cuda_stream",
     "torch_c10_cuda_check_msg",
@@ -123,7 +123,7 @@ def link(commands: list[list[str]]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reports(commands: list[list[str]], folder: Path) -> list[str]:
-    """What ptxas says of every kernel on every architecture; the machine code is in `folder`."""
+    """ptxas's output for every kernel on every architecture; the machine code is in `folder`."""
     extra = ["-Xptxas=-v", "--keep", f"--keep-dir={folder}"]
 
     def compile_one(command: list[str]) -> str:
@@ -136,7 +136,7 @@ def reports(commands: list[list[str]], folder: Path) -> list[str]:
 
 
 def name_of(mangled: str) -> str:
-    """`part_kernel` of `_ZN8fastgrow4cuda…11part_kernelINS0_…`, whose length stands before it."""
+    """Return `part_kernel` for `_ZN8fastgrow4cuda…11part_kernelINS0_…`; 11 is its length."""
     found = [name for name in KERNELS if f"{len(name)}{name}" in mangled]
     assert len(found) == 1, mangled
     return found[0]
@@ -161,12 +161,12 @@ def test_no_kernel_spills_or_takes_too_many_registers(reports: list[str]) -> Non
 
 @pytest.mark.slow
 def test_loads_of_sixteen_bytes_are_in_flight(reports: list[str], folder: Path) -> None:
-    """And from global memory: a pointer that comes out of shared memory does not say so itself."""
+    """Also from global memory: a pointer read from shared memory has no known address space."""
     disassembler = Path(torch.__file__).parents[1] / NVDISASM
     if not disassembler.is_file():
         pytest.skip("triton's nvdisasm is not here")
     seen = set()
-    # What triton brings may not know the newest architecture.
+    # The ptxas in triton may not support the newest architecture.
     for cubin in (
         c for capability in (80, 90) for c in folder.glob(f"*compute_{capability}.cubin")
     ):
@@ -187,7 +187,7 @@ def test_loads_of_sixteen_bytes_are_in_flight(reports: list[str], folder: Path) 
 def test_the_library_loads_and_its_operators_are_those_of_a_cpu(
     reports: list[str], link: list[str], folder: Path
 ) -> None:
-    """But for the plan and memory for parts of rows, which a GPU wants besides."""
+    """Except for the plan and memory for parts of rows, which a GPU needs in addition."""
     assert reports
     libraries = Path(torch.__file__).parent / "lib"
     if not (libraries / "libtorch_cuda.so").is_file():
@@ -195,8 +195,8 @@ def test_the_library_loads_and_its_operators_are_those_of_a_cpu(
         stub.write_text("".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in OF_CUDA))
         run("cc", "-shared", "-fPIC", stub, "-o", folder / "libtorch_cuda.so", cwd=folder)
     run(*link, f"-L{folder}", f"-Xlinker=-rpath={folder}", cwd=folder)
-    said = run(sys.executable, "-c", REGISTERED, folder / "_C_cuda.so", cwd=ROOT)
-    found = json.loads(said.splitlines()[-1])
+    printed = run(sys.executable, "-c", REGISTERED, folder / "_C_cuda.so", cwd=ROOT)
+    found = json.loads(printed.splitlines()[-1])
     assert {name for name, operator in found["cuda"].items() if operator["has_kernel"]} == OPERATORS
     for name in OPERATORS & {*found["native"]} - {"probability_mean_out"}:
         of_gpu = [x for x in found["cuda"][name]["arguments"] if x[0] not in ("plan", "parts")]

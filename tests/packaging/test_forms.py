@@ -1,4 +1,4 @@
-"""Wheel, sdist and editable install each hold the kernels and shadow nobody else's."""
+"""Wheel, sdist and editable install each have the kernels and shadow no other package's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from conftest import PROBE, pip, python_with, run
 
 pytestmark = pytest.mark.slow
-# Another project's package of that name has a file to begin with; ours would be a bare folder.
+# Another project's package of that name has an __init__.py; ours would be a folder without one.
 NO_TOP_LEVEL = (
     "import importlib.util as u; s = u.find_spec('kernels'); assert s is None or s.origin"
 )
@@ -42,7 +42,7 @@ def test_sdist(tree: Path, elsewhere: Path, tmp_path: Path) -> None:
     assert {"LICENSE", "NOTICE", "setup.py", "kernels/probe.py", *sources} <= names
     site = tmp_path / "site"
     pip("install", archive, "--target", site, cwd=elsewhere, FASTGROW_BUILD_EXT="0")
-    expected = "probe fastgrow._C is not available: FASTGROW_BUILD_EXT=0 asked to leave it out"
+    expected = "probe fastgrow._C is not available: FASTGROW_BUILD_EXT=0 excludes it"
     assert python_with(site, PROBE, cwd=elsewhere).strip() == expected
     python_with(site, NO_TOP_LEVEL, cwd=elsewhere)
 

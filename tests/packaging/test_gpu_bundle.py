@@ -1,4 +1,4 @@
-"""`make gpu-bundle`: its size, and its `run.sh` with a stand-in for the suite."""
+"""`make gpu-bundle`: its size, and its `run.sh` with a fake suite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-# Writes what it was told and sees, and more files than may come back.
+# Writes its arguments and environment, and more files than allowed.
 SUITE = """
     import json, os, pathlib, subprocess, sys, time
     import fastgrow, carried
@@ -54,7 +54,7 @@ def bundle() -> SimpleNamespace:
 
 @pytest.fixture
 def run_sh(tmp_path: Path) -> Run:
-    """Runs run.sh at the root of a small tree, whose `fastgrow` lacks kernels and extensions."""
+    """Runs run.sh in the root of a small tree, whose `fastgrow` has no kernels and extensions."""
     tree = tmp_path / "tree"
     files = {
         "benchmarks/__init__.py": "",
@@ -100,7 +100,7 @@ def test_run_uses_what_was_brought_and_packs_what_goes_back(run_sh: Run, tmp_pat
     earlier.mkdir()
     (earlier / "record.jsonl").write_text("an earlier case\n")
     done = run_sh(out, earlier, "--", "--only", "mlp", SUITE_STATUS="3")
-    # The suite's own status: some row was wrong.
+    # The suite's exit status: some row was wrong.
     assert done.returncode == 3, done.stdout + done.stderr
     seen = json.loads((out / "results.json").read_text())
     assert seen["built"] == "the bundle's"
@@ -110,7 +110,7 @@ def test_run_uses_what_was_brought_and_packs_what_goes_back(run_sh: Run, tmp_pat
     given = seen["arguments"]
     assert given[0] == "gpu"
     assert given[-2:] == ["--only", "mlp"]
-    # Nine minutes, less the set-up and what is kept for packing.
+    # Nine minutes, less the setup and the time reserved for packing.
     assert 7 < float(given[given.index("--minutes") + 1]) <= 530 / 60
     assert (out / "record.jsonl").read_text() == "an earlier case\na case\n"
     assert "the suite was here" in (out / "log.txt").read_text()
@@ -152,5 +152,7 @@ def test_size_is_limited(bundle: SimpleNamespace, tmp_path: Path) -> None:
         file.truncate(bundle.MOST_BYTES)
     assert bundle.check_size(tmp_path) == bundle.MOST_BYTES
     (tmp_path / "one").write_text("1")
-    with pytest.raises(bundle.BundleError, match=r"allowed are 30; .*substrate/large \(30\.0 MB\)"):
+    with pytest.raises(
+        bundle.BundleError, match=r"at most 30 MB are allowed; .*substrate/large \(30\.0 MB\)"
+    ):
         bundle.check_size(tmp_path)

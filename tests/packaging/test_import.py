@@ -1,4 +1,4 @@
-"""`import fastgrow` costs nothing and asks for nothing that may be missing."""
+"""`import fastgrow` is fast and needs no optional dependency."""
 
 from __future__ import annotations
 

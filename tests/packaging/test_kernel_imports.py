@@ -1,4 +1,4 @@
-"""The arrows around `kernels/`, which import-linter cannot see, and who imports what of `ops`."""
+"""Imports from and to `kernels/`, which import-linter cannot check, and imports from `ops`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_only_operations_import_kernels() -> None:
 
 
 FOLDERS = {module.name for module in pkgutil.iter_modules(ops.__path__)}
-# One stands in for the device that the operations ask about, one times a step of an operation, one
-# writes the entries that they look up, and one tells how they cut up a GPU's work.
+# One replaces the device that the operations query, one times a step of an operation, one writes
+# the entries that they look up, and one shows how they divide a GPU's work.
 INSIDERS = (
     "benchmarks/stubbed.py",
     "benchmarks/cases/ensemble_loss.py",

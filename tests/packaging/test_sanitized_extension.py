@@ -1,4 +1,4 @@
-"""The extension's memory accesses and arithmetic, watched by the compiler's sanitizers."""
+"""The extension's memory accesses and arithmetic, checked by the compiler's sanitizers."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def test_operations_under_address_and_undefined_behaviour_sanitizers() -> None:
     if done.returncode == NO_SANITIZER:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    # Those of every instruction set ran, and those of the kernels for a GPU.
+    # The tests of every instruction set ran, and those of the GPU kernels.
     assert done.stdout.count(" passed") == 4

@@ -1,4 +1,4 @@
-"""Texts and studies for the tests here."""
+"""Texts and studies for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgrow.study.plan import Study
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the study's texts are."""
+    """The folder of the study's texts."""
     path = tmp_path_factory.mktemp("texts")
     (path / "latin.txt").write_text(words("abcdefgh", 1), encoding="utf-8")
     (path / "greek.txt").write_text(words("αβγδεζηθ", 2), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A study small enough for tests: two alphabets, models of a few thousand numbers."""
+"""A study small enough for tests: two alphabets, models of a few thousand parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cell of each committed study comes again from its seed."""
+"""A result of each committed study can be reproduced from its seed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "results" / "study"
-# Where the printed digits were seen again, beside the record's own versions and instructions; other
-# libraries' choices and other processors add in another order.
+# Versions and instruction sets with which the printed digits were reproduced, in addition to those
+# in the record; other libraries and processors add in another order.
 CPU = "AMD"
 NUMPY_BLAS = ("openblas Haswell", "openblas Zen", "openblas SkylakeX")
 

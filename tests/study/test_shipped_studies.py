@@ -1,4 +1,4 @@
-"""The shipped studies say what they are said to say."""
+"""The shipped studies have the documented settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_shipped_study_is_read(name: str) -> None:
     settings = study(name)
     assert settings.name == name
     assert len(settings.seeds) >= 3
-    # `fastgrow grow` lists its own configurations alone.
+    # `fastgrow grow` lists its own configurations only.
     assert name not in shipped_configs()
 
 
@@ -47,7 +47,7 @@ def test_the_composition_study_has_every_rule() -> None:
 
 
 def size(settings: StudySettings, training: str) -> int:
-    """Numbers in a training's model, the frozen table left out."""
+    """Return the number of parameters of a training's model without the token table."""
     width: dict[str, Any] = {
         "vocab_size": settings.substrate.max_size,
         "n_embed": settings.substrate.n_components,
@@ -89,8 +89,8 @@ def test_the_first_growth_study_has_every_control_at_equal_tokens_or_operations(
     assert {training.control for training in settings.trainings.values()} == set(CONTROLS)
     assert settings.schedule is not None
     for name, training in settings.trainings.items():
-        # Not scaled by a factor of its own, so that these are the tokens it trains on, or those
-        # that are cut to as many operations as the grown model's.
+        # Without a separate factor, so that these are the tokens it trains on, or those that are
+        # scaled to as many FLOPs as the grown model's.
         assert training.tokens == 1
         assert training.equal_flops_to == ("grown" if "flops" in name else None)
         schedule = training.schedule or settings.schedule

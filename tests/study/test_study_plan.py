@@ -1,4 +1,4 @@
-"""A run's name follows from all that decides its numbers, and from nothing else."""
+"""A run's name depends on everything that affects its results, and on nothing else."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_stated_leaves_defaults_out_at_every_depth() -> None:
     assert stated({"x": [schedule]}) == {
         "x": [{"stages": [{"tokens": 5}, {"blocks": 2, "tokens": 7, "lr": 0.1}]}]
     }
-    # What records from before there was a schedule over the run stand for.
+    # The settings of records from before there was a learning-rate schedule over the run.
     before = TrainConfig(schedule="per-stage", min_lr_ratio=0.1, betas=(0.9, 0.99))
     assert stated(before) == {"betas": [0.9, 0.99]}
     assert stated(TrainConfig()) == {"schedule": "wsd", "min_lr_ratio": 0.0}
@@ -169,23 +169,23 @@ def test_cost_grows_with_what_trains() -> None:
     ("entries", "message"),
     [
         ({"trainings": {"a": {"texts": {"latn": 1}}}}, r"trainings\.a\.texts: there is no 'latn'"),
-        ({"trainings": {"a": {"texts": {"latin": 0}}}}, "shares above 0"),
-        ({"trainings": {"a/b": {"texts": {"latin": 1}}}}, "'a/b' is no name"),
+        ({"trainings": {"a": {"texts": {"latin": 0}}}}, "weights above 0"),
+        ({"trainings": {"a/b": {"texts": {"latin": 1}}}}, "'a/b' is not a valid name"),
         ({"evaluate": ["french"]}, "evaluate: there is no 'french'"),
         ({"evaluate": []}, "at least one text"),
         ({"seeds": [1, 1]}, "different numbers"),
-        ({"schedule": None}, "neither it nor the study has a schedule"),
+        ({"schedule": None}, r"trainings\.a\.schedule: is missing"),
         ({"nmae": "x"}, "did you mean 'name'"),
         ({"trainings": {"a": {"texts": {"latin": 1}, "control": "grwn"}}}, "expected one of grown"),
         ({"trainings": {"a": {"texts": {"latin": 1}, "part": [3, 3]}}}, "0 ≤ i < n"),
         ({"trainings": {"a": {"texts": {"latin": 1}, "equal_flops_to": "z"}}}, "no 'z'"),
         ({"ensembles": {"e": {"experts": ["z"], "rules": {"m": {"rule": {}}}}}}, "no 'z'"),
-        ({"ensembles": {"e": {"experts": ["a"], "rules": {"m": {}}}}}, "either rule or choose"),
+        ({"ensembles": {"e": {"experts": ["a"], "rules": {"m": {}}}}}, "exactly one of rule and"),
         ({"documents": {"characters": 0}}, "at least 1, got 0"),
     ],
     ids=str,
 )
-def test_a_study_that_makes_no_sense_is_refused(entries: dict[str, Any], message: str) -> None:
+def test_an_invalid_study_is_rejected(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(**entries)
 

@@ -14,7 +14,7 @@ import pytest
 from fastgrow.errors import ConfigError, FastgrowError
 from fastgrow.study.pool import Job, run_jobs
 
-# Appends "begin"/"end" lines to a file that all jobs share, and minds its own business between.
+# Appends "begin" and "end" lines to a file that all jobs share, and sleeps in between.
 TRACE = """
 import sys, time
 label, file, seconds = sys.argv[1:]
@@ -34,12 +34,12 @@ def trace(folder: Path) -> list[str]:
 
 
 def test_a_job_waits_for_what_it_needs(tmp_path: Path) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     jobs = [traced("c", tmp_path, needs=("a", "b")), traced("a", tmp_path), traced("b", tmp_path)]
-    run_jobs(jobs, 3, said.append)
+    run_jobs(jobs, 3, lines.append)
     lines = trace(tmp_path)
     assert lines[-2:] == ["begin c", "end c"]
-    assert said[-1] == "3/3 c"
+    assert lines[-1] == "3/3 c"
 
 
 def test_no_more_run_at_once_than_allowed(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_no_more_run_at_once_than_allowed(tmp_path: Path) -> None:
 
 
 def test_two_do_run_at_once(tmp_path: Path) -> None:
-    # Each waits until the other has begun: one after the other they would never end.
+    # Each waits until the other has started: one after the other, they would never end.
     meet = """
 import sys, time, pathlib
 mine, other = map(pathlib.Path, sys.argv[1:])
@@ -71,7 +71,7 @@ def test_a_failure_is_told_with_its_last_line_and_stops_the_rest(tmp_path: Path)
     assert not (tmp_path / "trace").exists()
 
 
-# Says when it is ready, and writes down how many signals came within a while after the first.
+# Signals that it is ready, and writes the number of signals received soon after the first one.
 SAVES = """
 import pathlib, signal, sys, time
 count = 0
@@ -103,7 +103,7 @@ except Interrupted as error:
 
 def test_ctrl_c_reaches_each_job_once_and_is_waited_for(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.saved" for name in "abc"]
-    # In a session of its own: Ctrl-C in a terminal comes to the whole process group.
+    # In a new session, because Ctrl-C in a terminal reaches the whole process group.
     pool = subprocess.Popen(
         [sys.executable, "-c", POOL, SAVES, *map(str, paths)],
         start_new_session=True,
@@ -115,8 +115,8 @@ def test_ctrl_c_reaches_each_job_once_and_is_waited_for(tmp_path: Path) -> None:
         time.sleep(0.01)
     os.killpg(pool.pid, signal.SIGINT)
     said, _ = pool.communicate()
-    assert "3 of 3 jobs to go" in said
-    assert "the same command goes on" in said
+    assert "3 of 3 jobs unfinished" in said
+    assert "run the same command again to resume" in said
     assert [path.read_text() for path in paths[:2]] == ["1", "1"]
     assert not paths[2].with_suffix(".ready").exists()
 

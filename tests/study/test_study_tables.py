@@ -1,4 +1,4 @@
-"""Tables say what results.json says."""
+"""Tables have the numbers of results.json."""
 
 from __future__ import annotations
 
@@ -210,13 +210,13 @@ def test_the_command_prints_the_table_as_markdown(
     assert capsys.readouterr().out.splitlines()[-1].startswith("| duo: mean |")
     assert main(["study", "--table", "rules", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[2] == "| mean | 1.25 ± 0.35 |"
-    for wrong in (
-        ["--table", "bist"],
-        ["--table", "difference"],
-        ["--table", "cost", "--rules", "mean"],
+    for wrong, message in (
+        (["--table", "bist"], "--table: expected one of"),
+        (["--table", "difference"], "--table difference: "),
+        (["--table", "cost", "--rules", "mean"], "--rules: "),
     ):
         assert main(["study", *wrong, str(tmp_path)]) == 1
-        assert capsys.readouterr().err.startswith(f"fastgrow: {wrong[-2]}: ")
+        assert capsys.readouterr().err.startswith(f"fastgrow: {message}")
 
 
 def test_the_page_holds_tables_and_figures(tmp_path: Path) -> None:
@@ -234,6 +234,6 @@ def test_compact_json_is_json_in_lines() -> None:
     text = compact_json(RESULTS)
     assert json.loads(text) == RESULTS
     assert text.endswith("}\n")
-    # A stage a line, so that a diff shows what changed.
+    # One stage per line, so that a diff shows what changed.
     assert sum(line.count('"depth"') == 1 for line in text.splitlines()) == 6
     assert json.loads(compact_json({"a": 1})) == {"a": 1}

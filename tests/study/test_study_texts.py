@@ -1,4 +1,4 @@
-"""Texts of a study: what goes where, and what the vocabulary holds."""
+"""Texts of a study: their splits and the vocabulary."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_a_text_is_cut_to_so_many_characters(folder: Path) -> None:
 def test_the_first_folder_that_has_a_file_gives_it(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_text("x" * 150 + "\n", encoding="utf-8")
     sizes = DocumentSettings(characters=100, validation=1, test=1, tuning=1)
-    with pytest.raises(DataError, match="all went to validation"):
+    with pytest.raises(DataError, match="no document is left for training"):
         read_documents("text", TextSettings(["latin.txt"]), sizes, [tmp_path, folder])
     assert read_documents("text", TextSettings(["greek.txt"]), sizes, [tmp_path, folder]).train
 
 
 def test_a_missing_file_says_where_it_was_looked_for(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.txt: no such file below .*--data"):
+    with pytest.raises(ConfigError, match=r"nothing\.txt: no such file in .*--data"):
         read(folder, "nothing.txt")
 
 
@@ -85,7 +85,7 @@ def test_parts_are_disjoint_and_make_up_the_text(folder: Path, tmp_path: Path) -
     parts = [both.text("latin", (i, 3)).train for i in range(3)]
     assert sum(part.n_documents for part in parts) == whole.n_documents
     assert len({part.digest for part in parts}) == 3
-    # Parts are for training alone: all are measured on the same text.
+    # Parts are for training only: all are measured on the same text.
     assert both.text("latin", (0, 3)).test.digest == both.text("latin").test.digest
 
 
@@ -99,11 +99,11 @@ def test_the_tuning_text_is_no_other(folder: Path, tmp_path: Path) -> None:
     assert not any(text in decoded for text in both.texts["latin"].test)
 
 
-def test_a_tuning_text_of_one_document_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_tuning_text_of_one_document_is_rejected(folder: Path, tmp_path: Path) -> None:
     sizes = DocumentSettings(characters=100, validation=100, test=100, tuning=1)
     text = read_documents("latin", TextSettings(["latin.txt"]), sizes, [folder])
     made = build_substrate({"latin": text}, StudySubstrate(max_size=20, n_components=8))
     with pytest.raises(
-        DataError, match=r"'latin': its tuning text is 1 document.*documents\.tuning"
+        DataError, match=r"'latin': expected at least 2 tuning.*got 1.*documents\.tuning"
     ):
         Corpus({"latin": text}, made, tmp_path).tuning(["latin"])
