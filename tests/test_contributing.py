@@ -18,9 +18,13 @@ PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
 PACKAGE = Path(fastgrow.__file__).parent
 BLOCK = re.compile(r"```python\n# (new|add to) (\S+)\n(.*?)```", re.S)
 MOST_FILES, MOST_STEPS = 5, 10
+OPERATION, COMMAND = (
+    re.split(r"^## ", PAGE.split(f"\n## {title}\n")[1], flags=re.M)[0]
+    for title in ("Add an operation", "Add a command")
+)
 
 
-def with_the_operation(folder: Path) -> Path:
+def with_blocks(section: str, folder: Path) -> Path:
     """A copy of the package and of the harness, with the page's files."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, folder / "fastgrow", ignore=ignored)
@@ -31,7 +35,7 @@ def with_the_operation(folder: Path) -> Path:
         target = folder / "tests" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "tests" / name, target)
-    for kind, name, text in BLOCK.findall(PAGE):
+    for kind, name, text in BLOCK.findall(section):
         path = folder / name if name.startswith("fastgrow") else folder / "fastgrow" / name
         assert path.exists() == (kind == "add to"), name
         path.parent.mkdir(exist_ok=True)
@@ -62,22 +66,37 @@ def harness(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_steps_and_files_are_few() -> None:
-    assert len(re.findall(r"^\*\*\d+\. ", PAGE, re.M)) <= MOST_STEPS
-    kinds = [kind for kind, _, _ in BLOCK.findall(PAGE)]
+    assert len(re.findall(r"^\*\*\d+\. ", OPERATION, re.M)) <= MOST_STEPS
+    kinds = [kind for kind, _, _ in BLOCK.findall(OPERATION)]
     assert 3 <= kinds.count("new") <= MOST_FILES
 
 
 def test_the_steps_make_an_operation(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    done = harness(with_the_operation(tmp_path))
+    done = harness(with_blocks(OPERATION, tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 @pytest.mark.slow
 def test_the_harness_finds_a_wrong_gradient(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    folder = with_the_operation(tmp_path)
+    folder = with_blocks(OPERATION, tmp_path)
     kernel = folder / "fastgrow" / "kernels" / "relu_squared.py"
     kernel.write_text(kernel.read_text().replace("* 2 * x", "* 2.001 * x"))
     broken = harness(folder)
     assert "relu_squared triton, 1: error" in broken.stdout, broken.stdout[-3000:]
+
+
+def test_the_steps_make_a_command(tmp_path: Path) -> None:
+    folder = with_blocks(COMMAND, tmp_path)
+    model = fastgrow.Decoder(fastgrow.DecoderConfig(50, 16, n_head=2, embedding="trainable"))
+    model.save(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastgrow", "count", "model"],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"{model.num_parameters():,}\n", done.stderr

@@ -266,7 +266,7 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
 
 
 def _one_of(base: Any, value: Any) -> Any:
-    """Convert `value` to the first subclass of `base`, such as `StopCriterion`, that has its fields."""
+    """Convert `value` to the first subclass of `base` (`StopCriterion`) that has its fields."""
     for kind in base.__subclasses__():
         names = {f.name for f in dataclasses.fields(kind)}
         if isinstance(value, Mapping) and names.issuperset(value):
