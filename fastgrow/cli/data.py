@@ -31,8 +31,8 @@ def prepare(
     ] = False,
 ) -> None:
     """Tokenize a corpus, split by document, and print what it holds."""
+    from fastgrow import _terminal
     from fastgrow.cli.settings import SourceSettings
-    from fastgrow.report import table_text
     from fastgrow.substrate import Substrate
     from fastgrow.training import TextData
 
@@ -48,4 +48,4 @@ def prepare(
             ("test", data.test),
         )
     ]
-    typer.echo(table_text(["split", "documents", "tokens", "characters"], rows))
+    _terminal.show(_terminal.table(["split", "documents", "tokens", "characters"], rows))

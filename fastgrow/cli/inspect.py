@@ -14,10 +14,11 @@ def inspect(
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("runs/support.html"),
 ) -> None:
     """Colour a text by the expert that supports each token, and print each expert's bits."""
+    from fastgrow import _terminal
     from fastgrow.cli.models import load_model
     from fastgrow.compose import Ensemble, token_support
     from fastgrow.errors import ConfigError
-    from fastgrow.report import table_text, write_heat_strip
+    from fastgrow.report import write_heat_strip
 
     ensemble = load_model(model)
     if not isinstance(ensemble, Ensemble):
@@ -29,5 +30,5 @@ def inspect(
         for name in ensemble.names
     ]
     rows.append(["together", f"{sum(s.merged_bits for s in supports) / len(supports):.3f}"])
-    typer.echo(table_text(["expert", "bits a token"], rows))
+    _terminal.show(_terminal.table(["expert", "bits a token"], rows))
     typer.echo(f"{out}")

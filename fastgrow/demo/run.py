@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastgrow import _files, report
+from fastgrow import _files, _terminal, report
 from fastgrow.compose import Ensemble, Mean
 from fastgrow.demo.findings import composition_findings, growth_findings
 from fastgrow.demo.measure import Matrix, measure_matrix
@@ -25,6 +26,9 @@ from fastgrow.demo.specialists import (
 from fastgrow.growth import GrowthResult
 from fastgrow.nn import Decoder
 from fastgrow.substrate.picture import glyph_sheet
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PROMPTS = {
     "Latin": "Everyone has the right to ",
@@ -58,9 +62,9 @@ def run_demo(settings: DemoSettings, out: Path, *, quiet: bool = False) -> DemoR
     """
     started = time.perf_counter()
 
-    def say(text: str = "") -> None:
+    def say(*parts: str | Table) -> None:
         if not quiet:
-            print(text, flush=True)
+            _terminal.show(*parts)
 
     texts = prepare_texts(settings.d_model, out / "tokens")
     say(f"substrate: {len(texts.substrate)} tokens drawn as glyphs, never trained")
@@ -76,14 +80,18 @@ def run_demo(settings: DemoSettings, out: Path, *, quiet: bool = False) -> DemoR
     result = DemoResult(growth, matrix, samples, findings, time.perf_counter() - started)
     _write(result, texts, settings, out)
 
-    say("\nBits per character on the specialist's own test text, by depth and beside its controls")
-    say(report.table_text(*depth_table(growth)))
-    say("\nBits per character of experts and of the composed model, by test text")
-    say(report.table_text(*matrix_table(matrix)))
-    say()
-    for sentence in findings:
-        say(f"- {sentence}")
-    say(f"\nreport: {out / 'report.html'}  ({result.seconds:.0f} s)")
+    say(
+        "",
+        "Bits per character on each specialist's own test text, by depth, and of its controls",
+        _terminal.table(*depth_table(growth)),
+        "",
+        "Bits per character of the experts and the composed model, by test text",
+        _terminal.table(*matrix_table(matrix)),
+        "",
+        *(f"- {sentence}" for sentence in findings),
+        "",
+        f"report: {out / 'report.html'}  ({result.seconds:.0f} s)",
+    )
     return result
 
 

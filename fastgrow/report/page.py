@@ -92,15 +92,3 @@ class Report:
             f'<a href="#{html.escape(h.anchor)}">{html.escape(h.text)}</a>' for h in headings
         )
         return f"<nav>{links}</nav>\n"
-
-
-def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join([first, *rest])
-
-    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])

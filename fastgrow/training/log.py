@@ -1,18 +1,21 @@
-"""What a run tells while it runs: one live line, metrics.jsonl, TensorBoard."""
+"""The log of a run: progress on the terminal, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from fastgrow import _terminal
 from fastgrow.errors import CheckpointError
 from fastgrow.training.event_file import EventFile
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
@@ -21,23 +24,24 @@ _LIVE_SECONDS = 0.1
 class RunLog:
     """The log of one run, which may consist of several trainings one after the other.
 
-    On a terminal one line is rewritten in place; elsewhere a plain line appears at most every 15
-    seconds. Rows go to `metrics.jsonl` and, where TensorBoard is installed, to an event file.
+    On a terminal, a progress line is rewritten in place. If the stream is not a terminal, a plain
+    line is written at most every 15 seconds. Rows of metrics are written to `metrics.jsonl` and, if
+    TensorBoard is installed, to an event file.
 
-    A row is one JSON object: "step" counts within a training, "global_step" over the run, and the
-    training's labels ("stage", "depth", …) are in every row. The file's length is part of
-    `state_dict`: loading a state cuts off the rows that were written after it, so a resumed run's
-    file holds each step once, as if nothing had happened.
+    A row is one JSON object. "step" counts the steps of a training, "global_step" those of the run,
+    and the labels of the training ("stage", "depth", …) are in every row. The length of the file is
+    part of `state_dict`: loading a state removes the rows that were written after it, so the file
+    of a resumed run has each step once.
 
     Args:
-        folder: of metrics.jsonl; None writes no files.
-        stream: of the lines; None takes standard error.
-        quiet: write no lines.
-        tensorboard: write event files too, if the package is there.
+        folder: folder of metrics.jsonl; None writes no files.
+        stream: where progress lines are written; None selects standard error.
+        quiet: write no progress lines.
+        tensorboard: also write event files, if TensorBoard is installed.
 
     Raises:
-        CheckpointError: the folder cannot be written; later, from any method that writes a row, the
-            disk is full.
+        CheckpointError: the folder cannot be written. Methods that write a row also raise it, for
+            example if the disk is full.
     """
 
     def __init__(
@@ -51,8 +55,8 @@ class RunLog:
         self.folder = None if folder is None else Path(folder)
         self._stream = stream if stream is not None else sys.stderr
         self._quiet = quiet
-        self._live = not quiet and self._stream.isatty()
-        self._live_width = 0
+        self._rewrites = _terminal.can_rewrite(self._stream)
+        self._live: Live | None = None
         self._last_line = 0.0
         self._labels: dict[str, Any] = {}
         self._base = 0
@@ -72,53 +76,55 @@ class RunLog:
         return self.folder / "metrics.jsonl"
 
     def begin(self, labels: Mapping[str, Any]) -> None:
-        """A training begins, or goes on if the labels are those of the one before."""
+        """Start a training, or continue the last one if it has the same labels."""
         if dict(labels) != self._labels:
             self._labels = dict(labels)
             self._base = self._global_step
             self._latest = {}
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write one row of metrics at a step of the training."""
+        """Write one row of metrics for a step of the training."""
         self._global_step = self._base + step
         self._write({"step": step, "global_step": self._global_step, **self._labels, **values})
         for name, value in values.items():
             self._scalar(name, value)
 
     def event(self, name: str, text: str | None = None, **values: Any) -> None:
-        """Write a row that is not of a step ("boundary", "resumed", …), and a line of text."""
+        """Write a row for an event ("boundary", "resumed", …), and a line of text if given."""
         self._write({"event": name, "global_step": self._global_step, **self._labels, **values})
         if text is not None:
             self.print(text)
 
     def progress(self, step: int, steps: int, values: Mapping[str, Any], *, seconds: float) -> None:
-        """Show where the training stands.
+        """Show the progress of the training.
 
         Args:
-            step: steps done.
-            steps: steps in all.
-            values: newest values; earlier ones that are not among them stay shown.
-            seconds: expected time to the end.
+            step: number of steps done.
+            steps: number of all steps of the training.
+            values: latest values. Values from earlier calls that are not among them stay shown.
+            seconds: estimated remaining time in seconds.
         """
         self.note(values)
         now = time.monotonic()
-        due = _LIVE_SECONDS if self._live else _PLAIN_SECONDS
+        due = _LIVE_SECONDS if self._rewrites else _PLAIN_SECONDS
         if self._quiet or (now - self._last_line < due and step < steps):
             return
         self._last_line = now
-        width = shutil.get_terminal_size().columns - 1 if self._live else None
-        line = format_line(step, steps, self._labels, self._latest, seconds, width)
-        if self._live:
-            self._rewrite(line[:width])
-        else:
+        line = format_line(step, steps, self._labels, self._latest, seconds)
+        if not self._rewrites:
             self.print(line)
+            return
+        if self._live is None:
+            self._live = _terminal.live_line(self._stream)
+            self._live.start()
+        self._live.update(line, refresh=True)
 
     def note(self, values: Mapping[str, Any]) -> None:
         """Remember values for the next progress line."""
         self._latest.update(values)
 
     def print(self, text: str) -> None:
-        """Write a line that stays."""
+        """Write a line that is not overwritten by later progress."""
         if self._quiet:
             return
         self.clear_line()
@@ -126,14 +132,13 @@ class RunLog:
         self._stream.flush()
 
     def clear_line(self) -> None:
-        """Take the live line away, so that other output starts on a clean line."""
-        if self._live_width:
-            self._stream.write("\r" + " " * self._live_width + "\r")
-            self._stream.flush()
-            self._live_width = 0
+        """Remove the progress line, so that other output starts on an empty line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def state_dict(self) -> dict[str, Any]:
-        """How much has been written, and where in the run that was."""
+        """Return the length of metrics.jsonl, the labels, and the step of the run."""
         size = 0
         if self._file is not None:
             self._file.flush()
@@ -146,20 +151,20 @@ class RunLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; rows written after it are dropped from metrics.jsonl."""
+        """Continue from `state` and remove the rows that were written after it."""
         self._base = int(state["base"])
         self._global_step = int(state["global_step"])
         self._labels = dict(state["labels"])
         if self._file is not None:
             self._file.flush()
-            # The file may be another, shorter one (moved away, a new folder): nothing is cut then.
+            # The file is shorter if it was moved away or the folder is new: keep all of it then.
             if self._metrics_path.stat().st_size > state["bytes"]:
                 self._file.truncate(state["bytes"])
 
     def close(self) -> None:
         """Flush and close the files."""
         self.clear_line()
-        # Rows are flushed as they are written: what is left here is a row that could not be.
+        # Rows are flushed when they are written. Only a row that failed to be written is left here.
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -187,11 +192,6 @@ class RunLog:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
-    def _rewrite(self, line: str) -> None:
-        self._stream.write("\r" + line.ljust(self._live_width))
-        self._stream.flush()
-        self._live_width = len(line)
-
     def _scalar(self, name: str, value: Any) -> None:
         if self.folder is None or not self._tensorboard or isinstance(value, bool | str):
             return
@@ -211,36 +211,20 @@ def format_line(
     labels: Mapping[str, Any],
     values: Mapping[str, Any],
     seconds: float,
-    width: int | None = None,
 ) -> str:
-    """One line: labels, progress, loss, bits per character, speed, time to go.
-
-    Where it is wider than `width`, what matters least is left out.
-    """
-    parts = {name: f"{name} {label}" for name, label in labels.items() if name not in _COUNTS}
+    """Return labels, progress, loss, bits per character, speed and remaining time as one line."""
+    parts = [f"{name} {label}" for name, label in labels.items() if name not in _COUNTS]
     if "active_parameters" in labels:
         active = format_count(labels["active_parameters"])
-        parts["active"] = f"{active}/{format_count(labels['total_parameters'])} active"
-    parts["step"] = f"step {step:,}/{steps:,}"
-    for key, template in _SHOWN.items():
-        if key in values:
-            parts[key] = template.format(values[key])
+        parts.append(f"{active}/{format_count(labels['total_parameters'])} active")
+    parts.append(f"step {step:,}/{steps:,}")
+    parts += [form.format(values[name]) for name, form in _SHOWN.items() if name in values]
     if "tokens_per_second" in values:
-        parts["speed"] = f"{format_count(values['tokens_per_second'])} tok/s"
-    parts["eta"] = f"ETA {format_seconds(seconds)}"
-    line = " · ".join(parts.values())
-    for name in _SPARED:
-        if width is None or len(line) <= width:
-            return line
-        parts.pop(name, None)
-        line = " · ".join(parts.values())
-    if width is not None and len(line) > width:
-        line = line.replace(" · ", " ").replace(" active ", " ")
-    return line
+        parts.append(f"{format_count(values['tokens_per_second'])} tok/s")
+    return " · ".join([*parts, f"ETA {format_seconds(seconds)}"])
 
 
 _COUNTS = frozenset({"active_parameters", "total_parameters"})
-_SPARED = ("run", "step", "validation_bits_per_character")
 _SHOWN = {
     "loss": "loss {:.3f}",
     "bits_per_character": "{:.3f} bits/char",
@@ -249,7 +233,7 @@ _SHOWN = {
 
 
 def format_count(value: float) -> str:
-    """Three digits and a unit: 950, 12.6K, 105M."""
+    """Format a number with three digits and a unit: 950, 12.6K, 105M."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -257,7 +241,7 @@ def format_count(value: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """0:07, 12:30 or 3:02:00."""
+    """Format a time as 0:07, 12:30 or 3:02:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
