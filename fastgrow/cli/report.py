@@ -29,7 +29,7 @@ def report(
 ) -> None:
     """Make one self-contained HTML page of whatever a run's folder holds."""
     from fastgrow.info import device
-    from fastgrow.report import Wishes, write_page
+    from fastgrow.report import PageOptions, write_page
 
-    wishes = Wishes(text, neighbours, seed, device(), not records_only)
-    typer.echo(f"{write_page(folder, out, wishes=wishes)}")
+    options = PageOptions(text, neighbours, seed, device(), not records_only)
+    typer.echo(f"{write_page(folder, out, options=options)}")
