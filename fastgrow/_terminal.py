@@ -53,8 +53,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool
 
     made = Table(box=Box(_BOX, ascii=True), padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for index, name in enumerate(header):
-        justify = "right" if numbers and index else "left"
-        made.add_column(Text(name), justify=justify, no_wrap=True)
+        right = numbers and index > 0
+        made.add_column(Text(name), justify="right" if right else "left", no_wrap=True)
     for row in rows:
         made.add_row(*map(Text, row))
     return made

@@ -295,8 +295,8 @@ def test_data_prepare_counts(capsys, corpus: Path, tmp_path: Path) -> None:
 def test_report_makes_a_page(capsys, models, tmp_path: Path) -> None:
     one, _ = models
     page = tmp_path / "page.html"
-    wishes = ("--text", "the cat", "--neighbours", "b", "--seed", "3")
-    status, out, _ = run(capsys, "report", one.parent, "--out", page, *wishes)
+    options = ("--text", "the cat", "--neighbours", "b", "--seed", "3")
+    status, out, _ = run(capsys, "report", one.parent, "--out", page, *options)
     assert status == 0
     assert out == f"{page}\n"
     assert "Prompt “the cat”" in page.read_text()
@@ -398,7 +398,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (["compose", "tune", "{one}", "{corpus}", "--out", "x"], 1, "is one model, not a compos"),
         (["inspect", "{one}", "the", "--out", "x"], 1, "is one model, not a composed one"),
         (["report", "/absent"], 1, "/absent: no such folder"),
-        (["report", "{one}", "--out", "{corpus}"], 1, "is not a page that `fastgrow report` wrote"),
+        (["report", "{one}", "--out", "{corpus}"], 1, "was not written by `fastgrow report`"),
         (["evaluate", "/absent", "{corpus}"], 1, "/absent"),
         (["generate", "{one}", "Ж"], 1, "U+0416"),
         (["generate", "{one}", "a", "--temperature", "-1"], 1, "temperature"),
