@@ -20,7 +20,7 @@ from torch import nn
 
 import fastgrow as fg
 from benchmarks.planned import Windows
-from fastgrow.report import table_text
+from fastgrow import _terminal
 from fastgrow.training import TrainConfig, Trainer
 from fastgrow.training.optimizer import Optimizer
 from fastgrow.training.schedule import cosine
@@ -147,7 +147,7 @@ def main() -> int:
         [limit.what, f"{limit.measured:.3f}", f"{limit.allowed:g}", "yes" if limit.holds else "NO"]
         for limit in limits
     ]
-    print(table_text(["what", "measured", "allowed", "holds"], rows))
+    _terminal.show(_terminal.table(["what", "measured", "allowed", "holds"], rows))
     return 0 if all(limit.holds for limit in limits) else 1
 
 

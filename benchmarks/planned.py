@@ -20,6 +20,7 @@ from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import peak_bytes
+from fastgrow import _terminal
 from fastgrow.growth import GrowthSchedule, LoRA, Stage, stage_shape
 from fastgrow.growth.boundary import begin_stage
 from fastgrow.growth.freeze import select_active
@@ -27,7 +28,6 @@ from fastgrow.growth.lora import merge_lora
 from fastgrow.growth.plan import StagePlan, make_plan
 from fastgrow.nn import Decoder, DecoderConfig
 from fastgrow.ops.heads import loss_workspace
-from fastgrow.report import table_text
 from fastgrow.training import TrainConfig, Trainer
 
 FLOPS, BYTES, SECONDS = 0.10, 0.10, 0.25  # allowed relative errors
@@ -191,7 +191,7 @@ def main() -> int:
         for name, e in errors.items()
     ]
     header = ["planned / measured", "FLOPs", "bytes of a step", "time of a step", "within"]
-    print(table_text(header, rows))
+    _terminal.show(_terminal.table(header, rows))
     print(f"allowed: {FLOPS:.0%}, {BYTES:.0%} and {SECONDS:.0%}")
     return 0 if all(error.within for error in errors.values()) else 1
 

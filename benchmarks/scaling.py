@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.case import parse_shape
 from benchmarks.results import Row
-from benchmarks.show import milliseconds
+from benchmarks.show import aligned, milliseconds
 
 HEADER = ("op", "K", "ours ms", "ms an expert", "GB/s", "best library ms", "ratio", "library")
 
@@ -48,15 +48,9 @@ def best_library(ours: Row, rows: Sequence[Row]) -> Row | None:
 
 def table(rows: Sequence[Row]) -> str:
     """Format the table for a terminal."""
-    cells = [list(HEADER), *lines(rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in cells
-    ]
     shapes = sorted({without_k(row) for row in rows})
     title = f"time over the number of experts ({'; '.join(shapes)})"
-    return "\n".join([title, *("  " + line for line in padded)])
+    return "\n".join([title, *aligned([HEADER, *lines(rows)], left=0)])
 
 
 def draw(rows: Sequence[Row], path: Path) -> bool:

@@ -24,11 +24,8 @@ def case_table(rows: Sequence[Row], ceilings: Ceilings, *, on_gpu: bool = False)
     measured = [
         [row.contender, *_numbers(row, rows, ceilings)] for row in rows if row.status == "ok"
     ]
-    widths = [max(map(len, column)) for column in zip(HEADER, *measured, strict=True)]
     lines = [f"{first.op} {first.shape} {first.dtype} {first.pass_}"]
-    for cells in (HEADER, *measured):
-        padded = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        lines.append("  ".join(["  " + cells[0].ljust(widths[0]), *padded]))
+    lines += aligned([HEADER, *measured], left=1)
     lines += [f"  {row.contender}: {row.status}" for row in rows if row.status != "ok"]
     lines += [f"  {row.contender}: WRONG: {row.problem}" for row in rows if row.correct is False]
     lines += [f"  {row.contender}: ratio withheld: {row.withheld}" for row in rows if row.withheld]
@@ -56,14 +53,19 @@ OVERVIEW_HEADER = ("op", "pass", "cells told", "worst", "geometric mean", "best"
 
 def overview_table(rows: Sequence[Row]) -> str:
     """Format the overview for a terminal."""
-    lines = [list(OVERVIEW_HEADER), *overview_rows(rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
     title = "fastgrow against the best library variant (above 1 is faster)"
-    return "\n".join([title, *("  " + line for line in padded)])
+    cells = [OVERVIEW_HEADER, *overview_rows(rows)]
+    return "\n".join([title, *aligned(cells, left=len(OVERVIEW_HEADER))])
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """Return the lines of a table: the first `left` columns aligned left, the others right.
+
+    Not by Rich: the suite also runs where only torch and its dependencies are installed.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    forms = [f"{{:{'<' if i < left else '>'}{width}}}" for i, width in enumerate(widths)]
+    return ["  " + "  ".join(forms).format(*row).rstrip() for row in rows]
 
 
 def ceilings_text(ceilings: Ceilings) -> str:

@@ -47,8 +47,8 @@ def prepare(
     It prints the size of each split. `fastgrow grow` tokenizes its data as well if necessary; this
     command does it ahead of training.
     """
+    from fastgrow import _terminal
     from fastgrow.cli.settings import SourceSettings
-    from fastgrow.report import table_text
     from fastgrow.substrate import Substrate
     from fastgrow.training import TextData
 
@@ -64,4 +64,4 @@ def prepare(
             ("test", data.test),
         )
     ]
-    typer.echo(table_text(["split", "documents", "tokens", "characters"], rows))
+    _terminal.show(_terminal.table(["split", "documents", "tokens", "characters"], rows))

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastgrow import _terminal
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fastgrow.growth.doctor import Diagnosis
 
 
@@ -41,7 +45,10 @@ def doctor(
     status is 1 if a check fails.
     """
     diagnosis = _diagnose(config, overrides or [], synthetic, steps)
-    typer.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else diagnosis_text(diagnosis))
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        _terminal.show(*diagnosis_parts(diagnosis))
     if not diagnosis.healthy:
         raise typer.Exit(1)
 
@@ -69,20 +76,20 @@ def _diagnose(config: str, overrides: list[str], synthetic: bool, steps: int) ->
         )
 
 
-def diagnosis_text(diagnosis: Diagnosis) -> str:
-    """Format a table of checks by stages, followed by the details of failed checks."""
+def diagnosis_parts(diagnosis: Diagnosis) -> list[str | Table]:
+    """Return a table of checks by stages, followed by the details of failed checks."""
     from fastgrow.growth.doctor import CHECKS
-    from fastgrow.report import table_text
 
     words = {True: "ok", False: "FAILED", None: "-"}
     found = {(f.check, f.stage): words[f.ok] for f in diagnosis.findings}
     stages = sorted({stage for _, stage in found})
     rows = [[check, *(found.get((check, stage), "") for stage in stages)] for check in CHECKS]
-    lines = [*diagnosis.notes, "", table_text(["check", *(f"stage {s}" for s in stages)], rows), ""]
+    table = _terminal.table(["check", *(f"stage {s}" for s in stages)], rows)
+    parts: list[str | Table] = [*diagnosis.notes, "", table, ""]
     for finding in diagnosis.findings:
         if finding.ok and finding.detail:
-            lines.append(f"stage {finding.stage}, {finding.check}: {finding.detail}")
+            parts.append(f"stage {finding.stage}, {finding.check}: {finding.detail}")
     for failure in diagnosis.failures:
-        lines.append(f"stage {failure.stage}, {failure.check}: {failure.detail}")
-        lines.append(f"  expected: {CHECKS[failure.check]}")
-    return "\n".join([*lines, "all checks hold"] if diagnosis.healthy else lines)
+        parts.append(f"stage {failure.stage}, {failure.check}: {failure.detail}")
+        parts.append(f"  expected: {CHECKS[failure.check]}")
+    return [*parts, "all checks hold"] if diagnosis.healthy else parts

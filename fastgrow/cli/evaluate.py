@@ -164,18 +164,15 @@ def _evaluate_task(
     key: str,
     folder: Path | None,
 ) -> TaskResult:
+    from fastgrow import _terminal
     from fastgrow.evaluation import evaluate
 
     task = questions.task
-    # The progress line uses carriage returns, so it is shown on a terminal only, not in a log.
-    show = typer.get_text_stream("stderr").isatty()
-
-    def progress(done: int, total: int) -> None:
-        if show:
-            typer.echo(f"\r{task.title}: {done:,} of {total:,}", nl=done == total, err=True)
-
     place = None if folder is None else folder / task.name
-    return evaluate(model, questions, settings, folder=place, model_key=key, on_progress=progress)
+    with _terminal.progress(task.title) as on_progress:
+        return evaluate(
+            model, questions, settings, folder=place, model_key=key, on_progress=on_progress
+        )
 
 
 def _evaluate_texts(
@@ -205,13 +202,13 @@ def _evaluate_texts(
 
 
 def _print(evaluated: list[EvaluatedModel]) -> None:
-    from fastgrow.report import table_text
+    from fastgrow import _terminal
     from fastgrow.report.evaluation import task_rows, text_rows
 
     if evaluated[0].tasks:
-        typer.echo(table_text(*task_rows(evaluated)))
+        _terminal.show(_terminal.table(*task_rows(evaluated)))
         for task in evaluated[0].tasks:
             if task.note:
                 typer.echo(f"{task.title}: {task.note}")
     if evaluated[0].texts:
-        typer.echo(table_text(*text_rows(evaluated)))
+        _terminal.show(_terminal.table(*text_rows(evaluated)))

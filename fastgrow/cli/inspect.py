@@ -18,10 +18,11 @@ def inspect(
     It writes an HTML page with the coloured text, and prints the bits per token of each expert and
     of the ensemble.
     """
+    from fastgrow import _terminal
     from fastgrow.cli.models import load_model
     from fastgrow.compose import Ensemble, token_support
     from fastgrow.errors import ConfigError
-    from fastgrow.report import table_text, write_heat_strip
+    from fastgrow.report import write_heat_strip
 
     ensemble = load_model(model)
     if not isinstance(ensemble, Ensemble):
@@ -35,6 +36,6 @@ def inspect(
         [name, f"{sum(s.bits[name] for s in supports) / len(supports):.3f}"]
         for name in ensemble.names
     ]
-    rows.append(["together", f"{sum(s.merged_bits for s in supports) / len(supports):.3f}"])
-    typer.echo(table_text(["expert", "bits per token"], rows))
+    rows.append(["ensemble", f"{sum(s.merged_bits for s in supports) / len(supports):.3f}"])
+    _terminal.show(_terminal.table(["expert", "bits per token"], rows))
     typer.echo(f"{out}")

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastgrow import _terminal
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fastgrow.growth.plan import Plan, StagePlan
     from fastgrow.growth.plan.trunk_cache import CachePlan
 
@@ -59,13 +63,14 @@ def plan(
         measure=measure,
         trunk=run.trunk,
     )
-    typer.echo(json.dumps(made.to_dict(), indent=2) if as_json else plan_text(made))
+    if as_json:
+        typer.echo(json.dumps(made.to_dict(), indent=2))
+    else:
+        _terminal.show(*plan_parts(made))
 
 
-def plan_text(plan: Plan) -> str:
-    """Format the plan as tables for a terminal."""
-    from fastgrow.report import table_text
-
+def plan_parts(plan: Plan) -> list[str | Table]:
+    """Return the text for a terminal: tables with their titles, and notes."""
     windows, seq_len = plan.micro_batch
     rows = [*((str(stage.stage), stage) for stage in plan.stages)]
     if plan.monolith is not None:
@@ -73,16 +78,18 @@ def plan_text(plan: Plan) -> str:
     tables = [
         (
             f"{plan.machine}; micro-batch {windows} x {seq_len} tokens, {plan.accumulate} per step",
-            table_text(_WORK, [[name, *_work(stage)] for name, stage in rows]),
+            _terminal.table(_WORK, [[name, *_work(stage)] for name, stage in rows]),
         ),
         (
             "Memory (GiB)" + (", counted, not compared with a GPU's" if plan.on_gpu else ""),
-            table_text(_MEMORY, [[name, *_memory(stage)] for name, stage in rows]),
+            _terminal.table(_MEMORY, [[name, *_memory(stage)] for name, stage in rows]),
         ),
-        ("Time" + _why(plan), table_text(_TIME, [[name, *_time(stage)] for name, stage in rows])),
+        (
+            "Time" + _why(plan),
+            _terminal.table(_TIME, [[name, *_time(stage)] for name, stage in rows]),
+        ),
     ]
-    lines = [f"{title}\n{table}\n" for title, table in tables]
-    return "\n".join([*lines, *_notes(plan)])
+    return [*(part for title, table in tables for part in (title, table, "")), *_notes(plan)]
 
 
 _WORK = [

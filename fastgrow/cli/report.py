@@ -41,7 +41,7 @@ def report(
     The report is one self-contained file with curves, tables and text samples.
     """
     from fastgrow.info import device
-    from fastgrow.report import Wishes, write_page
+    from fastgrow.report import PageOptions, write_page
 
-    wishes = Wishes(text, neighbours, seed, device(), not records_only)
-    typer.echo(f"{write_page(folder, out, wishes=wishes)}")
+    options = PageOptions(text, neighbours, seed, device(), not records_only)
+    typer.echo(f"{write_page(folder, out, options=options)}")

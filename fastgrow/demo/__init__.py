@@ -1,4 +1,4 @@
-"""The demo: the main job end to end on bundled text, within minutes on two cores."""
+"""The demo: grow and compose models on bundled text, within minutes on two CPU cores."""
 
 from fastgrow.demo.run import DemoResult, run_demo
 from fastgrow.demo.settings import DemoSettings

@@ -1,6 +1,6 @@
-"""What the numbers say, in words. Every sentence follows from the run; none is written in advance.
+"""The findings of the demo in sentences. All of them are generated from the results of the run.
 
-Two results of a run this small are called equal when they differ by less than `NOISE`.
+Two results that differ by less than `NOISE` are called level, because the run is small.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NOISE = 0.02
 
 
 def composition_findings(matrix: Matrix) -> list[str]:
-    """Does the paper's mean beat the best expert and the baselines on the mix, and at what cost."""
+    """Compare the mean of logits with the experts and the baselines, on the mix and per script."""
     experts = {name: matrix.at(name, MIXED) for name in matrix.rows if name.startswith("expert ")}
     best = min(experts, key=lambda name: experts[name])
     mean = matrix.at(MEAN, MIXED)
@@ -42,7 +42,7 @@ def composition_findings(matrix: Matrix) -> list[str]:
 
 
 def growth_findings(results: Mapping[str, Mapping[str, GrowthResult]]) -> list[str]:
-    """Does depth pay: grown against never grown and against the monolith, at equal tokens."""
+    """Compare growing with the controls "never grown" and "monolith" at equal tokens."""
     sentences = []
     for script, runs in results.items():
         grown = [stage.bits["test"] for stage in runs[GROWN].stages]

@@ -1,4 +1,4 @@
-"""Measuring what the demo trained: everything here is a number that the run itself gave."""
+"""Evaluation of the models that the demo trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIXED = "mixed"
 
 @dataclass(frozen=True)
 class Matrix:
-    """Bits per character: a row for each expert, composition rule and baseline; a column a text."""
+    """Bits per character: a row per expert, composition rule and baseline, a column per text."""
 
     columns: list[str]
     rows: dict[str, list[float]]
@@ -35,13 +35,13 @@ class Matrix:
 
 
 def measure_matrix(experts: dict[str, Decoder], texts: DemoTexts, settings: DemoSettings) -> Matrix:
-    """Evaluate every expert, the ensemble under every rule, unigram and uniform on every text."""
+    """Evaluate the experts, the ensemble under every rule, and the baselines on every text."""
     tests = {script: data.test for script, data in texts.own.items()}
     limit = settings.test_tokens
 
     def row(measure: Callable[[TokenStream], BitsPerCharacter]) -> list[float]:
         parts = [measure(test) for test in tests.values()]
-        # The mixed text is the three test texts together.
+        # The mixed text consists of all test texts.
         return [part.bits_per_character for part in [*parts, BitsPerCharacter.over_all(parts)]]
 
     rows = {
@@ -67,7 +67,7 @@ def measure_matrix(experts: dict[str, Decoder], texts: DemoTexts, settings: Demo
 def _best_weights(
     ensemble: Ensemble, texts: DemoTexts, settings: DemoSettings, steps: int = 6
 ) -> dict[str, float]:
-    """Weights on a grid that do best on the validation texts together (never on a test text)."""
+    """Return the weights of a grid that are best on all validation texts (not on test texts)."""
 
     def mixed_bits(weights: dict[str, float]) -> float:
         ensemble.reweight(Weighted(weights))

@@ -1,4 +1,4 @@
-"""The demo: grow three specialists, compose them, and report beside honest controls."""
+"""The demo: grow three specialists, compose them, and compare them with controls."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastgrow import _files, report
+from fastgrow import _files, _terminal, report
 from fastgrow.compose import Ensemble, Mean
 from fastgrow.demo.findings import composition_findings, growth_findings
 from fastgrow.demo.measure import Matrix, measure_matrix
@@ -26,6 +27,9 @@ from fastgrow.growth import GrowthResult
 from fastgrow.nn import Decoder
 from fastgrow.substrate.picture import glyph_sheet
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 PROMPTS = {
     "Latin": "Everyone has the right to ",
     "Cyrillic": "Каждый человек имеет право на ",
@@ -36,7 +40,7 @@ GLYPHS = "AÄßåñЖЙщєѓ人有權春月"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything that the demo measured."""
+    """The results of the demo."""
 
     growth: Mapping[str, Mapping[str, GrowthResult]]
     matrix: Matrix
@@ -46,24 +50,24 @@ class DemoResult:
 
 
 def run_demo(settings: DemoSettings, out: Path, *, quiet: bool = False) -> DemoResult:
-    """Run the whole demo; a run that was stopped in `out` goes on where it was.
+    """Run the demo, or resume a demo that was stopped in `out`.
 
     Args:
         settings: sizes and seed.
-        out: folder for the runs, the composed model and the report.
+        out: folder of the runs, the composed model and the report.
         quiet: print nothing.
 
     Raises:
-        ConfigError: `out` holds a demo of other settings.
+        ConfigError: `out` contains a demo with other settings.
     """
     started = time.perf_counter()
 
-    def say(text: str = "") -> None:
+    def say(*parts: str | Table) -> None:
         if not quiet:
-            print(text, flush=True)
+            _terminal.show(*parts)
 
     texts = prepare_texts(settings.d_model, out / "tokens")
-    say(f"substrate: {len(texts.substrate)} tokens drawn as glyphs, never trained")
+    say(f"substrate: {len(texts.substrate)} tokens drawn as glyphs, frozen")
     growth = {
         script: train_specialist(script, texts, settings, out, quiet=quiet) for script in SCRIPTS
     }
@@ -76,21 +80,25 @@ def run_demo(settings: DemoSettings, out: Path, *, quiet: bool = False) -> DemoR
     result = DemoResult(growth, matrix, samples, findings, time.perf_counter() - started)
     _write(result, texts, settings, out)
 
-    say("\nBits per character on the specialist's own test text, by depth and beside its controls")
-    say(report.table_text(*depth_table(growth)))
-    say("\nBits per character of experts and of the composed model, by test text")
-    say(report.table_text(*matrix_table(matrix)))
-    say()
-    for sentence in findings:
-        say(f"- {sentence}")
-    say(f"\nreport: {out / 'report.html'}  ({result.seconds:.0f} s)")
+    say(
+        "",
+        "Bits per character on each specialist's own test text, by depth, and of its controls",
+        _terminal.table(*depth_table(growth)),
+        "",
+        "Bits per character of the experts and the composed model, by test text",
+        _terminal.table(*matrix_table(matrix)),
+        "",
+        *(f"- {sentence}" for sentence in findings),
+        "",
+        f"report: {out / 'report.html'}  ({result.seconds:.0f} s)",
+    )
     return result
 
 
 def depth_table(
     growth: Mapping[str, Mapping[str, GrowthResult]],
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a specialist's bits by depth, then never grown and monolith."""
+    """Return header and rows: bits of each specialist by depth, and of its controls."""
     some = next(iter(growth.values()))[GROWN].stages
     header = ["specialist", *(f"grown, depth {s.depth}" for s in some), NEVER_GROWN, MONOLITH]
     rows = []
@@ -105,7 +113,7 @@ def depth_table(
 
 
 def matrix_table(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the composition matrix."""
+    """Return header and rows of the expert matrix."""
     rows = [[name, *(f"{value:.3f}" for value in values)] for name, values in matrix.rows.items()]
     return ["", *matrix.columns], rows
 
@@ -113,7 +121,7 @@ def matrix_table(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
 def _samples(
     experts: Mapping[str, Decoder], ensemble: Ensemble, seed: int
 ) -> dict[str, dict[str, str]]:
-    """Continuations of every prompt by its specialist and by the composed model."""
+    """Return continuations of every prompt by its specialist and by the composed model."""
     return {
         script: {
             name: model.generate(prompt, max_new_tokens=40, temperature=0.7, top_k=40, seed=seed)
@@ -126,7 +134,7 @@ def _samples(
 def _curves(
     growth: Mapping[str, Mapping[str, GrowthResult]], tokens_per_step: int
 ) -> dict[str, dict[str, report.Curve]]:
-    """The validation curves, read back from each run's log."""
+    """Return the validation curves, read from the log of each run."""
     key = "validation_bits_per_character"
     panels: dict[str, dict[str, report.Curve]] = {}
     for script, runs in growth.items():
@@ -170,19 +178,20 @@ def _write(result: DemoResult, texts: DemoTexts, settings: DemoSettings, out: Pa
     page = report.Report("fastgrow demo: grow three specialists, compose them")
     page.paragraph(
         f"Three specialists, {', '.join(SCRIPTS)}, were grown on one frozen substrate of "
-        f"{len(texts.substrate)} glyphs to {settings.blocks} blocks, each a copy of the one below "
-        f"it, on {settings.tokens:,} tokens (width {settings.d_model}, seed {settings.seed}), and "
-        "composed without further training. Text: the Universal Declaration of Human Rights, and "
-        "Chinese poems. Lower is better everywhere; results of one seed at this size are an "
-        "illustration, not evidence."
+        f"{len(texts.substrate)} glyphs to {settings.blocks} blocks. Each new block starts as a "
+        f"copy of the block below it. A specialist is trained on {settings.tokens:,} tokens (width "
+        f"{settings.d_model}, seed {settings.seed}), and the specialists are composed without "
+        "further training. Text: the Universal Declaration of Human Rights, and Chinese poems. All "
+        "results are bits per character, where lower is better. Results of one seed at this size "
+        "are an illustration, not evidence."
     )
-    page.heading("What held and what did not")
+    page.heading("Findings")
     page.points(result.findings)
     page.heading("Depth")
     page.paragraph(
-        "Bits per character on each specialist's own test text after every stage, beside two "
-        "controls at equal tokens: the first blocks never grown, and a monolith of the full depth "
-        "from the beginning."
+        "Bits per character on each specialist's own test text after every stage, and of two "
+        "controls at equal tokens: a model that is never grown, and a monolith, which has all its "
+        "blocks from the beginning."
     )
     page.table(*depth_table(result.growth))
     page.figure("growth.png", "Validation curves; stage boundaries dashed")
@@ -195,6 +204,6 @@ def _write(result: DemoResult, texts: DemoTexts, settings: DemoSettings, out: Pa
             page.paragraph(f"{name}, prompt “{PROMPTS[script].strip()}”")
             page.sample(text)
     page.heading("The substrate")
-    page.paragraph("What the models see of a token is its glyph, rotated and normalised.")
+    page.paragraph("The input vector of a token is its glyph, rotated and normalised.")
     page.figure("glyphs.png", "Glyphs of the substrate")
     page.write(out)

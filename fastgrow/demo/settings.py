@@ -14,19 +14,20 @@ SCRIPTS = ("Latin", "Cyrillic", "Han")
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What one run of the demo does; configs/demo.yaml and configs/demo-quick.yaml ship.
+    """Settings of the demo. The package contains configs/demo.yaml and configs/demo-quick.yaml.
 
     Attributes:
-        blocks: of each specialist at the end.
-        tokens: training tokens of each, rounded up to whole steps.
-        d_model, n_head, seq_len: shape of the models; the frozen table is d_model wide.
-        batch_size: windows in a step.
+        blocks: final number of blocks of each specialist.
+        tokens: training tokens of each specialist, rounded up to whole steps.
+        d_model, n_head, seq_len: shape of the models; d_model is also the width of the token table.
+        batch_size: windows per step.
         lr: peak learning rate.
-        eval_tokens: validation tokens that pick the checkpoint, read eighteen times.
-        test_tokens: of each test text; None reads all.
-        seed: of weights, data order and samples.
-        own_share: share of a specialist's windows from its own script. As in the paper the experts
-            share some text: the rest comes from the mix of all scripts.
+        eval_tokens: validation tokens of one evaluation. There are about eighteen, of which the
+            best selects the weights.
+        test_tokens: tokens of each test text; None selects all.
+        seed: random seed of the weights, the data order and the samples.
+        own_share: share of a specialist's windows from its own script. The other windows are from
+            the mix of all scripts, because the experts share some text in the paper too.
     """
 
     blocks: int
@@ -47,7 +48,7 @@ class DemoSettings:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.own_share < 1:
             raise ConfigError(f"own_share: expected between 0 and 1, got {self.own_share}")
-        # Both refuse what is out of range; better here than after the substrate has been drawn.
+        # Both check their arguments: an error here comes before the substrate is drawn.
         _ = self.schedule, self.train
 
     @property
@@ -60,7 +61,7 @@ class DemoSettings:
 
     @property
     def schedule(self) -> GrowthSchedule:
-        # Made of whole steps: rounding up each stage would give the grown models more than their
+        # In whole steps: rounding up each stage would give the grown models more tokens than their
         # controls, which have one long stage.
         steps = GrowthSchedule.gradual(self.blocks, tokens=self.steps)
         stages = [

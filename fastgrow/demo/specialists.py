@@ -1,4 +1,4 @@
-"""Training the demo's models: for each script one that is grown, and its two controls."""
+"""Training of the demo's models: for each script a grown model and two controls."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ KINDS = GROWN, NEVER_GROWN, MONOLITH = "grown", "never grown", "monolith"
 
 @dataclass(frozen=True)
 class DemoTexts:
-    """The texts of every script on one substrate, and the mix of them all."""
+    """The texts of every script on one substrate, and the mix of all texts."""
 
     substrate: Substrate
     own: dict[str, TextData]
     mix: TextData
 
     def specialist(self, script: str, own_share: float) -> Mixture:
-        """What the specialist of `script` reads: mostly its own, the rest from the mix."""
+        """Return the training text of a specialist: mostly its script, else the mix."""
         return Mixture([(self.own[script], own_share), (self.mix, 1 - own_share)])
 
 
@@ -35,8 +35,8 @@ def prepare_texts(n_components: int, cache_dir: Path) -> DemoTexts:
     """Draw the substrate and tokenize the declarations and poems.
 
     Args:
-        n_components: width of the frozen table.
-        cache_dir: folder for the token files.
+        n_components: width of the token table.
+        cache_dir: folder of the token files.
     """
     substrate = Substrate.build(characters=demo_characters(), n_ngrams=0, n_components=n_components)
     splits = {script: demo_splits(script) for script in SCRIPTS}
@@ -69,11 +69,11 @@ def train_specialist(
     """Grow the specialist of `script` and train its controls, at equal tokens and settings.
 
     Args:
-        script: whose specialist.
-        texts: what it reads.
+        script: script of the specialist.
+        texts: texts of all scripts.
         settings: sizes and seed.
-        out: folder for the runs.
-        kinds: which of them to train.
+        out: folder of the runs.
+        kinds: kinds of models to train.
         quiet: print nothing.
 
     Returns:

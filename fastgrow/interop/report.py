@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fastgrow._terminal import table_text
+
 State = Literal["swapped", "already swapped", "skipped", "restored"]
 
 
@@ -59,18 +61,10 @@ class PatchReport:
         for one in self.treated:
             states[one.state] = states.get(one.state, 0) + len(one.names)
         summary = ", ".join(f"{count} {state}" for state, count in states.items())
-        header = ("part", "class", "modules", "", "")
-        rows = [
-            header,
-            *((t.part, t.layer, str(len(t.names)), t.state, t.note) for t in self.treated),
-        ]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
         title = f"{self.model}: {summary or 'nothing to do'}"
-        return "\n".join([title, *lines] if self.treated else [title])
+        rows = [(t.part, t.layer, str(len(t.names)), t.state, t.note) for t in self.treated]
+        header = ("part", "class", "modules", "", "")
+        return f"{title}\n{table_text(header, rows, numbers=False)}" if rows else title
 
     def _count(self, state: State) -> int:
         return sum(len(one.names) for one in self.treated if one.state == state)

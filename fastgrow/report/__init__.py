@@ -1,16 +1,17 @@
-"""Pages and pictures from a run's records."""
+"""Reports and figures from the records of runs."""
 
+from fastgrow._terminal import table_text
 from fastgrow.report.heat_strip import write_heat_strip
-from fastgrow.report.inside import FolderKind, Wishes, write_page
-from fastgrow.report.page import Report, table_text
+from fastgrow.report.inside import FolderKind, PageOptions, write_page
+from fastgrow.report.page import Report
 from fastgrow.report.plots import Curve, Unit, growth_curves, matrix, study_curves, study_lines
 
 __all__ = [
     "Curve",
     "FolderKind",
+    "PageOptions",
     "Report",
     "Unit",
-    "Wishes",
     "growth_curves",
     "matrix",
     "study_curves",

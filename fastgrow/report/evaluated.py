@@ -1,4 +1,4 @@
-"""What was measured of a model: scores on tasks, bits per character of texts."""
+"""Results of the evaluation of a model: scores on tasks and bits per character of texts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class EvaluatedText:
     """Bits per character of a text.
 
     Attributes:
-        name: as in tables.
-        bits: what was measured.
-        unknown: its characters outside the vocabulary. Each became `<unk>`, which is predicted and
-            counts no character.
+        name: name of the text in tables.
+        bits: measured bits per character and per token.
+        unknown: number of characters outside the vocabulary. Each was replaced by `<unk>`, which is
+            predicted but not counted as a character.
         source: False for the sum over several texts.
     """
 
@@ -28,24 +28,24 @@ class EvaluatedText:
 
     @classmethod
     def over_all(cls, name: str, parts: Sequence[EvaluatedText]) -> EvaluatedText:
-        """Several texts taken together."""
+        """Return the sum over several texts."""
         bits = BitsPerCharacter.over_all(part.bits for part in parts)
         return cls(name, bits, sum(part.unknown for part in parts), source=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object."""
         own = {"text": self.name, "unknown": self.unknown, "source": self.source}
         return own | vars(self.bits)
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What was measured of a model.
+    """Results of the evaluation of a model.
 
     Attributes:
-        name: as in tables.
-        path: its folder.
-        key: what tells it from others (`fastgrow.evaluation.identity.model_key`).
+        name: name of the model in tables.
+        path: folder of the model.
+        key: hash that identifies the model (`fastgrow.evaluation.identity.model_key`).
         depth: number of blocks; None for an ensemble.
         tasks: scores on tasks.
         texts: bits per character by text.
@@ -59,7 +59,7 @@ class EvaluatedModel:
     texts: Sequence[EvaluatedText]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object."""
         return {
             "name": self.name,
             "path": self.path,

@@ -1,4 +1,4 @@
-"""The page of an evaluation: models on tasks and texts, beside the published scores."""
+"""The report of an evaluation: scores of models on tasks and texts, and published scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgrow.report.task_plots import (
     DepthScores,
     TaskScores,
     scores_against_depth,
-    scores_beside_published,
+    scores_with_published,
 )
 
 RESULTS, _SCORES, _DEPTH = "results.json", "scores.png", "depth.png"
@@ -25,8 +25,8 @@ def write_evaluation(models: Sequence[EvaluatedModel], folder: Path) -> None:
     """Write `results.json`, `report.md`, `report.html` and the figures.
 
     Args:
-        models: all evaluated on the same tasks and texts.
-        folder: where to.
+        models: results of models that were evaluated on the same tasks and texts.
+        folder: folder of the files.
     """
     report = Report("Evaluation")
     if models[0].tasks:
@@ -42,7 +42,7 @@ def write_evaluation(models: Sequence[EvaluatedModel], folder: Path) -> None:
 
 
 def task_rows(models: Sequence[EvaluatedModel]) -> tuple[list[str], list[list[str]]]:
-    """All scores as a table: header and rows, a row for each model, task and score."""
+    """Return header and rows of a table of scores, a row for each model, task and score."""
     header = ["model", "task", "questions", "score", "%", "95 % over questions"]
     rows = [
         [model.name, task.title, f"{task.questions:,}", name, str(score), _interval(score)]
@@ -54,7 +54,7 @@ def task_rows(models: Sequence[EvaluatedModel]) -> tuple[list[str], list[list[st
 
 
 def text_rows(models: Sequence[EvaluatedModel]) -> tuple[list[str], list[list[str]]]:
-    """Bits per character as a table: header and rows, a row for each model and text."""
+    """Return header and rows of a table of bits per character, a row for each model and text."""
     header = ["text", "bits per character", "bits per token", "tokens", "characters", "unknown"]
     rows = [
         [
@@ -82,10 +82,10 @@ def _add_papers(report: Report, models: Sequence[EvaluatedModel], folder: Path) 
     report.heading("The papers' protocol: sampled answers")
     report.paragraph(
         f"Mean of {settings.runs} sampled runs at temperature {settings.temperature:g}, "
-        f"± 1.96 σ/√{settings.runs}. Multiple choice: the first letter of the answer is the key. "
-        "SQuAD: the answer holds the right one. An answer that begins with no letter is wrong, so "
-        "scores below guessing measure failures of the format; the interval covers the sampling "
-        "alone, not the choice of questions."
+        f"± 1.96 σ/√{settings.runs}. Multiple choice: correct if the first letter of the answer is "
+        "the key. SQuAD: correct if the answer contains the right one. An answer that does not "
+        "start with a letter is wrong, so scores below guessing are failures of the format. The "
+        "interval covers only the sampling, not the choice of questions."
     )
     rows = [
         [model.name, *(str(score) for task in model.tasks if (score := task.papers))]
@@ -100,16 +100,16 @@ def _add_papers(report: Report, models: Sequence[EvaluatedModel], folder: Path) 
     notes = [f"{task.title}: {task.note}." for task in tasks if task.note]
     if notes:
         report.points(notes)
-    beside = [_beside_published(models, index) for index in range(len(tasks))]
-    scores_beside_published(beside, folder / _SCORES)
-    report.figure(_SCORES, "Scores under the papers' protocol beside the published ones")
+    compared = [_with_published(models, index) for index in range(len(tasks))]
+    scores_with_published(compared, folder / _SCORES)
+    report.figure(_SCORES, "Scores under the papers' protocol, compared with published scores")
     if sum(model.depth is not None for model in models) > 1:
         against = [_against_depth(models, index) for index in range(len(tasks))]
         scores_against_depth(against, folder / _DEPTH)
         report.figure(_DEPTH, "Scores under the papers' protocol against the number of blocks")
 
 
-def _beside_published(models: Sequence[EvaluatedModel], index: int) -> TaskScores:
+def _with_published(models: Sequence[EvaluatedModel], index: int) -> TaskScores:
     task = models[0].tasks[index]
     scores = {model.name: model.tasks[index].papers for model in models}
     return TaskScores(
@@ -145,8 +145,8 @@ def _add_likelihoods(report: Report, models: Sequence[EvaluatedModel]) -> None:
     if rows:
         report.heading("Multiple choice by likelihood")
         report.paragraph(
-            "The choice that the model finds likeliest after the question, by the whole text's "
-            "probability and per character; in brackets the middle 95 % over resampled questions."
+            "The choice with the highest likelihood after the question, by the probability of the "
+            "whole text and per character. In brackets: 95 % interval over resampled questions."
         )
         report.table(["model", "task", "plain, %", "per character, %", "guessing, %"], rows)
 
@@ -170,7 +170,7 @@ def _add_others(report: Report, models: Sequence[EvaluatedModel]) -> None:
 
 
 def _add_conditions(report: Report, models: Sequence[EvaluatedModel]) -> None:
-    report.heading("What was asked")
+    report.heading("Questions")
     report.table(
         ["task", "questions", "of", "source", "right answers by letter, %"],
         [
@@ -185,8 +185,8 @@ def _add_conditions(report: Report, models: Sequence[EvaluatedModel]) -> None:
         ],
     )
     report.paragraph(
-        "Prompts longer than the model's context were cut on the left; characters that its "
-        "substrate lacks became <unk>."
+        "Prompts longer than the model's context were truncated on the left. Characters outside "
+        "the vocabulary were replaced by <unk>."
     )
     report.table(
         [
@@ -217,9 +217,10 @@ def _add_conditions(report: Report, models: Sequence[EvaluatedModel]) -> None:
 def _add_texts(report: Report, models: Sequence[EvaluatedModel]) -> None:
     report.heading("Bits per character")
     report.paragraph(
-        "The loss divided by the characters of the text, not by its tokens, so that models of "
-        "different vocabularies compare; the ends of documents are predicted too, and count no "
-        "character. An unknown character became <unk>, which is predicted and counts none either."
+        "The loss is divided by the number of characters and not by the number of tokens, so that "
+        "models with different vocabularies can be compared. Ends of documents are also predicted, "
+        "but not counted as characters. The same holds for <unk>, which replaces unknown "
+        "characters."
     )
     report.table(*text_rows(models))
 

@@ -1,30 +1,30 @@
-"""A text in which colour tells the expert that supports each token."""
+"""A text whose tokens are coloured by the expert that gives each the highest probability."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastgrow import _files
 from fastgrow.compose.support import TokenSupport
+from fastgrow.report.markup import render_part
 from fastgrow.report.page import Report
 from fastgrow.report.parts import Table
 
-# Hues around the circle by the golden angle: neighbours in the list are far apart in colour.
+# The hues are multiples of the golden angle, so that consecutive experts differ clearly.
 _GOLDEN_ANGLE = 137.508
 
 
 @dataclass(frozen=True)
 class HeatStrip:
-    """Tokens, each in the colour of the expert that gave it the most probability.
+    """Tokens, each in the colour of the expert that gave it the highest probability.
 
-    The colour is the stronger the more that expert is ahead. A token that is pointed at shows every
-    expert's bits.
+    The colour is stronger if the expert leads by more. The tooltip of a token lists the bits of all
+    experts.
 
     Attributes:
-        supports: of `token_support`, at least one.
+        supports: results of `token_support`, at least one.
     """
 
     supports: Sequence[TokenSupport]
@@ -34,34 +34,29 @@ class HeatStrip:
         for support in self.supports:
             lead[_winner(support)] += 1
         rows = [[name, str(count)] for name, count in lead.items()]
-        return Table(["expert", "tokens it gave the most"], rows).markdown()
+        return Table(["expert", "tokens with the highest probability"], rows).markdown()
 
     def html(self, folder: Path) -> str:
-        return f'<p class="strip">{"".join(map(_span, self.supports))}</p>'
+        return render_part("heat_strip", tokens=[_token(support) for support in self.supports])
 
 
 @dataclass(frozen=True)
 class SupportTable:
-    """Each expert's mean bits and its share of the tokens; it is the key to the colours, too."""
+    """The mean bits and the share of tokens of each expert, and the key to the colours."""
 
     supports: Sequence[TokenSupport]
 
     def markdown(self) -> str:
-        rows = [[name, f"{bits:.2f}", f"{share:.0%}"] for name, bits, share in self._experts()]
-        rows.append(["together", f"{self._merged():.2f}", ""])
-        return Table(_HEADER, rows).markdown()
+        return Table(_HEADER, self._rows()).markdown()
 
     def html(self, folder: Path) -> str:
-        rows = []
-        for place, (name, bits, share) in enumerate(self._experts()):
-            key = f'<span class="key" style="background: {_colour(place, 0.75)}"></span>'
-            rows.append(
-                f"<tr><td>{key}{html.escape(name)}</td><td>{bits:.2f}</td><td>{share:.0%}</td></tr>"
-            )
-        rows.append(f"<tr><td>together</td><td>{self._merged():.2f}</td><td></td></tr>")
-        head = "".join(f"<th>{name}</th>" for name in _HEADER)
-        body = "".join(rows)
-        return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+        *experts, ensemble = self._rows()
+        coloured = [(_colour(place, 0.75), cells) for place, cells in enumerate(experts)]
+        return render_part("support_table", header=_HEADER, experts=coloured, ensemble=ensemble)
+
+    def _rows(self) -> list[list[str]]:
+        rows = [[name, f"{bits:.2f}", f"{share:.0%}"] for name, bits, share in self._experts()]
+        return [*rows, ["ensemble", f"{self._merged():.2f}", ""]]
 
     def _experts(self) -> list[tuple[str, float, float]]:
         n = len(self.supports)
@@ -76,33 +71,35 @@ class SupportTable:
 
 
 def write_heat_strip(supports: Sequence[TokenSupport], path: Path, *, title: str) -> None:
-    """Write a page of one strip and its table.
+    """Write an HTML page with a strip and its table.
 
     Args:
-        supports: of `token_support`, at least one.
-        path: of the HTML file.
-        title: of the page.
+        supports: results of `token_support`, at least one.
+        path: path of the HTML file.
+        title: title of the page.
     """
     report = Report(title, [HeatStrip(supports), SupportTable(supports)])
     _files.write_text(path, report.html(path.parent))
 
 
-_HEADER = ["expert", "bits a token", "share of tokens"]
+_HEADER = ["expert", "bits per token", "share of tokens"]
 
 
 def _winner(support: TokenSupport) -> str:
     return max(support.shares, key=lambda name: support.shares[name])
 
 
-def _span(support: TokenSupport) -> str:
+def _token(support: TokenSupport) -> dict[str, str]:
     names = list(support.bits)
     winner = _winner(support)
     floor = 1 / len(names)
     lead = (support.shares[winner] - floor) / (1 - floor) if len(names) > 1 else 0.0
     bits = [f"{name} {support.bits[name]:.1f} bits" for name in names]
-    said = html.escape("; ".join([*bits, f"together {support.merged_bits:.1f}"]))
-    colour = _colour(names.index(winner), 0.75 * lead)
-    return f'<span style="background: {colour}" title="{said}">{html.escape(support.text)}</span>'
+    return {
+        "text": support.text,
+        "title": "; ".join([*bits, f"ensemble {support.merged_bits:.1f} bits"]),
+        "colour": _colour(names.index(winner), 0.75 * lead),
+    }
 
 
 def _colour(place: int, strength: float) -> str:

@@ -1,13 +1,15 @@
-"""One report, written twice: Markdown for reading in a repository, one HTML file for a browser."""
+"""A report that is written as Markdown, for a repository, and as one HTML file, for a browser."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from markupsafe import Markup
+
 from fastgrow import _files
+from fastgrow.report.markup import render_page
 from fastgrow.report.parts import (
     Figure,
     Heading,
@@ -19,18 +21,17 @@ from fastgrow.report.parts import (
     Table,
     escape_markdown,
 )
-from fastgrow.report.style import STYLE
 
 
 @dataclass
 class Report:
-    """A report in the order in which its parts are added. All texts are plain, not markup."""
+    """A report: a title and parts, in the order in which they are added. All texts are plain."""
 
     title: str
     parts: list[Part] = field(default_factory=list)
 
     def add(self, part: Part) -> None:
-        """Any part; the methods below add the common ones."""
+        """Add a part. The methods below add the common kinds."""
         self.parts.append(part)
 
     def heading(self, text: str, level: int = 2) -> None:
@@ -40,7 +41,7 @@ class Report:
         self.add(Paragraph(text))
 
     def note(self, text: str) -> None:
-        """A paragraph that stands out."""
+        """Add a highlighted paragraph."""
         self.add(Note(text))
 
     def points(self, items: Sequence[str]) -> None:
@@ -50,15 +51,15 @@ class Report:
         self.add(Table(header, rows))
 
     def figure(self, name: str, caption: str) -> None:
-        """A PNG file that stands in the report's folder."""
+        """Add a PNG file that is in the report's folder."""
         self.add(Figure(name, caption))
 
     def sample(self, text: str, prompt: str = "", label: str = "") -> None:
-        """Text as a model wrote it, white space and all, with the prompt marked."""
+        """Add generated text, with its white space and with the prompt marked."""
         self.add(Sample(text, prompt, label))
 
     def write(self, folder: Path) -> None:
-        """Write `report.md` and `report.html` (self-contained: figures are inside) to `folder`."""
+        """Write `report.md` and `report.html` to `folder`. The HTML file contains the figures."""
         _files.write_text(folder / "report.md", self.markdown())
         _files.write_text(folder / "report.html", self.html(folder))
 
@@ -67,40 +68,17 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def html(self, folder: Path, *, generator: str = "fastgrow", contents: bool = False) -> str:
-        """The page.
+        """Return the page.
 
         Args:
-            folder: where the figures stand.
-            generator: noted in the page as what made it.
-            contents: put links to the sections at the top.
+            folder: folder of the figures.
+            generator: name of the program, written to the page's metadata.
+            contents: whether to put links to the sections at the top.
         """
-        title = html.escape(self.title)
-        parts = "\n".join(part.html(folder) for part in self.parts)
-        return (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="generator" content="{html.escape(generator)}">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # Without it a browser asks the page's server for an icon.
-            '<link rel="icon" href="data:,">\n'
-            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-            f"<h1>{title}</h1>\n{self._contents() if contents else ''}{parts}\n</body>\n</html>\n"
+        sections = [part for part in self.parts if isinstance(part, Heading) and part.level == 2]
+        return render_page(
+            title=self.title,
+            generator=generator,
+            sections=sections if contents else [],
+            parts=[Markup(part.html(folder)) for part in self.parts],
         )
-
-    def _contents(self) -> str:
-        headings = [part for part in self.parts if isinstance(part, Heading) and part.level == 2]
-        links = "".join(
-            f'<a href="#{html.escape(h.anchor)}">{html.escape(h.text)}</a>' for h in headings
-        )
-        return f"<nav>{links}</nav>\n"
-
-
-def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join([first, *rest])
-
-    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])

@@ -1,29 +1,32 @@
-"""What a report is made of. Each part says the same in Markdown and in HTML; texts are plain."""
+"""The parts of a report. Each part can be written as Markdown and as HTML; its texts are plain."""
 
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from markupsafe import Markup
+
+from fastgrow.report.markup import render_part
+
 
 class Part(Protocol):
-    """A piece of a report; kinds of its own may be added wherever they are needed."""
+    """A part of a report. Other modules may define further kinds."""
 
     def markdown(self) -> str: ...
 
     def html(self, folder: Path) -> str:
-        """Markup; `folder` is where the files stand that the report names."""
+        """Return markup. `folder` contains the files that the report refers to."""
         ...
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a section, or of a part of one."""
+    """A heading of a section (level 2) or subsection (level 3)."""
 
     text: str
     level: int = 2
@@ -36,13 +39,12 @@ class Heading:
         return f"{'#' * self.level} {escape_markdown(self.text)}"
 
     def html(self, folder: Path) -> str:
-        place = f' id="{html.escape(self.anchor)}"' if self.level == 2 else ""
-        return f"<h{self.level}{place}>{html.escape(self.text)}</h{self.level}>"
+        return render_part("heading", part=self)
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Prose."""
+    """A paragraph of text."""
 
     text: str
 
@@ -50,12 +52,12 @@ class Paragraph:
         return escape_markdown(self.text)
 
     def html(self, folder: Path) -> str:
-        return f"<p>{html.escape(self.text)}</p>"
+        return render_part("paragraph", part=self)
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a reader must not miss, such as that something is missing."""
+    """A highlighted paragraph, for example a warning that a file is missing."""
 
     text: str
 
@@ -63,12 +65,12 @@ class Note:
         return f"> {escape_markdown(self.text)}"
 
     def html(self, folder: Path) -> str:
-        return f'<p class="note">{html.escape(self.text)}</p>'
+        return render_part("note", part=self)
 
 
 @dataclass(frozen=True)
 class Points:
-    """A list."""
+    """A bulleted list."""
 
     items: Sequence[str]
 
@@ -76,12 +78,12 @@ class Points:
         return "\n".join(f"- {escape_markdown(item)}" for item in self.items)
 
     def html(self, folder: Path) -> str:
-        return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in self.items) + "</ul>"
+        return render_part("points", part=self)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The few numbers that sum a run up: (name, value) pairs."""
+    """The most important numbers of a run as (name, value) pairs."""
 
     items: Sequence[tuple[str, str]]
 
@@ -89,22 +91,19 @@ class Tiles:
         return Points([f"{name}: {value}" for name, value in self.items]).markdown()
 
     def html(self, folder: Path) -> str:
-        tiles = "".join(
-            f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
-            for name, value in self.items
-        )
-        return f'<dl class="tiles">{tiles}</dl>'
+        return render_part("tiles", part=self)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below a header.
+    """A table with a header.
 
     Attributes:
-        header: the columns' names.
-        rows: as many cells each.
-        shades: 0 (none) to 1 for each cell behind a row's first; None shades nothing.
-        words: cells are words, set to the left, not numbers.
+        header: names of the columns.
+        rows: cells of each row, as many as columns.
+        shades: strength of the background of each cell but the first of a row, from 0 (none) to 1;
+            None shades no cell.
+        words: whether the cells are words, which are aligned left, instead of numbers.
     """
 
     header: Sequence[str]
@@ -118,20 +117,7 @@ class Table:
         return "\n".join([*lines, *map(_row, self.rows)])
 
     def html(self, folder: Path) -> str:
-        kind = ' class="text"' if self.words else ""
-        head = "".join(f"<th{kind}>{html.escape(cell)}</th>" for cell in self.header)
-        body = ""
-        for i, row in enumerate(self.rows):
-            styles = [""] * len(row)
-            if self.shades is not None:
-                styles[1:] = [_shade(strength) for strength in self.shades[i]]
-            cells = zip(row, styles, strict=True)
-            shown = (f"<td{kind}{style}>{html.escape(cell)}</td>" for cell, style in cells)
-            body += f"<tr>{''.join(shown)}</tr>\n"
-        return (
-            f'<div class="wide" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
-            f"<tbody>\n{body}</tbody>\n</table></div>"
-        )
+        return render_part("table", part=self)
 
 
 @dataclass(frozen=True)
@@ -145,22 +131,18 @@ class Figure:
         return f"![{escape_markdown(self.caption)}]({self.name})"
 
     def html(self, folder: Path) -> str:
-        data = base64.b64encode((folder / self.name).read_bytes()).decode()
-        text = html.escape(self.caption)
-        return (
-            f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{text}</figcaption></figure>"
-        )
+        png = base64.b64encode((folder / self.name).read_bytes()).decode()
+        return render_part("figure", part=self, png=png)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Text as a model wrote it, white space and all.
+    """Text generated by a model, with its white space.
 
     Attributes:
-        text: the prompt and what follows.
-        prompt: is marked at its beginning.
-        label: what it is a sample of.
+        text: the prompt and its continuation.
+        prompt: the beginning of the text that is marked as the prompt.
+        label: text above the sample.
     """
 
     text: str
@@ -168,22 +150,20 @@ class Sample:
     label: str = ""
 
     def markdown(self) -> str:
-        # A fence longer than any run of backquotes inside cannot be closed by the sample.
+        # The sample cannot close a fence that is longer than any run of backquotes in it.
         longest = max(map(len, re.findall("`+", self.text)), default=0)
         fence = "`" * max(3, 1 + longest)
         label = f"{escape_markdown(self.label)}\n\n" if self.label else ""
         return f"{label}{fence}text\n{self.text}\n{fence}"
 
     def html(self, folder: Path) -> str:
-        given = self.prompt if self.text.startswith(self.prompt) else ""
-        mark = f"<mark>{html.escape(given)}</mark>" if given else ""
-        label = f'<p class="label">{html.escape(self.label)}</p>' if self.label else ""
-        return f"{label}<pre>{mark}{html.escape(self.text[len(given) :])}</pre>"
+        prompt = self.prompt if self.text.startswith(self.prompt) else ""
+        return render_part("sample", part=self, prompt=prompt, text=self.text[len(prompt) :])
 
 
 @dataclass(frozen=True)
 class Row:
-    """Parts side by side where the screen is wide enough."""
+    """Parts next to each other on a wide screen, and below each other on a narrow one."""
 
     parts: Sequence[Part]
 
@@ -191,11 +171,11 @@ class Row:
         return "\n\n".join(part.markdown() for part in self.parts)
 
     def html(self, folder: Path) -> str:
-        return f'<div class="row">{"".join(part.html(folder) for part in self.parts)}</div>'
+        return render_part("row", parts=[Markup(part.html(folder)) for part in self.parts])
 
 
 def escape_markdown(text: str) -> str:
-    """`text` without anything that Markdown would take for a mark."""
+    """Return `text` with the special characters of Markdown escaped."""
     for character in "\\`*_[]<>|#":
         text = text.replace(character, "\\" + character)
     return text
@@ -203,8 +183,3 @@ def escape_markdown(text: str) -> str:
 
 def _row(cells: Sequence[str], escape: bool = True) -> str:
     return "| " + " | ".join(escape_markdown(c) if escape else c for c in cells) + " |"
-
-
-def _shade(strength: float) -> str:
-    # Transparent, so that ink stays readable on it in either colour scheme.
-    return f' style="background: hsl(205 85% 50% / {0.55 * strength:.2f})"'

@@ -1,4 +1,4 @@
-"""The pictures of a report. Each function draws one and writes it as a PNG."""
+"""The figures of a report. Each function draws one figure and writes it as a PNG."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 Unit = Literal["tokens", "flops"]
-# More names than this would cover the curves of their panel.
+# A legend with more names than this would cover the curves of its panel.
 _NAMES_INSIDE = 10
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's validation curve: bits per character against tokens trained on."""
+    """The validation curve of a run: bits per character against training tokens."""
 
     tokens: Sequence[int]
     bits: Sequence[float]
@@ -30,11 +30,11 @@ class Curve:
 
 
 def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
-    """A panel for each specialist, a line for each run; stage boundaries are dashed.
+    """Draw a panel for each specialist with a line for each run. Stage boundaries are dashed.
 
     Args:
-        panels: specialist → run ("grown", "never grown", …) → its curve.
-        path: the PNG to write.
+        panels: curves by specialist and run ("grown", "never grown", …).
+        path: path of the PNG.
     """
     figure = new_figure(4.2 * len(panels), 3.6)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -52,11 +52,11 @@ def growth_curves(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None
 
 
 def study_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> None:
-    """Bits per character when training ends against what training cost, a line for each recipe.
+    """Draw bits per character after training against training FLOPs, a line for each recipe.
 
     Args:
-        lines: name → (operations, bits per character), ascending.
-        path: the PNG to write.
+        lines: (FLOPs, bits per character) of each recipe, by name, in ascending order.
+        path: path of the PNG.
     """
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
@@ -79,19 +79,20 @@ def study_curves(
     unit: Unit,
     path: Path,
 ) -> None:
-    """A panel for each mix of texts, a colour for each training, a line for each of its seeds.
+    """Draw a panel for each mix of texts, a colour for each training, a line for each seed.
 
     Args:
-        panels: texts → training → its curves, each (tokens or operations, bits per character).
-        unit: what the curves run over.
-        path: the PNG to write.
+        panels: curves by mix of texts and training; each curve is (tokens or FLOPs, bits per
+            character).
+        unit: unit of the x axis.
+        path: path of the PNG.
     """
     label, scale = {"tokens": ("thousand tokens", 1e3), "flops": ("TFLOP", 1e12)}[unit]
     most = max((len(trainings) for trainings in panels.values()), default=0)
-    beside = most > _NAMES_INSIDE
-    columns = 1 if beside else min(3, len(panels))
+    outside = most > _NAMES_INSIDE
+    columns = 1 if outside else min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(9 if beside else 5 * columns, max(3.8, 0.22 * most + 1) * rows)
+    figure = new_figure(9 if outside else 5 * columns, max(3.8, 0.22 * most + 1) * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     axes = grid.flat[: len(panels)]
     for axis in grid.flat[len(panels) :]:
@@ -114,7 +115,7 @@ def study_curves(
         axis.grid(alpha=0.25)
         if any(trainings.values()):
             legend = axis.legend(frameon=False, fontsize="small")
-            if beside:
+            if outside:
                 legend.set_loc("upper left")
                 legend.set_bbox_to_anchor((1.0, 1.0))
     save_figure(figure, path)
@@ -123,17 +124,17 @@ def study_curves(
 def matrix(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], path: Path
 ) -> None:
-    """A table of numbers as a heat map, lower (better) being darker.
+    """Draw a table of numbers as a heat map. Lower (better) values are darker.
 
     Args:
-        rows, columns: the labels.
+        rows, columns: labels of the rows and columns.
         values: bits per character, a list for each row.
-        path: the PNG to write.
+        path: path of the PNG.
     """
     array = np.asarray(values, dtype=float)
     figure = new_figure(1.6 + 1.3 * len(columns), 1.2 + 0.42 * len(rows))
     axis = figure.subplots()
-    # Columns are texts of different difficulty: each is coloured on a scale of its own.
+    # Each column has a separate scale, because the texts differ in difficulty.
     low, high = array.min(axis=0), array.max(axis=0)
     shade = (array - low) / np.where(high > low, high - low, 1.0)
     axis.imshow(shade, cmap="YlGnBu_r", aspect="auto", vmin=-0.15, vmax=1.15)
@@ -148,7 +149,7 @@ def matrix(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    # Figure rather than pyplot: no global state, no window system, safe in any thread.
+    # Figure instead of pyplot: no global state, no window system, safe in any thread.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=120)

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: scores beside the published ones, and against depth."""
+"""The figures of an evaluation: scores compared with published scores, and against depth."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class TaskScores:
     """Scores on one task, in per cent.
 
     Attributes:
-        title: the task's.
-        models: by model, the score and the half width of its interval.
-        published: the published scores.
-        chance: a guess's; None where nothing can be guessed.
+        title: title of the task.
+        models: score and half width of its confidence interval, by model.
+        published: published scores.
+        chance: score of guessing; None if answers cannot be guessed.
     """
 
     title: str
@@ -40,12 +40,12 @@ class DepthScores:
     chance: float | None
 
 
-def scores_beside_published(tasks: Sequence[TaskScores], path: Path) -> None:
-    """A group of bars for each task, one for each model; the published scores are grey dots.
+def scores_with_published(tasks: Sequence[TaskScores], path: Path) -> None:
+    """Draw a group of bars for each task, a bar for each model. Published scores are grey dots.
 
     Args:
-        tasks: in the order of the groups; all have the same models.
-        path: the PNG to write.
+        tasks: tasks in the order of the groups. All have the same models.
+        path: path of the PNG.
     """
     names = list(tasks[0].models)
     figure = new_figure(max(5.0, 1.6 + len(tasks) * (0.7 + 0.35 * len(names))), 3.8)
@@ -89,11 +89,11 @@ def scores_beside_published(tasks: Sequence[TaskScores], path: Path) -> None:
 
 
 def scores_against_depth(tasks: Sequence[DepthScores], path: Path) -> None:
-    """A panel for each task: models by their number of blocks, and the published grown models.
+    """Draw a panel for each task: scores by number of blocks, also of published grown models.
 
     Args:
-        tasks: in the order of the panels.
-        path: the PNG to write.
+        tasks: tasks in the order of the panels.
+        path: path of the PNG.
     """
     figure = new_figure(1.0 + 3.0 * len(tasks), 3.4)
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]

@@ -1,44 +1,47 @@
-"""The log of a run: progress line, metrics.jsonl and TensorBoard."""
+"""The log of a run: progress on the terminal, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from fastgrow import _terminal
 from fastgrow.errors import CheckpointError
 from fastgrow.training.event_file import EventFile
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
 
 
 class RunLog:
-    """The log of a run, which may consist of several stages.
+    """The log of one run, which may consist of several trainings one after the other.
 
-    On a terminal, one progress line is updated in place; elsewhere a line is printed at most every
-    15 seconds. Rows are written to `metrics.jsonl` and, if TensorBoard is installed, to an event
-    file.
+    On a terminal, a progress line is rewritten in place. If the stream is not a terminal, a plain
+    line is written at most every 15 seconds. Rows of metrics are written to `metrics.jsonl` and, if
+    TensorBoard is installed, to an event file.
 
-    A row is one JSON object: "step" counts within a stage and "global_step" over the whole run;
-    each row also has the stage's labels ("stage", "depth", …). The length of metrics.jsonl is part
-    of `state_dict`. Loading a state truncates the file to that length, so that the file of a
-    resumed run has each step exactly once.
+    A row is one JSON object. "step" counts the steps of a training, "global_step" those of the run,
+    and the labels of the training ("stage", "depth", …) are in every row. The length of the file is
+    part of `state_dict`: loading a state removes the rows that were written after it, so the file
+    of a resumed run has each step once.
 
     Args:
-        folder: folder of metrics.jsonl; None to write no files.
-        stream: stream of the progress lines; None for standard error.
-        quiet: whether to print nothing.
-        tensorboard: whether to write event files if TensorBoard is installed.
+        folder: folder of metrics.jsonl; None writes no files.
+        stream: where progress lines are written; None selects standard error.
+        quiet: write no progress lines.
+        tensorboard: also write event files, if TensorBoard is installed.
 
     Raises:
-        CheckpointError: the folder is not writable. Methods that write a row raise it if the disk
-            is full.
+        CheckpointError: the folder cannot be written. Methods that write a row also raise it, for
+            example if the disk is full.
     """
 
     def __init__(
@@ -52,8 +55,8 @@ class RunLog:
         self.folder = None if folder is None else Path(folder)
         self._stream = stream if stream is not None else sys.stderr
         self._quiet = quiet
-        self._live = not quiet and self._stream.isatty()
-        self._live_width = 0
+        self._rewrites = _terminal.can_rewrite(self._stream)
+        self._live: Live | None = None
         self._last_line = 0.0
         self._labels: dict[str, Any] = {}
         self._base = 0
@@ -73,53 +76,55 @@ class RunLog:
         return self.folder / "metrics.jsonl"
 
     def begin(self, labels: Mapping[str, Any]) -> None:
-        """Start a stage, or continue the current one if the labels are the same."""
+        """Start a training, or continue the last one if it has the same labels."""
         if dict(labels) != self._labels:
             self._labels = dict(labels)
             self._base = self._global_step
             self._latest = {}
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write one row of metrics at a step of the stage."""
+        """Write one row of metrics for a step of the training."""
         self._global_step = self._base + step
         self._write({"step": step, "global_step": self._global_step, **self._labels, **values})
         for name, value in values.items():
             self._scalar(name, value)
 
     def event(self, name: str, text: str | None = None, **values: Any) -> None:
-        """Write a row for an event ("boundary", "resumed", …), and print `text` if given."""
+        """Write a row for an event ("boundary", "resumed", …), and a line of text if given."""
         self._write({"event": name, "global_step": self._global_step, **self._labels, **values})
         if text is not None:
             self.print(text)
 
     def progress(self, step: int, steps: int, values: Mapping[str, Any], *, seconds: float) -> None:
-        """Show the progress of the stage.
+        """Show the progress of the training.
 
         Args:
-            step: number of finished steps.
-            steps: total number of steps.
-            values: latest values; earlier values of other names are still shown.
-            seconds: expected time to the end, in seconds.
+            step: number of steps done.
+            steps: number of all steps of the training.
+            values: latest values. Values from earlier calls that are not among them stay shown.
+            seconds: estimated remaining time in seconds.
         """
         self.note(values)
         now = time.monotonic()
-        due = _LIVE_SECONDS if self._live else _PLAIN_SECONDS
+        due = _LIVE_SECONDS if self._rewrites else _PLAIN_SECONDS
         if self._quiet or (now - self._last_line < due and step < steps):
             return
         self._last_line = now
-        width = shutil.get_terminal_size().columns - 1 if self._live else None
-        line = format_line(step, steps, self._labels, self._latest, seconds, width)
-        if self._live:
-            self._rewrite(line[:width])
-        else:
+        line = format_line(step, steps, self._labels, self._latest, seconds)
+        if not self._rewrites:
             self.print(line)
+            return
+        if self._live is None:
+            self._live = _terminal.live_line(self._stream)
+            self._live.start()
+        self._live.update(line, refresh=True)
 
     def note(self, values: Mapping[str, Any]) -> None:
-        """Store values for the next progress line."""
+        """Remember values for the next progress line."""
         self._latest.update(values)
 
     def print(self, text: str) -> None:
-        """Print a permanent line."""
+        """Write a line that is not overwritten by later progress."""
         if self._quiet:
             return
         self.clear_line()
@@ -127,14 +132,13 @@ class RunLog:
         self._stream.flush()
 
     def clear_line(self) -> None:
-        """Erase the progress line, so that other output starts on an empty line."""
-        if self._live_width:
-            self._stream.write("\r" + " " * self._live_width + "\r")
-            self._stream.flush()
-            self._live_width = 0
+        """Remove the progress line, so that other output starts on an empty line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the length of metrics.jsonl and the current position in the run."""
+        """Return the length of metrics.jsonl, the labels, and the step of the run."""
         size = 0
         if self._file is not None:
             self._file.flush()
@@ -147,20 +151,20 @@ class RunLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state`; rows written after it are removed from metrics.jsonl."""
+        """Continue from `state` and remove the rows that were written after it."""
         self._base = int(state["base"])
         self._global_step = int(state["global_step"])
         self._labels = dict(state["labels"])
         if self._file is not None:
             self._file.flush()
-            # A shorter file is not the one the state was saved with (it was moved): keep all of it.
+            # The file is shorter if it was moved away or the folder is new: keep all of it then.
             if self._metrics_path.stat().st_size > state["bytes"]:
                 self._file.truncate(state["bytes"])
 
     def close(self) -> None:
         """Flush and close the files."""
         self.clear_line()
-        # Rows are flushed when written; only a row that could not be written is still buffered.
+        # Rows are flushed when they are written. Only a row that failed to be written is left here.
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
@@ -188,11 +192,6 @@ class RunLog:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
-    def _rewrite(self, line: str) -> None:
-        self._stream.write("\r" + line.ljust(self._live_width))
-        self._stream.flush()
-        self._live_width = len(line)
-
     def _scalar(self, name: str, value: Any) -> None:
         if self.folder is None or not self._tensorboard or isinstance(value, bool | str):
             return
@@ -212,36 +211,20 @@ def format_line(
     labels: Mapping[str, Any],
     values: Mapping[str, Any],
     seconds: float,
-    width: int | None = None,
 ) -> str:
-    """Return the progress line: labels, step, loss, bits per character, speed, remaining time.
-
-    If it is wider than `width`, the least important parts are left out.
-    """
-    parts = {name: f"{name} {label}" for name, label in labels.items() if name not in _COUNTS}
+    """Return labels, progress, loss, bits per character, speed and remaining time as one line."""
+    parts = [f"{name} {label}" for name, label in labels.items() if name not in _COUNTS]
     if "active_parameters" in labels:
         active = format_count(labels["active_parameters"])
-        parts["active"] = f"{active}/{format_count(labels['total_parameters'])} active"
-    parts["step"] = f"step {step:,}/{steps:,}"
-    for key, template in _SHOWN.items():
-        if key in values:
-            parts[key] = template.format(values[key])
+        parts.append(f"{active}/{format_count(labels['total_parameters'])} active")
+    parts.append(f"step {step:,}/{steps:,}")
+    parts += [form.format(values[name]) for name, form in _SHOWN.items() if name in values]
     if "tokens_per_second" in values:
-        parts["speed"] = f"{format_count(values['tokens_per_second'])} tok/s"
-    parts["eta"] = f"ETA {format_seconds(seconds)}"
-    line = " · ".join(parts.values())
-    for name in _DROPPABLE:
-        if width is None or len(line) <= width:
-            return line
-        parts.pop(name, None)
-        line = " · ".join(parts.values())
-    if width is not None and len(line) > width:
-        line = line.replace(" · ", " ").replace(" active ", " ")
-    return line
+        parts.append(f"{format_count(values['tokens_per_second'])} tok/s")
+    return " · ".join([*parts, f"ETA {format_seconds(seconds)}"])
 
 
 _COUNTS = frozenset({"active_parameters", "total_parameters"})
-_DROPPABLE = ("run", "step", "validation_bits_per_character")
 _SHOWN = {
     "loss": "loss {:.3f}",
     "bits_per_character": "{:.3f} bits/char",
@@ -250,7 +233,7 @@ _SHOWN = {
 
 
 def format_count(value: float) -> str:
-    """Format a count with three digits and a unit, such as 950, 12.6K or 105M."""
+    """Format a number with three digits and a unit: 950, 12.6K, 105M."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -258,7 +241,7 @@ def format_count(value: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration, such as 0:07, 12:30 or 3:02:00."""
+    """Format a time as 0:07, 12:30 or 3:02:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -186,7 +186,7 @@ def test_inspect_shows_the_support_of_experts(capsys, models, tmp_path: Path) ->
     status, out, _ = run(capsys, "inspect", both, "the cat", "--out", page)
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == [
-        "expert", "--------", "one", "second", "together", str(page)
+        "expert", "---------", "one", "second", "together", str(page)
     ]  # fmt: skip
     assert page.read_text().count("<span") >= 7
 
@@ -398,7 +398,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (["compose", "tune", "{one}", "{corpus}", "--out", "x"], 1, "expected the folder of an e"),
         (["inspect", "{one}", "the", "--out", "x"], 1, "expected the folder of an ensemble"),
         (["report", "/absent"], 1, "/absent: no such folder"),
-        (["report", "{one}", "--out", "{corpus}"], 1, "is not a page that `fastgrow report` wrote"),
+        (["report", "{one}", "--out", "{corpus}"], 1, "was not written by `fastgrow report`"),
         (["evaluate", "/absent", "{corpus}"], 1, "/absent"),
         (["generate", "{one}", "Ж"], 1, "U+0416"),
         (["generate", "{one}", "a", "--temperature", "-1"], 1, "temperature"),

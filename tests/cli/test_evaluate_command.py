@@ -180,7 +180,7 @@ def test_texts_by_source_and_together(capsys, folder: Path, tmp_path: Path) -> N
     assert both["bits_per_character"] == pytest.approx(bits / characters)
     assert all_three["characters"] == characters + 5
     several = run(capsys, folder / "deep", folder / "shallow", texts / "a.txt")[1].splitlines()
-    assert [line.split()[0] for line in several] == ["model", "-------", "deep", "shallow"]
+    assert [line.split()[0] for line in several] == ["model", "--------", "deep", "shallow"]
 
 
 def test_a_text_with_unknown_characters(capsys, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo end to end, at the smallest size: its report holds the run's own numbers."""
+"""The demo end to end, at the smallest size: its report contains the results of the run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, Path
     return run_demo(TINY, out, quiet=True), out
 
 
-def test_everything_is_there(finished: tuple[DemoResult, Path]) -> None:
+def test_all_results_are_written(finished: tuple[DemoResult, Path]) -> None:
     result, out = finished
     assert set(result.growth) == set(SCRIPTS)
     for runs in result.growth.values():
@@ -84,7 +84,7 @@ def test_the_composed_model_is_saved(finished: tuple[DemoResult, Path]) -> None:
     assert again == result.samples["Latin"]["composed"]
 
 
-def test_a_second_run_takes_up_the_first(finished: tuple[DemoResult, Path], monkeypatch) -> None:
+def test_a_second_run_reuses_the_first(finished: tuple[DemoResult, Path], monkeypatch) -> None:
     from fastgrow.training import Trainer
 
     first, out = finished
@@ -111,7 +111,7 @@ def growth(grown: float, never: float, monolith: float) -> dict[str, dict[str, G
     }
 
 
-def test_findings_say_what_the_numbers_say() -> None:
+def test_findings_follow_from_the_numbers() -> None:
     (behind, verdict) = growth_findings(growth(4.50, 4.20, 4.00))
     assert "0.30 worse than never grown (4.20)" in behind
     assert "Training took grown 2 s, never grown 1 s, monolith 1 s." in behind
@@ -144,7 +144,7 @@ def test_findings_say_what_the_numbers_say() -> None:
 
 @pytest.fixture
 def all_threads() -> Iterator[None]:
-    """One for each processor."""
+    """As many threads as processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     yield
@@ -154,7 +154,7 @@ def all_threads() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_threads")
 def test_the_mean_beats_expert_unigram_and_uniform_on_the_mix(tmp_path: Path) -> None:
-    """Over three seeds at the demo's own size; depth is credited nowhere."""
+    """With three seeds at the size of the demo. Nothing is asserted about depth."""
     for seed in range(3):
         settings = read_demo("demo", [f"seed={seed}"])
         texts = prepare_texts(settings.d_model, tmp_path / "tokens")

@@ -161,7 +161,7 @@ def test_patching_twice_is_reported() -> None:
 
 def test_the_report_is_a_table() -> None:
     text = str(fg.patch(build("gpt2", attn_pdrop=0.1)))
-    title, header, *rows = text.splitlines()
+    title, header, _rule, *rows = text.splitlines()
     assert title == "GPT2LMHeadModel: 1 skipped, 9 swapped"
     assert header.split() == ["part", "class", "modules"]
     cells = {row.split()[0]: row.split(maxsplit=4) for row in rows}

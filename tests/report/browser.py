@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over a pipe in its own protocol (no further package needed)."""
+"""A headless Chromium, controlled over a pipe by the DevTools protocol without any package."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ os.execvp(sys.argv[3], sys.argv[3:])
 
 
 def find_chromium() -> str | None:
-    """The browser named by FASTGROW_CHROMIUM, or one on the path."""
+    """Return the browser of FASTGROW_CHROMIUM, or one on the path."""
     named = os.environ.get("FASTGROW_CHROMIUM")
     return named or next(filter(None, map(shutil.which, _NAMES)), None)
 
 
 class Browser:
-    """One tab. Use it in a `with` block; the process ends with it.
+    """A tab of a browser process, which ends with the `with` block.
 
     Attributes:
-        events: what the browser has told since the last `open`, in order.
+        events: events of the browser since the last `open`, in order.
     """
 
     def __init__(self, executable: str, profile: Path) -> None:
         reading, self._to = os.pipe()
         self._from, writing = os.pipe()
-        # The protocol is spoken on descriptors 3 and 4, which Popen cannot set; the ends to be put
-        # there must not be those numbers themselves.
+        # The protocol uses descriptors 3 and 4, which Popen cannot set. The ends that are moved
+        # there must have other numbers.
         read_end, write_end = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (reading, writing))
         self._process = subprocess.Popen(
             [sys.executable, "-c", _ON_3_AND_4, str(read_end), str(write_end), executable,
@@ -66,13 +66,13 @@ class Browser:
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._to)
-        # Nothing of it is kept, and it may take its time to end by itself.
+        # Nothing has to be saved, and a regular end can take long.
         self._process.kill()
         self._process.wait()
         os.close(self._from)
 
     def open(self, page: Path, width: int, *, height: int = 900, dark: bool = False) -> None:
-        """Load a file at a width in CSS pixels."""
+        """Load a file in a window with a width in CSS pixels."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
@@ -84,28 +84,28 @@ class Browser:
         self._wait_for("Page.loadEventFired")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def screenshot(self, file: Path) -> None:
-        """The whole page as PNG."""
+        """Write the whole page as PNG."""
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(answer["data"]))
 
     def complaints(self) -> list[str]:
-        """Errors and warnings of the page, and console output, since `open`."""
+        """Return errors, warnings and console output since `open`."""
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         return [json.dumps(event) for event in self.events if event["method"] in kinds]
 
     def requests(self) -> list[str]:
-        """Addresses that the page asked for since `open`, itself included."""
+        """Return the URLs of all requests since `open`, with that of the page itself."""
         sent = (e for e in self.events if e["method"] == "Network.requestWillBeSent")
         return [event["params"]["request"]["url"] for event in sent]
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer."""
+        """Send a command and return its result."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": parameters}
         if self._session is not None:
@@ -125,7 +125,7 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
             piece = os.read(self._from, 1 << 20)
-            assert piece, "the browser has gone"
+            assert piece, "the browser has ended"
             self._unread += piece
         message, _, self._unread = self._unread.partition(b"\0")
         return json.loads(message)

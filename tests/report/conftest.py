@@ -1,4 +1,4 @@
-"""A small growth run and a small composed model, made once."""
+"""A small growth run and a small ensemble, made once per session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def substrate() -> fg.Substrate:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, substrate: fg.Substrate) -> Path:
-    """Folders `grown` (a run), `tokens` (its token files) and `duo` (a composed model)."""
+    """A folder with `grown` (a run), `tokens` (its token files) and `duo` (an ensemble)."""
     root = tmp_path_factory.mktemp("made")
     corpus = root / "corpus.txt"
     corpus.write_text("\n".join(LINES).replace("0", "z") + "\n")
@@ -48,5 +48,5 @@ def made(tmp_path_factory: pytest.TempPathFactory, substrate: fg.Substrate) -> P
 
 @pytest.fixture
 def runs(made: Path, tmp_path: Path) -> Path:
-    """A copy of `made` that a test may damage."""
+    """A copy of `made` that a test may modify."""
     return Path(shutil.copytree(made, tmp_path / "runs"))

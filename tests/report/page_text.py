@@ -1,4 +1,4 @@
-"""What a reader of a page sees, without a browser."""
+"""The text of a page, read without a browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _EMPTY = {"meta", "link", "br", "img"}
 
 
 class PageText(HTMLParser):
-    """Reads a page: its tags, headings, notes and words, and whether its tags are balanced."""
+    """The tags, headings, notes and words of a page. Checks that the tags are balanced."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Charts put every value where its axis says, and stay small."""
+"""Charts: values are at the places that the axes show, and long lines are thinned."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _dots(svg: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in found]
 
 
-def test_points_stand_at_their_values() -> None:
+def test_points_are_at_their_values() -> None:
     line = Line("loss", [(0, 4.0), (50, 2.0), (100, 0.0)])
     svg = LineChart("t", [line], "tokens", "nats", boundaries=[50]).html(HERE)
     (x0, y0), (x1, y1), (x2, y2) = _dots(svg)
@@ -51,7 +51,7 @@ def test_points_stand_at_their_values() -> None:
     labels = {
         text: float(y) for y, text in re.findall(r'y="([\d.]+)" text-anchor="end">(\d)<', svg)
     }
-    # A label's baseline is a little below its line.
+    # The baseline of a label is 4 units below its line.
     assert labels["4"] - 4 == pytest.approx(y0, abs=0.1)
     assert labels["0"] - 4 == pytest.approx(y2, abs=0.1)
     assert float(re.findall(r'class="boundary" x1="([\d.]+)"', svg)[0]) == pytest.approx(
@@ -78,7 +78,7 @@ def test_bars_are_stacked() -> None:
     assert tops[0] == pytest.approx(tops[1] + heights[1], abs=0.2)
 
 
-def test_series_have_colours_of_their_own() -> None:
+def test_each_series_has_a_different_colour() -> None:
     for n in (1, 2, 6, 7, 16):
         assert len({colour(i, n) for i in range(n)}) == n
 

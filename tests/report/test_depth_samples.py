@@ -1,4 +1,4 @@
-"""A model is cut to its lowest blocks for a sample, and is whole again afterwards."""
+"""A model generates with only its lowest blocks, and has all of them again afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def model(substrate: fg.Substrate) -> fg.Decoder:
     return fg.Decoder(config, substrate)
 
 
-def test_the_lowest_blocks_under_the_same_head(model: fg.Decoder) -> None:
+def test_the_lowest_blocks_with_the_same_head(model: fg.Decoder) -> None:
     ids = torch.tensor([model.substrate.encode("the cat")])
     whole, lowest = model(ids), model.blocks[0]
     with lowest_blocks(model, 1) as cut:
@@ -39,7 +39,7 @@ def test_bits_are_those_of_the_model(model: fg.Decoder) -> None:
     assert text_bits(model, text * 10) > 0  # longer than the context
 
 
-def test_depths_end_at_the_whole() -> None:
+def test_the_last_depth_is_the_full_depth() -> None:
     assert depths(1) == [1]
     assert depths(6) == [1, 2, 3, 4, 5, 6]
     assert depths(16) == [1, 4, 7, 10, 13, 16]

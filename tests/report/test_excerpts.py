@@ -1,4 +1,4 @@
-"""The text to look at a model with is the run's own, known by its hash."""
+"""The text for samples is test text of the run, identified by its hash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_runs_own_test_text(runs: Path, substrate: fg.Substrate) -> None:
 
 
 @pytest.mark.parametrize("damage", ["hash", "short", "manifest", "foreign"])
-def test_no_other_text_is_taken_for_it(
+def test_damaged_or_foreign_token_files_are_not_used(
     runs: Path, substrate: fg.Substrate, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(runs / "empty"))
@@ -55,7 +55,7 @@ def test_bundled_texts_fit_the_substrate(substrate: fg.Substrate) -> None:
         assert 0 < len(whole.encode(excerpt.text)) <= 90
 
 
-def test_a_prompt_is_whole_words() -> None:
+def test_a_prompt_ends_with_a_whole_word() -> None:
     assert Excerpt("All are equal before the law", "").prompt == "All are equal before "
     assert Excerpt("法律之前人人平等并有权", "").prompt == "法律之前人人平等"
     assert Excerpt("", "").prompt == ""

@@ -1,4 +1,4 @@
-"""What a run recorded of its environment and its events is told; what it did not, too."""
+"""The page shows the recorded environment, settings and events, and what is not recorded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def test_environment_settings_and_events() -> None:
     report = Report("t")
     merged = {"event": "merged", "stage": "2/3", "global_step": 8, "depth": 2, "drift": 0.5}
     add_facts(report, {"environment": {"torch": "2.11"}, "seed": 3}, [{"step": 1}, merged])
-    told = report.markdown()
-    assert "recorded no environment" not in told
-    environment, _, settings = told.partition("| setting | value |")
+    text = report.markdown()
+    assert "recorded no environment" not in text
+    environment, _, settings = text.partition("| setting | value |")
     assert "| environment.torch | 2.11 |" in environment
     assert "| seed | 3 |" in settings
     assert "environment.torch" not in settings

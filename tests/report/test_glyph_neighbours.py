@@ -1,4 +1,4 @@
-"""Neighbours are those of the largest cosine; their pictures are drawn as they are."""
+"""Neighbours have the largest cosines, and glyphs are drawn exactly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_nearest_are_the_largest_cosines(substrate: fg.Substrate) -> None:
     assert [n.cosine for n in found[1:]] == pytest.approx([cosine[t] for t in best])
 
 
-def test_what_looks_the_same_comes_first(substrate: fg.Substrate) -> None:
+def test_tokens_with_the_same_glyph_come_first(substrate: fg.Substrate) -> None:
     latin, cyrillic = nearest(substrate, substrate.table, "A", k=1)
     assert (latin.token, cyrillic.token) == ("A", "А")
     assert cyrillic.cosine == pytest.approx(1, abs=1e-5)
@@ -53,7 +53,7 @@ def test_a_zero_vector_has_no_neighbours(substrate: fg.Substrate) -> None:
     assert "b" not in [n.token for n in nearest(substrate, table, "c", k=len(substrate))]
 
 
-def test_a_picture_is_drawn_as_it_is() -> None:
+def test_a_glyph_is_drawn_exactly() -> None:
     bitmap = np.random.default_rng(1).random((8, 8)) < 0.5
     drawn = np.zeros_like(bitmap)
     for x, y, n, back in re.findall(r"M(\d+) (\d+)h(\d+)v1h-(\d+)z", glyph_svg(bitmap)):
@@ -63,7 +63,7 @@ def test_a_picture_is_drawn_as_it_is() -> None:
     assert (drawn == bitmap).all()
 
 
-def test_codes_have_no_pictures(tmp_path) -> None:
+def test_codes_have_no_glyphs(tmp_path) -> None:
     coded = fg.Substrate.build(characters="abcd", n_ngrams=0, codes="id-16")
     report = Report("t")
     add_neighbours(report, coded, None)

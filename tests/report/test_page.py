@@ -1,4 +1,4 @@
-"""A report says the same in Markdown and in HTML, whatever the texts contain."""
+"""A report has the same content in Markdown and in HTML, and all texts are escaped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastgrow.report import Curve, Report, growth_curves, matrix, study_curves, table_text
+from fastgrow.report import Curve, Report, growth_curves, matrix, study_curves
 
 
 class _Text(HTMLParser):
@@ -26,7 +26,7 @@ class _Text(HTMLParser):
         self.words.append(data)
 
 
-def test_both_forms_hold_every_part(tmp_path: Path) -> None:
+def test_both_formats_contain_every_part(tmp_path: Path) -> None:
     matrix(["a", "b"], ["x"], [[1.0], [2.0]], tmp_path / "m.png")
     report = Report("Growth & <composition>")
     report.heading("Depth")
@@ -52,16 +52,6 @@ def test_both_forms_hold_every_part(tmp_path: Path) -> None:
     assert "![the matrix](m.png)" in markdown
 
 
-def test_table_text_lines_up() -> None:
-    text = table_text(["run", "bits"], [["grown", "2.5"], ["monolith", "10.25"]])
-    assert text.splitlines() == [
-        "run        bits",
-        "--------  -----",
-        "grown       2.5",
-        "monolith  10.25",
-    ]
-
-
 def test_growth_curves_are_drawn(tmp_path: Path) -> None:
     curve = Curve([0, 10, 20], [5.0, 4.0, 3.5], [10])
     growth_curves({"ru": {"grown": curve}, "zh": {"grown": curve}}, tmp_path / "one.png")
@@ -79,5 +69,5 @@ def test_a_panel_is_as_high_as_a_long_list_of_its_names(tmp_path: Path) -> None:
         study_curves({"ru": trainings}, "tokens", tmp_path / f"{n}.png")
         sizes[n] = Image.open(tmp_path / f"{n}.png").size
     assert sizes[24][0] > 1.5 * sizes[10][0]
-    # 24 lines of the legend, of 22 pixels each.
+    # The legend has 24 lines of 22 pixels.
     assert sizes[24][1] > 24 * 22 > sizes[10][1]

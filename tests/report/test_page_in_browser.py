@@ -1,4 +1,4 @@
-"""The page in a real browser, at the widths of a desk and of a phone."""
+"""The page in a real browser, at the widths of a desktop and a phone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from browser import Browser, find_chromium
 from PIL import Image
 from test_run_page import demo_of
 
-from fastgrow.report.inside import Wishes, write_page
+from fastgrow.report.inside import PageOptions, write_page
 
 pytestmark = pytest.mark.slow
 
-# What sticks out to the right of the window, unless it is inside a box that scrolls.
+# Elements that extend beyond the right edge of the window and are not inside a scrolling box.
 _OVERFLOW = """
 [...document.querySelectorAll('body *')].filter(e => !e.closest('.wide *'))
   .filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)
@@ -37,11 +37,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("kind", ["grown", "duo", "demo"])
-def test_every_page_fits_and_is_quiet(browser: Browser, runs: Path, kind: str) -> None:
+def test_every_page_fits_without_errors_or_requests(
+    browser: Browser, runs: Path, kind: str
+) -> None:
     folder = demo_of(runs) if kind == "demo" else runs / kind
     long = "w" * 300
-    wishes = Wishes(text=f"the cat sat {long} <script>document.title = 'run'</script>")
-    page = write_page(folder, wishes=wishes)
+    options = PageOptions(text=f"the cat sat {long} <script>document.title = 'run'</script>")
+    page = write_page(folder, options=options)
     for width, dark in ((1280, False), (390, False), (390, True)):
         browser.open(page, width, dark=dark)
         assert browser.complaints() == []
@@ -60,7 +62,7 @@ def test_every_page_fits_and_is_quiet(browser: Browser, runs: Path, kind: str) -
         assert browser.evaluate("document.title") == f"{folder.name}: " + {
             "grown": "a growth run", "duo": "a model", "demo": "a folder of runs",
         }[kind]  # fmt: skip
-        # Every chart and glyph has been given room.
+        # Every chart and glyph has a height.
         assert browser.evaluate(
             "[...document.querySelectorAll('svg')].every(s => s.clientHeight > 20)"
         )
@@ -68,14 +70,14 @@ def test_every_page_fits_and_is_quiet(browser: Browser, runs: Path, kind: str) -
         browser.screenshot(shot)
         pixels = np.asarray(Image.open(shot).convert("L"), dtype=float)
         assert pixels.shape[1] >= width - 20
-        # Ink on every screenful, and the paper as bright as the scheme asks.
+        # Every part of 800 pixels has content, and the background matches the color scheme.
         for top in range(0, pixels.shape[0] - 800, 800):
             assert pixels[top : top + 800].std() > 3
         assert (np.median(pixels) < 80) == dark
 
 
 def test_dark_text_on_light_and_light_on_dark(browser: Browser, runs: Path) -> None:
-    page = write_page(runs / "grown", wishes=Wishes(models=False))
+    page = write_page(runs / "grown", options=PageOptions(models=False))
 
     def brightness(colour: str) -> float:
         return sum(map(float, colour.strip("rgb()").split(","))) / 3
@@ -89,7 +91,7 @@ def test_dark_text_on_light_and_light_on_dark(browser: Browser, runs: Path) -> N
 
 
 def test_text_in_charts_can_be_selected(browser: Browser, runs: Path) -> None:
-    page = write_page(runs / "grown", wishes=Wishes(models=False))
+    page = write_page(runs / "grown", options=PageOptions(models=False))
     browser.open(page, 1280)
     selected = browser.evaluate(
         "(() => { getSelection().selectAllChildren(document.querySelector('svg.chart'));"

@@ -1,4 +1,4 @@
-"""One page of any run's folder: complete, self-contained, honest about what is missing."""
+"""The page of a run folder is complete and self-contained, and lists what is missing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from page_text import PageText
 
 import fastgrow as fg
 from fastgrow.errors import ConfigError
-from fastgrow.report.inside import FOLDERS, FolderKind, Wishes, write_page
+from fastgrow.report.inside import FOLDERS, FolderKind, PageOptions, write_page
 
 EVIL = "<script>alert(1)</script>"
 
 
 def demo_of(runs: Path) -> Path:
-    """A folder of runs such as the demo leaves it."""
+    """Turn `runs` into a folder of runs such as the demo writes it."""
     demo = runs / "demo"
     demo.mkdir()
     (runs / "tokens").rename(demo / "tokens")
@@ -60,22 +60,22 @@ def test_a_growth_run(made: Path) -> None:
     assert "1 of 2 blocks" in text.words
     assert "all 2 blocks" in text.words
     assert "were last trained for the full depth" in text.words
-    assert "of the text “test” of grown" in text.words
+    assert "from the text “test” of grown" in text.words
     assert "train.batch_size" in text.cells
     assert "environment.torch" in text.cells
     assert torch.__version__ in text.cells
 
 
 def test_a_composed_model(made: Path) -> None:
-    page = write_page(made / "duo", wishes=Wishes(text="the cat sat"))
-    # In the folder it would keep the model from being saved there again.
+    page = write_page(made / "duo", options=PageOptions(text="the cat sat"))
+    # A page in the folder would prevent the model from being saved there again.
     assert page == made / "duo-report.html"
     fg.load(made / "duo").save(made / "duo")
     text = PageText(page)
     assert text.headings == [
         "Experts",
-        "Which expert carried which token",
-        "Samples of all together",
+        "Which expert supports which token",
+        "Samples of the ensemble",
         "Samples by depth",
         "Nearest glyphs",
         "Settings and environment",
@@ -84,10 +84,12 @@ def test_a_composed_model(made: Path) -> None:
     assert "The given text" in text.words
     titles = [value for name, value in text.attributes if name == "title"]
     assert len(titles) == len("the cat sat")
-    assert all(re.fullmatch(r"en .* bits; other .* bits; together .*", title) for title in titles)
+    assert all(
+        re.fullmatch(r"en .* bits; other .* bits; ensemble .* bits", title) for title in titles
+    )
 
 
-def test_without_a_text_bundled_ones_are_divided(made: Path) -> None:
+def test_bundled_texts_are_used_without_a_text(made: Path) -> None:
     substrate = fg.Substrate.build(
         characters=sorted(set("".join(fg.data.demo_splits("Han").test))),
         n_ngrams=0,
@@ -110,11 +112,11 @@ def test_a_folder_of_runs(runs: Path) -> None:
     assert (demo / "report.html").read_text() == "the demo's own"
     text = PageText(page)
     assert text.headings == [
-        "What held and what did not",
+        "Findings",
         "Growth",
         "Expert matrix",
         "Samples of the run",
-        "Which expert carried which token",
+        "Which expert supports which token",
         "Samples by depth",
         "Nearest glyphs",
         "Settings and environment",
@@ -122,7 +124,7 @@ def test_a_folder_of_runs(runs: Path) -> None:
     for cell in ("2.125", "3.000", "en-grown", "12.5"):
         assert cell in text.cells
     assert "Growing lost." in text.words
-    # The column's best is the darkest, its worst has no shade.
+    # The best value of a column is the darkest, and the worst has no shade.
     shades = re.findall(r'hsl\(205 85% 50% / ([\d.]+)\)">([\d.]+)<', text.source)
     shade = {value: float(strength) for strength, value in shades}
     assert (shade["2.125"], shade["5.000"]) == (0.55, 0.0)
@@ -131,14 +133,16 @@ def test_a_folder_of_runs(runs: Path) -> None:
 
 def test_the_same_seed_gives_the_same_page(made: Path, tmp_path: Path) -> None:
     pages = [
-        write_page(made / "grown", tmp_path / f"{name}.html", wishes=Wishes(seed=seed)).read_text()
+        write_page(
+            made / "grown", tmp_path / f"{name}.html", options=PageOptions(seed=seed)
+        ).read_text()
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert pages[0] == pages[1]
     assert pages[0] != pages[2]
 
 
-def test_nothing_outside_the_file(runs: Path) -> None:
+def test_the_page_refers_to_no_other_file(runs: Path) -> None:
     texts = [PageText(write_page(folder)) for folder in (runs / "grown", runs / "duo")]
     texts.append(PageText(write_page(demo_of(runs))))
     for text in texts:
@@ -176,9 +180,9 @@ def test_every_text_is_escaped(runs: Path) -> None:
     (run / "metrics.jsonl").write_text(
         rows + json.dumps({"event": EVIL, "global_step": 1, EVIL: EVIL}) + "\n"
     )
-    wishes = Wishes(text=EVIL, neighbours=EVIL + "é")
-    texts = [PageText(write_page(folder, wishes=wishes)) for folder in (demo, run)]
-    # Tokens and characters are single: a bare "<" makes no tag, and is wrong all the same.
+    options = PageOptions(text=EVIL, neighbours=EVIL + "é")
+    texts = [PageText(write_page(folder, options=options)) for folder in (demo, run)]
+    # Tokens and characters are single: an unescaped "<" makes no tag, but is an error.
     assert ">&lt;</span>" in texts[0].source
     assert "<b>&lt; U+003C</b>" in texts[0].source
     texts.append(PageText(write_page(demo)))
@@ -209,13 +213,13 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (_remove("metrics.jsonl"), "metrics.jsonl is missing"),
     (_remove("run.json"), "run.json: no such file"),
     (_write("growth.json", "[{"), "growth.json: not valid JSON"),
-    (_write("growth.json", "7"), "growth.json holds no stages"),
-    (_write("growth.json", '[3, {"stage": [], "bits": 4, "depth": "x"}]'), "are not records"),
-    (_write("run.json", "[]"), "run.json holds no settings"),
+    (_write("growth.json", "7"), "growth.json contains no list of stages"),
+    (_write("growth.json", '[3, {"stage": [], "bits": 4, "depth": "x"}]'), "are not JSON objects"),
+    (_write("run.json", "[]"), "run.json is not a JSON object of settings"),
     (_write("metrics.jsonl", '{"step": 1}\n{"st'), "1 of 2 lines are damaged"),
     (
         _write("metrics.jsonl", '{"step": 1e300, "global_step": NaN, "stage": {}, "loss": -1}\n'),
-        "There are no metrics to draw curves of",
+        "There are no metrics to plot",
     ),
     (_flip, "model.safetensors: damaged"),
     (_remove("model/config.json"), "config.json: no such file"),
@@ -223,7 +227,9 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES, ids=[words for _, words in DAMAGES])
-def test_what_is_missing_is_said(runs: Path, damage: Callable[[Path], object], words: str) -> None:
+def test_the_page_names_missing_and_damaged_files(
+    runs: Path, damage: Callable[[Path], object], words: str
+) -> None:
     damage(runs / "grown")
     text = PageText(write_page(runs / "grown"))
     assert any(words in note for note in text.notes), text.notes
@@ -237,7 +243,7 @@ def test_an_unfinished_demo(runs: Path) -> None:
     (demo / "composed" / "config.json").unlink()
     text = PageText(write_page(demo))
     assert any("has not finished" in note for note in text.notes)
-    assert any("What a model tells is missing" in note for note in text.notes)
+    assert any("The sections about the model are missing" in note for note in text.notes)
     assert "en-grown" in text.cells
 
 
@@ -248,41 +254,43 @@ def test_a_damaged_model_still_has_a_page(runs: Path) -> None:
 
 
 def test_a_text_that_the_model_cannot_read(made: Path, tmp_path: Path) -> None:
-    wishes = Wishes(text="日本", neighbours="é")
-    text = PageText(write_page(made / "duo", tmp_path / "p.html", wishes=wishes))
+    options = PageOptions(text="日本", neighbours="é")
+    text = PageText(write_page(made / "duo", tmp_path / "p.html", options=options))
     assert any("U+65E5" in note for note in text.notes)
     assert "Not in this vocabulary: é U+00E9." in text.notes
 
 
 def test_records_alone(made: Path, tmp_path: Path) -> None:
-    page = write_page(made / "grown", tmp_path / "p.html", wishes=Wishes(models=False))
+    page = write_page(made / "grown", tmp_path / "p.html", options=PageOptions(models=False))
     text = PageText(page)
     assert text.headings == ["Growth", "Settings and environment"]
     assert any("No model was loaded" in note for note in text.notes)
 
 
-def test_its_own_page_is_replaced_and_no_other(made: Path, tmp_path: Path) -> None:
+def test_only_pages_of_fastgrow_are_replaced(made: Path, tmp_path: Path) -> None:
     page = tmp_path / "p.html"
-    wishes = Wishes(models=False)
-    write_page(made / "grown", page, wishes=wishes)
+    options = PageOptions(models=False)
+    write_page(made / "grown", page, options=options)
     first = page.read_text()
-    write_page(made / "duo", page, wishes=wishes)
+    write_page(made / "duo", page, options=options)
     assert page.read_text() != first
     for content in ("", "<html>mine</html>", "<!doctype html>\n" + "fastgrow report" * 5):
         page.write_text(content)
-        with pytest.raises(ConfigError, match=r"p\.html: is not a page that"):
-            write_page(made / "grown", page, wishes=wishes)
+        with pytest.raises(ConfigError, match=r"p\.html: exists and was not written by"):
+            write_page(made / "grown", page, options=options)
         assert page.read_text() == content
-    with pytest.raises(ConfigError, match="is not a page"):
+    with pytest.raises(ConfigError, match="exists and was not written"):
         write_page(made / "grown", tmp_path)
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_of_no_known_kind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent: no such folder"):
         write_page(tmp_path / "absent")
     for name, content in (("config.json", '{"model_type": "gpt2"}'), ("notes.txt", "")):
         (tmp_path / name).write_text(content)
-        with pytest.raises(ConfigError, match=r"is no run's folder; expected one of a growth run"):
+        with pytest.raises(
+            ConfigError, match="not a run folder; expected the folder of a growth run"
+        ):
             write_page(tmp_path)
         assert not list(tmp_path.glob("*.html"))
 
@@ -291,7 +299,7 @@ def test_further_kinds_of_folders(tmp_path: Path) -> None:
     kind = FolderKind(
         "a study",
         lambda folder: (folder / "study.json").is_file(),
-        lambda report, folder, wishes: report.heading(f"Cells of {folder.name}"),
+        lambda report, folder, options: report.heading(f"Cells of {folder.name}"),
         lambda folder: folder / "study.html",
     )
     (tmp_path / "study.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Records are read as far as they are there."""
+"""Records are read as far as they exist and are valid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fastgrow.report import Report
 from fastgrow.report.inside.growth import add_growth, growth_charts, stage_table, validation_curve
-from fastgrow.report.inside.records import RunRecords, flat, number, read_records, shown
+from fastgrow.report.inside.records import RunRecords, flatten, format_value, number, read_records
 
 
 def _rows(stage: str, first: int, bits: list[float]) -> list[dict]:
@@ -33,7 +33,7 @@ def records() -> RunRecords:
     return RunRecords(Path("run"), {}, stages, rows)
 
 
-def test_the_curve_jumps_where_blocks_are_stacked(records: RunRecords) -> None:
+def test_the_curve_jumps_where_blocks_are_inserted(records: RunRecords) -> None:
     points, boundaries = validation_curve(records)
     assert boundaries == [200]
     assert points == [(100, 6.0), (200, 5.0), (200, 7.5), (300, 4.0), (400, 3.0)]
@@ -67,11 +67,11 @@ def test_unknown_fields_become_columns(records: RunRecords) -> None:
     assert columns["later"] == ("–", "True")
     assert "rank" not in columns
     assert columns["tokens/s"] == ("50", "50")
-    # It has a table of its own.
+    # Drift has a separate table.
     assert not [name for name in table.header if "drift" in name]
 
 
-def test_drift_and_reasons_are_told(records: RunRecords) -> None:
+def test_drift_and_reasons_are_shown(records: RunRecords) -> None:
     report = Report("t")
     add_growth(report, records)
     text = report.markdown()
@@ -108,12 +108,13 @@ def test_numbers_are_checked() -> None:
         assert number(record, *names) is None
 
 
-def test_records_in_words() -> None:
-    assert flat({"a": {"b": 1, "c": {}}, "d": [{"e": 2, "f": None}]}) == {
+def test_records_are_formatted() -> None:
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [{"e": 2, "f": None}]}) == {
         "a.b": 1,
         "a.c": {},
         "d.1": "e 2",
     }
-    assert [shown(v) for v in (None, True, 12345, 0.00012345, [], [1, "x"], [[1, 2], 3], {})] == [
+    values = (None, True, 12345, 0.00012345, [], [1, "x"], [[1, 2], 3], {})
+    assert [format_value(value) for value in values] == [
         "–", "True", "12,345", "0.0001234", "–", "1, x", "(1, 2), 3", "{}",
     ]  # fmt: skip

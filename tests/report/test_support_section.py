@@ -1,4 +1,4 @@
-"""Each expert is shown further with the text that it carries most."""
+"""For each expert, the text for which its share is largest is selected."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_the_text_of_the_largest_share(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble: Any = SimpleNamespace(names=("x", "y"))
     best = support.add_support(report, ensemble, excerpts)
     assert {name: excerpt.text for name, excerpt in best.items()} == {"x": "ab", "y": "ef"}
-    told = report.markdown()
-    assert "Of text ?? nothing can be shown: unknown character U+003F." in told
-    # 0.6 + 0.8 + 0.9 + 0.1 + 0.2 + 0.2 over six tokens.
-    assert "| x | 1.00 | 47% |" in told
-    assert "| together | 1.50 |" in told
+    text_of_page = report.markdown()
+    assert "No support can be shown for text ??: unknown character U+003F." in text_of_page
+    # The mean of 0.6, 0.8, 0.9, 0.1, 0.2 and 0.2.
+    assert "| x | 1.00 | 47% |" in text_of_page
+    assert "| ensemble | 1.50 |" in text_of_page
     assert support.add_support(Report("t"), ensemble, []) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -31,26 +32,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_progress_line_has_all_parts() -> None:
+def test_a_progress_line_has_all_values() -> None:
     line = format_line(1200, 5000, LABELS, {**VALUES, "validation_bits_per_character": 3.5}, 754)
     assert line == (
         "stage 2 · depth 3 · 105M/180M active · step 1,200/5,000 · loss 2.000 · "
         "3.250 bits/char · val 3.500 · 45.6K tok/s · ETA 12:34"
-    )
-
-
-def test_a_narrow_terminal_shows_the_most_important_parts() -> None:
-    labels = {"run": "Cyrillic grown", **LABELS, "stage": "2/3"}
-    values = {**VALUES, "validation_bits_per_character": 3.5}
-
-    def line(width: int | None) -> str:
-        return format_line(1200, 5000, labels, values, 754, width)
-
-    whole = line(None)
-    assert whole == line(len(whole))
-    assert line(len(whole) - 1) == whole.replace("run Cyrillic grown · ", "")
-    assert line(79) == (
-        "stage 2/3 depth 3 105M/180M loss 2.000 3.250 bits/char 45.6K tok/s ETA 12:34"
     )
 
 
@@ -65,25 +51,69 @@ def test_counts_and_times_are_short() -> None:
     assert [format_seconds(s) for s in (0.4, 7, 750, 3725)] == ["0:00", "0:07", "12:30", "1:02:05"]
 
 
+ERASE_LINE, UP, HIDE_CURSOR, SHOW_CURSOR = "\x1b[2K", "\x1b[1A", "\x1b[?25l", "\x1b[?25h"
+
+
+def screen(output: str) -> list[str]:
+    """The lines that a terminal shows after the output of a log."""
+    lines, row = [""], 0
+    for piece in re.split(r"(\n|\r|\x1b\[[?\d]*[A-Za-z])", output):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif piece == UP:
+            row -= 1
+        elif piece == ERASE_LINE:
+            lines[row] = ""
+        elif piece not in ("\r", HIDE_CURSOR, SHOW_CURSOR):
+            lines[row] += piece
+    return [line.rstrip() for line in lines]
+
+
 def test_a_terminal_has_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("fastgrow.training.log._LIVE_SECONDS", 0.0)
     stream = Terminal()
     log = RunLog(stream=stream)
     log.begin(LABELS)
     log.progress(1, 9, VALUES, seconds=9)
+    first = screen(stream.getvalue())
+    assert first == [format_line(1, 9, LABELS, VALUES, 9)]
     log.progress(2, 9, {"loss": 1.0}, seconds=8)
-    output = stream.getvalue()
-    assert "\n" not in output
-    lines = output.split("\r")[1:]
-    assert [len(line) for line in lines] == [49, 49]
-    assert "loss 1.000" in lines[1]
+    assert screen(stream.getvalue()) == [format_line(2, 9, LABELS, {**VALUES, "loss": 1.0}, 8)]
     log.print("a line that stays")
-    # The progress line is erased before other text is written.
-    assert stream.getvalue().endswith("\r" + " " * 49 + "\ra line that stays\n")
+    assert [line for line in screen(stream.getvalue()) if line] == ["a line that stays"]
+    assert stream.getvalue().count(HIDE_CURSOR) == stream.getvalue().count(SHOW_CURSOR) == 1
 
 
-def test_without_a_terminal_plain_lines_are_printed_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_shows_all_values_on_several_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("fastgrow.training.log._LIVE_SECONDS", 0.0)
+    stream = Terminal()
+    log = RunLog(stream=stream)
+    log.begin(LABELS)
+    for step in (1, 2):
+        log.progress(step, 9, VALUES, seconds=9)
+    lines = screen(stream.getvalue())
+    assert " ".join(lines) == format_line(2, 9, LABELS, VALUES, 9)
+    assert max(map(len, lines)) <= 50
+    log.close()
+    assert not any(screen(stream.getvalue()))
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    log = RunLog(stream=stream)
+    log.progress(1, 1, VALUES, seconds=0)
+    assert stream.getvalue() == format_line(1, 1, {}, VALUES, 0) + "\n"
+
+
+def test_a_pipe_gets_a_plain_line_every_15_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 1000.0
     monkeypatch.setattr("fastgrow.training.log.time.monotonic", lambda: clock)
     stream = io.StringIO()
@@ -97,7 +127,7 @@ def test_without_a_terminal_plain_lines_are_printed_rarely(monkeypatch: pytest.M
     assert "\r" not in stream.getvalue()
 
 
-def test_a_quiet_log_prints_nothing() -> None:
+def test_a_quiet_log_writes_no_lines() -> None:
     stream = Terminal()
     log = RunLog(stream=stream, quiet=True)
     log.progress(1, 1, VALUES, seconds=0)
@@ -145,7 +175,7 @@ def test_resuming_drops_the_rows_after_the_checkpoint(tmp_path: Path) -> None:
     ]
 
 
-def test_a_shorter_file_is_only_appended_to(tmp_path: Path) -> None:
+def test_rows_are_appended_to_a_file_shorter_than_the_state(tmp_path: Path) -> None:
     with RunLog(tmp_path, quiet=True, tensorboard=False) as log:
         log.row(1, {"loss": 3.0})
         log.load_state_dict({"bytes": 10_000, "base": 0, "global_step": 7, "labels": {}})
@@ -153,7 +183,7 @@ def test_a_shorter_file_is_only_appended_to(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path)] == [1, 8]
 
 
-def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: cannot be written"):
         RunLog(tmp_path / "file" / "run")
@@ -162,7 +192,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     with RunLog(tmp_path, quiet=True) as log:
         log.begin({"stage": 1})
-        log.row(5, {"loss": 3.0, "note": "no number"})
+        log.row(5, {"loss": 3.0, "note": "a text"})
         log.row(9, {"loss": 2.0})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -187,8 +217,8 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tensorboard", [False, True])
-def test_a_full_disk_is_named(tmp_path: Path, tensorboard: bool) -> None:
-    """In a separate process whose files have a maximum size."""
+def test_the_error_names_a_file_on_a_full_disk(tmp_path: Path, tensorboard: bool) -> None:
+    """In a subprocess with a limit on the size of files."""
     program = f"""
         import resource, signal
         from fastgrow.errors import CheckpointError
@@ -213,7 +243,7 @@ def test_a_full_disk_is_named(tmp_path: Path, tensorboard: bool) -> None:
     assert "cannot be written (File too large)" in done.stdout
 
 
-def test_without_tensorboard_everything_else_is_logged(
+def test_metrics_are_logged_without_tensorboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
@@ -224,7 +254,7 @@ def test_without_tensorboard_everything_else_is_logged(
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_training_logs_rows_and_evaluations(tmp_path: Path) -> None:
+def test_the_rows_of_a_training(tmp_path: Path) -> None:
     substrate = LetterSubstrate()
     model = TinyModel(len(substrate))
     stream = make_stream(random_text(50, 0), substrate)

@@ -1,7 +1,7 @@
-"""A look inside a run: one page of whatever its folder holds."""
+"""One page with everything that a run folder contains."""
 
 from fastgrow.report.inside.folders import FOLDERS, FolderKind
-from fastgrow.report.inside.wishes import Wishes
+from fastgrow.report.inside.options import PageOptions
 from fastgrow.report.inside.write import write_page
 
-__all__ = ["FOLDERS", "FolderKind", "Wishes", "write_page"]
+__all__ = ["FOLDERS", "FolderKind", "PageOptions", "write_page"]

@@ -1,4 +1,4 @@
-"""Text to look at a model with: the run's own test text if it is at hand, else bundled text."""
+"""Texts for samples: test text of the run if it is available, or else bundled text."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Excerpt:
     """A piece of text.
 
     Attributes:
-        text: encodable by the model's substrate.
-        origin: where it is from, in words.
+        text: text that the model's substrate can encode.
+        origin: description of its source.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Excerpt:
 
     @property
     def prompt(self) -> str:
-        """Its first words."""
+        """The first words of the text."""
         head = self.text[:24]
         cut = head.rfind(" ", 8)
         if cut >= 0:
@@ -44,15 +44,15 @@ class Excerpt:
 
 
 def own_excerpt(folder: Path, settings: Mapping[str, Any], substrate: Any) -> Excerpt | None:
-    """The beginning of a text on which a run was tested, found by the hash that the run recorded.
+    """Return the beginning of a text on which a run was tested, or None if it is not found.
 
-    Token files are looked for in the folder `tokens` beside the run or in it, and in the user's
-    cache.
+    The text is identified by the hash in `run.json`. Token files are searched in the folder
+    `tokens` in the run folder and next to it, and in the user's cache.
 
     Args:
-        folder: of the run.
-        settings: its `run.json`.
-        substrate: decodes the tokens.
+        folder: folder of the run.
+        settings: content of its `run.json`.
+        substrate: substrate that decodes the tokens.
     """
     texts = settings.get("evaluate_on")
     if not isinstance(texts, Mapping):
@@ -67,7 +67,7 @@ def own_excerpt(folder: Path, settings: Mapping[str, Any], substrate: Any) -> Ex
 
 
 def bundled_excerpts(substrate: Any) -> list[Excerpt]:
-    """The beginnings of bundled test texts in the scripts that the substrate has."""
+    """Return the beginnings of bundled test texts, in the scripts that the substrate has."""
     found = []
     for script in _SCRIPTS:
         for text in demo_splits(script).test:
@@ -94,7 +94,7 @@ def _token_files(caches: list[Path], digest: object) -> Iterator[tuple[Path, int
 
 
 def _first_document(file: Path, tokens: int, substrate: SubstrateLike) -> str:
-    """The first document among those at the beginning of the file that is long enough."""
+    """Return the first long enough document at the beginning of the file, or else the longest."""
     dtype = token_dtype(len(substrate)).newbyteorder("<")
     if not file.is_file() or file.stat().st_size != tokens * dtype.itemsize:
         return ""

@@ -1,4 +1,4 @@
-"""What kinds of folders there are, how each is told, and what its page has."""
+"""The kinds of folders, how each is recognised, and the sections of its page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastgrow.nn.serialization import CONFIG, WEIGHTS
 from fastgrow.report.inside.facts import add_facts
 from fastgrow.report.inside.growth import add_growth
 from fastgrow.report.inside.models import add_experts, add_model, excerpts_for, open_model
+from fastgrow.report.inside.options import PageOptions
 from fastgrow.report.inside.records import GROWTH, METRICS, SETTINGS, read_optional, read_records
 from fastgrow.report.inside.runs import (
     DEMO,
@@ -21,24 +22,25 @@ from fastgrow.report.inside.runs import (
     read_demo,
     run_folders,
 )
-from fastgrow.report.inside.wishes import Wishes
 from fastgrow.report.page import Report
 
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder that a page can be made of.
+    """A kind of folder for which a page can be written.
 
     Attributes:
-        name: in words, with an article.
-        recognises: whether a folder is one, by its files' names; damaged ones are, too.
-        add: adds the sections to a report. What is missing is a note in it, not an error.
-        page: where the page goes if the user names no place.
+        name: name of the kind with an article, such as "a model".
+        recognises: function that returns whether a folder is of this kind, by the names of its
+            files. It also accepts damaged folders.
+        add: function that adds the sections to a report. It reports missing files by notes in the
+            report and not by errors.
+        page: function that returns the default path of the page.
     """
 
     name: str
     recognises: Callable[[Path], bool]
-    add: Callable[[Report, Path, Wishes], None]
+    add: Callable[[Report, Path, PageOptions], None]
     page: Callable[[Path], Path]
 
 
@@ -54,54 +56,54 @@ def _is_model(folder: Path) -> bool:
     content, _ = read_optional(folder / CONFIG)
     if isinstance(content, dict):
         return {"kind", "format", "config"} <= content.keys()
-    # A damaged one counts where its neighbours are those of a saved model.
+    # A damaged config.json counts if the other files are those of a saved model.
     saved = ("experts", WEIGHTS, "tokenizer.json")
     return (folder / CONFIG).exists() and any((folder / name).exists() for name in saved)
 
 
-def _add_runs(report: Report, folder: Path, wishes: Wishes) -> None:
+def _add_runs(report: Report, folder: Path, options: PageOptions) -> None:
     record = read_demo(report, folder)
     add_findings(report, record)
     runs = add_runs(report, run_folders(folder))
     add_matrix(report, record)
     add_recorded_samples(report, record)
-    model = open_model(report, folder / "composed", wishes)
+    model = open_model(report, folder / "composed", options)
     if model is not None:
-        texts = excerpts_for(model, wishes, {run.folder: run.settings for run in runs})
-        add_model(report, model, texts, wishes, together=False)
+        texts = excerpts_for(model, options, {run.folder: run.settings for run in runs})
+        add_model(report, model, texts, options, together=False)
     settings = record.get("settings")
     facts = settings if isinstance(settings, dict) else {}
     add_facts(report, {**facts, **{k: record[k] for k in ("seconds",) if k in record}}, [])
 
 
-def _add_growth(report: Report, folder: Path, wishes: Wishes) -> None:
+def _add_growth(report: Report, folder: Path, options: PageOptions) -> None:
     records = read_records(folder)
     for sentence in records.missing:
         report.note(sentence)
     add_growth(report, records)
-    model = open_model(report, folder / "model", wishes)
+    model = open_model(report, folder / "model", options)
     if model is not None:
-        texts = excerpts_for(model, wishes, {folder: records.settings})
-        add_model(report, model, texts, wishes)
+        texts = excerpts_for(model, options, {folder: records.settings})
+        add_model(report, model, texts, options)
     add_facts(report, records.settings, records.rows)
 
 
-def _add_model(report: Report, folder: Path, wishes: Wishes) -> None:
-    model = open_model(report, folder, wishes)
+def _add_model(report: Report, folder: Path, options: PageOptions) -> None:
+    model = open_model(report, folder, options)
     if isinstance(model, Ensemble):
         add_experts(report, model)
     if model is not None:
-        add_model(report, model, excerpts_for(model, wishes, {}), wishes)
+        add_model(report, model, excerpts_for(model, options, {}), options)
     content, _ = read_optional(folder / CONFIG)
     facts = content if isinstance(content, dict) else {}
     add_facts(report, {name: value for name, value in facts.items() if name != "sha256"}, [])
 
 
-# In the order in which they are tried. A later kind, such as a study's, is given to `write_page`.
+# In the order in which they are tried. Further kinds can be passed to `write_page`.
 FOLDERS: tuple[FolderKind, ...] = (
-    # A demo's folder has a report of its own, which stays.
+    # The demo itself writes report.html.
     FolderKind("a folder of runs", _is_runs, _add_runs, lambda f: f / "page.html"),
     FolderKind("a growth run", _is_growth, _add_growth, lambda f: f / "report.html"),
-    # Beside the folder: a saved model is replaced only where nothing of others is in it.
+    # Next to the folder: a model can be saved again only to a folder without other files.
     FolderKind("a model", _is_model, _add_model, lambda f: f.with_name(f"{f.name}-report.html")),
 )

@@ -1,26 +1,25 @@
-"""Growth on the page: curves with their boundaries, the stages' losses, speed and parameters."""
+"""The section about growth: curves with boundaries, losses by stage, speed and parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fastgrow.report.chart import Bar, BarChart, Line, LineChart, Point
-from fastgrow.report.inside.records import Record, RunRecords, flat, number, shown
+from fastgrow.report.inside.records import Record, RunRecords, flatten, format_value, number
 from fastgrow.report.page import Report
 from fastgrow.report.parts import Part, Row, Table, Tiles
 from fastgrow.training.log import format_count, format_seconds
 
 VALIDATION = "validation_bits_per_character"
 
-
 _LONGEST_CELL = 24
 
 
 def add_growth(report: Report, records: RunRecords) -> None:
-    """The section of a growth run."""
+    """Add the section about the growth of a run."""
     report.heading("Growth")
     if not records.stages and not records.rows:
-        report.note("Nothing is recorded of any stage.")
+        report.note("No stage is recorded.")
         return
     tiles = _tiles(records)
     if tiles:
@@ -29,7 +28,7 @@ def add_growth(report: Report, records: RunRecords) -> None:
     if charts:
         report.add(Row(charts))
     if not any(isinstance(chart, LineChart) for chart in charts):
-        report.note("There are no metrics to draw curves of.")
+        report.note("There are no metrics to plot.")
     if records.stages:
         report.heading("Stages", level=3)
         report.add(stage_table(records))
@@ -40,10 +39,10 @@ def add_growth(report: Report, records: RunRecords) -> None:
 
 
 def validation_curve(records: RunRecords) -> tuple[list[Point], list[float]]:
-    """Validation bits per character against tokens of the run, and where stages end.
+    """Return validation bits per character against tokens of the run, and the ends of stages.
 
-    Each stage but the first begins with the value right after its blocks were stacked, where it was
-    recorded. Without a known number of tokens in a step the x axis counts steps.
+    Each stage but the first starts with the value right after its blocks were inserted, if it was
+    recorded. If the number of tokens per step is unknown, the x axis counts steps.
     """
     scale = records.tokens_per_step or 1.0
     points: list[Point] = []
@@ -64,7 +63,7 @@ def validation_curve(records: RunRecords) -> tuple[list[Point], list[float]]:
 
 
 def growth_charts(records: RunRecords) -> list[Part]:
-    """The charts for which there are records."""
+    """Return the charts for which there are records."""
     axis = "tokens" if records.tokens_per_step else "steps"
     charts: list[Part] = []
     points, boundaries = validation_curve(records)
@@ -75,8 +74,8 @@ def growth_charts(records: RunRecords) -> list[Part]:
                 [Line("validation", points)],
                 f"{axis} of the run",
                 "bits per character",
-                "Dashed: a stage ends, new blocks are stacked. The jump there is their effect "
-                "before any training.",
+                "Dashed lines mark the ends of stages, where new blocks are inserted. A jump there "
+                "is the effect of the new blocks before they are trained.",
                 boundaries,
             )
         )
@@ -84,8 +83,8 @@ def growth_charts(records: RunRecords) -> list[Part]:
     if losses:
         charts.append(
             LineChart(
-                "Training loss by stage", losses, "tokens of the stage", "nats a token",
-                "Means between two rows of the log.",
+                "Training loss by stage", losses, "tokens of the stage", "nats per token",
+                "Each point is the mean since the previous row of the log.",
             )
         )  # fmt: skip
     speed = _over_run(records, "tokens_per_second")
@@ -95,14 +94,14 @@ def growth_charts(records: RunRecords) -> list[Part]:
                 "Speed",
                 [Line("training", speed)],
                 f"{axis} of the run",
-                "tokens a second",
-                "Of training alone, without evaluations and checkpoints.",
+                "tokens per second",
+                "Training only, without evaluations and checkpoints.",
                 boundaries,
                 from_zero=True,
             )
         )
     bars = [
-        Bar(shown(stage.get("stage")), [active, max(0.0, total - active)])
+        Bar(format_value(stage.get("stage")), [active, max(0.0, total - active)])
         for stage in records.stages
         if (active := number(stage, "active_parameters")) is not None
         and (total := number(stage, "total_parameters")) is not None
@@ -111,21 +110,21 @@ def growth_charts(records: RunRecords) -> list[Part]:
         charts.append(
             BarChart(
                 "Parameters", bars, ["active", "frozen"], "stage", "parameters",
-                "The frozen table counts among them.",
+                "The token table is counted as frozen.",
             )
         )  # fmt: skip
     return charts
 
 
 def stage_table(records: RunRecords) -> Table:
-    """A row a stage, with a column for everything that was recorded of it."""
+    """Return a table with a row for each stage and a column for each recorded value."""
     columns = {name: title for name, title in _COLUMNS.items() if _any(records.stages, name)}
     speeds = [_speed(rows) for rows in records.by_stage()]
     names = [*columns, *(name for name in _recorded(records.stages) if name not in _COLUMNS)]
-    # Drift has a table of its own, and sentences stand below.
+    # Drift has a separate table, and long texts are listed below the table.
     names = [name for name in names if "drift" not in name and not _is_prose(records, name)]
     header = [columns.get(name) or _title(name) for name in names]
-    rows = [[_cell(name, flat(stage).get(name)) for name in names] for stage in records.stages]
+    rows = [[_cell(name, flatten(stage).get(name)) for name in names] for stage in records.stages]
     if len(speeds) == len(rows) and any(speeds):
         header.append("tokens/s")
         for row, speed in zip(rows, speeds, strict=True):
@@ -140,7 +139,7 @@ _COLUMNS = {
     "total_parameters": "total",
     "tokens": "tokens",
     "seconds": "seconds",
-    "bits_at_start": "bits at its start",
+    "bits_at_start": "bits at start",
 }
 
 
@@ -162,7 +161,7 @@ def _tiles(records: RunRecords) -> list[tuple[str, str]]:
             tiles.append((name if name == "tokens" else "time", form(sum(v or 0 for v in values))))
     bits = last.get("bits")
     if isinstance(bits, dict):
-        tiles += [(f"{name}, bits/char", shown(value)) for name, value in bits.items()][:3]
+        tiles += [(f"{name}, bits/char", format_value(value)) for name, value in bits.items()][:3]
     return tiles
 
 
@@ -172,10 +171,13 @@ def _add_drift(report: Report, stages: Sequence[Record]) -> None:
         return
     report.heading("LoRA drift", level=3)
     report.paragraph(
-        "How far the merged weights are from the sum of weight and correction in float32."
+        "Difference between the merged weights and the float32 sum of weights and LoRA updates."
     )
     rows = [
-        [shown(stage.get("stage")), *(shown(flat(stage).get(name)) for name in names)]
+        [
+            format_value(stage.get("stage")),
+            *(format_value(flatten(stage).get(name)) for name in names),
+        ]
         for stage in stages
     ]
     report.table(["stage", *map(_title, names)], rows)
@@ -207,7 +209,7 @@ def _over_run(records: RunRecords, name: str) -> list[Point]:
 
 
 def _speed(rows: Sequence[Record]) -> float | None:
-    """Tokens a second of a stage's training."""
+    """Return the training speed of a stage in tokens per second."""
     for row in reversed(rows):
         tokens, seconds = number(row, "tokens"), number(row, "seconds")
         if tokens and seconds:
@@ -224,13 +226,13 @@ def _any(stages: Sequence[Record], name: str) -> bool:
 
 
 def _recorded(stages: Sequence[Record]) -> list[str]:
-    """The dotted names of what is known of some stage."""
-    known = (name for stage in stages for name, v in flat(stage).items() if v is not None)
-    return list(dict.fromkeys(known))
+    """Return the dotted names of all values that some stage recorded."""
+    names = (name for stage in stages for name, v in flatten(stage).items() if v is not None)
+    return list(dict.fromkeys(names))
 
 
 def _is_prose(records: RunRecords, name: str) -> bool:
-    return any(_prose(flat(stage).get(name)) for stage in records.stages)
+    return any(_prose(flatten(stage).get(name)) for stage in records.stages)
 
 
 def _prose(value: object) -> bool:
@@ -238,11 +240,11 @@ def _prose(value: object) -> bool:
 
 
 def _remarks(stages: Sequence[Record]) -> list[str]:
-    """What stages say in sentences, such as why one ended early."""
+    """Return the long texts of the stages, such as why a stage ended early."""
     return [
-        f"Stage {shown(stage.get('stage'))}, {_title(name)}: {value}"
+        f"Stage {format_value(stage.get('stage'))}, {_title(name)}: {value}"
         for stage in stages
-        for name, value in flat(stage).items()
+        for name, value in flatten(stage).items()
         if _prose(value)
     ]
 
@@ -258,4 +260,4 @@ def _cell(name: str, value: object) -> str:
         return f"{value:.3f}"
     if isinstance(value, float) and name == "seconds":
         return f"{value:,.1f}"
-    return shown(value)
+    return format_value(value)

@@ -1,4 +1,4 @@
-"""What a saved model, single or composed, adds to the page."""
+"""The sections of a page about a saved model or ensemble."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from fastgrow.nn import Decoder
 from fastgrow.report.inside.depth import CAVEAT, add_samples
 from fastgrow.report.inside.excerpts import Excerpt, bundled_excerpts, own_excerpt
 from fastgrow.report.inside.neighbours import add_neighbours
-from fastgrow.report.inside.records import shown
+from fastgrow.report.inside.options import PageOptions
+from fastgrow.report.inside.records import format_value
 from fastgrow.report.inside.support import add_support
-from fastgrow.report.inside.wishes import Wishes
 from fastgrow.report.page import Report
 from fastgrow.training.log import format_count
 
 _MOST_EXPERTS = 4
 
 
-def open_model(report: Report, folder: Path, wishes: Wishes) -> Model | None:
-    """The model in a folder; where it cannot be had, a note says why."""
-    if not wishes.models:
-        report.note("No model was loaded, as asked: the page shows the records alone.")
+def open_model(report: Report, folder: Path, options: PageOptions) -> Model | None:
+    """Return the model of a folder, or None and a note in the report that gives the reason."""
+    if not options.models:
+        report.note("No model was loaded, as requested. The page shows only the records.")
         return None
     try:
-        model = load(folder, device=wishes.device)
+        model = load(folder, device=options.device)
     except (FastgrowError, OSError) as error:
-        report.note(f"What a model tells is missing: {error}.")
+        report.note(f"The sections about the model are missing: {error}.")
         return None
     if model.substrate is None:
-        report.note("The model has no substrate, so it reads and writes no text.")
+        report.note("The model has no substrate, so it cannot read or generate text.")
         return None
     return model
 
 
 def excerpts_for(
-    model: Model, wishes: Wishes, runs: Mapping[Path, Mapping[str, Any]]
+    model: Model, options: PageOptions, runs: Mapping[Path, Mapping[str, Any]]
 ) -> list[Excerpt]:
-    """The text that was asked for, else the runs' own test texts, else bundled ones.
+    """Return the given text, or else test texts of the runs, or else bundled texts.
 
     Args:
-        model: on a substrate.
-        wishes: what was asked for.
-        runs: the settings of each run by its folder.
+        model: a model with a substrate.
+        options: options of the page.
+        runs: settings of each run by its folder.
     """
-    if wishes.text is not None:
-        return [Excerpt(wishes.text, "the given text")]
+    if options.text is not None:
+        return [Excerpt(options.text, "the given text")]
     own = [own_excerpt(folder, settings, model.substrate) for folder, settings in runs.items()]
     distinct: dict[str, Excerpt] = {}
     for excerpt in own:
@@ -59,13 +59,17 @@ def excerpts_for(
 
 
 def add_experts(report: Report, ensemble: Ensemble) -> None:
-    """A table of the experts, and the rule that merges them."""
+    """Add a table of the experts, and the rule of the ensemble."""
     report.heading("Experts")
     rule = ensemble.rule.to_config()
     further = {name: value for name, value in rule.items() if name != "kind"}
     report.paragraph(
-        f"{len(ensemble.names)} experts, merged by the rule “{rule['kind']}”"
-        + (f" with {', '.join(f'{k} {shown(v)}' for k, v in further.items())}." if further else ".")
+        f"{len(ensemble.names)} experts, combined by the rule “{rule['kind']}”"
+        + (
+            f" with {', '.join(f'{k} {format_value(v)}' for k, v in further.items())}."
+            if further
+            else "."
+        )
     )
     rows = []
     for name, model in ensemble.experts.items():
@@ -78,37 +82,42 @@ def add_experts(report: Report, ensemble: Ensemble) -> None:
 
 
 def add_model(
-    report: Report, model: Model, excerpts: list[Excerpt], wishes: Wishes, *, together: bool = True
+    report: Report,
+    model: Model,
+    excerpts: list[Excerpt],
+    options: PageOptions,
+    *,
+    together: bool = True,
 ) -> None:
-    """All sections that need the model itself.
+    """Add all sections that need the model itself.
 
     Args:
-        report: to add to.
-        model: on a substrate.
-        excerpts: texts to look at it with.
-        wishes: what was asked for.
-        together: samples of a composed model as a whole, too.
+        report: report to add to.
+        model: a model with a substrate.
+        excerpts: texts for the samples and the support of the experts.
+        options: options of the page.
+        together: whether to add samples of an ensemble as a whole.
     """
     if isinstance(model, Ensemble):
         best = add_support(report, model, excerpts)
         if together:
-            _add_together(report, model, excerpts, wishes.seed)
+            _add_together(report, model, excerpts, options.seed)
         decoders = {n: m for n, m in model.experts.items() if isinstance(m, Decoder)}
         report.heading("Samples by depth")
         report.paragraph(CAVEAT)
         for name, expert in list(decoders.items())[:_MOST_EXPERTS]:
-            add_samples(report, expert, best.get(name), wishes.seed, name=name)
+            add_samples(report, expert, best.get(name), options.seed, name=name)
         if len(decoders) > _MOST_EXPERTS:
-            report.note(f"Samples by depth are of the first {_MOST_EXPERTS} experts alone.")
+            report.note(f"Samples by depth are shown for the first {_MOST_EXPERTS} experts only.")
     else:
         report.heading("Samples by depth")
         report.paragraph(CAVEAT)
-        add_samples(report, model, excerpts[0] if excerpts else None, wishes.seed)
-    add_neighbours(report, model.substrate, wishes.neighbours)
+        add_samples(report, model, excerpts[0] if excerpts else None, options.seed)
+    add_neighbours(report, model.substrate, options.neighbours)
 
 
 def _add_together(report: Report, model: Ensemble, excerpts: list[Excerpt], seed: int) -> None:
-    report.heading("Samples of all together")
+    report.heading("Samples of the ensemble")
     for excerpt in excerpts or [Excerpt("", "no text")]:
         prompt = excerpt.prompt
         try:

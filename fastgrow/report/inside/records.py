@@ -1,7 +1,7 @@
-"""The records of a growth run, read as far as they are there and whole.
+"""The records of a growth run, as far as they exist and can be read.
 
-Records may be of an unfinished run, damaged, or of a later version with more in them: every value
-is checked where it is used, and what cannot be used is named in `missing`.
+Records may belong to an unfinished run, be damaged, or have further fields of a later version.
+Every value is checked where it is used, and unusable records are listed in `missing`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from fastgrow._files import read_json
 from fastgrow.errors import CheckpointError
 
 Record = dict[str, Any]
-# Also false for NaN; what is larger was never measured, and would overflow in a chart.
-_SENSE = 1e30
+# Larger values are no measurements and would overflow in a chart. NaN is not smaller either.
+_LARGEST = 1e30
 SETTINGS, GROWTH, METRICS = "run.json", "growth.json", "metrics.jsonl"
 
 
 @dataclass
 class RunRecords:
-    """What a run wrote.
+    """The records of a run.
 
     Attributes:
-        folder: of the run.
-        settings: `run.json`.
-        stages: `growth.json`, a record a stage; made from the metrics where that is missing.
-        rows: `metrics.jsonl`.
-        missing: a sentence for each record that is missing, damaged or unfinished.
+        folder: folder of the run.
+        settings: content of `run.json`.
+        stages: content of `growth.json`, one record per stage. If the file is missing, the records
+            are made from the metrics.
+        rows: rows of `metrics.jsonl`.
+        missing: a sentence for each record that is missing, damaged or incomplete.
     """
 
     folder: Path
@@ -43,7 +44,7 @@ class RunRecords:
 
     @property
     def tokens_per_step(self) -> float | None:
-        """Training tokens of a step, by the metrics or else by the settings."""
+        """Training tokens per step, from the metrics or else from the settings."""
         for row in self.rows:
             tokens, step = number(row, "tokens"), number(row, "step")
             if tokens and step:
@@ -55,7 +56,7 @@ class RunRecords:
         return math.prod(part for part in parts if part) if all(parts) else None
 
     def by_stage(self) -> list[list[Record]]:
-        """The rows of each stage, in order."""
+        """Return the rows of each stage, in order."""
         stages = [
             list(group)
             for label, group in itertools.groupby(self.rows, lambda row: row.get("stage"))
@@ -65,62 +66,64 @@ class RunRecords:
 
 
 def read_records(folder: Path) -> RunRecords:
-    """Read what there is in the folder of a growth run; nothing in it makes this raise."""
+    """Read the records in the folder of a growth run. Damaged records raise no error."""
     records = RunRecords(folder)
     settings, problem = read_optional(folder / SETTINGS)
     if isinstance(settings, dict):
         records.settings = settings
     else:
-        records.missing.append(problem or f"{SETTINGS} holds no settings by name.")
+        records.missing.append(problem or f"{SETTINGS} is not a JSON object of settings.")
     _read_metrics(folder / METRICS, records)
     _read_stages(folder / GROWTH, records)
     return records
 
 
 def read_optional(file: Path) -> tuple[Any, str | None]:
-    """A JSON file's content, or None and a sentence that says why it cannot be had."""
+    """Return the content of a JSON file, or None and a sentence with the reason."""
     try:
         return read_json(file), None
     except CheckpointError as error:
-        # The page names the folder once; here the file's name is enough.
+        # The page shows the folder at the top, so the file name is enough.
         return None, str(error).replace(str(file), file.name) + "."
     except OSError as error:
         return None, f"{file.name}: {error.strerror or 'cannot be read'}."
     except RecursionError:
-        return None, f"{file.name}: is nested too deeply to be a record."
+        return None, f"{file.name}: nested too deeply."
 
 
 def number(record: Mapping[str, Any], *names: str) -> float | None:
-    """A number in nested records, or None where there is none or it is beyond all sense."""
+    """Return a number of nested records, or None if it is missing, not finite or too large."""
     value: Any = record
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < _SENSE else None
+    return float(value) if abs(value) < _LARGEST else None
 
 
-def flat(record: Mapping[str, Any], prefix: str = "") -> Record:
+def flatten(record: Mapping[str, Any], prefix: str = "") -> Record:
     """A nested record's values by dotted names; records in a list become words."""
     values: Record = {}
     for name, value in record.items():
         if isinstance(value, Mapping) and value:
-            values |= flat(value, f"{prefix}{name}.")
+            values |= flatten(value, f"{prefix}{name}.")
         elif isinstance(value, list) and value and all(isinstance(x, Mapping) for x in value):
-            values |= {f"{prefix}{name}.{i}": in_words(x) for i, x in enumerate(value, start=1)}
+            values |= {
+                f"{prefix}{name}.{i}": format_record(x) for i, x in enumerate(value, start=1)
+            }
         else:
             values[f"{prefix}{name}"] = value
     return values
 
 
-def in_words(record: Mapping[str, Any]) -> str:
-    """A record in one line, without what it leaves open."""
-    named = flat(record).items()
-    return ", ".join(f"{name} {shown(value)}" for name, value in named if value is not None)
+def format_record(record: Mapping[str, Any]) -> str:
+    """Format a record on one line, without values that are None."""
+    named = flatten(record).items()
+    return ", ".join(f"{name} {format_value(value)}" for name, value in named if value is not None)
 
 
-def shown(value: Any) -> str:
-    """A record's value for people."""
+def format_value(value: Any) -> str:
+    """Format a value of a record for people."""
     if value is None:
         return "–"
     if isinstance(value, bool | str):
@@ -130,7 +133,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        inner = (f"({shown(x)})" if isinstance(x, list) else shown(x) for x in value)
+        inner = (f"({format_value(x)})" if isinstance(x, list) else format_value(x) for x in value)
         return ", ".join(inner) or "–"
     return json.dumps(value, ensure_ascii=False)
 
@@ -164,20 +167,20 @@ def _read_stages(file: Path, records: RunRecords) -> None:
     if isinstance(content, list):
         records.stages = [stage for stage in content if isinstance(stage, dict)]
         if len(records.stages) < len(content):
-            records.missing.append(f"{file.name}: some stages are not records.")
+            records.missing.append(f"{file.name}: some stages are not JSON objects.")
         return
     if problem is None:
-        records.missing.append(f"{file.name} holds no stages.")
+        records.missing.append(f"{file.name} contains no list of stages.")
     records.stages = [_stage_of(rows) for rows in records.by_stage() if rows]
     if records.stages:
         records.missing.append(
-            "The stages are those that the metrics tell of: the run has not finished, or its "
-            f"{file.name} was lost."
+            f"The stages are taken from {METRICS}: the run has not finished, or its {file.name} "
+            "was lost."
         )
 
 
 def _stage_of(rows: list[Record]) -> Record:
-    """What the metrics tell about a stage."""
+    """Return the record of a stage, made from its rows of metrics."""
     last: Record = {}
     for row in rows:
         last |= row

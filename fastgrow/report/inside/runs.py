@@ -1,4 +1,4 @@
-"""A folder of several runs, such as a demo's: curves side by side, the matrix, the samples."""
+"""A folder of several runs, such as a demo: curves, expert matrix and samples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastgrow.report.inside.growth import validation_curve
 from fastgrow.report.inside.records import (
     Record,
     RunRecords,
+    format_value,
     number,
     read_optional,
     read_records,
-    shown,
 )
 from fastgrow.report.page import Report
 from fastgrow.report.parts import Row, Table
@@ -24,34 +24,34 @@ DEMO = "demo.json"
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The folders in it that hold a growth run."""
+    """Return the subfolders that contain a growth run."""
     return sorted(path.parent for path in folder.glob("*/run.json"))
 
 
 def read_demo(report: Report, folder: Path) -> Record:
-    """The demo's record; a note says so where it is missing or damaged."""
+    """Return the demo's record. If it is missing or damaged, add a note and return {}."""
     record, problem = read_optional(folder / DEMO)
     if isinstance(record, dict):
         return record
-    reason = problem or f"{DEMO} holds something else."
-    report.note(f"The demo has not finished, or its record is lost. {reason}")
+    reason = problem or f"{DEMO} is not a JSON object."
+    report.note(f"The demo has not finished, or its record was lost. {reason}")
     return {}
 
 
 def add_findings(report: Report, record: Record) -> None:
-    """What the demo concluded, in its own words."""
+    """Add the findings that the demo recorded."""
     findings = record.get("findings")
     if isinstance(findings, list) and findings:
-        report.heading("What held and what did not")
+        report.heading("Findings")
         report.points([str(sentence) for sentence in findings])
 
 
 def add_runs(report: Report, folders: Sequence[Path]) -> list[RunRecords]:
-    """Curves by family (what stands before the first "-" of a folder's name), and a table."""
+    """Add a chart for each family (folder name up to the first "-") and a table of all runs."""
     report.heading("Growth")
     runs = [read_records(folder) for folder in folders]
     if not runs:
-        report.note("There is no folder of a run.")
+        report.note("There are no run folders.")
         return runs
     families: dict[str, list[RunRecords]] = {}
     for run in runs:
@@ -60,10 +60,10 @@ def add_runs(report: Report, folders: Sequence[Path]) -> list[RunRecords]:
     if charts:
         report.add(Row(charts))
     else:
-        report.note("There are no metrics to draw curves of.")
+        report.note("There are no metrics to plot.")
     report.heading("Runs", level=3)
     report.add(_runs_table(runs))
-    report.paragraph("A report of one of these folders shows that run by itself.")
+    report.paragraph("`fastgrow report` on one of these folders shows the details of that run.")
     for run in runs:
         for sentence in run.missing:
             report.note(f"{run.folder.name}: {sentence}")
@@ -71,7 +71,7 @@ def add_runs(report: Report, folders: Sequence[Path]) -> list[RunRecords]:
 
 
 def add_matrix(report: Report, record: Record) -> None:
-    """The expert matrix: bits per character by model and text."""
+    """Add the expert matrix: bits per character by model and text."""
     report.heading("Expert matrix")
     matrix = record.get("matrix")
     columns, rows = _matrix_of(matrix if isinstance(matrix, Mapping) else {})
@@ -82,13 +82,13 @@ def add_matrix(report: Report, record: Record) -> None:
     cells = [[name, *(f"{value:.3f}" for value in values)] for name, values in rows.items()]
     report.add(Table(["", *columns], cells, [list(row) for row in zip(*shades, strict=True)]))
     report.paragraph(
-        "Bits per character of each test text; lower is better, and darker. Each column is shaded "
-        "by itself, since its text has a difficulty of its own."
+        "Bits per character of each test text. Lower is better and has a darker shade. Each column "
+        "has a separate scale, because the texts differ in difficulty."
     )
 
 
 def add_recorded_samples(report: Report, record: Record) -> None:
-    """The samples that the demo took."""
+    """Add the samples that the demo recorded."""
     samples = record.get("samples")
     if not isinstance(samples, Mapping) or not samples:
         return
@@ -111,7 +111,7 @@ def _family(name: str, runs: Sequence[RunRecords]) -> LineChart | None:
     axis = "tokens" if all(run.tokens_per_step for run in runs) else "steps"
     return LineChart(
         name, lines, axis, "validation, bits per character",
-        "Dashed: a stage ends." if boundaries else "", boundaries,
+        "Dashed lines mark the ends of stages." if boundaries else "", boundaries,
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def _runs_table(runs: Sequence[RunRecords]) -> Table:
     rows = []
     for run in runs:
         last = run.stages[-1] if run.stages else {}
-        rows.append([run.folder.name, str(len(run.stages)), shown(last.get("depth"))])
+        rows.append([run.folder.name, str(len(run.stages)), format_value(last.get("depth"))])
         for name in ("active_parameters", "total_parameters"):
             value = number(last, name)
             rows[-1].append("–" if value is None else format_count(value))
@@ -142,7 +142,7 @@ def _runs_table(runs: Sequence[RunRecords]) -> Table:
 
 
 def _matrix_of(matrix: Mapping[str, Any]) -> tuple[list[str], dict[str, list[float]]]:
-    """Columns and the rows that are whole."""
+    """Return the columns and all complete rows."""
     columns, rows = matrix.get("columns"), matrix.get("rows")
     if not isinstance(columns, list) or not isinstance(rows, Mapping):
         return [], {}

@@ -1,4 +1,4 @@
-"""Which expert carried which token, on the page."""
+"""The section about which expert supports which token."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fastgrow.report.page import Report
 def add_support(
     report: Report, ensemble: Ensemble, excerpts: Sequence[Excerpt]
 ) -> dict[str, Excerpt]:
-    """The section: a strip for each text, and a table for all together.
+    """Add the section: a strip for each text, and a table for all texts together.
 
     Returns:
-        For each expert the text of which it has the largest share.
+        For each expert, the text for which its share is largest.
     """
-    report.heading("Which expert carried which token")
+    report.heading("Which expert supports which token")
     supports: list[TokenSupport] = []
     best: dict[str, tuple[float, Excerpt]] = {}
     for excerpt in excerpts:
         try:
             found = token_support(ensemble, excerpt.text)
         except FastgrowError as error:
-            report.note(f"Of {excerpt.origin} nothing can be shown: {error}.")
+            report.note(f"No support can be shown for {excerpt.origin}: {error}.")
             continue
         report.heading(excerpt.origin[:1].upper() + excerpt.origin[1:], level=3)
         report.add(HeatStrip(found))
@@ -36,12 +36,13 @@ def add_support(
             if name not in best or share > best[name][0]:
                 best[name] = share, excerpt
     if not supports:
-        report.note("There is no text at hand to divide among the experts; give one by --text.")
+        report.note("There is no text to attribute to the experts. Pass one with --text.")
         return {}
     report.add(SupportTable(supports))
     report.paragraph(
-        "A token has the colour of the expert that gave it the most probability, the stronger the "
-        "more that one is ahead. Point at a token for every expert's bits. The share is each "
-        "expert's probability over the sum of all, whatever the rule of the ensemble."
+        "A token has the colour of the expert that gave it the highest probability. The colour is "
+        "stronger if that expert leads by more. Hover over a token to see the bits of all experts. "
+        "The share of an expert is its probability divided by the sum over all experts; it does "
+        "not depend on the rule of the ensemble."
     )
     return {name: excerpt for name, (_, excerpt) in best.items()}

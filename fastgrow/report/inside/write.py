@@ -1,4 +1,4 @@
-"""Making the page and putting it where it belongs."""
+"""Write the page of a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from fastgrow import _files
 from fastgrow.errors import ConfigError
 from fastgrow.report.inside.folders import FOLDERS, FolderKind
-from fastgrow.report.inside.wishes import Wishes
+from fastgrow.report.inside.options import PageOptions
 from fastgrow.report.page import Report
 
 GENERATOR = "fastgrow report"
@@ -18,26 +18,26 @@ def write_page(
     folder: Path | str,
     out: Path | str | None = None,
     *,
-    wishes: Wishes | None = None,
+    options: PageOptions | None = None,
     kinds: Sequence[FolderKind] = FOLDERS,
 ) -> Path:
-    """Make one HTML file, with nothing outside it, of whatever a run's folder holds.
+    """Write one self-contained HTML file with everything that a run folder contains.
 
-    What is missing or damaged in the folder is named on the page.
+    The page lists missing and damaged files of the folder.
 
     Args:
-        folder: of a growth run, of several runs such as a demo, or of a saved model.
-        out: the file; by default `report.html` in a run's folder, `page.html` in a folder of runs,
-            and beside a model's folder a file of its name.
-        wishes: what to show beside the records.
-        kinds: of folders, in the order in which they are tried.
+        folder: folder of a growth run, of several runs such as a demo, or of a saved model.
+        out: path of the page. The default is `report.html` in the folder of a run, `page.html` in a
+            folder of runs, and `NAME-report.html` next to the folder NAME of a model.
+        options: what the page shows in addition to the records.
+        kinds: kinds of folders, in the order in which they are tried.
 
     Returns:
-        The file.
+        Path of the page.
 
     Raises:
-        ConfigError: the folder is missing or none of the kinds, or at `out` stands a file that this
-            function did not write.
+        ConfigError: the folder does not exist or is of none of the kinds, or `out` exists and was
+            not written by this function.
         OSError: the page cannot be written.
     """
     folder = Path(folder).resolve()
@@ -46,21 +46,22 @@ def write_page(
     kind = next((kind for kind in kinds if kind.recognises(folder)), None)
     if kind is None:
         raise ConfigError(
-            f"{folder}: is no run's folder; expected one of a growth run (run.json, growth.json, "
-            "metrics.jsonl), of several runs (demo.json), or of a saved model (config.json)"
+            f"{folder}: not a run folder; expected the folder of a growth run (run.json, "
+            "growth.json, metrics.jsonl), of several runs (demo.json) or of a saved model "
+            "(config.json)"
         )
     page = kind.page(folder) if out is None else Path(out)
     _refuse_foreign(page)
     report = Report(f"{folder.name}: {kind.name}")
-    kind.add(report, folder, wishes or Wishes())
-    # A lone surrogate, which JSON can hold, is no text; it must not cost the page.
+    kind.add(report, folder, options or PageOptions())
+    # JSON can contain lone surrogates, which UTF-8 cannot encode.
     text = report.html(folder, generator=GENERATOR, contents=True)
     _files.write_text(page, text.encode("utf-8", "replace").decode("utf-8"))
     return page
 
 
 def _refuse_foreign(page: Path) -> None:
-    """Leave alone what something else has written."""
+    """Raise ConfigError if the page exists and was not written by `fastgrow report`."""
     if not page.exists():
         return
     mark = f'<meta name="generator" content="{GENERATOR}">'
@@ -69,5 +70,5 @@ def _refuse_foreign(page: Path) -> None:
             if mark.encode() in file.read(500):
                 return
     raise ConfigError(
-        f"{page}: is not a page that `fastgrow report` wrote; it stays, so name another by --out"
+        f"{page}: exists and was not written by `fastgrow report`; choose another path with --out"
     )
