@@ -118,9 +118,9 @@ def configuration() -> str:
 CONFIGURATION = """# Configuration files
 
 A configuration is a YAML or TOML file. `fastgrow grow`, `plan` and `doctor` read one kind of file;
-`fastgrow study` and `fastgrow demo` read two others. Any value can be changed on the command line
-by its path: `fastgrow grow run.yaml train.lr=1e-3 data.0.weight=0.5`. An unknown key is an error that
-names the most similar known key. Keys without a default are required.
+`fastgrow study` and `fastgrow demo` read two others. Any value can be changed on the command
+line by its path: `fastgrow grow run.yaml train.lr=1e-3 data.0.weight=0.5`. An unknown key is an
+error that names the most similar known key. Keys without a default are required.
 """
 
 
