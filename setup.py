@@ -102,7 +102,7 @@ def cpu_steps(torch: Torch, sources: list[Path], folder: Path, target: Path) -> 
     steps = []
     for source in sources:
         output = folder / f"{source.stem}.o"
-        # The dependency file tells ninja which headers the object was made from.
+        # The dependency file lists for ninja which headers the object was made from.
         depends = ("-MMD", "-MF", f"{output}.d")
         # GPU kernels are compiled as C++ to emulate them (csrc/sanitize.py).
         language = ("-x", "c++", "-Wno-unknown-pragmas") if source.suffix == ".cu" else ()

@@ -48,7 +48,7 @@ def overview_rows(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-OVERVIEW_HEADER = ("op", "pass", "cells told", "worst", "geometric mean", "best", "worst cell")
+OVERVIEW_HEADER = ("op", "pass", "cells compared", "worst", "geometric mean", "best", "worst cell")
 
 
 def overview_table(rows: Sequence[Row]) -> str:

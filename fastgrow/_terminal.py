@@ -61,7 +61,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool
 
 
 def show(*parts: str | Table) -> None:
-    """Print texts and tables to standard output, each on lines of its own."""
+    """Print texts and tables to standard output, each on separate lines."""
     console(width=_WIDTH).print(*parts, sep="\n", soft_wrap=True)
 
 

@@ -55,7 +55,7 @@ def step_claims(rows: Sequence[StepRow]) -> list[Claim]:
     claims.append(Claim(text, _ratio(monolith.seconds, ninth.seconds), 1.5, at_least=True))
     for kind in ("kept on disk", "recomputed"):
         peaks = [by_name[f"{n} frozen, {kind}"].peak for n in DEPTHS]
-        text = f"peak memory of a step beside the weights, trunk {kind}: deepest against shallowest"
+        text = f"peak memory of a step above the weights, trunk {kind}: deepest against shallowest"
         claims.append(Claim(text, peaks[-1] / peaks[0], FLAT))
     return claims
 
@@ -63,7 +63,7 @@ def step_claims(rows: Sequence[StepRow]) -> list[Claim]:
 def run_claims(rows: Sequence[RunRow]) -> list[Claim]:
     claims = []
     for row in rows:
-        what = f"growing to {row.stages} blocks, {row.passes:g} passes a stage, rows in {row.cache}"
+        what = f"growing to {row.stages} blocks, {row.passes:g} passes per stage, cache in {row.cache}"
         if row.stages == max(r.stages for r in rows):
             claims.append(Claim(f"{what}: gain over recomputing", row.gain, 2.5, at_least=True))
         share = row.gain / row.counted

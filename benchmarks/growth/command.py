@@ -94,8 +94,8 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-STEP_HEADER = ("step", "median ms", "peak MiB beside the weights")
-RUN_HEADER = ("blocks", "passes a stage", "V", "rows in", "recomputed s", "kept s", "gain",
+STEP_HEADER = ("step", "median ms", "peak MiB above the weights")
+RUN_HEADER = ("blocks", "passes per stage", "V", "cache in", "recomputed s", "cached s", "gain",
               "counted", "share", "same bits")  # fmt: skip
 CLAIM_HEADER = ("claim", "measured", "bound", "held")
 

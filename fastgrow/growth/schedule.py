@@ -287,7 +287,7 @@ class GrowthSchedule:
     def as_monolith(self) -> GrowthSchedule:
         """Return the control of equal depth and tokens: all blocks from the beginning, all trained.
 
-        Blocks that the model has before the first stage are frozen, as they are when it grows.
+        Blocks that the model has before the first stage are frozen, as in a grown model.
         Learning rate, head and final norm are those of the first stage, which also starts without
         trained blocks. `Stage.rates` and `moments` are not used. If every stage has a budget in the
         same unit, the budgets are added up; a plateau is not used.

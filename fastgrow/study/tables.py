@@ -175,7 +175,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
         "training, TFLOP",
         "training, process seconds",
         "active at most, thousand",
-        "parameters beside the table, thousand",
+        "parameters without the table, thousand",
         "reading a token, MFLOP",
     ]
     trainings = results["trainings"]

@@ -102,22 +102,22 @@ def _gradients(config: DecoderConfig, role: Role) -> tuple[int, int]:
 
 def _attention_kept(config: DecoderConfig, role: Role, rows: MicroBatch) -> int:
     """Bytes saved by attention: inputs of the first norm, qkv and out, and SDPA's tensors."""
-    asks, d = RequiresGrad.of(role), config.d_model
+    needs, d = RequiresGrad.of(role), config.d_model
     heads = config.n_head * config.head_dim
     keys = config.kv_heads * config.head_dim
     kept = 0
-    if asks.normed:
+    if needs.normed:
         kept += WIDE * (d + _statistics(config))
     if role.trained or role.adapts("attention.qkv"):
         kept += rows.item * d
-    if asks.heads:
+    if needs.heads:
         # The values are a view of qkv's output, which keeps all of it alive.
         kept += rows.item * (heads + 2 * keys + heads) + WIDE * config.n_head
         if not rows.cuda:
             # The queries and keys with rotary embedding applied.
             kept += rows.item * (heads + keys)
     # On a CPU the heads are the outer dimension of SDPA's result, and `out` reads a copy of it.
-    if (role.trained or role.adapts("attention.out")) and not (rows.cuda and asks.heads):
+    if (role.trained or role.adapts("attention.out")) and not (rows.cuda and needs.heads):
         kept += rows.item * heads
     kept += rows.item * _corrections(config, role, "attention.")
     return kept * rows.count
@@ -125,20 +125,20 @@ def _attention_kept(config: DecoderConfig, role: Role, rows: MicroBatch) -> int:
 
 def _mlp_kept(config: DecoderConfig, role: Role, rows: MicroBatch) -> int:
     """Bytes saved by the MLP: inputs of the second norm, up and gate, the activation, and down."""
-    asks, d, m = RequiresGrad.of(role), config.d_model, config.mlp_width
+    needs, d, m = RequiresGrad.of(role), config.d_model, config.mlp_width
     gated = config.activation == "swiglu"
     kept = 0
-    if asks.mlp_in or role.trained:
+    if needs.mlp_in or role.trained:
         kept += WIDE * (d + _statistics(config))
     if role.trained or role.adapts("mlp.up", "mlp.gate"):
         kept += rows.item * d
     if role.trained or role.adapts("mlp.up", "mlp.gate", "mlp.down"):
         # Layer by layer: the input of the activation, and for a gate also its two factors.
-        by_up = asks.mlp_in or role.adapts("mlp.up")
-        by_gate = asks.mlp_in or role.adapts("mlp.gate")
+        by_up = needs.mlp_in or role.adapts("mlp.up")
+        by_gate = needs.mlp_in or role.adapts("mlp.gate")
         kept += rows.item * m * (by_up + 2 * by_gate if gated else by_up)
         kept += rows.item * m * (role.trained or role.adapts("mlp.down"))
-    elif asks.hidden:
+    elif needs.hidden:
         kept += rows.item * m * (2 if gated else 1)
     kept += rows.item * _corrections(config, role, "mlp.")
     return kept * rows.count
