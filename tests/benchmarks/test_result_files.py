@@ -117,7 +117,7 @@ def test_both_tables_report_times_with_the_hosts_launches(result: Result, tmp_pa
     assert text.count("1.00× (1.00–1.00); 1 of 2 times include the host's launch time |") == 6
     assert text.count("include the host's launch time") == 6
     table = show.case_table(rows[:4], result.ceilings)
-    assert table.count("hold the host's launches") == 1
+    assert table.count("include the host's launch time") == 1
     assert "  fastgrow: 1 of 2 times include the host's launch time" in table
 
 
