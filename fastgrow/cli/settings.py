@@ -34,8 +34,8 @@ class SubstrateSettings:
         ngrams: file or folder of the author's n-gram lists, for a bvv241 recipe.
         scripts, blocks, characters: include only characters of these Unicode scripts or blocks, or
             only these characters.
-        n_ngrams: number of n-grams in the vocabulary.
-        max_size: maximum size of the vocabulary.
+        n_ngrams: maximum number of n-grams in the vocabulary.
+        max_size: maximum size of the vocabulary; fewer n-grams are included to reach it.
         n_components: width of the token table (number of PCA components).
         newline: how to draw the newline: blank, as in the papers, or glyph.
         cell: side of the glyph bitmaps in pixels.

@@ -34,12 +34,12 @@ def trace(folder: Path) -> list[str]:
 
 
 def test_a_job_waits_for_what_it_needs(tmp_path: Path) -> None:
-    lines: list[str] = []
+    reported: list[str] = []
     jobs = [traced("c", tmp_path, needs=("a", "b")), traced("a", tmp_path), traced("b", tmp_path)]
-    run_jobs(jobs, 3, lines.append)
+    run_jobs(jobs, 3, reported.append)
     lines = trace(tmp_path)
     assert lines[-2:] == ["begin c", "end c"]
-    assert lines[-1] == "3/3 c"
+    assert reported[-1] == "3/3 c"
 
 
 def test_no_more_run_at_once_than_allowed(tmp_path: Path) -> None:
