@@ -63,7 +63,7 @@ def step_claims(rows: Sequence[StepRow]) -> list[Claim]:
 def run_claims(rows: Sequence[RunRow]) -> list[Claim]:
     claims = []
     for row in rows:
-        what = f"growing to {row.stages} blocks, {row.passes:g} passes per stage, cache in {row.cache}"
+        what = f"growing to {row.stages} blocks, {row.passes:g} passes, cache in {row.cache}"
         if row.stages == max(r.stages for r in rows):
             claims.append(Claim(f"{what}: gain over recomputing", row.gain, 2.5, at_least=True))
         share = row.gain / row.counted
