@@ -15,7 +15,7 @@ from interrupting import interrupted
 
 import fastgrow as fg
 from fastgrow.cli import main
-from fastgrow.cli.settings import read_growth
+from fastgrow.cli.settings import read_growth, shipped_configs
 from fastgrow.data import demo_characters, demo_splits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +111,10 @@ def run_command(words: list[str]) -> None:
         case ["fastgrow", "bench", *_]:
             # It takes minutes; tests/benchmarks run it.
             assert main(["bench", "--help"]) == 0
+        case ["fastgrow", "study", *arguments]:
+            # tests/study run studies.
+            assert main(["study", "--help"]) == 0
+            assert arguments[0] in (*shipped_configs("studies"), "my-study.yaml", "--table"), words
         case ["fastgrow", *arguments]:
             assert main(arguments) == 0, words
         case ["make", target, *_]:

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 SCRIPTS = ("Latin", "Cyrillic", "Han")
+"""The scripts of the bundled text."""
 
 # The same articles are held out in every language. Otherwise a specialist trained on one script
 # could have seen a translation of another specialist's test text. Part 0 is the preamble.

@@ -46,3 +46,4 @@ PUBLISHED: tuple[Published, ...] = (
     _row("nemo_bvv_moe", 8.99, 22.44, 23.75, 19.90, 7.70),
     _row("16 layers, after the LoRA stage", 28.92),
 )
+"""The scores of the papers and of the author's result files, in percent."""

@@ -165,6 +165,7 @@ _ALL = [
     ),
 ]
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+"""The tasks by name."""
 _GROUPS = {"arc": ("arc-easy", "arc-challenge")}
 
 

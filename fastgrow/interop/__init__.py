@@ -7,9 +7,9 @@ from fastgrow.interop.hub_vocabulary import HubVocabulary
 from fastgrow.interop.patching import patch, unpatch
 from fastgrow.interop.report import PatchReport, Treated
 
-# Folder from which Hugging Face's `kernels` loads the layers:
-# LocalLayerRepository(KERNEL_LAYERS, layer_name="RMSNorm").
 KERNEL_LAYERS = Path(__file__).resolve().parent / "kernel_layers"
+"""The folder from which Hugging Face's `kernels` loads the layers, such as
+`LocalLayerRepository(KERNEL_LAYERS, layer_name="RMSNorm")`."""
 
 __all__ = [
     "KERNEL_LAYERS",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 Unit = Literal["tokens", "flops"]
+"""What the horizontal axis of a learning curve counts."""
 # A legend with more names than this would cover the curves of its panel.
 _NAMES_INSIDE = 10
 

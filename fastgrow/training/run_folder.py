@@ -14,6 +14,7 @@ from fastgrow import _files
 from fastgrow.errors import CheckpointError, ConfigError
 
 Resume = Literal["auto", "never"]
+"""Whether a run that is in the folder is continued (`"auto"`) or is an error (`"never"`)."""
 RECORD = "run.json"
 LOCK = "lock"
 

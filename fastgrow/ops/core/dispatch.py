@@ -59,6 +59,7 @@ _environment = os.environ.get(ENVIRONMENT_VARIABLE)
 log = logging.getLogger("fastgrow.ops")
 
 OPERATIONS: dict[str, Operation] = {}
+"""All operations by name."""
 
 
 def _always(call: Any) -> Answer:

@@ -20,8 +20,8 @@ from fastgrow.ops.core.checks import check_rope
 from fastgrow.ops.core.dispatch import Implementation, Operation, triton_kernels
 from fastgrow.ops.rotary import reference, triton
 
-# Cosines and sines, each [positions, R/2] float32.
 RopeTable = tuple[Tensor, Tensor]
+"""Cosines and sines, each [positions, R/2] float32."""
 
 
 def rope_table(
