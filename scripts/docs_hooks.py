@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import os
 import posixpath
 import re
@@ -18,7 +19,7 @@ import sys
 import types
 import typing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def settings_table(kind: Any) -> list[str]:
             continue
         cells = (
             f"`{field.name}`",
-            f"`{shown(hints[field.name])}`",
+            shown(hints[field.name]),
             default(field),
             " ".join(meaning.get(field.name, "").split()),
         )
@@ -194,13 +195,11 @@ def documented(kind: type) -> tuple[str, dict[str, str]]:
 
 
 def default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return (
-            f"`{field.default!r}`"
-            if not dataclasses.is_dataclass(field.default)
-            else "its defaults"
-        )
-    return "required" if field.default_factory is dataclasses.MISSING else "its defaults"
+    """The default as it is written in YAML."""
+    if field.default is not dataclasses.MISSING and not dataclasses.is_dataclass(field.default):
+        return f"`{json.dumps(field.default, ensure_ascii=False)}`"
+    required = field.default is field.default_factory is dataclasses.MISSING
+    return "required" if required else "its defaults"
 
 
 def shown(hint: Any) -> str:
@@ -211,17 +210,20 @@ def shown(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(shown(part) for part in parts)
     if origin is typing.Literal:
-        return ", ".join(map(str, parts))
+        return ", ".join(f"`{part}`" for part in parts)
     if hint is type(None):
         return "null"
     if origin is not None:
         inside = ", ".join(shown(part) for part in parts if part is not ...)
         return f"{NAMES.get(origin, getattr(origin, '__name__', str(origin)))} of {inside}"
+    if hint.__module__.startswith("fastgrow."):
+        kinds = [hint] if dataclasses.is_dataclass(hint) else hint.__subclasses__()
+        return " or ".join(f"[{kind.__name__}](#{kind.__name__.lower()})" for kind in kinds)
     return NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "mapping"}
-NAMES |= {list: "list", tuple: "list"}
+NAMES |= {list: "list", tuple: "list", Sequence: "list", Mapping: "mapping"}
 
 
 def limits(extra: Any) -> str:
