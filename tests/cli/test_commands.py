@@ -186,7 +186,7 @@ def test_inspect_shows_the_support_of_experts(capsys, models, tmp_path: Path) ->
     status, out, _ = run(capsys, "inspect", both, "the cat", "--out", page)
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == [
-        "expert", "---------", "one", "second", "together", str(page)
+        "expert", "---------", "one", "second", "ensemble", str(page)
     ]  # fmt: skip
     assert page.read_text().count("<span") >= 7
 

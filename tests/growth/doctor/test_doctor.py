@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite(substrate, tmp_path: Path) -> None:
 
 def test_an_impossible_stage(substrate, tmp_path: Path) -> None:
     diagnosis = examine(substrate, tmp_path, [Stage(1), Stage(1, window=5), Stage(1)])
-    assert "there are 2 blocks, got 5" in failures(diagnosis)["active set 2"]
+    assert "expected at most 2, the number of blocks, got 5" in failures(diagnosis)["active set 2"]
     third = [f for f in diagnosis.findings if f.stage == 3]
     assert third
     assert all(f.ok is None and f.detail == "an earlier stage failed" for f in third)
