@@ -57,8 +57,8 @@ def test_overrides_are_typed_and_reach_into_lists() -> None:
         ({"train": {"lrr": 1}}, "f.yaml: train.lrr: unknown name; did you mean 'lr'?"),
         ({"stages": [{}, {"qq": 1}]}, "f.yaml: stages.1.qq: unknown name; known: lr, steps, mode"),
         ({"extra": {"stepz": 1}}, "f.yaml: extra.stepz: unknown name; did you mean 'steps'?"),
-        ({"train": {"steps": "many"}}, "f.yaml: train.steps: expected int, got str"),
-        ({"train": {"mode": "c"}}, "f.yaml: train.mode: Invalid enum value 'c'"),
+        ({"train": {"steps": "many"}}, "f.yaml: train.steps: expected an integer, got 'many'"),
+        ({"train": {"mode": "c"}}, "f.yaml: train.mode: expected one of a, b, got 'c'"),
         ({"train": {"steps": 0}}, "f.yaml: train: steps: expected at least 1, got 0"),
     ],
 )

@@ -257,5 +257,5 @@ def test_a_head_that_only_rested_goes_on(substrate, data, states) -> None:
 
 @pytest.mark.parametrize("name", ["trained_on", "copied", "thawed"])
 def test_an_unknown_choice_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"Moments\.{name}: expected '.*' or '.*', got 'lost'"):
+    with pytest.raises(ConfigError, match=rf"Moments\.{name}: expected one of .*, .*, got 'lost'"):
         Moments(**{name: "lost"})
