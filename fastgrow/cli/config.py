@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import tomllib
 import types
 import typing
@@ -12,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import yaml
 
+from fastgrow._checked import convert
 from fastgrow.errors import ConfigError
 
 T = TypeVar("T")
@@ -98,35 +97,7 @@ def typed(tree: dict[str, Any], kind: type[T], origin: str) -> T:
         ConfigError: a name is unknown or missing, or a value is of the wrong type or range.
     """
     _reject_unknown_names(tree, kind, origin, "")
-    try:
-        # Not strict: YAML reads 1e-3 as a string, and an override's value has no type.
-        return msgspec.convert(tree, kind, strict=False, dec_hook=_one_of)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{origin}: {_readable(error)}") from None
-
-
-def _readable(error: msgspec.ValidationError) -> str:
-    """Rewrite msgspec's message as `name.of.value: what is wrong`."""
-    message, _, place = str(error).partition(" - at `")
-    place = re.sub(r"^\$\.?|`$", "", place)
-    place = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", place)
-    message = message.replace("`", "")
-    message = message[:1].lower() + message[1:] if message.startswith("Expected") else message
-    return f"{place + ': ' if place else ''}{message}"
-
-
-def _one_of(base: type, value: Any) -> Any:
-    """Convert `value` to the subclass of `base` whose fields include all names in `value`."""
-    kinds: list[type[Any]] = base.__subclasses__()
-    given = set(value) if isinstance(value, dict) else set()
-    for kind in kinds:
-        if given and given <= set(_names(kind)):
-            try:
-                return msgspec.convert(value, kind, strict=False)
-            except msgspec.ValidationError as error:
-                raise ValueError(_readable(error)) from None
-    forms = " or ".join(f"{{{', '.join(_names(kind))}}}" for kind in kinds)
-    raise ValueError(f"expected some names of {forms}, got {value!r}")
+    return convert(tree, kind, origin)
 
 
 def _names(kind: Any) -> list[str]:

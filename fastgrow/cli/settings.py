@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
+from fastgrow._checked import NonNegativeInt, PositiveFloat, PositiveInt, Proportion
 from fastgrow.cli.config import apply_overrides, read_config, typed
 from fastgrow.demo import DemoSettings
 from fastgrow.errors import ConfigError
@@ -50,11 +53,11 @@ class SubstrateSettings:
     scripts: list[str] | None = None
     blocks: list[str] | None = None
     characters: str | None = None
-    n_ngrams: int | None = None
-    max_size: int | None = None
-    n_components: int | None = None
+    n_ngrams: NonNegativeInt | None = None
+    max_size: PositiveInt | None = None
+    n_components: PositiveInt | None = None
     newline: Literal["blank", "glyph"] = "blank"
-    cell: int | None = None
+    cell: Annotated[int, Meta(ge=8, le=128)] | None = None
     font: str | None = None
     codes: str | None = None
     seed: int = 0
@@ -95,8 +98,8 @@ class SourceSettings:
     """
 
     source: str
-    weight: float = 1.0
-    split: tuple[float, float, float] = (0.98, 0.01, 0.01)
+    weight: PositiveFloat = 1.0
+    split: tuple[Proportion, Proportion, Proportion] = (0.98, 0.01, 0.01)
     text_field: str = "text"
     sample_by: Literal["line", "paragraph", "document"] = "line"
     unknown: Literal["error", "unk"] = "error"

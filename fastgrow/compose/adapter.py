@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fastgrow._checked import NonNegativeFloat, PositiveInt, check_types
 from fastgrow.compose.rules import LogitRule, Rule
 from fastgrow.compose.weights import checked_weights, listed, normalized, weights_in_order
 from fastgrow.errors import ConfigError
@@ -37,16 +38,15 @@ class Adapter(LogitRule):
 
     kind = "adapter"
 
-    rank: int
-    weights: Mapping[str, float] | None = None
+    rank: PositiveInt
+    weights: Mapping[str, NonNegativeFloat] | None = None
     experts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ConfigError(f"Adapter: rank is {self.rank!r}; expected a whole number above 0")
         if self.weights is not None:
             object.__setattr__(self, "weights", checked_weights(self.weights, "Adapter"))
         object.__setattr__(self, "experts", tuple(self.experts))
+        check_types(self, plain=True)
 
     def coefficients(self, names: Sequence[str]) -> list[float]:
         if self.experts and tuple(names) != self.experts:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fastgrow._checked import NonNegativeFloat, PositiveFloat, check_types
 from fastgrow.compose.rules import LogitRule, Rule
 from fastgrow.compose.weights import (
     checked_weights,
@@ -35,19 +35,12 @@ class Temperature(LogitRule):
 
     kind = "temperature"
 
-    temperatures: Mapping[str, float]
-    weights: Mapping[str, float] | None = None
+    temperatures: Mapping[str, PositiveFloat]
+    weights: Mapping[str, NonNegativeFloat] | None = None
 
     def __post_init__(self) -> None:
-        checked = {}
-        for name, temperature in self.temperatures.items():
-            number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-            if not number or not 0 < temperature < math.inf:
-                raise ConfigError(
-                    f"Temperature: the temperature of {name!r} is {temperature!r}; "
-                    "expected a finite number above 0"
-                )
-            checked[str(name)] = float(temperature)
+        check_types(self, plain=True)
+        checked = {str(name): float(value) for name, value in self.temperatures.items()}
         object.__setattr__(self, "temperatures", checked)
         if self.weights is not None:
             object.__setattr__(self, "weights", checked_weights(self.weights, "Temperature"))
@@ -98,11 +91,10 @@ class Contrast(LogitRule):
     kind = "contrast"
 
     against: str
-    strength: float = 0.5
+    strength: NonNegativeFloat = 0.5
 
     def __post_init__(self) -> None:
-        if not (0 <= self.strength < math.inf):
-            raise ConfigError(f"Contrast: strength is {self.strength}; expected β ≥ 0")
+        check_types(self)
 
     def coefficients(self, names: Sequence[str]) -> list[float]:
         if self.against not in names:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fastgrow._checked import NonNegativeFloat, check_types
 from fastgrow.compose.rules import LogitRule, Rule
 from fastgrow.compose.weights import listed
 from fastgrow.errors import ArgumentError, ConfigError
@@ -31,24 +31,20 @@ class PerRequest(LogitRule):
 
     kind = "per_request"
 
-    weights: Mapping[str, Sequence[float]]
+    weights: Mapping[str, Sequence[NonNegativeFloat]]
 
     def __post_init__(self) -> None:
         rows = {name: [float(x) for x in row] for name, row in self.weights.items()}
+        object.__setattr__(self, "weights", rows)
+        check_types(self)
         lengths = {name: len(row) for name, row in rows.items()}
         if not rows or len(set(lengths.values())) != 1:
             raise ConfigError(
                 f"PerRequest: expected the same number of weights for each expert, got {lengths}"
             )
-        for name, row in rows.items():
-            wrong = [x for x in row if not 0 <= x < math.inf]
-            if wrong:
-                expected = "expected finite and at least 0"
-                raise ConfigError(f"PerRequest: {name!r} has the weight {wrong[0]}; {expected}")
         for index, row_weights in enumerate(zip(*rows.values(), strict=True)):
             if not any(row_weights):
                 raise ConfigError(f"PerRequest: in row {index} every weight is zero")
-        object.__setattr__(self, "weights", rows)
 
     def check(self, names: Sequence[str]) -> None:
         if set(names) != set(self.weights):

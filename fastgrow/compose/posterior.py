@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from fastgrow import ops
+from fastgrow._checked import PositiveFloat, check_types
 from fastgrow.compose.mixing import decayed_sums
 from fastgrow.compose.rules import PriorRule, RuleState, Tokens
-from fastgrow.errors import ConfigError
 
 # Replaces the log-probability −inf of a token whose probability under an expert is zero: the weight
 # of the expert becomes zero as well, and the weights stay defined if this is true of all experts.
@@ -71,15 +71,12 @@ class Posterior(PriorRule):
     kind = "posterior"
     reads_text: ClassVar[bool] = True
 
-    forgetting: float = 1.0
-    temperature: float = 1.0
+    forgetting: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    temperature: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.forgetting <= 1:
-            raise ConfigError(f"Posterior: forgetting is {self.forgetting}; expected 0 < γ ≤ 1")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"Posterior: temperature is {self.temperature}; expected τ > 0")
+        check_types(self)
 
     def new_state(self) -> PosteriorState:
         return PosteriorState()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fastgrow import ops
+from fastgrow._checked import NonNegativeFloat
 from fastgrow.compose.mixing import cut, in_one_dtype, logit_sum, scores_within
 from fastgrow.compose.weights import (
     checked_weights,
@@ -305,7 +306,7 @@ class Weighted(LogitRule):
 class PriorRule(ProbabilityRule):
     """Base of probability rules with optional fixed weights; by default all are equal."""
 
-    weights: Mapping[str, float] | None = field(default=None)
+    weights: Mapping[str, NonNegativeFloat] | None = field(default=None)
 
     def __post_init__(self) -> None:
         if self.weights is not None:

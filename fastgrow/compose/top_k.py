@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastgrow._checked import PositiveInt, check_types
 from fastgrow.compose.posterior import Posterior
 from fastgrow.compose.rules import RuleState, Tokens
-from fastgrow.errors import ConfigError
 
 
 @dataclass(frozen=True, init=False)
@@ -32,7 +32,7 @@ class TopK(Posterior):
 
     kind = "top_k"
 
-    k: int = 1
+    k: PositiveInt = 1
 
     def __init__(
         self,
@@ -41,13 +41,12 @@ class TopK(Posterior):
         forgetting: float = 1.0,
         temperature: float = 1.0,
     ) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ConfigError(f"TopK: k is {k!r}; expected a whole number of experts, at least 1")
         object.__setattr__(self, "k", k)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "forgetting", forgetting)
         object.__setattr__(self, "temperature", temperature)
         self.__post_init__()
+        check_types(self, plain=True)
 
     def log_weights(
         self,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from fastgrow.errors import ConfigError
+from msgspec import Meta
+
+from fastgrow._checked import PositiveFloat, PositiveInt, check_types
 from fastgrow.growth import GrowthSchedule
 from fastgrow.training import TrainConfig
 
@@ -30,24 +33,20 @@ class DemoSettings:
             the mix of all scripts, because the experts share some text in the paper too.
     """
 
-    blocks: int
-    tokens: int
-    d_model: int
-    n_head: int
-    seq_len: int
-    batch_size: int
-    lr: float
-    eval_tokens: int
-    test_tokens: int | None = None
+    blocks: PositiveInt
+    tokens: PositiveInt
+    d_model: PositiveInt
+    n_head: PositiveInt
+    seq_len: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    eval_tokens: PositiveInt
+    test_tokens: PositiveInt | None = None
     seed: int = 0
-    own_share: float = 0.8
+    own_share: Annotated[float, Meta(gt=0, lt=1)] = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "seq_len"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.own_share < 1:
-            raise ConfigError(f"own_share: expected between 0 and 1, got {self.own_share}")
+        check_types(self)
         # Both check their arguments: an error here comes before the substrate is drawn.
         _ = self.schedule, self.train
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastgrow.errors import ConfigError
+from msgspec import Meta
+
+from fastgrow._checked import NonNegativeFloat, NonNegativeInt, PositiveInt, check_types
 
 Protocol = Literal["generate", "likelihood"]
 
@@ -30,30 +32,17 @@ class EvaluationSettings:
         ConfigError: a value is out of range; the message names it.
     """
 
-    protocols: tuple[Protocol, ...] = ("generate", "likelihood")
-    runs: int = 10
-    temperature: float = 1.0
-    seed: int = 0
-    batch_size: int = 16
+    protocols: Annotated[tuple[Protocol, ...], Meta(min_length=1)] = ("generate", "likelihood")
+    runs: PositiveInt = 10
+    temperature: NonNegativeFloat = 1.0
+    seed: NonNegativeInt = 0
+    batch_size: PositiveInt = 16
     document_start: bool = True
-    chunk: int = 64
-    resamples: int = 1000
+    chunk: PositiveInt = 64
+    resamples: PositiveInt = 1000
 
     def __post_init__(self) -> None:
-        for name in ("runs", "batch_size", "chunk", "resamples"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"evaluate: {name} must be at least 1, got {value}")
-        if self.seed < 0:
-            raise ConfigError(f"evaluate: seed must be 0 or more, got {self.seed}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"evaluate: temperature must be 0 or more, got {self.temperature}")
-        unknown = set(self.protocols) - {"generate", "likelihood"}
-        if unknown or not self.protocols:
-            raise ConfigError(
-                "evaluate: protocols must be 'generate', 'likelihood' or both, "
-                f"got {', '.join(map(repr, self.protocols)) or 'none'}"
-            )
+        check_types(self, where="evaluate: ")
 
     def of_answers(self) -> dict[str, Any]:
         """Return the settings that affect the answers, as a JSON object."""

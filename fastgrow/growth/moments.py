@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastgrow.errors import ConfigError
+from fastgrow._checked import check_types
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,7 @@ class Moments:
     thawed: Literal["fresh", "restore"] = "restore"
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("trained_on", ("keep", "fresh")),
-            ("copied", ("copy", "fresh")),
-            ("thawed", ("fresh", "restore")),
-        ):
-            if getattr(self, name) not in choices:
-                expected = " or ".join(map(repr, choices))
-                raise ConfigError(
-                    f"Moments.{name}: expected {expected}, got {getattr(self, name)!r}"
-                )
+        check_types(self)
 
 
 FRESH = Moments(trained_on="fresh", copied="fresh", thawed="fresh")

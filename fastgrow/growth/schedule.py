@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from msgspec import Meta
+
+from fastgrow._checked import check_types
 from fastgrow.errors import ConfigError
 from fastgrow.growth.moments import Moments
 from fastgrow.growth.stage import Insertion, Stage
@@ -33,13 +36,12 @@ class GrowthSchedule:
         ConfigError: there is no stage.
     """
 
-    stages: Sequence[Stage]
+    stages: Annotated[Sequence[Stage], Meta(min_length=1)]
     moments: Moments | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        if not self.stages:
-            raise ConfigError("GrowthSchedule.stages: expected at least one stage, got none")
+        check_types(self)
 
     @classmethod
     def blocks(

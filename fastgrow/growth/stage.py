@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
+from msgspec import Meta
+
+from fastgrow._checked import NonNegativeInt, PositiveFloat, PositiveInt, check_types
 from fastgrow.errors import ConfigError
 from fastgrow.growth.stop_criteria import StopCriterion
 from fastgrow.training.optimizer import Rate
 
 Insertion = Literal["random", "identity", "copy"]
 Head = Literal["keep", "reset", "frozen", "tied"]
-PROJECTIONS = ("attention.qkv", "attention.out", "mlp.up", "mlp.gate", "mlp.down")
+Projection = Literal["attention.qkv", "attention.out", "mlp.up", "mlp.gate", "mlp.down"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+_Indices = Annotated[tuple[NonNegativeInt, ...], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -36,37 +41,23 @@ class LoRA:
         ConfigError: a value is out of range or does not fit another.
     """
 
-    rank: int | None = None
-    budget: int | None = None
-    alpha: float | None = None
-    targets: tuple[str, ...] = PROJECTIONS
-    blocks: Literal["frozen", "new"] | tuple[int, ...] = "frozen"
+    rank: PositiveInt | None = None
+    budget: PositiveInt | None = None
+    alpha: PositiveFloat | None = None
+    targets: Annotated[tuple[Projection, ...], Meta(min_length=1)] = PROJECTIONS
+    blocks: Literal["frozen", "new"] | _Indices = "frozen"
 
     def __post_init__(self) -> None:
+        if isinstance(self.targets, Iterable):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "blocks", _as_tuple(self.blocks))
+        check_types(self)
         if (self.rank is None) == (self.budget is None):
             raise ConfigError("LoRA: expected exactly one of rank and budget")
-        for name in ("rank", "budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"LoRA.{name}: expected at least 1, got {value}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ConfigError(f"LoRA.alpha: expected a positive number, got {self.alpha}")
-        object.__setattr__(self, "targets", tuple(self.targets))
-        unknown = [name for name in self.targets if name not in PROJECTIONS]
-        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ConfigError(
-                f"LoRA.targets: expected some of {', '.join(PROJECTIONS)}, each once, "
-                f"got {self.targets}"
-            )
+        if len(set(self.targets)) < len(self.targets):
+            raise ConfigError(f"LoRA.targets: expected each projection once, got {self.targets}")
         if not isinstance(self.blocks, str):
-            object.__setattr__(self, "blocks", _indices("LoRA.blocks", self.blocks))
             _require_ascending("LoRA.blocks", self.blocks, strictly=True)
-            if not self.blocks:
-                raise ConfigError("LoRA.blocks: expected at least one index, got none")
-        elif self.blocks not in ("frozen", "new"):
-            raise ConfigError(
-                f"LoRA.blocks: expected 'frozen', 'new' or indices, got {self.blocks!r}"
-            )
 
 
 _UNCHANGED = Rate()
@@ -130,14 +121,14 @@ class Stage:
         ConfigError: a value is out of range or does not fit another.
     """
 
-    blocks: int = 1
-    tokens: int = 1_000_000
+    blocks: NonNegativeInt = 1
+    tokens: PositiveInt = 1_000_000
     insertion: Insertion = "random"
-    lr: float | None = None
-    at: tuple[int, ...] | None = None
-    copy_of: tuple[int, ...] | None = None
+    lr: PositiveFloat | None = None
+    at: tuple[NonNegativeInt, ...] | None = None
+    copy_of: tuple[NonNegativeInt, ...] | None = None
     train: Literal["new", "all", "none"] = "new"
-    window: int | None = None
+    window: PositiveInt | None = None
     lora: LoRA | None = None
     head: Head = "keep"
     final_norm: bool = True
@@ -145,34 +136,16 @@ class Stage:
     rates: Rates = _ALL_UNCHANGED
 
     def __post_init__(self) -> None:
-        self._check_values()
+        object.__setattr__(self, "at", _as_tuple(self.at))
+        object.__setattr__(self, "copy_of", _as_tuple(self.copy_of))
+        check_types(self)
         self._check_positions()
         self._check_active()
-
-    def _check_values(self) -> None:
-        if self.blocks < 0:
-            raise ConfigError(f"Stage.blocks: expected at least 0, got {self.blocks}")
-        if self.tokens < 1:
-            raise ConfigError(f"Stage.tokens: expected at least 1, got {self.tokens}")
-        for name, choices in (
-            ("insertion", ("random", "identity", "copy")),
-            ("train", ("new", "all", "none")),
-            ("head", ("keep", "reset", "frozen", "tied")),
-        ):
-            if getattr(self, name) not in choices:
-                expected = " or ".join(map(repr, choices))
-                raise ConfigError(f"Stage.{name}: expected {expected}, got {getattr(self, name)!r}")
-        if self.lr is not None and not self.lr > 0:
-            raise ConfigError(f"Stage.lr: expected a positive number, got {self.lr}")
 
     def _check_positions(self) -> None:
         for name in ("at", "copy_of"):
             value = getattr(self, name)
-            if value is None:
-                continue
-            value = _indices(f"Stage.{name}", value)
-            object.__setattr__(self, name, value)
-            if len(value) != self.blocks or min(value, default=0) < 0:
+            if value is not None and len(value) != self.blocks:
                 raise ConfigError(
                     f"Stage.{name}: expected {self.blocks} indices of old blocks, got {value}"
                 )
@@ -212,13 +185,12 @@ class Stage:
                 )
 
 
-def _indices(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or not all(isinstance(index, int) for index in value):
-        raise ConfigError(f"{name}: expected a sequence of indices, got {value!r}")
-    return tuple(value)
+def _as_tuple(value: object) -> object:
+    """A sequence as a tuple; other values are returned for `check_types` to reject."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _require_ascending(name: str, indices: tuple[int, ...], *, strictly: bool) -> None:
     expected = sorted(set(indices) if strictly else indices)
-    if list(indices) != expected or min(indices, default=0) < 0:
-        raise ConfigError(f"{name}: expected indices from 0 on, ascending, got {indices}")
+    if list(indices) != expected:
+        raise ConfigError(f"{name}: expected ascending indices, got {indices}")

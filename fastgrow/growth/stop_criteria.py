@@ -9,6 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastgrow._checked import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Proportion,
+    check_types,
+)
 from fastgrow.errors import ConfigError
 from fastgrow.training.lr_controller import StopDecision, StopRule
 
@@ -86,19 +93,12 @@ class Plateau(StopCriterion):
         ConfigError: a value is out of range.
     """
 
-    patience: int = 3
-    min_delta: float = 0.005
-    cooldown: float = 0.1
+    patience: PositiveInt = 3
+    min_delta: NonNegativeFloat = 0.005
+    cooldown: Proportion = 0.1
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ConfigError(f"Plateau.patience: expected at least 1, got {self.patience}")
-        if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
-            raise ConfigError(
-                f"Plateau.min_delta: expected a number of at least 0, got {self.min_delta}"
-            )
-        if not 0 <= self.cooldown <= 1:
-            raise ConfigError(f"Plateau.cooldown: expected between 0 and 1, got {self.cooldown}")
+        check_types(self)
 
     @property
     def needs_validation(self) -> bool:
@@ -123,16 +123,13 @@ class Budget(StopCriterion):
         ConfigError: neither or both are given, or one is not positive.
     """
 
-    flops: float | None = None
-    seconds: float | None = None
+    flops: PositiveFloat | None = None
+    seconds: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if (self.flops is None) == (self.seconds is None):
             raise ConfigError("Budget: expected exactly one of flops and seconds")
-        for name in ("flops", "seconds"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"Budget.{name}: expected a positive number, got {value}")
 
     @property
     def tokens_are_planned(self) -> bool:

@@ -7,11 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastgrow._checked import NonNegativeInt, PositiveFloat, PositiveInt, check_types
 from fastgrow.errors import ConfigError
-from fastgrow.ops.feed_forward import ACTIVATIONS
-
-NORMS = ("layer_norm", "rms_norm")
-EMBEDDINGS = ("frozen", "trainable")
 
 
 @dataclass(frozen=True)
@@ -43,48 +40,30 @@ class DecoderConfig:
         ConfigError: a field is out of range or incompatible with another; the message names it.
     """
 
-    vocab_size: int
-    d_model: int = 1024
-    n_layer: int = 0
-    n_head: int = 32
-    n_kv_head: int | None = None
-    n_embed: int | None = None
-    mlp_ratio: float = 4.0
+    vocab_size: PositiveInt
+    d_model: PositiveInt = 1024
+    n_layer: NonNegativeInt = 0
+    n_head: PositiveInt = 32
+    n_kv_head: PositiveInt | None = None
+    n_embed: PositiveInt | None = None
+    mlp_ratio: PositiveFloat = 4.0
     activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     attention_bias: bool = False
     mlp_bias: bool = True
     head_bias: bool = True
-    rope_base: float = 10000.0
-    max_seq_len: int = 1024
+    rope_base: PositiveFloat = 10000.0
+    max_seq_len: PositiveInt = 1024
     embedding: Literal["frozen", "trainable"] = "frozen"
-    init_std: float | None = None
+    init_std: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_head", "max_seq_len"):
-            _check(_is_int(value := getattr(self, name)) and value >= 1, name, "at least 1", value)
-        for name in ("n_kv_head", "n_embed"):
-            value = getattr(self, name)
-            _check(value is None or (_is_int(value) and value >= 1), name, "at least 1", value)
-        _check(_is_int(self.n_layer) and self.n_layer >= 0, "n_layer", "at least 0", self.n_layer)
-        for name in ("mlp_ratio", "rope_base", "init_std"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            unset = name == "init_std" and value is None
-            _check(unset or (number and value > 0), name, "a number above 0", value)
-        for name in ("attention_bias", "mlp_bias", "head_bias"):
-            _check(isinstance(value := getattr(self, name), bool), name, "true or false", value)
-        for name, choices in (
-            ("activation", ACTIVATIONS),
-            ("norm", NORMS),
-            ("embedding", EMBEDDINGS),
-        ):
-            _check((value := getattr(self, name)) in choices, name, f"one of {choices}", value)
+        check_types(self, plain=True)
         head_dim, rest = divmod(self.d_model, self.n_head)
         _check(
             rest == 0 and head_dim % 2 == 0,
             "n_head",
-            f"such that d_model {self.d_model} / n_head is an even number",
+            f"an integer for which d_model {self.d_model} / n_head is an even number",
             self.n_head,
         )
         _check(
@@ -103,7 +82,7 @@ class DecoderConfig:
         _check(
             width >= 1 and width == int(width),
             "mlp_ratio",
-            f"such that mlp_ratio · d_model {self.d_model} is a whole number",
+            f"a number for which mlp_ratio · d_model {self.d_model} is an integer",
             self.mlp_ratio,
         )
 
@@ -152,10 +131,6 @@ class DecoderConfig:
         return cls(**values)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check(ok: bool, name: str, expected: str, got: object) -> None:
     if not ok:
-        raise ConfigError(f"DecoderConfig: {name} must be {expected}, got {got!r}")
+        raise ConfigError(f"DecoderConfig.{name}: expected {expected}, got {got!r}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Annotated, Any, TypeVar, overload
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from fastgrow._checked import NonNegativeFloat, NonNegativeInt, PositiveInt, check_types
 from fastgrow.errors import ArgumentError, ConfigError, describe
 from fastgrow.nn.language_model import Cache, LanguageModel, SubstrateLike
-from fastgrow.nn.sampling import Sampler, check_sampling
+from fastgrow.nn.sampling import Sampler
 
 Piece = TypeVar("Piece", str, Tensor)
 
@@ -35,19 +37,15 @@ class GenerationOptions:
         ConfigError: a value is out of range; the message names it.
     """
 
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    max_new_tokens: NonNegativeInt = 64
+    temperature: NonNegativeFloat = 1.0
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     stop: str | int | Sequence[str | int] = ()
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise ConfigError(
-                f"generate: max_new_tokens must be 0 or more, got {self.max_new_tokens}"
-            )
-        check_sampling(self.temperature, self.top_k, self.top_p)
+        check_types(self, where="generate: ")
         if "" in self._stops:
             raise ConfigError("generate: an empty stop string would end every continuation")
 

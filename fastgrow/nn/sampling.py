@@ -9,21 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgrow import ops
-from fastgrow.errors import ArgumentError, ConfigError
-
-
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Check sampling options.
-
-    Raises:
-        ConfigError: an option is out of range; the message names it.
-    """
-    if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"generate: temperature must be 0 or more, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"generate: top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"generate: top_p must be above 0 and at most 1, got {top_p}")
+from fastgrow.errors import ArgumentError
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

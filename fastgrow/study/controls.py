@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fastgrow.growth import GrowthSchedule, LoRA, Stage, stage_shape
 from fastgrow.growth.active import active_parameters
@@ -94,7 +95,17 @@ def _windows(schedule: GrowthSchedule, _: DecoderConfig) -> Plan:
     return Plan(replace(schedule, stages=stages))
 
 
-CONTROLS: dict[str, Control] = {
+ControlName = Literal[
+    "grown",
+    "never-grown",
+    "monolith",
+    "frozen-without-growth",
+    "copies",
+    "lora-phases",
+    "joint-polish",
+    "windows",
+]
+CONTROLS: dict[ControlName, Control] = {
     "grown": _grown,
     "never-grown": _never_grown,
     "monolith": _monolith,

@@ -7,13 +7,20 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import msgspec
+from msgspec import Meta
 
+from fastgrow._checked import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_types,
+    convert,
+)
 from fastgrow.errors import ConfigError
 from fastgrow.growth import GrowthSchedule
-from fastgrow.study.controls import CONTROLS
+from fastgrow.study.controls import ControlName
 from fastgrow.training import TrainConfig
 
 T = TypeVar("T")
@@ -31,7 +38,7 @@ class TextSettings:
     """
 
     files: list[str]
-    max_characters: int | None = None
+    max_characters: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,13 @@ class DocumentSettings:
         tuning: minimum number of characters of each text for fitting the rules of ensembles.
     """
 
-    characters: int = 1000
-    validation: int = 6000
-    test: int = 30_000
-    tuning: int = 60_000
+    characters: PositiveInt = 1000
+    validation: PositiveInt = 6000
+    test: PositiveInt = 30_000
+    tuning: PositiveInt = 60_000
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 1:
-                raise ConfigError(f"documents.{name}: expected at least 1, got {value}")
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class StudySubstrate:
         n_components, codes, seed: see `Substrate.build`; codes instead of glyphs are a control.
     """
 
-    max_size: int = 4096
-    n_components: int | None = None
+    max_size: PositiveInt = 4096
+    n_components: PositiveInt | None = None
     codes: str | None = None
     seed: int = 0
 
@@ -89,30 +94,21 @@ class TrainingSettings:
         model, train, substrate: changes to the study's settings of the same names.
     """
 
-    texts: dict[str, float]
+    texts: Annotated[dict[str, PositiveFloat], Meta(min_length=1)]
     schedule: GrowthSchedule | None = None
-    control: str = "grown"
-    part: tuple[int, int] | None = None
-    tokens: float = 1.0
+    control: ControlName = "grown"
+    part: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    tokens: PositiveFloat = 1.0
     equal_flops_to: str | None = None
-    seeds: int | None = None
+    seeds: PositiveInt | None = None
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     substrate: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.control not in CONTROLS:
-            raise ConfigError(
-                f"control: expected one of {', '.join(CONTROLS)}, got {self.control!r}"
-            )
-        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+        check_types(self)
+        if self.part is not None and self.part[0] >= self.part[1]:
             raise ConfigError(f"part: expected [i, n] with 0 ≤ i < n, got {list(self.part)}")
-        if self.seeds is not None and self.seeds < 1:
-            raise ConfigError(f"seeds: expected at least 1, got {self.seeds}")
-        if not self.tokens > 0:
-            raise ConfigError(f"tokens: expected a factor above 0, got {self.tokens}")
-        if not self.texts or not all(weight > 0 for weight in self.texts.values()):
-            raise ConfigError(f"texts: expected names with weights above 0, got {self.texts}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ class TuneSettings:
     """How a rule's parameters are trained on the tuning text, see `fastgrow.compose.tune`."""
 
     what: Literal["weights", "adapter", "head"]
-    tokens: int
+    tokens: PositiveInt
     train: dict[str, Any] = field(default_factory=dict)
 
 
@@ -137,24 +133,26 @@ class RuleSettings:
     """
 
     rule: dict[str, Any] | None = None
-    choose: list[dict[str, Any]] | None = None
+    choose: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
     tune: TuneSettings | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if (self.rule is None) == (self.choose is None):
             raise ConfigError("expected exactly one of rule and choose")
-        if self.choose is not None and (not self.choose or self.tune is not None):
-            raise ConfigError(
-                "choose: expected a list of rules to choose from; it cannot be combined with tune"
-            )
+        if self.choose is not None and self.tune is not None:
+            raise ConfigError("choose: cannot be combined with tune")
 
 
 @dataclass(frozen=True)
 class EnsembleSettings:
     """Trainings whose models are combined, under each of several rules."""
 
-    experts: list[str]
-    rules: dict[str, RuleSettings]
+    experts: Annotated[list[str], Meta(min_length=1)]
+    rules: Annotated[dict[str, RuleSettings], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,8 @@ class StudySettings:
     name: str
     texts: dict[str, TextSettings]
     trainings: dict[str, TrainingSettings]
-    evaluate: list[str]
-    seeds: list[int]
+    evaluate: Annotated[list[str], Meta(min_length=1)]
+    seeds: Annotated[list[int], Meta(min_length=1)]
     model: dict[str, Any]
     train: dict[str, Any] = field(default_factory=dict)
     schedule: GrowthSchedule | None = None
@@ -196,6 +194,7 @@ class StudySettings:
     lines: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         for kind in ("texts", "trainings", "ensembles"):
             for name in getattr(self, kind):
                 if not _NAME.fullmatch(name):
@@ -203,10 +202,8 @@ class StudySettings:
                         f"{kind}: {name!r} is not a valid name; expected letters, digits, '-' and "
                         "'_'"
                     )
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+        if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds: expected different numbers, got {self.seeds}")
-        if not self.evaluate:
-            raise ConfigError("evaluate: expected at least one text")
         self._refer("evaluate", self.evaluate, self.texts)
         if self.reference is not None:
             self._refer("reference", [self.reference], self.trainings)
@@ -228,8 +225,6 @@ class StudySettings:
                     )
         for name, ensemble in self.ensembles.items():
             self._refer(f"ensembles.{name}.experts", ensemble.experts, self.trainings)
-            if not ensemble.experts or not ensemble.rules:
-                raise ConfigError(f"ensembles.{name}: expected at least one expert and one rule")
             for expert in ensemble.experts:
                 if self.trainings[expert].seeds is not None:
                     raise ConfigError(
@@ -259,19 +254,7 @@ def changed(kind: type[T], where: str, *trees: Mapping[str, Any]) -> T:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
             raise ConfigError(f"{where}: {name}: unknown name; {hint}")
-    try:
-        return msgspec.convert(merged, kind, strict=False, dec_hook=_one_of)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {str(error).replace('`', '')}") from None
-
-
-def _one_of(base: Any, value: Any) -> Any:
-    """Convert `value` to the first subclass of `base` (`StopCriterion`) that has its fields."""
-    for kind in base.__subclasses__():
-        names = {f.name for f in dataclasses.fields(kind)}
-        if isinstance(value, Mapping) and names.issuperset(value):
-            return msgspec.convert(value, kind, strict=False)
-    raise ValueError(f"expected one of {[kind.__name__ for kind in base.__subclasses__()]}")
+    return convert(merged, kind, where)
 
 
 def train_config(settings: StudySettings, training: TrainingSettings, seed: int) -> TrainConfig:

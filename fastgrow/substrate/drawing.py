@@ -11,9 +11,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from fastgrow.substrate import raster
 from fastgrow.substrate.glyphs import GlyphSource, place_in_cells
@@ -41,7 +42,7 @@ class Drawing:
             glyph of the font.
     """
 
-    cell: int = 32
+    cell: Annotated[int, Meta(ge=8, le=128)] = 32
     rotation: float = 4.0
     shift: int = 2
     speckle: float = 0.01

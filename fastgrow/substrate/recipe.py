@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
+from fastgrow._checked import check_types
 from fastgrow.errors import SubstrateError
 from fastgrow.substrate.codes import Code
-from fastgrow.substrate.drawing import Drawing, Newline, draw_tokens
+from fastgrow.substrate.drawing import Drawing, draw_tokens
 from fastgrow.substrate.fonts import FontFile
 from fastgrow.substrate.table import check_components
 from fastgrow.substrate.unifont import Unifont
@@ -22,7 +23,6 @@ DRAWINGS = {
     "bvv241-max": Drawing(rotation=7.0, shift=3, speckle=0.03),
     "bvv241-abs": Drawing(cell=64, rotation=7.0, shift=3, speckle=0.03),
 }
-_CELLS = range(8, 129)
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,7 @@ class Recipe:
     n_components: int | None = None
 
     def __post_init__(self) -> None:
-        if self.drawing.newline not in get_args(Newline):
-            raise SubstrateError(f"newline={self.drawing.newline!r}: expected 'blank' or 'glyph'")
-        if self.drawing.cell not in _CELLS:
-            raise SubstrateError(
-                f"cell={self.drawing.cell}: expected {_CELLS.start} to {_CELLS.stop - 1} pixels"
-            )
+        check_types(self.drawing, where="", error=SubstrateError)
         if self.codes is not None and self.font is not None:
             raise SubstrateError(
                 f"codes={self.codes!r} cannot be combined with font=, because codes are not drawn"

@@ -93,7 +93,7 @@ class Tokenizer:
                     ids.append(specials[piece])
                 else:
                     if unknown == "error" and self.vocabulary.unk_id in piece_ids:
-                        self._refuse_unknown(piece, position, _of_text(index, texts))
+                        self._reject_unknown(piece, position, _of_text(index, texts))
                     ids.extend(piece_ids)
                 position += len(piece)
             result.append(ids)
@@ -194,7 +194,7 @@ class Tokenizer:
             for encoding in encodings:
                 yield encoding.ids
 
-    def _refuse_unknown(self, piece: str, start: int, of_text: str) -> None:
+    def _reject_unknown(self, piece: str, start: int, of_text: str) -> None:
         ids, kinds = self.vocabulary.ids, self.vocabulary.kinds
         for position, character in enumerate(piece, start):
             id_ = ids.get(character)

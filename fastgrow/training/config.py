@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
+from fastgrow._checked import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Proportion,
+    check_types,
+)
 from fastgrow._records import before, left_out
 from fastgrow.errors import ConfigError
 
 Schedule = Literal["wsd", "cosine", "per-stage"]
+_Beta = Annotated[float, Meta(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -51,63 +60,36 @@ class TrainConfig:
             last weights. If stages share a learning-rate schedule, only the last stage restores.
     """
 
-    batch_size: int = 16
-    accumulate: int = 1
-    seq_len: int | None = None
+    batch_size: PositiveInt = 16
+    accumulate: PositiveInt = 1
+    seq_len: PositiveInt | None = None
     schedule: Schedule = field(default="wsd", metadata=before("per-stage"))
-    lr: float = 1e-3
-    min_lr_ratio: float = field(default=0.0, metadata=before(0.1))
-    warmup: float = 0.05
-    decay: float = 0.4
+    lr: PositiveFloat = 1e-3
+    min_lr_ratio: Proportion = field(default=0.0, metadata=before(0.1))
+    warmup: Proportion = 0.05
+    decay: Proportion = 0.4
     optimizer: Literal["adamw", "muon"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    grad_clip: float | None = 1.0
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    grad_clip: PositiveFloat | None = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    eval_every: int | None = None
-    eval_tokens: int | None = None
-    log_every: int = 10
-    checkpoint_every: int | None = None
+    eval_every: PositiveInt | None = None
+    eval_tokens: PositiveInt | None = None
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt | None = None
     seed: int = 0
     checkpoint_activations: bool = False
     compile: bool = False
     pick: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every"):
-            self._require(name, _is_count(getattr(self, name)), "an integer of at least 1")
-        for name in ("seq_len", "eval_every", "eval_tokens", "checkpoint_every"):
-            value = getattr(self, name)
-            self._require(name, value is None or _is_count(value), "None or at least 1")
-        self._require("lr", _is_number(self.lr) and self.lr > 0, "a positive number")
-        schedules = typing.get_args(Schedule)
-        self._require("schedule", self.schedule in schedules, " or ".join(schedules))
-        optimizers = ("adamw", "muon")
-        self._require("optimizer", self.optimizer in optimizers, " or ".join(optimizers))
-        for name in ("min_lr_ratio", "warmup", "decay"):
-            value = getattr(self, name)
-            self._require(name, _is_number(value) and 0 <= value <= 1, "between 0 and 1")
+        check_types(self, plain=True)
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ConfigError(
                 f"decay: warmup and decay are shares of one run, expected at most "
                 f"{1 - self.warmup:g} beside warmup={self.warmup:g}, got {self.decay:g}"
             )
-        betas_fit = len(self.betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in self.betas)
-        self._require("betas", betas_fit, "two numbers in [0, 1)")
-        self._require("eps", _is_number(self.eps) and self.eps > 0, "a positive number")
-        decays = _is_number(self.weight_decay) and self.weight_decay >= 0
-        self._require("weight_decay", decays, "a number of at least 0")
-        clips = self.grad_clip is None or (_is_number(self.grad_clip) and self.grad_clip > 0)
-        self._require("grad_clip", clips, "None or a positive number")
-        precisions = ("auto", "fp32", "bf16")
-        self._require("precision", self.precision in precisions, " or ".join(precisions))
-        self._require("seed", isinstance(self.seed, int), "an integer")
-        self._require("pick", self.pick in ("best", "last"), '"best" or "last"')
-
-    def _require(self, name: str, fits: bool, expected: str) -> None:
-        if not fits:
-            raise ConfigError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that affect the results of a run, as JSON values.
@@ -139,10 +121,6 @@ class TrainConfig:
         if not _is_count(tokens):
             raise ConfigError(f"tokens must be an integer of at least 1, got {tokens!r}")
         return math.ceil(tokens / (self.batch_size * self.accumulate * seq_len))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:

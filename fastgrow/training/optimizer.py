@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastgrow._checked import PositiveFloat, Proportion, check_types
 from fastgrow.errors import CheckpointError, ConfigError
 from fastgrow.training.config import TrainConfig
 
@@ -31,14 +31,11 @@ class Rate:
         ConfigError: a value is out of range.
     """
 
-    factor: float = 1.0
-    warmup: float = 0.0
+    factor: PositiveFloat = 1.0
+    warmup: Proportion = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < math.inf:
-            raise ConfigError(f"Rate.factor: expected a positive number, got {self.factor}")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(f"Rate.warmup: expected between 0 and 1, got {self.warmup}")
+        check_types(self)
 
     def at(self, step: int, steps: int) -> float:
         """Return the multiplier at a step from 0 to steps - 1."""

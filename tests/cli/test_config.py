@@ -60,8 +60,8 @@ def test_overrides_are_typed_and_reach_into_lists() -> None:
             "f.yaml: stages.1.qq: unknown name; expected one of lr, steps, mode",
         ),
         ({"extra": {"stepz": 1}}, "f.yaml: extra.stepz: unknown name; did you mean 'steps'?"),
-        ({"train": {"steps": "many"}}, "f.yaml: train.steps: expected int, got str"),
-        ({"train": {"mode": "c"}}, "f.yaml: train.mode: Invalid enum value 'c'"),
+        ({"train": {"steps": "many"}}, "f.yaml: train.steps: expected an integer, got 'many'"),
+        ({"train": {"mode": "c"}}, "f.yaml: train.mode: expected one of a, b, got 'c'"),
         ({"train": {"steps": 0}}, "f.yaml: train: steps: expected at least 1, got 0"),
     ],
 )

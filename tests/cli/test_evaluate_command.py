@@ -217,7 +217,7 @@ def test_a_protocol_alone_and_a_source_of_ones_own(capsys, folder: Path) -> None
         (["{deep}", "--tasks", "csqa={data}/squad11_val_1000.jsonl"],
          "squad11_val_1000.jsonl:1: the field 'choices' is missing"),
         (["{deep}", "--tasks", "csqa", "--data", "{data}", "--limit", "0"], "limit must be at"),
-        (["{deep}", "--tasks", "csqa", "--data", "{data}", "--runs", "0"], "runs must be at least"),
+        (["{deep}", "--tasks", "csqa", "--data", "{data}", "--runs", "0"], "runs: expected an"),
         (["{deep}", "--tasks", "squad", "--data", "{data}", "--protocol", "likelihood"],
          "squad has no choices: it needs the protocol 'generate'"),
         (["{deep}", "{deep}", "--tasks", "csqa", "--data", "{data}"], "is given twice"),

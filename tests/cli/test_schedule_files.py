@@ -45,7 +45,10 @@ FORMS = "{patience, min_delta, cooldown} or {flops, seconds}"
         ),
         ({"until": 3}, f"stages.0.until: expected some names of {FORMS}, got 3"),
         ({"until": {}}, f"stages.0.until: expected some names of {FORMS}, got {{}}"),
-        ({"until": {"patience": "x"}}, "stages.0.until: patience: expected int, got str"),
+        (
+            {"until": {"patience": "x"}},
+            "stages.0.until.patience: expected an integer of at least 1, got 'x'",
+        ),
         (
             {"until": {"flops": 1, "seconds": 1}},
             "stages.0.until: Budget: expected exactly one of flops and seconds",

@@ -338,7 +338,7 @@ def test_config_round_trip(rule: Rule) -> None:
         ("mean", "rule 'mean' is unknown"),
         ({"kind": "mean", "power": 2}, "rule mean: .*power"),
         ({"kind": "weighted"}, "rule weighted: .*weights"),
-        ({"kind": "posterior", "forgetting": "slow"}, "rule posterior: "),
+        ({"kind": "posterior", "forgetting": "slow"}, r"Posterior\.forgetting: .*, got \'slow\'"),
     ],
 )
 def test_bad_config_is_refused(config: object, message: str) -> None:

@@ -318,12 +318,12 @@ def test_a_model_that_is_no_module_needs_a_key(tmp_path: Path) -> None:
 
 def test_settings_out_of_range() -> None:
     for wrong, message in (
-        ({"runs": 0}, "runs must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"temperature": -1.0}, "temperature must be 0 or more, got -1"),
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"protocols": ()}, "got none"),
-        ({"protocols": ("guess",)}, "got 'guess'"),
+        ({"runs": 0}, "runs: expected an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1"),
+        ({"temperature": -1.0}, "temperature: expected a number of at least 0, got -1"),
+        ({"seed": -1}, "seed: expected an integer of at least 0"),
+        ({"protocols": ()}, r"a list of at least 1 value.*, got \(\)"),
+        ({"protocols": ("guess",)}, "expected one of generate, likelihood, got 'guess'"),
     ):
         with pytest.raises(ConfigError, match=message):
             EvaluationSettings(**wrong)  # type: ignore[arg-type]

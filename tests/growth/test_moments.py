@@ -261,5 +261,5 @@ def test_a_head_that_was_frozen_continues_with_its_state(substrate, data, states
 
 @pytest.mark.parametrize("name", ["trained_on", "copied", "thawed"])
 def test_an_unknown_choice_raises(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"Moments\.{name}: expected '.*' or '.*', got 'lost'"):
+    with pytest.raises(ConfigError, match=rf"Moments\.{name}: expected one of .*, .*, got 'lost'"):
         Moments(**{name: "lost"})

@@ -336,7 +336,7 @@ def test_mismatches_are_rejected(substrate: TinySubstrate) -> None:
         Decoder(small_config())
     with pytest.raises(ConfigError, match=r"table must be of shape \[260, 'n_embed'\]"):
         Decoder(small_config(), table=torch.zeros(4, 32))
-    with pytest.raises(ConfigError, match="n_embed must be a divisor of d_model 32, got 20"):
+    with pytest.raises(ConfigError, match="n_embed: expected a divisor of d_model 32, got 20"):
         Decoder(small_config(), table=torch.zeros(260, 20))
 
 

@@ -39,7 +39,7 @@ from fastgrow.nn import DecoderConfig
 )
 def test_bad_field_is_named(field: str, value: Any) -> None:
     fields = {"vocab_size": 10, "d_model": 32, "n_head": 4} | {field: value}
-    with pytest.raises(ConfigError, match=f"DecoderConfig: {field} must be"):
+    with pytest.raises(ConfigError, match=rf"DecoderConfig\.{field}: expected .*, got "):
         DecoderConfig(**fields)
 
 

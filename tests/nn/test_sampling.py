@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from fastgrow.errors import ConfigError
-from fastgrow.nn.sampling import check_sampling, keep_top_k, keep_top_p, sample
+from fastgrow.nn.generate import GenerationOptions
+from fastgrow.nn.sampling import keep_top_k, keep_top_p, sample
 
 PROBABILITIES = torch.tensor([0.05, 0.4, 0.25, 0.1, 0.2])
 LOGITS = PROBABILITIES.log()[None]
@@ -83,13 +86,13 @@ def test_seed_is_reproducible() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((-1.0, None, None), "temperature must be 0 or more, got -1.0"),
-        ((float("nan"), None, None), "temperature"),
-        ((1.0, 0, None), "top_k must be at least 1, got 0"),
-        ((1.0, None, 0.0), "top_p must be above 0 and at most 1, got 0.0"),
-        ((1.0, None, 1.1), "top_p"),
+        ({"temperature": -1.0}, "temperature: expected a number of at least 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature: expected a finite number"),
+        ({"top_k": 0}, "top_k: expected an integer of at least 1, or None, got 0"),
+        ({"top_p": 0.0}, "top_p: expected a number above 0 and at most 1, or None, got 0.0"),
+        ({"top_p": 1.1}, "top_p"),
     ],
 )
-def test_bad_settings(options: tuple[float, int | None, float | None], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_sampling(*options)
+def test_bad_settings(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"generate: {message}"):
+        GenerationOptions(**options)

@@ -169,10 +169,13 @@ def test_cost_grows_with_what_trains() -> None:
     ("entries", "message"),
     [
         ({"trainings": {"a": {"texts": {"latn": 1}}}}, r"trainings\.a\.texts: there is no 'latn'"),
-        ({"trainings": {"a": {"texts": {"latin": 0}}}}, "weights above 0"),
+        (
+            {"trainings": {"a": {"texts": {"latin": 0}}}},
+            r"a\.texts\.latin: .* positive number, got 0",
+        ),
         ({"trainings": {"a/b": {"texts": {"latin": 1}}}}, "'a/b' is not a valid name"),
         ({"evaluate": ["french"]}, "evaluate: there is no 'french'"),
-        ({"evaluate": []}, "at least one text"),
+        ({"evaluate": []}, "evaluate: expected a list of at least 1 value"),
         ({"seeds": [1, 1]}, "different numbers"),
         ({"schedule": None}, r"trainings\.a\.schedule: is missing"),
         ({"nmae": "x"}, "did you mean 'name'"),
@@ -181,7 +184,9 @@ def test_cost_grows_with_what_trains() -> None:
         ({"trainings": {"a": {"texts": {"latin": 1}, "equal_flops_to": "z"}}}, "no 'z'"),
         ({"ensembles": {"e": {"experts": ["z"], "rules": {"m": {"rule": {}}}}}}, "no 'z'"),
         ({"ensembles": {"e": {"experts": ["a"], "rules": {"m": {}}}}}, "exactly one of rule and"),
-        ({"documents": {"characters": 0}}, "at least 1, got 0"),
+        ({"documents": {"characters": 0}}, r"documents\.characters: .* at least 1, got 0"),
+        ({"ensembles": {"e": {"experts": [], "rules": {"m": {"rule": {}}}}}}, r"e\.experts: .* 1"),
+        ({"ensembles": {"e": {"experts": ["a"], "rules": {}}}}, r"e\.rules: .* at least 1 name"),
     ],
     ids=str,
 )

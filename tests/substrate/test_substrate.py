@@ -72,7 +72,7 @@ def test_narrow_table_is_the_leading_components(substrate: Substrate) -> None:
 
 def test_cells_and_recipes(substrate: Substrate) -> None:
     assert build(cell=16).table.shape == (len(substrate), 256)
-    with pytest.raises(SubstrateError, match="cell=4: expected 8 to 128 pixels"):
+    with pytest.raises(SubstrateError, match="cell: expected an integer between 8 and 128, got 4"):
         build(cell=4)
     with pytest.raises(SubstrateError, match=r"cell=24: .* multiples of 16 pixels"):
         build(cell=24)
@@ -99,7 +99,7 @@ def test_newline_glyph_ends_its_collision() -> None:
     shown = build(newline="glyph")
     newline = shown.vocabulary.ids["\n"]
     assert all(newline not in group for group in shown.collisions())
-    with pytest.raises(SubstrateError, match="newline='drawn': expected 'blank' or 'glyph'"):
+    with pytest.raises(SubstrateError, match="newline: expected one of blank, glyph, got 'drawn'"):
         build(newline="drawn")
 
 

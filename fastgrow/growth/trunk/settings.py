@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastgrow.errors import ConfigError
-
-CACHES = ("auto", "off", "device", "ram", "disk")
-DTYPES = ("same", "bf16", "int8", "fp8")
+from fastgrow._checked import NonNegativeInt, check_types
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,12 @@ class Trunk:
     """
 
     cache: Literal["auto", "off", "device", "ram", "disk"] = "auto"
-    limit: int = 2 << 30
+    limit: NonNegativeInt = 2 << 30
     dtype: Literal["same", "bf16", "int8", "fp8"] = "same"
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("cache", CACHES), ("dtype", DTYPES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(
-                    f"Trunk.{name}: expected one of {', '.join(known)}, got {value!r}"
-                )
-        if not isinstance(self.limit, int) or self.limit < 0:
-            raise ConfigError(
-                f"Trunk.limit: expected a number of bytes of at least 0, got {self.limit!r}"
-            )
+        check_types(self, plain=True)
 
     def folder_for(self, out: Path | None) -> Path:
         """Return the folder for the files of a run that writes to `out`; no other run uses it."""

@@ -1,0 +1,456 @@
+"""Settings carry their ranges in their types; construction, files and JSON schema read the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from msgspec import Meta
+
+from fastgrow import _checked
+from fastgrow._checked import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Proportion,
+    check_types,
+    convert,
+    describe,
+)
+from fastgrow.cli.settings import GrowthSettings, SourceSettings, SubstrateSettings
+from fastgrow.compose.adapter import Adapter
+from fastgrow.compose.logit_rules import Contrast, Temperature
+from fastgrow.compose.posterior import Posterior
+from fastgrow.compose.top_k import TopK
+from fastgrow.demo import DemoSettings
+from fastgrow.errors import ConfigError, SubstrateError
+from fastgrow.evaluation import EvaluationSettings
+from fastgrow.growth import Budget, GrowthSchedule, LoRA, Moments, Plateau, Stage, Trunk
+from fastgrow.growth.stage import PROJECTIONS
+from fastgrow.nn import DecoderConfig
+from fastgrow.nn.generate import GenerationOptions
+from fastgrow.ops.feed_forward import ACTIVATIONS
+from fastgrow.study.controls import CONTROLS, ControlName
+from fastgrow.study.settings import (
+    DocumentSettings,
+    EnsembleSettings,
+    RuleSettings,
+    StudySettings,
+    StudySubstrate,
+    TextSettings,
+    TrainingSettings,
+    TuneSettings,
+)
+from fastgrow.substrate.drawing import Drawing
+from fastgrow.substrate.recipe import Recipe
+from fastgrow.training import TrainConfig
+from fastgrow.training.optimizer import Rate
+
+
+class End:
+    """A plain class that stands for two dataclasses."""
+
+
+@dataclass(frozen=True)
+class After(End):
+    steps: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.steps == 13:
+            raise ConfigError("steps and superstition do not go together")
+
+
+@dataclass(frozen=True)
+class At(End):
+    hour: Annotated[int, Meta(ge=0, lt=24)] = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    count: PositiveInt = 1
+    index: NonNegativeInt | None = None
+    share: Proportion = 0.5
+    rate: PositiveFloat = 1.0
+    mode: Literal["slow", "fast"] = "slow"
+    on: bool = False
+    name: str = "x"
+    pair: tuple[Proportion, Proportion] = (0.0, 1.0)
+    which: Literal["all"] | tuple[NonNegativeInt, ...] = "all"
+    some: Annotated[Sequence[Literal["a", "b"]], Meta(min_length=1)] = ("a",)
+    weights: Mapping[str, PositiveFloat] = field(default_factory=dict)
+    tree: dict[str, Any] = field(default_factory=dict)
+    end: End | None = None
+    parts: list[After] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+BIG = 10**400
+
+FITTING = [
+    {"count": 3},
+    {"count": BIG},
+    {"index": 0},
+    {"index": None},
+    {"share": 0},
+    {"share": 1},
+    {"rate": 2},
+    {"mode": "fast"},
+    {"on": True},
+    {"pair": [0, 0.5]},
+    {"which": ()},
+    {"which": [0, 2]},
+    {"some": {"a", "b"}},
+    {"weights": {"a": 1, "b": 0.5}},
+    {"tree": {"a": object()}},
+]
+
+# (what is given, what the message says of it after the class's name)
+UNFIT = [
+    ({"count": 0}, "count: expected an integer of at least 1, got 0"),
+    ({"count": 1.0}, "count: expected an integer of at least 1, got 1.0"),
+    ({"count": True}, "count: expected an integer of at least 1, got True"),
+    ({"count": None}, "count: expected an integer of at least 1, got None"),
+    ({"count": "1"}, "count: expected an integer of at least 1, got '1'"),
+    ({"index": -1}, "index: expected an integer of at least 0, or None, got -1"),
+    ({"share": 1.5}, "share: expected a number between 0 and 1, got 1.5"),
+    ({"share": -0.1}, "share: expected a number between 0 and 1, got -0.1"),
+    ({"share": False}, "share: expected a number between 0 and 1, got False"),
+    ({"share": math.nan}, "share: expected a finite number between 0 and 1, got nan"),
+    ({"rate": 0}, "rate: expected a positive number, got 0"),
+    ({"rate": math.inf}, "rate: expected a positive finite number, got inf"),
+    ({"rate": "fast"}, "rate: expected a positive number, got 'fast'"),
+    ({"rate": BIG}, f"rate: expected a positive number, got {BIG}"),
+    ({"mode": "x"}, "mode: expected one of slow, fast, got 'x'"),
+    ({"on": 1}, "on: expected True or False, got 1"),
+    ({"pair": (1.0,)}, "pair: expected 2 values, each a number between 0 and 1, got (1.0,)"),
+    ({"pair": (1.0, 2.0)}, "pair[1]: expected a number between 0 and 1, got 2.0"),
+    ({"which": "none"}, "which: expected one of all or a list of values, each an integer of at "
+     "least 0, got 'none'"),
+    ({"which": (0, -1)}, "which[1]: expected an integer of at least 0, got -1"),
+    ({"which": (True,)}, "which[0]: expected an integer of at least 0, got True"),
+    ({"some": ()}, "some: expected a list of at least 1 value, each one of a, b, got ()"),
+    ({"some": ["a", "c"]}, "some[1]: expected one of a, b, got 'c'"),
+    ({"some": "ab"}, "some: expected a list of at least 1 value, each one of a, b, got 'ab'"),
+    ({"weights": {"a": 1, "b": 0}}, "weights['b']: expected a positive number, got 0"),
+    ({"weights": [1]}, "weights: expected names with values, each a positive number, got [1]"),
+    ({"tree": 3}, "tree: expected names with values, got 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", FITTING, ids=str)
+def test_what_fits_is_accepted_and_stays_as_it_is(values: dict[str, Any]) -> None:
+    ((name, value),) = values.items()
+    assert getattr(Settings(**values), name) is value
+
+
+@pytest.mark.parametrize(("values", "message"), UNFIT, ids=[str(v)[:40] for v, _ in UNFIT])
+def test_what_does_not_fit_is_named_with_what_was_expected(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        Settings(**values)
+    assert str(error.value) == f"Settings.{message}"
+
+
+def test_scalars_of_numpy_and_torch_count_as_numbers_unless_json_is_written() -> None:
+    scalars: list[dict[str, Any]] = [
+        {"count": np.int64(2)},
+        {"count": torch.tensor(2)},
+        {"share": np.float32(0.5)},
+        {"rate": torch.tensor(0.5)},
+        {"on": np.bool_(True)},
+        {"which": (np.int64(1),)},
+    ]
+    for values in scalars:
+        with pytest.raises(ConfigError, match="expected"):
+            check_types(Settings(**values), plain=True)
+    # A float of NumPy is a float of Python.
+    check_types(Settings(share=np.float64(0.5)), plain=True)
+    for values in ({"count": np.int64(0)}, {"count": np.float32(1)}, {"share": np.bool_(True)}):
+        with pytest.raises(ConfigError, match="expected"):
+            Settings(**values)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="share: expected"):
+        Settings(share=torch.tensor([0.5]))  # type: ignore[arg-type]
+    for indices in (np.array([0, 1]), torch.tensor([0, 1])):
+        with pytest.raises(ConfigError, match="which: expected"):
+            Settings(which=indices)  # type: ignore[arg-type]
+
+
+def test_the_prefix_and_the_class_of_the_error_can_be_chosen() -> None:
+    settings = object.__new__(After)
+    object.__setattr__(settings, "steps", 0)
+    with pytest.raises(SubstrateError) as error:
+        check_types(settings, where="run: ", error=SubstrateError)
+    assert str(error.value) == "run: steps: expected an integer of at least 1, got 0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (int, "an integer"),
+        (float, "a number"),
+        (str, "a string"),
+        (PositiveFloat, "a positive number"),
+        (Annotated[int, Meta(gt=0)], "a positive integer"),
+        (Annotated[float, Meta(gt=0, lt=1)], "a number above 0 and below 1"),
+        (Annotated[float, Meta(ge=0, lt=1)], "a number of at least 0 and below 1"),
+        (Annotated[float, Meta(le=1)], "a number of at most 1"),
+        (Annotated[PositiveInt, Meta(le=9)], "an integer between 1 and 9"),
+        (bool | None, "true or false, or null"),
+        (list[str], "a list of values, each a string"),
+        (list[After], "a list of values"),
+        (End, "some names of {steps} or {hour}"),
+    ],
+)
+def test_a_type_in_words(kind: Any, words: str) -> None:
+    assert describe(kind, yaml=True) == words
+
+
+def test_a_type_in_the_words_of_python() -> None:
+    assert describe(bool | None) == "True or False, or None"
+    assert describe(After | None) == "After, or None"
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"count": 0}, "count: expected an integer of at least 1, got 0"),
+        ({"count": "x"}, "count: expected an integer of at least 1, got 'x'"),
+        ({"index": -1}, "index: expected an integer of at least 0, or null, got -1"),
+        ({"share": 1.5}, "share: expected a number between 0 and 1, got 1.5"),
+        ({"rate": math.inf}, "rate: expected a positive finite number, got inf"),
+        ({"rate": {}}, "rate: expected a positive number, got {}"),
+        ({"mode": "x"}, "mode: expected one of slow, fast, got 'x'"),
+        ({"on": "maybe"}, "on: expected true or false, got 'maybe'"),
+        ({"pair": [1, 2]}, "pair.1: expected a number between 0 and 1, got 2"),
+        ({"weights": {"a": 1, "b": 0}}, "weights.b: expected a positive number, got 0"),
+        ({"some": []}, "some: expected a list of at least 1 value, each one of a, b, got []"),
+        ({"parts": [{}, {"steps": 0}]}, "parts.1.steps: expected an integer of at least 1, got 0"),
+        ({"parts": 3}, "parts: expected a list of values, got 3"),
+        ({"parts": [3]}, "parts.0: expected some names of {steps}, got 3"),
+        ({"end": {"hour": 24}}, "end.hour: expected an integer of at least 0 and below 24, got 24"),
+        (
+            {"end": {"day": 1}},
+            "end: expected some names of {steps} or {hour}, got {'day': 1}",
+        ),
+        ({"end": {}}, "end: expected some names of {steps} or {hour}, got {}"),
+        ({"end": {"steps": 13}}, "end: steps and superstition do not go together"),
+        ({"parts": [{"steps": 13}]}, "parts.0: steps and superstition do not go together"),
+    ],
+    ids=str,
+)
+def test_an_error_in_a_file_names_the_key_what_was_expected_and_the_value(
+    tree: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        convert(tree, Settings, "f.yaml")
+    assert str(error.value) == f"f.yaml: {message}"
+
+
+def test_values_of_a_file_become_the_dataclass() -> None:
+    tree = {"rate": "1e-3", "count": "2", "end": {"hour": 3}, "parts": [{"steps": 2}], "on": True}
+    expected = Settings(rate=1e-3, count=2, end=At(3), parts=[After(2)], on=True)
+    assert convert(tree, Settings, "f.yaml") == expected
+
+
+def test_a_missing_value_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^f: .*missing required field vocab_size$"):
+        convert({}, DecoderConfig, "f")
+
+
+# -- all settings of fastgrow ----------------------------------------------------------------------
+
+GOOD: dict[type[Any], dict[str, Any]] = {
+    TrainConfig: {},
+    Rate: {},
+    LoRA: {"rank": 2},
+    Plateau: {},
+    Budget: {"flops": 1.0},
+    Moments: {},
+    Stage: {},
+    GrowthSchedule: {"stages": [{}]},
+    Trunk: {},
+    DecoderConfig: {"vocab_size": 4, "d_model": 8, "n_head": 2},
+    GenerationOptions: {},
+    EvaluationSettings: {},
+    Adapter: {"rank": 1},
+    Temperature: {"temperatures": {"a": 1.0}},
+    Contrast: {"against": "a"},
+    Posterior: {},
+    TopK: {"k": 1},
+    DemoSettings: {
+        "blocks": 2,
+        "tokens": 1024,
+        "d_model": 8,
+        "n_head": 2,
+        "seq_len": 8,
+        "batch_size": 2,
+        "lr": 1e-3,
+        "eval_tokens": 8,
+    },
+    DocumentSettings: {},
+    TextSettings: {"files": ["a"]},
+    StudySubstrate: {},
+    TrainingSettings: {"texts": {"a": 1.0}},
+    TuneSettings: {"what": "head", "tokens": 1},
+    RuleSettings: {"rule": {}},
+    EnsembleSettings: {"experts": ["a"], "rules": {"m": {"rule": {}}}},
+    SubstrateSettings: {},
+    SourceSettings: {"source": "a"},
+    Drawing: {},
+}
+# Without a range: random seeds, token ids that are compared, and what a drawing is distorted by.
+ANY_NUMBER = {"seed", "seeds", "rotation", "shift", "speckle", "plain_speckle", "stop"}
+# Checked when they are read from a file, and by what they are given to.
+NOT_CHECKED = {TextSettings, StudySubstrate, TuneSettings, SubstrateSettings, SourceSettings}
+
+
+def schema_of(kind: type[Any]) -> dict[str, Any]:
+    def forms(base: type[Any]) -> dict[str, Any]:
+        return {"anyOf": [{"title": form.__name__} for form in base.__subclasses__()]}
+
+    schema = msgspec.json.schema(kind, schema_hook=forms)
+    return schema["$defs"][kind.__name__]["properties"]
+
+
+def limited(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schemas of numbers and choices within the schema of a field, of items too."""
+    if schema.get("type") in ("integer", "number") or "enum" in schema:
+        yield schema
+    nested = [*schema.get("anyOf", []), *schema.get("prefixItems", [])]
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            nested.append(schema[key])
+    for inner in nested:
+        yield from limited(inner)
+
+
+def beyond(schema: dict[str, Any]) -> Iterator[Any]:
+    """Values that a schema excludes."""
+    step = 1 if schema.get("type") == "integer" else 1e-3
+    if "minimum" in schema:
+        yield schema["minimum"] - step
+    if "exclusiveMinimum" in schema:
+        yield schema["exclusiveMinimum"]
+    if "maximum" in schema:
+        yield schema["maximum"] + step
+    if "exclusiveMaximum" in schema:
+        yield schema["exclusiveMaximum"]
+    if "enum" in schema:
+        yield "no choice"
+    if schema.get("type") == "array":
+        if schema.get("minItems"):
+            yield []
+        items = schema.get("prefixItems", [schema.get("items")])
+        for wrong in beyond(items[0]) if isinstance(items[0], dict) else ():
+            yield [wrong] * max(len(items), 1)
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from ({"a": wrong} for wrong in beyond(schema["additionalProperties"]))
+    # With one other than null, what it excludes is excluded by all.
+    options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
+    if len(options) == 1:
+        yield from beyond(options[0])
+
+
+WRONG = [
+    (kind, name, value)
+    for kind in GOOD
+    for name, schema in schema_of(kind).items()
+    for value in beyond(schema)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"), WRONG, ids=[f"{k.__name__}.{n}={v!r}" for k, n, v in WRONG]
+)
+def test_what_the_schema_excludes_is_refused(kind: type[Any], name: str, value: Any) -> None:
+    convert(GOOD[kind], kind, "f")
+    with pytest.raises(ConfigError, match=rf"^f: {name}\S*: expected .*, got "):
+        convert({**GOOD[kind], name: value}, kind, "f")
+    if kind is Drawing:
+        with pytest.raises(SubstrateError, match=f"^{name}: expected"):
+            Recipe(drawing=Drawing(**{name: value}))
+    elif kind not in NOT_CHECKED:
+        with pytest.raises(
+            ConfigError, match=rf"{name}\S*: expected .*, got |the weight of 'a' is"
+        ):
+            kind(**{**GOOD[kind], name: value})
+
+
+@pytest.mark.parametrize("kind", GOOD, ids=lambda kind: kind.__name__)
+def test_every_number_has_a_range(kind: type[Any]) -> None:
+    bounds = {"minimum", "exclusiveMinimum"}
+    for name, schema in schema_of(kind).items():
+        for number in limited(schema):
+            ranged = "enum" in number or bounds & set(number)
+            assert ranged or name in ANY_NUMBER, f"{kind.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in GOOD if kind not in {Drawing, *NOT_CHECKED}], ids=lambda k: k.__name__
+)
+def test_no_number_is_nan_or_a_bool(kind: type[Any]) -> None:
+    for name, schema in schema_of(kind).items():
+        types = {option.get("type") for option in (schema, *schema.get("anyOf", []))}
+        if types & {"integer", "number"} and "string" not in types:
+            for value in (True, math.nan, math.inf, "many"):
+                with pytest.raises(ConfigError, match=f"{name}: "):
+                    kind(**{**GOOD[kind], name: value})
+
+
+def test_the_schema_of_a_configuration_shows_ranges_and_choices() -> None:
+    train = schema_of(TrainConfig)
+    assert (train["warmup"]["minimum"], train["warmup"]["maximum"]) == (0, 1)
+    assert train["lr"]["exclusiveMinimum"] == 0
+    assert train["batch_size"]["minimum"] == 1
+    assert train["schedule"]["enum"] == ["cosine", "per-stage", "wsd"]
+    assert {"GrowthSettings", "Stage", "LoRA", "TrainConfig"} <= set(
+        msgspec.json.schema(GrowthSettings, schema_hook=lambda base: {"type": "object"})["$defs"]
+    )
+    assert schema_of(TrainingSettings)["control"]["enum"] == sorted(CONTROLS)
+
+
+def test_choices_that_stand_in_two_places_agree() -> None:
+    assert get_args(ControlName) == tuple(CONTROLS)
+    hints = _checked._fields(DecoderConfig)
+    assert get_args(hints["activation"]) == ACTIVATIONS
+    assert LoRA(rank=1).targets == PROJECTIONS
+
+
+def test_all_settings_are_in_this_list() -> None:
+    listed = {*GOOD, GrowthSettings, StudySettings}
+    for kind in list(listed):
+        for hint in _checked._fields(kind).values():
+            for part in parts(hint):
+                if dataclasses.is_dataclass(part) and part not in listed:
+                    schemas = schema_of(part).values()  # type: ignore[arg-type]
+                    assert not [found for schema in schemas for found in limited(schema)], part
+
+
+def parts(hint: Any) -> Iterator[Any]:
+    yield hint
+    for argument in get_args(hint):
+        yield from parts(argument)
+
+
+def test_the_helper_imports_neither_torch_nor_numpy() -> None:
+    program = (
+        "import sys, fastgrow._checked\n"
+        "print([name for name in ('torch', 'numpy', 'yaml') if name in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
