@@ -87,8 +87,8 @@ class TrainConfig:
         check_types(self, plain=True)
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ConfigError(
-                f"decay: warmup and decay are shares of one run, expected at most "
-                f"{1 - self.warmup:g} beside warmup={self.warmup:g}, got {self.decay:g}"
+                f"TrainConfig.decay: warmup and decay are shares of one run; expected at most "
+                f"{1 - self.warmup:g} with warmup={self.warmup:g}, got {self.decay:g}"
             )
 
     def identity(self) -> dict[str, Any]:
