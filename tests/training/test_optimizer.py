@@ -147,7 +147,7 @@ def test_a_loaded_state_replaces_what_was_there() -> None:
         (lambda: TrainConfig(schedule="linear"), "expected one of wsd, cosine, per-stage"),  # type: ignore[arg-type]
         (
             lambda: TrainConfig(warmup=0.3, decay=0.8),
-            r"decay: warmup and decay are shares of one run, expected at most 0\.7 beside",
+            r"decay: warmup and decay are shares of one run; expected at most 0\.7 with",
         ),
     ],
 )
