@@ -1,6 +1,6 @@
 """`python -m benchmarks report FILE…`: Markdown tables of recorded results, with their origin.
 
-The README's tables are made by this command, so that each number in them is from a result file.
+The tables of measured speeds are made by this command, so that each number is from a result file.
 """
 
 from __future__ import annotations
