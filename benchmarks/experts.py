@@ -30,13 +30,13 @@ SCALED_K = (1, 2, 4, 8, 16)
 
 
 def ensemble(device: str, grid: str) -> list[Case]:
-    """The loss from hidden states and heads."""
+    """Return the cases of the loss from hidden states and heads."""
     chosen = families([ENSEMBLE])
     return select(chosen, device=device, grid=grid, dtypes=["fp32"], passes=["forward"])
 
 
 def four_experts(device: str, grid: str) -> list[Case]:
-    """The operations on the logits of four experts; the grid `tiny` is for tests."""
+    """Return the cases of operations on the logits of four experts; grid `tiny` is for tests."""
     shapes = [] if grid == "tiny" else [FOUR]
     cases = []
     for names, dtypes in ((IN_BOTH_DTYPES, ("fp32", "bf16")), (IN_FP32, ("fp32",))):
@@ -48,7 +48,7 @@ def four_experts(device: str, grid: str) -> list[Case]:
 
 
 def more_experts(device: str, grid: str) -> list[Case]:
-    """Each operation for several K."""
+    """Return the cases of each operation for several numbers of experts K."""
     rows = {"N": 4, "V": 64} if grid == "tiny" else {"N": 128, "V": 65536}
     return select(
         families(SCALED),

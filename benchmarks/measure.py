@@ -69,7 +69,7 @@ class Settings:
         min_rounds: minimum number of rounds, even if the time is over.
         input_bytes: maximum size of a case's input sets in bytes.
         is_compiled: returns whether another process that shares the caches has already compiled a
-            contender; such a contender is run whatever the budget is.
+            contender; such a contender is run even if the budget is used up.
         may_compile: whether other contenders may be compiled if the budget allows it.
     """
 

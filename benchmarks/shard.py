@@ -94,7 +94,7 @@ class _Outcomes:
             try:
                 torch.cuda.synchronize()
             except Exception as error:
-                # Reported for the test that launched the work, whatever its own outcome was.
+                # Reported for the test that launched the work, even if that test itself passed.
                 self._write(test=nodeid, outcome="error", why=last_line(str(error)))
                 os._exit(DEVICE_LOST)
         self._write(finished=nodeid)

@@ -63,8 +63,8 @@ def check_types(
     Args:
         settings: instance of a dataclass.
         where: prefix of a field's name in the message; None for the class's name and a dot.
-        plain: accept only Python's own numbers, for settings that are written as JSON. By default
-            a scalar of NumPy or torch counts as the number it holds.
+        plain: accept only Python numbers, for settings that are written as JSON. By default
+            scalars of NumPy and torch are accepted as numbers.
         error: class of the error.
 
     Raises:
@@ -86,8 +86,8 @@ def convert(tree: Any, kind: type[T], where: str) -> T:
     Args:
         tree: mappings, lists, strings and numbers. A string that reads as a number is accepted as
             one: YAML reads 1e-3 as a string.
-        kind: a dataclass; its fields may be dataclasses, lists of dataclasses, and so on. A plain
-            class stands for its subclasses that are dataclasses.
+        kind: a dataclass; its fields may be dataclasses, lists of dataclasses, and so on. For a
+            class that is not a dataclass, its subclasses that are dataclasses are accepted.
         where: prefix of messages, such as the file's name.
 
     Raises:
@@ -126,7 +126,7 @@ def describe(kind: Any, *, yaml: bool = False) -> str:
     if origin in _LISTS or origin in _MAPPINGS:
         return _describe_items(base, limits.get("min_length", 0), yaml)
     forms = [f"{{{', '.join(_fields(form))}}}" for form in _forms(base)]
-    return f"some names of {' or '.join(forms)}" if forms and yaml else base.__name__
+    return f"a mapping with keys of {' or '.join(forms)}" if forms and yaml else base.__name__
 
 
 def _describe_number(noun: str, limits: Mapping[str, Any]) -> str:
@@ -141,11 +141,11 @@ def _describe_number(noun: str, limits: Mapping[str, Any]) -> str:
 
 
 def _describe_items(base: Any, least: int, yaml: bool) -> str:
-    """The words for a list or mapping; all items of a list of fixed length are of one type."""
+    """Describe a list or mapping. All items of a list of fixed length have the same type."""
     mapping = typing.get_origin(base) in _MAPPINGS
     item = typing.get_args(base)[1 if mapping else 0]
     if mapping:
-        words = f"at least {least} name with a value" if least else "names with values"
+        words = "a mapping of names to values" + (f", at least {least}" if least else "")
     elif (length := _fixed_length(base)) is not None:
         words = f"{length} values"
     else:
@@ -165,13 +165,13 @@ def _mismatch(kind: Any, value: Any, *, yaml: bool = False) -> str:
 
 @functools.cache
 def _fields(kind: Any) -> dict[str, Any]:
-    """Annotations of a dataclass's fields, with their ranges."""
+    """Return the annotations of a dataclass's fields, with their ranges."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
 def _split(kind: Any) -> tuple[Any, dict[str, Any]]:
-    """A type without its `Meta`, and the limits that this sets."""
+    """Return a type without its `Meta`, and the limits in the `Meta`."""
     if typing.get_origin(kind) is not Annotated:
         return kind, {}
     base, *metas = typing.get_args(kind)
@@ -181,14 +181,14 @@ def _split(kind: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _fixed_length(base: Any) -> int | None:
-    """Length of a tuple type; None if it is another list, or of any length."""
+    """Return the length of a tuple type; None for other lists and for tuples of any length."""
     arguments = typing.get_args(base)
     fixed = typing.get_origin(base) is tuple and arguments[-1] is not ...
     return len(arguments) if fixed else None
 
 
 def _forms(base: Any) -> list[Any]:
-    """The dataclasses that a type stands for: itself, or the subclasses of a plain class."""
+    """Return the type itself if it is a dataclass, else its subclasses that are dataclasses."""
     if dataclasses.is_dataclass(base):
         return [base]
     options: list[Any] = type.__subclasses__(base) if isinstance(base, type) else []
@@ -196,7 +196,7 @@ def _forms(base: Any) -> list[Any]:
 
 
 def _form_of(value: Any, base: Any) -> Any | None:
-    """The dataclass, among those that a type stands for, that has the names in `value`."""
+    """Return the first of `_forms(base)` that has fields with all names in `value`, or None."""
     forms = _forms(base) if isinstance(value, Mapping) else []
     if forms == [base]:
         return base
@@ -205,12 +205,12 @@ def _form_of(value: Any, base: Any) -> Any | None:
 
 
 def _items(value: Any, base: Any) -> list[tuple[Any, Any, Any]] | None:
-    """Key, value and type of each item of a list or mapping; None if `value` is not one."""
+    """Return key, value and type of each item of a list or mapping; None if it is not one."""
     arguments = typing.get_args(base)
     if typing.get_origin(base) in _MAPPINGS:
         fits = isinstance(value, Mapping)
         return [(key, item, arguments[1]) for key, item in value.items()] if fits else None
-    # Arrays and tensors are no lists either.
+    # Strings, arrays and tensors do not count as lists.
     fits = isinstance(value, Sequence | Set) and not isinstance(value, str | bytes)
     if not fits or _fixed_length(base) not in (None, len(value)):
         return None
@@ -221,7 +221,7 @@ def _items(value: Any, base: Any) -> list[tuple[Any, Any, Any]] | None:
 
 
 def _problem(value: Any, kind: Any, plain: bool) -> tuple[tuple[Any, ...], Any, Any] | None:
-    """The first part of `value` that does not fit: its keys from `value` on, its type, itself."""
+    """Return the keys, the type and the value of the first part of `value` that does not fit."""
     base, limits = _split(kind)
     origin = typing.get_origin(base)
     wrong: tuple[tuple[Any, ...], Any, Any] = ((), kind, value)
@@ -237,7 +237,7 @@ def _problem(value: Any, kind: Any, plain: bool) -> tuple[tuple[Any, ...], Any, 
     elif origin in _UNIONS:
         problems = [_problem(value, option, plain) for option in typing.get_args(base)]
         fits = None in problems
-        # An item that does not fit says more than that the whole does not.
+        # Report the item that does not fit, if there is one, instead of the whole value.
         wrong = next((problem for problem in problems if problem and problem[0]), wrong)
     elif origin in _LISTS or origin in _MAPPINGS:
         items = _items(value, base)
@@ -261,14 +261,14 @@ def _is_number(value: Any, base: type, limits: Mapping[str, Any]) -> bool:
 
 
 def _located(value: Any, kind: Any) -> tuple[tuple[Any, ...], str] | None:
-    """Keys of the first value that cannot be converted to its type, and what is wrong with it."""
+    """Return the keys of the first value that cannot be converted, and the error message."""
     try:
         converted = msgspec.convert(value, kind, strict=False, dec_hook=_one_of)
     except msgspec.ValidationError as error:
         for key, item, item_kind in _children(value, kind):
             if (found := _located(item, item_kind)) is not None:
                 return (key, *found[0]), found[1]
-        # Other messages are of a missing name, or of `__post_init__` on values that each fit.
+        # Other messages are about a missing name, or come from `__post_init__`.
         message = _readable(error)
         typed = message.startswith(("Expected ", "Invalid "))
         return (), _mismatch(kind, value, yaml=True) if typed else message
@@ -277,7 +277,7 @@ def _located(value: Any, kind: Any) -> tuple[tuple[Any, ...], str] | None:
 
 
 def _children(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Key, value and type of each part of a tree, as far as the value has the type's form."""
+    """Yield key, value and type of each part of `value` that the type `kind` describes."""
     base, _ = _split(kind)
     origin = typing.get_origin(base)
     if origin in _UNIONS:
@@ -292,12 +292,12 @@ def _children(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _one_of(base: type, value: Any) -> Any:
-    """Convert `value` to the dataclass below a plain class `base` that has its names."""
+    """Convert `value` to the subclass of a plain class `base` that has fields of its names."""
     if (form := _form_of(value, base)) is None:
         raise ValueError(f"expected {describe(base, yaml=True)}, got {value!r}")
     return msgspec.convert(value, form, strict=False)
 
 
 def _readable(error: msgspec.ValidationError) -> str:
-    """msgspec's message without quotation marks and place."""
+    """Return msgspec's message without quotation marks and the location."""
     return str(error).partition(" - at `")[0].replace("`", "")

@@ -144,8 +144,11 @@ UNFIT = [
     ({"some": ["a", "c"]}, "some[1]: expected one of a, b, got 'c'"),
     ({"some": "ab"}, "some: expected a list of at least 1 value, each one of a, b, got 'ab'"),
     ({"weights": {"a": 1, "b": 0}}, "weights['b']: expected a positive number, got 0"),
-    ({"weights": [1]}, "weights: expected names with values, each a positive number, got [1]"),
-    ({"tree": 3}, "tree: expected names with values, got 3"),
+    (
+        {"weights": [1]},
+        "weights: expected a mapping of names to values, each a positive number, got [1]",
+    ),
+    ({"tree": 3}, "tree: expected a mapping of names to values, got 3"),
 ]  # fmt: skip
 
 
@@ -211,7 +214,7 @@ def test_the_prefix_and_the_class_of_the_error_can_be_chosen() -> None:
         (bool | None, "true or false, or null"),
         (list[str], "a list of values, each a string"),
         (list[After], "a list of values"),
-        (End, "some names of {steps} or {hour}"),
+        (End, "a mapping with keys of {steps} or {hour}"),
     ],
 )
 def test_a_type_in_words(kind: Any, words: str) -> None:
@@ -239,13 +242,13 @@ def test_a_type_in_the_words_of_python() -> None:
         ({"some": []}, "some: expected a list of at least 1 value, each one of a, b, got []"),
         ({"parts": [{}, {"steps": 0}]}, "parts.1.steps: expected an integer of at least 1, got 0"),
         ({"parts": 3}, "parts: expected a list of values, got 3"),
-        ({"parts": [3]}, "parts.0: expected some names of {steps}, got 3"),
+        ({"parts": [3]}, "parts.0: expected a mapping with keys of {steps}, got 3"),
         ({"end": {"hour": 24}}, "end.hour: expected an integer of at least 0 and below 24, got 24"),
         (
             {"end": {"day": 1}},
-            "end: expected some names of {steps} or {hour}, got {'day': 1}",
+            "end: expected a mapping with keys of {steps} or {hour}, got {'day': 1}",
         ),
-        ({"end": {}}, "end: expected some names of {steps} or {hour}, got {}"),
+        ({"end": {}}, "end: expected a mapping with keys of {steps} or {hour}, got {}"),
         ({"end": {"steps": 13}}, "end: steps and superstition do not go together"),
         ({"parts": [{"steps": 13}]}, "parts.0: steps and superstition do not go together"),
     ],

@@ -183,7 +183,7 @@ def test_what_is_told_of_growing_is_what_the_study_found() -> None:
     best = min(bits[name] for name in monoliths)
     text = " ".join(README.split())
     for sentence in (
-        f"reaches {bits['grown']:.2f} bits a character",
+        f"reaches {bits['grown']:.2f} bits per character",
         f"the best monolith {best:.2f}",
         f"at {cost['grown']} × its operations and {seconds['grown']} × its processor seconds",
         f"a monolith of as many operations {bits['monolith-flops']:.2f}",

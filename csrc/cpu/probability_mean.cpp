@@ -32,7 +32,8 @@ void log_mixtures(const std::vector<Tensor>& logits, const Tensor& scale, const 
                  [&](int64_t index, int64_t, int64_t begin, int64_t end) {
                    const Acc* offset = offsets_data + index * experts.n_experts;
                    const Acc* sign = signs_data + index * experts.n_experts;
-                   // Decided by the weights: a factor may also be zero for an infinite temperature.
+                   // An expert is left out if its sign is zero. Its factor does not decide this: it is also
+                   // zero for an infinite temperature.
                    const Row<In> row = experts.row(index, sign);
                    std::array<Acc, kMaxExperts> of, si;
                    for (int64_t k = 0; k < row.n_experts; ++k) {

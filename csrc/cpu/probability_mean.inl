@@ -1,7 +1,7 @@
 #include "mean_block.inl"
 
 // scale[k] * logits[k][i] + offset[k]. With a factor of zero, which is an infinite temperature, all
-// columns are equal, whatever the logits are.
+// columns are equal, for all logits.
 template <class In>
 FASTGROW_TARGET inline Vector<Accumulator<In>> term_of(const Row<In>& row, int64_t k, int64_t i,
                                                        Accumulator<In> offset) {

@@ -140,8 +140,8 @@ __device__ bool goes_with(const Row<In>& row, const T* p) {
 }
 
 // With `once` an element is read only once, so the load does not displace anything in the caches.
-// Elements that are read again must not be written by the same kernel. Ordinary loads would not know
-// that the pointers, which are stored in shared memory, point to global memory.
+// Elements that are read again must not be written by the same kernel. The pointers are in shared memory,
+// so for ordinary loads the compiler could not infer that they point to global memory.
 template <class T, int size, bool once = true>
 __device__ Pack<T, size> load(const T* p) {
   Pack<T, size> pack;

@@ -51,7 +51,7 @@ __device__ void mixture(const Row<In>& row, const Factors& factors, int64_t colu
       float term[count];
 #pragma unroll
       for (int k = 0; k < count; ++k) {
-        // At an infinite temperature all columns are equal, whatever the logits are.
+        // At an infinite temperature all columns are equal, for all logits.
         const float weight = row.weights[first + k];
         const float x = weight == 0 ? 0.0f : static_cast<float>(pack[k].element[i]);
         term[k] = fmaf(weight, x, factors.offsets[first + k]);

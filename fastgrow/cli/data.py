@@ -33,7 +33,9 @@ def prepare(
     ] = "text",
     seed: Annotated[
         int,
-        typer.Option(help="Random seed of the split of documents into training and test data."),
+        typer.Option(
+            help="Random seed of the split of documents into training, validation and test data."
+        ),
     ] = 0,
     config: Annotated[
         str | None, typer.Option(help="Name of the configuration of a Hub dataset.")

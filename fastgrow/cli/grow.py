@@ -77,7 +77,7 @@ def _grow(
     import fastgrow
     from fastgrow.cli import settings
     from fastgrow.errors import ConfigError
-    from fastgrow.growth.folder import ask_to_finish
+    from fastgrow.growth.folder import request_finish
     from fastgrow.info import device
 
     run = settings.read_growth(config, overrides)
@@ -88,7 +88,7 @@ def _grow(
                 "--finish and --fresh cannot be combined: --finish continues an existing run, "
                 "--fresh rejects one"
             )
-        if ask_to_finish(folder):
+        if request_finish(folder):
             typer.echo(
                 f"{folder}: the running process starts its learning-rate decay after the current "
                 "step, and ends after the decay at its present depth"

@@ -16,7 +16,7 @@ def report(
         Path | None,
         typer.Option(
             help="HTML file to write; by default report.html in a run's folder, page.html in a "
-            "demo's."
+            "demo's, and NAME-report.html next to the folder NAME of a model."
         ),
     ] = None,
     text: Annotated[

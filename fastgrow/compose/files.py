@@ -48,7 +48,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Model:
-    """Load a model from a folder, whatever its kind.
+    """Load a model of any kind from a folder.
 
     Args:
         path: the folder that `save` wrote.

@@ -111,7 +111,7 @@ def _fused_heads_loss(
     reduction: str,
     adapter: LowRank | None,
 ) -> Tensor:
-    """Compute Σ_k c_k · (h_k · W_kᵀ + b_k) inside the loss; an adapter is one more head."""
+    """Compute the loss of the logits Σ_k c_k · (h_k · W_kᵀ + b_k); an adapter is one more head."""
     hidden = [model.hidden(ids, in_float32=True) for model in models]
     weights = [model.lm_head.weight for model in models]
     biases: list[Tensor | None] = [model.lm_head.bias for model in models]
@@ -137,7 +137,8 @@ def _mixture_nats(
         used = has_weight.nonzero().flatten().tolist()
         target_scores = _scores([experts[k] for k in used], tokens.ids, targets)
         return _mixed(log_weights[..., used], target_scores)
-    # Each token is scored as a target and as text; if the two are the same, only once.
+    # The weights depend on the log-probabilities of the text, the loss on those of the targets. If
+    # the targets are the next tokens of the text, they are computed only once.
     following = torch.cat([tokens.ids[:, 1:], targets[:, -1:]], dim=1)
     following_scores = _scores(experts, tokens.ids, following)
     if bool(((targets == following) | (targets == _NO_TARGET)).all()):

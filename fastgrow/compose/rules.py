@@ -270,8 +270,8 @@ class Weighted(LogitRule):
     Args:
         weights: w_k by expert name, one for every expert. With a weight below zero, tokens that the
             expert predicts become less likely.
-        normalize: whether to divide the weights by their sum, so that z is a mean; after an expert
-            is removed, the weights of the others then sum to 1 again. If False, the weights are
+        normalize: whether to divide the weights by their sum, so that z is a mean. This has no
+            effect on weights that sum to 1, until an expert is removed. If False, the weights are
             used unchanged; their sum is an inverse temperature of the merged distribution, which
             becomes sharper above 1 and flatter below.
 

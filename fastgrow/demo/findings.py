@@ -20,7 +20,7 @@ def composition_findings(matrix: Matrix) -> list[str]:
     best = min(experts, key=lambda name: experts[name])
     mean = matrix.at(MEAN, MIXED)
     sentences = [
-        f"On the mixed text the mean of logits reaches {mean:.2f} bits a character, "
+        f"On the mixed text the mean of logits reaches {mean:.2f} bits per character, "
         + _against(mean, experts[best], f"the best single expert ({best.removeprefix('expert ')})")
         + f", {_against(mean, matrix.at('unigram', MIXED), 'unigram')} and "
         + f"{_against(mean, matrix.at('uniform', MIXED), 'uniform')}."

@@ -190,8 +190,8 @@ def _write(result: DemoResult, texts: DemoTexts, settings: DemoSettings, out: Pa
     page.heading("Depth")
     page.paragraph(
         "Bits per character on each specialist's own test text after every stage, and of two "
-        "controls at equal tokens: a model that is never grown, and a monolith, which has all its "
-        "blocks from the beginning."
+        "controls at equal tokens: a model that keeps the depth of the first stage (never grown), "
+        "and a monolith, which has all its blocks from the beginning."
     )
     page.table(*depth_table(result.growth))
     page.figure("growth.png", "Validation curves; stage boundaries dashed")

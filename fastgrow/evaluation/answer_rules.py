@@ -22,7 +22,7 @@ def contains_answer(answer: str, gold: str) -> bool:
 
 
 def exact_match(answer: str, golds: Iterable[str]) -> bool:
-    """Whether the normalised answer equals a gold answer (SQuAD; Rajpurkar et al., 1606.05250)."""
+    """Whether the normalised answer equals a gold answer: SQuAD's rule (arXiv 1606.05250)."""
     normal = normalised(answer)
     return any(normal == normalised(gold) for gold in golds)
 

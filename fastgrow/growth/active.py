@@ -42,12 +42,12 @@ class StageShape:
 
     @property
     def old(self) -> list[int]:
-        """The index in the stage of each block that was there before it."""
+        """The indices of the old blocks: block i before the stage is block `old[i]` in it."""
         return [index for index in range(self.depth) if index not in self.new]
 
 
 def copied_from(stage: Stage, shape: StageShape) -> dict[int, int]:
-    """Return for each copy, by its index, the block that it copies, by its index before."""
+    """Return for the index of each copy the index that its original had before the stage."""
     if stage.insertion != "copy":
         return {}
     sources = copied_blocks(len(shape.old), stage.blocks, stage.at, stage.copy_of)

@@ -58,8 +58,8 @@ class RunFolder:
             return contextlib.nullcontext()
         return sole_user(self.out)
 
-    def finish_asked(self, stage: int, step: int) -> bool:
-        """Whether the user has requested the run to end, at a step of a stage (from 0) or before.
+    def finish_requested(self, stage: int, step: int) -> bool:
+        """Whether the user requested the run to end at this step of a stage (from 0), or earlier.
 
         The stage and step at which the request was first seen are written into its file. A run that
         is killed after that, before its next checkpoint, then starts its decay at the same step.
@@ -72,7 +72,7 @@ class RunFolder:
             return True
         return (stage, step) >= (int(seen[0]), int(seen[1]))
 
-    def ask_to_finish(self) -> None:
+    def request_finish(self) -> None:
         """Request the decay of this run to start at its next step; once is enough."""
         if self.out is not None and not (self.out / _FINISH).exists():
             _files.write_text(self.out / _FINISH, "")
@@ -116,7 +116,7 @@ class RunFolder:
         if self.out is not None and adapters(model):
             save_adapters(model, self.out / _adapters_of(index))
 
-    def finish(self, model: Decoder, results: list[StageResult]) -> None:
+    def write_result(self, model: Decoder, results: list[StageResult]) -> None:
         """Write the record and the model."""
         if self.out is not None:
             _files.write_json(self.out / _RECORD, [result.to_dict() for result in results])
@@ -129,7 +129,7 @@ def _adapters_of(index: int) -> str:
     return f"adapters/stage-{index + 1}"
 
 
-def ask_to_finish(out: Path) -> bool:
+def request_finish(out: Path) -> bool:
     """Request the process that runs a run to start the decay at its next step and end with it.
 
     Returns:
@@ -154,5 +154,5 @@ def ask_to_finish(out: Path) -> bool:
         with sole_user(out):
             return False
     except FolderInUse:
-        RunFolder(out, quiet=True).ask_to_finish()
+        RunFolder(out, quiet=True).request_finish()
         return True

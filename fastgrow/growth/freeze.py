@@ -14,8 +14,8 @@ from fastgrow.nn.tensor_digest import add_tensor
 def select_active(model: Decoder, shape: StageShape) -> dict[str, nn.Parameter]:
     """Set `requires_grad` of a stage's active parameters, and freeze all other parameters.
 
-    Active are the blocks in `shape.trained`, all LoRA matrices, and the final norm, the head and
-    the token table if the shape says so.
+    Active are the blocks in `shape.trained`, all LoRA matrices, and those of final norm, head and
+    token table that are active according to `shape`.
 
     Returns:
         The active parameters by their names in the state dict, in the model's order.

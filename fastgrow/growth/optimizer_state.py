@@ -21,7 +21,7 @@ _HEAD = "lm_head."
 class OptimizerStates:
     """The optimizer state between the stages of a run, including that of frozen parameters.
 
-    States are held by the names that their parameters have in the stack of the last stage.
+    States are held by the names that their parameters had in the stage that ended last.
 
     Args:
         moments: what happens to the states at a boundary.
@@ -111,7 +111,7 @@ class OptimizerStates:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states for resuming."""
+        """Return the states for resuming; the keys are those of checkpoints."""
         return {"live": self._live, "resting": self._frozen.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:

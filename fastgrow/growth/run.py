@@ -50,13 +50,15 @@ def grow(
     Blocks that `model` already has are old blocks of the first stage. Within a stage the optimizer
     holds the active parameters and no others. Learning rate, order of the data and optimizer state
     continue through all stages as in one training, unless `train.schedule` is "per-stage": then
-    each stage starts its own. LoRA is merged into the weights when its stage ends, so that the next
-    stage starts from a model without LoRA.
+    each stage starts its own. For the optimizer state, `schedule.moments` can change this. LoRA is
+    merged into the weights when its stage ends, so that the next stage starts from a model without
+    LoRA.
 
     Args:
         model: the model to grow in place, on its present device.
-        data: `TextData` or `Mixture`. Its validation text picks the best weights of the run, or of
-            each stage if `train.schedule` is "per-stage".
+        data: `TextData` or `Mixture`. With `train.pick` "best", the weights with the best
+            validation loss are restored at the end of the last stage, or of each stage if
+            `train.schedule` is "per-stage".
         schedule: the stages.
         train: training settings; the defaults suit small models.
         out: folder for checkpoints, logs, the record (`growth.json`), the model (`model/`) and,
@@ -98,11 +100,11 @@ def grow(
     with run.folder.sole_user():
         run.open(resume)
         if finish:
-            run.folder.ask_to_finish()
+            run.folder.request_finish()
         with run.folder.log, run.interrupt, run.open_trunk():
             while not run.finished:
                 run.run_stage()
-        return run.finish()
+        return run.write_result()
 
 
 class GrowthRun:
@@ -180,13 +182,16 @@ class GrowthRun:
         self._save()
         self._stop_if_interrupted()
 
-    def finish(self) -> GrowthResult:
+    def write_result(self) -> GrowthResult:
         """Write the record and the model, and return the result."""
-        self.folder.finish(self.model, self.results)
+        self.folder.write_result(self.model, self.results)
         return GrowthResult(self.model, self.results, self.folder.out)
 
     def _stop_if_interrupted(self) -> None:
-        """Raise `Interrupted` if a signal came outside of training; the state is saved there."""
+        """Raise `Interrupted` if a signal came outside of training.
+
+        The finished stages are saved by then; outside of training there is nothing else to save.
+        """
         signal, done = self.interrupt.requested, len(self.results)
         if signal is None or self.finished:
             return
@@ -209,7 +214,7 @@ class GrowthRun:
         return self.folder.save(step, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the progress of the run, with all tensors."""
+        """Return the progress of the run, with all tensors; the keys are those of checkpoints."""
         stage = self._stage
         trainer = None if stage is None else stage.trainer
         return {

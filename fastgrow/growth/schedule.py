@@ -251,9 +251,9 @@ class GrowthSchedule:
         return cls(stages)
 
     def with_polish(self, share: float = 0.2) -> GrowthSchedule:
-        """Return the same schedule with a last stage in which everything is active.
+        """Return the same schedule with an additional last stage in which everything is active.
 
-        The last stage has `share` of the tokens of every other stage.
+        A share of the tokens of each stage is moved to the last stage; the total stays the same.
 
         Raises:
             ConfigError: the share is not between 0 and 1, or a stage has too few tokens or a
@@ -289,10 +289,10 @@ class GrowthSchedule:
     def as_monolith(self) -> GrowthSchedule:
         """Return the control of equal depth and tokens: all blocks from the beginning, all trained.
 
-        Blocks that the model has before the first stage are frozen, as in a grown model.
-        Learning rate, head and final norm are those of the first stage, which also starts without
-        trained blocks. `Stage.rates` and `moments` are not used. If every stage has a budget in the
-        same unit, the budgets are added up; a plateau is not used.
+        Blocks that the model has before the first stage are frozen, even if the schedule trains
+        them. Learning rate, head and final norm are those of the first stage, because it starts
+        from new blocks like the monolith. `Stage.rates` and `moments` are not used. If every stage
+        has a budget in the same unit, the budgets are added up; a plateau is not used.
 
         Raises:
             ConfigError: the schedule adds no block.

@@ -186,7 +186,7 @@ class Stage:
 
 
 def _as_tuple(value: object) -> object:
-    """A sequence as a tuple; other values are returned for `check_types` to reject."""
+    """Convert a sequence to a tuple; return other values unchanged, for `check_types` to reject."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

@@ -5,11 +5,15 @@
 1. Insert the stage's blocks and attach its LoRA (`begin_stage` in boundary.py).
 2. Select the active parameters and freeze all others (`select_active` in freeze.py).
 3. Prepare the frozen trunk: the blocks below the lowest active parameter (`TrunkEngine`).
-4. Train the active parameters (`fastgrow.training.Trainer`). The learning rate of a step comes from
-   `LRController`: it schedules `TrainConfig.lr`, or `Stage.lr`, over the run or the stage
-   (`TrainConfig.schedule`), from the stage's position in the run (`Setup.position`). Each group of
-   parameters multiplies it by its factor (`Stage.rates`).
-5. Check that no frozen tensor changed (`frozen_digest` in freeze.py).
+4. Train the active parameters (`fastgrow.training.Trainer`) from the optimizer state that earlier
+   stages handed over (`OptimizerStates`), until `Stage.tokens` are used up, `Stage.until` ends the
+   stage, or the user ends the run. `LRController` computes the learning rate of a step: a schedule
+   with the peak `Stage.lr`, or else `TrainConfig.lr`. The schedule covers the whole run, in which
+   the stage has a position (`Setup.position`), or with `TrainConfig.schedule` "per-stage" the stage
+   only. The rate is multiplied by the factor of each group of parameters (`Stage.rates`).
+   Checkpoints are written in between (`GrowthRun.state_dict`).
+5. Check that no frozen tensor changed: their hash (`frozen_digest` in freeze.py) is the same as
+   before training.
 6. Hand the optimizer state over to the next stages (`OptimizerStates`), merge the LoRA into the
    weights, and evaluate.
 """
@@ -180,7 +184,7 @@ class StageRun:
             steps=length.steps,
             until=length.rule,
             position=setup.position(self.index, self.steps_before),
-            finish=partial(self._folder.finish_asked, self.index),
+            finish=partial(self._folder.finish_requested, self.index),
             rates=self._rates(active),
             objective=self._trunk.objective,
             validation=setup.validation,

@@ -68,7 +68,7 @@ class StopCriterion:
         """Return the settings as JSON values; a run is resumed only if they are the same."""
         values: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
         if type(self) in (Plateau, Budget):
-            # Records have always held the fields alone.
+            # Records of these two contain the fields only, without a name of the criterion.
             return values
         return {"criterion": f"{type(self).__module__}.{type(self).__qualname__}", **values}
 
@@ -171,7 +171,7 @@ class PlateauRule:
     def observe(
         self, step: int, validation_loss: float | None, cooldown: int = 0
     ) -> dict[str, Any] | None:
-        """Return the best loss, and the steps and losses since, once these are `patience` many."""
+        """Return the best loss, and the steps and losses since, after `patience` evaluations."""
         if validation_loss is None:
             return None
         if validation_loss < self._best - self._plateau.min_delta:

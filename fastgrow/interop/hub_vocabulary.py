@@ -87,7 +87,7 @@ class HubVocabulary:
         return ids
 
     def encode_batch(self, texts: list[str], *, unknown: Any = "error") -> list[list[int]]:
-        """Encode texts, without special tokens; `unknown` is ignored."""
+        """Encode texts without special tokens; `unknown` is ignored, the tokenizer decides."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -69,7 +69,7 @@ def _fixed_basis(axes: np.ndarray) -> np.ndarray:
     """Return an orthonormal basis of the columns' span that depends only on the span.
 
     The first vector is the unit vector in the span with the largest loading on any single bit. Each
-    following vector is the one among those orthogonal to the previous vectors.
+    further vector is chosen in the same way among the unit vectors orthogonal to all before it.
     """
     basis = np.empty_like(axes)
     projection = axes @ axes.T

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastgrow.nn import Block
 
-# A block is compiled once as an active block, once as a frozen block, and again for every other
+# A block is compiled once as an active block, once as a frozen block, and again for each further
 # input shape. Beyond the limit dynamo would silently run eagerly; here it raises an error.
 RECOMPILE_LIMIT = 32
 BACKEND: str | Callable[..., Any] = "inductor"

@@ -33,7 +33,7 @@ class TrainConfig:
         seq_len: number of tokens in a window; None for the model's `max_seq_len`.
         schedule: learning-rate schedule. "wsd" (warmup, stable, decay) warms up, stays at lr and
             decays linearly; "cosine" warms up and decays along half a cosine. Both extend over the
-            whole run, whatever its number of stages. "per-stage" is one cosine schedule for each
+            whole run, for any number of stages. "per-stage" is one cosine schedule for each
             stage, as in the papers.
         lr: peak learning rate.
         min_lr_ratio: ratio of the final learning rate to lr.

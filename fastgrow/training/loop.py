@@ -50,8 +50,8 @@ class TrainResult:
         loss: final training loss in nats per token, averaged over the last logged steps.
         best_step: step with the best validation result; None without validation.
         best_bits_per_character: bits per character at that step; None without validation.
-        decision: why and when `until` or the user ended the training; None if it made
-            its planned steps.
+        decision: why and when the training ended; None if it made its planned steps, unless there
+            is a rule `until`, whose decision is then that the planned tokens were used up.
     """
 
     step: int

@@ -107,11 +107,10 @@ class LRController:
     A rule may end the training before all of its steps are made. In the middle of a run that shares
     a schedule the training then ends at once, at its present learning rate. In the last part of a
     run, and under "per-stage", a decay follows: the learning rate is constant after its warm-up
-    until the rule decides, and then falls linearly. If the rule does not decide, the training
-    decides for it in time for the decay to fit. The warm-up is a share of the steps or of the
-    rule's budget, whichever ends sooner, because the steps may be an upper bound only. If the user
-    ends the run, the decay follows in any part, and may take more steps than the part was planned
-    for.
+    until the rule decides, and then falls linearly. If the rule has not decided, the decay starts
+    in time to end with the planned steps. The warm-up is a share of the steps or of the rule's
+    budget, whichever ends sooner, because the steps may be an upper bound only. If the user ends
+    the run, the decay follows in any part, and may take more steps than the part was planned for.
 
     Args:
         config: settings of the training.
@@ -123,7 +122,8 @@ class LRController:
 
     Attributes:
         steps: the number of steps after which the training ends, as far as it is known.
-        decision: the decision of the rule or of the user; None before that.
+        decision: the decision of the rule or of the user, or with a rule that the planned tokens
+            were used up; None before that.
 
     Raises:
         ConfigError: there is a rule, and the schedule is "cosine", which needs the run's length.

@@ -58,7 +58,7 @@ def test_the_users_own_model_and_data(capsys, config: Path) -> None:
     status, out, _ = run(capsys, str(config), "train.accumulate=3")
     assert status == 0
     assert "SYNTHETIC" not in out
-    assert "4 steps a stage of 2 x 2 x 32 tokens" in out
+    assert "4 steps per stage of 2 x 2 x 32 tokens" in out
     assert sorted(config.parent.rglob("*")) == before
 
 

@@ -41,10 +41,10 @@ FORMS = "{patience, min_delta, cooldown} or {flops, seconds}"
         ({"lora": {}}, "stages.0.lora: LoRA: expected exactly one of rank and budget"),
         (
             {"until": {"pace": 2}},
-            f"stages.0.until: expected some names of {FORMS}, got {{'pace': 2}}",
+            f"stages.0.until: expected a mapping with keys of {FORMS}, got {{'pace': 2}}",
         ),
-        ({"until": 3}, f"stages.0.until: expected some names of {FORMS}, got 3"),
-        ({"until": {}}, f"stages.0.until: expected some names of {FORMS}, got {{}}"),
+        ({"until": 3}, f"stages.0.until: expected a mapping with keys of {FORMS}, got 3"),
+        ({"until": {}}, f"stages.0.until: expected a mapping with keys of {FORMS}, got {{}}"),
         (
             {"until": {"patience": "x"}},
             "stages.0.until.patience: expected an integer of at least 1, got 'x'",

@@ -24,7 +24,7 @@ from fastgrow.growth import (
     StopDecision,
     grow,
 )
-from fastgrow.growth.folder import ask_to_finish
+from fastgrow.growth.folder import request_finish
 from fastgrow.growth.setup import check_fits
 from fastgrow.growth.stop_criteria import PlateauRule, SecondsRule, StageLength
 from fastgrow.training import Mixture, Trainer
@@ -347,7 +347,7 @@ def finish_at(step: int, out: Path, monkeypatch) -> None:
     def requesting(trainer: Trainer, **options: bool) -> None:
         train_step(trainer, **options)
         if trainer.labels["stage"] == "2/3" and trainer.step == step:
-            assert ask_to_finish(out), "a process runs it"
+            assert request_finish(out), "a process runs it"
 
     monkeypatch.setattr(Trainer, "_train_step", requesting)
 
@@ -365,7 +365,7 @@ def test_a_running_run_decays_and_ends_on_request(
     assert rates[:61] == [FINISHED.lr] * 61
     assert rates[61:] == pytest.approx([FINISHED.lr * (1 - n / 20) for n in range(1, 20)])
     with pytest.raises(ConfigError, match="the run is already finished; its model is in"):
-        ask_to_finish(out)
+        request_finish(out)
     # The same command again returns the finished run.
     again = grow(make_model(substrate), data, LONG, train=FINISHED, out=out, quiet=True)
     assert digest(again.model) == digest(result.model)
@@ -415,7 +415,7 @@ def test_a_stopped_run_is_finished_from_where_it_stopped(
         patch.setattr(Trainer, "_train_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             grow(make_model(substrate), data, LONG, train=FINISHED, out=tmp_path, quiet=True)
-    assert not ask_to_finish(tmp_path), "no process runs it"
+    assert not request_finish(tmp_path), "no process runs it"
     other = replace(FINISHED, lr=0.5)
     with pytest.raises(ConfigError, match=r"another train\.lr"):
         grow(make_model(substrate), data, LONG, train=other, out=tmp_path, quiet=True, finish=True)
@@ -431,11 +431,11 @@ def test_a_stopped_run_is_finished_from_where_it_stopped(
 
 def test_finishing_an_unsuitable_run_raises(substrate, data, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="contains no run to finish"):
-        ask_to_finish(tmp_path)
+        request_finish(tmp_path)
     train = make_train(schedule="per-stage")
     grow(make_model(substrate), data, WHOLE, train=train, out=tmp_path, quiet=True)
     with pytest.raises(ConfigError, match=r"only a run with train\.schedule=wsd .* has per-stage"):
-        ask_to_finish(tmp_path)
+        request_finish(tmp_path)
 
 
 def test_one_process_at_a_time(substrate, data, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def diagnose(
         eval_every=None,
         pick="last",
     )
-    sizes = f"{steps} steps a stage of {small.accumulate} x {small.batch_size} x {seq_len} tokens"
+    sizes = f"{steps} steps per stage of {small.accumulate} x {small.batch_size} x {seq_len} tokens"
     first_depth = model.n_layer
     findings: list[Finding] = []
     generators = rng_state()

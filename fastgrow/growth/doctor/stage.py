@@ -138,7 +138,7 @@ class StageExam:
             problems.append(f"active but should be frozen: {shorten(sorted(found - expected))}")
         if set(active) != found:
             names = shorten(sorted(found ^ set(active)))
-            problems.append(f"requires gradients, but is not in the active set: {names}")
+            problems.append(f"in only one of the active set and requires_grad: {names}")
         if numbers != counted and not problems:
             problems.append(f"{numbers:,} parameters are active, expected {counted:,}")
         self._report("active set", not problems, "; ".join(problems))

@@ -172,7 +172,10 @@ class CacheWriter:
         return torch.cat([x for _, x in parts])[torch.from_numpy(order)]
 
     def advance(self, old: CachedActivations, windows: np.ndarray) -> Tensor:
-        """As `compute`, from a shallower trunk's activations; from the ids if these are damaged."""
+        """Return the same as `compute`, from the cached activations of a shallower trunk.
+
+        If these are damaged, the activations are computed from the ids.
+        """
         try:
             x = old.read(self._whole_batch(windows))
         except DamagedEntries:

@@ -162,7 +162,7 @@ class QuantizedMatrix:
 
     Attributes:
         values: [out, in] int8 or float8_e4m3fn.
-        scale: [out, 1], the channel's largest magnitude over the format's.
+        scale: [out, 1], the largest magnitude of the channel divided by that of the format.
     """
 
     values: Tensor

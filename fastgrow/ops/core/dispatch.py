@@ -88,7 +88,7 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The implementation that a call uses, and for every other one whether it can run.
+    """The implementation that a call uses, and whether each implementation can run.
 
     `active` is None if a forced implementation cannot run; calling the operation would then raise.
     """

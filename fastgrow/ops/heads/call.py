@@ -351,7 +351,7 @@ def _gradients_fit(call: HeadLossCall) -> Answer:
 
 
 def saves(call: HeadsCall) -> Answer:
-    """Whether chunks save memory: not for few logits on a CPU, which is faster without chunks."""
+    """Whether chunks save memory: not for few logits on a CPU, which are faster without chunks."""
     h = call.h[0]
     if h.device.type == "cpu" and h.shape[0] * call.weight[0].shape[0] <= FEW_ELEMENTS:
         return False, f"at most {FEW_ELEMENTS} logits take little memory"

@@ -42,6 +42,8 @@ def linear_cross_entropy(call: HeadLossCall) -> Tensor:
     return loss_of(losses_of(linear_lse_gather(terms_call(call)), call), call)
 
 
+# A function decorated with `launched_by` only makes empty results, for torch.compile; the launcher
+# in fastgrow.kernels computes them.
 @launched_by("linear_lse.forward")
 def linear_lse_triton(call: LseCall) -> tuple[Tensor, Tensor, Tensor]:
     """Return lse, target_logit, and the mean logit or an empty tensor."""

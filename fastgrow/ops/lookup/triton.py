@@ -26,6 +26,8 @@ def pays(call: EmbeddingCall) -> Answer:
     return ok, reason or "features are repeated or bits unpacked in the lookup"
 
 
+# A function decorated with `launched_by` only makes empty results, for torch.compile; the launcher
+# in fastgrow.kernels computes them.
 @launched_by("embedding.lookup")
 def embedding_lookup(call: EmbeddingCall) -> Tensor:
     """Return the rows of the ids, with features repeated."""

@@ -53,6 +53,8 @@ def run(call: LoraCall) -> Tensor:
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
+# Functions decorated with `launched_by` only make empty results, for torch.compile; the launchers
+# in fastgrow.kernels compute them.
 @launched_by("lora.forward")
 def lora_linear_forward(call: LoraCall) -> tuple[Tensor, Tensor]:
     """Return y, and x · aᵀ."""

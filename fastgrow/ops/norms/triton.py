@@ -22,7 +22,7 @@ from fastgrow.ops.core.registration import differentiable, launched_by, needs_gr
 def can_serve(call: NormCall) -> Answer:
     """Whether the kernels support the dtypes of residual, weight and bias."""
     for tensor in call[1:4]:
-        # All tensors are on the same device.
+        # Only dtypes are compared: all tensors are on the device of x, which was checked before.
         if tensor is not None and tensor.dtype not in dispatch.TRITON_DTYPES:
             return dispatch.triton_can_run(tensor)
     return (True, "") if call.x.shape[-1] > 0 else (False, "rows have no features")
@@ -54,6 +54,8 @@ def _y_and_total(call: NormCall) -> tuple[Tensor, Tensor | None]:
     return y, call.x.new_empty(call.x.shape, dtype=dtype)
 
 
+# Functions decorated with `launched_by` only make empty results, for torch.compile; the launchers
+# in fastgrow.kernels compute them.
 @launched_by("norm.inference")
 def norm_inference(call: NormCall) -> tuple[Tensor, Tensor | None]:
     """Return y, and x + residual."""

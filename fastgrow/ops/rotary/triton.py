@@ -41,6 +41,8 @@ def empty_by_token(x: Tensor) -> Tensor:
     )
 
 
+# A function decorated with `launched_by` only makes empty results, for torch.compile; the launcher
+# in fastgrow.kernels computes them.
 @launched_by("attention.rope")
 def rope(call: RopeCall) -> Tensor:
     """Return x, rotated."""

@@ -85,6 +85,8 @@ def run(call: AttentionCall) -> Tensor:
     return _attend(*call) if needs_gradient(*call[:3]) else attention_inference(*call)
 
 
+# Functions decorated with `launched_by` only make empty results, for torch.compile; the launchers
+# in fastgrow.kernels compute them.
 @launched_by("attention.inference")
 def attention_inference(call: AttentionCall) -> Tensor:
     """Return the result."""

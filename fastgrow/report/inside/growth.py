@@ -110,7 +110,7 @@ def growth_charts(records: RunRecords) -> list[Part]:
         charts.append(
             BarChart(
                 "Parameters", bars, ["active", "frozen"], "stage", "parameters",
-                "The token table is counted as frozen.",
+                "The token table is included: as frozen, unless it is trained.",
             )
         )  # fmt: skip
     return charts

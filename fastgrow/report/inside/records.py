@@ -102,7 +102,7 @@ def number(record: Mapping[str, Any], *names: str) -> float | None:
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> Record:
-    """A nested record's values by dotted names; records in a list become words."""
+    """Return the values of nested records by dotted names; records in a list become text."""
     values: Record = {}
     for name, value in record.items():
         if isinstance(value, Mapping) and value:

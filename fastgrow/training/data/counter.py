@@ -16,7 +16,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def derive_key(*parts: int | str) -> np.uint64:
-    """Hash a seed and labels into one 64-bit key."""
+    """Hash a seed and labels into one 64-bit key; different parts give unrelated keys."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
