@@ -1,50 +1,40 @@
 """Types of settings that carry their range, and the check of values against such types.
 
-A range is written once, in a field's annotation, as `Annotated[float, msgspec.Meta(ge=0, le=1)]` or
-by one of the names below; choices are a `Literal`. Three things read it: `check_types`, when a
-dataclass is constructed; `convert`, when one is decoded from a file; and `msgspec.json.schema`.
+A range is an annotation, `Annotated[float, msgspec.Meta(ge=0, le=1)]` or one of the names below;
+choices are a `Literal`. msgspec checks the values when a dataclass is constructed (`check_types`)
+or decoded from a file (`convert`). This module words the error: where, what was expected, what was
+found.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import operator
+import os
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from fastgrow.errors import ConfigError
 
 T = TypeVar("T")
 
+# Excludes infinity from a range. NaN is outside every range.
+_LARGEST = sys.float_info.max
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
-NonNegativeFloat = Annotated[float, Meta(ge=0)]
+FiniteFloat = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
+PositiveFloat = Annotated[float, Meta(gt=0, le=_LARGEST)]
+NonNegativeFloat = Annotated[float, Meta(ge=0, le=_LARGEST)]
 Proportion = Annotated[float, Meta(ge=0, le=1)]
 
-_COMPARISONS: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
-    ("gt", operator.gt, "above"),
-    ("ge", operator.ge, "at least"),
-    ("lt", operator.lt, "below"),
-    ("le", operator.le, "at most"),
-)
-_UNIONS = (typing.Union, types.UnionType)
-_LISTS = (list, tuple, Sequence)
-_MAPPINGS = (dict, Mapping)
-_NONE = type(None)
-# In Python and in YAML.
-_WORDS = {
-    bool: ("True or False", "true or false"),
-    str: ("a string", "a string"),
-    _NONE: ("None", "null"),
-}
+_LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
+_WORDS = {"Int": "an integer", "Float": "a finite number", "Bool": "true or false"}
 
 
 def check_types(
@@ -56,28 +46,20 @@ def check_types(
 ) -> None:
     """Check each field of a dataclass against its annotation; called in `__post_init__`.
 
-    Numbers, booleans, choices (`Literal`), None, and lists, tuples and mappings of these are
-    checked; strings and objects of other classes are not. An int is accepted as a float, a bool is
-    not accepted as a number, and every float must be finite.
+    An int is accepted as a float, a sequence as a list, a path as a string; a bool is not accepted
+    as a number.
 
     Args:
         settings: instance of a dataclass.
-        where: prefix of a field's name in the message; None for the class's name and a dot.
-        plain: accept only Python numbers, for settings that are written as JSON. By default
-            scalars of NumPy and torch are accepted as numbers.
-        error: class of the error.
-
-    Raises:
-        ConfigError: or `error`: a value does not fit; the message names the field, what was
-            expected and the value.
+        where: prefix of a field's name in messages; None for the class's name and a dot.
+        plain: reject scalars of NumPy and torch, for settings that are written as JSON. Otherwise
+            they count as the numbers they hold.
+        error: class of the error that is raised if a value does not fit.
     """
     cls: Any = type(settings)
     where = f"{cls.__name__}." if where is None else where
     for name, kind in _fields(cls).items():
-        if (problem := _problem(getattr(settings, name), kind, plain)) is not None:
-            place, kind, value = problem
-            keys = "".join(f"[{key!r}]" for key in place)
-            raise error(f"{where}{name}{keys}: {_mismatch(kind, value)}")
+        _decode(_tree(getattr(settings, name), plain), kind, f"{where}{name}", error=error)
 
 
 def convert(tree: Any, kind: type[T], where: str) -> T:
@@ -86,81 +68,28 @@ def convert(tree: Any, kind: type[T], where: str) -> T:
     Args:
         tree: mappings, lists, strings and numbers. A string that reads as a number is accepted as
             one: YAML reads 1e-3 as a string.
-        kind: a dataclass; its fields may be dataclasses, lists of dataclasses, and so on. For a
-            class that is not a dataclass, its subclasses that are dataclasses are accepted.
+        kind: a dataclass; its fields may be dataclasses, lists of dataclasses, and so on. If a
+            field's type is another class, the value is converted to one of its subclasses that
+            are dataclasses.
         where: prefix of messages, such as the file's name.
 
     Raises:
-        ConfigError: a value does not fit; the message has its key, what was expected and the value.
+        ConfigError: a value does not fit.
     """
-    try:
-        return msgspec.convert(tree, kind, strict=False, dec_hook=_one_of)
-    except msgspec.ValidationError as error:
-        place, message = _located(tree, kind) or ((), _readable(error))
-        keys = ".".join(str(key) for key in place)
-        raise ConfigError(f"{where}: {keys + ': ' if keys else ''}{message}") from None
+    return typing.cast(T, _decode(tree, kind, f"{where}: ", yaml=True))
 
 
-def describe(kind: Any, *, yaml: bool = False) -> str:
-    """Return the values that a type accepts in words, such as "a number between 0 and 1".
-
-    Args:
-        kind: a type, with or without a range.
-        yaml: use the words of YAML, such as null for None.
-    """
-    base, limits = _split(kind)
-    origin, arguments = typing.get_origin(base), typing.get_args(base)
-    if base in (int, float):
-        return _describe_number("integer" if base is int else "number", limits)
-    if base in _WORDS:
-        return _WORDS[base][yaml]
-    if origin is Literal:
-        return f"one of {', '.join(arguments)}"
-    if origin in _UNIONS:
-        options = [describe(option, yaml=yaml) for option in arguments]
-        return (
-            " or ".join(options[:-1])
-            + (", or " if arguments[-1] is _NONE else " or ")
-            + options[-1]
-        )
-    if origin in _LISTS or origin in _MAPPINGS:
-        return _describe_items(base, limits.get("min_length", 0), yaml)
-    forms = [f"{{{', '.join(_fields(form))}}}" for form in _forms(base)]
-    return f"a mapping with keys of {' or '.join(forms)}" if forms and yaml else base.__name__
-
-
-def _describe_number(noun: str, limits: Mapping[str, Any]) -> str:
-    if limits == {"gt": 0}:
-        return f"a positive {noun}"
-    article = "an" if noun == "integer" else "a"
-    if set(limits) == {"ge", "le"}:
-        return f"{article} {noun} between {limits['ge']} and {limits['le']}"
-    parts = [f"{words} {limits[name]}" for name, _, words in _COMPARISONS if name in limits]
-    of = "of " if parts and parts[0].startswith("at ") else ""
-    return f"{article} {noun} {of}{' and '.join(parts)}".rstrip()
-
-
-def _describe_items(base: Any, least: int, yaml: bool) -> str:
-    """Describe a list or mapping. All items of a list of fixed length have the same type."""
-    mapping = typing.get_origin(base) in _MAPPINGS
-    item = typing.get_args(base)[1 if mapping else 0]
-    if mapping:
-        words = "a mapping of names to values" + (f", at least {least}" if least else "")
-    elif (length := _fixed_length(base)) is not None:
-        words = f"{length} values"
-    else:
-        words = f"a list of at least {least} value" if least else "a list of values"
-    return words if item is Any or _forms(item) else f"{words}, each {describe(item, yaml=yaml)}"
-
-
-def _mismatch(kind: Any, value: Any, *, yaml: bool = False) -> str:
-    expected = describe(kind, yaml=yaml)
-    if isinstance(value, float) and not math.isfinite(value):
-        expected = expected.replace("number", "finite number", 1)
-    return f"expected {expected}, got {value!r}"
-
-
-# -- types and their parts -------------------------------------------------------------------------
+def _tree(value: Any, plain: bool) -> Any:
+    """Return the value in types that msgspec accepts: lists, dictionaries and Python numbers."""
+    if isinstance(value, Mapping):
+        return {key: _tree(item, plain) for key, item in value.items()}
+    if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes):
+        return [_tree(item, plain) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float):  # NumPy's float64 is one.
+        return float(value)
+    return value.item() if not plain and getattr(value, "ndim", None) == 0 else value
 
 
 @functools.cache
@@ -170,134 +99,79 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
-def _split(kind: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a type without its `Meta`, and the limits in the `Meta`."""
-    if typing.get_origin(kind) is not Annotated:
-        return kind, {}
-    base, *metas = typing.get_args(kind)
-    names = ("gt", "ge", "lt", "le", "min_length")
-    limits = [(name, getattr(meta, name, None)) for meta in metas for name in names]
-    return base, {name: limit for name, limit in limits if limit is not None}
-
-
-def _fixed_length(base: Any) -> int | None:
-    """Return the length of a tuple type; None for other lists and for tuples of any length."""
-    arguments = typing.get_args(base)
-    fixed = typing.get_origin(base) is tuple and arguments[-1] is not ...
-    return len(arguments) if fixed else None
-
-
-def _forms(base: Any) -> list[Any]:
-    """Return the type itself if it is a dataclass, else its subclasses that are dataclasses."""
-    if dataclasses.is_dataclass(base):
-        return [base]
-    options: list[Any] = type.__subclasses__(base) if isinstance(base, type) else []
-    return [option for option in options if dataclasses.is_dataclass(option)]
-
-
-def _form_of(value: Any, base: Any) -> Any | None:
-    """Return the first of `_forms(base)` that has fields with all names in `value`, or None."""
-    forms = _forms(base) if isinstance(value, Mapping) else []
-    if forms == [base]:
-        return base
-    named = (form for form in forms if value and _fields(form).keys() >= value.keys())
-    return next(named, None)
-
-
-def _items(value: Any, base: Any) -> list[tuple[Any, Any, Any]] | None:
-    """Return key, value and type of each item of a list or mapping; None if it is not one."""
-    arguments = typing.get_args(base)
-    if typing.get_origin(base) in _MAPPINGS:
-        fits = isinstance(value, Mapping)
-        return [(key, item, arguments[1]) for key, item in value.items()] if fits else None
-    # Strings, arrays and tensors do not count as lists.
-    fits = isinstance(value, Sequence | Set) and not isinstance(value, str | bytes)
-    if not fits or _fixed_length(base) not in (None, len(value)):
-        return None
-    return [(index, item, arguments[0]) for index, item in enumerate(value)]
-
-
-# -- finding what does not fit ---------------------------------------------------------------------
-
-
-def _problem(value: Any, kind: Any, plain: bool) -> tuple[tuple[Any, ...], Any, Any] | None:
-    """Return the keys, the type and the value of the first part of `value` that does not fit."""
-    base, limits = _split(kind)
-    origin = typing.get_origin(base)
-    wrong: tuple[tuple[Any, ...], Any, Any] = ((), kind, value)
-    if not plain and base in (int, float, bool) and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    fits = True
-    if base in (int, float):
-        fits = _is_number(value, base, limits)
-    elif base in (bool, _NONE):
-        fits = isinstance(value, base)
-    elif origin is Literal:
-        fits = isinstance(value, str) and value in typing.get_args(base)
-    elif origin in _UNIONS:
-        problems = [_problem(value, option, plain) for option in typing.get_args(base)]
-        fits = None in problems
-        # Report the item that does not fit, if there is one, instead of the whole value.
-        wrong = next((problem for problem in problems if problem and problem[0]), wrong)
-    elif origin in _LISTS or origin in _MAPPINGS:
-        items = _items(value, base)
-        fits = items is not None and len(items) >= limits.get("min_length", 0)
-        for key, item, item_kind in items or ():
-            if (problem := _problem(item, item_kind, plain)) is not None:
-                return ((key, *problem[0]), *problem[1:])
-    return None if fits else wrong
-
-
-def _is_number(value: Any, base: type, limits: Mapping[str, Any]) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int if base is int else int | float):
-        return False
+def _decode(
+    value: Any, kind: Any, place: str, *, yaml: bool = False, error: type[Exception] = ConfigError
+) -> Any:
+    """Convert `value` to its type, or raise an error for its first part that does not fit."""
     try:
-        finite = base is int or math.isfinite(value)
-    except OverflowError:  # An int beyond the largest float.
-        return False
-    return finite and all(
-        compare(value, limits[name]) for name, compare, _ in _COMPARISONS if name in limits
-    )
-
-
-def _located(value: Any, kind: Any) -> tuple[tuple[Any, ...], str] | None:
-    """Return the keys of the first value that cannot be converted, and the error message."""
-    try:
-        converted = msgspec.convert(value, kind, strict=False, dec_hook=_one_of)
-    except msgspec.ValidationError as error:
-        for key, item, item_kind in _children(value, kind):
-            if (found := _located(item, item_kind)) is not None:
-                return (key, *found[0]), found[1]
-        # Other messages are about a missing name, or come from `__post_init__`.
-        message = _readable(error)
-        typed = message.startswith(("Expected ", "Invalid "))
-        return (), _mismatch(kind, value, yaml=True) if typed else message
-    fits = _problem(converted, kind, plain=True) is None
-    return None if fits else ((), _mismatch(kind, value, yaml=True))
-
-
-def _children(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield key, value and type of each part of `value` that the type `kind` describes."""
-    base, _ = _split(kind)
-    origin = typing.get_origin(base)
-    if origin in _UNIONS:
-        for option in typing.get_args(base):
-            yield from _children(value, option)
-    elif origin in _LISTS or origin in _MAPPINGS:
-        yield from _items(value, base) or ()
-    elif (form := _form_of(value, base)) is not None:
-        yield from (
-            (name, value[name], kind) for name, kind in _fields(form).items() if name in value
+        return msgspec.convert(
+            value, kind, strict=not yaml, from_attributes=not yaml, dec_hook=_subclass
         )
+    except msgspec.ValidationError as problem:
+        for key, part, part_kind in _parts(value, kind):
+            inner = f"{place}{key}." if yaml else f"{place}[{key!r}]"
+            _decode(part, part_kind, inner, yaml=yaml, error=error)
+        message = str(problem).partition(" - at `")[0].replace("`", "")
+    # Other messages are of a missing name, or of `__post_init__` on values that each fit.
+    if message.startswith(("Expected ", "Invalid ", "Number out of range")):
+        message = f"expected {_describe(inspect.type_info(kind), yaml)}, got {value!r}"
+    raise error(f"{place.rstrip(': .')}: {message}")
 
 
-def _one_of(base: type, value: Any) -> Any:
-    """Convert `value` to the subclass of a plain class `base` that has fields of its names."""
-    if (form := _form_of(value, base)) is None:
-        raise ValueError(f"expected {describe(base, yaml=True)}, got {value!r}")
-    return msgspec.convert(value, form, strict=False)
+def _subclass(base: type, value: Any) -> Any:
+    """Convert a mapping to the subclass of `base` that is a dataclass with its keys."""
+    if isinstance(value, base):
+        return value
+    forms = _forms(base, value) if isinstance(value, dict) and value else []
+    if not forms:
+        raise ValueError("Expected names of a subclass")
+    return msgspec.convert(value, forms[0], strict=False)
 
 
-def _readable(error: msgspec.ValidationError) -> str:
-    """Return msgspec's message without quotation marks and the location."""
-    return str(error).partition(" - at `")[0].replace("`", "")
+def _forms(base: Any, names: Iterable[str] = ()) -> list[Any]:
+    """Return the class if it is a dataclass, else its subclasses that are; those with `names`."""
+    classes = [base] if dataclasses.is_dataclass(base) else base.__subclasses__()
+    forms: list[Any] = list(filter(dataclasses.is_dataclass, classes))
+    return [form for form in forms if _fields(form).keys() >= set(names)]
+
+
+def _parts(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield key, value and type of each part of a tree. All items of a list have one type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Annotated, typing.Union, types.UnionType):
+        for option in arguments:
+            yield from _parts(value, option)
+    elif origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
+        yield from ((index, item, arguments[0]) for index, item in enumerate(value))
+    elif origin in (dict, Mapping) and isinstance(value, dict):
+        yield from ((key, item, arguments[1]) for key, item in value.items())
+    elif isinstance(kind, type) and isinstance(value, dict):
+        for form in _forms(kind, value)[:1]:
+            yield from ((k, value[k], part) for k, part in _fields(form).items() if k in value)
+
+
+def _describe(node: Any, yaml: bool) -> str:
+    """Return in words which values a type accepts, such as "a number between 0 and 1"."""
+    match node:
+        case inspect.NoneType():
+            return "null" if yaml else "None"
+        case inspect.FloatType(ge=0, le=1):
+            return "a number between 0 and 1"
+        case inspect.LiteralType(values=choices):
+            return f"one of {', '.join(map(str, choices))}"
+        case inspect.UnionType(types=options):
+            return ", or ".join(_describe(option, yaml) for option in options)
+        case inspect.TupleType(item_types=items):
+            return f"a list of length {len(items)}"
+        case inspect.ListType() | inspect.VarTupleType() | inspect.DictType():
+            noun = "a mapping" if isinstance(node, inspect.DictType) else "a list"
+            return f"{noun} of length at least {node.min_length}" if node.min_length else noun
+        case inspect.DataclassType(cls=cls) | inspect.CustomType(cls=cls):
+            forms = [f"{{{', '.join(_fields(form))}}}" for form in _forms(cls)]
+            named = f"a mapping with the keys {' or '.join(forms)}"
+            return named if yaml and forms else cls.__name__
+    name = type(node).__name__.removesuffix("Type")
+    limits = [(words, getattr(node, name, None)) for name, words in _LIMITS.items()]
+    limits = [limit for limit in limits if limit[1] not in (None, _LARGEST, -_LARGEST)]
+    ranges = " and ".join(f"{words} {limit}" for words, limit in limits)
+    return f"{_WORDS.get(name, 'a string')} {ranges}".rstrip()

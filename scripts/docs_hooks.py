@@ -227,14 +227,14 @@ NAMES |= {list: "list", tuple: "list", Sequence: "list", Mapping: "mapping"}
 
 
 def limits(extra: Any) -> str:
-    """The range of a `msgspec.Meta`."""
+    """Return the range of a `msgspec.Meta`; without the limit that only excludes infinity."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [
-        f"{sign} {getattr(extra, name)}"
-        for name, sign in signs.items()
-        if getattr(extra, name, None) is not None
-    ]
-    return ", ".join(found)
+    found = [(sign, getattr(extra, name, None)) for name, sign in signs.items()]
+    return ", ".join(
+        f"{sign} {limit}"
+        for sign, limit in found
+        if limit is not None and abs(limit) != sys.float_info.max
+    )
 
 
 def on_post_build(config: MkDocsConfig) -> None:

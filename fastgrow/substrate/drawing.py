@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import numpy as np
 from msgspec import Meta
 
+from fastgrow._checked import FiniteFloat
 from fastgrow.substrate import raster
 from fastgrow.substrate.glyphs import GlyphSource, place_in_cells
 
@@ -43,10 +44,10 @@ class Drawing:
     """
 
     cell: Annotated[int, Meta(ge=8, le=128)] = 32
-    rotation: float = 4.0
+    rotation: FiniteFloat = 4.0
     shift: int = 2
-    speckle: float = 0.01
-    plain_speckle: float = 0.001
+    speckle: FiniteFloat = 0.01
+    plain_speckle: FiniteFloat = 0.001
     newline: Newline = "blank"
 
 

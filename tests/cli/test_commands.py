@@ -360,12 +360,12 @@ def test_help_lists_the_commands(capsys) -> None:
         (
             ["grow", "{config}", "train.lr=fast"],
             1,
-            "train.lr: expected a positive number, got 'fast'",
+            "train.lr: expected a finite number above 0, got 'fast'",
         ),
         (
             ["grow", "{config}", "schedule.stages=[]"],
             1,
-            "schedule.stages: expected a list of at least 1 value, got []",
+            "schedule.stages: expected a list of length at least 1, got []",
         ),
         (
             ["grow", "{config}", "schedule={{doubling: {{blocks: 4}}}}"],
@@ -395,7 +395,7 @@ def test_help_lists_the_commands(capsys) -> None:
         (["grow", "{config}", "--out", "{corpus}"], 1, "text.txt"),
         (["demo", "blocks=0"], 1, "blocks: expected an integer of at least 1, got 0"),
         (["demo", "batch_size=0"], 1, "batch_size: expected an integer of at least 1, got 0"),
-        (["demo", "own_share=1"], 1, "own_share: expected a number above 0 and below 1"),
+        (["demo", "own_share=1"], 1, "own_share: expected a finite number above 0 and below 1"),
         (["compose", "{one}", "--out", "x", "--rule", "max"], 1, "--rule: expected one of"),
         (["compose", "{one}", "--out", "x", "--rule", "weighted"], 1, "weighted requires --weig"),
         (["compose", "{one}", "--out", "x", "--k", "2"], 1, "--k can only be used with --rule top"),

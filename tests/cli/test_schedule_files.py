@@ -31,7 +31,7 @@ def test_a_file_says_what_python_says() -> None:
     )
 
 
-FORMS = "{patience, min_delta, cooldown} or {flops, seconds}"
+FORMS = "a mapping with the keys {patience, min_delta, cooldown} or {flops, seconds}, or null"
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ FORMS = "{patience, min_delta, cooldown} or {flops, seconds}"
         ({"lora": {}}, "stages.0.lora: LoRA: expected exactly one of rank and budget"),
         (
             {"until": {"pace": 2}},
-            f"stages.0.until: expected a mapping with keys of {FORMS}, got {{'pace': 2}}",
+            f"stages.0.until: expected {FORMS}, got {{'pace': 2}}",
         ),
-        ({"until": 3}, f"stages.0.until: expected a mapping with keys of {FORMS}, got 3"),
-        ({"until": {}}, f"stages.0.until: expected a mapping with keys of {FORMS}, got {{}}"),
+        ({"until": 3}, f"stages.0.until: expected {FORMS}, got 3"),
+        ({"until": {}}, f"stages.0.until: expected {FORMS}, got {{}}"),
         (
             {"until": {"patience": "x"}},
             "stages.0.until.patience: expected an integer of at least 1, got 'x'",

@@ -79,7 +79,10 @@ def test_another_batch_is_refused(substrate: Substrate) -> None:
     [
         ({}, "expected the same number of weights for each expert, got {}"),
         ({"a": [1], "b": [1, 2]}, r"expected the same number .* got \{'a': 1, 'b': 2\}"),
-        ({"a": [1, -1], "b": [1, 2]}, r"\['a'\]\[1\]: expected a number of at least 0, got -1"),
+        (
+            {"a": [1, -1], "b": [1, 2]},
+            r"\['a'\]\[1\]: expected a finite number of at least 0, got -1",
+        ),
         ({"a": [1, math.nan], "b": [1, 2]}, r"\['a'\]\[1\]: expected a finite number"),
         ({"a": [1, 0], "b": [1, 0]}, "in row 1 every weight is zero"),
     ],

@@ -190,12 +190,15 @@ def test_a_budget_in_seconds_ends_a_stage(substrate, data, monkeypatch: pytest.M
             lambda: Plateau(patience=0),
             r"Plateau\.patience: expected an integer of at least 1, got 0",
         ),
-        (lambda: Plateau(min_delta=-1.0), r"Plateau\.min_delta: expected a number of at least 0"),
+        (
+            lambda: Plateau(min_delta=-1.0),
+            r"Plateau\.min_delta: expected a finite number of at least 0",
+        ),
         (lambda: Plateau(cooldown=2.0), r"Plateau\.cooldown: expected a number between 0 and 1"),
         (lambda: Budget(), "exactly one of flops and seconds"),
         (lambda: Budget(flops=1.0, seconds=1.0), "exactly one of flops and seconds"),
-        (lambda: Budget(seconds=0.0), r"Budget\.seconds: expected a positive number"),
-        (lambda: Budget(flops=float("inf")), r"Budget\.flops: expected a positive finite number"),
+        (lambda: Budget(seconds=0.0), r"Budget\.seconds: expected a finite number above 0"),
+        (lambda: Budget(flops=float("inf")), r"Budget\.flops: expected a finite number above 0"),
     ],
 )
 def test_invalid_criteria_raise(make, message: str) -> None:

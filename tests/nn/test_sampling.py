@@ -86,10 +86,10 @@ def test_seed_is_reproducible() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1.0}, "temperature: expected a number of at least 0, got -1.0"),
+        ({"temperature": -1.0}, "temperature: expected a finite number of at least 0, got -1.0"),
         ({"temperature": float("nan")}, "temperature: expected a finite number"),
         ({"top_k": 0}, "top_k: expected an integer of at least 1, or None, got 0"),
-        ({"top_p": 0.0}, "top_p: expected a number above 0 and at most 1, or None, got 0.0"),
+        ({"top_p": 0.0}, "top_p: expected a finite number above 0 and at most 1, or None, got 0.0"),
         ({"top_p": 1.1}, "top_p"),
     ],
 )

@@ -72,7 +72,9 @@ def test_narrow_table_is_the_leading_components(substrate: Substrate) -> None:
 
 def test_cells_and_recipes(substrate: Substrate) -> None:
     assert build(cell=16).table.shape == (len(substrate), 256)
-    with pytest.raises(SubstrateError, match="cell: expected an integer between 8 and 128, got 4"):
+    with pytest.raises(
+        SubstrateError, match="cell: expected an integer of at least 8 and at most 128, got 4"
+    ):
         build(cell=4)
     with pytest.raises(SubstrateError, match=r"cell=24: .* multiples of 16 pixels"):
         build(cell=24)

@@ -140,11 +140,11 @@ def test_a_loaded_state_replaces_what_was_there() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Rate(factor=0.0), r"Rate\.factor: expected a positive number, got 0\.0"),
-        (lambda: Rate(factor=float("inf")), r"Rate\.factor: expected a positive finite number"),
+        (lambda: Rate(factor=0.0), r"Rate\.factor: expected a finite number above 0, got 0\.0"),
+        (lambda: Rate(factor=float("inf")), r"Rate\.factor: expected a finite number above 0"),
         (lambda: Rate(warmup=1.5), r"Rate\.warmup: expected a number between 0 and 1, got 1\.5"),
         (lambda: TrainConfig(optimizer="sgd"), "expected one of adamw, muon, got 'sgd'"),  # type: ignore[arg-type]
-        (lambda: TrainConfig(schedule="linear"), "expected one of wsd, cosine, per-stage"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(schedule="linear"), "expected one of cosine, per-stage, wsd"),  # type: ignore[arg-type]
         (
             lambda: TrainConfig(warmup=0.3, decay=0.8),
             r"decay: warmup and decay are shares of one run; expected at most 0\.7 with",
