@@ -105,7 +105,10 @@ def configuration() -> str:
                 seen.add(kind)
                 lines.extend(settings_table(kind))
     lines.append("## Recipes of a schedule\n")
-    lines.append("`schedule: {RECIPE: {…}}` takes the arguments of the recipe's method:\n")
+    lines.append(
+        "`schedule: {RECIPE: {…}}` takes the arguments of the recipe's method. "
+        "A study's file lists stages instead.\n"
+    )
     lines.extend(recipe(getattr(GrowthSchedule, name)) for name in RECIPES)
     lines.append("\n## Shipped configurations\n")
     lines.append("A configuration that ships with the package is used by its name:\n")
@@ -121,7 +124,8 @@ CONFIGURATION = """# Configuration files
 A configuration is a YAML or TOML file. `fastgrow grow`, `plan` and `doctor` read one kind of file;
 `fastgrow study` and `fastgrow demo` read two others. Any value can be changed on the command
 line by its path: `fastgrow grow run.yaml train.lr=1e-3 data.0.weight=0.5`. An unknown key is an
-error that names the most similar known key. Keys without a default are required.
+error that names the most similar known key. Keys without a default are required. `None` in a
+description is `null` in YAML; in TOML, omit the key.
 """
 
 
@@ -174,7 +178,7 @@ def settings_table(kind: Any) -> list[str]:
         cells = (
             f"`{field.name}`",
             shown(hints[field.name]),
-            default(field),
+            "the substrate's" if field.name == "vocab_size" else default(field),
             " ".join(meaning.get(field.name, "").split()),
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -213,6 +217,12 @@ def shown(hint: Any) -> str:
         return ", ".join(f"`{part}`" for part in parts)
     if hint is type(None):
         return "null"
+    if hint is Any:
+        return "any value"
+    if origin in (dict, Mapping):
+        return f"mapping of {shown(parts[0])} to {shown(parts[1])}"
+    if origin is tuple and ... not in parts and len(set(parts)) == 1:
+        return f"list of {len(parts)} values, each: {shown(parts[0])}"
     if origin is not None:
         inside = ", ".join(shown(part) for part in parts if part is not ...)
         return f"{NAMES.get(origin, getattr(origin, '__name__', str(origin)))} of {inside}"

@@ -55,11 +55,20 @@ def two_texts() -> dict[str, Any]:
     return {}
 
 
+def one_question() -> dict[str, Any]:
+    """The file of questions that the page shows."""
+    shown = re.search(r"```text\n(\{.*\}\n)", PAGES["evaluate.md"].read_text(encoding="utf-8"))
+    assert shown is not None
+    Path("questions.jsonl").write_text(shown[1], encoding="utf-8")
+    return {}
+
+
 # What the blocks of a page take as given.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": two_texts,
     "compose.md": small_models,
     "contributing.md": small_models,
+    "evaluate.md": one_question,
 }
 # Pages whose commands work on the files of the page before them.
 AFTER_THE_TUTORIAL = ["tutorial.md", "resume.md", "evaluate.md"]
@@ -132,7 +141,7 @@ def run_command(words: list[str]) -> None:
             assert (ROOT / "scripts" / "gpu_run.sh").exists()
         case _:
             # An assignment before a command, or a tool that is not ours.
-            assert words[0] in ("pip", "tar", "python") or "=" in words[0], words
+            assert words[0] in ("pip", "tar", "mkdir", "python") or "=" in words[0], words
 
 
 def stop_midway(arguments: list[str]) -> None:

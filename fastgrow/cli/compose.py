@@ -106,7 +106,8 @@ def experts(
     chosen = _rule(rule, {name: value for name, value in options.items() if value is not None})
     models = {name: load_model(path) for name, path in paths.items()}
     fastgrow.Ensemble(models, rule=chosen).save(out)
-    typer.echo(f"{out}: {len(models)} experts ({', '.join(models)}), rule {rule}")
+    count = f"{len(models)} expert" + "s" * (len(models) != 1)
+    typer.echo(f"{out}: {count} ({', '.join(models)}), rule {rule}")
 
 
 @app.command()
@@ -261,7 +262,8 @@ def _rule(name: str, options: dict[str, Any]) -> Rule:
     from fastgrow.errors import ConfigError
 
     if name not in _OPTIONS:
-        raise ConfigError(f"--rule: expected one of {', '.join(_OPTIONS)}, got {name!r}")
+        hint = "; an adapter is fitted by `fastgrow compose tune`" if name == "adapter" else ""
+        raise ConfigError(f"--rule: expected one of {', '.join(_OPTIONS)}, got {name!r}{hint}")
     needed, allowed = _OPTIONS[name]
     for option in needed:
         if option not in options:

@@ -77,7 +77,7 @@ def evaluate(
     document_start: Annotated[
         bool,
         typer.Option(
-            help="Begin each prompt with the token <s>, as every training document does; the "
+            help="Begin each prompt with the token `<s>`, as every training document does; the "
             "papers do not."
         ),
     ] = True,
@@ -85,7 +85,7 @@ def evaluate(
         Literal["error", "unk"],
         typer.Option(
             help="For a character outside the vocabulary in a text: report an error, or replace it "
-            "by the token <unk>."
+            "by the token `<unk>`."
         ),
     ] = "error",
 ) -> None:
@@ -99,6 +99,10 @@ def evaluate(
     from fastgrow.report.evaluation import write_evaluation
 
     paths = others or []
+    if model.is_file():
+        raise ConfigError(
+            f"{model}: expected the folder of a model as the first argument, found a file"
+        )
     models = named_models([model, *(path for path in paths if is_model(path))])
     texts = {path: text_files(path) for path in paths if not is_model(path)}
     if not texts and tasks is None:

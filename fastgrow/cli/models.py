@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastgrow.compose.files import Model
 
 
@@ -18,8 +19,4 @@ def load_model(path: Path | str) -> Model:
     import fastgrow
     from fastgrow.info import device
 
-    folder = Path(path)
-    grown = folder / "model"
-    if grown.is_dir() and not (folder / "config.json").exists():
-        folder = grown
-    return fastgrow.load(folder, device=device())
+    return fastgrow.load(path, device=device())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -93,8 +94,10 @@ class SourceSettings:
         text_field: JSON field or column that holds the text of a row.
         sample_by: whether a document of a text file is a line, a paragraph or the file.
         unknown: whether a character outside the vocabulary is an error or becomes `<unk>`.
-        config, revision, hub_split, streaming: which part of a Hub dataset to read, and how; see
-            `HubDataset`. They cannot be used with files.
+        config: name of the configuration of a Hub dataset.
+        revision: branch, tag or commit of a Hub dataset; None for the default branch.
+        hub_split: split of a Hub dataset to read.
+        streaming: whether to stream a Hub dataset without storing it on disk.
     """
 
     source: str
@@ -173,6 +176,11 @@ class GrowthSettings:
                 f"model.n_embed: expected {substrate.n_embed}, the width of the substrate's token "
                 f"table, got {self.model.n_embed}"
             )
+        if self.model.d_model % substrate.n_embed:
+            raise ConfigError(
+                f"substrate: the token table has width {substrate.n_embed} (n_components); "
+                f"expected a divisor of model.d_model {self.model.d_model}"
+            )
         return replace(self.model, vocab_size=len(substrate), n_embed=substrate.n_embed)
 
     def open_data(self, substrate: Substrate) -> TextData | Mixture:
@@ -225,6 +233,13 @@ def _stages_of(schedule: dict[str, Any], origin: str) -> dict[str, Any]:
     """
     named = [name for name in RECIPES if name in schedule]
     if not named:
+        stray = [key for key in schedule if key not in ("stages", "moments")]
+        if stray and "stages" not in schedule:
+            near = difflib.get_close_matches(str(stray[0]), RECIPES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RECIPES)}"
+            raise ConfigError(
+                f"{origin}: schedule.{stray[0]}: expected stages or the name of a recipe; {hint}"
+            )
         return schedule
     (name, *more), recipe = named, getattr(GrowthSchedule, named[0])
     rest = {key: value for key, value in schedule.items() if key != name}
@@ -235,7 +250,11 @@ def _stages_of(schedule: dict[str, Any], origin: str) -> dict[str, Any]:
         )
     arguments = schedule[name]
     known = list(inspect.signature(recipe).parameters)
-    if not isinstance(arguments, dict) or not set(arguments) <= set(known):
+    if isinstance(arguments, dict) and (stray := [key for key in arguments if key not in known]):
+        near = difflib.get_close_matches(str(stray[0]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+        raise ConfigError(f"{origin}: schedule.{name}.{stray[0]}: unknown name; {hint}")
+    if not isinstance(arguments, dict):
         raise ConfigError(
             f"{origin}: schedule.{name}: expected a mapping with some of the names "
             f"{', '.join(known)}, got {arguments!r}"

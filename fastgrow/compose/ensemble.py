@@ -54,6 +54,11 @@ class Ensemble(GenerationMixin, nn.Module):
 
     def __init__(self, experts: Mapping[str, LanguageModel], rule: Rule | None = None) -> None:
         super().__init__()
+        if not isinstance(experts, Mapping):
+            raise ConfigError(
+                "Ensemble: expected models by name, such as {'ru': ru, 'zh': zh}, got a "
+                f"{type(experts).__name__}"
+            )
         if not experts:
             raise ConfigError("Ensemble: expected at least one expert, got none")
         self.experts = Experts()
@@ -269,6 +274,11 @@ class Ensemble(GenerationMixin, nn.Module):
         Raises:
             ConfigError: there is not exactly one weight per expert; the rule is not changed.
         """
+        if not isinstance(rule, Rule | Mapping):
+            raise ConfigError(
+                "reweight: expected a rule, such as fg.Posterior(), or weights by expert name, "
+                f"such as {{'ru': 0.6, 'zh': 0.4}}, got {rule!r}"
+            )
         self._set_rule(rule if isinstance(rule, Rule) else self._rule.with_weights(rule))
 
     def new_cache(self, batch_size: int, max_len: int | None = None) -> EnsembleCache:

@@ -125,7 +125,7 @@ def check_model(name: str, model: Any, experts: Experts) -> None:
         if model.vocab_size != other.vocab_size:
             raise ConfigError(
                 f"expert {name!r} has a vocabulary of {model.vocab_size:,} tokens, "
-                f"expert {other_name!r} one of {other.vocab_size:,}"
+                f"expert {other_name!r} one of {other.vocab_size:,}; experts need one substrate"
             )
         if model.device != other.device:
             raise ConfigError(

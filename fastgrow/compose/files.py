@@ -51,7 +51,7 @@ def load(
     """Load a model of any kind from a folder.
 
     Args:
-        path: the folder that `save` wrote.
+        path: the folder that `save` wrote, or the folder of a run.
         substrate: substrate to share instead of loading it again; it has to have the same
             fingerprint.
         device: device of the model; default: the CPU.
@@ -67,6 +67,11 @@ def load(
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
+    if not (folder / CONFIG).exists():
+        if (folder / "model").is_dir():
+            folder = folder / "model"
+        elif (folder / "run.json").is_file():
+            raise CheckpointError(f"{folder}: the run has no model yet: no stage is finished")
     content = read_json(folder / CONFIG)
     kind = content.get("kind") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in _LOADERS:

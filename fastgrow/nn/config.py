@@ -27,7 +27,9 @@ class DecoderConfig:
         mlp_ratio: width of the feed-forward layer divided by d_model.
         activation: `gelu`, `gelu_tanh`, `relu2` or `swiglu`.
         norm: `layer_norm` or `rms_norm`.
-        attention_bias, mlp_bias, head_bias: whether those layers have biases.
+        attention_bias: whether the projections of attention have biases.
+        mlp_bias: whether the linear layers of the MLP have biases.
+        head_bias: whether the head has a bias.
         rope_base: base of the rotary frequencies.
         max_seq_len: maximum context length in tokens.
         embedding: `frozen` (a constant, not in the state dict) or `trainable` (a parameter).

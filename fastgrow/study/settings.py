@@ -69,7 +69,9 @@ class StudySubstrate:
 
     Attributes:
         max_size: maximum size of the vocabulary; less frequent characters become `<unk>`.
-        n_components, codes, seed: see `Substrate.build`; codes instead of glyphs are a control.
+        n_components: width of the token table (number of PCA components).
+        codes: token codes to use instead of glyphs, such as id-16; a control.
+        seed: random seed of random codes.
     """
 
     max_size: PositiveInt = 4096
@@ -113,7 +115,13 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How a rule's parameters are trained on the tuning text, see `fastgrow.compose.tune`."""
+    """How a rule's parameters are trained on the tuning text, see `fastgrow.compose.tune`.
+
+    Attributes:
+        what: what to train: the experts' weights, an adapter, or the experts' heads.
+        tokens: number of tokens to train on.
+        train: options of `TrainConfig`.
+    """
 
     what: Literal["weights", "adapter", "head"]
     tokens: PositiveInt
@@ -146,7 +154,12 @@ class RuleSettings:
 
 @dataclass(frozen=True)
 class EnsembleSettings:
-    """Trainings whose models are combined, under each of several rules."""
+    """Trainings whose models are combined, under each of several rules.
+
+    Attributes:
+        experts: names of the trainings.
+        rules: rules by name; the ensemble is measured with each.
+    """
 
     experts: Annotated[list[str], Meta(min_length=1)]
     rules: Annotated[dict[str, RuleSettings], Meta(min_length=1)]

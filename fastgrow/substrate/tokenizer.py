@@ -201,7 +201,7 @@ class Tokenizer:
             if id_ is None or kinds[id_] != Kind.CHARACTER:
                 raise SubstrateError(
                     f"unknown character {describe(character)} at position {position}{of_text}; "
-                    "unknown='unk' encodes it as <unk>"
+                    "to encode it as <unk>, set unknown to 'unk' where possible"
                 )
 
 

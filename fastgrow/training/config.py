@@ -50,8 +50,8 @@ class TrainConfig:
         eval_every: number of steps between evaluations; None for ten evaluations in a run.
         eval_tokens: number of tokens of the validation stream to evaluate; None for all.
         log_every: number of steps between logged rows.
-        checkpoint_every: number of steps between checkpoints; None to write one only if the run is
-            interrupted.
+        checkpoint_every: number of steps between checkpoints. In a run folder, one is also written
+            at the end of each stage and if the run is interrupted; None writes only those.
         seed: random seed of the data order.
         checkpoint_activations: active blocks save only their inputs and are recomputed in the
             backward pass. This takes less memory and one more forward pass; gradients are the same.

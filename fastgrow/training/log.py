@@ -228,7 +228,7 @@ _COUNTS = frozenset({"active_parameters", "total_parameters"})
 _SHOWN = {
     "loss": "loss {:.3f}",
     "bits_per_character": "{:.3f} bits/char",
-    "validation_bits_per_character": "val {:.3f}",
+    "validation_bits_per_character": "val {:.3f} bits/char",
 }
 
 

@@ -85,7 +85,8 @@ def claim_folder(
         return
     if resume == "never":
         raise ConfigError(
-            f"{out}: already contains a run; choose another folder or use resume='auto'"
+            f"{out}: already contains a run; choose another folder, or continue the run by "
+            "resume='auto' (on the command line: without --fresh)"
         )
     there = _files.read_json(record)
     for key, value in settings.items():

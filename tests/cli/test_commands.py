@@ -370,7 +370,22 @@ def test_help_lists_the_commands(capsys) -> None:
         (
             ["grow", "{config}", "schedule={{doubling: {{blocks: 4}}}}"],
             1,
+            "schedule.doubling.blocks: unknown name; did you mean 'n_blocks'?",
+        ),
+        (
+            ["grow", "{config}", "schedule={{doubling: 4}}"],
+            1,
             "schedule.doubling: expected a mapping with some of the names n_blocks, tokens, at, pl",
+        ),
+        (
+            ["grow", "{config}", "schedule={{doublin: {{n_blocks: 4}}}}"],
+            1,
+            "schedule.doublin: expected stages or the name of a recipe; did you mean 'doubling'?",
+        ),
+        (
+            ["grow", "{config}", "substrate.n_components=5"],
+            1,
+            "substrate: the token table has width 5 (n_components); expected a divisor of model.d_",
         ),
         (
             ["grow", "{config}", "schedule={{doubling: {{n_blocks: 4}}}}"],

@@ -208,6 +208,7 @@ def test_a_protocol_alone_and_a_source_of_ones_own(capsys, folder: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["{data}/squad11_val_1000.jsonl", "{deep}"], "found a file"),
         (["{deep}"], "nothing to evaluate on: give text files, or tasks by --tasks"),
         (["{deep}", "--tasks", "mmul", "--data", "{data}"], "no task 'mmul'; the tasks are mmlu"),
         (["{deep}", "--tasks", ","], "--tasks: expected at least one task name, got none"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -32,6 +34,8 @@ def test_a_file_says_what_python_says() -> None:
 
 
 FORMS = "a mapping with the keys {patience, min_delta, cooldown} or {flops, seconds}, or null"
+# Stop criteria that other tests in this process defined.
+OTHER_FORMS = re.compile(r"(?<=\{flops, seconds\})( or \{[^}]*\})+")
 
 
 @pytest.mark.parametrize(
@@ -58,4 +62,4 @@ FORMS = "a mapping with the keys {patience, min_delta, cooldown} or {flops, seco
 def test_errors_say_where_in_the_file(stage: dict, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         typed({"stages": [stage]}, GrowthSchedule, "f.yaml")
-    assert str(error.value) == f"f.yaml: {message}"
+    assert OTHER_FORMS.sub("", str(error.value)) == f"f.yaml: {message}"

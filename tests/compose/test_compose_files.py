@@ -106,6 +106,15 @@ def test_load_reads_single_models_too(duo: Ensemble, ids: Tensor, tmp_path: Path
     assert torch.equal(loaded(ids), duo.experts["zh"](ids))
 
 
+def test_load_reads_the_folder_of_a_run(duo: Ensemble, tmp_path: Path) -> None:
+    duo.experts[duo.names[0]].save(tmp_path / "run" / "model")
+    assert isinstance(fg.load(tmp_path / "run"), Decoder)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="the run has no model yet"):
+        fg.load(tmp_path / "new")
+
+
 def test_load_shares_a_substrate_and_casts(
     duo: Ensemble, substrate: Substrate, other_substrate: Substrate, tmp_path: Path
 ) -> None:

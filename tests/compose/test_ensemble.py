@@ -450,6 +450,10 @@ def test_names_are_checked(experts: dict[str, Decoder], substrate: Substrate) ->
         ensemble.remove("type")
     with pytest.raises(ConfigError, match="at least one expert, got none"):
         Ensemble({})
+    with pytest.raises(ConfigError, match=r"expected models by name, .* got a list"):
+        Ensemble([ensemble.experts["type"]])
+    with pytest.raises(ConfigError, match=r"reweight: expected a rule, .* got 'mean'"):
+        ensemble.reweight("mean")
 
 
 def test_experts_that_do_not_fit_are_refused(

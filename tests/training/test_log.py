@@ -36,7 +36,7 @@ def test_a_progress_line_has_all_values() -> None:
     line = format_line(1200, 5000, LABELS, {**VALUES, "validation_bits_per_character": 3.5}, 754)
     assert line == (
         "stage 2 · depth 3 · 105M/180M active · step 1,200/5,000 · loss 2.000 · "
-        "3.250 bits/char · val 3.500 · 45.6K tok/s · ETA 12:34"
+        "3.250 bits/char · val 3.500 bits/char · 45.6K tok/s · ETA 12:34"
     )
 
 
