@@ -447,7 +447,7 @@ def test_sound():
 
 
 @pytest.mark.slow
-def test_red_tests_withhold_ratios_and_are_asked_again(tmp_path: Path) -> None:
+def test_failed_tests_withhold_ratios_and_run_again(tmp_path: Path) -> None:
     tests = tmp_path / "tests"
     tests.mkdir()
     (tests / "test_device.py").write_text(GPU_TESTS)
@@ -457,8 +457,8 @@ def test_red_tests_withhold_ratios_and_are_asked_again(tmp_path: Path) -> None:
     stages = ("tests", "rest")
     result = run(out, "sound", stages=stages, tests=tests)
     assert "tests on the device: failed, 1 passed, 1 failed" in result.notes
-    (red,) = [note for note in result.notes if note.startswith("red: ")]
-    assert red.endswith("test_device.py::test_sound (AssertionError: off by one)")
+    (failed,) = [note for note in result.notes if note.startswith("failed tests: ")]
+    assert failed.endswith("test_device.py::test_sound (AssertionError: off by one)")
     assert {row.withheld for row in result.rows if row.role == "ours"} == {
         "tests on the device failed"
     }
