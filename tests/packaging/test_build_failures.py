@@ -75,5 +75,5 @@ print(report())
 """
     printed = python_with(site, code, cwd=elsewhere)
     assert printed.startswith("[[0.5, 0.5, 0.5]]")
-    assert "fastgrow._C is not there" in printed
+    assert "fastgrow._C is not available" in printed
     assert "failed with status 1" in printed
