@@ -27,7 +27,7 @@ def test_wheel(tree: Path, elsewhere: Path, tmp_path: Path, has_compiler: bool) 
     assert not [name for name in names if "csrc" in name or name.startswith("kernels")]
     site = tmp_path / "site"
     pip("install", wheel, "--target", site, cwd=elsewhere)
-    expected = "probe built against torch" if has_compiler else "probe fastgrow._C is not there"
+    expected = "probe built against torch" if has_compiler else "probe fastgrow._C is not available"
     assert python_with(site, PROBE, cwd=elsewhere).startswith(expected)
     python_with(site, NO_TOP_LEVEL, cwd=elsewhere)
 
@@ -52,7 +52,7 @@ def test_editable(tree: Path, elsewhere: Path, tmp_path: Path, has_compiler: boo
     place = ("--prefix", tmp_path / "prefix", "--ignore-installed")
     pip("install", "--editable", ".", *place, cwd=tree)
     (site,) = (tmp_path / "prefix").glob("lib/python*/site-packages")
-    expected = "probe built against torch" if has_compiler else "probe fastgrow._C is not there"
+    expected = "probe built against torch" if has_compiler else "probe fastgrow._C is not available"
     assert python_with(site, PROBE, cwd=elsewhere).startswith(expected)
     python_with(site, NO_TOP_LEVEL, cwd=elsewhere)
     if has_compiler:
